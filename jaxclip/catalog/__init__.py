@@ -1,0 +1,1 @@
+"""Products, the readers of raw catalogues, and the prepared dataset they become."""

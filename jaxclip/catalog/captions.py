@@ -1,0 +1,117 @@
+"""Captions: a product's name and attributes put into a template. Pure functions of strings."""
+
+import string
+import unicodedata
+from collections.abc import Collection, Mapping
+
+DEFAULT_TEMPLATE = "{name} {baseColour} {pattern} {materialType} {season} {usage}"
+"""The name, then the attributes that the fit-aware paper appends, redundant words removed."""
+
+PROMPTS = (
+    "a photo of a {name}",
+    "a photo of a nice {name}",
+    "a photo of a cool {name}",
+    "a photo of an expensive {name}",
+    "a good photo of a {name}",
+    "a bright photo of a {name}",
+    "a fashion studio shot of a {name}",
+    "a fashion magazine photo of a {name}",
+    "a fashion brochure photo of a {name}",
+    "a fashion catalog photo of a {name}",
+    "a fashion press photo of a {name}",
+    "a yoox photo of a {name}",
+    "a yoox web image of a {name}",
+    "a high-resolution photo of a {name}",
+    "a cropped photo of a {name}",
+    "a close-up photo of a {name}",
+    "a photo of one {name}",
+)
+"""OpenFashionCLIP's prompts (Cartella et al. 2023, arXiv 2309.05551), as its authors print them in Multimodal Garment
+Designer (Baldrati et al. 2023, arXiv 2304.02051, appendix A.1)."""
+
+_Piece = tuple[str, str | None]
+
+
+def build(name: str, attributes: Mapping[str, str], template: str, keep: Collection[str] | None = None) -> str:
+    """Returns the caption of a product, its blanks collapsed.
+
+    An attribute's word that stands elsewhere in the caption (in the name, in the template's own text, or in an
+    attribute before it) is left out, whatever its case and the punctuation around it. An attribute of which nothing is
+    left takes the punctuation around it along. Words of the name and of the template always stay.
+
+    Args:
+      name: what `{name}` stands for.
+      attributes: what the other fields stand for.
+      template: see `fields`; it must have passed `check`.
+      keep: the attributes that may be used, None for all of them; training drops some at random.
+    """
+    pieces = list(_pieces(template))
+    standing = {_key(word) for text, _ in pieces for word in text.split()} | {_key(word) for word in name.split()}
+    values = []
+    for _, field in pieces:
+        if field is None or field == "name":
+            values.append(name if field else "")
+        elif keep is not None and field not in keep:
+            values.append("")
+        else:
+            values.append(_new_words(attributes.get(field, ""), standing))
+    caption, absent_before = "", False
+    for (text, field), value in zip(pieces, values, strict=True):
+        absent = field is not None and not value
+        punctuation = not any(map(str.isalnum, text))
+        caption += " " if text and punctuation and (absent_before or absent) else text
+        caption += value
+        absent_before = absent
+    return " ".join(caption.split())
+
+
+def fields(template: str) -> tuple[str, ...]:
+    """Returns the attributes that a template such as "{name} in {baseColour}" uses, once each, without the name."""
+    return tuple(dict.fromkeys(field for _, field in _pieces(template) if field not in (None, "name")))
+
+
+def check(template: str) -> list[str]:
+    """Returns what is wrong with a template, one sentence each; nothing if it can be used."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError:
+        return [f'The caption template "{template}" has unbalanced braces: write {{name}} or {{ATTRIBUTE}}.']
+    problems = []
+    for _, field, specification, conversion in parsed:
+        if field is not None and (not field.strip() or specification or conversion):
+            problems.append(f'The caption template "{template}" should hold only {{name}} and {{ATTRIBUTE}} in braces.')
+    if all(field != "name" for _, field, _, _ in parsed):
+        problems.append(f'The caption template "{template}" lacks {{name}}.')
+    return problems
+
+
+def normalise(caption: str) -> str:
+    """Returns a caption as it is compared: NFKC, casefolded, blanks collapsed. Equal results mean the same caption."""
+    # Casefolding can undo NFKC and the other way round: the second round makes the result stable (Unicode D146).
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", caption).casefold())
+    return " ".join(unicodedata.normalize("NFKC", folded.casefold()).split())
+
+
+def _pieces(template: str) -> list[_Piece]:
+    """Returns (text, field after it) in order; the field is None after a template's last text."""
+    return [(text, field) for text, field, _, _ in string.Formatter().parse(template)]
+
+
+def _new_words(value: str, standing: set[str]) -> str:
+    """Returns the words of an attribute that are not `standing` yet, "" if none is, and adds them there."""
+    kept = []
+    for word in value.split():
+        key = _key(word)
+        if not key or key not in standing:
+            kept.append(word)
+            standing.add(key)
+    return " ".join(kept) if any(map(_key, kept)) else ""
+
+
+def _key(word: str) -> str:
+    """Returns a word as it is compared: casefolded, without the punctuation at its ends."""
+    folded = word.casefold()
+    if folded.isalnum():
+        return folded
+    inside = [index for index, character in enumerate(folded) if character.isalnum()]
+    return folded[inside[0] : inside[-1] + 1] if inside else ""

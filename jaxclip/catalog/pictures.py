@@ -1,0 +1,220 @@
+"""Picture files as they are stored: checked, free of ballast, readable by a decoder that knows JPEG and PNG only."""
+
+import hashlib
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 50_000_000
+METADATA_BYTES = 4096
+"""Metadata above this size is stripped: catalogues carry up to 100 kB of it around a thumbnail of 2 kB."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8|RIFF....WEBP|II\*\0|MM\0\*|....ftypavi[fs]", re.DOTALL)
+
+# What Pillow's plugins raise on broken files, found by reading and by mutating them.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture ready to be stored.
+
+    Attributes:
+      encoded: JPEG or PNG bytes, 8-bit RGB or grayscale, upright.
+      width: pixels.
+      height: pixels.
+      pixels: a hash of size and RGB pixels: equal for pictures that look equal, however they are encoded.
+    """
+
+    encoded: bytes
+    width: int
+    height: int
+    pixels: str
+
+
+def inspect(path: Path, max_pixels: int = MAX_PIXELS) -> Picture | str:
+    """Returns the picture in a file, or the reason why there is none.
+
+    8-bit RGB and grayscale JPEG and PNG files keep their bytes, less metadata where that is large. Anything else that
+    Pillow reads (CMYK, palettes, alpha over white, 16 bits, WebP, the first frame of an animation, rotation by EXIF)
+    becomes an RGB PNG. The reasons are the same words for the same kind: "image missing", "image unreadable", "image
+    empty", "not an image", "image truncated" (or damaged), "image over N pixels", "image file over N bytes".
+
+    Args:
+      path: the file; whatever it is, nothing is raised.
+      max_pixels: of the picture as its header declares it; what is larger is never decoded. Files are read up to 8
+        bytes for each of these pixels (16-bit RGBA, uncompressed), so memory is bounded. Pillow's own limit,
+        `Image.MAX_IMAGE_PIXELS` twice over, stands beside it.
+    """
+    limit = 8 * max_pixels + 2**20
+    try:
+        if not path.is_file():
+            return "image missing"
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError:
+        return "image missing"
+    except OSError:
+        return "image unreadable"
+    if not data:
+        return "image empty"
+    if len(data) > limit:
+        return f"image file over {limit} bytes"
+    return _decode(data, max_pixels)
+
+
+def _decode(data: bytes, max_pixels: int) -> Picture | str:
+    broken = "image truncated" if SIGNATURE.match(data) else "not an image"
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            broken = "image truncated"
+            if image.width * image.height > max_pixels:
+                return f"image over {max_pixels} pixels"
+            image.load()
+            turn = _UPRIGHT.get(_orientation(image))
+            encoded = _kept(data, image) if turn is None else None
+            upright = _rgb(image if turn is None else image.transpose(turn))
+            if encoded is None:
+                encoded = _png(upright)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return f"image over {max_pixels} pixels"
+    except _DECODE_ERRORS:
+        return broken
+    return Picture(encoded, upright.width, upright.height, _hash(upright))
+
+
+def _orientation(image: Image.Image) -> int:
+    if "exif" not in image.info and "xmp" not in image.info and image.format != "TIFF":
+        return 1
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _DECODE_ERRORS:
+        return 1  # The picture itself decoded: broken metadata does not cost it.
+    return value if isinstance(value, int) else 1
+
+
+def _kept(data: bytes, image: Image.Image) -> bytes | None:
+    """Returns the file's own bytes, less large metadata; None where it must be encoded anew."""
+    if image.mode not in ("RGB", "L") or "transparency" in image.info:
+        return None
+    if image.format in ("JPEG", "MPO"):
+        bare = _bare_jpeg(data)
+    elif image.format == "PNG" and data[24] == 8 and not getattr(image, "is_animated", False):
+        bare = _bare_png(data)
+    else:
+        return None
+    if bare is None or len(data) - len(bare) <= METADATA_BYTES:
+        return None if bare is None else data
+    with Image.open(BytesIO(bare), formats=("JPEG", "PNG")) as stripped:
+        same = stripped.mode == image.mode and stripped.tobytes() == image.tobytes()
+    return bare if same else None
+
+
+def _bare_jpeg(data: bytes) -> bytes | None:
+    """Returns a JPEG without comments, application data and what follows its end; None if its structure is odd.
+
+    JFIF (APP0) and Adobe (APP14) segments stay, for they say how colours are to be decoded.
+    """
+    kept, position = [data[:2]], 2
+    while True:
+        start = re.compile(rb"\xff+[^\x00\xff]").match(data, position)
+        if not start:
+            return None
+        marker = data[start.end() - 1]
+        if marker == 0xD9:
+            return b"".join([*kept, b"\xff\xd9"])
+        if len(data) < start.end() + 2:
+            return None
+        end = start.end() + int.from_bytes(data[start.end() : start.end() + 2], "big")
+        if marker == 0xDA:
+            # Entropy-coded data ends at the next marker that is neither a stuffed byte nor a restart.
+            following = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]").search(data, end)
+            if not following:
+                return None
+            end = following.start()
+        if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            kept.append(data[start.start() : end])
+        position = end
+
+
+def _bare_png(data: bytes) -> bytes | None:
+    """Returns a PNG's header, pixels and end alone; None if its structure is odd or a checksum is wrong.
+
+    Pillow overlooks some wrong checksums, libpng does not.
+    """
+    kept, position = [data[:8]], 8
+    while position + 12 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            return None
+        if kind in (b"IHDR", b"IDAT", b"IEND"):
+            kept.append(data[position:end])
+        if kind == b"IEND":
+            return b"".join(kept)
+        position = end
+    return None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Returns an image as 8-bit RGB, alpha over white, more bits scaled down."""
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
+    highest = float(values.max(initial=0))
+    if image.mode.startswith("I;16"):
+        full = 65535.0
+    else:
+        # Neither 32-bit integers nor floats say what white is: the first usual range that holds the values.
+        ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        full = next((value for value in ranges if highest <= value), highest)
+    return Image.fromarray(np.clip(values * (255.0 / full) + 0.5, 0, 255).astype(np.uint8))
+
+
+def _png(image: Image.Image) -> bytes:
+    plain = Image.frombytes("RGB", image.size, image.tobytes())  # without the metadata that Pillow would carry over
+    buffer = BytesIO()
+    plain.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _hash(image: Image.Image) -> str:
+    digest = hashlib.blake2b(struct.pack("<II", *image.size), digest_size=16)
+    digest.update(image.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,83 @@
+"""A folder of images, its sub-folders being categories, with captions in `.txt` files beside them or none at all."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from jaxclip.catalog.product import Oddity, Product
+from jaxclip.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+
+
+def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+    """Yields the images of a folder, sorted by path, and the files that are none.
+
+    The captions are the non-empty lines of the `.txt` file of the same stem; else the humanised name of the image's
+    folder, which all images of a class then share, so that a class is one group (see `catalog.groups`); else, for
+    images at the top, the humanised stem. The category is the image's folder, relative to `path`; the id is its
+    relative path without the suffix, or with it where two images differ in nothing else. Hidden files are ignored.
+
+    Raises:
+      UserError: `path` is not a folder or holds no image, or `columns` is not empty.
+    """
+    if any(columns.values()):
+        raise UserError("A folder of images has no columns: leave --config.data.columns out.")
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder: give the folder that holds the images.")
+    empty = True
+    for folder, files in _walk(path, set()):
+        category = "" if folder == path else _text(folder.relative_to(path))
+        images = [file for file in files if file.suffix.lower() in SUFFIXES]
+        stems = Counter(image.stem for image in images)
+        for file in files:
+            where = _text(file.relative_to(path))
+            if file.suffix.lower() == ".txt":
+                if file.stem not in stems:
+                    yield Oddity(where, "caption without an image", dropped=True)
+            elif file not in images:
+                yield Oddity(where, "not an image by its suffix", dropped=True)
+            else:
+                empty = False
+                captions, oddity = _captions(file)
+                if oddity:
+                    yield Oddity(_text(file.with_suffix(".txt").relative_to(path)), oddity, dropped=False)
+                if not captions:
+                    captions = (humanise(folder.name if category else file.stem),)
+                id_ = where if stems[file.stem] > 1 else where.removesuffix(file.suffix)
+                yield Product(id_, file, captions, category)
+    if empty:
+        raise UserError(f"{path} holds no image: files that end in {', '.join(SUFFIXES)} would be right.")
+
+
+def humanise(name: str) -> str:
+    """Returns a file or folder name as a person would type it: `long_sleeve` is "long sleeve", `t-shirt` stays."""
+    return " ".join(name.replace("_", " ").split()) or name
+
+
+def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, list[Path]]]:
+    seen.add(folder.resolve())
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
+    yield folder, [entry for entry in entries if not entry.is_dir()]
+    for entry in entries:
+        # Class folders are often links; `seen` ends a circle of them.
+        if entry.is_dir() and entry.resolve() not in seen:
+            yield from _walk(entry, seen)
+
+
+def _captions(image: Path) -> tuple[tuple[str, ...], str]:
+    """Returns the captions in the file beside an image, () if there are none, and what is odd about it."""
+    try:
+        text = image.with_suffix(".txt").read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return (), ""
+    captions = tuple(dict.fromkeys(" ".join(line.split()) for line in text.splitlines() if line.strip()))
+    if not captions:
+        return (), "empty caption file"
+    return captions, "broken UTF-8" if "\ufffd" in text else ""
+
+
+def _text(path: Path) -> str:
+    # A file name need not be UTF-8, an id has to be.
+    return os.fsencode(path.as_posix()).decode("utf-8", errors="replace")

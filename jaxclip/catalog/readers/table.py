@@ -1,0 +1,157 @@
+"""Any CSV or TSV file with one row for each pair of image and caption."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxclip.catalog.product import Oddity, Product
+from jaxclip.errors import UserError
+
+USUAL = {
+    "image": ("image", "image_path", "filepath", "file_path", "filename", "file_name", "path", "img", "img_path"),
+    "caption": ("caption", "text", "title", "name", "description", "productdisplayname", "product_name"),
+    "id": ("id", "product_id", "sku", "item_id", "article_id"),
+    "category": ("category", "class", "label", "type", "product_type", "subcategory"),
+}
+"""Role -> the column names by which it is recognised, in lower case with blanks and hyphens as underscores."""
+REQUIRED = ("image", "caption")
+MISSING = {"", "NA", "N/A", "<NA>", "nan", "NaN", "None", "null", "NULL"}
+
+
+@dataclass
+class _Entry:
+    id: str
+    image: str
+    captions: list[str]
+    values: dict[str, str]
+
+
+def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+    """Yields the oddities of a table, then its products in the order of their first rows.
+
+    `path` is the table, or a folder with exactly one, or with a `metadata.csv`. Image paths are relative to the
+    table's folder. Rows of one id and one image become one product with several captions; where there is no id column
+    the image's path is the id. Columns other than id, image and caption become attributes.
+
+    Raises:
+      UserError: no table, no column for a role, a quote never closed, or not one usable row.
+    """
+    table = _find(path)
+    entries: dict[tuple[str, str], _Entry] = {}
+    ids: set[str] = set()
+    roles: dict[str, str] = {}
+    for where, values in _rows(table):
+        if isinstance(values, str):
+            yield Oddity(where, values, dropped=True)
+            continue
+        roles = roles or _roles(table, list(values), columns)
+        if any("\ufffd" in value for value in values.values()):
+            yield Oddity(where, "broken UTF-8", dropped=False)
+        known = {column: " ".join(value.split()) for column, value in values.items() if value.strip() not in MISSING}
+        image, caption = values[roles["image"]].strip(), known.get(roles["caption"], "")
+        wrong = _wrong(image, caption)
+        if wrong:
+            yield Oddity(where, wrong, dropped=True)
+            continue
+        id_ = known.get(roles["id"], "") if "id" in roles else image
+        if not id_:
+            yield Oddity(where, "row without an id", dropped=True)
+            continue
+        entry = entries.get((id_, image))
+        if entry:
+            if caption not in entry.captions:
+                entry.captions.append(caption)
+            continue
+        unique = _unique(id_, ids)
+        if unique != id_:
+            yield Oddity(where, "id of another image, numbered", dropped=False)
+        ids.add(unique)
+        entries[id_, image] = _Entry(unique, image, [caption], known)
+    if not entries:
+        raise UserError(f"{table} has no row with an image and a caption: one row for each pair would be right.")
+    outside = {roles.get("id"), roles["image"], roles["caption"], ""}
+    for entry in entries.values():
+        attributes = {column: value for column, value in entry.values.items() if column not in outside}
+        category = entry.values.get(roles.get("category", ""), "")
+        yield Product(entry.id, table.parent / entry.image, tuple(entry.captions), category, attributes)
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: give a .csv or .tsv file, or the folder that holds one.")
+    if (path / "metadata.csv").is_file():
+        return path / "metadata.csv"
+    tables = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in (".csv", ".tsv"))
+    if len(tables) != 1:
+        found = ", ".join(table.name for table in tables) or "none"
+        raise UserError(f"{path} should hold exactly one .csv or .tsv (it holds: {found}): give the file itself.")
+    return tables[0]
+
+
+def _rows(table: Path) -> Iterator[tuple[str, dict[str, str] | str]]:
+    """Yields (file:line, column -> value) for each row; in place of values, what is wrong with the row."""
+    with table.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        first = lines.readline()
+        if "\0" in first:
+            raise UserError(f"{table} is not UTF-8 text: save it as CSV in UTF-8.")
+        delimiter = "\t" if table.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+        lines.seek(0)
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        header, line = None, 1
+        try:
+            for row in rows:
+                if header is None:
+                    header = [column.strip() for column in row]
+                elif len(row) > len(header):
+                    yield f"{table.name}:{line}", "row with too many fields"
+                elif row:
+                    values = dict(zip(header, row + [""] * (len(header) - len(row)), strict=True))
+                    yield f"{table.name}:{line}", values
+                line = rows.line_num + 1
+        except csv.Error as error:
+            raise UserError(
+                f"{table}:{line}: {error}; put fields that hold commas, quotes or line breaks in quotes, "
+                "and double the quotes inside."
+            ) from error
+
+
+def _roles(table: Path, header: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+    named = {role: column for role, column in columns.items() if column}
+    for role, column in named.items():
+        flag = f"--config.data.columns.{role}"
+        if role not in USUAL:
+            raise UserError(f"{flag} is not a role: the roles are {', '.join(USUAL)}.")
+        if column not in header:
+            raise UserError(f"{table} has no column {column} ({flag}): its columns are {', '.join(header)}.")
+    roles = dict(named)
+    usual = {column.casefold().replace(" ", "_").replace("-", "_"): column for column in reversed(header)}
+    for role, names in USUAL.items():
+        candidates = [usual[name] for name in names if name in usual and usual[name] not in roles.values()]
+        if role not in roles and candidates:
+            roles[role] = candidates[0]
+    for role in REQUIRED:
+        if role not in roles:
+            raise UserError(
+                f"{table} has no column that looks like the {role}: its columns are {', '.join(header)}; "
+                f"name it with --config.data.columns.{role}=NAME."
+            )
+    return roles
+
+
+def _wrong(image: str, caption: str) -> str:
+    if image in MISSING:
+        return "row without an image"
+    if image.startswith(("http://", "https://")):
+        return "image is a URL, not a file"
+    return "" if caption else "row without a caption"
+
+
+def _unique(id_: str, ids: set[str]) -> str:
+    unique, number = id_, 1
+    while unique in ids:
+        number += 1
+        unique = f"{id_}-{number}"
+    return unique

@@ -1,0 +1,121 @@
+"""Products that are the same to a searcher are one group, and no split divides a group."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxclip.catalog.groups import assign, split
+from jaxclip.catalog.product import Product
+from jaxclip.errors import UserError
+
+
+def product(id_, *captions):
+    return Product(id_, Path(f"{id_}.jpg"), captions)
+
+
+def test_same_caption_or_same_pixels_make_a_group_named_by_its_smallest_id():
+    products = [
+        product("5", "Puma Shoe"),
+        product("3", "puma  SHOE"),
+        product("4", "Other"),
+        product("2", "Third", "other "),
+        product("1", "Third one"),
+        product("0", "Alone"),
+    ]
+    assert assign(products, ["a", "b", "c", "d", "d", ""]) == ["3", "3", "1", "1", "1", "0"]
+    assert assign([product("1", "x"), product("2", "y")], ["", ""]) == ["1", "2"], "no picture is no likeness"
+
+
+def test_a_class_folders_images_are_one_group_and_a_split_takes_whole_classes():
+    products = [product(f"{name}/{i}", name) for name in ("dress", "hat", "shoe") for i in range(10)]
+    groups = assign(products, [str(i) for i in range(30)])
+    assert Counter(groups) == {"dress/0": 10, "hat/0": 10, "shoe/0": 10}
+    assert sum(split(groups, 0.4, seed=0)) == 10
+
+
+CAPTIONS = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=2)
+PRODUCTS = st.lists(st.tuples(CAPTIONS, st.sampled_from(["", *"pqrstuv"])), max_size=12)
+
+
+def connected(items):
+    """Returns the set of groups as the plainest possible closure finds it."""
+    groups = [{index} for index in range(len(items))]
+    for one, (captions, pixels) in enumerate(items):
+        for other in range(one):
+            if set(captions) & set(items[other][0]) or (pixels and pixels == items[other][1]):
+                merged = groups[one] | groups[other]
+                for index in merged:
+                    groups[index] = merged
+    return {frozenset(group) for group in groups}
+
+
+@given(PRODUCTS, st.randoms())
+def test_groups_are_the_connected_products_in_any_order(items, random):
+    order = list(range(len(items)))
+    random.shuffle(order)
+    products = [product(f"{index:02}", *items[index][0]) for index in order]
+    names = assign(products, [items[index][1] for index in order])
+    found = {frozenset(index for index, name in zip(order, names, strict=True) if name == one) for one in names}
+    assert found == connected(items)
+    assert set(names) == {f"{min(group):02}" for group in found}
+
+
+def reachable(sizes):
+    sums = {0}
+    for size in sizes:
+        sums |= {size + one for one in sums}
+    return sums
+
+
+GROUPS = st.lists(st.integers(1, 6), min_size=2, max_size=12)
+
+
+@given(GROUPS, st.integers(0, 5), st.data())
+def test_a_split_divides_no_group_and_meets_the_number_wherever_groups_can(sizes, seed, data):
+    groups = [f"g{index}" for index, size in enumerate(sizes) for _ in range(size)]
+    wanted = data.draw(st.integers(1, len(groups) - 1))
+    best = max(one for one in reachable(sizes) if one <= wanted)
+    if best == 0:
+        with pytest.raises(UserError, match="smallest group"):
+            split(groups, wanted, seed)
+        return
+    test = split(groups, wanted, seed)
+    assert sum(test) == best
+    sides = set(zip(groups, test, strict=True))
+    assert len(sides) == len(sizes), "a group is on one side only"
+    shuffled = data.draw(st.permutations(range(len(groups))))
+    assert split([groups[index] for index in shuffled], wanted, seed) == [test[index] for index in shuffled]
+
+
+def test_a_share_is_rounded_and_another_seed_is_another_split():
+    groups = [str(index) for index in range(1000)]
+    first = split(groups, 0.3, seed=0)
+    assert sum(first) == 300
+    assert first == split(groups, 300, seed=0)
+    assert first != split(groups, 0.3, seed=1)
+    assert sum(split(groups, 0.3, seed=1)) == 300
+
+
+def test_a_split_is_the_same_on_every_machine():
+    groups = [str(index) for index in range(20)]
+    test = split(groups, 4, seed=7)
+    assert [group for group, is_test in zip(groups, test, strict=True) if is_test] == ["6", "9", "11", "16"]
+
+
+@pytest.mark.parametrize("test", [0, 0.0, -1, 4, 5, 1.0 - 1e-9, 0.01, -0.5])
+def test_a_split_leaves_products_on_both_sides(test):
+    with pytest.raises(UserError, match="test part"):
+        split(["a", "b", "c", "d"], test, seed=0)
+
+
+def test_an_empty_catalogue_cannot_be_split():
+    with pytest.raises(UserError):
+        split([], 1, seed=0)
+
+
+def test_lists_of_different_lengths_are_a_mistake():
+    with pytest.raises(ValueError, match="argument"):
+        assign([product("1", "x")], [])
