@@ -1,0 +1,82 @@
+"""Writing drawn products to a folder that reads like a downloaded one."""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxclip.catalog.drawn.stock import draw_product
+from jaxclip.errors import UserError
+
+COLUMNS = (
+    "id",
+    "gender",
+    "masterCategory",
+    "subCategory",
+    "articleType",
+    "baseColour",
+    "season",
+    "year",
+    "usage",
+    "productDisplayName",
+)
+
+
+def _silently(indices: Iterable[Any]) -> Iterable[Any]:
+    return indices
+
+
+def draw_catalogue(
+    folder: Path, products: int, seed: int, progress: Callable[[Iterable], Iterable] = _silently
+) -> None:
+    """Writes styles.csv, images/ID.jpg and truth.json for `products` products into the new `folder`.
+
+    Product i depends on `seed` and i alone, so a larger catalogue begins with the smaller one, and its bytes are the
+    same on every machine. truth.json says of each id where the product is (`box`: left, top, width and height in
+    pixels), where its `parts` are and in which colour (name and RGB before shading), its `pattern` with
+    `pattern_colour`, and the kind of `background`.
+
+    The folder appears when it is whole: until then the work lies beside it under another name.
+
+    Args:
+      folder: must not exist yet, or be empty; missing parents are made.
+      products: how many, from 1.
+      seed: any integer.
+      progress: wraps the products while they are drawn, as `tqdm` does.
+
+    Raises:
+      UserError: `folder` holds something already, or `products` is less than 1.
+    """
+    if products < 1:
+        raise UserError(f"A drawn catalogue needs at least 1 product, not {products}.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; give the drawn catalogue a folder of its own.")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        (partial / "images").mkdir(parents=True)
+        _write(partial, products, seed, progress)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(folder: Path, products: int, seed: int, progress: Callable[[Iterable], Iterable]) -> None:
+    truth = {}
+    with (folder / "styles.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        for index in progress(range(products)):
+            drawing = draw_product(seed, index)
+            table.writerow(drawing.row)
+            truth[drawing.row["id"]] = drawing.truth
+            picture = Image.fromarray(drawing.canvas.pixels.astype(np.uint8))
+            # The tables and the sampling are said out loud, so that no default of some Pillow decides the bytes.
+            picture.save(folder / "images" / f"{drawing.row['id']}.jpg", quality=90, subsampling=0, optimize=False)
+    lines = ",\n".join(f"{json.dumps(product)}: {json.dumps(entry)}" for product, entry in truth.items())
+    (folder / "truth.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
