@@ -1,0 +1,265 @@
+"""From a raw catalogue to a prepared dataset: one TFDS dataset of ArrayRecord files, with its data card beside it."""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxclip.catalog import card, groups
+from jaxclip.catalog.pictures import Picture, inspect
+from jaxclip.catalog.product import Oddity, Product
+from jaxclip.catalog.readers import READERS
+from jaxclip.errors import UserError
+
+NAME, VERSION = "catalogue", "1.0.0"
+WHOLE = "whole"  # the one split of a catalogue that is not split; TFDS keeps the name "all" for itself
+DECODED_AT_ONCE = 256
+
+Progress = Callable[..., Iterable]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a prepared dataset is made from.
+
+    Attributes:
+      reader: a key of READERS.
+      path: the raw catalogue.
+      test: products held back for testing, a number or (below 1) a share; 0 keeps the catalogue whole.
+      split_seed: of the split.
+      columns: role -> column, for readers of tables.
+    """
+
+    reader: str
+    path: Path
+    test: float
+    split_seed: int
+    columns: Mapping[str, str]
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the values by which a prepared dataset is recognised, as JSON values."""
+        return {
+            "reader": self.reader,
+            "path": str(self.path.resolve()),
+            "test": self.test,
+            "split_seed": self.split_seed,
+            "columns": dict(self.columns),
+        }
+
+    def key(self) -> str:
+        """Returns 12 hex digits that change with the settings and whenever the raw catalogue's listing does."""
+        listing = [self.path, *sorted(p for p in self.path.glob("*") if p.is_file() or p.is_dir())]
+        stamps = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in listing if p.exists()]
+        return hashlib.sha256(json.dumps([self.settings(), stamps]).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The catalogue's pictures as they will be stored, spooled to one file so that memory does not grow with them."""
+
+    spool: BinaryIO
+    places: list[tuple[int, int]]  # offset, length
+
+    def __getitem__(self, index: int) -> bytes:
+        offset, length = self.places[index]
+        self.spool.seek(offset)
+        return self.spool.read(length)
+
+
+class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes products with their pictures, captions, category, attributes (a JSON object) and group."""
+
+    name = NAME
+    VERSION = tfds.core.Version(VERSION)
+    # There are no downloads and no checksums of them. TFDS 4.9.10 would look for these with importlib_resources, which
+    # it does not declare and etils no longer brings along.
+    code_path = None
+
+    def __init__(
+        self,
+        splits: Mapping[str, list[int]],
+        products: list[Product],
+        pictures: Pictures,
+        about: dict[str, Any],
+        progress: Progress,
+        data_dir: Path,
+    ):
+        self._split_rows, self._products, self._pictures = splits, products, pictures
+        self._about, self._progress = about, progress
+        names = sorted({product.group for product in products})
+        self._group_numbers = {name: number for number, name in enumerate(names)}
+        super().__init__(file_format="array_record", data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "category": tfds.features.Text(),
+            "attributes": tfds.features.Text(),
+            "group": tfds.features.Scalar(np.int64),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Products prepared for text-to-image retrieval.",
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(self._about),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split, rows) for split, rows in self._split_rows.items()}
+
+    def _generate_examples(self, split: str, rows: list[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for row in self._progress(rows, total=len(rows), desc=f"writing {split}", unit="product"):
+            product = self._products[row]
+            yield (
+                product.id,
+                {
+                    "id": product.id,
+                    "image": self._pictures[row],
+                    "captions": list(product.captions),
+                    "category": product.category,
+                    "attributes": json.dumps(dict(product.attributes), ensure_ascii=False),
+                    "group": self._group_numbers[product.group],
+                },
+            )
+
+
+def folder(prepared: Path) -> Path:
+    """Returns where the TFDS files of a prepared dataset are."""
+    return prepared / NAME / VERSION
+
+
+def is_prepared(prepared: Path) -> bool:
+    """Returns whether a complete dataset is there; an interrupted preparation never is."""
+    return (folder(prepared) / "dataset_info.json").exists()
+
+
+def about(prepared: Path) -> dict[str, Any]:
+    """Returns what `prepare` recorded of a dataset: its source's settings, counts, oddities and fingerprint."""
+    return json.loads((folder(prepared) / "metadata.json").read_text())
+
+
+def prepare(source: Source, prepared: Path, *, progress: Progress) -> None:
+    """Writes the prepared dataset and its data card (card.html) into the folder `prepared`, whole or not at all.
+
+    `progress(iterable, total=, desc=, unit=)` wraps the long loops.
+
+    Raises:
+      UserError: the catalogue is unreadable or none of its products has a readable picture.
+    """
+    missing = [path for path in (prepared, *prepared.parents) if not path.exists()]
+    prepared.mkdir(parents=True, exist_ok=True)
+    try:
+        _prepare(source, prepared, progress)
+    except BaseException:
+        _clear(prepared)
+        if missing:
+            shutil.rmtree(prepared, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a parent that holds something else by now stays
+            for parent in missing[1:]:
+                parent.rmdir()
+        raise
+
+
+def _prepare(source: Source, prepared: Path, progress: Progress) -> None:
+    with tempfile.TemporaryFile(dir=prepared) as spool:
+        products, pictures, hashes, oddities = _collect(source, spool, progress)
+        if not products:
+            raise UserError(f"{source.path}: no product has a readable image ({_counted(oddities)})")
+        names = groups.assign(products, hashes)
+        products = [replace(product, group=name) for product, name in zip(products, names, strict=True)]
+        splits = _splits(names, source)
+        facts = {
+            "source": source.settings(),
+            "products": len(products),
+            "groups": len(set(names)),
+            "splits": {split: len(rows) for split, rows in splits.items()},
+            "dropped": _count(oddities, dropped=True),
+            "mended": _count(oddities, dropped=False),
+            "fingerprint": _fingerprint(products, hashes, splits),
+        }
+        _write(splits, products, pictures, facts, prepared, progress)
+        card.write(prepared / "card.html", facts, products, pictures, oddities)
+
+
+def _write(splits, products, pictures, facts, prepared: Path, progress: Progress) -> None:
+    tfds.disable_progress_bar()
+    _clear(prepared)
+    builder = CatalogueBuilder(splits, products, pictures, facts, progress, prepared)
+    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_dir=downloads)
+
+
+def _clear(prepared: Path) -> None:
+    """Removes what preparations wrote and nothing else: the user's folder may hold a folder `catalogue` of its own."""
+    for path in (folder(prepared), *folder(prepared).parent.glob(f"incomplete.*_{VERSION}")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _collect(source: Source, spool: BinaryIO, progress: Progress):
+    products: list[Product] = []
+    hashes: list[str] = []
+    places: list[tuple[int, int]] = []
+    oddities: list[Oddity] = []
+    read: list[Product] = []
+    for row in READERS[source.reader](source.path, source.columns):
+        (oddities if isinstance(row, Oddity) else read).append(row)
+    for product, picture in progress(_inspected(read), total=len(read), desc="checking pictures", unit="img"):
+        if isinstance(picture, str):
+            oddities.append(Oddity(str(product.image), picture, dropped=True))
+            continue
+        places.append((spool.tell(), len(picture.encoded)))
+        spool.write(picture.encoded)
+        products.append(product)
+        hashes.append(picture.pixels)
+    return products, Pictures(spool, places), hashes, oddities
+
+
+def _inspected(products: list[Product]) -> Iterator[tuple[Product, Picture | str]]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(products), DECODED_AT_ONCE):
+            block = products[start : start + DECODED_AT_ONCE]
+            yield from zip(block, pool.map(inspect, [product.image for product in block]), strict=True)
+
+
+def _splits(names: list[str], source: Source) -> dict[str, list[int]]:
+    if not source.test:
+        return {WHOLE: list(range(len(names)))}
+    tests = groups.split(names, source.test, source.split_seed)
+    return {
+        "train": list(itertools.compress(range(len(names)), [not test for test in tests])),
+        "test": list(itertools.compress(range(len(names)), tests)),
+    }
+
+
+def _count(oddities: list[Oddity], *, dropped: bool) -> dict[str, int]:
+    return dict(Counter(oddity.what for oddity in oddities if oddity.dropped == dropped).most_common())
+
+
+def _counted(oddities: list[Oddity]) -> str:
+    counts = _count(oddities, dropped=True)
+    return "; ".join(f"{what}: {count}" for what, count in counts.items()) or "no product was found"
+
+
+def _fingerprint(products: list[Product], hashes: list[str], splits: Mapping[str, list[int]]) -> str:
+    digest = hashlib.sha256()
+    for split, rows in splits.items():
+        for row in rows:
+            p = products[row]
+            record = [split, p.id, hashes[row], p.captions, p.category, sorted(p.attributes.items())]
+            digest.update(json.dumps(record).encode())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,120 @@
+"""Prepared datasets are made once, found again, and never taken for one made otherwise."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jaxclip.catalog import builder, library
+from jaxclip.catalog.builder import Source
+from jaxclip.errors import UserError
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def source(home):
+    """A folder of eight pictures with captions."""
+    raw = home / "raw"
+    raw.mkdir()
+    for number in range(8):
+        Image.new("RGB", (24, 30), (30 * number, 80, 10)).save(raw / f"{number}.png")
+        (raw / f"{number}.txt").write_text(f"item {number}")
+    return Source("folder", raw, 2, 0, {})
+
+
+def find(source, prepared="", drawn=(6, 0)):
+    """Returns the folder and what the user was told."""
+    told = []
+    folder = library.find_or_prepare(
+        source, str(prepared), drawn=drawn, progress=lambda items, **_: items, say=told.append
+    )
+    return folder, told
+
+
+def test_a_catalogue_is_prepared_once_and_found_again(source, home):
+    folder, told = find(source)
+    assert folder.parent == home / "cache" / "prepared" and builder.is_prepared(folder)
+    assert told[0] == f"preparing {source.path} (folder) into {folder}"
+    assert told[1].startswith("8 products in 8 groups (train 6, test 2); data card: ")
+    assert find(source) == (folder, [])
+
+
+def test_a_catalogue_that_grew_is_prepared_anew(source):
+    first, _ = find(source)
+    Image.new("RGB", (24, 30), (1, 2, 3)).save(source.path / "9.png")
+    second, told = find(source)
+    assert second != first and told[-1].startswith("9 products")
+    assert builder.about(first)["products"] == 8
+
+
+def test_a_named_folder_is_used_and_reused(source, home):
+    folder, told = find(source, home / "here")
+    assert folder == home / "here" and len(told) == 2
+    assert find(source, home / "here") == (folder, [])
+
+
+def test_a_folder_prepared_from_other_settings_is_refused_and_they_are_named(source, home):
+    find(source, home / "here")
+    with pytest.raises(UserError, match=r"data\.test was 2, is 3, data\.split_seed was 0, is 1; name another folder"):
+        find(replace(source, test=3, split_seed=1), home / "here")
+    (home / "other").mkdir()
+    with pytest.raises(UserError, match=r"data\.path was '.*raw', is '.*other'"):
+        find(replace(source, path=home / "other"), home / "here")
+    with pytest.raises(UserError, match=r"data\.reader was 'folder', is 'table'"):
+        find(replace(source, reader="table"), home / "here")
+
+
+def test_a_prepared_folder_serves_where_its_raw_catalogue_is_not(source, home):
+    find(source, home / "here")
+    assert find(replace(source, path=home / "elsewhere"), home / "here")[0] == home / "here"
+    assert find(replace(source, path=Path("")), home / "here")[0] == home / "here"
+
+
+def test_a_whole_catalogue_is_prepared_for_a_run_without_a_split(source):
+    folder, _ = find(replace(source, test=0))
+    assert builder.about(folder)["splits"] == {builder.WHOLE: 8}
+    assert folder != find(source)[0]
+
+
+def test_a_folder_with_a_split_serves_the_whole_catalogue_too_but_not_the_reverse(source, home):
+    find(source, home / "split")
+    assert find(replace(source, test=0), home / "split")[0] == home / "split"
+    find(replace(source, test=0), home / "whole")
+    with pytest.raises(UserError, match=r"data\.test was 0, is 2"):
+        find(source, home / "whole")
+
+
+def test_the_drawn_catalogue_is_drawn_once(home):
+    drawn = Source("drawn", Path(""), 2, 0, {})
+    folder, told = find(drawn)
+    assert told[0] == f"drawing a catalogue of 6 products into {home / 'cache' / 'drawn' / '6-products-seed-0'}"
+    assert builder.about(folder)["products"] == 6
+    assert find(drawn) == (folder, [])
+    assert find(drawn, drawn=(6, 1))[0] != folder
+
+
+def test_a_catalogue_that_is_not_there_is_named(source, home):
+    with pytest.raises(UserError, match=r"there is no catalogue at .*absent; set --config\.data\.path"):
+        find(replace(source, path=home / "absent"))
+
+
+def test_the_cache_is_where_the_environment_says_or_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path))
+    assert library.cache() == tmp_path
+    monkeypatch.delenv("JAXCLIP_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert library.cache() == tmp_path / "home" / ".cache" / "jaxclip"
+
+
+def test_what_was_dropped_and_mended_is_said(source):
+    (source.path / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (source.path / "2.txt").write_bytes(b"broken \xff")
+    (source.path / "3.txt").write_text("")
+    _, told = find(source)
+    assert told[-1].startswith("7 products in 7 groups (train 5, test 2); 1 dropped, 2 mended: listed in ")
