@@ -1,0 +1,182 @@
+"""CLIP (Radford et al. 2021): an image tower and a text tower into one space of unit vectors."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from jaxclip.models.stem import ConvStem, PatchStem
+from jaxclip.models.transformer import Transformer, TransformerConfig, normal, shard_batch
+
+MAX_LOGIT_SCALE = 100.0
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """The image tower.
+
+    Attributes:
+      size: side of the square pictures, in pixels.
+      patch: side of the square that becomes one token, in pixels; divides the size.
+      stem: "patch" cuts patches (ViT), "conv" halves the picture with 3x3 convolutions until a token covers a patch.
+      pooling: "class" reads a class token (CLIP), "mean" averages all tokens.
+      transformer: its blocks.
+      patch_dropout: share of the patches that the transformer does not see in training (Li et al. 2023,
+        arXiv:2212.00794).
+      mean, std: of the pixels' channels after scaling to [0, 1].
+    """
+
+    size: int
+    patch: int
+    transformer: TransformerConfig
+    stem: str = "patch"
+    pooling: str = "class"
+    patch_dropout: float = 0.0
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text tower.
+
+    Attributes:
+      vocab_size: number of token ids.
+      context_length: tokens of a caption, padding included.
+      end_token: id whose first occurrence ends a caption.
+      pooling: "end" reads the end token under a causal mask (CLIP), "mean" averages a caption's tokens, which then see
+        each other in both directions.
+      transformer: its blocks.
+    """
+
+    vocab_size: int
+    context_length: int
+    end_token: int
+    transformer: TransformerConfig
+    pooling: str = "end"
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Both towers, the dimension of the shared space and the softmax temperature that training starts from."""
+
+    image: ImageConfig
+    text: TextConfig
+    embedding: int
+    temperature: float = 0.07
+
+
+class Embeddings(NamedTuple):
+    """Unit vectors of a batch of pairs and exp(logit scale), the inverse of the softmax temperature."""
+
+    image: Float[Array, "B D"]
+    text: Float[Array, "B D"]
+    logit_scale: Float[Array, ""]
+
+
+class ImageTower(nnx.Module):
+    """A vision transformer (Dosovitskiy et al. 2021), with CLIP's norm before the first block."""
+
+    def __init__(self, config: ImageConfig, embedding: int, *, rngs: nnx.Rngs):
+        width, dtype = config.transformer.width, jnp.dtype(config.transformer.dtype)
+        stem = PatchStem if config.stem == "patch" else ConvStem
+        self.stem = stem(config.patch, width, dtype=dtype, rngs=rngs)
+        tokens = (config.size // config.patch) ** 2 + (config.pooling == "class")
+        if config.pooling == "class":
+            self.class_token = nnx.Param(normal(width**-0.5)(rngs.params(), (width,)))
+        self.positions = nnx.Param(normal(width**-0.5)(rngs.params(), (tokens, width)))
+        self.first_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.transformer = Transformer(config.transformer, rngs=rngs)
+        self.last_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.projection = nnx.Linear(
+            width, embedding, use_bias=False, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs
+        )
+        self.config = config
+
+    def __call__(self, pixels: UInt8[Array, "B S S 3"], *, rng: Key[Array, ""] | None = None) -> Float[Array, "B D"]:
+        mean, std = (jnp.asarray(v, jnp.float32) * 255.0 for v in (self.config.mean, self.config.std))
+        normalised = (pixels.astype(jnp.float32) - mean) / std
+        x = self.stem(normalised.astype(self.config.transformer.dtype))  # (B, P, W)
+        positions = self.positions[...].astype(x.dtype)
+        x = x + positions[-x.shape[1] :]
+        block_rng = None
+        if rng is not None:
+            patch_rng, block_rng = jax.random.split(rng)
+            x = keep_patches(x, self.config.patch_dropout, patch_rng)
+        if self.config.pooling == "class":
+            class_token = jnp.broadcast_to(
+                self.class_token[...].astype(x.dtype) + positions[0], (len(x), 1, x.shape[-1])
+            )
+            x = jnp.concatenate([class_token, x], axis=1)  # (B, 1 + P, W)
+        x = self.transformer(shard_batch(self.first_norm(x)), rng=block_rng)
+        x = x[:, 0] if self.config.pooling == "class" else x.mean(axis=1)  # (B, W)
+        return self.projection(self.last_norm(x))
+
+
+class TextTower(nnx.Module):
+    """CLIP's text transformer."""
+
+    def __init__(self, config: TextConfig, embedding: int, *, rngs: nnx.Rngs):
+        width, dtype = config.transformer.width, jnp.dtype(config.transformer.dtype)
+        self.token_embedding = nnx.Embed(config.vocab_size, width, embedding_init=normal(0.02), dtype=dtype, rngs=rngs)
+        self.positions = nnx.Param(normal(0.01)(rngs.params(), (config.context_length, width)))
+        self.transformer = Transformer(config.transformer, rngs=rngs)
+        self.last_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.projection = nnx.Linear(
+            width, embedding, use_bias=False, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs
+        )
+        self.config = config
+
+    def __call__(self, tokens: Int[Array, "B T"], *, rng: Key[Array, ""] | None = None) -> Float[Array, "B D"]:
+        end = jnp.argmax(tokens == self.config.end_token, axis=1)  # (B,)
+        x = self.token_embedding(tokens) + self.positions[...].astype(self.config.transformer.dtype)  # (B, T, W)
+        if self.config.pooling == "end":
+            x = self.transformer(shard_batch(x), causal=True, rng=rng)
+            pooled = self.last_norm(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])  # (B, W)
+        else:
+            inside = jnp.arange(tokens.shape[1]) <= end[:, None]  # (B, T)
+            x = self.last_norm(self.transformer(shard_batch(x), mask=inside, rng=rng))
+            pooled = jnp.where(inside[..., None], x, 0).sum(axis=1) / (end[:, None] + 1).astype(x.dtype)
+        return self.projection(pooled)
+
+
+class CLIP(nnx.Module):
+    """Both towers and the learned logit scale (as its logarithm, as CLIP stores it)."""
+
+    def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs):
+        self.image = ImageTower(config.image, config.embedding, rngs=rngs)
+        self.text = TextTower(config.text, config.embedding, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.log(jnp.float32(1.0 / config.temperature)))
+
+    def encode_image(self, pixels: UInt8[Array, "B S S 3"], *, rng: Array | None = None) -> Float[Array, "B D"]:
+        """Returns unit vectors in float32; `pixels` are uint8 RGB. An rng switches regularisation on."""
+        return unit(self.image(pixels, rng=rng))
+
+    def encode_text(self, tokens: Int[Array, "B T"], *, rng: Array | None = None) -> Float[Array, "B D"]:
+        """Returns unit vectors in float32; each row of `tokens` holds the end token. An rng as in `encode_image`."""
+        return unit(self.text(tokens, rng=rng))
+
+    def __call__(self, pixels: Array, tokens: Array, *, rng: Array | None = None) -> Embeddings:
+        image_rng, text_rng = (None, None) if rng is None else jax.random.split(rng)
+        scale = jnp.minimum(jnp.exp(self.logit_scale[...]), MAX_LOGIT_SCALE)
+        return Embeddings(self.encode_image(pixels, rng=image_rng), self.encode_text(tokens, rng=text_rng), scale)
+
+
+def keep_patches(x: Float[Array, "B P W"], dropped: float, rng: Key[Array, ""]) -> Float[Array, "B K W"]:
+    """Returns a random subset of each picture's patches, the same number K of all: a share 1 - `dropped`."""
+    kept = max(1, round(x.shape[1] * (1.0 - dropped)))
+    if kept == x.shape[1]:
+        return x
+    _, chosen = jax.lax.top_k(jax.random.uniform(rng, x.shape[:2]), kept)  # (B, K)
+    return jnp.take_along_axis(x, chosen[..., None], axis=1)
+
+
+def unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    """Returns the rows scaled to length one, in float32; the gradient at a zero row is finite."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))

@@ -1,0 +1,69 @@
+"""Named shapes of CLIP, from one that trains on a laptop to those of the original paper."""
+
+from dataclasses import dataclass
+
+from jaxclip.models.clip import CLIPConfig, ImageConfig, TextConfig
+from jaxclip.models.transformer import TransformerConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The shape of both towers, without what the data decides (picture size, vocabulary, context length).
+
+    Widths, layers and heads are those of the towers' transformers; `embedding` is the dimension of the shared space.
+    """
+
+    patch: int
+    image: tuple[int, int, int]  # width, layers, heads
+    text: tuple[int, int, int]
+    embedding: int
+    stem: str = "patch"
+    image_pooling: str = "class"
+    text_pooling: str = "end"
+    activation: str = "gelu"
+
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(16, (128, 2, 2), (128, 2, 2), 128, "conv", "mean", "mean", "gelu_tanh"),
+    "laptop": Preset(16, (256, 4, 4), (192, 3, 3), 256, "conv", "mean", "mean", "gelu_tanh"),
+    "vit_b_32": Preset(32, (768, 12, 12), (512, 12, 8), 512, activation="quick_gelu"),
+    "vit_b_16": Preset(16, (768, 12, 12), (512, 12, 8), 512, activation="quick_gelu"),
+    "vit_l_14": Preset(14, (1024, 24, 16), (768, 12, 12), 768, activation="quick_gelu"),
+}
+
+
+def clip_config(
+    preset: Preset,
+    *,
+    image_size: int,
+    vocab_size: int,
+    context_length: int,
+    end_token: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    temperature: float,
+    patch_dropout: float = 0.0,
+    **execution,
+) -> CLIPConfig:
+    """Returns the full configuration of a preset for given data.
+
+    `execution` holds the fields of TransformerConfig that do not shape the parameters (dropout, stochastic_depth,
+    dtype, execution, remat), the same for both towers.
+    """
+
+    def transformer(shape: tuple[int, int, int]) -> TransformerConfig:
+        width, layers, heads = shape
+        return TransformerConfig(width, layers, heads, activation=preset.activation, **execution)
+
+    image = ImageConfig(
+        image_size,
+        preset.patch,
+        transformer(preset.image),
+        preset.stem,
+        preset.image_pooling,
+        patch_dropout,
+        tuple(mean),
+        tuple(std),
+    )
+    text = TextConfig(vocab_size, context_length, end_token, transformer(preset.text), preset.text_pooling)
+    return CLIPConfig(image, text, preset.embedding, temperature)

@@ -1,0 +1,188 @@
+"""A pre-norm transformer whose layers are stored stacked and run scanned or unrolled."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Key
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+REMAT_POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+EXECUTIONS = ("auto", "scan", "unroll")
+BATCH_AXES = ("data", "fsdp")
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a transformer and how it is run.
+
+    Attributes:
+      width: features of a token.
+      layers: number of blocks.
+      heads: attention heads; divides the width.
+      mlp_ratio: hidden features of a block's MLP, in widths.
+      activation: a key of ACTIVATIONS.
+      dropout: share of features zeroed after attention and MLP in training.
+      stochastic_depth: share of examples that skip the last block in training; it rises linearly from 0 at the first
+        (Huang et al. 2016).
+      dtype: of the computation; parameters are float32.
+      execution: "scan" compiles one layer, "unroll" all of them and runs faster on CPU; "auto" takes what suits the
+        backend.
+      remat: a key of REMAT_POLICIES, what the backward pass recomputes.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: int = 4
+    activation: str = "gelu"
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    dtype: str = "float32"
+    execution: str = "auto"
+    remat: str = "none"
+
+
+def shard_batch(x: Array) -> Array:
+    """Returns x with its first axis constrained to the mesh's batch axes; x itself where no such mesh is set."""
+    if not set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def dropout(x: Array, rate: float | Array, rng: Key[Array, ""] | None, *, shared_axes: tuple[int, ...] = ()) -> Array:
+    """Returns x with a share `rate` of its entries zeroed and the rest scaled up; x itself without an rng.
+
+    `shared_axes` are dropped together: dropping all but the batch axis is stochastic depth.
+    """
+    if rng is None:
+        return x
+    shape = [1 if axis in shared_axes else size for axis, size in enumerate(x.shape)]
+    kept = jax.random.bernoulli(rng, 1.0 - rate, shape)
+    return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
+def normal(std: float) -> Callable:
+    return nnx.initializers.normal(stddev=std)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused projection for queries, keys and values."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        head = config.width // config.heads
+        dtype = jnp.dtype(config.dtype)
+        self.qkv = nnx.LinearGeneral(
+            config.width, (3, config.heads, head), kernel_init=normal(config.width**-0.5), dtype=dtype, rngs=rngs
+        )
+        self.out = nnx.LinearGeneral(
+            (config.heads, head),
+            config.width,
+            axis=(-2, -1),
+            kernel_init=normal((2 * config.layers * config.width) ** -0.5),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Float[Array, "B T W"], *, causal: bool, mask: Bool[Array, "B T"] | None) -> Array:
+        qkv = self.qkv(x)  # (B, T, 3, H, D)
+        mixed = jax.nn.dot_product_attention(
+            qkv[:, :, 0],
+            qkv[:, :, 1],
+            qkv[:, :, 2],
+            mask=None if mask is None else mask[:, None, None, :],
+            is_causal=causal,
+        )  # (B, T, H, D)
+        return self.out(mixed)
+
+
+class Block(nnx.Module):
+    """One transformer layer: x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        width, hidden, dtype = config.width, config.width * config.mlp_ratio, jnp.dtype(config.dtype)
+        self.attention_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.mlp_in = nnx.Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
+        self.mlp_out = nnx.Linear(
+            hidden, width, kernel_init=normal((2 * config.layers * width) ** -0.5), dtype=dtype, rngs=rngs
+        )
+        self.activation = config.activation
+        self.dropout = config.dropout
+
+    def __call__(self, x: Array, *, causal: bool, mask: Array | None, skip_rate: Array, rng: Array | None) -> Array:
+        rngs = (None,) * 4 if rng is None else jax.random.split(rng, 4)
+        update = self.attention(self.attention_norm(x), causal=causal, mask=mask)
+        x = x + self._regularise(update, skip_rate, rngs[0], rngs[1])
+        update = self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(x))))
+        return x + self._regularise(update, skip_rate, rngs[2], rngs[3])
+
+    def _regularise(self, update: Array, skip_rate: Array, dropout_rng: Array | None, skip_rng: Array | None) -> Array:
+        if self.dropout:
+            update = dropout(update, self.dropout, dropout_rng)
+        return dropout(update, skip_rate, skip_rng, shared_axes=(1, 2))
+
+
+class Transformer(nnx.Module):
+    """A stack of blocks. Each parameter of the blocks is one array with the layers as its first axis."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=config.layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def make_blocks(rngs: nnx.Rngs) -> Block:
+            return Block(config, rngs=rngs)
+
+        self.blocks = make_blocks(rngs)
+        self.config = config
+
+    def __call__(
+        self,
+        x: Float[Array, "B T W"],
+        *,
+        causal: bool = False,
+        mask: Bool[Array, "B T"] | None = None,
+        rng: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T W"]:
+        """Returns the tokens after all layers.
+
+        `mask` is True at the tokens that may be attended to. `rng` switches dropout and stochastic depth on.
+        """
+        config = self.config
+        graph, stacked = nnx.split(self.blocks)
+        regularised = rng is not None and (config.dropout > 0 or config.stochastic_depth > 0)
+        skip_rates = jnp.linspace(0.0, config.stochastic_depth, config.layers)  # (L,)
+        keys = jax.random.split(rng, config.layers) if regularised else None  # (L,)
+
+        def run_block(x, layer):
+            state, skip_rate, key = layer
+            block = nnx.merge(graph, state)
+            return shard_batch(block(x, causal=causal, mask=mask, skip_rate=skip_rate, rng=key)), None
+
+        if config.remat != "none":
+            run_block = jax.checkpoint(run_block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+        layers = (stacked, skip_rates, keys)
+        if _scans(config.execution):
+            return jax.lax.scan(run_block, x, layers)[0]
+        # The transpose of split is one concatenation; that of indexing would add up L arrays of the stack's full size.
+        leaves, tree = jax.tree.flatten(layers)
+        unstacked = [jnp.unstack(leaf, axis=0) for leaf in leaves]
+        for index in range(config.layers):
+            layer = tree.unflatten([parts[index] for parts in unstacked])
+            x, _ = run_block(x, layer)
+        return x
+
+
+def _scans(execution: str) -> bool:
+    return execution == "scan" or (execution == "auto" and jax.default_backend() != "cpu")

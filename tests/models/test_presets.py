@@ -1,0 +1,58 @@
+"""The presets are the towers they are named after, to the parameter."""
+
+import math
+
+import jax
+import pytest
+from flax import nnx
+
+from jaxclip.models.clip import CLIP
+from jaxclip.models.presets import PRESETS, clip_config
+
+OPENAI = {"vit_b_32": 151_277_313, "vit_b_16": 149_620_737, "vit_l_14": 427_616_513}
+
+
+def config_of(preset, image_size=224, vocab_size=49_408, context_length=77, **execution):
+    return clip_config(
+        PRESETS[preset],
+        image_size=image_size,
+        vocab_size=vocab_size,
+        context_length=context_length,
+        end_token=vocab_size - 1,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        temperature=0.07,
+        **execution,
+    )
+
+
+def parameters_of(config):
+    shapes = nnx.eval_shape(lambda: nnx.state(CLIP(config, rngs=nnx.Rngs(0)), nnx.Param))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("preset", sorted(OPENAI))
+def test_the_published_presets_have_as_many_parameters_as_openais(preset):
+    assert parameters_of(config_of(preset)) == OPENAI[preset]
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_encodes_both_sides_into_one_space(preset):
+    config = config_of(preset, image_size=4 * PRESETS[preset].patch, vocab_size=512, context_length=8)
+
+    def encode(pixels, tokens):
+        return CLIP(config, rngs=nnx.Rngs(0))(pixels, tokens)
+
+    size = config.image.size
+    found = jax.eval_shape(
+        encode, jax.ShapeDtypeStruct((2, size, size, 3), "uint8"), jax.ShapeDtypeStruct((2, 8), "int32")
+    )
+    assert found.image.shape == found.text.shape == (2, PRESETS[preset].embedding)
+    assert found.logit_scale.shape == ()
+
+
+def test_execution_dtype_and_regularisation_do_not_shape_the_parameters():
+    plain = parameters_of(config_of("tiny", 64, 512, 8))
+    for execution in ({"execution": "scan"}, {"remat": "full"}, {"dtype": "bfloat16"}, {"dropout": 0.1}):
+        assert parameters_of(config_of("tiny", 64, 512, 8, **execution)) == plain
+    assert parameters_of(config_of("tiny", 64, 512, 8, patch_dropout=0.5, stochastic_depth=0.5)) == plain

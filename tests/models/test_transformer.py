@@ -1,0 +1,122 @@
+"""However a transformer is run, it computes the same."""
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxclip.models.transformer import REMAT_POLICIES, Transformer, TransformerConfig, dropout
+
+SHAPE = TransformerConfig(width=16, layers=2, heads=2)
+X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 16)), jnp.float32)
+
+
+@functools.cache
+def parameters(layers=SHAPE.layers):
+    config = replace(SHAPE, layers=layers)
+    return jax.jit(lambda: nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(0)))))()
+
+
+@functools.cache
+def apply(config, causal=False):
+    """Returns f(x, mask, rng) -> tokens, compiled; `config` shapes the same parameters, whatever else it says."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+
+    def run(params, x, mask, rng):
+        return nnx.merge(graph, params)(x, causal=causal, mask=mask, rng=rng)
+
+    return functools.partial(jax.jit(run), parameters(config.layers))
+
+
+def gradients(config, rng):
+    """Returns the output and the gradients of a fixed projection of it."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=X.shape), jnp.float32)
+
+    def loss(params, x):
+        out = nnx.merge(graph, params)(x, rng=rng)
+        return jnp.mean(weights * out), out
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(parameters(), X)
+
+
+@functools.cache
+def expected_gradients(regularised):
+    rng = jax.random.key(7) if regularised else None
+    return gradients(replace(SHAPE, dropout=0.2, stochastic_depth=0.5, execution="unroll"), rng)
+
+
+def assert_close(first, second, tolerance=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), first, second)
+
+
+@pytest.mark.parametrize("regularised", [False, True])
+def test_scanned_layers_equal_unrolled_ones_in_value_and_gradient(regularised):
+    scanned = replace(SHAPE, dropout=0.2, stochastic_depth=0.5, execution="scan")
+    assert_close(gradients(scanned, jax.random.key(7) if regularised else None), expected_gradients(regularised))
+
+
+@pytest.mark.parametrize("execution", ["scan", "unroll"])
+@pytest.mark.parametrize("remat", sorted(set(REMAT_POLICIES) - {"none"}))
+def test_every_remat_policy_gives_the_same_gradients(execution, remat):
+    config = replace(SHAPE, dropout=0.2, stochastic_depth=0.5, execution=execution, remat=remat)
+    assert_close(gradients(config, jax.random.key(7)), expected_gradients(True))
+
+
+def test_a_remat_policy_keeps_less_for_the_backward_pass():
+    def kept(remat):
+        config = replace(SHAPE, layers=8, execution="scan", remat=remat)
+        graph, params = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+        x = jax.ShapeDtypeStruct((8, 16, 16), jnp.float32)
+        _, pullback = jax.eval_shape(lambda p, x: jax.vjp(nnx.merge(graph, p), x), params, x)
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback))
+
+    assert kept("full") < kept("dots") < kept("none")
+
+
+def test_a_causal_token_sees_only_what_stands_before_it():
+    run, changed = apply(SHAPE, causal=True), X.at[:, 3:].set(0.5)
+    np.testing.assert_array_equal(run(X, None, None)[:, :3], run(changed, None, None)[:, :3])
+    plain = apply(SHAPE)
+    assert not np.allclose(plain(X, None, None)[:, :3], plain(changed, None, None)[:, :3])
+
+
+def test_a_masked_token_is_not_seen():
+    mask = jnp.arange(5) < jnp.asarray([[5], [3], [1], [4]])
+    changed = jnp.where(mask[..., None], X, 9.0)
+    run, inside = apply(SHAPE), np.asarray(mask)
+    np.testing.assert_array_equal(run(X, mask, None)[inside], run(changed, mask, None)[inside])
+
+
+@pytest.mark.parametrize("setting", ["dropout", "stochastic_depth"])
+def test_regularisation_acts_with_an_rng_only_and_follows_from_it(setting):
+    plain, run = apply(SHAPE)(X, None, None), apply(replace(SHAPE, **{setting: 0.5}))
+    np.testing.assert_array_equal(run(X, None, None), plain)
+    first, again, other = (run(X, None, jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other) and not np.allclose(first, plain)
+
+
+def test_an_rng_without_regularisation_changes_nothing():
+    np.testing.assert_array_equal(apply(SHAPE)(X, None, jax.random.key(1)), apply(SHAPE)(X, None, None))
+
+
+def test_dropout_keeps_the_mean_and_the_share():
+    dropped = dropout(jnp.ones((200, 50)), 0.3, jax.random.key(0))
+    assert abs(float((dropped == 0).mean()) - 0.3) < 0.02
+    assert abs(float(dropped.mean()) - 1.0) < 0.03
+
+
+def test_stochastic_depth_skips_whole_examples():
+    dropped = dropout(jnp.ones((64, 5, 7)), 0.5, jax.random.key(0), shared_axes=(1, 2))
+    per_example = np.asarray(dropped).reshape(64, -1)
+    assert (per_example == per_example[:, :1]).all() and set(np.unique(per_example)) == {0.0, 2.0}
+
+
+def test_stochastic_depth_never_skips_the_first_block():
+    run = apply(replace(SHAPE, layers=1, stochastic_depth=0.9))
+    np.testing.assert_array_equal(run(X, None, jax.random.key(0)), run(X, None, None))
