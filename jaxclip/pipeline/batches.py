@@ -1,0 +1,124 @@
+"""Batches whose order is a pure function of (seed, step): any step is resumed at once, on any number of hosts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from transformers import PreTrainedTokenizerFast
+
+from jaxclip.pipeline import images, text
+from jaxclip.pipeline.preprocess import Preprocess
+from jaxclip.pipeline.records import Records
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of a global batch that this process loads: the `index`-th of `count` equal parts."""
+
+    index: int = 0
+    count: int = 1
+
+
+def training_batches(
+    records: Records,
+    tokenizer: PreTrainedTokenizerFast,
+    preprocess: Preprocess,
+    image_augmentation: images.ImageAugmentation,
+    text_augmentation: text.TextAugmentation,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    shard: Shard = Shard(),
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Yields this process's rows of the batches of steps first_step to last_step - 1.
+
+    Row i of step s is the record at position s * batch_size + i of an endless stream, in which every pass over the
+    split is another permutation (`index_shuffle`, a cipher: nothing is shuffled in memory). Its augmentation is drawn
+    from the seed and that position alone.
+
+    Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32.
+    """
+    local = batch_size // shard.count
+    total = len(records)
+    parallel = workers or tf.data.AUTOTUNE
+
+    def positions(step: tf.Tensor) -> tf.Tensor:
+        return step * batch_size + shard.index * local + tf.range(local, dtype=tf.int64)
+
+    def read(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        epochs = tf.cast(positions // total, tf.int32)
+        seeds = tf.stack([tf.fill([local], seed), epochs, tf.zeros_like(epochs)], axis=1)  # (b, 3)
+        # The op itself: its public wrapper, tf.random.experimental.index_shuffle, takes no seed per index.
+        numbers = tf.raw_ops.RandomIndexShuffle(
+            index=positions % total, seed=seeds, max_index=tf.constant(total - 1, tf.int64), rounds=4
+        )
+        serialized = tf.numpy_function(records.read, [numbers], tf.string, stateful=False)
+        return positions, tf.ensure_shape(serialized, [local])
+
+    def example(position: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        record = records.parse(serialized)
+        draw = tf.stack([tf.constant(seed, tf.int64), 4 * position])
+        captions = record["captions"]
+        chosen = tf.random.stateless_uniform([], draw + 2, 0, tf.shape(captions)[0], tf.int32)
+        picture = images.decode(record["image"])
+        return {
+            "image": images.augment(picture, preprocess.image_size, preprocess.resize, image_augmentation, draw),
+            "name": captions[chosen],
+            "attributes": record["attributes"],
+            "draws": tf.random.stateless_uniform([text.MAX_DRAWS], draw + 3),
+            "group": tf.cast(record["group"], tf.int32),
+        }
+
+    def tokenize(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        def encode(names, attributes, draws):
+            return text.augmented_tokens(tokenizer, names, attributes, preprocess, text_augmentation, draws)
+
+        fields = [batch["name"], batch["attributes"], batch["draws"]]
+        tokens = tf.numpy_function(encode, fields, tf.int32, stateful=False)
+        tokens = tf.ensure_shape(tokens, [local, preprocess.context_length])
+        return {"image": batch["image"], "text": tokens, "group": batch["group"]}
+
+    dataset = tf.data.Dataset.range(first_step, last_step).map(positions)
+    dataset = dataset.map(read, num_parallel_calls=2, deterministic=True).unbatch()
+    dataset = dataset.map(example, num_parallel_calls=parallel, deterministic=True)
+    dataset = dataset.batch(local, drop_remainder=True).map(tokenize, num_parallel_calls=2, deterministic=True)
+    return dataset.prefetch(2).as_numpy_iterator()
+
+
+def image_batches(
+    records: Records, preprocess: Preprocess, *, batch_size: int, shard: Shard = Shard(), workers: int = 0
+) -> Iterator[np.ndarray]:
+    """Yields this process's rows of batches of the split's pictures in order, (b, S, S, 3) uint8.
+
+    The last batch is filled up with black pictures.
+    """
+    local = batch_size // shard.count
+    batches = -(-len(records) // batch_size)
+    parallel = workers or tf.data.AUTOTUNE
+
+    def read(step: tf.Tensor) -> tf.Tensor:
+        numbers = step * batch_size + shard.index * local + tf.range(local, dtype=tf.int64)
+        return tf.numpy_function(
+            lambda n: np.concatenate([records.read(n[n < len(records)]), np.full((n >= len(records)).sum(), b"")]),
+            [numbers],
+            tf.string,
+            stateful=False,
+        )
+
+    def example(serialized: tf.Tensor) -> tf.Tensor:
+        blank = tf.zeros([preprocess.image_size, preprocess.image_size, 3], tf.uint8)
+        return tf.cond(tf.strings.length(serialized) == 0, lambda: blank, lambda: picture(serialized))
+
+    def picture(serialized: tf.Tensor) -> tf.Tensor:
+        decoded = images.decode(records.parse(serialized)["image"])
+        return images.resize(decoded, preprocess.image_size, preprocess.resize)
+
+    dataset = tf.data.Dataset.range(batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
+    dataset = dataset.map(example, num_parallel_calls=parallel, deterministic=True)
+    return dataset.batch(local, drop_remainder=True).prefetch(2).as_numpy_iterator()

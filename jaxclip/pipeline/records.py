@@ -1,0 +1,72 @@
+"""Random access to the records of a prepared dataset."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+
+from jaxclip.catalog import builder
+from jaxclip.catalog.product import Product
+from jaxclip.errors import UserError
+
+READ_AT_ONCE = 1024
+
+
+class Records:
+    """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0."""
+
+    def __init__(self, prepared: Path, split: str):
+        info = tfds.builder_from_directory(builder.folder(prepared)).info
+        present = list(info.splits)
+        names = present if split == "all" else [split]
+        if not set(names) <= set(present):
+            raise UserError(
+                f"{prepared} has no split {split!r}, only {', '.join(present)}: "
+                "it was prepared as a whole; set --config.data.split=all"
+            )
+        self.features = info.features
+        paths = [path for name in names for path in info.splits[name].filepaths]
+        lengths = [length for name in names for length in info.splits[name].shard_lengths]
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])
+        # Without read-ahead a random read touches one chunk instead of megabytes.
+        self._readers = [ArrayRecordReader(str(path), options="readahead_buffer_size:0") for path in paths]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns the serialized records of these numbers, (n,) of bytes, in the order asked for."""
+        shards = np.searchsorted(self._starts, numbers, side="right") - 1
+        found = np.empty(len(numbers), dtype=object)
+        for shard in np.unique(shards):
+            rows = np.flatnonzero(shards == shard)
+            found[rows] = self._readers[shard].read((numbers[rows] - self._starts[shard]).tolist())
+        return found
+
+    def parse(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns one record's fields, its image still encoded; runs in a tf.data graph."""
+        return self.features.deserialize_example(serialized, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def picture(self, number: int) -> bytes:
+        """Returns the encoded picture of one record."""
+        return _fields(self.read(np.asarray([number]))[0])["image"].bytes_list.value[0]
+
+    def products(self) -> Iterator[tuple[Product, int]]:
+        """Yields every product in order, without its picture, and its group's number."""
+        for start in range(0, len(self), READ_AT_ONCE):
+            for serialized in self.read(np.arange(start, min(start + READ_AT_ONCE, len(self)))):
+                fields = _fields(serialized)
+                ident, category, attributes = (
+                    fields[name].bytes_list.value[0].decode() for name in ("id", "category", "attributes")
+                )
+                group = fields["group"].int64_list.value[0]
+                captions = tuple(caption.decode() for caption in fields["captions"].bytes_list.value)
+                yield Product(ident, Path(), captions, category, json.loads(attributes), str(group)), group
+
+
+def _fields(serialized: bytes) -> Mapping[str, tf.train.Feature]:
+    return tf.train.Example.FromString(serialized).features.feature

@@ -1,0 +1,112 @@
+"""Names and attributes into captions, captions into token ids."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from jaxclip.catalog import captions
+from jaxclip.errors import UserError
+from jaxclip.pipeline.preprocess import Preprocess
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_DRAWS = 40
+
+
+@dataclass(frozen=True)
+class TextAugmentation:
+    """What training leaves out of captions (see `config.Augmentation`)."""
+
+    keep_attributes: float
+    keep_words: float
+    prompts: bool
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Returns a byte-level BPE (Sennrich et al. 2016) with CLIP's two special tokens; any text can be encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[START, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(t, tokenizer.token_to_id(t)) for t in (START, END)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=END)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Returns the Hugging Face tokenizer in a folder.
+
+    Raises:
+      UserError: there is none, or it does not end a caption with its end token, which the text tower reads.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no Hugging Face tokenizer: {str(error).splitlines()[0]}") from None
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer.eos_token_id is None or encode(tokenizer, ["a " * 99], 8)[0, -1] != tokenizer.eos_token_id:
+        raise UserError(f"the tokenizer in {folder} does not put an end token behind a caption; CLIP's does")
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], context_length: int) -> np.ndarray:
+    """Returns the token ids, (n, context_length) int32: padded, over-long captions cut but still with their end."""
+    encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=context_length)
+    return np.asarray(encoded["input_ids"], np.int32)
+
+
+def caption(name: str, attributes: Mapping[str, str], preprocess: Preprocess) -> str:
+    """Returns the caption that evaluation uses for a product's name (or other caption) and attributes."""
+    return _cased(captions.build(name, attributes, preprocess.caption_template), preprocess)
+
+
+def augmented_caption(
+    name: str, attributes: Mapping[str, str], preprocess: Preprocess, augmentation: TextAugmentation, draws: np.ndarray
+) -> str:
+    """Returns the caption with attributes and words of the name left out at random.
+
+    `draws` are MAX_DRAWS uniform numbers in [0, 1): the first chooses the wording, then one each for the template's
+    attributes, then one for each word of the name; words beyond them stay, and so does one word at least.
+    """
+    template = preprocess.caption_template
+    if augmentation.prompts:
+        template = captions.PROMPTS[int(draws[0] * len(captions.PROMPTS))]
+    fields = captions.fields(template)
+    kept = [f for f, draw in zip(fields, draws[1:], strict=False) if draw < augmentation.keep_attributes]
+    words = name.split()
+    if augmentation.keep_words < 1:
+        chances = draws[1 + len(fields) :]
+        kept_words = [w for i, w in enumerate(words) if i >= len(chances) or chances[i] < augmentation.keep_words]
+        words = kept_words or words[int(draws[0] * len(words)) :][:1]
+    return _cased(captions.build(" ".join(words), attributes, template, kept), preprocess)
+
+
+def augmented_tokens(
+    tokenizer: PreTrainedTokenizerFast,
+    names: Sequence[bytes],
+    attributes: Sequence[bytes],
+    preprocess: Preprocess,
+    augmentation: TextAugmentation,
+    draws: np.ndarray,
+) -> np.ndarray:
+    """Returns the token ids of a batch's augmented captions, (n, context_length) int32."""
+    texts = [
+        augmented_caption(name.decode(), json.loads(values), preprocess, augmentation, row)
+        for name, values, row in zip(names, attributes, draws, strict=True)
+    ]
+    return encode(tokenizer, texts, preprocess.context_length)
+
+
+def _cased(text: str, preprocess: Preprocess) -> str:
+    return text.lower() if preprocess.lowercase else text

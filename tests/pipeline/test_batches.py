@@ -1,0 +1,182 @@
+"""The order of training is a pure function of (seed, step); evaluation sees every picture once, in order."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jaxclip.catalog import builder
+from jaxclip.errors import UserError
+from jaxclip.pipeline.batches import Shard, image_batches, training_batches
+from jaxclip.pipeline.images import ImageAugmentation
+from jaxclip.pipeline.records import Records
+from jaxclip.pipeline.text import TextAugmentation
+
+TOTAL, BATCH = 19, 4
+ALONE = Shard()
+AUGMENTED = ImageAugmentation((0.3, 0.9), (0.5, 2.0), True), TextAugmentation(0.5, 0.5, False)
+PLAIN = ImageAugmentation((1.0, 1.0), (1.0, 1.0), False), TextAugmentation(1.0, 1.0, False)
+
+
+@pytest.fixture(scope="module")
+def batches(prepared, preprocess, tokenizer):
+    """Returns what training_batches yields, as a list."""
+    records = Records(prepared, "train")
+
+    def load(first, last, *, batch=BATCH, seed=3, shard=ALONE, augmentation=AUGMENTED):
+        return list(
+            training_batches(
+                records,
+                tokenizer,
+                preprocess,
+                *augmentation,
+                batch_size=batch,
+                seed=seed,
+                first_step=first,
+                last_step=last,
+                shard=shard,
+            )
+        )
+
+    return load
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys() == {"image", "text", "group"}
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def order_of(batches):
+    return np.concatenate([batch["group"] for batch in batches])
+
+
+def test_a_batch_has_the_promised_shapes(batches):
+    (batch,) = batches(0, 1)
+    assert {name: (rows.shape, rows.dtype.name) for name, rows in batch.items()} == {
+        "image": ((4, 32, 32, 3), "uint8"),
+        "text": ((4, 16), "int32"),
+        "group": ((4,), "int32"),
+    }
+
+
+def test_batches_from_a_step_equal_the_tail_of_those_from_the_start(batches):
+    whole = batches(0, 12)
+    assert len(whole) == 12
+    assert_same(batches(7, 12), whole[7:])
+    assert_same(batches(0, 12), whole)
+
+
+def test_every_record_comes_once_in_every_epoch_each_time_in_another_order(batches):
+    order = order_of(batches(0, 3 * TOTAL))  # 12 epochs of 19 records, epochs beginning inside batches
+    epochs = order.reshape(-1, TOTAL)
+    assert all(len(set(epoch)) == TOTAL for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+def test_another_seed_is_another_order(batches):
+    orders = {tuple(order_of(batches(0, 4, seed=seed, augmentation=PLAIN))) for seed in range(5)}
+    assert len(orders) == 5
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_parts_of_all_processes_make_up_the_global_batch(batches, count):
+    parts = [batches(2, 8, shard=Shard(index, count)) for index in range(count)]
+    steps = zip(*parts, strict=True)
+    together = [{name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in steps]
+    assert_same(together, batches(2, 8))
+
+
+def test_the_batch_size_changes_neither_order_nor_augmentation(batches):
+    def rows(found):
+        return [{name: batch[name][row] for name in batch} for batch in found for row in range(len(batch["group"]))]
+
+    assert_same(rows(batches(0, 10, batch=2)), rows(batches(0, 5, batch=4)))
+
+
+def test_an_epoch_of_one_record_works(prepared, preprocess, tokenizer, batches, monkeypatch):
+    monkeypatch.setattr(Records, "__len__", lambda self: 1)
+    assert len(set(order_of(batches(0, 3, batch=1)))) == 1
+
+
+def test_augmentation_differs_between_positions_of_the_same_record(batches):
+    seen = {}
+    for batch in batches(0, 30):
+        for row, group in enumerate(batch["group"]):
+            seen.setdefault(int(group), []).append((batch["image"][row].tobytes(), batch["text"][row].tobytes()))
+    pictures = [len({picture for picture, _ in views}) / len(views) for views in seen.values()]
+    texts = [len({text for _, text in views}) for views in seen.values()]
+    assert min(pictures) == 1.0
+    assert np.mean(texts) > 2
+
+
+def test_without_augmentation_a_record_looks_the_same_each_time_and_as_evaluation_sees_it(
+    batches, prepared, preprocess
+):
+    records = Records(prepared, "train")
+    groups = [group for _, group in records.products()]
+    pictures = np.concatenate(list(image_batches(records, preprocess, batch_size=5)))[:TOTAL]
+    for batch in batches(0, 10, augmentation=PLAIN):
+        for row, group in enumerate(batch["group"]):
+            np.testing.assert_array_equal(batch["image"][row], pictures[groups.index(group)])
+
+
+def test_a_row_is_the_picture_and_the_caption_of_one_product(batches, prepared, tokenizer):
+    products = Records(prepared, "train").products()
+    names = {group: f" item {product.id} cotton shirt shade{product.id}" for product, group in products}
+    for batch in batches(0, 6, augmentation=PLAIN):
+        for tokens, group in zip(batch["text"], batch["group"], strict=True):
+            assert tokenizer.decode(tokens, skip_special_tokens=True) == names[group]
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 7])
+def test_evaluation_sees_every_picture_once_in_order_and_fills_up_with_black(prepared, preprocess, size):
+    records = Records(prepared, "test")
+    single = np.concatenate(list(image_batches(records, preprocess, batch_size=1)))
+    found = list(image_batches(records, preprocess, batch_size=size))
+    assert {batch.shape for batch in found} == {(size, 32, 32, 3)}
+    rows = np.concatenate(found)
+    assert len(rows) == -(-5 // size) * size
+    np.testing.assert_array_equal(rows[:5], single)
+    assert (rows[5:] == 0).all()
+
+
+def test_evaluation_on_several_processes_sees_what_one_sees(prepared, preprocess):
+    records = Records(prepared, "test")
+    whole = list(image_batches(records, preprocess, batch_size=4))
+    parts = [list(image_batches(records, preprocess, batch_size=4, shard=Shard(index, 2))) for index in range(2)]
+    for number, batch in enumerate(whole):
+        np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), batch)
+
+
+def test_records_of_all_splits_are_those_of_each_one_after_the_other(prepared):
+    splits = {split: [p.id for p, _ in Records(prepared, split).products()] for split in ("train", "test", "all")}
+    assert sorted(splits["all"], key=int) == [str(number) for number in range(24)]
+    assert sorted(splits["train"] + splits["test"]) == sorted(splits["all"])
+    records = Records(prepared, "all")
+    numbers = np.asarray([23, 0, 18, 19, 5, 0])
+    found = [records.parse(one)["id"].numpy().decode() for one in records.read(numbers)]
+    assert found == [splits["all"][number] for number in numbers]
+
+
+def test_the_groups_of_a_record_are_the_same_in_every_split(prepared):
+    everywhere = {product.id: group for product, group in Records(prepared, "all").products()}
+    for split in ("train", "test"):
+        assert all(everywhere[product.id] == group for product, group in Records(prepared, split).products())
+
+
+def test_a_split_that_is_not_there_is_named(raw, tmp_path):
+    whole = builder.Source("table", raw / "products.csv", 0, 0, {})
+    builder.prepare(whole, tmp_path / "whole", progress=lambda items, **_: items)
+    with pytest.raises(UserError, match=r"no split 'test', only whole: .*--config\.data\.split=all"):
+        Records(tmp_path / "whole", "test")
+    assert len(Records(tmp_path / "whole", "all")) == 24
+
+
+def test_the_context_length_and_the_picture_size_are_those_of_the_preprocessing(prepared, preprocess, tokenizer):
+    other = replace(preprocess, image_size=16, context_length=6, resize="crop")
+    records = Records(prepared, "train")
+    (batch,) = training_batches(records, tokenizer, other, *AUGMENTED, batch_size=2, seed=0, first_step=0, last_step=1)
+    assert batch["image"].shape == (2, 16, 16, 3) and batch["text"].shape == (2, 6)

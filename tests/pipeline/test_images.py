@@ -1,0 +1,108 @@
+"""Pictures reach the towers as Pillow would bring them there."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from jaxclip.pipeline.batches import image_batches
+from jaxclip.pipeline.images import ImageAugmentation, augment, decode, resize
+from jaxclip.pipeline.records import Records
+
+SMOOTH = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize(
+    (113, 151), Image.Resampling.BICUBIC
+)
+LEVELS = 1  # Pillow rounds between its two passes, in fixed point
+
+
+def encoded(image, form, **settings):
+    buffer = BytesIO()
+    image.save(buffer, form, **settings)
+    return buffer.getvalue()
+
+
+def by_pillow(data, size):
+    image = Image.open(BytesIO(data)).convert("RGB")
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(SMOOTH, "JPEG"),
+        encoded(SMOOTH, "JPEG", subsampling=0),
+        encoded(SMOOTH, "JPEG", subsampling=1, progressive=True),
+        encoded(SMOOTH.convert("L"), "JPEG"),
+        encoded(SMOOTH, "PNG"),
+        encoded(SMOOTH.convert("L"), "PNG"),
+    ],
+    ids=["jpeg", "jpeg 4:4:4", "jpeg progressive 4:2:2", "jpeg gray", "png", "png gray"],
+)
+def test_a_picture_decodes_to_the_pixels_of_pillow_in_three_channels(data):
+    np.testing.assert_array_equal(decode(tf.constant(data)), Image.open(BytesIO(data)).convert("RGB"))
+
+
+def test_pictures_of_an_evaluation_equal_pillows_within_a_level(prepared, preprocess):
+    records = Records(prepared, "all")
+    found = np.concatenate(list(image_batches(records, preprocess, batch_size=24))).astype(int)
+    for number, picture in enumerate(found):
+        assert np.abs(picture - by_pillow(records.picture(number), 32)).max() <= LEVELS
+
+
+def test_cropping_equals_pillows_resize_of_the_shorter_side_and_its_centre():
+    found = resize(tf.constant(np.asarray(SMOOTH)), 32, "crop").numpy().astype(int)
+    height = 151 * 32 // 113
+    scaled = np.asarray(SMOOTH.resize((32, height), Image.Resampling.BICUBIC)).astype(int)
+    top = (height - 32) // 2
+    assert np.abs(found - scaled[top : top + 32]).max() <= LEVELS
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (31, 32), (33, 200)])
+@pytest.mark.parametrize("policy", ["squash", "crop"])
+def test_a_picture_of_any_shape_becomes_a_square(shape, policy):
+    picture = np.full((*shape, 3), 77, np.uint8)
+    np.testing.assert_array_equal(resize(tf.constant(picture), 32, policy), np.full((32, 32, 3), 77))
+    settings = ImageAugmentation((0.1, 1.0), (0.5, 2.0), True)
+    cropped = augment(tf.constant(picture), 32, policy, settings, tf.constant([3, 4]))
+    np.testing.assert_array_equal(cropped, np.full((32, 32, 3), 77))
+
+
+def views(augmentation, policy="squash", count=40):
+    """Returns augmented views of a picture whose channels say where a pixel was: column and row, in [0, 255]."""
+    rows, columns = np.meshgrid(np.arange(96), np.arange(64), indexing="ij")
+    picture = np.stack([columns * 255 / 63, rows * 255 / 95, rows * 0], axis=-1).astype(np.uint8)
+    seeds = [tf.constant([0, 4 * position]) for position in range(count)]
+    return [augment(tf.constant(picture), 32, policy, augmentation, seed).numpy().astype(int) for seed in seeds]
+
+
+def test_augmentation_is_a_pure_function_of_its_seed():
+    settings = ImageAugmentation((0.3, 0.9), (0.7, 1.4), True)
+    np.testing.assert_array_equal(views(settings, count=5), views(settings, count=5))
+    assert len({view.tobytes() for view in views(settings)}) == 40
+
+
+@pytest.mark.parametrize("policy", ["squash", "crop"])
+def test_a_crop_keeps_the_wanted_share_and_moves_about(policy):
+    found = views(ImageAugmentation((0.25, 0.25), (1.0, 1.0), False), policy)
+    widths = [np.ptp(view[..., 0]) / 255 for view in found]
+    heights = [np.ptp(view[..., 1]) / 255 for view in found]
+    np.testing.assert_allclose(np.multiply(widths, heights), 0.25, atol=0.05)
+    for channel in (0, 1):
+        starts = [view[..., channel].min() / 255 for view in found]
+        assert min(starts) < 0.1 and max(starts) > 0.2
+
+
+def test_half_of_the_pictures_are_mirrored_and_none_without_being_asked():
+    def mirrored(flip):
+        return [view[0, 0, 0] > view[0, -1, 0] for view in views(ImageAugmentation((0.5, 1.0), (1.0, 1.0), flip))]
+
+    assert not any(mirrored(False))
+    assert 10 <= sum(mirrored(True)) <= 30
+
+
+def test_no_augmentation_is_the_evaluations_resize():
+    none = ImageAugmentation((1.0, 1.0), (1.0, 1.0), False)
+    picture, seed = tf.constant(np.asarray(SMOOTH)), tf.constant([1, 2])
+    np.testing.assert_array_equal(augment(picture, 32, "squash", none, seed), resize(picture, 32, "squash"))

@@ -1,0 +1,156 @@
+"""Captions into token ids: any text, an end token always, what training leaves out and what it never does."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+from jaxclip.catalog import captions
+from jaxclip.errors import UserError
+from jaxclip.pipeline import text
+from jaxclip.pipeline.preprocess import Preprocess
+from jaxclip.pipeline.text import END, MAX_DRAWS, START, TextAugmentation
+
+PREPROCESS = Preprocess(32, "squash", (0.5,) * 3, (0.25,) * 3, "{name} in {colour}, {season}", True, 16)
+TOKENIZER = text.train_tokenizer(["a cotton shirt in blue", "a silk shirt in red", "Schöne Hemden aus 棉"], 320)
+ATTRIBUTES = {"colour": "Blue", "season": "Winter", "usage": "Casual"}
+
+
+def drawn(seed):
+    return np.random.default_rng(seed).random(MAX_DRAWS, np.float32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=60).filter(lambda t: START not in t and END not in t))
+def test_any_text_comes_back_from_its_tokens(value):
+    (tokens,) = text.encode(TOKENIZER, [value], 300)
+    assert tokens[0] == TOKENIZER.bos_token_id and TOKENIZER.eos_token_id in tokens
+    decoded = TOKENIZER.decode(tokens, skip_special_tokens=True)
+    assert decoded in (value, f" {value}")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=80), min_size=1, max_size=4), st.integers(4, 24))
+def test_every_row_starts_and_ends_however_long_its_text_is(values, length):
+    tokens = text.encode(TOKENIZER, values, length)
+    assert tokens.shape == (len(values), length) and tokens.dtype == np.int32
+    assert (tokens[:, 0] == TOKENIZER.bos_token_id).all()
+    assert (tokens[:, -1] == TOKENIZER.eos_token_id).all()  # the end itself or the padding, which is the same token
+    assert (tokens < len(TOKENIZER)).all()
+
+
+def test_a_caption_that_is_too_long_is_cut_in_its_words_not_in_its_end():
+    long, short = text.encode(TOKENIZER, ["shirt " * 50, "shirt"], 8)
+    assert list(long == TOKENIZER.eos_token_id) == [False] * 7 + [True]
+    assert np.argmax(short == TOKENIZER.eos_token_id) == len(TOKENIZER("shirt")["input_ids"]) - 1
+
+
+def test_the_vocabulary_is_as_large_as_asked_and_has_the_special_tokens_first():
+    assert len(TOKENIZER) <= 320
+    assert TOKENIZER.convert_tokens_to_ids([START, END]) == [0, 1]
+
+
+def test_the_same_captions_give_the_same_tokenizer():
+    texts = [f"item {n % 7} shirt {n}" for n in range(50)]
+    first, second = (text.train_tokenizer(texts, 300).get_vocab() for _ in range(2))
+    assert first == second
+
+
+def test_a_saved_tokenizer_gives_the_same_ids(tmp_path):
+    TOKENIZER.save_pretrained(tmp_path / "tokenizer")
+    loaded = text.load_tokenizer(tmp_path / "tokenizer")
+    values = ["a cotton shirt", "Ünïcode 棉 🧥", "", "word " * 40]
+    np.testing.assert_array_equal(text.encode(loaded, values, 12), text.encode(TOKENIZER, values, 12))
+    assert len(loaded) == len(TOKENIZER) and loaded.eos_token_id == TOKENIZER.eos_token_id
+
+
+def test_a_tokenizer_that_ends_no_caption_is_refused(tmp_path):
+    endless = PreTrainedTokenizerFast(
+        tokenizer_object=type(TOKENIZER.backend_tokenizer).from_str(TOKENIZER.backend_tokenizer.to_str()),
+        bos_token=START,
+        eos_token=END,
+    )
+    endless.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A", special_tokens=[(START, 0)]
+    )
+    endless.save_pretrained(tmp_path / "endless")
+    with pytest.raises(UserError, match="does not put an end token behind a caption"):
+        text.load_tokenizer(tmp_path / "endless")
+
+
+def test_a_tokenizer_without_any_end_token_is_refused(tmp_path):
+    PreTrainedTokenizerFast(tokenizer_object=TOKENIZER.backend_tokenizer).save_pretrained(tmp_path / "bare")
+    with pytest.raises(UserError, match="does not put an end token behind a caption"):
+        text.load_tokenizer(tmp_path / "bare")
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no Hugging Face tokenizer"):
+        text.load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="holds no Hugging Face tokenizer"):
+        text.load_tokenizer(tmp_path / "absent")
+
+
+def test_the_caption_of_an_evaluation_is_the_whole_template():
+    assert text.caption("Puma  Shirt", ATTRIBUTES, PREPROCESS) == "puma shirt in blue, winter"
+    kept_case = replace(PREPROCESS, lowercase=False)
+    assert text.caption("Puma Shirt", ATTRIBUTES, kept_case) == "Puma Shirt in Blue, Winter"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_keeping_everything_is_the_caption_of_an_evaluation(seed):
+    kept = text.augmented_caption("Puma Shirt", ATTRIBUTES, PREPROCESS, TextAugmentation(1, 1, False), drawn(seed))
+    assert kept == text.caption("Puma Shirt", ATTRIBUTES, PREPROCESS)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_keeping_no_attribute_leaves_the_name(seed):
+    bare = text.augmented_caption("Puma Shirt", ATTRIBUTES, PREPROCESS, TextAugmentation(0, 1, False), drawn(seed))
+    assert not {"blue", "winter"} & set(bare.replace(",", " ").split())
+    assert bare.startswith("puma shirt")
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3]), st.integers(1, 60))
+def test_a_caption_keeps_at_least_one_word_of_its_name_in_their_order(seed, keep, count):
+    name = [f"word{index}" for index in range(count)]
+    template = replace(PREPROCESS, caption_template="{name}")
+    found = text.augmented_caption(" ".join(name), {}, template, TextAugmentation(1, keep, False), drawn(seed)).split()
+    assert found and found == [word for word in name if word in found]
+
+
+def test_attributes_and_words_are_kept_as_often_as_asked():
+    settings = TextAugmentation(0.7, 0.4, False)
+    template = replace(PREPROCESS, caption_template="{name} {colour}")
+    found = [
+        text.augmented_caption("one two three four five", ATTRIBUTES, template, settings, drawn(seed)).split()
+        for seed in range(600)
+    ]
+    assert abs(np.mean(["blue" in words for words in found]) - 0.7) < 0.06
+    # All five words go in 0.6^5 = 8 % of the captions, which then keep one.
+    assert abs(np.mean([len([w for w in words if w != "blue"]) for words in found]) - 2.08) < 0.15
+
+
+def test_prompts_are_those_of_openfashionclip():
+    settings = TextAugmentation(1, 1, True)
+    found = {text.augmented_caption("shirt", ATTRIBUTES, PREPROCESS, settings, drawn(seed)) for seed in range(300)}
+    assert found == {prompt.format(name="shirt") for prompt in captions.PROMPTS}
+
+
+def test_a_batch_of_augmented_captions_is_tokenized_row_by_row():
+    draws = np.stack([drawn(0), drawn(1)])
+    settings = TextAugmentation(0.5, 0.5, False)
+    names, values = [b"Puma Shirt", "Hemd für Männer".encode()], [b'{"colour": "Blue"}', b"{}"]
+    found = text.augmented_tokens(TOKENIZER, names, values, PREPROCESS, settings, draws)
+    expected = [
+        text.augmented_caption(name.decode(), json.loads(value), PREPROCESS, settings, row)
+        for name, value, row in zip(names, values, draws, strict=True)
+    ]
+    np.testing.assert_array_equal(found, text.encode(TOKENIZER, expected, 16))
