@@ -1,0 +1,1 @@
+"""Retrieval evaluation: exact ranks, metrics with intervals, protocols, and the report."""

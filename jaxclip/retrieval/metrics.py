@@ -1,0 +1,84 @@
+"""Retrieval metrics from the ranks of the relevant items alone: an array per query, and chance beside it.
+
+`ranks` is always (nnz,) 1-based and distinct within a query, `indptr` (Q+1,) says where each query's ranks start, and
+every query has at least one: as `ranks.Ranks` and `ranks.Relevance` hold them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def best_rank(ranks: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Returns (Q,) the rank of the first relevant item."""
+    return np.minimum.reduceat(ranks, indptr[:-1])
+
+
+def hit(ranks: np.ndarray, indptr: np.ndarray, k: int) -> np.ndarray:
+    """Returns (Q,) 1.0 where any relevant item is in the top k (what retrieval papers call R@k), else 0.0."""
+    return (best_rank(ranks, indptr) <= k).astype(np.float64)
+
+
+def recall(ranks: np.ndarray, indptr: np.ndarray, k: int) -> np.ndarray:
+    """Returns (Q,) |relevant in the top k| / |relevant|, as BEIR (Thakur et al. 2021) and trec_eval define it."""
+    return _sums(ranks <= k, indptr) / np.diff(indptr)
+
+
+def precision(ranks: np.ndarray, indptr: np.ndarray, k: int) -> np.ndarray:
+    """Returns (Q,) |relevant in the top k| / k, also where the gallery or the relevant items are fewer than k."""
+    return _sums(ranks <= k, indptr) / k
+
+
+def reciprocal_rank(ranks: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Returns (Q,) 1 / rank of the first relevant item; its mean is MRR."""
+    return 1.0 / best_rank(ranks, indptr)
+
+
+def average_precision(ranks: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Returns (Q,) the mean of the precision at the rank of each relevant item, however deep; its mean is mAP."""
+    counts = np.diff(indptr)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    ascending = ranks[np.lexsort((ranks, rows))]  # (nnz,)
+    found = np.arange(len(ranks)) - np.repeat(indptr[:-1], counts) + 1
+    return _sums(found / ascending, indptr) / counts
+
+
+def ndcg(ranks: np.ndarray, indptr: np.ndarray, k: int) -> np.ndarray:
+    """Returns (Q,) nDCG@k with binary gain: sum of 1 / log2(1 + rank) in the top k, over that of the ideal ranking."""
+    gained = _sums(np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0), indptr)
+    ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))  # (k,)
+    return gained / ideal[np.minimum(np.diff(indptr), k) - 1]
+
+
+def per_query(ranks: np.ndarray, indptr: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, np.ndarray]:
+    """Returns the (Q,) values of every metric, by name: hit@k, mrr, map, ndcg@k, recall@k, precision@k."""
+    at_k = {"hit": hit, "ndcg": ndcg, "recall": recall, "precision": precision}
+    values = {f"{name}@{k}": metric(ranks, indptr, k) for name, metric in at_k.items() for k in ks}
+    hits = {name: values.pop(name) for name in [f"hit@{k}" for k in ks]}
+    mean_ranks = {"mrr": reciprocal_rank(ranks, indptr), "map": average_precision(ranks, indptr)}
+    return hits | mean_ranks | values
+
+
+def chance_hit(relevant_counts: np.ndarray, gallery: int, k: int) -> float:
+    """Returns the expected hit@k of a random order: the mean of 1 - C(G-R, k) / C(G, k) over queries, exactly.
+
+    Args:
+      relevant_counts: (Q,) R, the number of relevant items of each query.
+      gallery: G, the number of items.
+      k: at least 1.
+
+    Raises:
+      ValueError: a count is outside 1..G.
+    """
+    counts, weights = np.unique(np.asarray(relevant_counts), return_counts=True)  # (U,)
+    if not counts.size or counts[0] < 1 or counts[-1] > gallery:
+        raise ValueError(f"relevant counts must lie in 1..{gallery}, got {counts[:1]} to {counts[-1:]}")
+    drawn = np.arange(min(k, gallery))
+    share = counts[:, None] / (gallery - drawn)  # (U, k) that the next item is right, none having been
+    with np.errstate(divide="ignore"):
+        log_miss = np.log1p(-np.minimum(share, 1.0)).sum(axis=1)
+    return float(np.average(-np.expm1(log_miss), weights=weights))
+
+
+def _sums(values, indptr):
+    return np.add.reduceat(values.astype(np.float64), indptr[:-1])

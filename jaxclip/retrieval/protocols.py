@@ -1,0 +1,173 @@
+"""The evaluation protocols: the full gallery in both directions, rows by category, and 100-image trials."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxclip.retrieval import metrics, significance
+from jaxclip.retrieval.ranks import Ranks, Relevance, ranks
+
+TRIALS, TRIAL_SIZE, TRIAL_TILE = 100, 100, 128
+UNCATEGORISED = "(none)"
+CATEGORY_KS = (1, 5, 10)
+
+
+@dataclass(frozen=True, eq=False)
+class Rankings:
+    """What one direction found, query by query.
+
+    Attributes:
+      best_ranks: (Q,) rank of the first relevant item.
+      relevant_counts: (Q,) how many items are relevant.
+      values: the (Q,) values behind each figure, under the figure's name, for paired comparison of two runs.
+      top_items: (Q, k) items, best first. top_scores: (Q, k). top_relevant: (Q, k) whether they are right.
+    """
+
+    best_ranks: np.ndarray
+    relevant_counts: np.ndarray
+    values: dict[str, np.ndarray]
+    top_items: np.ndarray
+    top_scores: np.ndarray
+    top_relevant: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Details:
+    """The rankings behind the metrics, in both directions."""
+
+    text_to_image: Rankings
+    image_to_text: Rankings
+
+
+def evaluate(
+    text_embeddings,
+    image_embeddings,
+    text_groups: Sequence,
+    image_groups: Sequence,
+    categories_of_texts: Sequence[str],
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    top_k: int = 10,
+    seed: int = 0,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> tuple[dict, Details]:
+    """Returns (metrics, details): the content of metrics.json but for the run's fingerprints, and what is behind it.
+
+    Every figure is `{"value", "low", "high"}` with a 95% bootstrap interval over queries (over trials, in `trials`).
+    Text-to-image queries are texts and its gallery all images, image-to-text the reverse; relevant means same group.
+
+    Args:
+      text_embeddings: (Q, D), normalised. image_embeddings: (G, D), normalised.
+      text_groups: (Q,) the group of each text. image_groups: (G,) of each image.
+      categories_of_texts: (Q,) names; "" is shown as "(none)".
+      ks: depths of hit, recall, precision and nDCG.
+      top_k: how many items per query the details keep.
+      seed: of the trials and of the resampling.
+      progress: wraps the sequence of query blocks, once per direction.
+
+    Raises:
+      UserError: a text or an image has no counterpart of its group.
+      ValueError: the lengths differ.
+    """
+    texts, images = np.asarray(text_embeddings, np.float32), np.asarray(image_embeddings, np.float32)
+    text_groups, image_groups = np.asarray(text_groups), np.asarray(image_groups)
+    if not len(texts) == len(text_groups) == len(categories_of_texts) or len(images) != len(image_groups):
+        raise ValueError(
+            f"{len(texts)} texts with {len(text_groups)} groups and {len(categories_of_texts)} categories, "
+            f"{len(images)} images with {len(image_groups)} groups"
+        )
+    relevance = Relevance.from_groups(text_groups, image_groups), Relevance.from_groups(image_groups, text_groups)
+    found = ranks(texts, images, relevance[0], top_k=top_k, progress=progress)
+    found_back = ranks(images, texts, relevance[1], top_k=top_k, progress=progress)
+    details = Details(
+        _rankings(found, relevance[0], text_groups, image_groups, ks),
+        _rankings(found_back, relevance[1], image_groups, text_groups, ks),
+    )
+    result = {
+        "text_to_image": _figures(details.text_to_image, seed),
+        "image_to_text": _figures(details.image_to_text, seed),
+        "by_category": _by_category(details.text_to_image, categories_of_texts, relevance[0], found, seed),
+        "trials": _trials(texts, images, text_groups, image_groups, ks, seed),
+        "chance": _chance(details.text_to_image, len(images), ks),
+        "chance_image_to_text": _chance(details.image_to_text, len(texts), ks),
+        "queries": len(texts),
+        "gallery": len(images),
+        "nan_scores": found.nan_count,
+    }
+    return result, details
+
+
+def _rankings(found: Ranks, relevance, query_groups, gallery_groups, ks):
+    """Returns one direction's rankings, by query."""
+    return Rankings(
+        best_ranks=metrics.best_rank(found.ranks, relevance.indptr),
+        relevant_counts=relevance.counts,
+        values=metrics.per_query(found.ranks, relevance.indptr, ks),
+        top_items=found.top_items,
+        top_scores=found.top_scores,
+        top_relevant=gallery_groups[found.top_items] == query_groups[:, None],
+    )
+
+
+def _figures(rankings, seed):
+    """Returns every mean, and the median rank, with intervals; the hits first."""
+    figures = _means(rankings.values, seed)
+    low, high = significance.bootstrap_interval(rankings.best_ranks, statistic=significance.median, seed=seed)
+    median = {"median_rank": {"value": float(np.median(rankings.best_ranks)), "low": low, "high": high}}
+    first = [name for name in figures if name.startswith("hit@") or name == "mrr"]
+    return {name: figures[name] for name in first} | median | figures
+
+
+def _means(values, seed):
+    """Returns {"value", "low", "high"} of the mean of each of the named (Q,) values, all on the same resamples."""
+    stacked = np.stack(list(values.values()))  # (M, Q)
+    low, high = significance.bootstrap_interval(stacked, seed=seed)
+    return {
+        name: {"value": float(mean), "low": float(low[row]), "high": float(high[row])}
+        for row, (name, mean) in enumerate(zip(values, stacked.mean(axis=1), strict=True))
+    }
+
+
+def _by_category(rankings, categories, relevance, found, seed):
+    """Returns a row per category, most queries first, then by name."""
+    names, members = np.unique([name or UNCATEGORISED for name in categories], return_inverse=True)
+    values = {f"hit@{k}": metrics.hit(found.ranks, relevance.indptr, k) for k in CATEGORY_KS}
+    values["mrr"] = rankings.values["mrr"]
+    counts = np.bincount(members)
+    rows = {}
+    for row in np.lexsort((names, -counts)):
+        of_category = {name: value[members == row] for name, value in values.items()}
+        rows[str(names[row])] = {"queries": int(counts[row])} | _means(of_category, seed)
+    return rows
+
+
+def _trials(texts, images, text_groups, image_groups, ks, seed):
+    """Returns the mean hit@k of 100 trials of 100 images and a text of each, both ways, as FashionBERT evaluates.
+
+    The images of a trial are of distinct groups, each with one random image and one random text, so that exactly one
+    item is right. With fewer groups than that there is nothing to draw from, and the reason stands in its place.
+    """
+    groups = np.unique(image_groups)
+    if len(groups) < TRIAL_SIZE:
+        return {"reason": f"{TRIAL_SIZE} distinct groups are needed for a trial, and there are {len(groups)}"}
+    random = np.random.default_rng(seed)
+    one_to_one = Relevance(np.arange(TRIAL_SIZE + 1), np.arange(TRIAL_SIZE))
+    image_of, text_of = Relevance.from_groups(groups, image_groups), Relevance.from_groups(groups, text_groups)
+    best = np.empty((2, TRIALS, TRIAL_SIZE), np.int64)
+    for trial in range(TRIALS):
+        drawn = random.choice(len(groups), TRIAL_SIZE, replace=False)
+        some_images, some_texts = images[_one_each(image_of, drawn, random)], texts[_one_each(text_of, drawn, random)]
+        best[0, trial] = ranks(some_texts, some_images, one_to_one, tile=TRIAL_TILE).ranks
+        best[1, trial] = ranks(some_images, some_texts, one_to_one, tile=TRIAL_TILE).ranks
+    figures = [_means({f"hit@{k}": (side <= k).mean(axis=1) for k in ks}, seed) for side in best]
+    return {"trials": TRIALS, "images": TRIAL_SIZE, "text_to_image": figures[0], "image_to_text": figures[1]}
+
+
+def _one_each(members: Relevance, drawn, random):
+    """Returns a random member of each of the drawn groups."""
+    return members.indices[members.indptr[drawn] + random.integers(members.counts[drawn])]
+
+
+def _chance(rankings, gallery, ks):
+    return {f"hit@{k}": metrics.chance_hit(rankings.relevant_counts, gallery, k) for k in ks}
