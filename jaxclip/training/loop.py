@@ -1,0 +1,148 @@
+"""The training loop: restore, then for each step: batch, step, write, maybe evaluate, maybe save."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import jax
+
+from jaxclip.errors import UserError
+from jaxclip.pipeline.prefetch import prefetch
+from jaxclip.training.checkpoint import Checkpoints
+from jaxclip.training.progress import Progress
+from jaxclip.training.state import TrainState
+from jaxclip.training.step import Batch, Metrics
+from jaxclip.training.writers import Writers
+
+Evaluate = Callable[[TrainState], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """After how many steps what happens; 0 = only after the last one."""
+
+    steps: int
+    log: int
+    evaluate: int
+    save: int
+
+
+class Stop:
+    """Remembers the signal that asked the run to end; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Yields a Stop that SIGTERM and SIGINT set, and puts the former handlers back."""
+    stop = Stop()
+    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Callable, float | None]:
+    """Returns the step compiled ahead of time, its state donated, and its FLOPs per device where XLA counts them.
+
+    A compiled step refuses a batch of another shape, so that nothing is ever compiled twice unnoticed.
+    """
+    compiled = jax.jit(step, donate_argnums=0).lower(abstract, batch).compile()
+    costs = compiled.cost_analysis() or {}
+    return compiled, costs.get("flops")
+
+
+def run(
+    state: TrainState,
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    batches: Iterator[Any],
+    place: Callable[[Any], Batch],
+    *,
+    rhythm: Rhythm,
+    progress: Progress,
+    writers: Writers,
+    checkpoints: Checkpoints,
+    beside: dict[str, Any],
+    evaluate: Evaluate,
+) -> tuple[TrainState, int | None]:
+    """Trains from the state's step to the last one; returns the final state and the signal that ended it early, if any.
+
+    One step runs while the metrics of the one before are read, so that the devices never wait for the host; what is
+    saved has been checked to be finite.
+
+    Raises:
+      UserError: the loss or a gradient is not finite, naming the step, with the last good checkpoint kept; or a
+        checkpoint cannot be written.
+    """
+    first = number = int(state.step)
+    previous: Metrics | None = None
+
+    def save(metrics: dict[str, float] | None = None) -> None:
+        checkpoints.save(state, {**beside, "progress": progress.to_json()}, metrics)
+
+    placed = prefetch(batches, place)
+    with stop_on_signals() as stop:
+        for number in range(first + 1, rhythm.steps + 1):
+            waiting = time.perf_counter()
+            batch = next(placed)
+            progress.waited(time.perf_counter() - waiting)
+            state, metrics = step(state, batch)
+            if previous is not None:
+                _check_finite(previous, number - 1, checkpoints)
+            previous = metrics
+            last = number == rhythm.steps
+            logs = number % rhythm.log == 0 or last
+            evaluates = last or (rhythm.evaluate and number % rhythm.evaluate == 0)
+            stops = stop.signal is not None
+            saves = evaluates or stops or number % rhythm.save == 0
+            if logs or saves:
+                _check_finite(metrics, number, checkpoints)
+            progress.advance()
+            if logs:
+                _write(number, metrics, progress, writers)
+            if saves:
+                progress.pause()
+                found = evaluate(state) if evaluates and (last or not stops) else None
+                if found:
+                    writers.write(number, found)
+                save(found)
+                progress.resume()
+            if stops:
+                break
+        placed.close()
+        checkpoints.wait()
+    return state, stop.signal if number < rhythm.steps else None
+
+
+def _check_finite(metrics: Metrics, number: int, checkpoints: Checkpoints) -> None:
+    if float(metrics["finite"]) == 1.0:
+        return
+    checkpoints.wait()
+    steps = checkpoints.steps()
+    kept = f"the checkpoint of step {steps[-1]} is the last good one" if steps else "no checkpoint was saved before"
+    raise UserError(
+        f"loss {float(metrics['loss'])} and gradient norm {float(metrics['gradient_norm'])} at step {number} are not "
+        f"finite; {kept}. A lower optimizer.learning_rate or a longer optimizer.warmup_steps is the usual remedy"
+    )
+
+
+def _write(number: int, metrics: Metrics, progress: Progress, writers: Writers) -> None:
+    values = {name: float(value) for name, value in metrics.items() if name != "finite"}
+    measures = progress.measures()
+    writers.write(number, {**values, **measures})
+    shown = {"loss": f"{values['loss']:.3f}", "pairs/s": f"{measures['pairs_per_second']:,.0f}"}
+    if "mfu" in measures:
+        shown["mfu"] = f"{measures['mfu']:.0%}"
+    progress.show(**shown, wait=f"{measures['data_wait']:.1%}")

@@ -1,0 +1,90 @@
+"""The device mesh and where each array lives on it."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxclip.errors import UserError
+from jaxclip.models.transformer import BATCH_AXES
+
+AXES = ("data", "fsdp", "tensor")
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+# Blocks have their layers as first axis. The first rule whose regex is found in a parameter's name holds.
+RULES: Rules = (
+    (r"attention/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),  # (L, W, 3, H, D)
+    (r"attention/qkv/bias", PartitionSpec(None, None, "tensor", None)),  # (L, 3, H, D)
+    (r"attention/out/kernel", PartitionSpec(None, "tensor", None, "fsdp")),  # (L, H, D, W)
+    (r"mlp_in/kernel", PartitionSpec(None, "fsdp", "tensor")),  # (L, W, M)
+    (r"mlp_in/bias", PartitionSpec(None, "tensor")),  # (L, M)
+    (r"mlp_out/kernel", PartitionSpec(None, "tensor", "fsdp")),  # (L, M, W)
+    (r"token_embedding/embedding", PartitionSpec("tensor", "fsdp")),  # (V, W)
+)
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of all (or the given) devices; one axis may be -1 for what the others leave.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    if -1 in sizes:
+        known = int(np.prod([size for size in sizes if size != -1]))
+        sizes[sizes.index(-1)] = max(1, len(devices) // known)
+    if int(np.prod(sizes)) != len(devices):
+        raise UserError(
+            f"config.mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} does not match {len(devices)} devices"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def names(tree: Any) -> Any:
+    """Returns the tree with each leaf replaced by its path, as "image/projection/kernel"."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
+    )
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """Returns a NamedSharding for each leaf (arrays or their shapes) of a tree that has parameters' names in its paths.
+
+    Where no rule holds, or a rule's axis does not divide its dimension, the largest dimension that fsdp divides is
+    split over fsdp, and where there is none the array is replicated. Optimizer state carries its parameters' names and
+    so is sharded as they are.
+    """
+
+    def place(name: str, leaf: Any) -> NamedSharding:
+        for pattern, spec in rules:
+            if re.search(pattern, name) and len(spec) == leaf.ndim and _divides(spec, leaf.shape, mesh):
+                return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, _fallback(leaf.shape, mesh.shape["fsdp"]))
+
+    return jax.tree.map(place, names(tree), tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: its rows over the data and fsdp axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def rows(mesh: Mesh) -> int:
+    """Returns the number by which a batch's rows must be divisible on this mesh."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def _divides(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> bool:
+    return all(axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(spec, shape, strict=True))
+
+
+def _fallback(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    fitting = [axis for axis, size in enumerate(shape) if size % fsdp == 0 and size >= fsdp]
+    if fsdp == 1 or not fitting or np.prod(shape) < 2**14:
+        return PartitionSpec()
+    widest = max(fitting, key=lambda axis: shape[axis])
+    return PartitionSpec(*("fsdp" if axis == widest else None for axis in range(len(shape))))

@@ -1,0 +1,83 @@
+"""The training state: what a checkpoint holds and a step turns into the next."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxclip.models.clip import CLIP, CLIPConfig
+from jaxclip.training.mesh import shardings
+
+Params = dict[str, Any]
+
+
+class TrainState(NamedTuple):
+    """Parameters, the optimizer's state and the number of steps taken. All else follows from config and step."""
+
+    step: jax.Array
+    params: Params
+    optimizer: Any
+
+
+def make_model(config: CLIPConfig) -> tuple[nnx.GraphDef, Params]:
+    """Returns the towers' graph and the shapes of their parameters, allocating nothing."""
+    model = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0)))
+    graph, shapes = nnx.split(model)
+    return graph, nnx.to_pure_dict(shapes)
+
+
+def abstract_state(shapes: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns the state's shapes, dtypes and shardings, as a checkpoint is restored into."""
+
+    def make(params: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    state = jax.eval_shape(make, shapes)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings(state, mesh),
+    )
+
+
+def initial_state(
+    config: CLIPConfig, optimizer: optax.GradientTransformation, abstract: TrainState, *, seed: int
+) -> TrainState:
+    """Returns the state of step 0, each array made where `abstract` places it; the same on every mesh."""
+
+    def make(key: jax.Array) -> TrainState:
+        params = nnx.to_pure_dict(nnx.state(CLIP(config, rngs=nnx.Rngs(params=key))))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(make, out_shardings=where)(jax.random.key(seed))
+
+
+def checksum(tree: Any) -> jax.Array:
+    """Returns a uint32 that changes with any bit of a tree's arrays, whatever mesh they lie on."""
+
+    def fold(leaf: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        place = jnp.uint32(1)
+        for axis in range(leaf.ndim):
+            index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+            place = place * jnp.uint32(2654435761) + index
+        return jnp.sum(bits * (place | jnp.uint32(1)), dtype=jnp.uint32)
+
+    total = jnp.zeros((), jnp.uint32)
+    for leaf in jax.tree.leaves(tree):
+        total = total * jnp.uint32(31) + fold(leaf)
+    return total
+
+
+def finite(params: Params) -> jax.Array:
+    """Returns whether all parameters are."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of values that every device holds."""
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,153 @@
+"""What tests share: eight CPU devices, a cache of their own, a drawn catalogue and the commands as real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.batch_size, config.steps, config.log_every = 16, 12, 1
+    config.data = ConfigDict(
+        {"drawn_products": 150, "image_size": 32, "context_length": 12, "vocab_size": 300, "test": 0.2}
+    )
+    config.model = ConfigDict({"preset": "tiny", "dropout": 0.1, "stochastic_depth": 0.1})
+    config.augmentation = ConfigDict({"flip": True, "keep_attributes": 0.7, "keep_words": 0.9})
+    config.optimizer = ConfigDict({"warmup_steps": 3})
+    config.checkpoint = ConfigDict({"every": 2, "keep": 2})
+    config.evaluation = ConfigDict({"every": 5, "batch_size": 32})
+    return config
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Path:
+    """The folder that stands for ~/.cache/jaxclip in this process and in those it starts."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["JAXCLIP_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def environment(cache, tmp_path_factory) -> dict[str, str]:
+    """Environment of the commands: one device, programs compiled quickly and once for all processes.
+
+    With GLIBC_TUNABLES set a command does not start itself again, so that its process can be signalled by its id.
+    """
+    return {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "PYTHONPATH": str(ROOT),
+        "JAXCLIP_CACHE": str(cache),
+        "GLIBC_TUNABLES": "glibc.malloc.top_pad=131072",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory) -> Path:
+    """A configuration with dropout, stochastic depth and augmentation that trains in seconds."""
+    path = tmp_path_factory.mktemp("configs") / "tiny_run.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def finish(process: subprocess.Popen, *, seconds: float = 1800) -> tuple[str, str]:
+    """Returns the output and the errors of a process at its end; none outlives its test."""
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+
+
+@pytest.fixture(scope="session")
+def start(environment) -> Callable[..., subprocess.Popen]:
+    """Starts `python -m jaxclip.COMMAND ARGUMENTS` and returns its Popen, output as text."""
+
+    def start(command: str, *arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*prefix, sys.executable, "-m", f"jaxclip.{command}", *map(str, arguments)],
+            env=environment,
+            cwd=environment["JAXCLIP_CACHE"],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run(start) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `python -m jaxclip.COMMAND ARGUMENTS` to its end."""
+
+    def run(command: str, *arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+        process = start(command, *arguments, prefix=prefix)
+        out, error = finish(process)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(run, config_file, tmp_path_factory) -> Path:
+    """The workdir of a run of `config_file` that nothing interrupted; to be copied, not changed."""
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    done = run("train", f"--config={config_file}", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def catalogue(trained, cache) -> Path:
+    """The raw drawn catalogue that `trained` was trained on, prepared in the cache."""
+    (path,) = (cache / "drawn").iterdir()
+    return path
+
+
+@pytest.fixture(scope="session")
+def read_params() -> Callable[[Path, int], dict[str, np.ndarray]]:
+    """Reads the parameters of a workdir's checkpoint by name, whatever wrote them."""
+
+    def read(workdir: Path, step: int) -> dict[str, np.ndarray]:
+        import jax
+        import orbax.checkpoint as ocp
+
+        folder = (workdir / "checkpoints" / str(step) / "params").resolve()
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(folder).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            params = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+        return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def read_rows() -> Callable[[Path], list[dict[str, float]]]:
+    """Reads a workdir's metrics.jsonl without the figures that depend on the clock."""
+    clock = {"pairs_per_second", "step_seconds", "data_wait", "device_hours", "mfu"}
+
+    def read(workdir: Path) -> list[dict[str, float]]:
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        return [{name: value for name, value in row.items() if name not in clock} for row in rows]
+
+    return read

@@ -1,0 +1,161 @@
+"""The loop around a stand-in loss: what it refuses to save, what it writes and how it stops."""
+
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxclip.errors import UserError
+from jaxclip.training import loop
+from jaxclip.training.checkpoint import Checkpoints
+from jaxclip.training.progress import Progress
+from jaxclip.training.state import TrainState
+from jaxclip.training.step import make_step
+from jaxclip.training.writers import Writers, read
+
+STEPS = 8
+OPTIMIZER = optax.adam(0.1)
+
+
+def initial_state(learned=0.0):
+    params = {"kernel": jnp.full((4, 3), learned, jnp.float32)}
+    return TrainState(jnp.zeros((), jnp.int32), params, OPTIMIZER.init(params))
+
+
+def loss(params, batch, rng):
+    return jnp.mean((params["kernel"] - batch["target"]) ** 2), {}
+
+
+def batches(first=0, poisoned=None):
+    for step in range(first, STEPS):
+        yield {"target": np.full((4, 3), np.nan if step + 1 == poisoned else step, np.float32)}
+
+
+def train(workdir, items, state=None, *, save=2, evaluate=0, log=1, step=None, rank=lambda state: {"hit@1": 0.5}):
+    state = state or initial_state()
+    checkpoints = Checkpoints(workdir, keep=2)
+    written = Writers(workdir, first=int(state.step))
+    progress = Progress(first=int(state.step), steps=STEPS, batch_size=4, flops=None, saved={})
+    step = step or jax.jit(make_step(loss, OPTIMIZER, optax.constant_schedule(0.1), seed=0), donate_argnums=0)
+    try:
+        return loop.run(
+            state,
+            step,
+            items,
+            lambda batch: jax.tree.map(jnp.asarray, batch),
+            rhythm=loop.Rhythm(STEPS, log, evaluate, save),
+            progress=progress,
+            writers=written,
+            checkpoints=checkpoints,
+            beside={},
+            evaluate=rank,
+        )
+    finally:
+        progress.close()
+        written.close()
+        checkpoints.close()
+
+
+def saved(workdir):
+    checkpoints = Checkpoints(workdir, read_only=True)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), initial_state()
+    )
+    return {step: checkpoints.restore(abstract, step)[0] for step in checkpoints.steps()}
+
+
+@pytest.mark.parametrize(("poisoned", "good"), [(5, 4), (6, 4), (8, 6)])
+@pytest.mark.parametrize("log", [1, 100])
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_step_and_the_last_good_checkpoint(
+    tmp_path, poisoned, good, log
+):
+    with pytest.raises(UserError) as told:
+        train(tmp_path, batches(poisoned=poisoned), log=log)
+    assert f"at step {poisoned} are not finite" in str(told.value) and "loss nan" in str(told.value)
+    assert f"the checkpoint of step {good} is the last good one" in str(told.value)
+    states = saved(tmp_path)
+    assert max(states) == good
+    assert all(np.isfinite(leaf).all() for state in states.values() for leaf in jax.tree.leaves(state))
+
+
+def test_a_loss_that_is_not_finite_before_any_checkpoint_says_so(tmp_path):
+    with pytest.raises(UserError, match="at step 1 are not finite; no checkpoint was saved before"):
+        train(tmp_path, batches(poisoned=1))
+    assert not saved(tmp_path)
+
+
+def test_parameters_that_an_update_made_infinite_are_not_saved_though_the_loss_was_finite(tmp_path):
+    exploding = jax.jit(make_step(loss, optax.sgd(1e39), optax.constant_schedule(1e39), seed=0))
+    params = initial_state().params
+    state = TrainState(jnp.zeros((), jnp.int32), params, optax.sgd(1e39).init(params))
+    with pytest.raises(UserError, match="not finite"):
+        train(tmp_path, batches(first=1), state, save=1, step=exploding)
+    assert not Checkpoints(tmp_path, read_only=True).steps()
+
+
+def test_every_step_logged_tells_the_share_of_time_spent_waiting_for_data(tmp_path):
+    train(tmp_path, batches(), log=2)
+    rows = [row for row in read(tmp_path) if "loss" in row]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert all(0 <= row["data_wait"] <= 1 and row["pairs_per_second"] > 0 for row in rows)
+
+
+def test_slow_data_shows_as_waiting(tmp_path):
+    def slow():
+        import time
+
+        for batch in batches():
+            time.sleep(0.2)
+            yield batch
+
+    train(tmp_path, slow(), log=4, save=100)
+    assert read(tmp_path)[1]["step"] == 8 and read(tmp_path)[1]["data_wait"] > 0.5
+
+
+def test_rows_after_the_restored_step_are_removed_and_a_row_cut_by_a_kill_is_left_out(tmp_path):
+    rows = [{"step": step, "loss": 1.0 / step} for step in range(1, 7)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 7, "lo')
+    written = Writers(tmp_path, first=4)
+    written.write(5, {"loss": 9.0})
+    written.close()
+    assert read(tmp_path) == [*rows[:4], {"step": 5, "loss": 9.0}]
+
+
+def test_a_signal_saves_the_step_at_hand_and_the_next_run_ends_as_if_there_had_been_none(tmp_path):
+    plain = jax.jit(make_step(loss, OPTIMIZER, optax.constant_schedule(0.1), seed=0))
+
+    def interrupted(state, batch):
+        if int(state.step) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(state, batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    expected, _ = train(tmp_path / "whole", batches(), step=plain, save=100)
+    _, number = train(tmp_path / "stopped", batches(), step=interrupted, save=100)
+    assert number == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
+    ((step, state),) = saved(tmp_path / "stopped").items()
+    assert step == 5
+    state, number = train(tmp_path / "stopped", batches(first=5), state, step=plain, save=100)
+    assert number is None
+    for found, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_signal_during_the_last_step_leaves_a_run_that_is_done_and_evaluated(tmp_path):
+    plain, ranked = jax.jit(make_step(loss, OPTIMIZER, optax.constant_schedule(0.1), seed=0)), []
+
+    def interrupted(state, batch):
+        if int(state.step) == STEPS - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(state, batch)
+
+    def rank(state):
+        ranked.append(int(state.step))
+        return {"hit@1": 0.5}
+
+    _, number = train(tmp_path, batches(), step=interrupted, evaluate=3, rank=rank)
+    assert number is None and ranked == [3, 6, 8]

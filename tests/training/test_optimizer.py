@@ -1,0 +1,138 @@
+"""The optimizer follows parameter names: what is frozen stays, what decays is a matrix, what has a rate has it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxclip.errors import UserError
+from jaxclip.training.optimizer import make_optimizer, make_schedule
+
+RATE = 0.01
+
+
+def parameters():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "image": {"stem": {"kernel": (3, 4), "bias": (4,)}, "norm": {"scale": (4,)}, "positions": (5, 4)},
+        "text": {"token_embedding": {"embedding": (6, 4)}, "projection": {"kernel": (4, 2)}},
+        "logit_scale": (),
+    }
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+
+def optimizer(params, **changes):
+    given = {
+        "name": "adamw", "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.98, "epsilon": 1e-6, "clip_norm": 1.0,
+        "rates": {},
+    }  # fmt: skip
+    return make_optimizer(params, optax.constant_schedule(RATE), **{**given, **changes})
+
+
+def take_steps(params, steps=3, gradient=None, **changes):
+    chain = optimizer(params, **changes)
+    state = chain.init(params)
+
+    @jax.jit
+    def step(gradients, state, params):
+        updates, state = chain.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for seed in range(steps):
+        rng = np.random.default_rng(seed)
+        gradients = jax.tree.map(
+            lambda p, rng=rng: jnp.asarray(rng.normal(size=p.shape), p.dtype) if gradient is None else p * 0 + gradient,
+            params,
+        )
+        params, state = step(gradients, state, params)
+    return params, state
+
+
+def by_name(tree):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def test_frozen_parameters_stay_bit_identical_and_have_no_optimizer_state():
+    before = parameters()
+    after, state = take_steps(before, rates={"^image/": 0.0, "token_embedding": 0})
+    before, after = by_name(before), by_name(after)
+    for name in before:
+        frozen = name.startswith("image/") or "token_embedding" in name
+        assert np.array_equal(before[name], after[name]) == frozen, name
+    assert not [name for name in by_name(state) if "image" in name or "token_embedding" in name]
+    assert [name for name in by_name(state) if "text/projection" in name]
+
+
+def test_frozen_parameters_have_no_part_in_the_clipped_norm():
+    params = {"image": {"kernel": jnp.ones(2)}, "text": {"kernel": jnp.ones(2)}}
+    huge = {"image": {"kernel": jnp.full(2, 1e6)}, "text": {"kernel": jnp.full(2, 0.1)}}
+    chain = optimizer(params, rates={"^image": 0.0}, epsilon=1.0, weight_decay=0.0)
+    alone = optimizer({"text": params["text"]}, epsilon=1.0, weight_decay=0.0)
+    updates, _ = chain.update(huge, chain.init(params), params)
+    expected, _ = alone.update({"text": huge["text"]}, alone.init({"text": params["text"]}), {"text": params["text"]})
+    np.testing.assert_array_equal(updates["text"]["kernel"], expected["text"]["kernel"])
+
+
+def test_a_rate_scales_the_whole_step_of_the_names_it_is_found_in_and_the_first_one_holds():
+    before = parameters()
+    plain, _ = take_steps(before, steps=1)
+    scaled, _ = take_steps(before, steps=1, rates={"projection": 0.5, "^text": 0.1})
+    before, plain, scaled = by_name(before), by_name(plain), by_name(scaled)
+    for name in before:
+        factor = 0.5 if "projection" in name else 0.1 if name.startswith("text") else 1.0
+        np.testing.assert_allclose(scaled[name] - before[name], factor * (plain[name] - before[name]), atol=2e-7)
+
+
+@pytest.mark.parametrize("rates", [{}, {"^logit_scale$": 0.0}, {"^image/norm": 0.5}])
+def test_only_kernels_and_embeddings_decay(rates):
+    before = parameters()
+    after, _ = take_steps(before, steps=1, gradient=0.0, rates=rates)
+    before, after = by_name(before), by_name(after)
+    for name in before:
+        decays = name.endswith(("kernel", "embedding"))
+        np.testing.assert_allclose(
+            after[name], before[name] * (1 - 0.1 * RATE if decays else 1), rtol=1e-6, err_msg=name
+        )
+        assert decays or np.array_equal(after[name], before[name])
+
+
+def test_adam_is_adamw_without_decay():
+    adam, _ = take_steps(parameters(), name="adam", weight_decay=0.5)
+    adamw, _ = take_steps(parameters(), name="adamw", weight_decay=0.0)
+    decayed, _ = take_steps(parameters(), name="adamw", weight_decay=0.5)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, adam, adamw)))
+    assert not np.array_equal(adam["text"]["projection"]["kernel"], decayed["text"]["projection"]["kernel"])
+
+
+def test_warm_up_is_linear_from_zero_and_cosine_ends_at_zero():
+    schedule = make_schedule(2.0, "cosine", warmup_steps=10, steps=110)
+    values = [float(schedule(step)) for step in (0, 5, 10, 60, 110, 200)]
+    np.testing.assert_allclose(values, [0, 1, 2, 1, 0, 0], atol=1e-6)
+
+
+def test_constant_schedule_stays_at_its_peak_after_warm_up():
+    schedule = make_schedule(2.0, "constant", warmup_steps=4, steps=100)
+    np.testing.assert_allclose([float(schedule(step)) for step in (0, 1, 4, 50, 100)], [0, 0.5, 2, 2, 2])
+
+
+def test_a_short_run_warms_up_for_half_of_it_at_most():
+    schedule = make_schedule(1.0, "cosine", warmup_steps=100, steps=10)
+    assert float(schedule(5)) == pytest.approx(1.0) and float(schedule(10)) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        ({"(": 0.1}, ["'('", "not a regular expression"]),
+        ({"^txet/": 0.1}, ["'^txet/'", "no parameter's name", "image/"]),
+        ({"": 0.0}, ["freezes every parameter"]),
+    ],
+)
+def test_rates_that_cannot_be_meant_are_told(rates, words):
+    with pytest.raises(UserError) as told:
+        optimizer(parameters(), rates=rates)
+    assert all(word in str(told.value) for word in ["config.optimizer.rates", *words])
