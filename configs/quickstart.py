@@ -1,0 +1,23 @@
+"""Train a small CLIP from scratch on a catalogue that is drawn on the spot: nothing to download.
+
+    python -m jaxclip.train --config=configs/quickstart.py
+
+Takes about 260 processor-seconds and ends at a text-to-image hit@1 of about .65 (chance: .003).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration."""
+    config = ConfigDict()
+    config.batch_size = 128
+    config.epochs = 14.0
+    config.data = ConfigDict(
+        {"reader": "drawn", "drawn_products": 3000, "image_size": 64, "context_length": 24, "vocab_size": 1024}
+    )
+    config.augmentation = ConfigDict({"crop_area": (0.7, 1.0), "keep_attributes": 0.5})
+    config.model = ConfigDict({"preset": "tiny"})
+    config.optimizer = ConfigDict({"learning_rate": 2e-3, "warmup_steps": 50})
+    config.checkpoint = ConfigDict({"every": 100})
+    return config

@@ -1,0 +1,137 @@
+"""What all commands share: --config and its overrides, and one clear sentence where the user has to act."""
+
+import errno
+import glob
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from jaxclip import config
+from jaxclip.config import Config
+from jaxclip.errors import UserError
+
+# Before TensorFlow and transformers are imported: they tell of CUDA and torch, which they are not asked for.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+USER_ERROR = 2
+# A full, read-only or forbidden disk may show at any write.
+SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+HELP = {"--help", "-help", "-h", "--helpshort"}
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Returns argv without its `--config.a.b=value` (or `--config.a.b value`) arguments, and those as a.b -> value."""
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith(("--config.", "-config.")):
+            rest.append(argument)
+            continue
+        name, equals, value = argument.lstrip("-").removeprefix("config.").partition("=")
+        overrides[name] = value if equals else next(arguments, "")
+    return rest, overrides
+
+
+def define_config_file(default: str | None = None) -> None:
+    """Defines --config for a command that takes a file of configs/."""
+    config_flags.DEFINE_config_file(
+        "config",
+        default,
+        "configs/NAME.py or configs/NAME.py:ARG",
+        sys_argv=[],
+    )
+
+
+def usage(help: str) -> str:
+    """Returns a command's help: what it does, its flags and every field of the configuration."""
+    defined = [*flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    defined += [flags.FLAGS["config"]] if "config" in flags.FLAGS else []
+    lines = [help.strip(), "", "flags:", *(f"  --{flag.name}: {flag.help}" for flag in defined)]
+    fields = textwrap.wrap(", ".join(config.fields()), 110, initial_indent="    ", subsequent_indent="    ")
+    lines += ["  --config.section.field=VALUE: overrides one field of", *fields]
+    return "\n".join(lines)
+
+
+def from_file(overrides: dict[str, str]) -> Config:
+    """Returns the configuration of the parsed --config flag with the overrides on top; UserError as `config.build`."""
+    if flags.FLAGS["config"].value is None:
+        raise UserError("--config is missing: give a file of configs/, as --config=configs/quickstart.py")
+    return config.build(flags.FLAGS["config"].value, overrides)
+
+
+def reuse_memory() -> None:
+    """Starts the process again, once, with a glibc that reuses large blocks; does nothing beside accelerators.
+
+    XLA's CPU backend allocates its temporaries anew in each step, and by default glibc returns such blocks to the
+    kernel, which clears them page by page: that took a fifth to a quarter of a training step here. The settings are
+    read when a process starts, so it has to begin again; GLIBC_TUNABLES set by the user stands.
+    """
+    accelerators = any(glob.glob(pattern) for pattern in ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*"))
+    if sys.platform != "linux" or accelerators or "GLIBC_TUNABLES" in os.environ or not sys.orig_argv:
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(
+        f"glibc.malloc.{name}={value}"
+        for name, value in {"hugetlb": 1, "mmap_threshold": 10**11, "trim_threshold": 10**11, "top_pad": 2**28}.items()
+    )
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Hides what libraries write to the standard error stream itself while they are loaded.
+
+    TensorFlow tells there, past every setting, that it found no CUDA. Exceptions come through.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
+    """Runs main(overrides) after absl has parsed the flags, and exits with what it returns, 0 for None.
+
+    A UserError is printed as its one message and exits with status 2.
+    """
+    reuse_memory()
+    argv, overrides = split_overrides(sys.argv)
+    if HELP & set(argv[1:]):
+        print(usage(help))
+        sys.exit(0)  # absl's own help exits with 1, leaves out --config and knows no fields
+    sys.modules["__main__"].__doc__ = help
+
+    def guarded(rest: list[str]) -> int:
+        absl_logging.set_verbosity(absl_logging.WARNING)
+        try:
+            if rest[1:]:
+                raise UserError(f"{' '.join(rest[1:])!r} is not understood: flags are written --name=value")
+            return main(overrides) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return USER_ERROR
+        except OSError as error:
+            if error.errno not in SURROUNDINGS:
+                raise
+            print(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+            return USER_ERROR
+
+    app.run(guarded, argv=argv)
+
+
+def say(line: str) -> None:
+    """Prints a line for the user, beside the results that go to standard output."""
+    print(line, file=sys.stderr, flush=True)

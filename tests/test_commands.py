@@ -1,0 +1,219 @@
+"""The commands as a user meets them: real processes, one clear sentence for bad input, nothing half written."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from jaxclip import config
+from jaxclip.catalog.drawn import draw_catalogue
+
+
+def contents(*folders):
+    return {
+        path: path.stat().st_mtime_ns if path.is_file() else None
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def assert_refused(done, *words):
+    assert done.returncode == 2, done.stderr
+    assert not done.stdout
+    message = done.stderr[done.stderr.index("error: ") :]
+    assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
+    assert all(word in message for word in words), message
+    return message.strip().splitlines()
+
+
+@pytest.fixture
+def refuse(run, cache, tmp_path):
+    """Runs a command that has to refuse its input and leave everything as it was."""
+
+    def refuse(command, *arguments, words):
+        before = contents(cache, tmp_path)
+        lines = assert_refused(run(command, *arguments), *words)
+        assert contents(cache, tmp_path) == before
+        return lines
+
+    return refuse
+
+
+def test_a_mistyped_key_is_told_with_the_nearest_name(refuse, config_file, tmp_path):
+    lines = refuse(
+        "train",
+        f"--config={config_file}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.optimizer.learning_rat=0.1",
+        words=["optimizer.learning_rat", "did you mean optimizer.learning_rate?"],
+    )
+    assert len(lines) == 1
+
+
+def test_all_mistakes_of_a_configuration_are_told_at_once(refuse, config_file, tmp_path):
+    lines = refuse(
+        "train",
+        f"--config={config_file}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.batch_size=many",
+        "--config.modle.preset=tiny",
+        "--config.epochs=3",
+        words=[
+            "3 problems",
+            "batch_size = 'many' is not a whole number",
+            "modle.preset",
+            "model.preset",
+            "both are set",
+        ],
+    )
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_missing_flag_is_told(refuse, command):
+    refuse(command, words=[{"train": "--config is missing", "evaluate": "--workdir is missing"}[command]])
+
+
+def test_a_workdir_begun_with_another_configuration_is_told_with_the_differing_keys(refuse, config_file, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    begun = config.build({"steps": 77, "optimizer": {"learning_rate": 0.5}})
+    (workdir / "config.json").write_text(json.dumps(config.dump(begun)))
+    lines = refuse(
+        "train",
+        f"--config={config_file}",
+        f"--workdir={workdir}",
+        words=["steps: 77 -> 12", "optimizer.learning_rate: 0.5 -> 0.001", "model.preset", "another --workdir"],
+    )
+    assert len(lines) == 1 and "checkpoint.every" not in lines[0]
+
+
+def test_evaluating_a_folder_that_is_no_workdir_is_told(refuse, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    refuse("evaluate", f"--workdir={tmp_path / 'pictures'}", words=["pictures is not a workdir", "config.json"])
+    refuse("evaluate", f"--workdir={tmp_path / 'nowhere'}", words=["nowhere is not a workdir"])
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "prepare"])
+def test_help_lists_flags_and_configuration_fields(run, command):
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"python -m jaxclip.{command}" in done.stdout
+    listed = {
+        "train": ["--workdir", "--config:", "optimizer.learning_rate", "mesh.fsdp"],
+        "evaluate": ["--workdir", "--step", "--name", "optimizer.learning_rate", "data.path"],
+        "prepare": ["--config:", "data.reader", "data.path"],
+    }[command]
+    assert not [word for word in listed if word not in done.stdout.replace("\n    ", " ")]
+
+
+@pytest.mark.slow
+def test_a_missing_catalogue_is_told(refuse, config_file, tmp_path):
+    path = tmp_path / "nowhere"
+    refuse(
+        "train",
+        f"--config={config_file}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.reader=folder",
+        f"--config.data.path={path}",
+        words=[f"no catalogue at {path}"],
+    )
+
+
+@pytest.mark.slow
+def test_a_table_without_the_needed_columns_is_told_with_those_it_has(refuse, config_file, tmp_path):
+    (tmp_path / "shop.csv").write_text("sku,photo,price\n1,a.jpg,3\n")
+    refuse(
+        "train",
+        f"--config={config_file}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.reader=table",
+        f"--config.data.path={tmp_path / 'shop.csv'}",
+        words=["shop.csv", "sku, photo, price", "--config.data.columns.image"],
+    )
+
+
+@pytest.mark.slow
+def test_a_catalogue_without_a_readable_picture_is_told(refuse, tmp_path):
+    (tmp_path / "shop" / "shirts").mkdir(parents=True)
+    (tmp_path / "shop" / "shirts" / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    refuse(
+        "prepare",
+        "--config.data.reader=folder",
+        f"--config.data.path={tmp_path / 'shop'}",
+        words=[str(tmp_path / "shop"), "no product has a readable image"],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--config.optimizer.rates={'(': 0.1}", ["config.optimizer.rates", "not a regular expression"]),
+        ("--config.mesh.data=3", ["config.mesh", "3 x 1 x 1", "1 devices"]),
+        ("--config.batch_size=4000", ["batch_size = 4000", "training products"]),
+    ],
+)
+def test_what_only_the_data_or_the_devices_can_tell_is_told_before_a_workdir_is_begun(
+    refuse, config_file, catalogue, tmp_path, override, words
+):
+    refuse("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", override, words=words)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_does_not_exist_is_told_with_those_that_do(refuse, trained):
+    before = contents(trained)
+    refuse("evaluate", f"--workdir={trained}", "--step=99", words=["--step=99", "latest, best, ", "10, 12"])
+    assert contents(trained) == before
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(run, config_file, trained, tmp_path, read_params):
+    namespace = ["unshare", "-rm", "sh", "-c"]
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    disk.mkdir()
+    if not shutil.which("unshare") or subprocess.run([*namespace, f"mount -t tmpfs none {disk}"]).returncode:
+        pytest.skip("this system lets its users mount nothing")
+    size = int(1.5 * 3 * sum(leaf.nbytes for leaf in read_params(trained, 12).values()))
+    script = f'mount -t tmpfs -o size={size} none {disk}; "$@"; status=$?; cp -r {disk}/run {copy}; exit $status'
+    done = run("train", f"--config={config_file}", f"--workdir={disk / 'run'}", prefix=(*namespace, script, "sh"))
+    lines = assert_refused(done, "disk of", "is full", "checkpoint of step 4", "the checkpoint of step 2 is intact")
+    assert len(lines) == 1
+    assert os.listdir(copy / "checkpoints") == ["2"]
+    assert all(np.isfinite(leaf).all() for leaf in read_params(copy, 2).values())
+    done = run("train", f"--config={config_file}", f"--workdir={copy}")
+    assert done.returncode == 0 and "resuming from step 2 of" in done.stderr, done.stderr
+    for name, leaf in read_params(trained, 12).items():
+        np.testing.assert_array_equal(read_params(copy, 12)[name], leaf, err_msg=name)
+
+
+@pytest.mark.slow
+def test_evaluation_gives_the_metrics_that_training_ended_with(run, trained, tmp_path):
+    workdir = tmp_path / "elsewhere" / "moved"
+    shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("eval"))
+    done = run("evaluate", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
+    assert metrics == json.loads((trained / "eval" / "test" / "metrics.json").read_text())
+    assert metrics["checkpoint_step"] == 12 and metrics["queries"] == 30
+    assert "<html" in (workdir / "eval" / "test" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_another_catalogue_is_evaluated_as_a_whole(run, trained, tmp_path):
+    workdir = tmp_path / "moved"
+    shutil.copytree(trained, workdir)
+    draw_catalogue(tmp_path / "shop", 40, 5)
+    arguments = ["--config.data.reader=fashion_product_images", f"--config.data.path={tmp_path / 'shop'}"]
+    done = run("evaluate", f"--workdir={workdir}", "--step=best", *arguments, "--config.data.split=all")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((workdir / "eval" / "shop-all" / "metrics.json").read_text())
+    assert metrics["gallery"] == 40 and metrics["queries"] >= 40
+    kept = {int(name) for name in os.listdir(workdir / "checkpoints")}
+    assert metrics["checkpoint_step"] in kept
+    own = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
+    assert metrics["data_fingerprint"] != own["data_fingerprint"]
+    assert metrics["config_fingerprint"] == own["config_fingerprint"]

@@ -1,0 +1,261 @@
+"""A configuration is right in every field, or every mistake is told at once; no default changes unnoticed.
+
+After a wanted change: JAXCLIP_WRITE_GOLDENS=1 python -m pytest tests/test_config.py
+"""
+
+import dataclasses
+import importlib.util
+import inspect
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from jaxclip import config
+from jaxclip.catalog.readers import READERS
+from jaxclip.config import Config
+from jaxclip.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+GOLDENS = Path(__file__).parent / "goldens" / "configs"
+FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+RUN = {"steps": 1}
+
+
+def problems(settings, overrides=None):
+    """Returns the lines of the error that the settings raise."""
+    with pytest.raises(UserError) as raised:
+        config.build(settings, overrides)
+    message = str(raised.value)
+    first, *rest = message.splitlines()
+    if not rest:
+        return [first.removeprefix("config: ")]
+    assert first == f"config: {len(rest)} problems"
+    return [line.removeprefix("  - ") for line in rest]
+
+
+def from_file(name):
+    """Returns the configuration of a file of configs/, its catalogue standing at PATH."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert "python -m jaxclip." in inspect.getdoc(module), "the docstring says how it is launched"
+    given = module.get_config()
+    needs_path = given.get("data", {}).get("reader", "drawn") != "drawn"
+    return config.build(given, {"data.path": "PATH"} if needs_path else {})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_default_of_a_config_file_changes_unnoticed(name):
+    golden, found = GOLDENS / f"{name}.json", json.dumps(config.dump(from_file(name)), indent=2) + "\n"
+    if os.environ.get("JAXCLIP_WRITE_GOLDENS") == "1":
+        golden.write_text(found)
+    assert golden.exists(), f"{golden} is missing: run with JAXCLIP_WRITE_GOLDENS=1 and read what it writes"
+    assert json.loads(golden.read_text()) == json.loads(found)
+
+
+def test_every_golden_belongs_to_a_config_file():
+    assert sorted(path.stem for path in GOLDENS.glob("*.json")) == FILES
+
+
+def test_every_mistake_is_told_at_once_with_the_nearest_name():
+    found = problems(
+        {
+            "batchsize": 8,
+            "steps": "many",
+            "data": {"image_sise": 64, "reader": "drawing"},
+            "optimizer": {"beta1": 2.0},
+            "zebra": {"crossing": 1},
+        },
+        {"learning_rate": "1e-3", "model.dropout": "often"},
+    )
+    assert found == [
+        "batchsize is not a key; did you mean batch_size?",
+        "steps = 'many' is not a whole number",
+        "data.image_sise is not a key; did you mean data.image_size?",
+        "zebra.crossing is not a key; --help lists all",
+        "learning_rate is not a key; did you mean optimizer.learning_rate?",
+        "model.dropout = 'often' is not a number",
+        f"data.reader = 'drawing' is none of {', '.join(READERS)}; did you mean drawn?",
+        "optimizer.beta1 = 2.0 must be in [0, 1)",
+    ]
+
+
+def test_a_section_is_not_a_value():
+    assert problems({**RUN, "data": 3}) == ["data is a section: set its fields, as data.reader"]
+    assert problems(RUN, {"data.columns": "id"}) == ["data.columns is a section: set its fields, as data.columns.id"]
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("batch_size", "64", 64),
+        ("batch_size", " 64.0 ", 64),
+        ("epochs", "2", 2.0),
+        ("optimizer.learning_rate", "1e-3", 1e-3),
+        ("optimizer.learning_rate", "5", 5.0),
+        ("data.lowercase", "false", False),
+        ("data.lowercase", "True", True),
+        ("data.split", "all", "all"),
+        ("data.path", "123", "123"),
+        ("data.path", "", ""),
+        ("data.caption_template", "{name}, {season}", "{name}, {season}"),
+        ("augmentation.crop_area", "(0.5, 1)", (0.5, 1.0)),
+        ("data.mean", "[0, 0.5, 1]", (0.0, 0.5, 1.0)),
+        ("optimizer.rates", "{'^text': 0.1, 'x': 0}", {"^text": 0.1, "x": 0.0}),
+        ("optimizer.rates", "{}", {}),
+        ("mesh.fsdp", "-1", -1),
+    ],
+)
+def test_a_field_of_every_kind_can_be_overridden(field, text, value):
+    overrides = {field: text} | ({"mesh.data": "1"} if field == "mesh.fsdp" else {})
+    found = config.build({} if field == "epochs" else RUN, overrides)
+    for part in field.split("."):
+        found = getattr(found, part)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "wanted"),
+    [
+        ("batch_size", "64.5", "a whole number"),
+        ("batch_size", "true", "a whole number"),
+        ("batch_size", "1e999", "a whole number"),
+        ("data.mean", f"(0, 0, 1{'0' * 400})", "3 numbers"),
+        ("batch_size", "", "a whole number"),
+        ("optimizer.learning_rate", "fast", "a number"),
+        ("optimizer.learning_rate", "1e999", "a number"),
+        ("data.lowercase", "1", "true or false"),
+        ("data.mean", "(0.5, 0.5)", "3 numbers"),
+        ("data.mean", "0.5", "3 numbers"),
+        ("augmentation.crop_area", "('a', 'b')", "2 numbers"),
+        ("optimizer.rates", "0.1", "a mapping"),
+        ("optimizer.rates", "{'x': 'slow'}", "a mapping"),
+        ("optimizer.rates", "{1: 0.1}", "a mapping"),
+        ("data.path", 3, "a text"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(field, text, wanted):
+    section, _, leaf = field.rpartition(".")
+    if not isinstance(text, str):
+        (problem,) = problems({**RUN, section: {leaf: text}})
+    else:
+        (problem,) = problems(RUN, {field: text})
+    assert problem.startswith(f"{field} = {text!r} is not {wanted}")
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(config.fields())), st.text(max_size=12) | st.from_regex(r"[\[{(\-0-9e.,)}\]]{1,12}"))
+def test_whatever_is_typed_is_a_configuration_or_a_clear_error(field, text):
+    try:
+        config.build(RUN, {field: text})
+    except UserError as error:
+        assert str(error).startswith("config: ")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_refused(value):
+    assert problems({**RUN, "optimizer": {"learning_rate": value}})[0].startswith("optimizer.learning_rate = ")
+    assert problems({"steps": value})[0].startswith("steps = ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({}, "set exactly one of steps and epochs: neither is"),
+        ({"steps": 1, "epochs": 1.0}, "set exactly one of steps and epochs: both are set"),
+        ({**RUN, "data": {"reader": "table"}}, "data.reader = 'table' needs data.path"),
+        ({**RUN, "data": {"columns": {"id": "sku"}}}, "data.columns is for data.reader = 'table', not 'drawn'"),
+        ({**RUN, "data": {"test": 0.0}}, "data.test = 0.0 must be a number of products"),
+        ({**RUN, "data": {"image_size": 72}}, "data.image_size = 72 is no multiple of the patch .* nearest is 64"),
+        ({**RUN, "data": {"caption_template": "{season}"}}, "data.caption_template: .* lacks {name}"),
+        ({**RUN, "augmentation": {"crop_area": (0.9, 0.5)}}, r"augmentation.crop_area = \(0.9, 0.5\) must be an"),
+        ({**RUN, "augmentation": {"crop_area": (0.5, 1.5)}}, "augmentation.crop_area"),
+        ({**RUN, "augmentation": {"crop_aspect": (0.0, 1.0)}}, "augmentation.crop_aspect"),
+        ({**RUN, "mesh": {"data": -1, "fsdp": -1}}, "mesh = .* at most one is -1"),
+        ({**RUN, "mesh": {"tensor": 0}}, "mesh = .* each is >= 1"),
+        ({**RUN, "seed": 2**31}, "seed = 2147483648 must be a 32-bit number"),
+        ({**RUN, "batch_size": 0}, "batch_size = 0 must be at least 1"),
+        ({**RUN, "model": {"dropout": 1.5}}, "model.dropout = 1.5 must be in"),
+        ({**RUN, "model": {"dropout": 1.0}}, "model.dropout = 1.0 must be in"),
+        ({**RUN, "model": {"stochastic_depth": 1.0}}, "model.stochastic_depth = 1.0 must be in"),
+        ({**RUN, "optimizer": {"beta2": 1.0}}, "optimizer.beta2 = 1.0 must be in"),
+        ({**RUN, "data": {"std": (0.25, 0.0, 0.25)}}, "data.std"),
+        ({**RUN, "optimizer": {"epsilon": 0.0}}, "optimizer.epsilon"),
+        ({**RUN, "model": {"preset": "vit_b_16"}, "loss": {"name": "siglip"}}, "loss.name = 'siglip' is none of"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(settings, problem):
+    (found,) = problems(settings)
+    assert re.match(problem, found), found
+
+
+def test_a_configuration_comes_back_from_its_dump():
+    built = config.build(
+        {
+            "epochs": 2.5,
+            "data": {"reader": "table", "path": "x.csv", "columns": {"id": "sku"}, "mean": (0.1, 0.2, 0.3)},
+            "optimizer": {"rates": {"^text": 0.5}},
+        },
+        {"mesh.fsdp": "2"},
+    )
+    again = config.build(json.loads(json.dumps(config.dump(built))))
+    assert again == built and config.fingerprint(again) == config.fingerprint(built)
+    assert config.build(ConfigDict(config.dump(built))) == built
+
+
+def test_a_workdir_gives_its_configuration_back(tmp_path):
+    built = config.build(RUN, {"seed": "3"})
+    (tmp_path / "config.json").write_text(json.dumps(config.dump(built)))
+    assert config.load(tmp_path) == built
+    assert config.load(tmp_path, {"seed": "4"}).seed == 4
+    with pytest.raises(UserError, match="is not a workdir"):
+        config.load(tmp_path / "absent")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is not valid JSON"):
+        config.load(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"config\.json"):
+        config.load(tmp_path)
+
+
+def test_differences_name_each_field_with_both_values():
+    old = config.build(RUN)
+    new = config.build(RUN, {"seed": "1", "data.mean": "(0, 0, 0)", "optimizer.rates": "{'a': 0}"})
+    assert config.differences(old, old) == []
+    lines = config.differences(old, new)
+    assert [line.split(":")[0] for line in lines] == ["seed", "data.mean", "optimizer.rates"]
+    assert lines[0] == "seed: 0 -> 1"
+
+
+def test_every_field_changes_the_fingerprint():
+    base = config.build(RUN)
+    for name, kind in config.fields().items():
+        section, _, leaf = name.rpartition(".")
+        holder = base
+        for part in section.split(".") if section else ():
+            holder = getattr(holder, part)
+        value = getattr(holder, leaf)
+        other = {str: "other", int: 77, float: 0.123, bool: not value}.get(kind, {"x": 0.5} if value == {} else (7,))
+        changed = dataclasses.replace(holder, **{leaf: other})
+        while section:
+            section, _, leaf = section.rpartition(".")
+            outer = base
+            for part in section.split(".") if section else ():
+                outer = getattr(outer, part)
+            changed = dataclasses.replace(outer, **{leaf: changed})
+        assert isinstance(changed, Config) and config.fingerprint(changed) != config.fingerprint(base), name
+
+
+def test_every_field_is_read_somewhere():
+    sources = [path.read_text() for path in (ROOT / "jaxclip").rglob("*.py") if path.name != "config.py"]
+    code = "\n".join(sources)
+    unread = [name for name in config.fields() if not re.search(rf"\.{name.rsplit('.', 1)[-1]}\b", code)]
+    # The columns go to a reader as one mapping; of these two the configuration knows a single value.
+    assert [n for n in unread if not n.startswith("data.columns.") and n not in ("loss.name", "task")] == []

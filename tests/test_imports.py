@@ -1,0 +1,85 @@
+"""What a bare GPU box runs does not need TensorFlow, and the rooms import downwards only."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+BLOCKED = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "tensorflow_datasets", "array_record", "tensorboard"):
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Absent())
+"""
+
+TRAINING = """
+import jax, jax.numpy as jnp, numpy as np
+from jaxclip.losses import contrastive
+from jaxclip.models.presets import PRESETS, clip_config
+from jaxclip.retrieval import embed, metrics, protocols, ranks, significance
+from jaxclip.training import mesh, optimizer, state, step
+
+config = clip_config(PRESETS["tiny"], image_size=32, vocab_size=64, context_length=6, end_token=1,
+                     mean=(0.5,) * 3, std=(0.25,) * 3, temperature=0.07)
+graph, shapes = state.make_model(config)
+schedule = optimizer.make_schedule(1e-3, "cosine", warmup_steps=1, steps=10)
+adam = optimizer.make_optimizer(shapes, schedule, name="adamw", weight_decay=0.1, beta1=0.9, beta2=0.98,
+                                epsilon=1e-6, clip_norm=1.0, rates={})
+devices = mesh.make_mesh(-1, 1, 1)
+random = np.random.default_rng(0)
+batch = {"image": random.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8),
+         "text": np.concatenate([random.integers(2, 64, (8, 5)), np.ones((8, 1), int)], axis=1).astype(np.int32),
+         "group": np.arange(8, dtype=np.int32)}
+with jax.set_mesh(devices):
+    now = state.initial_state(config, adam, state.abstract_state(shapes, adam, devices), seed=0)
+    loss = step.make_loss(graph, mask_groups=True, learned_temperature=True)
+    take = jax.jit(step.make_step(loss, adam, schedule, seed=0))
+    losses = []
+    for _ in range(3):
+        now, found = take(now, batch)
+        losses.append(float(found["loss"]))
+assert int(now.step) == 3 and np.isfinite(losses).all() and losses[2] < losses[0], losses
+vectors = np.eye(8, dtype=np.float32)
+found = ranks.ranks(vectors, vectors, ranks.Relevance.from_groups(np.arange(8), np.arange(8)), top_k=2)
+assert (found.ranks == 1).all()
+assert not {"tensorflow", "tensorflow_datasets", "array_record", "transformers"} & set(sys.modules)
+"""
+
+
+def python(code):
+    """Runs the code as a process with one device, in which compiling costs more than computing."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+
+
+def test_the_blocker_of_this_test_blocks():
+    assert "tensorflow is not installed here" in python(BLOCKED + "import tensorflow").stderr
+
+
+@pytest.mark.slow
+def test_towers_train_and_rank_where_tensorflow_is_not_installed():
+    done = python(BLOCKED + TRAINING)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_jaxclip_imports_nothing_heavy():
+    done = python("import sys, jaxclip; print(jaxclip.__version__, *{'jax', 'tensorflow', 'numpy'} & set(sys.modules))")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [__import__("jaxclip").__version__]
+
+
+def test_rooms_import_downwards_only():
+    done = python("from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
