@@ -1,5 +1,6 @@
 """Checkpoints that survive kills, full disks and rotten files (Orbax)."""
 
+import logging
 import math
 import shutil
 import sys
@@ -202,6 +203,7 @@ def _silence_abandoned_reads() -> None:
             shown(unraisable)
 
     sys.unraisablehook = show
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
 
 
 def _differences(item: Path, abstract: Any) -> list[str]:
