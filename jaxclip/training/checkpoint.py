@@ -1,6 +1,6 @@
 """Checkpoints that survive kills, full disks and rotten files (Orbax)."""
 
-import logging
+import inspect
 import math
 import shutil
 import sys
@@ -151,6 +151,7 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {self.steps()}")
         folder = self.folder / str(step)
+        _silence_abandoned_reads()
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         try:
             differing = [line for name, item in items.items() for line in _differences(folder / name, item)]
@@ -162,7 +163,6 @@ class Checkpoints:
         except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # of many types, bare Exception among them
-            _silence_abandoned_reads()
             raise CorruptCheckpoint(f"the checkpoint {folder} is corrupt: {_first_line(error)}") from error
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -199,11 +199,10 @@ def _silence_abandoned_reads() -> None:
     shown = sys.unraisablehook
 
     def show(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if not inspect.iscoroutine(unraisable.object):
             shown(unraisable)
 
     sys.unraisablehook = show
-    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
 
 
 def _differences(item: Path, abstract: Any) -> list[str]:
