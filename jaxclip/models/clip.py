@@ -23,7 +23,8 @@ class ImageConfig:
     Attributes:
       size: side of the square pictures, in pixels.
       patch: side of the square that becomes one token, in pixels; divides the size.
-      stem: "patch" cuts patches (ViT), "conv" halves the picture with 3x3 convolutions until a token covers a patch.
+      stem: "patch" cuts patches (ViT), "conv" halves the picture with 3x3 convolutions until a token covers a patch,
+        "residual_conv" has residual convolutions between the halvings.
       pooling: "class" reads a class token (CLIP), "mean" averages all tokens.
       transformer: its blocks.
       patch_dropout: share of the patches that the transformer does not see in training (Li et al. 2023,
@@ -84,8 +85,11 @@ class ImageTower(nnx.Module):
 
     def __init__(self, config: ImageConfig, embedding: int, *, rngs: nnx.Rngs):
         width, dtype = config.transformer.width, jnp.dtype(config.transformer.dtype)
-        stem = PatchStem if config.stem == "patch" else ConvStem
-        self.stem = stem(config.patch, width, dtype=dtype, rngs=rngs)
+        if config.stem == "patch":
+            self.stem = PatchStem(config.patch, width, dtype=dtype, rngs=rngs)
+        else:
+            residual = config.stem == "residual_conv"
+            self.stem = ConvStem(config.patch, width, residual=residual, dtype=dtype, rngs=rngs)
         tokens = (config.size // config.patch) ** 2 + (config.pooling == "class")
         if config.pooling == "class":
             self.class_token = nnx.Param(normal(width**-0.5)(rngs.params(), (width,)))

@@ -25,7 +25,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(16, (128, 2, 2), (128, 2, 2), 128, "conv", "mean", "mean", "gelu_tanh"),
-    "laptop": Preset(16, (256, 4, 4), (192, 3, 3), 256, "conv", "mean", "mean", "gelu_tanh"),
+    "laptop": Preset(16, (256, 4, 4), (192, 3, 3), 256, "residual_conv", "mean", "mean", "gelu_tanh"),
     "vit_b_32": Preset(32, (768, 12, 12), (512, 12, 8), 512, activation="quick_gelu"),
     "vit_b_16": Preset(16, (768, 12, 12), (512, 12, 8), 512, activation="quick_gelu"),
     "vit_l_14": Preset(14, (1024, 24, 16), (768, 12, 12), 768, activation="quick_gelu"),

@@ -1,19 +1,21 @@
 """The stems' formulations equal the textbook ones."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxclip.models.stem import ConvStem, PatchStem, halve
+from jaxclip.models.stem import ConvStem, PatchStem, convolve
 
 
-def convolution(x, kernel):
+def convolution(x, kernel, stride):
     return jax.lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=(2, 2),
+        window_strides=(stride, stride),
         padding=((1, 1), (1, 1)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=jax.lax.Precision.HIGHEST,
@@ -21,21 +23,23 @@ def convolution(x, kernel):
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the stem is the convolution")
-@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 2, 2, 5), (2, 6, 10, 4)])
-def test_the_stem_on_cpu_equals_a_convolution_in_value_and_gradient(shape):
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 2, 2, 5), (2, 6, 10, 4), (1, 5, 7, 2)])
+def test_the_stem_on_cpu_equals_a_convolution_in_value_and_gradient(shape, stride):
+    ours, textbook = partial(convolve, stride=stride), partial(convolution, stride=stride)
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=shape), jnp.float32)
     kernel = jnp.asarray(random.normal(size=(3, 3, shape[-1], 7)), jnp.float32)
-    weights = jnp.asarray(random.normal(size=convolution(x, kernel).shape), jnp.float32)
+    weights = jnp.asarray(random.normal(size=textbook(x, kernel).shape), jnp.float32)
 
     def value_and_gradients(apply):
         return jax.value_and_grad(lambda x, k: jnp.sum(weights * apply(x, k)), argnums=(0, 1))(x, kernel)
 
-    np.testing.assert_allclose(halve(x, kernel), convolution(x, kernel), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours(x, kernel), textbook(x, kernel), rtol=1e-5, atol=1e-5)
     jax.tree.map(
-        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4),
-        value_and_gradients(halve),
-        value_and_gradients(convolution),
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+        value_and_gradients(ours),
+        value_and_gradients(textbook),
     )
 
 
@@ -50,7 +54,9 @@ def test_a_patch_stem_equals_a_convolution_whose_stride_is_the_patch():
 
 
 def test_a_convolutional_stem_makes_one_token_per_patch():
-    stem = ConvStem(8, 32, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    assert stem(jnp.ones((2, 24, 24, 3))).shape == (2, 9, 32)
+    for residual in (False, True):
+        stem = ConvStem(8, 32, residual=residual, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        assert stem(jnp.ones((2, 24, 24, 3))).shape == (2, 9, 32)
+        assert len(stem.layers) == (4 if residual else 3)
     with pytest.raises(ValueError, match="patch 12 is no power of two"):
-        ConvStem(12, 32, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        ConvStem(12, 32, residual=False, dtype=jnp.float32, rngs=nnx.Rngs(0))

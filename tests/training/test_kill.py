@@ -118,6 +118,6 @@ def test_a_run_whose_newest_checkpoint_is_corrupt_goes_on_from_the_one_before(
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     done = run("train", f"--config={config_file}", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
-    assert f"checkpoints/{LAST} is corrupt" in done.stderr, done.stderr
+    assert f"checkpoints/{LAST} is corrupt" in done.stderr and "Traceback" not in done.stderr
     assert "resuming from step 10 of" in done.stderr
     assert_same_run(workdir, trained, read_params, read_rows)
