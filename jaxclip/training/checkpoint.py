@@ -1,5 +1,6 @@
 """Checkpoints that survive kills, full disks and rotten files (Orbax)."""
 
+import gc
 import inspect
 import math
 import shutil
@@ -151,19 +152,22 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {self.steps()}")
         folder = self.folder / str(step)
-        _silence_abandoned_reads()
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
-        try:
-            differing = [line for name, item in items.items() for line in _differences(folder / name, item)]
-            if not differing:
-                composite = ocp.args.Composite(**arguments, beside=ocp.args.JsonRestore())
-                restored = self._manager.restore(step, args=composite)
-                beside = restored["beside"]
-                sums = {name: beside.get(CHECKSUMS[name]) for name in items} | {"params": beside["checksum"]}
-        except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
-            raise
-        except Exception as error:  # of many types, bare Exception among them
-            raise CorruptCheckpoint(f"the checkpoint {folder} is corrupt: {_first_line(error)}") from error
+        failure = None
+        with _abandoned_reads_hidden():
+            try:
+                differing = [line for name, item in items.items() for line in _differences(folder / name, item)]
+                if not differing:
+                    composite = ocp.args.Composite(**arguments, beside=ocp.args.JsonRestore())
+                    restored = self._manager.restore(step, args=composite)
+                    beside = restored["beside"]
+                    sums = {name: beside.get(CHECKSUMS[name]) for name in items} | {"params": beside["checksum"]}
+            except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
+                raise
+            except Exception as error:  # of many types, bare Exception among them
+                failure = _first_line(error)
+        if failure:
+            raise CorruptCheckpoint(f"the checkpoint {folder} is corrupt: {failure}")
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise UserError(
@@ -194,15 +198,16 @@ def _merit(metrics: dict[str, float]) -> float:
     return metrics.get(BEST_BY, -math.inf)
 
 
-def _silence_abandoned_reads() -> None:
-    """Keeps the reads that Orbax abandons after an error from printing a traceback each as they end."""
+@contextmanager
+def _abandoned_reads_hidden() -> Iterator[None]:
+    """When one read fails Orbax abandons the others, and each prints a traceback as it is collected: here, unseen."""
     shown = sys.unraisablehook
-
-    def show(unraisable: Any) -> None:
-        if not inspect.iscoroutine(unraisable.object):
-            shown(unraisable)
-
-    sys.unraisablehook = show
+    sys.unraisablehook = lambda unraisable: None if inspect.iscoroutine(unraisable.object) else shown(unraisable)
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = shown
 
 
 def _differences(item: Path, abstract: Any) -> list[str]:
