@@ -137,20 +137,24 @@ def _groups(products: Sequence[Product]) -> dict[str, Any]:
     sizes = Counter(product.group for product in products)
     names: dict[str, str] = {}
     for product in products:
-        names.setdefault(product.group, product.captions[0])
+        names.setdefault(product.group, product.title)
     return {
         "alone": sum(size == 1 for size in sizes.values()),
         "largest": [(names[group], size, group) for group, size in sizes.most_common(SHOWN_GROUPS) if size > 1],
     }
 
 
-def _captions(products: Sequence[Product]) -> dict[str, Any]:
+def _captions(products: Sequence[Product]) -> dict[str, Any] | None:
     """Returns how many captions there are, how long they are in words, and the bars and ticks of their histogram.
+
+    None stands for a catalogue without captions.
 
     A few very long captions do not squeeze the others: lengths above the 99th percentile go into the last bar where
     one bar for each length would be too many.
     """
     lengths = np.array([len(caption.split()) for product in products for caption in product.captions])
+    if not len(lengths):
+        return None
     shortest, longest = int(lengths.min()), int(lengths.max())
     top = longest if longest - shortest < MOST_BARS else max(int(np.percentile(lengths, 99)), shortest)
     wide = math.ceil((top - shortest + 1) / MOST_BARS)

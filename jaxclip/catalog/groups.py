@@ -17,8 +17,9 @@ from jaxclip.errors import UserError
 def assign(products: Sequence[Product], pixel_hashes: Sequence[str]) -> list[str]:
     """Returns the group of each product: the smallest id in it, whatever the order of the products.
 
-    Products that share a normalised caption (any, where they have several) or the very pixels are in one group, and
-    so are those linked through others: A and C, if A shares a caption with B and B a picture with C.
+    Products that share a normalised caption (any, where they have several), the very pixels or the group that their
+    reader gave them are in one group, and so are those linked through others: A and C, if A shares a caption with B
+    and B a picture with C.
 
     Args:
       products: their ids are unique.
@@ -37,6 +38,8 @@ def assign(products: Sequence[Product], pixel_hashes: Sequence[str]) -> list[str
         keys: list[Hashable] = [("caption", normalise(caption)) for caption in product.captions]
         if pixels:
             keys.append(("pixels", pixels))
+        if product.group:
+            keys.append(("group", product.group))
         for key in keys:
             parents[root(index)] = root(first.setdefault(key, index))
     names: dict[int, str] = {}

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxclip.catalog.product import Embedded
+
 MAX_PIXELS = 50_000_000
 METADATA_BYTES = 4096
 """Metadata above this size is stripped: catalogues carry up to 100 kB of it around a thumbnail of 2 kB."""
@@ -60,8 +62,8 @@ class Picture:
     pixels: str
 
 
-def inspect(path: Path, max_pixels: int = MAX_PIXELS) -> Picture | str:
-    """Returns the picture in a file, or the reason why there is none.
+def inspect(image: Path | Embedded, max_pixels: int = MAX_PIXELS) -> Picture | str:
+    """Returns the picture in a file or a part of one, or the reason why there is none.
 
     8-bit RGB and grayscale JPEG and PNG files keep their bytes, less metadata where that is large. Anything else that
     Pillow reads (CMYK, palettes, alpha over white, 16 bits, WebP, the first frame of an animation, rotation by EXIF)
@@ -69,17 +71,14 @@ def inspect(path: Path, max_pixels: int = MAX_PIXELS) -> Picture | str:
     empty", "not an image", "image truncated" (or damaged), "image over N pixels", "image file over N bytes".
 
     Args:
-      path: the file; whatever it is, nothing is raised.
+      image: where it is; whatever is there, nothing is raised.
       max_pixels: of the picture as its header declares it; what is larger is never decoded. Files are read up to 8
         bytes for each of these pixels (16-bit RGBA, uncompressed), so memory is bounded. Pillow's own limit,
         `Image.MAX_IMAGE_PIXELS` twice over, stands beside it.
     """
     limit = 8 * max_pixels + 2**20
     try:
-        if not path.is_file():
-            return "image missing"
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
+        data = _read(image, limit + 1)
     except FileNotFoundError:
         return "image missing"
     except OSError:
@@ -89,6 +88,15 @@ def inspect(path: Path, max_pixels: int = MAX_PIXELS) -> Picture | str:
     if len(data) > limit:
         return f"image file over {limit} bytes"
     return _decode(data, max_pixels)
+
+
+def _read(image: Path | Embedded, most: int) -> bytes:
+    if not isinstance(image, Path):
+        return image.read()
+    if not image.is_file():
+        raise FileNotFoundError(image)
+    with image.open("rb") as file:
+        return file.read(most)
 
 
 def _decode(data: bytes, max_pixels: int) -> Picture | str:

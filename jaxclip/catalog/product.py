@@ -3,6 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
+
+
+class Embedded(Protocol):
+    """A picture that lies inside a larger file (HDF5, tar, TFDS). It is read when it is asked for and never kept."""
+
+    def read(self) -> bytes:
+        """Returns the encoded picture; OSError where it cannot be read."""
+        ...
+
+    def __str__(self) -> str:
+        """Returns where it lies, as a user would look it up."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -11,20 +24,26 @@ class Product:
 
     Attributes:
       id: unique in its catalogue.
-      image: the encoded picture file; it may turn out to be missing or unreadable.
-      captions: what a searcher could type, never empty; the first one is the product's name.
+      image: the encoded picture; it may turn out to be missing or unreadable.
+      captions: what a searcher could type; the first one is the product's name. A gallery of pictures alone has none.
       category: the name by which metrics are grouped, "" where unknown.
       attributes: the catalogue's own columns under their own names; a missing value is absent, never "" or "NA".
       group: products of one group are the same thing to a searcher. It decides relevance, and a split never divides
-        it. Readers leave it empty; `catalog.groups` fills it.
+        it. Readers fill it where the catalogue itself says which photos show one article; `catalog.groups` finds the
+        others.
     """
 
     id: str
-    image: Path
+    image: Path | Embedded
     captions: tuple[str, ...]
     category: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
+
+    @property
+    def title(self) -> str:
+        """The first caption, or the id where there is none."""
+        return self.captions[0] if self.captions else self.id
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,11 @@ class Evaluator:
         multiple = meshes.rows(towers.mesh)
         self.batch_size = -(-batch_size // multiple) * multiple
         self.queries = read_queries(records, towers)
+        if not self.queries.captions:
+            raise UserError(
+                f"none of the {len(records):,} products has a caption: pictures alone can be a gallery, "
+                "but there is nothing to train on and no query to rank"
+            )
         self.last: Result | None = None
         graph, out = towers.graph, replicated(towers.mesh)
         self._encode_image = jax.jit(lambda params, x: nnx.merge(graph, params).encode_image(x), out_shardings=out)
@@ -169,7 +174,7 @@ def _query_rows(rankings: protocols.Rankings, queries: Queries, records: Records
     def item(number: int, *, relevant: bool, score: float) -> report.Item:
         picture = records.picture(number)
         mime = "image/png" if picture.startswith(b"\x89PNG") else "image/jpeg"
-        return report.Item(picture, mime, queries.products[number].captions[0], relevant, score)
+        return report.Item(picture, mime, queries.products[number].title, relevant, score)
 
     rows = []
     for query in report.sample_queries(len(queries.captions)):

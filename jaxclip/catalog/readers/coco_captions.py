@@ -1,0 +1,57 @@
+"""COCO Captions (Chen et al. 2015): about five sentences for each photo."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from jaxclip.catalog.product import Oddity, Product
+from jaxclip.catalog.readers import flickr30k, layout
+from jaxclip.errors import UserError
+
+SOURCE = (
+    "Fetch it from https://cocodataset.org/#download and put annotations/captions_*.json (or dataset_coco.json, "
+    "Karpathy's split) and the folders of photos, as train2017/ and val2017/, into it."
+)
+
+
+def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+    """Yields the photos in the order of the caption files, with all their sentences, and what is odd as it is met.
+
+    The attribute `partition` is the end of a caption file's name, as `val2017` of `captions_val2017.json`, and photos
+    are looked for in the folder of that name, else in `images/`. Where there is a `dataset_coco.json`, it holds
+    instead.
+
+    Raises:
+      UserError: no caption files, or one in another format, or `columns` is not empty.
+    """
+    layout.check(path, columns, ["./"], dataset="COCO Captions", source=SOURCE)
+    if (path / "dataset_coco.json").is_file():
+        yield from flickr30k.read_karpathy(path / "dataset_coco.json", path)
+        return
+    files = sorted(path.glob("annotations/captions_*.json"))
+    if not files:
+        raise UserError(f"{path} is no COCO Captions: it lacks annotations/captions_*.json. {SOURCE}")
+    for file in files:
+        yield from _photos(file, path)
+
+
+def _photos(file: Path, path: Path) -> Iterator[Product | Oddity]:
+    partition = file.stem.removeprefix("captions_")
+    images = path / partition if (path / partition).is_dir() else path / "images"
+    sentences: dict[int, list[str]] = {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for annotation in content["annotations"]:
+            sentences.setdefault(annotation["image_id"], []).append(layout.collapse(annotation["caption"]))
+        photos = [(photo["id"], photo["file_name"]) for photo in content["images"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f'{file} should hold {{"images": [{{"id", "file_name"}}], "annotations": [{{"image_id", "caption"}}]}}: '
+            f"{type(error).__name__}: {error}."
+        ) from error
+    for number, name in photos:
+        captions = tuple(dict.fromkeys(filter(None, sentences.get(number, []))))
+        if captions:
+            yield Product(Path(name).stem, images / name, captions, attributes={"partition": partition})
+        else:
+            yield Oddity(f"{file.name}: {name}", "photo without a caption", dropped=True)

@@ -1,0 +1,81 @@
+"""DeepFashion In-shop Clothes Retrieval (Liu et al. 2016): several photos of each article, and its description."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from jaxclip.catalog.product import Oddity, Product
+from jaxclip.catalog.readers import layout
+from jaxclip.errors import UserError
+
+SOURCE = (
+    "Fetch the In-shop Clothes Retrieval Benchmark from https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html and put "
+    "Anno/list_description_inshop.json, Eval/list_eval_partition.txt and the unpacked img.zip (as img/ or Img/img/) "
+    "into it."
+)
+DESCRIPTIONS, PARTITION = "Anno/list_description_inshop.json", "Eval/list_eval_partition.txt"
+FEWEST_LETTERS = 3  # lines of a description that say something
+
+
+def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+    """Yields the photos in the order of the partition list, and what is odd as it is met.
+
+    The caption is the article's description, its lines joined; the category is the photo's folder, as in
+    `img/WOMEN/Dresses/id_00000002/02_1_front.jpg`. Photos of one article are one group. Attributes: gender, view,
+    colours (of the article, where it has several they are joined) and `partition` (train, query or gallery). The
+    dataset's own partition never divides an article either.
+
+    Raises:
+      UserError: a file is missing or is not in the dataset's format, or `columns` is not empty.
+    """
+    needed = [DESCRIPTIONS, PARTITION]
+    layout.check(path, columns, needed, dataset="DeepFashion In-shop dataset", source=SOURCE)
+    images = next((folder for folder in (path / "img", path / "Img" / "img") if folder.is_dir()), None)
+    if images is None:
+        raise UserError(f"{path} is no DeepFashion In-shop dataset: it lacks img/. {SOURCE}")
+    described = _descriptions(path / DESCRIPTIONS)
+    found = False
+    for number, line in enumerate((path / PARTITION).read_text(encoding="utf-8").splitlines(), start=1):
+        fields = line.split()
+        if number <= 2 or not fields:  # the number of photos, then the header
+            continue
+        where = f"{PARTITION}:{number}"
+        if len(fields) != 3 or not fields[0].startswith("img/"):
+            yield Oddity(where, "row is not a photo, an article and a partition", dropped=True)
+            continue
+        photo, item, partition = fields
+        texts, colours = described.get(item, ([], []))
+        if not texts:
+            yield Oddity(where, "article without a description", dropped=True)
+            continue
+        place = Path(photo).relative_to("img")
+        gender, category = (place.parts[0], place.parts[1]) if len(place.parts) > 3 else ("", "")
+        attributes = {"partition": partition, "view": place.stem.rpartition("_")[2]}
+        attributes |= {"gender": gender} if gender else {}
+        attributes |= {"colours": ", ".join(colours)} if colours else {}
+        found = True
+        id_ = place.with_suffix("").as_posix()
+        yield Product(id_, images / place, tuple(texts), category.replace("_", " "), attributes, item)
+    if not found:
+        raise UserError(f"{path / PARTITION} lists no photo with a description.")
+
+
+def _descriptions(file: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Returns article -> (its descriptions, its colours), each once and in the file's order."""
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        described: dict[str, tuple[list[str], list[str]]] = {}
+        for entry in entries:
+            texts, colours = described.setdefault(entry["item"], ([], []))
+            lines = [layout.collapse(line) for line in entry.get("description", [])]
+            text = " ".join(line for line in lines if len(line) >= FEWEST_LETTERS)
+            if text and text not in texts:
+                texts.append(text)
+            if entry.get("color") and entry["color"] not in colours:
+                colours.append(entry["color"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f'{file} should be a JSON list of {{"item", "color", "description": [...]}}: '
+            f"{type(error).__name__}: {error}."
+        ) from error
+    return described

@@ -1,0 +1,107 @@
+"""Fashion-Gen (Rostamzadeh et al. 2018): photos and their texts in HDF5 files, read a row at a time."""
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from jaxclip.catalog.product import Oddity, Product
+from jaxclip.catalog.readers import layout
+from jaxclip.errors import UserError
+
+SOURCE = (
+    "Ask for access at https://fashion-gen.com and put fashiongen_256_256_train.h5, fashiongen_256_256_validation.h5 "
+    "or both into it."
+)
+IMAGE, TEXT, CATEGORY, ARTICLE = "input_image", "input_description", "input_category", "input_productID"
+ATTRIBUTES = {
+    "input_name": "name",
+    "input_subcategory": "subCategory",
+    "input_gender": "gender",
+    "input_brand": "brand",
+    "input_composition": "materialType",
+    "input_season": "season",
+    "input_department": "department",
+    "input_pose": "view",
+}
+"""Dataset of the file -> attribute."""
+BLOCK = 4096  # rows of text read at once
+
+
+@dataclass(frozen=True)
+class HDF5Image:
+    """A row of a dataset of uint8 pictures (N, H, W, 3)."""
+
+    file: Path
+    dataset: str
+    row: int
+
+    def read(self) -> bytes:
+        """Returns the picture as PNG."""
+        with h5py.File(self.file, "r") as opened:
+            pixels = np.asarray(opened[self.dataset][self.row])
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, "PNG", compress_level=1)
+        return encoded.getvalue()
+
+    def __str__(self) -> str:
+        return f"{self.file.name}: {self.dataset}[{self.row}]"
+
+
+def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+    """Yields the photos of an HDF5 file, or of all in a folder sorted by name, and what is odd as it is met.
+
+    The caption is the description, HTML line breaks removed. Photos of one article (its product id) are one group.
+    The attribute `partition` is the end of the file's name, as in `fashiongen_256_256_train.h5`.
+
+    Raises:
+      UserError: no such file, one that is not HDF5 or lacks the pictures or descriptions, or `columns` is not empty.
+    """
+    layout.check(path, columns, [], dataset="Fashion-Gen", source=SOURCE)
+    files = [path] if path.is_file() else sorted(path.glob("*.h5"))
+    if not files:
+        raise UserError(f"{path} is no Fashion-Gen: it holds no .h5 file. {SOURCE}")
+    for file in files:
+        yield from _rows(file)
+
+
+def _rows(file: Path) -> Iterator[Product | Oddity]:
+    partition = file.stem.rpartition("_")[2]
+    try:
+        opened = h5py.File(file, "r")
+    except OSError as error:
+        raise UserError(f"{file} is not an HDF5 file, or is cut off: {error}.") from error
+    with opened:
+        missing = [name for name in (IMAGE, TEXT) if name not in opened]
+        if missing:
+            raise UserError(f"{file} has no dataset {' and '.join(missing)}: it has {', '.join(sorted(opened))}.")
+        present = [name for name in (TEXT, CATEGORY, ARTICLE, *ATTRIBUTES) if name in opened]
+        total = len(opened[IMAGE])
+        for start in range(0, total, BLOCK):
+            block = {name: opened[name][start : start + BLOCK].reshape(-1) for name in present}
+            for offset in range(min(BLOCK, total - start)):
+                row = start + offset
+                values = {name: _text(block[name][offset]) for name in present}
+                if not values[TEXT]:
+                    yield Oddity(f"{file.name}: row {row}", "row without a description", dropped=True)
+                    continue
+                attributes = {ours: values[name] for name, ours in ATTRIBUTES.items() if values.get(name)}
+                article = values.get(ARTICLE, "")
+                yield Product(
+                    f"{partition}-{row}",
+                    HDF5Image(file, IMAGE, row),
+                    (values[TEXT],),
+                    values.get(CATEGORY, ""),
+                    {**attributes, "partition": partition},
+                    f"article-{article}" if article else "",
+                )
+
+
+def _text(value: bytes | np.generic) -> str:
+    """Returns a value of the file as text: it holds Latin-1 bytes and numbers."""
+    text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    return layout.collapse(text.replace("<br>", " ").replace("<br/>", " "))

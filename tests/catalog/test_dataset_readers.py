@@ -1,0 +1,352 @@
+"""Readers of published datasets, each on a small fixture in the dataset's own format."""
+
+import gzip
+import io
+import json
+import tarfile
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxclip.catalog import groups
+from jaxclip.catalog.pictures import Picture, inspect
+from jaxclip.catalog.product import Oddity, Product
+from jaxclip.catalog.readers import READERS
+from jaxclip.errors import UserError
+
+
+def read(name, path, **columns):
+    """Returns (products by id, oddities as (where, what, dropped)); every product's picture is inspected."""
+    found = list(READERS[name](path, columns))
+    products = {item.id: item for item in found if isinstance(item, Product)}
+    assert len(products) == sum(isinstance(item, Product) for item in found), "ids are unique"
+    return products, [(item.where, item.what, item.dropped) for item in found if isinstance(item, Oddity)]
+
+
+def picture(colour="red", size=(6, 8), form="JPEG"):
+    encoded = io.BytesIO()
+    Image.new("RGB", size, colour).save(encoded, form)
+    return encoded.getvalue()
+
+
+def put(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def is_picture(product):
+    return isinstance(inspect(product.image), Picture)
+
+
+def test_deepfashion_multimodal_photos_of_one_article_are_one_group(tmp_path):
+    names = [f"WOMEN-Blouses_Shirts-id_00000002-02_{view}.jpg" for view in ("1_front", "2_side")]
+    for name in [*names, "MEN-Denim-id_00000080-01_7_additional.jpg"]:
+        put(tmp_path / "images" / name, picture())
+    captions = {names[0]: "The shirt this woman wears has short sleeves.", names[1]: "A  cotton shirt.", "odd.jpg": ""}
+    captions["MEN-Denim-id_00000080-01_7_additional.jpg"] = "His trousers are denim."
+    put(tmp_path / "captions.json", json.dumps(captions))
+    put(tmp_path / "labels/shape/shape_anno_all.txt", f"{names[0]} 1 4 0 1 4 0 0 0 4 5 1 0\n{names[1]} 1 4\n")
+    put(tmp_path / "labels/texture/fabric_ann.txt", f"{names[0]} 1 7 0\n")
+    products, oddities = read("deepfashion_multimodal", tmp_path)
+    front = products["WOMEN-Blouses_Shirts-id_00000002-02_1_front"]
+    assert front.captions == ("The shirt this woman wears has short sleeves.",)
+    assert (front.category, front.group) == ("Blouses Shirts", "WOMEN-Blouses_Shirts-id_00000002")
+    assert front.attributes["sleeveLength"] == "short-sleeve" and front.attributes["hat"] == "yes"
+    assert front.attributes["upperFabric"] == "cotton" and front.attributes["outerFabric"] == "denim"
+    assert "lowerFabric" not in front.attributes and "lowerLength" not in front.attributes, "not visible"
+    assert oddities == [
+        ("shape_anno_all.txt:2", "row without 12 numbers", False),
+        ("captions.json: odd.jpg", "photo without a caption", True),
+    ]
+    assert all(map(is_picture, products.values()))
+    found = groups.assign(list(products.values()), ["a", "b", "c"])
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "meaning"), [([5], "lapel"), ([4], "standing"), ([4, 3], "lapel"), ([7], None), ([6, 3], None)]
+)
+def test_deepfashion_multimodal_necklines_count_with_or_without_the_gap_of_their_page(tmp_path, rows, meaning):
+    for number in range(len(rows)):
+        put(tmp_path / "images" / f"MEN-Denim-id_{number}-01_1_front.jpg", picture())
+    names = sorted(file.name for file in (tmp_path / "images").iterdir())
+    put(tmp_path / "captions.json", json.dumps(dict.fromkeys(names, "denim")))
+    lines = [f"{name} 5 4 3 2 4 2 2 2 4 {row} 2 2" for name, row in zip(names, rows, strict=True)]
+    put(tmp_path / "labels/shape/shape_anno_all.txt", "\n".join(lines))
+    products, _ = read("deepfashion_multimodal", tmp_path)
+    assert products[names[0].removesuffix(".jpg")].attributes.get("neckline") == meaning
+
+
+def test_deepfashion_inshop_articles_have_several_photos_and_a_partition(tmp_path):
+    entries = [
+        {"item": "id_00000001", "color": "Purple", "description": ["A knit top.", " ", "100%  cotton"]},
+        {"item": "id_00000001", "color": "Blue", "description": ["A knit top.", "100% cotton"]},
+        {"item": "id_00000003", "color": "Red"},
+    ]
+    put(tmp_path / "Anno/list_description_inshop.json", json.dumps(entries))
+    rows = ["4", "image_name item_id evaluation_status"]
+    rows += [
+        f"img/WOMEN/Tees_Tanks/id_00000001/0{n}_1_front.jpg id_00000001 {p}" for n, p in ((1, "query"), (2, "train"))
+    ]
+    rows += ["img/MEN/Denim/id_00000003/01_1_front.jpg id_00000003 train", "img/MEN/x.jpg"]
+    put(tmp_path / "Eval/list_eval_partition.txt", "\n".join(rows))
+    for n in (1, 2):
+        put(tmp_path / f"Img/img/WOMEN/Tees_Tanks/id_00000001/0{n}_1_front.jpg", picture())
+    products, oddities = read("deepfashion_inshop", tmp_path)
+    first = products["WOMEN/Tees_Tanks/id_00000001/01_1_front"]
+    assert first.captions == ("A knit top. 100% cotton",) and first.group == "id_00000001"
+    assert (first.category, first.attributes["partition"]) == ("Tees Tanks", "query")
+    assert first.attributes["colours"] == "Purple, Blue" and first.attributes["view"] == "front"
+    assert len(products) == 2 and all(map(is_picture, products.values()))
+    assert [what for _, what, _ in oddities] == [
+        "article without a description",
+        "row is not a photo, an article and a partition",
+    ]
+
+
+def fashion_gen(path, count, **more):
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file["input_image"] = rng.integers(0, 255, (count, 8, 6, 3), dtype=np.uint8)
+        texts = [[f"Jupe plissée {n}<br>in noir".encode("latin-1")] for n in range(count)]
+        file["input_description"] = np.array(texts, dtype="S60")
+        file["input_category"] = np.array([[b"SKIRTS"]] * count)
+        file["input_productID"] = np.arange(count)[:, None] // 2
+        for name, values in more.items():
+            file[name] = values
+    return rng
+
+
+def test_fashion_gen_rows_are_read_one_at_a_time(tmp_path):
+    fashion_gen(tmp_path / "fashiongen_256_256_train.h5", 5, input_gender=np.array([[b"Women"]] * 5))
+    fashion_gen(tmp_path / "fashiongen_256_256_validation.h5", 2)
+    products, oddities = read("fashion_gen", tmp_path)
+    assert oddities == [] and len(products) == 7
+    product = products["train-3"]
+    assert product.captions == ("Jupe plissée 3 in noir",) and product.category == "SKIRTS"
+    assert product.attributes == {"gender": "Women", "partition": "train"}
+    assert product.group == products["train-2"].group != products["train-4"].group
+    with (
+        h5py.File(tmp_path / "fashiongen_256_256_train.h5") as file,
+        Image.open(io.BytesIO(product.image.read())) as got,
+    ):
+        np.testing.assert_array_equal(np.asarray(got), file["input_image"][3])
+    assert is_picture(product) and "input_image[3]" in str(product.image)
+
+
+def test_a_fashion_gen_file_that_is_cut_off_or_lacks_a_dataset_is_named(tmp_path):
+    file = tmp_path / "fashiongen_256_256_train.h5"
+    fashion_gen(file, 3)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="is not an HDF5 file, or is cut off"):
+        read("fashion_gen", file)
+    with h5py.File(file, "w") as empty:
+        empty["input_image"] = np.zeros((1, 2, 2, 3), np.uint8)
+    with pytest.raises(UserError, match="has no dataset input_description: it has input_image"):
+        read("fashion_gen", file)
+
+
+def test_amazon_photos_are_found_by_url_or_asin_and_ratings_are_counted(tmp_path):
+    entries = [
+        {"asin": "A1", "title": "Wool &amp; silk <b>scarf</b>", "category": ["Clothing", "Women", "Scarves", "soft!"]},
+        {"asin": "A2", "title": "Belt", "imageURLHighRes": ["https://x/no.jpg", "https://x/I/41%2Babc.jpg?w=1"]},
+        {"asin": "A3", "title": "No photo", "brand": "Acme"},
+        {"asin": "A4"},
+        {"asin": "A1", "title": "again"},
+        {"asin": "A5", "title": "x" * 2000},
+        {"title": "nameless"},
+    ]
+    lines = [json.dumps(entry) for entry in entries] + ["{broken"]
+    put(tmp_path / "meta_AMAZON_FASHION.json.gz", gzip.compress("\n".join(lines).encode()))
+    reviews = [{"asin": "A1", "overall": 5.0}, {"asin": "A1", "overall": 2}, {"asin": "A2", "reviewText": "?"}]
+    put(tmp_path / "AMAZON_FASHION.json.gz", gzip.compress("\n".join(map(json.dumps, reviews)).encode()))
+    put(tmp_path / "images/A1.jpg", picture())
+    put(tmp_path / "images/41+abc.jpg", picture("blue"))
+    products, oddities = read("amazon_reviews", tmp_path)
+    assert products["A1"].captions == ("Wool & silk scarf",) and products["A1"].category == "Scarves"
+    assert products["A1"].attributes == {"reviews": "2", "rating": "3.50"}
+    assert products["A2"].image.name == "41+abc.jpg" and is_picture(products["A1"])
+    assert inspect(products["A3"].image) == "image missing" and products["A3"].attributes == {"brand": "Acme"}
+    assert [what for _, what, _ in oddities] == [
+        "product without a title",
+        "ASIN a second time",
+        "title is a page of HTML",
+        "product without an ASIN",
+        "line is not a JSON object",
+    ]
+
+
+def test_amazon_metadata_that_is_cut_off_gives_what_was_before(tmp_path):
+    (tmp_path / "images").mkdir()
+    lines = "\n".join(
+        json.dumps({"asin": f"A{n}", "title": f"hat {n} {np.random.default_rng(n).bytes(20).hex()}"})
+        for n in range(2000)
+    )
+    whole = gzip.compress(lines.encode())
+    put(tmp_path / "meta_X.json.gz", whole[: len(whole) // 2])
+    products, oddities = read("amazon_reviews", tmp_path)
+    assert 100 < len(products) < 2000
+    assert oddities[-1][1] == "file is cut off or damaged from here on"
+
+
+def test_digikala_is_a_gallery_without_captions_whose_colours_are_attributes(tmp_path):
+    for name in ("red/1.jpg", "navy_blue/1.jpg", "navy_blue/2.jpg"):
+        put(tmp_path / name, picture())
+    products, _ = read("digikala", tmp_path)
+    assert {p.attributes["baseColour"] for p in products.values()} == {"red", "navy blue"}
+    assert all(p.captions == () and p.category == "" for p in products.values())
+    assert len(set(groups.assign(list(products.values()), ["a", "b", "c"]))) == 3
+
+
+KARPATHY = {
+    "images": [
+        {"filename": "1.jpg", "split": "train", "sentences": [{"raw": "Two men."}, {"raw": "Men  talk."}]},
+        {"filename": "2.jpg", "split": "test", "sentences": []},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dataset_flickr30k.json", json.dumps(KARPATHY)),
+        ("results_20130124.token", "1.jpg#0\tTwo men.\n1.jpg#1\tMen  talk.\n\nno sentence\n"),
+        ("results.csv", "image_name| comment_number| comment\n1.jpg| 0| Two men.\n1.jpg| 1| Men  talk.\n2.jpg| 0\n"),
+    ],
+)
+def test_flickr30k_has_several_sentences_for_a_photo_in_each_of_its_formats(tmp_path, name, content):
+    put(tmp_path / "flickr30k-images/1.jpg", picture())
+    put(tmp_path / name, content)
+    products, oddities = read("flickr30k", tmp_path)
+    assert products["1"].captions == ("Two men.", "Men talk.") and is_picture(products["1"])
+    assert len(products) == 1 and len(oddities) == 1 and oddities[0][2]
+
+
+def test_coco_captions_are_joined_by_image_and_photos_lie_in_the_folder_of_their_partition(tmp_path):
+    content = {
+        "images": [{"id": 7, "file_name": "000000000007.jpg"}, {"id": 8, "file_name": "000000000008.jpg"}],
+        "annotations": [{"image_id": 7, "caption": "A cat.\n"}, {"image_id": 7, "caption": "A black cat."}],
+    }
+    put(tmp_path / "annotations/captions_val2017.json", json.dumps(content))
+    put(tmp_path / "annotations/instances_val2017.json", "not read")
+    put(tmp_path / "val2017/000000000007.jpg", picture())
+    products, oddities = read("coco_captions", tmp_path)
+    assert products["000000000007"].captions == ("A cat.", "A black cat.") and is_picture(products["000000000007"])
+    assert products["000000000007"].attributes == {"partition": "val2017"}
+    assert [what for _, what, _ in oddities] == ["photo without a caption"]
+    put(tmp_path / "annotations/captions_val2017.json", '{"images": []}')
+    with pytest.raises(UserError, match="captions_val2017.json should hold"):
+        read("coco_captions", tmp_path)
+
+
+def shard(path, files):
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def test_webdataset_pictures_are_read_from_where_they_lie_in_the_tar(tmp_path):
+    shard(
+        tmp_path / "00000.tar",
+        [
+            ("a/0.jpg", picture("red")),
+            ("a/0.txt", b"a red bag\n\na bag\n"),
+            ("a/1.png", picture("blue", form="PNG")),
+            ("a/1.json", json.dumps({"text": "a blue bag", "sku": 12, "class": "Bags", "tags": ["x"]}).encode()),
+            ("a/2.txt", b"no picture"),
+            ("a/3.jpg", picture()),
+        ],
+    )
+    shard(tmp_path / "00001.tar", [("a/0.jpg", picture()), ("a/0.txt", b"again")])
+    products, oddities = read("webdataset", tmp_path)
+    assert products["a/0"].captions == ("a red bag", "a bag")
+    assert products["a/1"].category == "Bags" and products["a/1"].attributes == {"sku": "12"}
+    assert products["a/0"].image.read() == picture("red") and str(products["a/0"].image) == "00000.tar: a/0.jpg"
+    assert all(map(is_picture, products.values()))
+    assert [what for _, what, _ in oddities] == [
+        "sample without a picture",
+        "sample without a caption",
+        "id a second time",
+    ]
+    named, _ = read("webdataset", tmp_path / "00000.tar", id="sku")
+    assert set(named) == {"a/0", "12"}
+
+
+def test_a_compressed_tar_is_refused_with_what_to_do(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
+    with pytest.raises(UserError, match="unpack a .tar.gz first"):
+        read("webdataset", tmp_path)
+
+
+def test_any_tfds_dataset_is_read_by_the_names_of_its_features(tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "image_id": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=["hand_bag", "hat"]),
+            "price": np.int64,
+            "box": tfds.features.BBoxFeature(),
+        }
+    )
+
+    def example(number):
+        box = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
+        texts = [f"bag {number}", "a  bag"] if number else []
+        values = {"image": picture("red"), "captions": texts, "image_id": f"n{number}", "label": 0, "price": 5}
+        return {name: io.BytesIO(v) if name == "image" else v for name, v in {**values, "box": box}.items()}
+
+    class Bags(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name, VERSION, code_path = "bags", tfds.core.Version("1.0.0"), None
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, _):
+            return {"train": ((n, example(n)) for n in range(3)), "test": iter([(9, example(9))])}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    def stored(form):
+        Bags(data_dir=tmp_path / form, file_format=form).download_and_prepare(download_dir=tmp_path / "downloads")
+
+    folder = tmp_path / "array_record" / "bags" / "1.0.0"
+    stored("array_record")
+    products, oddities = read("tfds", folder)
+    assert set(products) == {"n1", "n2", "n9"} and products["n9"].attributes["partition"] == "test"
+    assert products["n1"].captions == ("bag 1", "a bag") and products["n1"].category == "hand bag"
+    assert products["n1"].attributes == {"label": "hand bag", "price": "5", "partition": "train"}
+    assert all(map(is_picture, products.values()))
+    assert [what for _, what, _ in oddities] == ["example without a caption"]
+    with pytest.raises(UserError, match="has no feature text .*columns.caption.*: it has"):
+        read("tfds", folder, caption="text")
+    stored("tfrecord")
+    with pytest.raises(UserError, match="stored as tfrecord: prepare it anew with file_format='array_record'"):
+        read("tfds", tmp_path / "tfrecord" / "bags" / "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("amazon_reviews", "lacks images/.*https://nijianmo.github.io/amazon"),
+        ("coco_captions", "lacks annotations/captions_.*https://cocodataset.org"),
+        ("deepfashion_inshop", "lacks Anno/list_description_inshop.json, Eval/list_eval_partition.txt.*mmlab"),
+        ("deepfashion_multimodal", "lacks captions.json, images/.*github.com/yumingj"),
+        ("fashion_gen", "holds no .h5 file.*fashion-gen.com"),
+        ("flickr30k", "lacks the photos.*DenotationGraph"),
+        ("webdataset", "holds no .tar file"),
+        ("tfds", "lacks dataset_info.json"),
+    ],
+)
+def test_an_empty_folder_is_answered_with_where_to_fetch_the_dataset_and_what_to_put_where(tmp_path, name, says):
+    with pytest.raises(UserError, match=says):
+        read(name, tmp_path)
