@@ -9,24 +9,29 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
 from jaxclip.catalog import card, groups
 from jaxclip.catalog.pictures import Picture, inspect
 from jaxclip.catalog.product import Oddity, Product
 from jaxclip.catalog.readers import READERS
+from jaxclip.catalog.spool import Spool
 from jaxclip.errors import UserError
 
 NAME, VERSION = "catalogue", "1.0.0"
+CARD = "card.html"
 WHOLE = "whole"  # the one split of a catalogue that is not split; TFDS keeps the name "all" for itself
 DECODED_AT_ONCE = 256
+SORTED_IN_MEMORY = 64 * 2**20
+"""Bytes of examples that TFDS keeps to sort them by their hashed keys; more go to disk first. Its default is 1 GB."""
 
 Progress = Callable[..., Iterable]
 
@@ -66,17 +71,17 @@ class Source:
         return hashlib.sha256(json.dumps([self.settings(), stamps]).encode()).hexdigest()[:12]
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """The catalogue's pictures as they will be stored, spooled to one file so that memory does not grow with them."""
+class Grouped(Sequence):
+    """Products with the groups found for them, made as they are asked for."""
 
-    spool: BinaryIO
-    places: list[tuple[int, int]]  # offset, length
+    def __init__(self, products: Sequence[Product], names: Sequence[str]):
+        self._products, self._names = products, names
 
-    def __getitem__(self, index: int) -> bytes:
-        offset, length = self.places[index]
-        self.spool.seek(offset)
-        return self.spool.read(length)
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Product:
+        return replace(self._products[index], group=self._names[index])
 
 
 class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -91,8 +96,8 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(
         self,
         splits: Mapping[str, list[int]],
-        products: list[Product],
-        pictures: Pictures,
+        products: Sequence[Product],
+        pictures: Sequence[bytes],
         about: dict[str, Any],
         progress: Progress,
         data_dir: Path,
@@ -176,12 +181,13 @@ def prepare(source: Source, prepared: Path, *, progress: Progress) -> None:
 
 
 def _prepare(source: Source, prepared: Path, progress: Progress) -> None:
-    with tempfile.TemporaryFile(dir=prepared) as spool:
-        products, pictures, hashes, oddities = _collect(source, spool, progress)
-        if not products:
+    _clear(prepared)
+    with Spool[Product](prepared) as kept, Spool[bytes](prepared) as pictures:
+        hashes, oddities = _collect(source, kept, pictures, prepared, progress)
+        if not kept:
             raise UserError(f"{source.path}: no product has a readable image ({_counted(oddities)})")
-        names = groups.assign(products, hashes)
-        products = [replace(product, group=name) for product, name in zip(products, names, strict=True)]
+        names = groups.assign(kept, hashes)
+        products = Grouped(kept, names)
         splits = _splits(names, source)
         facts = {
             "source": source.settings(),
@@ -192,13 +198,14 @@ def _prepare(source: Source, prepared: Path, progress: Progress) -> None:
             "mended": _count(oddities, dropped=False),
             "fingerprint": _fingerprint(products, hashes, splits),
         }
+        # The dataset comes last: a folder that holds one has its card too.
+        card.write(prepared / CARD, facts, products, pictures, oddities)
         _write(splits, products, pictures, facts, prepared, progress)
-        card.write(prepared / "card.html", facts, products, pictures, oddities)
 
 
 def _write(splits, products, pictures, facts, prepared: Path, progress: Progress) -> None:
     tfds.disable_progress_bar()
-    _clear(prepared)
+    shuffle.MAX_MEM_BUFFER_SIZE = SORTED_IN_MEMORY
     builder = CatalogueBuilder(splits, products, pictures, facts, progress, prepared)
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=downloads)
@@ -208,31 +215,35 @@ def _clear(prepared: Path) -> None:
     """Removes what preparations wrote and nothing else: the user's folder may hold a folder `catalogue` of its own."""
     for path in (folder(prepared), *folder(prepared).parent.glob(f"incomplete.*_{VERSION}")):
         shutil.rmtree(path, ignore_errors=True)
+    (prepared / CARD).unlink(missing_ok=True)
 
 
-def _collect(source: Source, spool: BinaryIO, progress: Progress):
-    products: list[Product] = []
+def _collect(
+    source: Source, kept: Spool[Product], pictures: Spool[bytes], prepared: Path, progress: Progress
+) -> tuple[list[str], list[Oddity]]:
+    """Fills the spools with the products whose pictures can be read; returns their pixel hashes and all oddities."""
     hashes: list[str] = []
-    places: list[tuple[int, int]] = []
     oddities: list[Oddity] = []
-    read: list[Product] = []
-    for row in READERS[source.reader](source.path, source.columns):
-        (oddities if isinstance(row, Oddity) else read).append(row)
-    for product, picture in progress(_inspected(read), total=len(read), desc="checking pictures", unit="img"):
-        if isinstance(picture, str):
-            oddities.append(Oddity(str(product.image), picture, dropped=True))
-            continue
-        places.append((spool.tell(), len(picture.encoded)))
-        spool.write(picture.encoded)
-        products.append(product)
-        hashes.append(picture.pixels)
-    return products, Pictures(spool, places), hashes, oddities
+    with Spool[Product](prepared) as read:
+        for row in READERS[source.reader](source.path, source.columns):
+            if isinstance(row, Oddity):
+                oddities.append(row)
+            else:
+                read.append(row)
+        for product, picture in progress(_inspected(read), total=len(read), desc="checking pictures", unit="img"):
+            if isinstance(picture, str):
+                oddities.append(Oddity(str(product.image), picture, dropped=True))
+                continue
+            kept.append(product)
+            pictures.append(picture.encoded)
+            hashes.append(picture.pixels)
+    return hashes, oddities
 
 
-def _inspected(products: list[Product]) -> Iterator[tuple[Product, Picture | str]]:
+def _inspected(products: Sequence[Product]) -> Iterator[tuple[Product, Picture | str]]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(products), DECODED_AT_ONCE):
-            block = products[start : start + DECODED_AT_ONCE]
+            block = [products[row] for row in range(start, min(start + DECODED_AT_ONCE, len(products)))]
             yield from zip(block, pool.map(inspect, [product.image for product in block]), strict=True)
 
 
@@ -255,7 +266,7 @@ def _counted(oddities: list[Oddity]) -> str:
     return "; ".join(f"{what}: {count}" for what, count in counts.items()) or "no product was found"
 
 
-def _fingerprint(products: list[Product], hashes: list[str], splits: Mapping[str, list[int]]) -> str:
+def _fingerprint(products: Sequence[Product], hashes: list[str], splits: Mapping[str, list[int]]) -> str:
     digest = hashlib.sha256()
     for split, rows in splits.items():
         for row in rows:

@@ -7,14 +7,14 @@ classes. The alternative, a split within the class, would test on captions seen 
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxclip.catalog.captions import normalise
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 
 
-def assign(products: Sequence[Product], pixel_hashes: Sequence[str]) -> list[str]:
+def assign(products: Iterable[Product], pixel_hashes: Sequence[str]) -> list[str]:
     """Returns the group of each product: the smallest id in it, whatever the order of the products.
 
     Products that share a normalised caption (any, where they have several), the very pixels or the group that their
@@ -25,7 +25,8 @@ def assign(products: Sequence[Product], pixel_hashes: Sequence[str]) -> list[str
       products: their ids are unique.
       pixel_hashes: `Picture.pixels` of each, "" where it has none.
     """
-    parents = list(range(len(products)))
+    parents = list(range(len(pixel_hashes)))
+    ids: list[str] = []
 
     def root(index: int) -> int:
         while parents[index] != index:
@@ -33,19 +34,22 @@ def assign(products: Sequence[Product], pixel_hashes: Sequence[str]) -> list[str
             index = parents[index]
         return index
 
-    first: dict[Hashable, int] = {}
+    first: dict[bytes, int] = {}
     for index, (product, pixels) in enumerate(zip(products, pixel_hashes, strict=True)):
-        keys: list[Hashable] = [("caption", normalise(caption)) for caption in product.captions]
-        if pixels:
-            keys.append(("pixels", pixels))
-        if product.group:
-            keys.append(("group", product.group))
+        ids.append(product.id)
+        keys = [("caption", normalise(caption)) for caption in product.captions]
+        keys += [(kind, value) for kind, value in (("pixels", pixels), ("group", product.group)) if value]
         for key in keys:
-            parents[root(index)] = root(first.setdefault(key, index))
+            parents[root(index)] = root(first.setdefault(_digest(*key), index))
     names: dict[int, str] = {}
-    for index, product in enumerate(products):
-        names[root(index)] = min(names.get(root(index), product.id), product.id)
-    return [names[root(index)] for index in range(len(products))]
+    for index, id_ in enumerate(ids):
+        names[root(index)] = min(names.get(root(index), id_), id_)
+    return [names[root(index)] for index in range(len(ids))]
+
+
+def _digest(kind: str, value: str) -> bytes:
+    """Returns 16 bytes for a key: captions may be long, and there is one key for each."""
+    return hashlib.blake2b(f"{kind}:{value}".encode("utf-8", errors="surrogatepass"), digest_size=16).digest()
 
 
 def split(groups: Sequence[str], test: int | float, seed: int) -> list[bool]:

@@ -1,0 +1,43 @@
+"""A sequence that lies in a temporary file, so that memory does not grow with a catalogue."""
+
+import pickle
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Spool(Sequence, Generic[T]):
+    """Items in the order in which they were appended; each is read from disk when it is asked for.
+
+    8 bytes of memory an item. The file is gone when the spool is left, and when the process dies.
+    """
+
+    def __init__(self, folder: Path):
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, it lives as long as the spool
+        self._starts = array("Q")
+
+    def append(self, item: T) -> None:
+        """Adds an item at the end."""
+        self._starts.append(self._file.seek(0, 2))
+        pickle.dump(item, self._file, pickle.HIGHEST_PROTOCOL)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> T:
+        self._file.seek(self._starts[index])
+        return pickle.load(self._file)
+
+    def __iter__(self) -> Iterator[T]:
+        return (self[index] for index in range(len(self)))
+
+    def __enter__(self) -> "Spool[T]":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
