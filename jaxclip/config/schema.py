@@ -1,0 +1,139 @@
+"""What can be configured: every section, its fields, their units and defaults."""
+
+from dataclasses import dataclass, field
+
+from jaxclip.catalog import captions
+from jaxclip.models.clip import CLIP_MEAN, CLIP_STD
+
+RGB = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns, features or keys (readers table, tfds, webdataset); an empty one has its usual names."""
+
+    id: str = ""
+    image: str = ""
+    caption: str = ""
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the products come from and how a picture and a caption reach the towers."""
+
+    reader: str = "drawn"  # layout of the raw catalogue: a key of jaxclip.catalog.readers.READERS
+    path: str = ""  # raw catalogue; the drawn one needs none
+    prepared: str = ""  # folder of the prepared dataset; "" = under $JAXCLIP_CACHE, found again by its content
+    split: str = "test"  # what evaluation ranks: train, test or all
+    test: float = 0.1  # products held back for testing: a number (>= 1) or a share (< 1); whole groups only
+    split_seed: int = 42  # of the split alone, so that runs with other seeds share their test products
+    columns: Columns = field(default_factory=Columns)
+    drawn_products: int = 4000  # size of the drawn catalogue
+    drawn_seed: int = 0
+    image_size: int = 64  # side of the towers' square pictures, pixels
+    resize: str = "squash"  # squash: to a square, whatever the shape; crop: shorter side, then the centre (CLIP)
+    mean: RGB = CLIP_MEAN  # of the pixels, per channel, in [0, 1]
+    std: RGB = CLIP_STD
+    caption_template: str = captions.DEFAULT_TEMPLATE
+    lowercase: bool = True
+    tokenizer: str = ""  # folder of a Hugging Face tokenizer; "" = a byte-level BPE trained on the training captions
+    vocab_size: int = 8192  # of the trained BPE
+    context_length: int = 32  # tokens of a caption, both special ones included
+    workers: int = 0  # parallel decoders; 0 = as tf.data sees fit
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to a pair; evaluation never does."""
+
+    crop_area: tuple[float, float] = (0.6, 1.0)  # share of the picture a random crop keeps; (1, 1) = none
+    crop_aspect: tuple[float, float] = (0.8, 1.25)  # of the crop, relative to the picture's own
+    flip: bool = False  # mirror half of the pictures; leave off where captions name sides
+    keep_attributes: float = 1.0  # probability with which a caption keeps each of its attributes
+    keep_words: float = 1.0  # probability with which a caption keeps each word of the name
+    prompts: bool = False  # draw the caption's wording from OpenFashionCLIP's prompt templates
+
+
+@dataclass(frozen=True)
+class Model:
+    """The towers."""
+
+    preset: str = "laptop"  # a key of jaxclip.models.presets.PRESETS
+    dropout: float = 0.0  # share of features zeroed after attention and MLP
+    stochastic_depth: float = 0.0  # share of examples that skip the last block, linear in depth
+    patch_dropout: float = 0.0  # share of a picture's patches that training leaves out
+    dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
+    execution: str = "auto"  # scan (one compiled layer), unroll (faster steps on CPU), auto
+    remat: str = "none"  # what the backward pass recomputes: none, dots (all but matrix products), full
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The contrastive loss."""
+
+    name: str = "info_nce"
+    temperature: float = 0.07  # of the softmax; where training starts if it is learned
+    learned_temperature: bool = True  # clipped so that logits are scaled by at most 100
+    mask_groups: bool = True  # rows of one group are not each other's negatives
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The optimizer and its schedule."""
+
+    name: str = "adamw"  # adamw or adam
+    learning_rate: float = 1e-3  # at the peak
+    schedule: str = "cosine"  # after warm-up: cosine (to zero) or constant
+    warmup_steps: int = 100
+    weight_decay: float = 0.1  # of matrices and embeddings; biases, norms and the temperature have none
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-6
+    clip_norm: float = 1.0  # of the global gradient; 0 = never
+    rates: dict[str, float] = field(default_factory=dict)  # regex of parameter names -> factor of the rate; 0 = frozen
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis of the mesh; one of them may be -1 = all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When the state is saved."""
+
+    every: int = 500  # steps
+    keep: int = 2  # newest checkpoints kept; the best by hit@1 is kept beside them
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """When the test split is ranked during training."""
+
+    every: int = 0  # steps; 0 = only after the last one
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    seed: int = 0
+    task: str = "towers"
+    batch_size: int = 256  # pairs of a step, over all devices
+    steps: int = 0  # length of the run, in steps ...
+    epochs: float = 0.0  # ... or in passes over the training split; exactly one of the two
+    log_every: int = 20  # steps between lines of metrics.jsonl
+    data: Data = field(default_factory=Data)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    mesh: Mesh = field(default_factory=Mesh)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    evaluation: Evaluation = field(default_factory=Evaluation)
