@@ -5,12 +5,10 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
 from jaxclip.catalog import card, groups
-from jaxclip.catalog.pictures import Picture, inspect
+from jaxclip.catalog.describe import TEXT, Column, Describer
+from jaxclip.catalog.examine import examine
 from jaxclip.catalog.product import Oddity, Product
 from jaxclip.catalog.readers import READERS
 from jaxclip.catalog.spool import Spool
@@ -29,7 +28,6 @@ from jaxclip.errors import UserError
 NAME, VERSION = "catalogue", "1.0.0"
 CARD = "card.html"
 WHOLE = "whole"  # the one split of a catalogue that is not split; TFDS keeps the name "all" for itself
-DECODED_AT_ONCE = 256
 SORTED_IN_MEMORY = 64 * 2**20
 """Bytes of examples that TFDS keeps to sort them by their hashed keys; more go to disk first. Its default is 1 GB."""
 
@@ -46,6 +44,7 @@ class Source:
       test: products held back for testing, a number or (below 1) a share; 0 keeps the catalogue whole.
       split_seed: of the split.
       columns: role -> column, for readers of tables.
+      describer: what is computed of each product and stored with it; None for nothing.
     """
 
     reader: str
@@ -53,22 +52,50 @@ class Source:
     test: float
     split_seed: int
     columns: Mapping[str, str]
+    describer: Describer | None = None
 
     def settings(self) -> dict[str, Any]:
         """Returns the values by which a prepared dataset is recognised, as JSON values."""
-        return {
+        settings = {
             "reader": self.reader,
             "path": str(self.path.resolve()),
             "test": self.test,
             "split_seed": self.split_seed,
             "columns": dict(self.columns),
         }
+        return settings | ({"describer": self.describer.settings()} if self.describer else {})
 
     def key(self) -> str:
         """Returns 12 hex digits that change with the settings and whenever the raw catalogue's listing does."""
         listing = [self.path, *sorted(p for p in self.path.glob("*") if p.is_file() or p.is_dir())]
         stamps = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in listing if p.exists()]
         return hashlib.sha256(json.dumps([self.settings(), stamps]).encode()).hexdigest()[:12]
+
+
+class Collected:
+    """What a first pass over a catalogue finds, on disk but for hashes and oddities; one entry for each product kept.
+
+    Attributes:
+      products: as they were read.
+      pictures: encoded, as they will be stored.
+      descriptions: the describer's values, where there is one.
+      hashes: of the pictures' pixels.
+      oddities: everything that was dropped or mended.
+    """
+
+    def __init__(self, folder: Path):
+        self.products = Spool[Product](folder)
+        self.pictures = Spool[bytes](folder)
+        self.descriptions = Spool[dict[str, Any]](folder)
+        self.hashes: list[str] = []
+        self.oddities: list[Oddity] = []
+
+    def __enter__(self) -> "Collected":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for spool in (self.products, self.pictures, self.descriptions):
+            spool.close()
 
 
 class Grouped(Sequence):
@@ -98,11 +125,14 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         splits: Mapping[str, list[int]],
         products: Sequence[Product],
         pictures: Sequence[bytes],
+        columns: Mapping[str, Column],
+        descriptions: Sequence[Mapping[str, Any]],
         about: dict[str, Any],
         progress: Progress,
         data_dir: Path,
     ):
         self._split_rows, self._products, self._pictures = splits, products, pictures
+        self._columns, self._descriptions = columns, descriptions
         self._about, self._progress = about, progress
         names = sorted({product.group for product in products})
         self._group_numbers = {name: number for number, name in enumerate(names)}
@@ -116,7 +146,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "category": tfds.features.Text(),
             "attributes": tfds.features.Text(),
             "group": tfds.features.Scalar(np.int64),
-        }
+        } | {name: _feature(column) for name, column in self._columns.items()}
         return tfds.core.DatasetInfo(
             builder=self,
             description="Products prepared for text-to-image retrieval.",
@@ -139,8 +169,15 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     "category": product.category,
                     "attributes": json.dumps(dict(product.attributes), ensure_ascii=False),
                     "group": self._group_numbers[product.group],
+                    **(self._descriptions[row] if self._columns else {}),
                 },
             )
+
+
+def _feature(column: Column) -> tfds.features.FeatureConnector:
+    if column.dtype != TEXT:
+        return tfds.features.Tensor(shape=column.shape, dtype=np.dtype(column.dtype))
+    return tfds.features.Sequence(tfds.features.Text()) if column.shape else tfds.features.Text()
 
 
 def folder(prepared: Path) -> Path:
@@ -158,10 +195,14 @@ def about(prepared: Path) -> dict[str, Any]:
     return json.loads((folder(prepared) / "metadata.json").read_text())
 
 
-def prepare(source: Source, prepared: Path, *, progress: Progress) -> None:
+def prepare(source: Source, prepared: Path, *, progress: Progress, workers: int = 0) -> None:
     """Writes the prepared dataset and its data card (card.html) into the folder `prepared`, whole or not at all.
 
-    `progress(iterable, total=, desc=, unit=)` wraps the long loops.
+    Args:
+      source: what it is made from.
+      prepared: made where it is missing.
+      progress: `progress(iterable, total=, desc=, unit=)` wraps the long loops.
+      workers: that check and describe pictures (see `examine`); 0 is one for each core.
 
     Raises:
       UserError: the catalogue is unreadable or none of its products has a readable picture.
@@ -169,7 +210,7 @@ def prepare(source: Source, prepared: Path, *, progress: Progress) -> None:
     missing = [path for path in (prepared, *prepared.parents) if not path.exists()]
     prepared.mkdir(parents=True, exist_ok=True)
     try:
-        _prepare(source, prepared, progress)
+        _prepare(source, prepared, progress, workers)
     except BaseException:
         _clear(prepared)
         if missing:
@@ -180,35 +221,34 @@ def prepare(source: Source, prepared: Path, *, progress: Progress) -> None:
         raise
 
 
-def _prepare(source: Source, prepared: Path, progress: Progress) -> None:
+def _prepare(source: Source, prepared: Path, progress: Progress, workers: int) -> None:
     _clear(prepared)
-    with Spool[Product](prepared) as kept, Spool[bytes](prepared) as pictures:
-        hashes, oddities = _collect(source, kept, pictures, prepared, progress)
-        if not kept:
-            raise UserError(f"{source.path}: no product has a readable image ({_counted(oddities)})")
-        names = groups.assign(kept, hashes)
-        products = Grouped(kept, names)
+    with Collected(prepared) as found:
+        _collect(source, found, prepared, progress, workers)
+        if not found.products:
+            raise UserError(f"{source.path}: no product has a readable image ({_counted(found.oddities)})")
+        names = groups.assign(found.products, found.hashes)
+        products = Grouped(found.products, names)
         splits = _splits(names, source)
         facts = {
             "source": source.settings(),
             "products": len(products),
             "groups": len(set(names)),
             "splits": {split: len(rows) for split, rows in splits.items()},
-            "dropped": _count(oddities, dropped=True),
-            "mended": _count(oddities, dropped=False),
-            "fingerprint": _fingerprint(products, hashes, splits),
+            "dropped": _count(found.oddities, dropped=True),
+            "mended": _count(found.oddities, dropped=False),
+            "fingerprint": _fingerprint(products, found.hashes, splits),
         }
         # The dataset comes last: a folder that holds one has its card too.
-        card.write(prepared / CARD, facts, products, pictures, oddities)
-        _write(splits, products, pictures, facts, prepared, progress)
-
-
-def _write(splits, products, pictures, facts, prepared: Path, progress: Progress) -> None:
-    tfds.disable_progress_bar()
-    shuffle.MAX_MEM_BUFFER_SIZE = SORTED_IN_MEMORY
-    builder = CatalogueBuilder(splits, products, pictures, facts, progress, prepared)
-    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(download_dir=downloads)
+        card.write(prepared / CARD, facts, products, found.pictures, found.oddities)
+        columns = source.describer.columns if source.describer else {}
+        tfds.disable_progress_bar()
+        shuffle.MAX_MEM_BUFFER_SIZE = SORTED_IN_MEMORY
+        builder = CatalogueBuilder(
+            splits, products, found.pictures, columns, found.descriptions, facts, progress, prepared
+        )
+        with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_dir=downloads)
 
 
 def _clear(prepared: Path) -> None:
@@ -218,33 +258,22 @@ def _clear(prepared: Path) -> None:
     (prepared / CARD).unlink(missing_ok=True)
 
 
-def _collect(
-    source: Source, kept: Spool[Product], pictures: Spool[bytes], prepared: Path, progress: Progress
-) -> tuple[list[str], list[Oddity]]:
-    """Fills the spools with the products whose pictures can be read; returns their pixel hashes and all oddities."""
-    hashes: list[str] = []
-    oddities: list[Oddity] = []
+def _collect(source: Source, found: Collected, prepared: Path, progress: Progress, workers: int) -> None:
+    """Fills `found` with the products whose pictures can be read and with all oddities."""
     with Spool[Product](prepared) as read:
         for row in READERS[source.reader](source.path, source.columns):
-            if isinstance(row, Oddity):
-                oddities.append(row)
-            else:
-                read.append(row)
-        for product, picture in progress(_inspected(read), total=len(read), desc="checking pictures", unit="img"):
-            if isinstance(picture, str):
-                oddities.append(Oddity(str(product.image), picture, dropped=True))
+            (found.oddities if isinstance(row, Oddity) else read).append(row)
+        what = "describing" if source.describer else "checking pictures"
+        for done in progress(examine(read, source.describer, workers), total=len(read), desc=what, unit="img"):
+            if isinstance(done.picture, str):
+                found.oddities.append(Oddity(str(done.product.image), done.picture, dropped=True))
                 continue
-            kept.append(product)
-            pictures.append(picture.encoded)
-            hashes.append(picture.pixels)
-    return hashes, oddities
-
-
-def _inspected(products: Sequence[Product]) -> Iterator[tuple[Product, Picture | str]]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(products), DECODED_AT_ONCE):
-            block = [products[row] for row in range(start, min(start + DECODED_AT_ONCE, len(products)))]
-            yield from zip(block, pool.map(inspect, [product.image for product in block]), strict=True)
+            found.products.append(done.product)
+            found.pictures.append(done.picture.encoded)
+            found.hashes.append(done.picture.pixels)
+            if done.description:
+                found.descriptions.append(dict(done.description.values))
+                found.oddities += [Oddity(done.product.id, what, dropped=False) for what in done.description.oddities]
 
 
 def _splits(names: list[str], source: Source) -> dict[str, list[int]]:

@@ -82,9 +82,9 @@ def _check_source(source: Source, prepared: Path) -> None:
         recorded, wanted = ({k: v for k, v in d.items() if k != "path"} for d in (recorded, wanted))
     if source.test == 0:
         wanted = {**wanted, "test": recorded["test"], "split_seed": recorded["split_seed"]}
-    if differing := [key for key in wanted if wanted[key] != recorded[key]]:
+    if differing := [key for key in wanted if wanted[key] != recorded.get(key)]:
         raise UserError(
             f"{prepared} was prepared from other settings: "
-            + ", ".join(f"data.{key} was {recorded[key]!r}, is {wanted[key]!r}" for key in differing)
+            + ", ".join(f"data.{key} was {recorded.get(key)!r}, is {wanted[key]!r}" for key in differing)
             + "; name another folder with --config.data.prepared or leave it out"
         )

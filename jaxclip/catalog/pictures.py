@@ -90,6 +90,16 @@ def inspect(image: Path | Embedded, max_pixels: int = MAX_PIXELS) -> Picture | s
     return _decode(data, max_pixels)
 
 
+def pixels(encoded: bytes, most: int) -> np.ndarray:
+    """Returns a stored picture as (H, W, 3) uint8, its longer side at most `most`; smaller ones keep their size."""
+    with Image.open(BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+        image.draft("RGB", (most, most))  # a large JPEG is decoded at a fraction of its size
+        picture = image.convert("RGB")
+    if max(picture.size) > most:
+        picture.thumbnail((most, most), Image.Resampling.BOX)
+    return np.asarray(picture)
+
+
 def _read(image: Path | Embedded, most: int) -> bytes:
     if not isinstance(image, Path):
         return image.read()

@@ -5,7 +5,6 @@ import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -36,8 +35,12 @@ class Spool(Sequence, Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return (self[index] for index in range(len(self)))
 
+    def close(self) -> None:
+        """Gives the file up."""
+        self._file.close()
+
     def __enter__(self) -> "Spool[T]":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,86 @@
+"""Every product's picture checked and, where a describer is given, described: in threads or in processes."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from jaxclip.catalog.describe import Describer, Description
+from jaxclip.catalog.pictures import Picture, inspect
+from jaxclip.catalog.product import Product
+
+BLOCK = 64  # products handed to a worker at once
+AHEAD = 2  # blocks waiting for each worker: memory does not grow with the catalogue
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A product with its picture, or the reason why it has none, and its description where one was asked for."""
+
+    product: Product
+    picture: Picture | str
+    description: Description | None
+
+
+def examine(products: Iterable[Product], describer: Describer | None, workers: int) -> Iterator[Examined]:
+    """Yields each product examined, in the order given.
+
+    Decoding runs in threads. Describing holds Python's lock, so with a describer and more than one worker it runs in
+    processes of its own; with one worker it runs here.
+
+    Args:
+      products: read as they are needed.
+      describer: None checks pictures alone.
+      workers: threads or processes; 0 is one for each core.
+    """
+    workers = workers or os.cpu_count() or 1
+    work = partial(_examine, describer=describer)
+    if describer is not None and workers == 1:
+        for block in _blocks(products):
+            yield from work(block)
+        return
+    with ThreadPoolExecutor(workers) if describer is None else _processes(workers) as pool:
+        waiting: deque[Future[list[Examined]]] = deque()
+        try:
+            for block in _blocks(products):
+                waiting.append(pool.submit(work, block))
+                if len(waiting) == AHEAD * workers:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for unneeded in waiting:
+                unneeded.cancel()
+
+
+def _examine(products: Sequence[Product], describer: Describer | None) -> list[Examined]:
+    pictures = [inspect(product.image) for product in products]
+    if describer is None:
+        return [Examined(*pair, None) for pair in zip(products, pictures, strict=True)]
+    good = [(p, picture) for p, picture in zip(products, pictures, strict=True) if isinstance(picture, Picture)]
+    descriptions = iter(describer([p for p, _ in good], [picture for _, picture in good]) if good else [])
+    return [
+        Examined(product, picture, next(descriptions) if isinstance(picture, Picture) else None)
+        for product, picture in zip(products, pictures, strict=True)
+    ]
+
+
+def _blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
+    rows = iter(products)
+    while block := list(itertools.islice(rows, BLOCK)):
+        yield block
+
+
+def _processes(workers: int) -> Executor:
+    # Forking a process that runs threads (TensorFlow's) may hang the child.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_parent)
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

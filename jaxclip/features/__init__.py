@@ -1,0 +1,1 @@
+"""What preparation computes from pictures and texts: boxes, crops, geometry, colours, texture, clusters, pairs."""

@@ -1,0 +1,127 @@
+"""Features of pictures and texts without any weights, to mine incorrect pairs from where no encoder is at hand."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Float32
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from jaxclip.catalog.captions import normalise
+from jaxclip.errors import UserError
+
+_TERMS = 50_000  # the most frequent words and word pairs: bounds the memory of long descriptions
+_DUST = 1e-4  # rows of about length 1 that are shorter than this are rounding errors, and have no direction
+_SPREADS = 5.0  # a texture that is farther from the median than this many quartile distances counts as this far
+
+
+def image_features(
+    colour_histograms: Float[np.ndarray, "N C"],
+    textures: Float[np.ndarray, "N T"],
+    *,
+    colour_weight: float = 0.5,
+    dimensions: int | None = None,
+) -> Float32[np.ndarray, "N D"]:
+    """Returns (N, D) unit rows whose cosine tells how alike two pictures are in colour and texture.
+
+    Histograms are made to sum to 1 and their square roots taken (Hellinger: the dot product is then the Bhattacharyya
+    coefficient), so that a large plain background does not drown the garment. Textures have units of their own: each
+    column is divided by its distance between quartiles, which outliers do not move, and clipped at 5 of them; a column
+    that is constant over half of the products is divided by its standard deviation instead. Both blocks are then
+    centred, so that unlike pictures have cosines below 0 and not merely below those of like ones, and brought to the
+    same mean square length before they are weighted and set side by side.
+
+    Args:
+      colour_histograms: counts or shares of colours, not negative; a row may be empty (all 0).
+      textures: numbers in any units, a column each; T may be 0.
+      colour_weight: share of colour in the squared length of a row, on average, from 0 to 1.
+      dimensions: D, by principal components; by default, or where there are no more, all C + T columns.
+
+    Returns: a row of zeros for a product that is the average in everything.
+
+    Raises:
+      ValueError: shapes do not agree, a value is not finite, a count is negative, or the weight is no share.
+    """
+    shapes = colour_histograms.shape, textures.shape
+    if [len(shape) for shape in shapes] != [2, 2] or len(colour_histograms) != len(textures):
+        raise ValueError(f"histograms (N, C) and textures (N, T) expected, got {shapes}")
+    if not (np.isfinite(colour_histograms).all() and np.isfinite(textures).all()) or (colour_histograms < 0).any():
+        raise ValueError("histograms should be finite and not negative, textures finite")
+    if not 0 <= colour_weight <= 1:
+        raise ValueError(f"a colour weight from 0 to 1 expected, got {colour_weight}")
+    blocks = (_hellinger(colour_histograms), colour_weight), (_by_spread(textures), 1 - colour_weight)
+    features = np.concatenate([_balanced(block) * np.float32(weight**0.5) for block, weight in blocks], axis=1)
+    if dimensions is not None and dimensions < min(features.shape):
+        with np.errstate(invalid="ignore"):  # of the share of variance explained, unused, where all rows are the same
+            features = PCA(dimensions, svd_solver="covariance_eigh").fit_transform(features)
+    return _directions(features)
+
+
+def text_features(captions: Sequence[str], dimensions: int = 128, seed: int = 0) -> Float32[np.ndarray, "N E"]:
+    """Returns (N, E) unit rows whose cosine tells how alike two captions are in their words: latent semantic analysis.
+
+    Words and pairs of neighbouring words of the normalised captions, the 50,000 most frequent, weighted by
+    (1 + log tf) idf, reduced by a truncated singular value decomposition whose signs are fixed. Deerwester et al.,
+    "Indexing by latent semantic analysis" (1990).
+
+    Args:
+      captions: N of them, in any script that writes words apart.
+      dimensions: E; fewer where there are fewer captions, or fewer words and pairs, which then are the features.
+      seed: of the randomised decomposition.
+
+    Returns: a row of zeros for a caption without any word, or with none that the kept dimensions tell of.
+
+    Raises:
+      UserError: no caption has a word.
+    """
+    terms = TfidfVectorizer(
+        preprocessor=normalise,
+        token_pattern=r"\w+",
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+        max_features=_TERMS,
+        dtype=np.float32,
+    )
+    try:
+        weights = terms.fit_transform(captions)
+    except ValueError as error:
+        if "empty vocabulary" not in str(error):
+            raise
+        raise UserError(f"none of the {len(captions):,} captions has a word in it: texts cannot be compared") from None
+    if weights.shape[1] <= dimensions:
+        return weights.toarray()
+    with np.errstate(invalid="ignore"):  # as above
+        rank = min(dimensions, weights.shape[0])
+        reduced = TruncatedSVD(rank, n_iter=7, random_state=seed).fit_transform(weights)
+    return _directions(reduced)
+
+
+def _hellinger(histograms: Float[np.ndarray, "N C"]) -> Float32[np.ndarray, "N C"]:
+    histograms = np.asarray(histograms, np.float32)
+    sums = histograms.sum(axis=1, keepdims=True)
+    return np.sqrt(np.divide(histograms, sums, out=np.zeros_like(histograms), where=sums > 0))
+
+
+def _by_spread(textures: Float[np.ndarray, "N T"]) -> Float32[np.ndarray, "N T"]:
+    textures = np.asarray(textures, np.float32)
+    low, middle, high = np.percentile(textures, [25, 50, 75], axis=0) if textures.size else np.zeros((3, 1))
+    spread = np.where(high > low, high - low, textures.std(axis=0) if textures.size else 0)
+    centred = textures - middle.astype(np.float32)
+    spread = spread.astype(np.float32)
+    with np.errstate(over="ignore"):  # what overflows is clipped
+        scaled = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    return np.clip(scaled, -_SPREADS, _SPREADS)
+
+
+def _balanced(block: Float32[np.ndarray, "N B"]) -> Float32[np.ndarray, "N B"]:
+    """Returns a block centred at its means, with rows of length 1 in the mean square."""
+    if not block.size:
+        return block
+    centred = block - block.mean(axis=0, dtype=np.float64).astype(np.float32)
+    length = np.sqrt(np.square(centred).sum(axis=1).mean())
+    return centred / length if length > _DUST else np.zeros_like(centred)
+
+
+def _directions(features: Float[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.divide(features, lengths, out=np.zeros(features.shape, np.float32), where=lengths > _DUST)

@@ -1,0 +1,183 @@
+"""The colours of a product: the few that make it up, their names, and the histogram of all of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+from skimage.color import deltaE_ciede2000, lab2rgb, rgb2hsv, rgb2lab
+from sklearn import config_context
+from sklearn.cluster import KMeans
+
+from jaxclip.features.palette import PROTOTYPES
+
+BINS = (8, 3, 4)
+"""Hues, saturations and values of `colour_histogram`, by default."""
+
+_MOST = 256  # the size of scikit-learn's chunks: within one no order of additions depends on the number of threads
+_CLUSTERS = 6  # more than are asked for, so that shades can be merged by hue rather than left to compete
+_LIGHTNESS = 0.5  # the weight of lightness while clustering: cloth varies in it by its folds, hardly in hue
+_ALIKE = 8.0  # CIEDE2000 with kL = 2, below which two clusters are one colour
+_GREY = 0.12  # HSV saturation below which a pixel has no hue to speak of
+
+_NAMES = tuple(name for name, looks in PROTOTYPES.items() for _ in looks)
+_LOOKS = rgb2lab(np.array([[*bytes.fromhex(look)] for looks in PROTOTYPES.values() for look in looks], np.uint8))
+
+
+@dataclass(frozen=True, eq=False)
+class Colours:
+    """The colours of a product, dominant first.
+
+    Attributes:
+      rgb: (k, 3) uint8, sRGB.
+      lab: (k, 3) float32: CIELAB under D65, lightness 0 to 100.
+      shares: (k,) float32, falling, sum 1. Where a product has fewer than k colours the dominant one stands in for the
+        others, with share 0.
+      names: k names of `palette.PROTOTYPES`.
+    """
+
+    rgb: UInt8[np.ndarray, "k 3"]
+    lab: Float32[np.ndarray, "k 3"]
+    shares: Float32[np.ndarray, "k"]
+    names: tuple[str, ...]
+
+
+def colours(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], k: int = 3) -> Colours:
+    """Returns the k colours of the pixels in `mask`: of all pixels where it is empty.
+
+    KMeans in CIELAB, lightness at half weight, over the 256 fullest bins of 4 bits a channel, each at the mean of its
+    pixels; the first centres are those of k-means++ with each draw replaced by what is likeliest, so nothing is random.
+    Clusters closer than CIEDE2000 8 with kL = 2, the value for textiles (CIE 142-2001), then become one, nearest first,
+    and so until k are left: shadows and lights count for the cloth they lie on. A colour is that of its largest
+    cluster, its share that of all. Where the pixels lie does not matter, only which there are.
+
+    Args:
+      pixels: a picture or a crop of it, sRGB.
+      mask: where the product is.
+      k: how many colours, from 1.
+
+    Raises:
+      ValueError: the shapes do not fit, there is no pixel, or k is less than 1.
+    """
+    if k < 1:
+        raise ValueError(f"at least 1 colour expected, got k = {k}")
+    rgb, counts = _binned(_within(pixels, mask), bits=4)
+    fullest = np.argsort(-counts, kind="stable")[:_MOST]
+    lab, counts = to_lab(rgb[fullest]), counts[fullest]
+    centres, shares = _without_shades(*_clusters(lab, counts, max(_CLUSTERS, k)), k)
+    order = np.argsort(-shares, kind="stable")
+    order = np.concatenate([order, np.repeat(order[:1], k - len(order))])
+    shares = np.where(np.arange(k) < len(shares), shares[order], 0.0)
+    lab = centres[order]  # (k, 3)
+    rgb = np.rint(np.clip(lab2rgb(lab), 0, 1) * 255).astype(np.uint8)
+    return Colours(rgb, lab.astype(np.float32), shares.astype(np.float32), _names(lab))
+
+
+def colour_name(lab: Float[np.ndarray, "3"]) -> str:
+    """Returns the name in `palette.PROTOTYPES` whose look is nearest to a CIELAB colour by CIEDE2000 (kL = 1)."""
+    return _names(np.asarray(lab, np.float64)[None])[0]
+
+
+def to_lab(rgb: UInt8[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
+    """Returns the CIELAB colours, under D65, of sRGB colours from 0 to 255."""
+    return rgb2lab(np.asarray(rgb, np.float64) / 255)
+
+
+def colour_histogram(
+    pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], bins: tuple[int, int, int] = BINS
+) -> Float32[np.ndarray, "B"]:
+    """Returns (B,) shares of HSV colours among the pixels in `mask`, sum 1: of all pixels where it is empty.
+
+    B = hues * saturations * values + values. The first are pixels with a hue (saturation from 0.12), in the order hue,
+    saturation, value; hues are centred, so that red is one bin. The last are greys, black first. Pixels are taken
+    together by 5 bits a channel before, each of these at its mean.
+
+    Args:
+      pixels: a picture or a crop of it, sRGB.
+      mask: where the product is.
+      bins: how many hues, saturations and values.
+
+    Raises:
+      ValueError: the shapes do not fit, there is no pixel, or a number of bins is less than 1.
+    """
+    if min(bins) < 1:
+        raise ValueError(f"at least 1 hue, 1 saturation and 1 value expected, got {bins}")
+    hues, saturations, values = bins
+    rgb, counts = _binned(_within(pixels, mask), bits=5)
+    hsv = rgb2hsv(rgb / 255)  # (B, 3)
+    hue = np.floor(hsv[:, 0] * hues + 0.5).astype(np.intp) % hues
+    saturation = ((hsv[:, 1] - _GREY) / (1 - _GREY) * saturations).astype(np.intp).clip(0, saturations - 1)
+    value = (hsv[:, 2] * values).astype(np.intp).clip(0, values - 1)
+    with_hue = (hue * saturations + saturation) * values + value
+    index = np.where(hsv[:, 1] >= _GREY, with_hue, hues * saturations * values + value)
+    histogram = np.bincount(index, weights=counts, minlength=(hues * saturations + 1) * values)
+    return (histogram / counts.sum()).astype(np.float32)
+
+
+def _within(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "N 3"]:
+    """Returns the pixels in `mask`, or all of them where there is none."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.shape[:2] != mask.shape or not mask.size:
+        raise ValueError(f"pixels (H, W, 3) and a mask (H, W) expected, got {pixels.shape} and {mask.shape}")
+    if pixels.dtype != np.uint8 or mask.dtype != np.bool_:
+        raise ValueError(f"uint8 pixels and a mask of bool expected, got {pixels.dtype} and {mask.dtype}")
+    chosen = pixels[mask]
+    return chosen if len(chosen) else pixels.reshape(-1, 3)
+
+
+def _binned(rgb: UInt8[np.ndarray, "N 3"], bits: int) -> tuple[Float[np.ndarray, "B 3"], Float[np.ndarray, "B"]]:
+    """Returns the mean colour, 0 to 255, and the number of pixels of every bin of so many bits a channel in use."""
+    channels = [rgb[:, channel].astype(np.intp) for channel in range(3)]
+    codes = np.zeros(len(rgb), np.intp)
+    for channel in channels:
+        codes = codes << bits | channel >> 8 - bits
+    counts = np.bincount(codes, minlength=8**bits)
+    filled = np.flatnonzero(counts)
+    # The sums are of whole numbers and so exact in any order.
+    sums = [np.bincount(codes, weights=channel, minlength=8**bits)[filled] for channel in channels]
+    return np.stack(sums, axis=1) / counts[filled, None], counts[filled].astype(np.float64)
+
+
+def _clusters(
+    lab: Float[np.ndarray, "B 3"], counts: Float[np.ndarray, "B"], k: int
+) -> tuple[Float[np.ndarray, "K 3"], Float[np.ndarray, "K"]]:
+    """Returns the mean colours and the shares of at most k clusters, none of them empty."""
+    if len(lab) <= k:
+        return lab, counts / counts.sum()
+    points = lab * (_LIGHTNESS, 1, 1)
+    first = [int(counts.argmax())]
+    nearest = np.full(len(lab), np.inf)
+    while len(first) < k:
+        nearest = np.minimum(nearest, ((points - points[first[-1]]) ** 2).sum(axis=1))
+        first.append(int((counts * nearest).argmax()))
+    # The arguments are known to be right, and checking them takes longer than the clustering itself.
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        means = KMeans(k, init=points[first], n_init=1, max_iter=20, random_state=0)
+        labels = means.fit(points, sample_weight=counts).labels_
+    weights = np.bincount(labels, weights=counts, minlength=k)
+    sums = np.stack([np.bincount(labels, weights=counts * axis, minlength=k) for axis in lab.T], 1)
+    full = weights > 0
+    return sums[full] / weights[full, None], weights[full] / weights.sum()
+
+
+def _without_shades(
+    lab: Float[np.ndarray, "K 3"], shares: Float[np.ndarray, "K"], k: int
+) -> tuple[Float[np.ndarray, "M 3"], Float[np.ndarray, "M"]]:
+    """Returns at most k colours no two of which are alike, and their shares: a shade goes to the larger cluster."""
+    shares = shares.copy()
+    apart = deltaE_ciede2000(lab[:, None], lab[None], kL=2)  # (K, K)
+    np.fill_diagonal(apart, np.inf)
+    left = len(shares)
+    while left > 1:
+        one, other = np.unravel_index(apart.argmin(), apart.shape)
+        if left <= k and apart[one, other] >= _ALIKE:
+            break
+        larger, smaller = (one, other) if shares[one] >= shares[other] else (other, one)
+        shares[larger] += shares[smaller]
+        shares[smaller] = 0
+        apart[smaller] = apart[:, smaller] = np.inf
+        left -= 1
+    return lab[shares > 0], shares[shares > 0]
+
+
+def _names(lab: Float[np.ndarray, "N 3"]) -> tuple[str, ...]:
+    nearest = deltaE_ciede2000(lab[:, None], _LOOKS[None]).argmin(axis=1)
+    return tuple(_NAMES[index] for index in nearest)

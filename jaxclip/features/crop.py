@@ -1,0 +1,125 @@
+"""Which part of a picture shows the product: from a detector's boxes to the crop that is embedded and coloured."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxclip.errors import UserError
+from jaxclip.features.detectors.detections import Detections
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom as shares of the picture's width and height."""
+
+POLICIES = ("largest", "confident", "category", "all:K")
+_NOT_IN_WORDS = re.compile(r"[-'’.]")
+_WORD = re.compile(r"\w+")
+_PLURAL = re.compile(r"(?<=[a-z]{2})(?:(?<=ss|sh|ch)es|(?<=x)es|(?<=[^su])s)$")
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of a picture.
+
+    Attributes:
+      box: padded, within the picture.
+      score: the detector's, 0 where it found nothing.
+      label: the detector's, "" where it found nothing.
+      fell_back: True if nothing was found and the crop is the whole picture.
+    """
+
+    box: Box
+    score: float
+    label: str
+    fell_back: bool
+
+
+WHOLE = Crop((0.0, 0.0, 1.0, 1.0), 0.0, "", fell_back=True)
+
+
+def choose(detections: Detections, policy: str, category: str = "", padding: float = 0.0) -> tuple[Crop, ...]:
+    """Returns the crops that a policy makes of a picture's detections, best first: one, or for `all:K` up to K.
+
+    Where there is no detection it is the whole picture, marked `fell_back`.
+
+    Args:
+      detections: of one picture.
+      policy: `largest` box; most `confident` one; of the boxes whose label says the product's `category` in the same
+        words (or one in more words than the other: "shoe", "Sports Shoes") the most confident, else the most confident
+        of all; `all:K`, the K most confident.
+      category: the product's, for the policy `category`.
+      padding: what is added on each side, as a share of the box's width or height.
+
+    Raises:
+      UserError: the policy is none of these, or the padding is negative.
+    """
+    count = check(policy, padding)
+    if not len(detections):
+        return (WHOLE,)
+    if policy == "largest":
+        sides = detections.boxes[:, 2:] - detections.boxes[:, :2]
+        chosen = [int(sides.prod(axis=1).argmax())]
+    elif policy == "category":
+        chosen = [next((i for i, label in enumerate(detections.labels) if same_kind(label, category)), 0)]
+    else:
+        chosen = list(range(min(count, len(detections))))
+    return tuple(
+        Crop(pad(detections.boxes[i], padding), float(detections.scores[i]), detections.labels[i], fell_back=False)
+        for i in chosen
+    )
+
+
+def check(policy: str, padding: float) -> int:
+    """Returns how many crops a policy makes at most; raises UserError if the policy or the padding is none."""
+    if not (math.isfinite(padding) and padding >= 0):
+        raise UserError(f"The padding of crops is {padding}; give a share of the box from 0, such as 0.1.")
+    if policy in POLICIES[:3]:
+        return 1
+    name, _, count = policy.partition(":")
+    if name == "all" and re.fullmatch("[1-9][0-9]{0,3}", count):
+        return int(count)
+    raise UserError(f'The crop policy is "{policy}"; give one of {", ".join(POLICIES)}, with a number from 1 for K.')
+
+
+def same_kind(label: str, category: str) -> bool:
+    """Returns whether one's words are all among the other's, but for case, hyphens and plural: "T-shirt", "Tshirts"."""
+    a, b = _words(label), _words(category)
+    return bool(a and b) and (a <= b or b <= a)
+
+
+def _words(name: str) -> frozenset[str]:
+    words = _WORD.findall(_NOT_IN_WORDS.sub("", name.casefold()).replace("_", " "))
+    return frozenset(_PLURAL.sub("", word) for word in words)
+
+
+def pad(box: Sequence[float], padding: float) -> Box:
+    """Returns a box grown on each side by a share of its own width or height, clipped to the picture."""
+    left, top, right, bottom = (float(side) for side in box)
+    x, y = padding * (right - left), padding * (bottom - top)
+    return max(left - x, 0.0), max(top - y, 0.0), min(right + x, 1.0), min(bottom + y, 1.0)
+
+
+def cut(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    """Returns the part of a picture (height, width, ...) that a box touches: a view of at least one pixel.
+
+    Args:
+      image: not empty.
+      box: left, top, right, bottom as shares; what lies beyond the picture is left out.
+
+    Raises:
+      ValueError: the picture is empty or the box is not finite.
+    """
+    height, width = image.shape[:2]
+    if not (height and width and np.isfinite(box).all()):
+        raise ValueError(f"picture of {width}x{height} pixels, box {tuple(box)}")
+    left, top, right, bottom = box
+    return image[_span(top, bottom, height), _span(left, right, width)]
+
+
+def _span(start: float, end: float, pixels: int) -> slice:
+    # A thousandth of a pixel is rounding (shares are float32), not a pixel touched.
+    first = min(max(math.floor(start * pixels + 1e-3), 0), pixels - 1)
+    last = min(max(math.ceil(end * pixels - 1e-3), first + 1), pixels)
+    return slice(first, last)

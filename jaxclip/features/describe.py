@@ -1,0 +1,100 @@
+"""What preparation stores of a product beside its picture: boxes, crops, geometry, colours and texture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from jaxclip.catalog import pictures
+from jaxclip.catalog.describe import TEXT, Column, Description
+from jaxclip.catalog.pictures import Picture
+from jaxclip.catalog.product import Product
+from jaxclip.features import colour, crop, geometry, texture
+from jaxclip.features.detect import Detections, Detector, make_detector
+from jaxclip.features.detectors.foreground import foreground_mask
+
+SIDE = 512
+"""Pixels of the longer side at which pictures are looked at."""
+_HISTOGRAM = (colour.BINS[0] * colour.BINS[1] + 1) * colour.BINS[2]
+FELL_BACK = "nothing detected: crop is the whole picture"
+
+
+@dataclass(frozen=True)
+class ProductDescriber:
+    """Describes products (`catalog.describe.Describer`): detects, crops, and measures the first crop.
+
+    Stored values, boxes and crops being left, top, right, bottom as shares of the picture: `boxes` (N, 4),
+    `box_scores` (N,) and `box_labels`, all that the detector found, parts of products too; `crops` (1 to K, 4) and
+    `crop_label`, what the policy chose, best first; and of the first crop `geometry` (6,), `colour_rgb` (k, 3),
+    `colour_shares` (k,) and `colour_names`, dominant first, `colour_histogram` (B,) and `texture` (T,).
+
+    Attributes:
+      detector: as `features.detect.make_detector` takes it.
+      policy: as `features.crop.choose` takes it.
+      padding: of the crops, a share of the box on each side.
+      colours: how many are kept.
+    """
+
+    detector: str = "foreground"
+    policy: str = "largest"
+    padding: float = 0.05
+    colours: int = 3
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        return {
+            "boxes": Column((None, 4), "float32"),
+            "box_scores": Column((None,), "float32"),
+            "box_labels": Column((None,), TEXT),
+            "crops": Column((None, 4), "float32"),
+            "crop_label": Column((), TEXT),
+            "geometry": Column((len(geometry.NAMES),), "float32"),
+            "colour_rgb": Column((self.colours, 3), "uint8"),
+            "colour_shares": Column((self.colours,), "float32"),
+            "colour_names": Column((None,), TEXT),
+            "colour_histogram": Column((_HISTOGRAM,), "float32"),
+            "texture": Column((len(texture.NAMES),), "float32"),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __call__(self, products: Sequence[Product], stored: Sequence[Picture]) -> list[Description]:
+        images = [pictures.pixels(picture.encoded, SIDE) for picture in stored]
+        # Workers are processes: threads of theirs would only wait for each other.
+        with threadpool_limits(1):
+            found = _loaded(self.detector)(images, [_name(product) for product in products])
+            return [self._describe(*each) for each in zip(products, images, found, strict=True)]
+
+    def _describe(self, product: Product, image: np.ndarray, found: Detections) -> Description:
+        crops = crop.choose(found, self.policy, product.category, self.padding)
+        box = crops[0].box
+        inside, mask = crop.cut(image, box), crop.cut(foreground_mask(image), box)
+        seen = colour.colours(inside, mask, self.colours)
+        values = {
+            "boxes": found.boxes,
+            "box_scores": found.scores,
+            "box_labels": list(found.labels),
+            "crops": np.array([each.box for each in crops], np.float32),
+            "crop_label": crops[0].label,
+            "geometry": geometry.box_geometry(np.array([box], np.float32))[0],
+            "colour_rgb": seen.rgb,
+            "colour_shares": seen.shares,
+            "colour_names": list(seen.names),
+            "colour_histogram": colour.colour_histogram(inside, mask),
+            "texture": texture.texture(inside, mask),
+        }
+        return Description(values, (FELL_BACK,) if crops[0].fell_back else ())
+
+
+@lru_cache(maxsize=1)
+def _loaded(spec: str) -> Detector:
+    """Returns the detector; a process loads its weights once."""
+    return make_detector(spec)
+
+
+def _name(product: Product) -> str:
+    return getattr(product.image, "name", "") or product.id

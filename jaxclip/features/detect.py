@@ -1,0 +1,36 @@
+"""Detectors by name: where in its picture a product, or a part of it, lies."""
+
+from collections.abc import Callable
+
+from jaxclip.errors import UserError
+from jaxclip.features.detectors import faster_rcnn, foreground, hugging_face, stored, yolo
+from jaxclip.features.detectors.detections import NONE, Detections, Detector
+
+__all__ = ["DETECTORS", "NONE", "Detections", "Detector", "make_detector"]
+
+DETECTORS: dict[str, Callable[[str], Detector]] = {
+    "foreground": foreground.make,
+    "faster_rcnn": faster_rcnn.make,
+    "transformers": hugging_face.make,
+    "onnx": yolo.make,
+    "boxes": stored.make,
+}
+"""Makers by name; each takes what follows the colon, "" where nothing does."""
+
+
+def make_detector(spec: str) -> Detector:
+    """Returns the detector that a spec names; it can be pickled, or made anew from the spec in another process.
+
+    Args:
+      spec: `foreground` (no weights), `faster_rcnn` or `faster_rcnn:WEIGHTS.pth` (torchvision's v2 with a ResNet-50),
+        `transformers:FOLDER_OR_NAME` (any object detector of that library), `onnx:FILE.onnx` (of the YOLO family),
+        `boxes:FILE.json` (boxes kept in COCO's layout).
+
+    Raises:
+      UserError: there is no such detector, its file is missing or is not what it should be, or its libraries are not
+        installed.
+    """
+    name, _, argument = spec.partition(":")
+    if name not in DETECTORS:
+        raise UserError(f'There is no detector "{name}"; give one of {", ".join(DETECTORS)}.')
+    return DETECTORS[name](argument)

@@ -1,0 +1,53 @@
+"""What every detector returns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The boxes found in one picture, best first.
+
+    Attributes:
+      boxes: (N, 4) float32: left, top, right, bottom as shares of the picture's width and height, 0 to 1.
+      scores: (N,) float32, falling.
+      labels: what each box holds, in the detector's own words.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def of(cls, boxes: Sequence, scores: Sequence[float], labels: Sequence[str]) -> "Detections":
+        """Returns detections clipped to the picture and sorted by score, less boxes without area or with NaN."""
+        boxes = np.clip(np.asarray(boxes, np.float32).reshape(-1, 4), 0, 1)
+        scores = np.asarray(scores, np.float32).reshape(-1)
+        if not len(boxes) == len(scores) == len(labels):
+            raise ValueError(f"{len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels")
+        whole = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & ~np.isnan(scores)
+        order = np.argsort(-scores, kind="stable")
+        order = order[whole[order]]
+        return cls(boxes[order], scores[order], tuple(labels[index] for index in order))
+
+
+NONE = Detections.of([], [], [])
+"""A picture in which nothing was found."""
+
+
+class Detector(Protocol):
+    """Finds things in pictures."""
+
+    def __call__(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
+        """Returns the detections of each picture.
+
+        Args:
+          images: (height, width, 3) uint8 RGB each, of any size.
+          names: the picture's file name or product id, by which stored boxes are found.
+        """

@@ -1,0 +1,114 @@
+"""torchvision's Faster R-CNN (Ren et al., 2015) with a ResNet-50 and a feature pyramid, version 2."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxclip.errors import UserError
+from jaxclip.features.detectors.detections import Detections
+from jaxclip.features.detectors.extra import not_installed
+
+LEAST_SCORE = 0.25
+_CLASSES = "roi_heads.box_predictor.cls_score.weight"
+
+
+class FasterRCNN:
+    """The detector `faster_rcnn`: with COCO's classes, or with those of weights of one's own.
+
+    Without a file it takes torchvision's COCO weights, which that library downloads once. The classes of a file are
+    named by the file of the same name ending in .names, one a line, background left out; else by COCO if it has as many
+    classes, else by their numbers.
+    """
+
+    def __init__(self, path: Path | None):
+        try:
+            import torch
+            from torchvision.models import detection
+        except ImportError as error:
+            raise not_installed("faster_rcnn", error) from error
+        weights = detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1
+        coco = weights.meta["categories"]
+        options = {"weights_backbone": None, "box_score_thresh": LEAST_SCORE}
+        self._path = path
+        if path is None:
+            model = _downloaded(lambda: detection.fasterrcnn_resnet50_fpn_v2(weights=weights, **options))
+            self._labels = coco
+        else:
+            state = _state(path)
+            model = detection.fasterrcnn_resnet50_fpn_v2(num_classes=len(state[_CLASSES]), **options)
+            try:
+                model.load_state_dict(state)
+            except RuntimeError as error:
+                raise UserError(f"{path} does not fit fasterrcnn_resnet50_fpn_v2: {_first_line(error)}") from error
+            self._labels = _labels(path, len(state[_CLASSES]), coco)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = model.eval().to(self._device)
+
+    def __reduce__(self):
+        return FasterRCNN, (self._path,)
+
+    def __call__(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
+        import torch
+
+        pixels = [
+            torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self._device).float() / 255
+            for image in images
+        ]
+        with torch.inference_mode():
+            found = self._model(pixels)
+        return [self._detections(one, *image.shape[:2]) for one, image in zip(found, images, strict=True)]
+
+    def _detections(self, found: dict, height: int, width: int) -> Detections:
+        boxes, scores, labels = (found[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
+        return Detections.of(
+            boxes / np.array([width, height, width, height], np.float32), scores, [self._labels[i] for i in labels]
+        )
+
+
+def make(argument: str) -> FasterRCNN:
+    """Returns the detector of `faster_rcnn` or `faster_rcnn:WEIGHTS.pth`."""
+    return FasterRCNN(Path(argument).expanduser() if argument else None)
+
+
+def _downloaded(build):
+    try:
+        return build()
+    except OSError as error:
+        raise UserError(
+            f"torchvision cannot download its weights of Faster R-CNN ({_first_line(error)}); "
+            "give a file of yours: faster_rcnn:WEIGHTS.pth."
+        ) from error
+
+
+def _state(path: Path) -> dict:
+    import pickle
+
+    import torch
+
+    if not path.is_file():
+        raise UserError(f"There are no Faster R-CNN weights at {path}.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} cannot be read as PyTorch weights: {_first_line(error)}") from error
+    state = state.get("model", state) if isinstance(state, dict) else {}
+    if _CLASSES not in state:
+        raise UserError(f'{path} holds no "{_CLASSES}"; give the state_dict of a fasterrcnn_resnet50_fpn_v2.')
+    return state
+
+
+def _labels(path: Path, classes: int, coco: list[str]) -> list[str]:
+    beside = path.with_suffix(".names")
+    if beside.is_file():
+        names = [line.strip() for line in beside.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if len(names) != classes - 1:
+            raise UserError(
+                f"{path} knows {classes - 1} classes besides the background and {beside} names {len(names)}."
+            )
+        return ["background", *names]
+    return coco if classes == len(coco) else [f"class {number}" for number in range(classes)]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

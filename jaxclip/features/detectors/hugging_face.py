@@ -1,0 +1,60 @@
+"""Any object detector of the transformers library: DETR, RT-DETR, YOLOS, and what is fine-tuned from them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxclip.errors import UserError
+from jaxclip.features.detectors.detections import Detections
+from jaxclip.features.detectors.extra import not_installed
+
+LEAST_SCORE = 0.25
+
+
+class HuggingFaceDetector:
+    """The detector `transformers`, from a folder or from the Hub; labels are those of the model's config."""
+
+    def __init__(self, name: str):
+        try:
+            import torch
+            from transformers import AutoImageProcessor, AutoModelForObjectDetection
+        except ImportError as error:
+            raise not_installed("transformers", error) from error
+        self._name = name
+        try:
+            self._processor = AutoImageProcessor.from_pretrained(name)
+            model = AutoModelForObjectDetection.from_pretrained(name)
+        except ImportError as error:
+            raise not_installed("transformers", error) from error
+        except (OSError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(
+                f'"{name}" is no folder or name on the Hub of an object detector of transformers: {reason}'
+            ) from error
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = model.eval().to(self._device)
+
+    def __reduce__(self):
+        return HuggingFaceDetector, (self._name,)
+
+    def __call__(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
+        import torch
+
+        inputs = self._processor(images=list(images), return_tensors="pt").to(self._device)
+        with torch.inference_mode():
+            outputs = self._model(**inputs)
+        sizes = [image.shape[:2] for image in images]
+        found = self._processor.post_process_object_detection(outputs, threshold=LEAST_SCORE, target_sizes=sizes)
+        return [self._detections(one, *size) for one, size in zip(found, sizes, strict=True)]
+
+    def _detections(self, found: dict, height: int, width: int) -> Detections:
+        boxes, scores, labels = (found[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
+        names = [self._model.config.id2label[int(number)] for number in labels]
+        return Detections.of(boxes / np.array([width, height, width, height], np.float32), scores, names)
+
+
+def make(argument: str) -> HuggingFaceDetector:
+    """Returns the detector of `transformers:FOLDER_OR_NAME`."""
+    if not argument:
+        raise UserError("The detector transformers needs a model: transformers:FOLDER_OR_NAME.")
+    return HuggingFaceDetector(argument)

@@ -1,0 +1,39 @@
+"""What a box says by itself: how large it is, of which shape, and where it lies."""
+
+import numpy as np
+from jaxtyping import Float32
+
+NAMES = ("width", "height", "area", "aspect", "centre_x", "centre_y")
+"""The columns of `box_geometry`."""
+
+_LEAST = 1e-4
+
+
+def box_geometry(boxes: Float32[np.ndarray, "N 4"]) -> Float32[np.ndarray, "N 6"]:
+    """Returns each box's width, height, area, aspect and centre: the "box dimensions" that a re-ranker reads.
+
+    Width, height and centre are shares of the picture's sides, area of its area. Aspect is ln(width / height) of these
+    shares: 0 for the whole picture, of equal size and opposite sign for a box and the same box on its side. It is
+    finite for boxes without area too.
+
+    Args:
+      boxes: left, top, right, bottom as shares of the picture.
+    """
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    left, top, right, bottom = boxes.T
+    width, height = np.maximum(right - left, 0), np.maximum(bottom - top, 0)
+    aspect = np.log(np.maximum(width, _LEAST) / np.maximum(height, _LEAST))
+    return np.stack([width, height, width * height, aspect, (left + right) / 2, (top + bottom) / 2], axis=1)
+
+
+def iou(a: Float32[np.ndarray, "N 4"], b: Float32[np.ndarray, "M 4"]) -> Float32[np.ndarray, "N M"]:
+    """Returns intersection over union of each box of `a` with each of `b`; 0 where neither has area."""
+    a, b = (np.asarray(boxes, np.float32).reshape(-1, 4) for boxes in (a, b))
+    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
+    shared = np.maximum(sides, 0).prod(axis=2)
+    united = _areas(a)[:, None] + _areas(b)[None, :] - shared
+    return np.divide(shared, united, out=np.zeros_like(shared), where=united > 0)
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1)

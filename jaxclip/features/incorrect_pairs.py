@@ -1,0 +1,412 @@
+"""Incorrect pairs: for each product another one, unlike it, whose text its image is shown with as a mismatch.
+
+Tagami et al., "Automatic Data Generation of Incorrect Image-Text Pairs for Effective Contrastive Learning of CLIP
+Model", section 3.2 (the rule) and section 4.1 (the variants it is compared with). Variants:
+
+  random          any product of another group (their method 3);
+  below:T         any product of another group whose image has a cosine below T with the product's own (4 to 6, with
+                  T = 0.8 and 0.2);
+  clustered       the paper's: image and text features are clustered by k-means. A product is sent to another image
+                  cluster at random and exchanges texts with the least similar image there whose text is in another
+                  text cluster than its own.
+
+Read literally, the last rule makes a few outliers the partner of everybody, and most texts are never seen as
+incorrect. Here each product is a partner as often as any other, as far as the rule's conditions leave room:
+
+  1. The other image cluster is drawn at random, with the probabilities of the most even plan rather than with equal
+     ones: all clusters are visited in proportion to their size. Of all such plans it is the most random one (largest
+     entropy), found by Sinkhorn scaling over the cells (image cluster, text cluster).
+  2. Those sent to a cluster and those who live there are cut at random into blocks of at most 512, in each of which
+     everyone gets a partner of their own so that the sum of similarities is the least possible (an assignment problem,
+     solved exactly). So a partner is the least similar product to be had, not the least similar one that exists.
+  3. Whoever is left (conditions too tight in a block) takes, one after the other, of all admissible partners in any
+     other image cluster the least used, and of these the least similar.
+
+`random` and `below:T` are one such cluster that holds all products, with random numbers in place of similarities.
+No product is used more than 1 + (N - 1) // A times, A being the fewest admissible partners that a paired product has.
+A product that has no admissible partner at all is left out and counted. Memory is that of the features and of one
+block, never that of all pairs.
+"""
+
+import hashlib
+import json
+import math
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int, Int64
+from scipy.optimize import linear_sum_assignment
+from sklearn import preprocessing
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+
+from jaxclip.errors import UserError
+
+CLUSTERS = 10
+NONE = -1
+"""The partner of a product that is left out."""
+
+_BLOCK = 512  # products a side of an assignment problem: its time grows with the third power
+_ENTRIES = 1 << 22  # pairs held at once where partners are sought among all products
+_FORBIDDEN = 4.0 * _BLOCK  # dearer than whatever its avoidance can cost in a block, where a cost is at most 1
+_SINKHORN = 30  # rounds: where no even plan exists scales drift apart by up to N a round, and must not overflow
+_FORM = 1
+
+# What zipfile and NumPy raise on broken files, found by damaging them.
+_BROKEN = (
+    BadZipFile,
+    zlib.error,
+    struct.error,
+    OSError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+)
+
+Progress = Callable[..., Iterable]
+
+
+@dataclass(frozen=True)
+class IncorrectPairs:
+    """A partner for each product: the incorrect pair is the product's image with the partner's text.
+
+    Attributes:
+      partner: (N,) index of the product that lends its text, `NONE` for a product that is left out.
+      similarity: (N,) cosine of the two images, S of the paper's Eqs. 1 and 2; NaN for a product that is left out.
+      image_clusters: (N,) k-means cluster of each image, None where the variant needs none.
+      text_clusters: (N,) k-means cluster of each text, None where the variant needs none.
+      fingerprint: of the features and groups that were mined.
+    """
+
+    partner: Int64[np.ndarray, "N"]
+    similarity: Float32[np.ndarray, "N"]
+    image_clusters: Int64[np.ndarray, "N"] | None
+    text_clusters: Int64[np.ndarray, "N"] | None
+    fingerprint: str
+
+    @property
+    def products(self) -> Int64[np.ndarray, "M"]:
+        """The products that have a partner, in order."""
+        return np.flatnonzero(self.partner != NONE)
+
+    @property
+    def uses(self) -> Int64[np.ndarray, "N"]:
+        """How often each product is a partner."""
+        return np.bincount(self.partner[self.products], minlength=len(self.partner))
+
+    def summary(self) -> dict[str, float]:
+        """Returns what tells whether the pairs are any good: how many, how evenly partners are used, how unlike."""
+        uses, similarity = self.uses, self.similarity[self.products]
+        return {
+            "pairs": len(similarity),
+            "left_out": len(self.partner) - len(similarity),
+            "uses_max": int(uses.max()),
+            "uses_std": float(uses.std()),
+            "never_used": int((uses == 0).sum()),
+            "similarity_mean": float(similarity.mean(dtype=np.float64)),
+            "similarity_max": float(similarity.max()),
+        }
+
+
+def mine(
+    image_features: Float32[np.ndarray, "N D"],
+    text_features: Float32[np.ndarray, "N E"],
+    groups: Int64[np.ndarray, "N"],
+    *,
+    variant: str = "clustered",
+    clusters: int = CLUSTERS,
+    seed: int = 0,
+    progress: Progress = lambda iterable, **_: iterable,
+) -> IncorrectPairs:
+    """Returns a partner for each product, by the rule of the module's docstring.
+
+    A partner is never of the product's own group, and with `clustered` never of its image cluster or text cluster.
+    Pass one split: whoever is passed may become a partner. The same arguments give the same pairs, on one core or many.
+
+    Args:
+      image_features: of any length, a row per product; a row of zeros is at cosine 0 to all.
+      text_features: the same; only `clustered` looks at them.
+      groups: products of one group are the same thing to a searcher.
+      variant: "random", "below:T" with -1 < T <= 1, or "clustered".
+      clusters: of images, and of texts. Fewer are formed where there are fewer different features.
+      seed: of the clustering and of every draw.
+      progress: `progress(iterable, total=, desc=, unit=)` wraps the long loops.
+
+    Raises:
+      UserError: the variant is unknown, there are fewer products than clusters, or no product has a partner.
+      ValueError: shapes do not agree, or a feature is not finite.
+    """
+    threshold = _threshold(variant)
+    _check(image_features, text_features, groups)
+    total = len(groups)
+    if variant == "clustered" and not 2 <= clusters <= total:
+        raise UserError(f"{clusters} clusters of {total} products: ask for 2 or more, and no more than products")
+    if total < 2:
+        raise UserError(f"{total} products make no incorrect pair: it takes 2 or more")
+    images = preprocessing.normalize(np.asarray(image_features, np.float32))
+    random = np.random.default_rng(seed)
+    # More threads sum in another order, which is enough to move a product to another cluster.
+    with threadpool_limits(1):
+        if variant == "clustered":
+            image_clusters = _cluster(images, clusters, seed)
+            text_clusters = _cluster(preprocessing.normalize(np.asarray(text_features, np.float32)), clusters, seed)
+            pool, target = image_clusters, _draw_targets(image_clusters, text_clusters, random)
+        else:
+            image_clusters = text_clusters = None
+            pool = target = np.zeros(total, np.int64)
+        rule = _Rule(images, groups, image_clusters, text_clusters, threshold)
+        matched = _match(rule, target, pool, random, progress)
+        partner, similarity = _place_rest(rule, *matched, random, progress)
+    if (partner == NONE).all():
+        reason = _reason(variant, image_clusters, text_clusters)
+        raise UserError(f"no product has an incorrect pair by the rule {variant!r}: {reason}")
+    of_features = fingerprint(image_features, text_features, groups)
+    return IncorrectPairs(partner, similarity, image_clusters, text_clusters, of_features)
+
+
+def fingerprint(image_features: np.ndarray, text_features: np.ndarray, groups: np.ndarray) -> str:
+    """Returns 32 hexadecimal digits that differ where features or groups differ, in a value, a shape or the order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array, kind in ((image_features, "<f4"), (text_features, "<f4"), (groups, "<i8")):
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array, kind).data)
+    return digest.hexdigest()
+
+
+def save(path: Path, pairs: IncorrectPairs, settings: Mapping[str, object]) -> None:
+    """Writes pairs and how they were mined as one file, whole or not at all; the same content gives the same bytes.
+
+    Args:
+      path: of the .npz file; its folder exists.
+      pairs: as `mine` returned them.
+      settings: whatever JSON can hold: variant, clusters, seed, and where features and split came from.
+    """
+    arrays = {"partner": pairs.partner, "similarity": pairs.similarity}
+    if pairs.image_clusters is not None and pairs.text_clusters is not None:
+        arrays |= {"image_clusters": pairs.image_clusters, "text_clusters": pairs.text_clusters}
+    # With the columns' names, which no checksum in the file covers.
+    about = {"form": _FORM, "columns": sorted(arrays), "fingerprint": pairs.fingerprint, "settings": dict(settings)}
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, about=np.array(json.dumps(about, sort_keys=True)), **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> tuple[IncorrectPairs, dict[str, object]]:
+    """Returns the pairs and the settings that `save` wrote.
+
+    Raises:
+      UserError: there is no such file, or it is cut short, damaged, or of another form.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+        about = json.loads(str(content["about"]))
+        if about["form"] != _FORM:
+            raise ValueError(f"its form is {about['form']}, not {_FORM}")
+        if sorted(content) != sorted(["about", *about["columns"]]):
+            raise ValueError(f"it has columns {sorted(content)}")
+        pairs = IncorrectPairs(
+            content["partner"],
+            content["similarity"],
+            content.get("image_clusters"),
+            content.get("text_clusters"),
+            about["fingerprint"],
+        )
+        _check_table(pairs)
+        return pairs, about["settings"]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: mine the incorrect pairs first") from None
+    except _BROKEN as error:
+        raise UserError(f"{path} is not a whole table of incorrect pairs ({error}): mine them again") from None
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Who may be whose partner, and how alike they are, for a block of pairs at a time."""
+
+    images: Float32[np.ndarray, "N D"]  # unit rows
+    groups: Int64[np.ndarray, "N"]
+    image_clusters: Int64[np.ndarray, "N"] | None
+    text_clusters: Int64[np.ndarray, "N"] | None
+    threshold: float
+
+    def block(
+        self, products: Int64[np.ndarray, "R"], candidates: Int64[np.ndarray, "C"], random: np.random.Generator
+    ) -> tuple[Float32[np.ndarray, "R C"], Float32[np.ndarray, "R C"], Bool[np.ndarray, "R C"]]:
+        """Returns (similarity, cost, forbidden) of each pair; costs are within -1 and 1, the least is to be chosen."""
+        similarity = np.clip(self.images[products] @ self.images[candidates].T, -1, 1)
+        forbidden = self.groups[products, None] == self.groups[candidates]
+        for labels in (self.image_clusters, self.text_clusters):
+            if labels is not None:
+                forbidden |= labels[products, None] == labels[candidates]
+        if not math.isinf(self.threshold):
+            forbidden |= similarity >= self.threshold
+        at_random = self.image_clusters is None
+        return similarity, random.random(similarity.shape, np.float32) if at_random else similarity, forbidden
+
+
+def _threshold(variant: str) -> float:
+    """Returns the cosine that a variant's pairs stay below: infinity where it sets none."""
+    if variant in ("random", "clustered"):
+        return math.inf
+    name, _, number = variant.partition(":")
+    try:
+        threshold = float(number) if name == "below" else math.nan
+    except ValueError:
+        threshold = math.nan
+    if not -1 < threshold <= 1:
+        raise UserError(
+            f"there is no way {variant!r} of choosing incorrect pairs: it should be random, clustered, or below:T with "
+            "a cosine T above -1 and up to 1, as in below:0.2"
+        )
+    return threshold
+
+
+def _check(image_features: np.ndarray, text_features: np.ndarray, groups: np.ndarray) -> None:
+    shapes = image_features.shape, text_features.shape, groups.shape
+    if [len(shape) for shape in shapes] != [2, 2, 1] or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(f"features (N, D) and (N, E) and groups (N,) expected, got {shapes}")
+    for name, features in (("image", image_features), ("text", text_features)):
+        if not np.isfinite(features).all():
+            raise ValueError(f"the {name} features of {(~np.isfinite(features).all(axis=1)).sum()} rows are not finite")
+
+
+def _check_table(pairs: IncorrectPairs) -> None:
+    total = len(pairs.partner)
+    columns = [one for one in (pairs.similarity, pairs.image_clusters, pairs.text_clusters) if one is not None]
+    if any(column.shape != (total,) for column in columns):
+        raise ValueError("its columns differ in length")
+    if (pairs.partner < NONE).any() or (pairs.partner >= total).any():
+        raise ValueError("it names partners that are not in it")
+
+
+def _reason(variant: str, image_clusters: np.ndarray | None, text_clusters: np.ndarray | None) -> str:
+    for labels, what in ((image_clusters, "image"), (text_clusters, "text")):
+        if labels is not None and (labels == labels[0]).all():
+            return f"all {what} features fall into one cluster"
+    if variant == "clustered":
+        return "whoever is in another image cluster is in the same text cluster or group"
+    return "all are of one group" + (", or their images at least that similar" if variant != "random" else "")
+
+
+def _cluster(unit: Float32[np.ndarray, "N D"], clusters: int, seed: int) -> Int64[np.ndarray, "N"]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different features than clusters: as documented
+        return KMeans(clusters, n_init=1, random_state=seed).fit_predict(unit).astype(np.int64)
+
+
+def _draw_targets(
+    image_clusters: Int64[np.ndarray, "N"], text_clusters: Int64[np.ndarray, "N"], random: np.random.Generator
+) -> Int64[np.ndarray, "N"]:
+    """Returns the image cluster in which each product is to find its partner, `NONE` where nobody there is allowed."""
+    cells = np.zeros((image_clusters.max() + 1, text_clusters.max() + 1))  # (I, T) products
+    np.add.at(cells, (image_clusters, text_clusters), 1)
+    shares = _even_plan(cells)
+    target, owed = np.full(len(image_clusters), NONE, np.int64), np.zeros(len(cells))
+    for image, text in np.argwhere(cells):
+        share = shares[image, text]  # (I,)
+        if not share.any():
+            continue
+        members = random.permutation(np.flatnonzero((image_clusters == image) & (text_clusters == text)))
+        # What rounding gives a cluster too much is taken back from it in the cells that follow.
+        parts = _round(np.where(share > 0, share + owed, 0), len(members), share > 0)
+        owed += share - parts
+        target[members] = np.repeat(np.arange(len(cells)), parts)
+    return target
+
+
+def _even_plan(cells: Float32[np.ndarray, "I T"]) -> Float32[np.ndarray, "I T I"]:
+    """Returns how many of each cell are to be sent to each image cluster.
+
+    A cell's numbers sum to its products, and each cell is a target as often as it has products, as nearly as can be
+    when nobody may be sent to their own image cluster or text cluster.
+    """
+    other_image, other_text = (1 - np.eye(size) for size in cells.shape)
+    scale_to = np.ones_like(cells)
+    for _ in range(_SINKHORN):
+        reached = other_image @ scale_to @ other_text
+        scale_from = np.divide(cells, reached, out=np.zeros_like(cells), where=reached > 0)
+        reached = other_image @ scale_from @ other_text
+        scale_to = np.divide(cells, reached, out=np.zeros_like(cells), where=reached > 0)
+    plan = np.einsum("ij,jt->itj", other_image, scale_to @ other_text)  # (I, T, I)
+    sums = plan.sum(axis=2, keepdims=True)
+    return np.divide(plan * cells[..., None], sums, out=np.zeros_like(plan), where=sums > 0)
+
+
+def _round(due: np.ndarray, total: int, allowed: np.ndarray) -> Int[np.ndarray, "I"]:
+    """Returns whole numbers that sum to `total`, in proportion to `due` and by largest remainder, 0 if not allowed."""
+    due = np.maximum(due, 0)
+    due = due * (total / due.sum()) if due.sum() else allowed * (total / allowed.sum())
+    parts = np.floor(due).astype(np.int64)
+    order = np.argsort(np.where(allowed, parts - due, np.inf), kind="stable")
+    for index in range(total - parts.sum()):
+        parts[order[index % allowed.sum()]] += 1
+    return parts
+
+
+def _match(
+    rule: _Rule,
+    target: Int64[np.ndarray, "N"],
+    pool: Int64[np.ndarray, "N"],
+    random: np.random.Generator,
+    progress: Progress,
+) -> tuple[Int64[np.ndarray, "N"], Float32[np.ndarray, "N"]]:
+    """Returns (partner, similarity), no partner used twice: the cheapest assignment within each random block.
+
+    Args:
+      target: the cluster that each product is sent to, `NONE` for one that stays without a partner.
+      pool: the cluster for which each product is a candidate.
+    """
+    partner, similarity = np.full(len(target), NONE, np.int64), np.full(len(target), np.nan, np.float32)
+    blocks = []
+    for cluster in np.unique(target[target != NONE]):
+        sent, there = (random.permutation(np.flatnonzero(labels == cluster)) for labels in (target, pool))
+        parts = -(-max(len(sent), len(there)) // _BLOCK)
+        blocks += zip(np.array_split(sent, parts), np.array_split(there, parts), strict=True)
+    for products, candidates in progress(blocks, total=len(blocks), desc="matching", unit="block"):
+        alike, cost, forbidden = rule.block(products, candidates, random)
+        rows, columns = linear_sum_assignment(np.where(forbidden, _FORBIDDEN, cost))
+        kept = ~forbidden[rows, columns]
+        rows, columns = rows[kept], columns[kept]
+        partner[products[rows]], similarity[products[rows]] = candidates[columns], alike[rows, columns]
+    return partner, similarity
+
+
+def _place_rest(
+    rule: _Rule,
+    partner: Int64[np.ndarray, "N"],
+    similarity: Float32[np.ndarray, "N"],
+    random: np.random.Generator,
+    progress: Progress,
+) -> tuple[Int64[np.ndarray, "N"], Float32[np.ndarray, "N"]]:
+    """Returns both with the missing partners filled in: the cheapest of the least used, one product after the other."""
+    partner, similarity, total = partner.copy(), similarity.copy(), len(partner)
+    uses, everyone = np.bincount(partner[partner != NONE], minlength=total), np.arange(total)
+    missing = random.permutation(np.flatnonzero(partner == NONE))
+    blocks = np.array_split(missing, -(-len(missing) * total // _ENTRIES)) if len(missing) else []
+    for products in progress(blocks, total=len(blocks), desc="placing the rest", unit="block"):
+        alike, cost, forbidden = rule.block(products, everyone, random)
+        for row, product in enumerate(products):
+            ranked = np.where(forbidden[row], np.inf, cost[row] + 3.0 * uses)  # costs span 2: a use outweighs them
+            best = ranked.argmin()
+            if ranked[best] < np.inf:
+                partner[product], similarity[product] = best, alike[row, best]
+                uses[best] += 1
+    return partner, similarity

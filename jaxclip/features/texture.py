@@ -1,0 +1,70 @@
+"""The texture of a product: how its cloth varies in lightness, near by and farther off."""
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+from PIL import Image
+from scipy.ndimage import binary_erosion
+from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
+
+SIZE = 96
+"""Pixels on the longer side of the product when its texture is taken."""
+
+_POINTS, _RADIUS = 8, 1
+_LEVELS = 16
+_DISTANCES = (2, 6)
+_DIRECTIONS = {"across": 0.0, "down": np.pi / 2}
+_MEASURES = ("contrast", "homogeneity", "energy", "correlation")
+
+NAMES = tuple(f"lbp {pattern}" for pattern in range(_POINTS + 2)) + tuple(
+    f"{measure} {distance} {direction}" for measure in _MEASURES for distance in _DISTANCES for direction in _DIRECTIONS
+)
+"""What `texture` returns, in order: ten patterns, and four measures at two distances in two directions."""
+
+
+def texture(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> Float32[np.ndarray, "T"]:
+    """Returns (T,) the texture of the pixels in `mask`, as `NAMES` lists it: of all pixels where it is empty.
+
+    The box around the mask is scaled to 96 pixels on its longer side, in grey (luma). First come the shares of the
+    uniform local binary patterns (Ojala et al. 2002; 8 points, radius 1), which sum to 1; then contrast, homogeneity,
+    energy and correlation (Haralick et al. 1973) of pairs of pixels 2 and 6 apart, across and down, in 16 levels of
+    grey, contrast in levels squared. A pixel or pair counts where all of it lies in the mask, less one pixel at its
+    edge where anything is left then, so that the outline is no texture. A plain cloth has contrast 0, and homogeneity,
+    energy and correlation 1; so has one on which no pair fits.
+
+    Args:
+      pixels: a picture or a crop of it, sRGB.
+      mask: where the product is.
+
+    Raises:
+      ValueError: the shapes do not fit or there is no pixel.
+    """
+    grey, inside = _scaled(pixels, mask)  # (h, w)
+    patterns = local_binary_pattern(grey, _POINTS, _RADIUS, "uniform")[inside].astype(np.intp)
+    shares = np.bincount(patterns, minlength=_POINTS + 2) / len(patterns)
+    # Level 0 is what does not count: its row and column of the matrix are left out.
+    levels = np.where(inside, grey // (256 // _LEVELS) + 1, 0).astype(np.uint8)
+    pairs = graycomatrix(levels, _DISTANCES, list(_DIRECTIONS.values()), _LEVELS + 1, symmetric=True)[1:, 1:]
+    pairs[0, 0] += (pairs.sum(axis=(0, 1)) == 0).astype(pairs.dtype)
+    measures = [graycoprops(pairs, measure).reshape(-1) for measure in _MEASURES]
+    return np.concatenate([shares, *measures]).astype(np.float32)
+
+
+def _scaled(
+    pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]
+) -> tuple[UInt8[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+    """Returns the box around the mask in grey, and the mask in it less its edge, both scaled to `SIZE`."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.shape[:2] != mask.shape or not mask.size:
+        raise ValueError(f"pixels (H, W, 3) and a mask (H, W) expected, got {pixels.shape} and {mask.shape}")
+    if not mask.any():
+        mask = np.ones_like(mask)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    width, height = box[2] - box[0], box[3] - box[1]
+    size = max(1, round(width * SIZE / max(width, height))), max(1, round(height * SIZE / max(width, height)))
+    grey = Image.fromarray(pixels).crop(box).convert("L").resize(size, Image.Resampling.BILINEAR)
+    cut = Image.fromarray(mask.astype(np.uint8) * 255).crop(box).resize(size, Image.Resampling.BOX)
+    inside = np.asarray(cut) > 127
+    # The box is the end of the picture as far as patterns can see: its rim is an edge of the mask too.
+    inner = binary_erosion(inside, np.ones((3, 3), np.bool_))
+    everything = np.ones_like(inside)  # for a mask so sparse that scaling leaves nothing of it
+    return np.asarray(grey), next(chosen for chosen in (inner, inside, everything) if chosen.any())

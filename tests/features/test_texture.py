@@ -1,0 +1,118 @@
+"""Texture tells plain from striped from dotted cloth, at any size and in any colour, and leaves the outline out."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from jaxclip.catalog.drawn.canvas import Canvas, Placement
+from jaxclip.catalog.drawn.outlines import rectangle
+from jaxclip.catalog.drawn.palette import RGB, Colour
+from jaxclip.catalog.drawn.patterns import SOLID, Cloth
+from jaxclip.features.texture import NAMES, texture
+
+GROUNDS = [Colour("Navy Blue", RGB(36, 50, 98)), Colour("Maroon", RGB(122, 30, 52)), Colour("Green", RGB(56, 148, 84))]
+SECONDS = [Colour("White", RGB(247, 246, 243)), Colour("Yellow", RGB(246, 206, 72)), Colour("Pink", RGB(244, 150, 176))]
+
+
+def cloth(pattern, ground=GROUNDS[0], second=SECONDS[0], size=100, height=160):
+    """Returns a picture of a piece of drawn cloth, and where it lies."""
+    canvas = Canvas(np.full((height, height * 3 // 4, 3), 255, np.int32), Placement())
+    canvas.part("body", [rectangle(-400, -500, 400, 500)], ground, Cloth(pattern, ground, second, size))
+    return canvas.pixels.astype(np.uint8), canvas.covered >= 128
+
+
+def measured(name, *masked):
+    return float(texture(*masked)[NAMES.index(name)])
+
+
+@pytest.fixture(scope="module")
+def cloths():
+    """Textures of each pattern in nine pairs of colours and two sizes."""
+    return {
+        pattern: np.stack(
+            [
+                texture(*cloth(pattern, ground, second, size))
+                for ground in GROUNDS
+                for second in SECONDS
+                for size in (90, 115)
+            ]
+        )
+        for pattern in (SOLID, "Striped", "Vertical Striped", "Polka Dot")
+    }
+
+
+def test_plain_striped_and_dotted_cloths_are_told_apart_by_their_nearest_neighbour(cloths):
+    rows = np.concatenate(list(cloths.values()))
+    labels = np.repeat(list(cloths), [len(rows) for rows in cloths.values()])
+    scaled = (rows - rows.mean(axis=0)) / (rows.std(axis=0) + 1e-6)
+    apart = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    assert (labels[apart.argmin(axis=1)] == labels).mean() >= 0.95
+
+
+def test_stripes_vary_across_themselves_only(cloths):
+    across, down = NAMES.index("contrast 6 across"), NAMES.index("contrast 6 down")
+    assert (cloths["Striped"][:, down] > 5 * cloths["Striped"][:, across]).all()
+    assert (cloths["Vertical Striped"][:, across] > 5 * cloths["Vertical Striped"][:, down]).all()
+    dots = cloths["Polka Dot"]
+    assert (np.maximum(dots[:, across], dots[:, down]) < 3 * np.minimum(dots[:, across], dots[:, down])).all()
+    for pattern in ("Striped", "Vertical Striped", "Polka Dot"):
+        varied = np.maximum(cloths[pattern][:, across], cloths[pattern][:, down])
+        assert varied.min() > 4 * cloths[SOLID][:, [across, down]].max()
+
+
+def test_a_picture_twice_as_large_has_nearly_the_same_texture():
+    small, large = (texture(*cloth("Polka Dot", height=height)) for height in (200, 400))
+    np.testing.assert_allclose(small[:10], large[:10], atol=0.08)
+    np.testing.assert_allclose(small[10:], large[10:], rtol=0.25, atol=0.05)
+
+
+def test_a_margin_and_what_lies_beyond_the_mask_change_nothing():
+    pixels, mask = cloth("Striped")
+    expected = texture(pixels, mask)
+    wide = np.pad(pixels, ((20, 9), (31, 4), (0, 0)), constant_values=9)
+    np.testing.assert_array_equal(texture(wide, np.pad(mask, ((20, 9), (31, 4)))), expected)
+
+
+def test_plain_cloth_has_no_contrast_and_is_all_alike():
+    pixels, mask = np.full((30, 20, 3), 90, np.uint8), np.ones((30, 20), np.bool_)
+    pixels[:, 12:] = 250
+    mask[:, 12:] = False
+    assert measured("lbp 8", pixels, mask) == 1
+    assert texture(pixels, mask)[10:].tolist() == [0] * 4 + [1] * 12
+
+
+@st.composite
+def masked_pictures(draw):
+    pixels = draw(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40).map(lambda shape: (*shape, 3))))
+    return pixels, draw(arrays(np.bool_, pixels.shape[:2]))
+
+
+@given(masked_pictures())
+@settings(deadline=None, max_examples=50)
+def test_any_picture_has_a_texture_of_finite_numbers(masked):
+    found = texture(*masked)
+    assert found.shape == (len(NAMES),)
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    assert found[:10].sum() == pytest.approx(1)
+    np.testing.assert_array_equal(texture(*masked), found)
+
+
+def test_one_pixel_no_mask_and_a_sparse_mask_have_a_texture_too():
+    one = np.full((1, 1, 3), 7, np.uint8)
+    assert np.isfinite(texture(one, np.ones((1, 1), np.bool_))).all()
+    pixels, mask = cloth("Striped")
+    np.testing.assert_array_equal(texture(pixels, np.zeros_like(mask)), texture(pixels, np.ones_like(mask)))
+    sparse = np.zeros((600, 500), np.bool_)
+    sparse[0, 0] = sparse[-1, -1] = True
+    assert np.isfinite(texture(np.zeros((600, 500, 3), np.uint8), sparse)).all()
+
+
+def test_wrong_shapes_are_mistakes():
+    pixels, mask = cloth(SOLID)
+    for bad in ((pixels[..., 0], mask), (pixels, mask[1:]), (pixels[:0], mask[:0])):
+        with pytest.raises(ValueError, match="expected"):
+            texture(*bad)
