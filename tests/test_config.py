@@ -171,7 +171,10 @@ def test_a_number_that_is_none_is_refused(value):
         ({}, "set exactly one of steps and epochs: neither is"),
         ({"steps": 1, "epochs": 1.0}, "set exactly one of steps and epochs: both are set"),
         ({**RUN, "data": {"reader": "table"}}, "data.reader = 'table' needs data.path"),
-        ({**RUN, "data": {"columns": {"id": "sku"}}}, "data.columns is for data.reader = table or tfds or webdataset, not 'drawn'"),
+        (
+            {**RUN, "data": {"columns": {"id": "sku"}}},
+            "data.columns is for data.reader = table or tfds or webdataset, not 'drawn'",
+        ),
         ({**RUN, "data": {"test": 0.0}}, "data.test = 0.0 must be a number of products"),
         ({**RUN, "data": {"image_size": 72}}, "data.image_size = 72 is no multiple of the patch .* nearest is 64"),
         ({**RUN, "data": {"caption_template": "{season}"}}, "data.caption_template: .* lacks {name}"),

@@ -1,12 +1,12 @@
 """Checkpoints that survive kills, full disks and rotten files (Orbax)."""
 
-import gc
 import inspect
 import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -153,21 +153,18 @@ class Checkpoints:
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {self.steps()}")
         folder = self.folder / str(step)
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
-        failure = None
-        with _abandoned_reads_hidden():
-            try:
-                differing = [line for name, item in items.items() for line in _differences(folder / name, item)]
-                if not differing:
-                    composite = ocp.args.Composite(**arguments, beside=ocp.args.JsonRestore())
-                    restored = self._manager.restore(step, args=composite)
-                    beside = restored["beside"]
-                    sums = {name: beside.get(CHECKSUMS[name]) for name in items} | {"params": beside["checksum"]}
-            except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
-                raise
-            except Exception as error:  # of many types, bare Exception among them
-                failure = _first_line(error)
-        if failure:
-            raise CorruptCheckpoint(f"the checkpoint {folder} is corrupt: {failure}")
+        _hide_abandoned_reads()
+        try:
+            differing = [line for name, item in items.items() for line in _differences(folder / name, item)]
+            if not differing:
+                composite = ocp.args.Composite(**arguments, beside=ocp.args.JsonRestore())
+                restored = self._manager.restore(step, args=composite)
+                beside = restored["beside"]
+                sums = {name: beside.get(CHECKSUMS[name]) for name in items} | {"params": beside["checksum"]}
+        except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # of many types, bare Exception among them
+            raise CorruptCheckpoint(f"the checkpoint {folder} is corrupt: {_first_line(error)}") from error
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise UserError(
@@ -198,16 +195,22 @@ def _merit(metrics: dict[str, float]) -> float:
     return metrics.get(BEST_BY, -math.inf)
 
 
-@contextmanager
-def _abandoned_reads_hidden() -> Iterator[None]:
-    """When one read fails Orbax abandons the others, and each prints a traceback as it is collected: here, unseen."""
+@cache
+def _hide_abandoned_reads() -> None:
+    """Hides what the reads print that Orbax abandons once one has failed.
+
+    A traceback each, at any later time: when the coroutine is collected, or when TensorStore, in a thread of its own,
+    reports to an event loop that is closed by then.
+    """
     shown = sys.unraisablehook
-    sys.unraisablehook = lambda unraisable: None if inspect.iscoroutine(unraisable.object) else shown(unraisable)
-    try:
-        yield
-    finally:
-        gc.collect()
-        sys.unraisablehook = shown
+
+    def show(unraisable: Any) -> None:
+        read = inspect.iscoroutine(unraisable.object) and unraisable.object.__name__.startswith("_read_array")
+        late = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
+        if not (read or late):
+            shown(unraisable)
+
+    sys.unraisablehook = show
 
 
 def _differences(item: Path, abstract: Any) -> list[str]:
