@@ -72,7 +72,7 @@ def summary(prepared: Path) -> str:
     return (
         f"{facts['products']:,} products in {facts['groups']:,} groups ({splits})"
         + (f"; {', '.join(oddities)}: listed in" if oddities else "; data card:")
-        + f" {prepared / 'card.html'}"
+        + f" {prepared / builder.CARD}"
     )
 
 

@@ -82,6 +82,12 @@ def to_lab(rgb: UInt8[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
     return rgb2lab(np.asarray(rgb, np.float64) / 255)
 
 
+def histogram_size(bins: tuple[int, int, int] = BINS) -> int:
+    """Returns B, the number of shares in a `colour_histogram`."""
+    hues, saturations, values = bins
+    return (hues * saturations + 1) * values
+
+
 def colour_histogram(
     pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], bins: tuple[int, int, int] = BINS
 ) -> Float32[np.ndarray, "B"]:
@@ -109,7 +115,7 @@ def colour_histogram(
     value = (hsv[:, 2] * values).astype(np.intp).clip(0, values - 1)
     with_hue = (hue * saturations + saturation) * values + value
     index = np.where(hsv[:, 1] >= _GREY, with_hue, hues * saturations * values + value)
-    histogram = np.bincount(index, weights=counts, minlength=(hues * saturations + 1) * values)
+    histogram = np.bincount(index, weights=counts, minlength=histogram_size(bins))
     return (histogram / counts.sum()).astype(np.float32)
 
 

@@ -18,7 +18,6 @@ from jaxclip.features.detectors.foreground import foreground_mask
 
 SIDE = 512
 """Pixels of the longer side at which pictures are looked at."""
-_HISTOGRAM = (colour.BINS[0] * colour.BINS[1] + 1) * colour.BINS[2]
 FELL_BACK = "nothing detected: crop is the whole picture"
 
 
@@ -55,7 +54,7 @@ class ProductDescriber:
             "colour_rgb": Column((self.colours, 3), "uint8"),
             "colour_shares": Column((self.colours,), "float32"),
             "colour_names": Column((None,), TEXT),
-            "colour_histogram": Column((_HISTOGRAM,), "float32"),
+            "colour_histogram": Column((colour.histogram_size(),), "float32"),
             "texture": Column((len(texture.NAMES),), "float32"),
         }
 
@@ -72,7 +71,7 @@ class ProductDescriber:
     def _describe(self, product: Product, image: np.ndarray, found: Detections) -> Description:
         crops = crop.choose(found, self.policy, product.category, self.padding)
         box = crops[0].box
-        inside, mask = crop.cut(image, box), crop.cut(foreground_mask(image), box)
+        inside, mask = crop.cut(image, box), crop.cut(foreground_mask(image) if found.mask is None else found.mask, box)
         seen = colour.colours(inside, mask, self.colours)
         values = {
             "boxes": found.boxes,

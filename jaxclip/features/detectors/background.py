@@ -71,7 +71,7 @@ _TO_XYZ = 4096 * np.array(
 _LINEAR, _ROOT = _from_srgb(), _root()
 
 
-def to_lab(image: np.ndarray) -> np.ndarray:
+def quick_lab(image: np.ndarray) -> np.ndarray:
     """Returns (height, width, 3) float32: CIELAB of sRGB, by tables, exact to 0.3."""
     roots = _ROOT[(_LINEAR[image] @ _TO_XYZ.T + 0.5).astype(np.int32)]
     x, y, z = roots[..., 0], roots[..., 1], roots[..., 2]

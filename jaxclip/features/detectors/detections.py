@@ -15,11 +15,13 @@ class Detections:
       boxes: (N, 4) float32: left, top, right, bottom as shares of the picture's width and height, 0 to 1.
       scores: (N,) float32, falling.
       labels: what each box holds, in the detector's own words.
+      mask: (height, width) bool, what in the picture is product, from detectors that tell it; else None.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: tuple[str, ...]
+    mask: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -7,13 +7,14 @@ as in GrabCut (Rother et al., 2004), with a blur in place of the graph cut.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
 from jaxclip.errors import UserError
-from jaxclip.features.detectors.background import FAR, length, model_background, to_lab
+from jaxclip.features.detectors.background import FAR, length, model_background, quick_lab
 from jaxclip.features.detectors.detections import NONE, Detections
 
 LABEL = "product"
@@ -42,11 +43,7 @@ def foreground_mask(image: np.ndarray) -> np.ndarray:
     Args:
       image: (height, width, 3) uint8 RGB of any size.
     """
-    mask, _ = _segment(image)
-    if mask.shape == image.shape[:2]:
-        return mask
-    height, width = image.shape[:2]
-    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    return _enlarged(_segment(image)[0], image)
 
 
 class Foreground:
@@ -60,10 +57,18 @@ def _detect(image: np.ndarray) -> Detections:
     mask, score = _segment(image)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
-        return NONE
+        return replace(NONE, mask=_enlarged(mask, image))
     height, width = mask.shape
     box = [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
-    return Detections.of([box], [score], [LABEL])
+    return replace(Detections.of([box], [score], [LABEL]), mask=_enlarged(mask, image))
+
+
+def _enlarged(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Returns a mask of working size at the size of the picture."""
+    height, width = image.shape[:2]
+    if mask.shape == (height, width):
+        return mask
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
 def _segment(image: np.ndarray) -> tuple[np.ndarray, float]:
@@ -72,7 +77,7 @@ def _segment(image: np.ndarray) -> tuple[np.ndarray, float]:
     nothing = np.zeros(small.shape[:2], bool), 0.0
     if min(small.shape[:2]) < 8:
         return nothing
-    lab = to_lab(small)
+    lab = quick_lab(small)
     background = model_background(lab)
     distance = background.distance
     if background.explained < _STUDIO or background.spread > _PLAIN:
