@@ -28,6 +28,8 @@ from jaxclip.errors import UserError
 NAME, VERSION = "catalogue", "1.0.0"
 CARD = "card.html"
 WHOLE = "whole"  # the one split of a catalogue that is not split; TFDS keeps the name "all" for itself
+DESCRIBED = "features"
+"""Where a source's settings have those of its describer."""
 SORTED_IN_MEMORY = 64 * 2**20
 """Bytes of examples that TFDS keeps to sort them by their hashed keys; more go to disk first. Its default is 1 GB."""
 
@@ -63,7 +65,7 @@ class Source:
             "split_seed": self.split_seed,
             "columns": dict(self.columns),
         }
-        return settings | ({"describer": self.describer.settings()} if self.describer else {})
+        return settings | ({DESCRIBED: self.describer.settings()} if self.describer else {})
 
     def key(self) -> str:
         """Returns 12 hex digits that change with the settings and whenever the raw catalogue's listing does."""
@@ -79,6 +81,7 @@ class Collected:
       products: as they were read.
       pictures: encoded, as they will be stored.
       descriptions: the describer's values, where there is one.
+      sizes: (width, height) of the pictures.
       hashes: of the pictures' pixels.
       oddities: everything that was dropped or mended.
     """
@@ -87,6 +90,7 @@ class Collected:
         self.products = Spool[Product](folder)
         self.pictures = Spool[bytes](folder)
         self.descriptions = Spool[dict[str, Any]](folder)
+        self.sizes: list[tuple[int, int]] = []
         self.hashes: list[str] = []
         self.oddities: list[Oddity] = []
 
@@ -240,7 +244,9 @@ def _prepare(source: Source, prepared: Path, progress: Progress, workers: int) -
             "fingerprint": _fingerprint(products, found.hashes, splits),
         }
         # The dataset comes last: a folder that holds one has its card too.
-        card.write(prepared / CARD, facts, products, found.pictures, found.oddities)
+        card.write(
+            prepared / CARD, facts, products, found.pictures, found.sizes, found.descriptions or None, found.oddities
+        )
         columns = source.describer.columns if source.describer else {}
         tfds.disable_progress_bar()
         shuffle.MAX_MEM_BUFFER_SIZE = SORTED_IN_MEMORY
@@ -270,6 +276,7 @@ def _collect(source: Source, found: Collected, prepared: Path, progress: Progres
                 continue
             found.products.append(done.product)
             found.pictures.append(done.picture.encoded)
+            found.sizes.append((done.picture.width, done.picture.height))
             found.hashes.append(done.picture.pixels)
             if done.description:
                 found.descriptions.append(dict(done.description.values))

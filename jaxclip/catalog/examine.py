@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from jaxclip.catalog.pictures import Picture, inspect
 from jaxclip.catalog.product import Product
 
 BLOCK = 64  # products handed to a worker at once
+WORTH_PROCESSES = 1000  # products: starting the processes takes seconds
 AHEAD = 2  # blocks waiting for each worker: memory does not grow with the catalogue
 
 
@@ -27,17 +28,19 @@ class Examined:
     description: Description | None
 
 
-def examine(products: Iterable[Product], describer: Describer | None, workers: int) -> Iterator[Examined]:
+def examine(products: Collection[Product], describer: Describer | None, workers: int) -> Iterator[Examined]:
     """Yields each product examined, in the order given.
 
-    Decoding runs in threads. Describing holds Python's lock, so with a describer and more than one worker it runs in
-    processes of its own; with one worker it runs here.
+    Decoding runs in threads. Describing holds Python's lock, so with a describer it runs in processes of its own; with
+    one worker, or by default for few products, it runs here.
 
     Args:
       products: read as they are needed.
       describer: None checks pictures alone.
       workers: threads or processes; 0 is one for each core.
     """
+    if describer is not None and not workers and len(products) < WORTH_PROCESSES:
+        workers = 1
     workers = workers or os.cpu_count() or 1
     work = partial(_examine, describer=describer)
     if describer is not None and workers == 1:

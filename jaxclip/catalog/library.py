@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jaxclip.catalog import builder
-from jaxclip.catalog.builder import Source
+from jaxclip.catalog.builder import DESCRIBED, Source
 from jaxclip.catalog.drawn import draw_catalogue
 from jaxclip.errors import UserError
 
@@ -85,6 +85,9 @@ def _check_source(source: Source, prepared: Path) -> None:
     if differing := [key for key in wanted if wanted[key] != recorded.get(key)]:
         raise UserError(
             f"{prepared} was prepared from other settings: "
-            + ", ".join(f"data.{key} was {recorded.get(key)!r}, is {wanted[key]!r}" for key in differing)
+            + ", ".join(
+                f"{'' if key == DESCRIBED else 'data.'}{key} was {recorded.get(key)!r}, is {wanted[key]!r}"
+                for key in differing
+            )
             + "; name another folder with --config.data.prepared or leave it out"
         )

@@ -7,6 +7,9 @@ from typing import Any
 from jaxclip.catalog import captions
 from jaxclip.catalog.readers import READERS
 from jaxclip.config.schema import Columns, Config
+from jaxclip.errors import UserError
+from jaxclip.features import crop
+from jaxclip.features.detect import DETECTORS
 from jaxclip.models.presets import PRESETS
 from jaxclip.models.transformer import EXECUTIONS, REMAT_POLICIES
 
@@ -25,14 +28,16 @@ CHOICES: dict[str, Sequence[str]] = {
 }
 AT_LEAST: dict[str, float] = {
     "batch_size": 1, "steps": 0, "epochs": 0, "log_every": 1, "data.drawn_products": 1, "data.image_size": 8,
-    "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "optimizer.learning_rate": 0,
-    "optimizer.warmup_steps": 0, "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
+    "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "features.colours": 1,
+    "incorrect_pairs.clusters": 2, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
+    "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
     "checkpoint.keep": 1, "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01,
 }  # fmt: skip
 PROBABILITIES = ("augmentation.keep_attributes", "augmentation.keep_words")
 BELOW_ONE = (
     "model.dropout", "model.stochastic_depth", "model.patch_dropout", "optimizer.beta1", "optimizer.beta2",
 )  # fmt: skip
+NO_DETECTOR = "none"
 WITH_COLUMNS = ("table", "tfds", "webdataset")
 """Readers of layouts whose columns have names of their own."""
 
@@ -69,6 +74,7 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
         problems.append(f"data.reader = {config.data.reader!r} needs data.path, the folder of the raw catalogue")
     if config.data.reader not in WITH_COLUMNS and config.data.columns != Columns():
         problems.append(f"data.columns is for data.reader = {' or '.join(WITH_COLUMNS)}, not {config.data.reader!r}")
+    problems += _of_features(config)
     preset = PRESETS.get(config.model.preset)
     if preset and config.data.image_size % preset.patch:
         size, patch = config.data.image_size, preset.patch
@@ -86,6 +92,33 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
     sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
     if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
         problems.append(f"mesh = {sizes} (data, fsdp, tensor): each is >= 1, and at most one is -1 for what is left")
+    return problems
+
+
+def _of_features(config: Config) -> list[str]:
+    features, pairs = config.features, config.incorrect_pairs
+    problems = []
+    name = features.detector.partition(":")[0]
+    if name not in (names := (NO_DETECTOR, *DETECTORS)):
+        problems.append(
+            f"features.detector = {features.detector!r} is none of {', '.join(names)}" + _nearest(name, names)
+        )
+    try:
+        crop.check(features.policy, features.padding)
+    except UserError as error:
+        problems.append(f"features.policy and features.padding: {error}")
+    if pairs.variant not in ("clustered", "random"):
+        from jaxclip.features import incorrect_pairs  # takes a second to load
+
+        try:
+            incorrect_pairs.threshold(pairs.variant)
+        except UserError as error:
+            problems.append(f"incorrect_pairs.variant: {error}")
+    kind, _, where = pairs.features.partition(":")
+    if not (pairs.features == "classical" or (kind == "towers" and where)):
+        problems.append(
+            f"incorrect_pairs.features = {pairs.features!r} must be classical, or towers:WORKDIR with a trained run"
+        )
     return problems
 
 

@@ -44,6 +44,26 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Features:
+    """What preparation computes of each product and stores beside its picture."""
+
+    detector: str = "foreground"  # none, foreground, faster_rcnn[:WEIGHTS], transformers:NAME, onnx:FILE, boxes:JSON
+    policy: str = "largest"  # which of the boxes become crops: largest, confident, category or all:K
+    padding: float = 0.05  # of a crop on each side, as a share of its box
+    colours: int = 3  # of the first crop, kept with their shares and names
+
+
+@dataclass(frozen=True)
+class IncorrectPairs:
+    """Whose text a training product's picture is shown with as a mismatch: mined once, a table beside the dataset."""
+
+    variant: str = "clustered"  # clustered (the paper's rule), random or below:T (cosine of the pictures below T)
+    clusters: int = 10  # of pictures, and of texts (clustered only)
+    seed: int = 0  # of clusters and draws
+    features: str = "classical"  # what pictures and texts are compared by: classical, or towers:WORKDIR
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """What training does to a pair; evaluation never does."""
 
@@ -130,6 +150,8 @@ class Config:
     epochs: float = 0.0  # ... or in passes over the training split; exactly one of the two
     log_every: int = 20  # steps between lines of metrics.jsonl
     data: Data = field(default_factory=Data)
+    features: Features = field(default_factory=Features)
+    incorrect_pairs: IncorrectPairs = field(default_factory=IncorrectPairs)
     augmentation: Augmentation = field(default_factory=Augmentation)
     model: Model = field(default_factory=Model)
     loss: Loss = field(default_factory=Loss)

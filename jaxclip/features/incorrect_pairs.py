@@ -149,7 +149,7 @@ def mine(
       UserError: the variant is unknown, there are fewer products than clusters, or no product has a partner.
       ValueError: shapes do not agree, or a feature is not finite.
     """
-    threshold = _threshold(variant)
+    below = threshold(variant)
     _check(image_features, text_features, groups)
     total = len(groups)
     if variant == "clustered" and not 2 <= clusters <= total:
@@ -167,7 +167,7 @@ def mine(
         else:
             image_clusters = text_clusters = None
             pool = target = np.zeros(total, np.int64)
-        rule = _Rule(images, groups, image_clusters, text_clusters, threshold)
+        rule = _Rule(images, groups, image_clusters, text_clusters, below)
         matched = _match(rule, target, pool, random, progress)
         partner, similarity = _place_rest(rule, *matched, random, progress)
     if (partner == NONE).all():
@@ -262,21 +262,21 @@ class _Rule:
         return similarity, random.random(similarity.shape, np.float32) if at_random else similarity, forbidden
 
 
-def _threshold(variant: str) -> float:
-    """Returns the cosine that a variant's pairs stay below: infinity where it sets none."""
+def threshold(variant: str) -> float:
+    """Returns the cosine that a variant's pairs stay below: infinity where it sets none; UserError for no variant."""
     if variant in ("random", "clustered"):
         return math.inf
     name, _, number = variant.partition(":")
     try:
-        threshold = float(number) if name == "below" else math.nan
+        below = float(number) if name == "below" else math.nan
     except ValueError:
-        threshold = math.nan
-    if not -1 < threshold <= 1:
+        below = math.nan
+    if not -1 < below <= 1:
         raise UserError(
             f"there is no way {variant!r} of choosing incorrect pairs: it should be random, clustered, or below:T with "
             "a cosine T above -1 and up to 1, as in below:0.2"
         )
-    return threshold
+    return below
 
 
 def _check(image_features: np.ndarray, text_features: np.ndarray, groups: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from jaxclip.catalog import builder, library
 from jaxclip.catalog.builder import Source
 from jaxclip.errors import UserError
+from jaxclip.features.describe import ProductDescriber
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.presets import PRESETS, clip_config
 from jaxclip.pipeline import text
@@ -56,9 +57,15 @@ def prepared_dataset(config: "Config", *, whole: bool, say: Callable[[str], None
     data = config.data
     columns = {role: name for role, name in vars(data.columns).items() if name}
     path = Path(data.path).expanduser().resolve() if data.path else Path()
-    source = Source(data.reader, path, 0 if whole else data.test, data.split_seed, columns)
+    test = 0 if whole else data.test
+    source = Source(data.reader, path, test, data.split_seed, columns, make_describer(config))
     drawn = (data.drawn_products, data.drawn_seed)
     return library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say)
+
+
+def make_describer(config: "Config") -> ProductDescriber | None:
+    """Returns what describes products in preparation, None where the configuration wants no features."""
+    return None if config.features.detector == "none" else ProductDescriber(**vars(config.features))
 
 
 def make_preprocess(config: "Config") -> Preprocess:
