@@ -39,7 +39,7 @@ def examine(products: Iterable[Product], describer: Describer | None, workers: i
       workers: threads or processes; 0 is one for each core.
     """
     workers = workers or os.cpu_count() or 1
-    work = partial(_examine, describer=describer)
+    work = partial(examine_block, describer=describer)
     if describer is not None and workers == 1:
         for block in _blocks(products):
             yield from work(block)
@@ -58,7 +58,8 @@ def examine(products: Iterable[Product], describer: Describer | None, workers: i
                 unneeded.cancel()
 
 
-def _examine(products: Sequence[Product], describer: Describer | None) -> list[Examined]:
+def examine_block(products: Sequence[Product], describer: Describer | None) -> list[Examined]:
+    """Returns each product examined, here and now."""
     pictures = [inspect(product.image) for product in products]
     if describer is None:
         return [Examined(*pair, None) for pair in zip(products, pictures, strict=True)]
