@@ -8,6 +8,9 @@ from absl import flags
 
 from jaxclip import command_line, config
 
+RUNNER = flags.DEFINE_string("runner", "", "prepare on this runner of Apache Beam, such as DataflowRunner")
+BEAM_OPTION = flags.DEFINE_multi_string("beam_option", [], "option of the runner, NAME=VALUE; may be repeated")
+
 
 def main(overrides: dict[str, str]) -> None:
     """Prepares as the flags say."""
@@ -17,7 +20,13 @@ def main(overrides: dict[str, str]) -> None:
         from jaxclip.catalog import library
         from jaxclip.training.setup import prepared_dataset
 
-    prepared = prepared_dataset(wanted, whole=wanted.data.split == "all", say=command_line.say)
+    prepared = prepared_dataset(
+        wanted,
+        whole=wanted.data.split == "all",
+        say=command_line.say,
+        runner=RUNNER.value,
+        beam_options=BEAM_OPTION.value,
+    )
     print(library.summary(prepared))
     print(f"{'dataset':10}{prepared}")
     print(f"{'data card':10}{prepared / 'card.html'}")

@@ -58,13 +58,14 @@ class OnBeam:
                 _ = pipeline | _each(range(count)) | beam.Map(partial(parts.examine, describer=describer))
             with Spool[Product](parts.folder) as products:
                 pictures, descriptions = Chosen(parts.picture, numbers), Chosen(parts.description, numbers)
-                found = Collected(products, pictures, descriptions, oddities=oddities)
+                found = Collected(products, pictures, descriptions if describer else (), oddities=oddities)
                 for number, product, verdict in parts.verdicts(count):
                     if verdict.dropped:
                         oddities.append(dropped(product, verdict.dropped))
                         continue
                     numbers.append(number)
                     products.append(product)
+                    found.sizes.append(verdict.size)
                     found.hashes.append(verdict.pixels)
                     oddities += [mended(product, what) for what in verdict.oddities]
                 yield found

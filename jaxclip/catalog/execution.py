@@ -25,6 +25,7 @@ class Collected:
       products: as they were read.
       pictures: encoded, as they will be stored.
       descriptions: the describer's values, where there is one.
+      sizes: (width, height) of the pictures.
       hashes: of the pictures' pixels.
       oddities: everything that was dropped or mended.
     """
@@ -32,6 +33,7 @@ class Collected:
     products: Sequence[Product]
     pictures: Sequence[bytes]
     descriptions: Sequence[Mapping[str, Any]]
+    sizes: list[tuple[int, int]] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
     oddities: list[Oddity] = field(default_factory=list)
 
@@ -95,6 +97,7 @@ class InProcess:
                         continue
                     products.append(done.product)
                     pictures.append(done.picture.encoded)
+                    found.sizes.append((done.picture.width, done.picture.height))
                     found.hashes.append(done.picture.pixels)
                     if done.description:
                         descriptions.append(dict(done.description.values))

@@ -25,6 +25,7 @@ class Verdict:
 
     Attributes:
       dropped: the reason why it is left out, "" where it is kept.
+      size: width and height of its picture.
       pixels: `Picture.pixels`.
       start: of its picture among those of the part, in bytes.
       stop: the end of it.
@@ -32,6 +33,7 @@ class Verdict:
     """
 
     dropped: str = ""
+    size: tuple[int, int] = (0, 0)
     pixels: str = ""
     start: int = 0
     stop: int = 0
@@ -71,7 +73,8 @@ class Parts:
                     start = file.tell()
                     file.write(done.picture.encoded)
                     mended = done.description.oddities if done.description else ()
-                    verdicts.append(Verdict("", done.picture.pixels, start, file.tell(), mended))
+                    size = done.picture.width, done.picture.height
+                    verdicts.append(Verdict("", size, done.picture.pixels, start, file.tell(), mended))
         self._dump(part, "descriptions", descriptions)
         self._dump(part, "verdicts", verdicts)
 
@@ -103,7 +106,7 @@ class Parts:
             return _picture(file, self._load(part, "verdicts")[row])
 
     def description(self, number: int) -> Mapping[str, Any]:
-        """Returns the values that the describer found for a product, none where there was no describer."""
+        """Returns the describer's values for a product that was kept."""
         part, row = divmod(number, PART)
         return self._load(part, "descriptions")[row]
 

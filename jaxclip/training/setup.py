@@ -1,6 +1,6 @@
 """From a configuration to everything a run needs: data, tokenizer, towers, mesh, optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,17 +48,26 @@ class Towers:
     abstract: TrainState
 
 
-def prepared_dataset(config: "Config", *, whole: bool, say: Callable[[str], None]) -> Path:
+def prepared_dataset(
+    config: "Config",
+    *,
+    whole: bool,
+    say: Callable[[str], None],
+    runner: str = "",
+    beam_options: Sequence[str] = (),
+) -> Path:
     """Returns the folder of the configured catalogue's prepared dataset, preparing it first where there is none.
 
-    `whole` asks for all of a catalogue, where no split is needed.
+    `whole` asks for all of a catalogue, where no split is needed; `runner` and `beam_options` prepare it on Apache
+    Beam.
     """
     data = config.data
     columns = {role: name for role, name in vars(data.columns).items() if name}
     path = Path(data.path).expanduser().resolve() if data.path else Path()
     source = Source(data.reader, path, 0 if whole else data.test, data.split_seed, columns)
     drawn = (data.drawn_products, data.drawn_seed)
-    return library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say)
+    execution = {"runner": runner, "beam_options": beam_options}
+    return library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say, **execution)
 
 
 def make_preprocess(config: "Config") -> Preprocess:

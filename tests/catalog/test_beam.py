@@ -96,3 +96,16 @@ def test_an_unknown_runner_is_told_before_anything_is_read(tmp_path):
     with pytest.raises(UserError, match="--runner=Dirct"):
         prepare(Path("/nowhere"), tmp_path / "p", None, runner="Dirct")
     assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.slow
+def test_the_command_takes_a_runner_and_its_options(raw, tmp_path, run):
+    prepared = tmp_path / "p"
+    catalogue = ("--config.data.reader=fashion_product_images", f"--config.data.path={raw}", "--config.data.test=12")
+    done = run(
+        "prepare", *catalogue, f"--config.data.prepared={prepared}", "--runner=DirectRunner", "--beam_option=job_name=a"
+    )
+    assert done.returncode == 0, done.stderr
+    assert builder.about(prepared)["products"] == PRODUCTS - 3
+    wrong = run("prepare", *catalogue, f"--config.data.prepared={tmp_path / 'q'}", "--runner=Dirct")
+    assert wrong.returncode == 2 and wrong.stderr.splitlines()[-1].startswith("error: --runner=Dirct is not a runner")
