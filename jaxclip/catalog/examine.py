@@ -4,15 +4,18 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 
 from jaxclip.catalog.describe import Describer, Description
 from jaxclip.catalog.pictures import Picture, inspect
 from jaxclip.catalog.product import Product
+from jaxclip.errors import UserError
 
 BLOCK = 64  # products handed to a worker at once
 AHEAD = 2  # blocks waiting for each worker: memory does not grow with the catalogue
@@ -37,6 +40,9 @@ def examine(products: Iterable[Product], describer: Describer | None, workers: i
       products: read as they are needed.
       describer: None checks pictures alone.
       workers: threads or processes; 0 is one for each core.
+
+    Raises:
+      UserError: a worker process was killed.
     """
     workers = workers or os.cpu_count() or 1
     work = partial(examine_block, describer=describer)
@@ -53,6 +59,10 @@ def examine(products: Iterable[Product], describer: Describer | None, workers: i
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed, by hand or because memory ran out; nothing was kept: start again"
+            ) from error
         finally:
             for unneeded in waiting:
                 unneeded.cancel()
@@ -80,8 +90,15 @@ def _blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
 def _processes(workers: int) -> Executor:
     # Forking a process that runs threads (TensorFlow's) may hang the child.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_parent)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
 
 
-def _leave_interrupts_to_parent() -> None:
+def _follow_parent() -> None:
+    """Leaves interrupts to the parent, and does not outlive it: a pool's processes would wait for it for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
