@@ -54,7 +54,7 @@ def fingerprint(raw, tmp_path_factory):
 @pytest.fixture
 def preparation(raw, tmp_path):
     """Starts a preparation into tmp_path / "p" and waits until it reads; what is left dies at the end."""
-    code, started = tmp_path / "code.py", set()
+    code, started = tmp_path / "prepare_it.py", set()
     code.write_text(CODE)
 
     def start():
