@@ -1,6 +1,5 @@
 """Every product's picture checked and, where a describer is given, described: in threads or in processes."""
 
-import itertools
 import multiprocessing
 import os
 import signal
@@ -11,6 +10,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from jaxclip.catalog.describe import Describer, Description
 from jaxclip.catalog.pictures import Picture, inspect
@@ -18,6 +18,7 @@ from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 
 BLOCK = 64  # products handed to a worker at once
+BLOCK_BYTES = 2**24  # of their files, from which a block is full too
 AHEAD = 2  # blocks waiting for each worker: memory does not grow with the catalogue
 
 
@@ -47,13 +48,13 @@ def examine(products: Iterable[Product], describer: Describer | None, workers: i
     workers = workers or os.cpu_count() or 1
     work = partial(examine_block, describer=describer)
     if describer is not None and workers == 1:
-        for block in _blocks(products):
+        for block in blocks(products):
             yield from work(block)
         return
     with ThreadPoolExecutor(workers) if describer is None else _processes(workers) as pool:
         waiting: deque[Future[list[Examined]]] = deque()
         try:
-            for block in _blocks(products):
+            for block in blocks(products):
                 waiting.append(pool.submit(work, block))
                 if len(waiting) == AHEAD * workers:
                     yield from waiting.popleft().result()
@@ -81,10 +82,25 @@ def examine_block(products: Sequence[Product], describer: Describer | None) -> l
     ]
 
 
-def _blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
-    rows = iter(products)
-    while block := list(itertools.islice(rows, BLOCK)):
+def blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
+    """Yields the products in blocks that can be held in memory with their pictures."""
+    block, size = [], 0
+    for product in products:
+        block.append(product)
+        size += _file_size(product)
+        if len(block) == BLOCK or size >= BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
         yield block
+
+
+def _file_size(product: Product) -> int:
+    """Returns the bytes of a product's file; 0 for one inside another, whose reader would have to fetch it."""
+    try:
+        return product.image.stat().st_size if isinstance(product.image, Path) else 0
+    except OSError:
+        return 0
 
 
 def _processes(workers: int) -> Executor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxclip.catalog.describe import Describer
-from jaxclip.catalog.examine import BLOCK, examine_block
+from jaxclip.catalog.examine import BLOCK, blocks, examine_block
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 
@@ -64,8 +64,8 @@ class Parts:
         products = self._load(part, "products")
         verdicts, descriptions = [], []
         with _whole(self._path(part, "pictures")) as file:
-            for first in range(0, len(products), BLOCK):
-                for done in examine_block(products[first : first + BLOCK], describer):
+            for block in blocks(products):
+                for done in examine_block(block, describer):
                     descriptions.append(done.description.values if done.description else {})
                     if isinstance(done.picture, str):
                         verdicts.append(Verdict(done.picture))
