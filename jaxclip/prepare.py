@@ -9,6 +9,9 @@ from absl import flags
 
 from jaxclip import command_line, config
 
+RUNNER = flags.DEFINE_string("runner", "", "prepare on this runner of Apache Beam, such as DataflowRunner")
+BEAM_OPTION = flags.DEFINE_multi_string("beam_option", [], "option of the runner, NAME=VALUE; may be repeated")
+
 
 def main(overrides: dict[str, str]) -> None:
     """Prepares as the flags say."""
@@ -19,7 +22,13 @@ def main(overrides: dict[str, str]) -> None:
         from jaxclip.catalog.builder import CARD
         from jaxclip.training import mining, preparation, setup
 
-    prepared = setup.prepared_dataset(wanted, whole=wanted.data.split == "all", say=command_line.say)
+    prepared = setup.prepared_dataset(
+        wanted,
+        whole=wanted.data.split == "all",
+        say=command_line.say,
+        runner=RUNNER.value,
+        beam_options=BEAM_OPTION.value,
+    )
     pairs = preparation.complete(wanted, prepared, load_config=config.load, say=command_line.say)
     print(library.summary(prepared))
     print(f"{'dataset':16}{prepared}")

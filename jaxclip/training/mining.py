@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxclip.catalog import captions
 from jaxclip.errors import UserError
-from jaxclip.features import classical, incorrect_pairs
-from jaxclip.features.incorrect_pairs import IncorrectPairs
+from jaxclip.features import classical, incorrect_pairs, pair_table
+from jaxclip.features.pair_table import IncorrectPairs
 from jaxclip.pipeline.records import Records
 from jaxclip.training import evaluation, setup
 from jaxclip.training.checkpoint import Checkpoints
@@ -42,7 +42,7 @@ def find_or_mine(
     wanted = settings(config, prepared)
     path = table(prepared, wanted)
     if path.exists():
-        return incorrect_pairs.load(path)[0]
+        return pair_table.load(path)[0]
     records = Records(prepared, TRAIN)
     images, texts, groups = _features(config, records, load_config, say)
     given = config.incorrect_pairs
@@ -51,7 +51,7 @@ def find_or_mine(
         images, texts, groups, variant=given.variant, clusters=given.clusters, seed=given.seed, progress=bar
     )
     path.parent.mkdir(exist_ok=True)
-    incorrect_pairs.save(path, pairs, wanted)
+    pair_table.save(path, pairs, wanted)
     return pairs
 
 

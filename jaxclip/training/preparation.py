@@ -9,7 +9,7 @@ import numpy as np
 from jaxclip.catalog import builder, card, card_figures
 from jaxclip.catalog.product import Product
 from jaxclip.features import agreement
-from jaxclip.features.incorrect_pairs import IncorrectPairs
+from jaxclip.features.pair_table import IncorrectPairs
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.training import mining, setup

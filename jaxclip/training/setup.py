@@ -1,6 +1,6 @@
 """From a configuration to everything a run needs: data, tokenizer, towers, mesh, optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,10 +49,18 @@ class Towers:
     abstract: TrainState
 
 
-def prepared_dataset(config: "Config", *, whole: bool, say: Callable[[str], None]) -> Path:
+def prepared_dataset(
+    config: "Config",
+    *,
+    whole: bool,
+    say: Callable[[str], None],
+    runner: str = "",
+    beam_options: Sequence[str] = (),
+) -> Path:
     """Returns the folder of the configured catalogue's prepared dataset, preparing it first where there is none.
 
-    `whole` asks for all of a catalogue, where no split is needed.
+    `whole` asks for all of a catalogue, where no split is needed; `runner` and `beam_options` prepare it on Apache
+    Beam.
     """
     data = config.data
     columns = {role: name for role, name in vars(data.columns).items() if name}
@@ -60,7 +68,8 @@ def prepared_dataset(config: "Config", *, whole: bool, say: Callable[[str], None
     test = 0 if whole else data.test
     source = Source(data.reader, path, test, data.split_seed, columns, make_describer(config))
     drawn = (data.drawn_products, data.drawn_seed)
-    return library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say)
+    execution = {"runner": runner, "beam_options": beam_options}
+    return library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say, **execution)
 
 
 def make_describer(config: "Config") -> ProductDescriber | None:
