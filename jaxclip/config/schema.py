@@ -31,7 +31,7 @@ class Data:
     columns: Columns = field(default_factory=Columns)
     drawn_products: int = 4000  # size of the drawn catalogue
     drawn_seed: int = 0
-    image_size: int = 64  # side of the towers' square pictures, pixels
+    image_size: int = 0  # side of the towers' square pictures, pixels; 0 = that of model.init_from, else 64
     resize: str = "squash"  # squash: to a square, whatever the shape; crop: shorter side, then the centre (CLIP)
     mean: RGB = CLIP_MEAN  # of the pixels, per channel, in [0, 1]
     std: RGB = CLIP_STD
@@ -39,7 +39,7 @@ class Data:
     lowercase: bool = True
     tokenizer: str = ""  # folder of a Hugging Face tokenizer; "" = a byte-level BPE trained on the training captions
     vocab_size: int = 8192  # of the trained BPE
-    context_length: int = 32  # tokens of a caption, both special ones included
+    context_length: int = 0  # tokens of a caption, both special ones included; 0 = that of model.init_from, else 32
     workers: int = 0  # parallel decoders; 0 = as tf.data sees fit
 
 
@@ -60,6 +60,9 @@ class Model:
     """The towers."""
 
     preset: str = "laptop"  # a key of jaxclip.models.presets.PRESETS
+    # Checkpoint to begin from: a folder or a name on the Hugging Face hub (NAME@REVISION) in the layout of transformers
+    # or open_clip, or a workdir. Towers, tokenizer and preprocessing are then its own.
+    init_from: str = ""
     dropout: float = 0.0  # share of features zeroed after attention and MLP
     stochastic_depth: float = 0.0  # share of examples that skip the last block, linear in depth
     patch_dropout: float = 0.0  # share of a picture's patches that training leaves out
@@ -73,7 +76,7 @@ class Loss:
     """The contrastive loss."""
 
     name: str = "info_nce"
-    temperature: float = 0.07  # of the softmax; where training starts if it is learned
+    temperature: float = 0.07  # of the softmax; where training starts if it is learned, but for model.init_from's own
     learned_temperature: bool = True  # clipped so that logits are scaled by at most 100
     mask_groups: bool = True  # rows of one group are not each other's negatives
 
@@ -117,6 +120,7 @@ class Evaluation:
 
     every: int = 0  # steps; 0 = only after the last one
     batch_size: int = 256
+    ks: tuple[int, ...] = (1, 5, 10)  # depths k of hit@k, recall@k, P@k and nDCG@k
 
 
 @dataclass(frozen=True)

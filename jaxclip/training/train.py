@@ -11,26 +11,37 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.training import evaluation, loop, setup, writers
 from jaxclip.training.checkpoint import BEST_BY, Checkpoints
+from jaxclip.training.pretrained import pretrained_params
 from jaxclip.training.progress import Progress
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import TrainState, initial_state
+from jaxclip.training.state import TrainState, initial_state, state_of
 from jaxclip.training.step import make_loss, make_step
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
 
 LOGGED = (BEST_BY, "hit@5", "hit@10", "mrr")
+ZERO_SHOT = "zero_shot"
+"""Folder under eval/ of what a pretrained checkpoint finds before it is trained."""
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the signal that stopped it early (None = it is done), its last step, its final metrics."""
+    """How a run ended.
+
+    Attributes:
+      signal: that stopped it early, None = it is done.
+      step: its last one.
+      metrics: its final ones. zero_shot: those of model.init_from before the first step.
+      folder: of metrics.json and report.html.
+    """
 
     signal: int | None
     step: int
     metrics: dict[str, Any] | None
     folder: Path
+    zero_shot: dict[str, Any] | None = None
 
 
 def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], fingerprint: str, say: Say) -> Outcome:
@@ -53,8 +64,18 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
         save_config()
         setup.save_towers(towers, workdir)
         evaluator = evaluation.Evaluator(
-            towers, test_records, batch_size=config.evaluation.batch_size, workers=config.data.workers
+            towers,
+            test_records,
+            batch_size=config.evaluation.batch_size,
+            workers=config.data.workers,
+            ks=config.evaluation.ks,
         )
+        if config.model.init_from and not int(state.step):
+            say(f"ranking with {config.model.init_from} as it is")
+            result, before = evaluator.rank(state.params), workdir / "eval" / ZERO_SHOT
+            zero_shot = evaluation.write(before, result, evaluator, workdir=workdir, step=0, fingerprints=beside)
+            say(evaluation.table(zero_shot))
+            evaluator.last = None
         stopped = None
         if int(state.step) < steps:
             state, stopped = _train(config, workdir, towers, train_records, state, beside, checkpoints, evaluator, say)
@@ -65,7 +86,7 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
     with jax.set_mesh(towers.mesh):
         result = evaluator.last or evaluator.rank(state.params)
     metrics = evaluation.write(folder, result, evaluator, workdir=workdir, step=int(state.step), fingerprints=beside)
-    return Outcome(None, int(state.step), metrics, folder)
+    return Outcome(None, int(state.step), metrics, folder, evaluation.read(workdir / "eval" / ZERO_SHOT))
 
 
 def _start(
@@ -73,6 +94,10 @@ def _start(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from and what is to be saved beside it."""
     restored = checkpoints.restore_latest(towers.abstract, say)
+    if restored is None and config.model.init_from:
+        say(f"beginning from {config.model.init_from}")
+        params = pretrained_params(config, towers.abstract.params)
+        return state_of(params, towers.optimizer, towers.abstract), beside
     if restored is None:
         return initial_state(towers.config, towers.optimizer, towers.abstract, seed=config.seed), beside
     state, saved = restored
@@ -102,7 +127,8 @@ def _train(config, workdir, towers, records, state, beside, checkpoints, evaluat
 
     def evaluate(state: TrainState) -> dict[str, float]:
         metrics, _ = evaluator.rank(state.params)
-        return {name: metrics["text_to_image"][name]["value"] for name in LOGGED}
+        found = metrics["text_to_image"]
+        return {name: found[name]["value"] for name in LOGGED if name in found}
 
     try:
         return loop.run(

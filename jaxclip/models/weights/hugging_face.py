@@ -12,6 +12,8 @@ from jaxclip.models.weights.table import Checkpoint, Row, linear, linear_rows, n
 from jaxclip.models.weights.tensors import open_tensors, read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KINDS = {"clip": "CLIPConfig", "siglip": "SiglipConfig"}
+"""model_type -> the class of its configuration in transformers."""
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 """Ours -> theirs."""
 LEGACY_END = 2
@@ -30,12 +32,11 @@ def read_config(folder: Path) -> CLIPConfig:
 
     path = folder / CONFIG
     settings = read_json(path)
-    kinds = {"clip": transformers.CLIPConfig, "siglip": transformers.SiglipConfig}
     kind = settings.get("model_type")
-    if kind not in kinds:
-        raise UserError(f"{path}: model_type is {kind!r}; {' and '.join(kinds)} can be loaded")
+    if kind not in KINDS:
+        raise UserError(f"{path}: model_type is {kind!r}; {' and '.join(KINDS)} can be loaded")
     try:
-        theirs = kinds[kind].from_dict(settings)
+        theirs = getattr(transformers, KINDS[kind]).from_dict(settings)
         return _clip(theirs) if kind == "clip" else _siglip(theirs)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} does not describe a {kind} model: {str(error).strip().splitlines()[-1]}") from None
