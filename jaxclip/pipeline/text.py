@@ -16,6 +16,8 @@ from jaxclip.pipeline.preprocess import Preprocess
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_DRAWS = 40
+LEFTOVERS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only")
+"""Settings that a tokenizer keeps from how it was last loaded or used."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,16 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None or encode(tokenizer, ["a " * 99], 8)[0, -1] != tokenizer.eos_token_id:
         raise UserError(f"the tokenizer in {source} does not put an end token behind a caption; CLIP's does")
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the tokenizer into a folder, without the length of captions that `encode` left in it."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    for setting in LEFTOVERS:
+        tokenizer.init_kwargs.pop(setting, None)
+    tokenizer.save_pretrained(folder)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context_length: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from jaxclip.retrieval import protocols, report, significance
 from jaxclip.retrieval.embed import embed, padded_blocks
 from jaxclip.training import mesh as meshes
 from jaxclip.training import setup, writers
-from jaxclip.training.checkpoint import Checkpoints
+from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
 from jaxclip.training.state import Params, replicated
@@ -173,7 +173,7 @@ def evaluate_checkpoint(
       UserError: there is no such checkpoint, or the catalogue is unreadable.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = _chosen(which, checkpoints)
+    step = chosen(which, checkpoints)
     prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
     records = Records(prepared, config.data.split)
     towers = setup.load_towers(config, workdir)
@@ -184,19 +184,6 @@ def evaluate_checkpoint(
         result = evaluator.rank(params)
     fingerprints = {"config_fingerprint": fingerprint, "data_fingerprint": setup.data_fingerprint(prepared)}
     return write(folder, result, evaluator, workdir=workdir, step=step, fingerprints=fingerprints)
-
-
-def _chosen(which: str, checkpoints: Checkpoints) -> int:
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"{checkpoints.folder} has no complete checkpoint")
-    if which == "latest":
-        return steps[-1]
-    if which == "best":
-        return checkpoints.best() or steps[-1]
-    if not which.isdigit() or int(which) not in steps:
-        raise UserError(f"--step={which} is none of latest, best, {', '.join(map(str, steps))}")
-    return int(which)
 
 
 def _query_rows(rankings: protocols.Rankings, queries: Queries, records: Records) -> list[report.QueryRow]:

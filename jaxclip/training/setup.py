@@ -159,7 +159,7 @@ def make_or_load_towers(config: "Config", workdir: Path, train: Records, steps: 
 def save_towers(towers: Towers, workdir: Path) -> None:
     """Writes tokenizer/, towers.json and then preprocess.json into a workdir that has none yet."""
     if not (workdir / FILENAME).exists():
-        towers.tokenizer.save_pretrained(workdir / TOKENIZER)
+        text.save_tokenizer(towers.tokenizer, workdir / TOKENIZER)
         save_shape(towers.config, workdir)
         towers.preprocess.save(workdir)
 
