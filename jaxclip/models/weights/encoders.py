@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flax import nnx
+from huggingface_hub.errors import StrictDataclassError
 
 from jaxclip.errors import UserError
 from jaxclip.models.clip import ImageConfig, ImageTower
@@ -62,7 +63,7 @@ def _config(folder: Path, kind: str, class_name: str) -> Any:
         raise UserError(f"{path}: model_type is {settings.get('model_type')!r}, not {kind!r}")
     try:
         return getattr(transformers, class_name).from_dict(settings)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(f"{path} does not describe a {kind} model: {str(error).strip().splitlines()[-1]}") from None
 
 

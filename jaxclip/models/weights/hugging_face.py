@@ -4,6 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from jaxclip.errors import UserError
 from jaxclip.models.clip import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.models.transformer import TransformerConfig
@@ -38,7 +40,7 @@ def read_config(folder: Path) -> CLIPConfig:
     try:
         theirs = getattr(transformers, KINDS[kind]).from_dict(settings)
         return _clip(theirs) if kind == "clip" else _siglip(theirs)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         raise UserError(f"{path} does not describe a {kind} model: {str(error).strip().splitlines()[-1]}") from None
 
 

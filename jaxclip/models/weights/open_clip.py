@@ -36,6 +36,15 @@ TIMM = {
     "giantopt": (1536, 40, 16, 6144),
 }
 """SigLIP's image towers in timm: width, layers, heads, hidden features."""
+TIMM_PICTURES = {
+    ("base", 32): (256,),
+    ("base", 16): (224, 256, 384, 512),
+    ("large", 16): (256, 384, 512),
+    ("so400m", 14): (224, 378, 384),
+    ("so400m", 16): (256, 384, 512),
+    ("giantopt", 16): (256, 384),
+}
+"""Size and patch -> the sizes of pictures that timm has them for."""
 TIMM_NAME = r"vit_(\w+)_patch(\d+)_siglip_(\d+)"
 TIMM_EXACT_GELU = r"vit_(base_patch16_siglip_\d+|large_patch16_siglip_(256|384)|so400m_patch14_siglip_\d+)"
 
@@ -159,10 +168,11 @@ def _timm(path: Path, vision: Mapping[str, Any]) -> ImageConfig:
 def _timm_name(image: ImageConfig) -> str:
     blocks = image.transformer
     shape = (blocks.width, blocks.layers, blocks.heads, round(blocks.width * blocks.mlp_ratio))
-    sizes = {known: size for size, known in TIMM.items()}
-    name = f"vit_{sizes.get(shape)}_patch{image.patch}_siglip_{image.size}"
-    exact = "gelu" if re.fullmatch(TIMM_EXACT_GELU, name) else "gelu_tanh"
-    if shape not in sizes or (blocks.activation, blocks.epsilon) != (exact, 1e-6):
+    size = {known: size for size, known in TIMM.items()}.get(shape)
+    name = f"vit_{size}_patch{image.patch}_siglip_{image.size}"
+    activation = "gelu" if re.fullmatch(TIMM_EXACT_GELU, name) else "gelu_tanh"
+    known = image.size in TIMM_PICTURES.get((size, image.patch), ())
+    if not known or (blocks.activation, blocks.epsilon) != (activation, 1e-6):
         raise UserError(
             f"open_clip takes SigLIP's image tower from timm, which has none of width {blocks.width}, {blocks.layers} "
             f"layers, patch {image.patch} and size {image.size} with {blocks.activation}"

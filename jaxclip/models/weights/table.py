@@ -117,7 +117,7 @@ def linear_rows(
 def load(table: Sequence[Row], tensors: Tensors, abstract: Params) -> Params:
     """Returns the parameters, read one after the other straight to where `abstract` places them.
 
-    Beside them host memory holds one parameter and one of their tensors at a time.
+    Beside them host memory holds one parameter and one of their tensors at a time, the largest at the beginning.
 
     Args:
       table: the layout; its rows are our parameters, no more and no fewer.
@@ -131,8 +131,9 @@ def load(table: Sequence[Row], tensors: Tensors, abstract: Params) -> Params:
     if rows.keys() != leaves.keys():
         raise ValueError(f"the table and the towers disagree about {sorted(rows.keys() ^ leaves.keys())}")
     _check(table, tensors, leaves)
-    loaded = {name: _place(_parameter(rows[name], tensors, leaf), leaf) for name, leaf in leaves.items()}
-    return unflatten_dict(loaded, sep="/")
+    largest_first = sorted(leaves, key=lambda name: -leaves[name].size)
+    loaded = {name: _place(_parameter(rows[name], tensors, leaves[name]), leaves[name]) for name in largest_first}
+    return unflatten_dict({name: loaded[name] for name in leaves}, sep="/")
 
 
 def save(table: Sequence[Row], params: Params) -> dict[str, np.ndarray]:
@@ -148,21 +149,25 @@ def save(table: Sequence[Row], params: Params) -> dict[str, np.ndarray]:
 
 
 def _parameter(row: Row, tensors: Tensors, leaf: Any) -> np.ndarray:
+    if not row.stacked:
+        return _one(row, 0, tensors, leaf.shape, leaf.dtype)
     ours = np.empty(leaf.shape, leaf.dtype)
-    for layer, target in enumerate(ours if row.stacked else [ours]):
-        parts = [tensors.read(name).astype(leaf.dtype, copy=False) for name in row.names(layer)]
-        theirs = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        if row.resize:
-            target[...] = row.resize(theirs.reshape(-1, theirs.shape[-1]), target.shape)
-        else:
-            target[...] = row.form.ours(theirs, target.shape)
+    for layer, target in enumerate(ours):
+        target[...] = _one(row, layer, tensors, target.shape, leaf.dtype)
     return ours
+
+
+def _one(row: Row, layer: int, tensors: Tensors, shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """Returns our parameter, or one layer of it."""
+    parts = [tensors.read(name).astype(dtype, copy=False) for name in row.names(layer)]
+    theirs = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    return row.resize(theirs.reshape(-1, theirs.shape[-1]), shape) if row.resize else row.form.ours(theirs, shape)
 
 
 def _place(value: np.ndarray, leaf: Any) -> jax.Array:
     if leaf.sharding is None:
-        return jax.numpy.asarray(value)
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, value.__getitem__)
+        return jax.numpy.asarray(value).block_until_ready()
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, value.__getitem__).block_until_ready()
 
 
 def _check(table: Sequence[Row], tensors: Tensors, abstract: Mapping[str, Any]) -> None:
