@@ -25,7 +25,7 @@ CHOICES: dict[str, Sequence[str]] = {
 }
 AT_LEAST: dict[str, float] = {
     "batch_size": 1, "steps": 0, "epochs": 0, "log_every": 1, "data.drawn_products": 1, "data.image_size": 8,
-    "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "optimizer.learning_rate": 0,
+    "data.train": 0, "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "optimizer.learning_rate": 0,
     "optimizer.warmup_steps": 0, "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
     "checkpoint.keep": 1, "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01,
 }  # fmt: skip

@@ -27,6 +27,7 @@ class Data:
     prepared: str = ""  # folder of the prepared dataset; "" = under $JAXCLIP_CACHE, found again by its content
     split: str = "test"  # what evaluation ranks: train, test or all
     test: float = 0.1  # products held back for testing: a number (>= 1) or a share (< 1); whole groups only
+    train: int = 0  # training products used, a random choice that is always the same; 0 = all
     split_seed: int = 42  # of the split alone, so that runs with other seeds share their test products
     columns: Columns = field(default_factory=Columns)
     drawn_products: int = 4000  # size of the drawn catalogue
