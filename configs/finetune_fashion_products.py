@@ -2,10 +2,10 @@
 
     python -m jaxclip.train --config=configs/finetune_fashion_products.py --config.data.path=PATH --workdir=W
 
-3,500 pairs in batches of 64, five passes of Adam at 5e-5, temperature 0.07, 1,500 products held back. Prints the paper's
-Table 2 (R@{1,3,5,10,20}, zero-shot and fine-tuned) and Table 1 (the same by category); the paper reports R@1 .21 and R@10
-.65 zero-shot, .42 and .90 fine-tuned. --config.model.init_from=FOLDER begins from weights on the disk, of any CLIP or
-SigLIP. Expect hours on two CPU cores with ViT-B/32, minutes on a GPU.
+3,500 pairs in batches of 64, five passes of Adam at 5e-5, temperature 0.07, 1,500 products held back. Prints the
+paper's Table 2 (R@{1,3,5,10,20}, zero-shot and fine-tuned) and Table 1 (the same by category); the paper reports R@1
+.21 and R@10 .65 zero-shot, .42 and .90 fine-tuned. --config.model.init_from=FOLDER begins from weights on the disk, of
+any CLIP or SigLIP. Expect an hour or more on two CPU cores with ViT-B/32, minutes on a GPU.
 """
 
 from ml_collections import ConfigDict

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # What is fetched of a hub's repository: never a pickle, never code.
 FETCHED = ["*.json", "*.txt", "*.model", "*.safetensors"]
-PROPER_NAME = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
+PROPER_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?"
 
 
 @dataclass(frozen=True)
