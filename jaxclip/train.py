@@ -42,6 +42,8 @@ def main(overrides: dict[str, str]) -> int:
             f"the same command goes on from there"
         )
         return 0 if outcome.signal == signal.SIGTERM else 128 + outcome.signal
+    if outcome.zero_shot is not None:
+        print(f"\n{evaluation.comparison(outcome.zero_shot, outcome.metrics)}")
     print(f"\n{evaluation.table(outcome.metrics)}\n")
     for what, path in (
         ("workdir", workdir),

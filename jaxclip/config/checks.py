@@ -10,7 +10,7 @@ from jaxclip.config.schema import Columns, Config
 from jaxclip.errors import UserError
 from jaxclip.features import crop
 from jaxclip.features.detect import DETECTORS
-from jaxclip.models.presets import PRESETS
+from jaxclip.models.presets import IMAGE_SIZE, PRESETS
 from jaxclip.models.transformer import EXECUTIONS, REMAT_POLICIES
 
 CHOICES: dict[str, Sequence[str]] = {
@@ -28,7 +28,7 @@ CHOICES: dict[str, Sequence[str]] = {
 }
 AT_LEAST: dict[str, float] = {
     "batch_size": 1, "steps": 0, "epochs": 0, "log_every": 1, "data.drawn_products": 1, "data.image_size": 8,
-    "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "features.colours": 1,
+    "data.train": 0, "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "features.colours": 1,
     "incorrect_pairs.clusters": 2, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
     "checkpoint.keep": 1, "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01,
@@ -38,6 +38,11 @@ BELOW_ONE = (
     "model.dropout", "model.stochastic_depth", "model.patch_dropout", "optimizer.beta1", "optimizer.beta2",
 )  # fmt: skip
 NO_DETECTOR = "none"
+OF_CHECKPOINT_UNLESS_SET = ("data.image_size", "data.context_length")
+OF_CHECKPOINT = (
+    "model.preset", "data.resize", "data.mean", "data.std", "data.lowercase", "data.vocab_size",
+)  # fmt: skip
+"""What model.init_from brings and nothing else may set."""
 WITH_COLUMNS = ("table", "tfds", "webdataset")
 """Readers of layouts whose columns have names of their own."""
 
@@ -56,7 +61,9 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
         if name in flat and flat[name] not in choices
     ]
     problems += [
-        f"{n} = {flat[n]} must be at least {low:g}" for n, low in AT_LEAST.items() if n in flat and flat[n] < low
+        f"{n} = {flat[n]} must be at least {low:g}"
+        for n, low in AT_LEAST.items()
+        if n in flat and flat[n] < low and (flat[n] or n not in OF_CHECKPOINT_UNLESS_SET)
     ]
     problems += [f"{n} = {flat[n]} must be in [0, 1]" for n in PROBABILITIES if n in flat and not 0 <= flat[n] <= 1]
     problems += [f"{n} = {flat[n]} must be in [0, 1)" for n in BELOW_ONE if n in flat and not 0 <= flat[n] < 1]
@@ -75,9 +82,17 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
     if config.data.reader not in WITH_COLUMNS and config.data.columns != Columns():
         problems.append(f"data.columns is for data.reader = {' or '.join(WITH_COLUMNS)}, not {config.data.reader!r}")
     problems += _of_features(config)
+    if config.model.init_from:
+        defaults = Config()
+        for name in OF_CHECKPOINT:
+            section, field = name.split(".")
+            if getattr(getattr(config, section), field) != getattr(getattr(defaults, section), field):
+                problems.append(f"{name} comes from model.init_from: leave it out")
+    if not config.evaluation.ks or min(config.evaluation.ks) < 1 or 1 not in config.evaluation.ks:
+        problems.append(f"evaluation.ks = {config.evaluation.ks} must be depths >= 1, and 1 among them")
     preset = PRESETS.get(config.model.preset)
-    if preset and config.data.image_size % preset.patch:
-        size, patch = config.data.image_size, preset.patch
+    if preset and not config.model.init_from and (config.data.image_size or IMAGE_SIZE) % preset.patch:
+        size, patch = config.data.image_size or IMAGE_SIZE, preset.patch
         problems.append(
             f"data.image_size = {size} is no multiple of the patch of model.preset = {config.model.preset!r}, {patch}; "
             f"the nearest is {max(1, round(size / patch)) * patch}"

@@ -144,6 +144,8 @@ def _convert(value: Any, kind: Any, *, literal: bool) -> Any:
         return kind(value)
     if origin is tuple:
         inner = typing.get_args(kind)
+        if isinstance(value, list | tuple) and Ellipsis in inner:
+            inner = inner[:1] * len(value)
         if not isinstance(value, list | tuple) or len(value) != len(inner):
             raise TypeError
         return tuple(_convert(item, item_kind, literal=False) for item, item_kind in zip(value, inner, strict=True))
@@ -157,6 +159,8 @@ def _convert(value: Any, kind: Any, *, literal: bool) -> Any:
 def _describe(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     if isinstance(kind, types.GenericAlias) and typing.get_origin(kind) is tuple:
+        if Ellipsis in typing.get_args(kind):
+            return "numbers in brackets, as (1, 5, 10)"
         return f"{len(typing.get_args(kind))} numbers, as (0.5, 1.0)"
     return names.get(kind, "a mapping, as {'^text': 0.1}")
 

@@ -27,11 +27,12 @@ class Data:
     prepared: str = ""  # folder of the prepared dataset; "" = under $JAXCLIP_CACHE, found again by its content
     split: str = "test"  # what evaluation ranks: train, test or all
     test: float = 0.1  # products held back for testing: a number (>= 1) or a share (< 1); whole groups only
+    train: int = 0  # training products used, a random choice that is always the same; 0 = all
     split_seed: int = 42  # of the split alone, so that runs with other seeds share their test products
     columns: Columns = field(default_factory=Columns)
     drawn_products: int = 4000  # size of the drawn catalogue
     drawn_seed: int = 0
-    image_size: int = 64  # side of the towers' square pictures, pixels
+    image_size: int = 0  # side of the towers' square pictures, pixels; 0 = that of model.init_from, else 64
     resize: str = "squash"  # squash: to a square, whatever the shape; crop: shorter side, then the centre (CLIP)
     mean: RGB = CLIP_MEAN  # of the pixels, per channel, in [0, 1]
     std: RGB = CLIP_STD
@@ -39,7 +40,7 @@ class Data:
     lowercase: bool = True
     tokenizer: str = ""  # folder of a Hugging Face tokenizer; "" = a byte-level BPE trained on the training captions
     vocab_size: int = 8192  # of the trained BPE
-    context_length: int = 32  # tokens of a caption, both special ones included
+    context_length: int = 0  # tokens of a caption, both special ones included; 0 = that of model.init_from, else 32
     workers: int = 0  # parallel decoders; 0 = as tf.data sees fit
 
 
@@ -80,6 +81,9 @@ class Model:
     """The towers."""
 
     preset: str = "laptop"  # a key of jaxclip.models.presets.PRESETS
+    # Checkpoint to begin from: a folder or a name on the Hugging Face hub (NAME@REVISION) in the layout of transformers
+    # or open_clip, or a workdir. Towers, tokenizer and preprocessing are then its own.
+    init_from: str = ""
     dropout: float = 0.0  # share of features zeroed after attention and MLP
     stochastic_depth: float = 0.0  # share of examples that skip the last block, linear in depth
     patch_dropout: float = 0.0  # share of a picture's patches that training leaves out
@@ -93,7 +97,7 @@ class Loss:
     """The contrastive loss."""
 
     name: str = "info_nce"
-    temperature: float = 0.07  # of the softmax; where training starts if it is learned
+    temperature: float = 0.07  # of the softmax; where training starts if it is learned, but for model.init_from's own
     learned_temperature: bool = True  # clipped so that logits are scaled by at most 100
     mask_groups: bool = True  # rows of one group are not each other's negatives
 
@@ -137,6 +141,7 @@ class Evaluation:
 
     every: int = 0  # steps; 0 = only after the last one
     batch_size: int = 256
+    ks: tuple[int, ...] = (1, 5, 10)  # depths k of hit@k, recall@k, P@k and nDCG@k
 
 
 @dataclass(frozen=True)

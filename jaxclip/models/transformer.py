@@ -1,4 +1,4 @@
-"""A pre-norm transformer whose layers are stored stacked and run scanned or unrolled."""
+"""A transformer whose layers are stored stacked and run scanned or unrolled."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +33,8 @@ class TransformerConfig:
       heads: attention heads; divides the width.
       mlp_ratio: hidden features of a block's MLP, in widths.
       activation: a key of ACTIVATIONS.
+      epsilon: of the layer norms.
+      post_norm: normalise after each residual sum (BERT, Vaswani et al. 2017) rather than before attention and MLP.
       dropout: share of features zeroed after attention and MLP in training.
       stochastic_depth: share of examples that skip the last block in training; it rises linearly from 0 at the first
         (Huang et al. 2016).
@@ -45,8 +47,10 @@ class TransformerConfig:
     width: int
     layers: int
     heads: int
-    mlp_ratio: int = 4
+    mlp_ratio: float = 4
     activation: str = "gelu"
+    epsilon: float = 1e-5
+    post_norm: bool = False
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     dtype: str = "float32"
@@ -111,28 +115,59 @@ class Block(nnx.Module):
     """One transformer layer: x + attention(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        width, hidden, dtype = config.width, config.width * config.mlp_ratio, jnp.dtype(config.dtype)
-        self.attention_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        width, hidden, dtype = config.width, round(config.width * config.mlp_ratio), jnp.dtype(config.dtype)
+        self.attention_norm = nnx.LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.mlp_norm = nnx.LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
         self.mlp_in = nnx.Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
         self.mlp_out = nnx.Linear(
             hidden, width, kernel_init=normal((2 * config.layers * width) ** -0.5), dtype=dtype, rngs=rngs
         )
         self.activation = config.activation
         self.dropout = config.dropout
+        self.post_norm = config.post_norm
 
     def __call__(self, x: Array, *, causal: bool, mask: Array | None, skip_rate: Array, rng: Array | None) -> Array:
         rngs = (None,) * 4 if rng is None else jax.random.split(rng, 4)
-        update = self.attention(self.attention_norm(x), causal=causal, mask=mask)
-        x = x + self._regularise(update, skip_rate, rngs[0], rngs[1])
-        update = self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(x))))
-        return x + self._regularise(update, skip_rate, rngs[2], rngs[3])
+
+        def attend(x: Array) -> Array:
+            return self._regularise(self.attention(x, causal=causal, mask=mask), skip_rate, rngs[0], rngs[1])
+
+        def transform(x: Array) -> Array:
+            update = self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(x)))
+            return self._regularise(update, skip_rate, rngs[2], rngs[3])
+
+        if self.post_norm:
+            x = self.attention_norm(x + attend(x))
+            return self.mlp_norm(x + transform(x))
+        x = x + attend(self.attention_norm(x))
+        return x + transform(self.mlp_norm(x))
 
     def _regularise(self, update: Array, skip_rate: Array, dropout_rng: Array | None, skip_rng: Array | None) -> Array:
         if self.dropout:
             update = dropout(update, self.dropout, dropout_rng)
         return dropout(update, skip_rate, skip_rng, shared_axes=(1, 2))
+
+
+class AttentionPool(nnx.Module):
+    """Tokens into one vector: a learned probe attends to all of them, then a residual MLP (Lee et al. 2019; SigLIP)."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        width, hidden, dtype = config.width, round(config.width * config.mlp_ratio), jnp.dtype(config.dtype)
+        self.probe = nnx.Param(normal(width**-0.5)(rngs.params(), (width,)))
+        self.attention = Attention(config, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
+        self.mlp_in = nnx.Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
+        self.mlp_out = nnx.Linear(hidden, width, kernel_init=normal(hidden**-0.5), dtype=dtype, rngs=rngs)
+        self.activation = config.activation
+
+    def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B W"]:
+        probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+        query = self.attention.qkv(probe)[:, :, 0]  # (B, 1, H, D)
+        qkv = self.attention.qkv(x)  # (B, T, 3, H, D)
+        mixed = jax.nn.dot_product_attention(query, qkv[:, :, 1], qkv[:, :, 2])  # (B, 1, H, D)
+        pooled = self.attention.out(mixed)[:, 0]  # (B, W)
+        return pooled + self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.norm(pooled))))
 
 
 class Transformer(nnx.Module):

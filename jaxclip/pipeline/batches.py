@@ -68,7 +68,9 @@ def training_batches(
         chosen = tf.random.stateless_uniform([], draw + 2, 0, tf.shape(captions)[0], tf.int32)
         picture = images.decode(record["image"])
         return {
-            "image": images.augment(picture, preprocess.image_size, preprocess.resize, image_augmentation, draw),
+            "image": images.augment(
+                picture, preprocess.image_size, preprocess.resize, image_augmentation, draw, preprocess.filter
+            ),
             "name": captions[chosen],
             "attributes": record["attributes"],
             "draws": tf.random.stateless_uniform([text.MAX_DRAWS], draw + 3),
@@ -117,7 +119,7 @@ def image_batches(
 
     def picture(serialized: tf.Tensor) -> tf.Tensor:
         decoded = images.decode(records.parse(serialized)["image"])
-        return images.resize(decoded, preprocess.image_size, preprocess.resize)
+        return images.resize(decoded, preprocess.image_size, preprocess.resize, preprocess.filter)
 
     dataset = tf.data.Dataset.range(batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
     dataset = dataset.map(example, num_parallel_calls=parallel, deterministic=True)

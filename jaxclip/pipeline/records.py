@@ -17,9 +17,12 @@ READ_AT_ONCE = 1024
 
 
 class Records:
-    """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0."""
+    """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0.
 
-    def __init__(self, prepared: Path, split: str):
+    With `first`, only so many of them; a prepared dataset stores its records in random order.
+    """
+
+    def __init__(self, prepared: Path, split: str, first: int = 0):
         info = tfds.builder_from_directory(builder.folder(prepared)).info
         present = list(info.splits)
         names = present if split == "all" else [split]
@@ -32,6 +35,9 @@ class Records:
         paths = [path for name in names for path in info.splits[name].filepaths]
         lengths = [length for name in names for length in info.splits[name].shard_lengths]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
+        self._length = first or int(self._starts[-1])
+        if self._length > self._starts[-1]:
+            raise UserError(f"config.data.train = {first} is more than the {self._starts[-1]:,} training products")
         # Without read-ahead a random read touches one chunk instead of megabytes.
         self._readers = [ArrayRecordReader(str(path), options="readahead_buffer_size:0") for path in paths]
 
@@ -41,7 +47,7 @@ class Records:
         return split in tfds.builder_from_directory(builder.folder(prepared)).info.splits
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._length
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the serialized records of these numbers, (n,) of bytes, in the order asked for."""

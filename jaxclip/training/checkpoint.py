@@ -191,6 +191,20 @@ class Checkpoints:
             raise UserError(f"could not {what} {self.folder}: {_first_line(error)}") from error
 
 
+def chosen(which: str, checkpoints: Checkpoints) -> int:
+    """Returns the step that --step names: "latest", "best" or a number; UserError where there is none."""
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{checkpoints.folder} has no complete checkpoint")
+    if which == "latest":
+        return steps[-1]
+    if which == "best":
+        return checkpoints.best() or steps[-1]
+    if not which.isdigit() or int(which) not in steps:
+        raise UserError(f"--step={which} is none of latest, best, {', '.join(map(str, steps))}")
+    return int(which)
+
+
 def _merit(metrics: dict[str, float]) -> float:
     return metrics.get(BEST_BY, -math.inf)
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,11 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.batches import Shard, image_batches
 from jaxclip.pipeline.records import Records
-from jaxclip.retrieval import protocols, report
+from jaxclip.retrieval import protocols, report, significance
 from jaxclip.retrieval.embed import embed, padded_blocks
 from jaxclip.training import mesh as meshes
 from jaxclip.training import setup, writers
-from jaxclip.training.checkpoint import Checkpoints
+from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
 from jaxclip.training.state import Params, replicated
@@ -49,8 +49,16 @@ class Evaluator:
       last: the result of the newest ranking, None before the first.
     """
 
-    def __init__(self, towers: Towers, records: Records, *, batch_size: int, workers: int = 0):
-        self.towers, self.records, self.workers = towers, records, workers
+    def __init__(
+        self,
+        towers: Towers,
+        records: Records,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        ks: Sequence[int] = protocols.CATEGORY_KS,
+    ):
+        self.towers, self.records, self.workers, self.ks = towers, records, workers, sorted(ks)
         multiple = meshes.rows(towers.mesh)
         self.batch_size = -(-batch_size // multiple) * multiple
         self.queries = read_queries(records, towers)
@@ -89,8 +97,22 @@ class Evaluator:
         queries = self.queries
         categories = [queries.products[owner].category for owner in queries.caption_products]
         groups = queries.product_groups
-        self.last = protocols.evaluate(texts, images, groups[queries.caption_products], groups, categories)
+        texts_groups = groups[queries.caption_products]
+        metrics, details = protocols.evaluate(texts, images, texts_groups, groups, categories, ks=self.ks)
+        _deepen(metrics["by_category"], details.text_to_image.best_ranks, categories, self.ks)
+        self.last = metrics, details
         return self.last
+
+
+def _deepen(rows: dict[str, dict], best_ranks: np.ndarray, categories: Sequence[str], ks: Sequence[int]) -> None:
+    """Adds hit@k at depths that the rows of categories lack, each with its interval."""
+    of = np.asarray([name or protocols.UNCATEGORISED for name in categories])
+    for name, row in rows.items():
+        for k in ks:
+            if f"hit@{k}" not in row:
+                hits = (best_ranks[of == name] <= k).astype(np.float64)
+                low, high = significance.bootstrap_interval(hits)
+                row[f"hit@{k}"] = {"value": float(hits.mean()), "low": low, "high": high}
 
 
 def read_queries(records: Records, towers: Towers) -> Queries:
@@ -134,6 +156,12 @@ def write(
     return metrics
 
 
+def read(folder: Path) -> dict[str, Any] | None:
+    """Returns what a folder's metrics.json holds, None where it has none."""
+    path = folder / "metrics.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def evaluate_checkpoint(
     config: "Config", workdir: Path, which: str, folder: Path, *, fingerprint: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -145,29 +173,17 @@ def evaluate_checkpoint(
       UserError: there is no such checkpoint, or the catalogue is unreadable.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = _chosen(which, checkpoints)
+    step = chosen(which, checkpoints)
     prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
     records = Records(prepared, config.data.split)
     towers = setup.load_towers(config, workdir)
     with jax.set_mesh(towers.mesh):
         params = checkpoints.restore_params(towers.abstract.params, step)
-        evaluator = Evaluator(towers, records, batch_size=config.evaluation.batch_size, workers=config.data.workers)
+        given = config.evaluation
+        evaluator = Evaluator(towers, records, batch_size=given.batch_size, workers=config.data.workers, ks=given.ks)
         result = evaluator.rank(params)
     fingerprints = {"config_fingerprint": fingerprint, "data_fingerprint": setup.data_fingerprint(prepared)}
     return write(folder, result, evaluator, workdir=workdir, step=step, fingerprints=fingerprints)
-
-
-def _chosen(which: str, checkpoints: Checkpoints) -> int:
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"{checkpoints.folder} has no complete checkpoint")
-    if which == "latest":
-        return steps[-1]
-    if which == "best":
-        return checkpoints.best() or steps[-1]
-    if not which.isdigit() or int(which) not in steps:
-        raise UserError(f"--step={which} is none of latest, best, {', '.join(map(str, steps))}")
-    return int(which)
 
 
 def _query_rows(rankings: protocols.Rankings, queries: Queries, records: Records) -> list[report.QueryRow]:
@@ -197,4 +213,26 @@ def table(metrics: Mapping[str, Any]) -> str:
         lines.append(f"{direction.replace('_', '-'):16}" + "".join(f"{cell:>24}" for cell in cells))
     lines.append(f"{'chance':16}" + "".join(f"{metrics['chance'][name]:>24.4f}" for name in names))
     lines.append(f"{metrics['queries']:,} queries, {metrics['gallery']:,} pictures; 95% bootstrap intervals")
+    return "\n".join(lines)
+
+
+def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Returns text-to-image hit@k before and after training, then by category, as lines for the terminal.
+
+    These are Tables 2 and 1 of the fit-aware paper, which calls hit@k R@k.
+    """
+    names = [name for name in after["text_to_image"] if name.startswith("hit@")]
+    head = "".join(f"{name.replace('hit@', 'R@'):>8}" for name in names)
+    width = max([24, *(len(category) + 10 for category in after["by_category"])])
+
+    def line(title: str, *rows: Mapping[str, Any]) -> str:
+        cells = ("".join(f"{row[name]['value']:8.3f}" for name in names) for row in rows)
+        return f"{title:{width}}" + "   ".join(cells)
+
+    lines = [f"{'':{width}}{head}"]
+    lines += [line("zero-shot", before["text_to_image"]), line("fine-tuned", after["text_to_image"])]
+    lines += ["", f"{'':{width}}{'zero-shot':<{len(head)}}   fine-tuned", f"{'':{width}}{head}   {head}"]
+    for category, row in after["by_category"].items():
+        lines.append(line(f"{category} ({row['queries']})", before["by_category"][category], row))
+    lines.append("text to image; R@k is hit@k: the share of queries with a right picture in the top k")
     return "\n".join(lines)

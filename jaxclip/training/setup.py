@@ -10,14 +10,14 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from jaxclip.catalog import builder, library
 from jaxclip.catalog.builder import Source
 from jaxclip.errors import UserError
 from jaxclip.features.describe import ProductDescriber
 from jaxclip.models.clip import CLIPConfig
-from jaxclip.models.presets import PRESETS, clip_config
+from jaxclip.models.presets import CONTEXT_LENGTH, IMAGE_SIZE, PRESETS, clip_config
 from jaxclip.pipeline import text
 from jaxclip.pipeline.batches import Shard, training_batches
 from jaxclip.pipeline.images import ImageAugmentation
@@ -25,13 +25,14 @@ from jaxclip.pipeline.preprocess import FILENAME, Preprocess
 from jaxclip.pipeline.records import Records
 from jaxclip.training import mesh as meshes
 from jaxclip.training.optimizer import make_optimizer, make_schedule
+from jaxclip.training.pretrained import open_pretrained
 from jaxclip.training.progress import bar
+from jaxclip.training.shape import TOKENIZER, load_shape, run_as_configured, save_shape
 from jaxclip.training.state import TrainState, abstract_state, make_model
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
 
-TOKENIZER = "tokenizer"
 VOCABULARY_MULTIPLE = 128
 
 
@@ -40,7 +41,7 @@ class Towers:
     """What it takes to restore and run the towers of a workdir."""
 
     preprocess: Preprocess
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase
     config: CLIPConfig
     graph: nnx.GraphDef
     mesh: Mesh
@@ -81,17 +82,17 @@ def make_preprocess(config: "Config") -> Preprocess:
     """Returns what the configuration says of pictures and captions."""
     data = config.data
     return Preprocess(
-        image_size=data.image_size,
+        image_size=data.image_size or IMAGE_SIZE,
         resize=data.resize,
         mean=data.mean,
         std=data.std,
         caption_template=data.caption_template,
         lowercase=data.lowercase,
-        context_length=data.context_length,
+        context_length=data.context_length or CONTEXT_LENGTH,
     )
 
 
-def make_tokenizer(config: "Config", preprocess: Preprocess, train: Records) -> PreTrainedTokenizerFast:
+def make_tokenizer(config: "Config", preprocess: Preprocess, train: Records) -> PreTrainedTokenizerBase:
     """Returns the configured Hugging Face tokenizer, or a BPE trained on the captions of the training split."""
     if config.data.tokenizer:
         return text.load_tokenizer(Path(config.data.tokenizer).expanduser())
@@ -103,11 +104,10 @@ def make_tokenizer(config: "Config", preprocess: Preprocess, train: Records) -> 
     return text.train_tokenizer(captions, config.data.vocab_size)
 
 
-def make_towers(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedTokenizerFast, steps: int) -> Towers:
-    """Returns the towers' configuration and shapes, the mesh and the optimizer, allocating nothing."""
-    model = config.model
-    towers = clip_config(
-        PRESETS[model.preset],
+def preset_shape(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedTokenizerBase) -> CLIPConfig:
+    """Returns the towers of config.model.preset for these pictures and captions."""
+    return clip_config(
+        PRESETS[config.model.preset],
         image_size=preprocess.image_size,
         vocab_size=-(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
         context_length=preprocess.context_length,
@@ -115,13 +115,21 @@ def make_towers(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedT
         mean=preprocess.mean,
         std=preprocess.std,
         temperature=config.loss.temperature,
-        patch_dropout=model.patch_dropout,
-        dropout=model.dropout,
-        stochastic_depth=model.stochastic_depth,
-        dtype=model.dtype,
-        execution=model.execution,
-        remat=model.remat,
     )
+
+
+def make_towers(
+    config: "Config",
+    preprocess: Preprocess,
+    tokenizer: PreTrainedTokenizerBase,
+    steps: int,
+    shape: CLIPConfig | None = None,
+) -> Towers:
+    """Returns the towers' configuration and shapes, the mesh and the optimizer, allocating nothing.
+
+    The towers are those of `shape`, or of the configured preset.
+    """
+    towers = run_as_configured(shape or preset_shape(config, preprocess, tokenizer), config)
     graph, shapes = make_model(towers)
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     rates = dict(config.optimizer.rates)
@@ -156,21 +164,26 @@ def make_or_load_towers(config: "Config", workdir: Path, train: Records, steps: 
     """Returns the towers of a workdir, made as configured where it has none yet; `save_towers` puts them there."""
     if (workdir / FILENAME).exists():
         return load_towers(config, workdir, steps)
+    if config.model.init_from:
+        begun = open_pretrained(config)
+        return make_towers(config, begun.preprocess, begun.tokenizer, steps, begun.config)
     preprocess = make_preprocess(config)
     tokenizer = make_tokenizer(config, preprocess, train)
     return make_towers(config, preprocess, tokenizer, steps)
 
 
 def save_towers(towers: Towers, workdir: Path) -> None:
-    """Writes tokenizer/ and then preprocess.json into a workdir that has none yet."""
+    """Writes tokenizer/, towers.json and then preprocess.json into a workdir that has none yet."""
     if not (workdir / FILENAME).exists():
-        towers.tokenizer.save_pretrained(workdir / TOKENIZER)
+        text.save_tokenizer(towers.tokenizer, workdir / TOKENIZER)
+        save_shape(towers.config, workdir)
         towers.preprocess.save(workdir)
 
 
 def load_towers(config: "Config", workdir: Path, steps: int = 1) -> Towers:
     """Returns the towers of a workdir as its own files describe them."""
-    return make_towers(config, Preprocess.load(workdir), text.load_tokenizer(workdir / TOKENIZER), steps)
+    tokenizer = text.load_tokenizer(workdir / TOKENIZER)
+    return make_towers(config, Preprocess.load(workdir), tokenizer, steps, load_shape(workdir))
 
 
 def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtypeStruct]:

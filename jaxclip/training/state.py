@@ -56,6 +56,17 @@ def initial_state(
     return jax.jit(make, out_shardings=where)(jax.random.key(seed))
 
 
+def state_of(params: Params, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    """Returns the state of step 0 of given parameters, which it takes over as they lie."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def rest(params: Params) -> tuple[jax.Array, Any]:
+        return jnp.zeros((), jnp.int32), optimizer.init(params)
+
+    step, optimizer_state = jax.jit(rest, out_shardings=(where.step, where.optimizer))(params)
+    return TrainState(step, params, optimizer_state)
+
+
 def checksum(tree: Any) -> jax.Array:
     """Returns a uint32 that changes with any bit of a tree's arrays, whatever mesh they lie on."""
 

@@ -11,26 +11,37 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.training import evaluation, loop, setup, writers
 from jaxclip.training.checkpoint import BEST_BY, Checkpoints
+from jaxclip.training.pretrained import pretrained_params
 from jaxclip.training.progress import Progress
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import TrainState, initial_state
+from jaxclip.training.state import TrainState, initial_state, state_of
 from jaxclip.training.step import make_loss, make_step
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
 
 LOGGED = (BEST_BY, "hit@5", "hit@10", "mrr")
+ZERO_SHOT = "zero_shot"
+"""Folder under eval/ of what a pretrained checkpoint finds before it is trained."""
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the signal that stopped it early (None = it is done), its last step, its final metrics."""
+    """How a run ended.
+
+    Attributes:
+      signal: that stopped it early, None = it is done.
+      step: its last one.
+      metrics: its final ones. zero_shot: those of model.init_from before the first step.
+      folder: of metrics.json and report.html.
+    """
 
     signal: int | None
     step: int
     metrics: dict[str, Any] | None
     folder: Path
+    zero_shot: dict[str, Any] | None = None
 
 
 def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], fingerprint: str, say: Say) -> Outcome:
@@ -42,7 +53,8 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
       UserError: bad data, a full disk, a loss that is not finite.
     """
     prepared = setup.prepared_dataset(config, whole=False, say=say)
-    train_records, test_records = Records(prepared, "train"), Records(prepared, config.data.split)
+    train_records = Records(prepared, "train", config.data.train)
+    test_records = Records(prepared, config.data.split)
     steps = setup.number_of_steps(config, train_records)
     towers = setup.make_or_load_towers(config, workdir, train_records, steps)
     setup.abstract_batch(config, towers)
@@ -53,8 +65,18 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
         save_config()
         setup.save_towers(towers, workdir)
         evaluator = evaluation.Evaluator(
-            towers, test_records, batch_size=config.evaluation.batch_size, workers=config.data.workers
+            towers,
+            test_records,
+            batch_size=config.evaluation.batch_size,
+            workers=config.data.workers,
+            ks=config.evaluation.ks,
         )
+        if config.model.init_from and not int(state.step):
+            say(f"ranking with {config.model.init_from} as it is")
+            result, before = evaluator.rank(state.params), workdir / "eval" / ZERO_SHOT
+            zero_shot = evaluation.write(before, result, evaluator, workdir=workdir, step=0, fingerprints=beside)
+            say(evaluation.table(zero_shot))
+            evaluator.last = None
         stopped = None
         if int(state.step) < steps:
             state, stopped = _train(config, workdir, towers, train_records, state, beside, checkpoints, evaluator, say)
@@ -65,7 +87,7 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
     with jax.set_mesh(towers.mesh):
         result = evaluator.last or evaluator.rank(state.params)
     metrics = evaluation.write(folder, result, evaluator, workdir=workdir, step=int(state.step), fingerprints=beside)
-    return Outcome(None, int(state.step), metrics, folder)
+    return Outcome(None, int(state.step), metrics, folder, evaluation.read(workdir / "eval" / ZERO_SHOT))
 
 
 def _start(
@@ -73,6 +95,10 @@ def _start(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from and what is to be saved beside it."""
     restored = checkpoints.restore_latest(towers.abstract, say)
+    if restored is None and config.model.init_from:
+        say(f"beginning from {config.model.init_from}")
+        params = pretrained_params(config, towers.abstract.params)
+        return state_of(params, towers.optimizer, towers.abstract), beside
     if restored is None:
         return initial_state(towers.config, towers.optimizer, towers.abstract, seed=config.seed), beside
     state, saved = restored
@@ -102,7 +128,8 @@ def _train(config, workdir, towers, records, state, beside, checkpoints, evaluat
 
     def evaluate(state: TrainState) -> dict[str, float]:
         metrics, _ = evaluator.rank(state.params)
-        return {name: metrics["text_to_image"][name]["value"] for name in LOGGED}
+        found = metrics["text_to_image"]
+        return {name: found[name]["value"] for name in LOGGED if name in found}
 
     try:
         return loop.run(
