@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from jaxclip.models.lora import LoRAConfig, adapt
 from jaxclip.models.stem import ConvStem, PatchStem
-from jaxclip.models.transformer import Transformer, TransformerConfig, normal, shard_batch
+from jaxclip.models.transformer import Linear, Transformer, TransformerConfig, normal, shard_batch
 
 MAX_LOGIT_SCALE = 100.0
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -64,12 +65,13 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers, the dimension of the shared space and the softmax temperature that training starts from."""
+    """Both towers, the dimension of the shared space, the softmax temperature that training starts from, adapters."""
 
     image: ImageConfig
     text: TextConfig
     embedding: int
     temperature: float = 0.07
+    lora: LoRAConfig | None = None
 
 
 class Embeddings(NamedTuple):
@@ -97,7 +99,7 @@ class ImageTower(nnx.Module):
         self.first_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.transformer = Transformer(config.transformer, rngs=rngs)
         self.last_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.projection = nnx.Linear(
+        self.projection = Linear(
             width, embedding, use_bias=False, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs
         )
         self.config = config
@@ -119,7 +121,7 @@ class ImageTower(nnx.Module):
             x = jnp.concatenate([class_token, x], axis=1)  # (B, 1 + P, W)
         x = self.transformer(shard_batch(self.first_norm(x)), rng=block_rng)
         x = x[:, 0] if self.config.pooling == "class" else x.mean(axis=1)  # (B, W)
-        return self.projection(self.last_norm(x))
+        return self.projection(self.last_norm(x), rng=None if rng is None else jax.random.fold_in(rng, 2))
 
 
 class TextTower(nnx.Module):
@@ -131,7 +133,7 @@ class TextTower(nnx.Module):
         self.positions = nnx.Param(normal(0.01)(rngs.params(), (config.context_length, width)))
         self.transformer = Transformer(config.transformer, rngs=rngs)
         self.last_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.projection = nnx.Linear(
+        self.projection = Linear(
             width, embedding, use_bias=False, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs
         )
         self.config = config
@@ -146,7 +148,8 @@ class TextTower(nnx.Module):
             inside = jnp.arange(tokens.shape[1]) <= end[:, None]  # (B, T)
             x = self.last_norm(self.transformer(shard_batch(x), mask=inside, rng=rng))
             pooled = jnp.where(inside[..., None], x, 0).sum(axis=1) / (end[:, None] + 1).astype(x.dtype)
-        return self.projection(pooled)
+        unused = None if rng is None else jax.random.fold_in(rng, self.config.transformer.layers)
+        return self.projection(pooled, rng=unused)
 
 
 class CLIP(nnx.Module):
@@ -156,6 +159,8 @@ class CLIP(nnx.Module):
         self.image = ImageTower(config.image, config.embedding, rngs=rngs)
         self.text = TextTower(config.text, config.embedding, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1.0 / config.temperature)))
+        if config.lora:
+            adapt(self, config.lora, rngs=rngs)
 
     def encode_image(self, pixels: UInt8[Array, "B S S 3"], *, rng: Array | None = None) -> Float[Array, "B D"]:
         """Returns unit vectors in float32; `pixels` are uint8 RGB. An rng switches regularisation on."""

@@ -20,10 +20,11 @@ from jaxclip.retrieval import protocols, report
 from jaxclip.retrieval.embed import embed, padded_blocks
 from jaxclip.training import mesh as meshes
 from jaxclip.training import setup, writers
+from jaxclip.training.base import completed
 from jaxclip.training.checkpoint import Checkpoints
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import Params, replicated
+from jaxclip.training.state import Params, TrainState, overlaid, replicated
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
@@ -46,7 +47,7 @@ class Evaluator:
 
     Attributes:
       queries: the split's captions and products.
-      last: the result of the newest ranking, None before the first.
+      last: what the newest `rank_state` returned, None before the first.
     """
 
     def __init__(self, towers: Towers, records: Records, *, batch_size: int, workers: int = 0):
@@ -59,7 +60,7 @@ class Evaluator:
                 f"none of the {len(records):,} products has a caption: pictures alone can be a gallery, "
                 "but there is nothing to train on and no query to rank"
             )
-        self.last: Result | None = None
+        self.last: dict[str, Result] | None = None
         graph, out = towers.graph, replicated(towers.mesh)
         self._encode_image = jax.jit(lambda params, x: nnx.merge(graph, params).encode_image(x), out_shardings=out)
         self._encode_text = jax.jit(lambda params, x: nnx.merge(graph, params).encode_text(x), out_shardings=out)
@@ -89,7 +90,13 @@ class Evaluator:
         queries = self.queries
         categories = [queries.products[owner].category for owner in queries.caption_products]
         groups = queries.product_groups
-        self.last = protocols.evaluate(texts, images, groups[queries.caption_products], groups, categories)
+        return protocols.evaluate(texts, images, groups[queries.caption_products], groups, categories)
+
+    def rank_state(self, state: TrainState) -> dict[str, "Result"]:
+        """Returns the ranking of the state's parameters as "raw" and, where it has one, of their average as "ema"."""
+        self.last = {"raw": self.rank(state.params)}
+        if state.ema is not None:
+            self.last["ema"] = self.rank(overlaid(state.ema, state.params))
         return self.last
 
 
@@ -111,7 +118,7 @@ def write(
     """Writes metrics.json and report.html into the folder; returns what metrics.json holds."""
     figures, details = result
     metrics = {**figures, "checkpoint_step": step}
-    metrics |= {name: fingerprints[name] for name in ("config_fingerprint", "data_fingerprint")}
+    metrics |= {name: fingerprints[name] for name in ("parameters", "config_fingerprint", "data_fingerprint")}
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "metrics.json.tmp"
     temporary.write_text(json.dumps(metrics, indent=2) + "\n")
@@ -135,14 +142,22 @@ def write(
 
 
 def evaluate_checkpoint(
-    config: "Config", workdir: Path, which: str, folder: Path, *, fingerprint: str, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Returns the metrics of a workdir's checkpoint on the configured catalogue, written into the folder.
+    config: "Config",
+    workdir: Path,
+    which: str,
+    folder: Path,
+    *,
+    parameters: str = "",
+    fingerprint: str,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], Path]:
+    """Returns the metrics of a workdir's checkpoint on the configured catalogue, and the folder they were written into.
 
-    `which` is "latest", "best" or a step.
+    `which` is "latest", "best" or a step; `parameters` is "raw", "ema" or "", which is ema where the run kept one. Raw
+    ones of a run that kept an average go into a folder of their own (see `folder_of`).
 
     Raises:
-      UserError: there is no such checkpoint, or the catalogue is unreadable.
+      UserError: there is no such checkpoint or average, or the catalogue is unreadable.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     step = _chosen(which, checkpoints)
@@ -150,11 +165,24 @@ def evaluate_checkpoint(
     records = Records(prepared, config.data.split)
     towers = setup.load_towers(config, workdir)
     with jax.set_mesh(towers.mesh):
-        params = checkpoints.restore_params(towers.abstract.params, step)
+        stored = checkpoints.restore_params(towers.stored(towers.abstract.params), step, parameters)
+        params = completed(stored, config, towers, checkpoints.beside(step))
         evaluator = Evaluator(towers, records, batch_size=config.evaluation.batch_size, workers=config.data.workers)
         result = evaluator.rank(params)
-    fingerprints = {"config_fingerprint": fingerprint, "data_fingerprint": setup.data_fingerprint(prepared)}
-    return write(folder, result, evaluator, workdir=workdir, step=step, fingerprints=fingerprints)
+    averaged = checkpoints.keeps_average(step)
+    taken = parameters or ("ema" if averaged else "raw")
+    folder = folder_of(folder, taken, averaged=averaged)
+    fingerprints = {
+        "parameters": taken,
+        "config_fingerprint": fingerprint,
+        "data_fingerprint": setup.data_fingerprint(prepared),
+    }
+    return write(folder, result, evaluator, workdir=workdir, step=step, fingerprints=fingerprints), folder
+
+
+def folder_of(folder: Path, which: str, *, averaged: bool) -> Path:
+    """Returns where results go: into a folder of their own, where they are raw beside those of a moving average."""
+    return folder.with_name(f"{folder.name}-raw") if which == "raw" and averaged else folder
 
 
 def _chosen(which: str, checkpoints: Checkpoints) -> int:
@@ -187,14 +215,22 @@ def _query_rows(rankings: protocols.Rankings, queries: Queries, records: Records
     return rows
 
 
-def table(metrics: Mapping[str, Any]) -> str:
-    """Returns the headline figures as lines for the terminal: value [95% interval] beside chance."""
+def table(metrics: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -> str:
+    """Returns the headline figures as lines for the terminal: value [95% interval] beside chance.
+
+    `raw` are the figures of the parameters themselves, where `metrics` are those of their moving average.
+    """
     names = [name for name in metrics["text_to_image"] if name.startswith("hit@")]
     lines = [f"{'':16}" + "".join(f"{name:>24}" for name in names)]
     for direction in ("text_to_image", "image_to_text"):
-        figures = [metrics[direction][name] for name in names]
-        cells = [f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" for f in figures]
-        lines.append(f"{direction.replace('_', '-'):16}" + "".join(f"{cell:>24}" for cell in cells))
+        label = direction.replace("_", "-")
+        for head, found in ((label, metrics), ("  not averaged", raw)):
+            if found:
+                figures = [found[direction][name] for name in names]
+                cells = [f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" for f in figures]
+                lines.append(f"{head:16}" + "".join(f"{cell:>24}" for cell in cells))
     lines.append(f"{'chance':16}" + "".join(f"{metrics['chance'][name]:>24.4f}" for name in names))
     lines.append(f"{metrics['queries']:,} queries, {metrics['gallery']:,} pictures; 95% bootstrap intervals")
+    if metrics.get("parameters") == "ema":
+        lines.append("of the moving average of the parameters (optimizer.ema), but for rows called otherwise")
     return "\n".join(lines)

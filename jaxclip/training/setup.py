@@ -1,7 +1,7 @@
 """From a configuration to everything a run needs: data, tokenizer, towers, mesh, optimizer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from jaxclip.catalog import builder, library
 from jaxclip.catalog.builder import Source
 from jaxclip.errors import UserError
 from jaxclip.models.clip import CLIPConfig
+from jaxclip.models.lora import NAME, LoRAConfig
 from jaxclip.models.presets import PRESETS, clip_config
 from jaxclip.pipeline import text
 from jaxclip.pipeline.batches import Shard, training_batches
@@ -25,7 +26,8 @@ from jaxclip.pipeline.records import Records
 from jaxclip.training import mesh as meshes
 from jaxclip.training.optimizer import make_optimizer, make_schedule
 from jaxclip.training.progress import bar
-from jaxclip.training.state import TrainState, abstract_state, make_model
+from jaxclip.training.state import Params, TrainState, abstract_state, make_model
+from jaxclip.training.trainable import Trainable, make_trainable
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
@@ -45,7 +47,12 @@ class Towers:
     mesh: Mesh
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
+    trainable: Trainable
     abstract: TrainState
+
+    def stored(self, params: Params) -> Params:
+        """Returns what a checkpoint holds of parameters: all, or where adapters are trained what is trained alone."""
+        return self.trainable.stored(params) if self.config.lora else params
 
 
 def prepared_dataset(config: "Config", *, whole: bool, say: Callable[[str], None]) -> Path:
@@ -106,12 +113,16 @@ def make_towers(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedT
         execution=model.execution,
         remat=model.remat,
     )
+    rates = config.optimizer.rates
+    if config.task == "adapter":
+        towers = replace(towers, lora=LoRAConfig(**vars(config.lora)))
+        rates = (*rates, (f"/{NAME}/", 1.0), ("", 0.0))
+    if not config.loss.learned_temperature:
+        rates = ((r"^logit_scale$", 0.0), *rates)
     graph, shapes = make_model(towers)
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    rates = dict(config.optimizer.rates)
-    if not config.loss.learned_temperature:
-        rates = {r"^logit_scale$": 0.0, **rates}
     given = config.optimizer
+    trainable = make_trainable(shapes, rates, layer_decay=given.layer_decay)
     schedule = make_schedule(given.learning_rate, given.schedule, warmup_steps=given.warmup_steps, steps=steps)
     optimizer = make_optimizer(
         shapes,
@@ -122,11 +133,10 @@ def make_towers(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedT
         beta2=given.beta2,
         epsilon=given.epsilon,
         clip_norm=given.clip_norm,
-        rates=rates,
+        trainable=trainable,
     )
-    return Towers(
-        preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, abstract_state(shapes, optimizer, mesh)
-    )
+    abstract = abstract_state(shapes, optimizer, mesh, trainable, ema=given.ema > 0)
+    return Towers(preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, trainable, abstract)
 
 
 def number_of_steps(config: "Config", train: Records) -> int:
@@ -137,9 +147,14 @@ def number_of_steps(config: "Config", train: Records) -> int:
 
 
 def make_or_load_towers(config: "Config", workdir: Path, train: Records, steps: int) -> Towers:
-    """Returns the towers of a workdir, made as configured where it has none yet; `save_towers` puts them there."""
+    """Returns the towers of a workdir, made as configured where it has none yet; `save_towers` puts them there.
+
+    Where config.model.init_from names another workdir, preprocessing and tokenizer are that one's.
+    """
     if (workdir / FILENAME).exists():
         return load_towers(config, workdir, steps)
+    if config.model.init_from:
+        return load_towers(config, Path(config.model.init_from).expanduser(), steps)
     preprocess = make_preprocess(config)
     tokenizer = make_tokenizer(config, preprocess, train)
     return make_towers(config, preprocess, tokenizer, steps)

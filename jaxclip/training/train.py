@@ -10,7 +10,9 @@ import jax
 from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.training import evaluation, loop, setup, writers
+from jaxclip.training.base import BASE, completed, initial_params
 from jaxclip.training.checkpoint import BEST_BY, Checkpoints
+from jaxclip.training.optimizer import warmup_of
 from jaxclip.training.progress import Progress
 from jaxclip.training.setup import Towers
 from jaxclip.training.state import TrainState, initial_state
@@ -25,12 +27,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the signal that stopped it early (None = it is done), its last step, its final metrics."""
+    """How a run ended: the signal that stopped it early (None = it is done), its last step, its final metrics.
+
+    Where a moving average was kept, `metrics` and the folder are its, and `raw` those of what was averaged.
+    """
 
     signal: int | None
     step: int
     metrics: dict[str, Any] | None
     folder: Path
+    raw: dict[str, Any] | None = None
 
 
 def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], fingerprint: str, say: Say) -> Outcome:
@@ -45,9 +51,12 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
     train_records, test_records = Records(prepared, "train"), Records(prepared, config.data.split)
     steps = setup.number_of_steps(config, train_records)
     towers = setup.make_or_load_towers(config, workdir, train_records, steps)
+    given, warmup = config.optimizer.warmup_steps, warmup_of(config.optimizer.warmup_steps, steps)
+    if warmup < given:
+        say(f"optimizer.warmup_steps = {given} is more than half of the {steps} steps of this run: it takes {warmup}")
     setup.abstract_batch(config, towers)
     beside = {"data_fingerprint": setup.data_fingerprint(prepared), "config_fingerprint": fingerprint}
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, stored=towers.stored)
     with jax.set_mesh(towers.mesh):
         state, beside = _start(config, towers, checkpoints, beside, say)
         save_config()
@@ -63,9 +72,15 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
     if stopped is not None:
         return Outcome(stopped, int(state.step), None, folder)
     with jax.set_mesh(towers.mesh):
-        result = evaluator.last or evaluator.rank(state.params)
-    metrics = evaluation.write(folder, result, evaluator, workdir=workdir, step=int(state.step), fingerprints=beside)
-    return Outcome(None, int(state.step), metrics, folder)
+        results = evaluator.last or evaluator.rank_state(state)
+    written = {}
+    for which, result in results.items():
+        beside |= {"parameters": which}
+        place = evaluation.folder_of(folder, which, averaged=len(results) > 1)
+        step = int(state.step)
+        written[which] = evaluation.write(place, result, evaluator, workdir=workdir, step=step, fingerprints=beside)
+    *raw, metrics = written.values()
+    return Outcome(None, int(state.step), metrics, folder, *raw)
 
 
 def _start(
@@ -74,8 +89,17 @@ def _start(
     """Returns the state to go on from and what is to be saved beside it."""
     restored = checkpoints.restore_latest(towers.abstract, say)
     if restored is None:
-        return initial_state(towers.config, towers.optimizer, towers.abstract, seed=config.seed), beside
+        params = {}
+        if config.model.init_from:
+            params, about = initial_params(config, towers)
+            say(f"starting from step {about['step']} of {about['name']}, with its tokenizer and preprocessing")
+            beside |= {BASE: about} if towers.config.lora else {}
+        start = initial_state(
+            towers.config, towers.optimizer, towers.abstract, towers.trainable, seed=config.seed, base=params
+        )
+        return start, beside
     state, saved = restored
+    state = state._replace(params=completed(state.params, config, towers, saved))
     if saved["data_fingerprint"] != beside["data_fingerprint"]:
         raise UserError(
             f"{checkpoints.folder} was trained on other data (fingerprint {saved['data_fingerprint']}, now "
@@ -90,7 +114,9 @@ def _train(config, workdir, towers, records, state, beside, checkpoints, evaluat
     loss = make_loss(
         towers.graph, mask_groups=config.loss.mask_groups, learned_temperature=config.loss.learned_temperature
     )
-    step = make_step(loss, towers.optimizer, towers.schedule, seed=config.seed)
+    step = make_step(
+        loss, towers.optimizer, towers.schedule, towers.trainable, seed=config.seed, ema=config.optimizer.ema
+    )
     device = jax.devices()[0].device_kind
     say(f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind {device}")
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
@@ -101,8 +127,11 @@ def _train(config, workdir, towers, records, state, beside, checkpoints, evaluat
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        metrics, _ = evaluator.rank(state.params)
-        return {name: metrics["text_to_image"][name]["value"] for name in LOGGED}
+        return {
+            f"{'ema/' if which == 'ema' else ''}{name}": metrics["text_to_image"][name]["value"]
+            for which, (metrics, _) in evaluator.rank_state(state).items()
+            for name in LOGGED
+        }
 
     try:
         return loop.run(
