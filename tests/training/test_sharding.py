@@ -30,7 +30,7 @@ CONFIG = clip_config(
 GRAPH, SHAPES = make_model(CONFIG)
 SCHEDULE = make_schedule(1e-3, "cosine", warmup_steps=2, steps=STEPS)
 OPTIMIZER = make_optimizer(
-    SHAPES, SCHEDULE, name="adamw", weight_decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-6, clip_norm=1.0, rates={}
+    SHAPES, SCHEDULE, name="adamw", weight_decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-6, clip_norm=1.0
 )
 
 
