@@ -121,4 +121,4 @@ def test_dropout_acts_with_an_rng_only_on_the_adapters_alone_and_differs_between
     for found, again in zip(run(grown, lora, rng=key), run(grown, lora, rng=key), strict=True):
         np.testing.assert_array_equal(found, again)
     for found, calm in zip(run(fresh, lora, rng=key), run(parameters()), strict=True):
-        np.testing.assert_array_equal(found, calm)
+        np.testing.assert_allclose(found, calm, atol=1e-6)
