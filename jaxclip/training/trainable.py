@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -33,7 +34,13 @@ class Trainable:
 
     def pick(self, params: Params) -> Params:
         """Returns what is trained: no frozen parameter, and of a stack only the layers that are."""
-        return self._map(params, lambda leaf, runs: _join([leaf[a:b] for a, b, trained in runs if trained]))
+
+        def layers(name: str, leaf: jax.Array) -> jax.Array:
+            runs = self._runs(name)
+            return jnp.concatenate([leaf[a:b] for a, b, trained in runs if trained]) if runs else leaf
+
+        kept = self.stored(params)
+        return jax.tree.map(layers, names(kept), kept)
 
     def put(self, trained: Params, params: Params) -> Params:
         """Returns the parameters with what is trained in its place."""
@@ -79,11 +86,6 @@ class Trainable:
         ends = list(itertools.accumulate(size for _, size in grouped))
         return [(end - size, end, bool(key)) for end, (key, size) in zip(ends, grouped, strict=True)]
 
-    def _map(self, params: Params, change: Callable) -> Params:
-        kept = self.stored(params) if self.factors else params
-        runs = {name: self._runs(name) for name in self.factors}
-        return jax.tree.map(lambda name, leaf: change(leaf, runs[name]) if runs.get(name) else leaf, names(kept), kept)
-
     def _insert(self, trained: Params, params: Params, change: Callable) -> Params:
         if not self.factors:
             return trained
@@ -126,10 +128,6 @@ def make_trainable(shapes: Params, rates: Rates, *, layer_decay: float = 1.0) ->
 
 def _name(path: tuple[str | int, ...]) -> str:
     return "/".join(map(str, path))
-
-
-def _join(parts: list[jax.Array]) -> jax.Array:
-    return parts[0] if len(parts) == 1 else jax.numpy.concatenate(parts)
 
 
 def _cut(new: jax.Array, runs: list[tuple[int, int, bool]]) -> list[tuple[int, int, jax.Array]]:

@@ -20,6 +20,7 @@ def arguments(config_file, base, workdir):
         "--config.task=adapter",
         f"--config.model.init_from={base}",
         "--config.lora.dropout=0.1",
+        "--config.optimizer.warmup_steps=7",
         "--config.optimizer.ema=0.5",
         "--config.optimizer.rates=(('^logit_scale$', 1.0),)",
     ]
@@ -31,6 +32,7 @@ def adapted(run, config_file, trained, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "adapted"
     done = run(*arguments(config_file, trained, workdir))
     assert done.returncode == 0, done.stderr
+    assert "optimizer.warmup_steps = 7 is more than half of the 12 steps of this run: it takes 6" in done.stderr
     assert f"starting from step {LAST} of {trained}" in done.stderr
     assert "not averaged" in done.stdout and "of the moving average" in done.stdout
     return workdir
@@ -109,3 +111,20 @@ def test_what_the_adapters_cannot_stand_on_is_told(run, config_file, adapted, tr
         done = run(*arguments_)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_a_run_from_another_with_a_locked_image_tower_leaves_it_as_it_is_and_needs_the_other_no_more(
+    run, config_file, trained, tmp_path, read_params
+):
+    base, workdir = tmp_path / "base", tmp_path / "locked"
+    shutil.copytree(trained, base)
+    locked = ["--config.optimizer.rates={'^image/': 0.0}", "--config.optimizer.layer_decay=0.8", "--config.steps=4"]
+    done = run("train", f"--config={config_file}", f"--workdir={workdir}", f"--config.model.init_from={base}", *locked)
+    assert done.returncode == 0, done.stderr
+    before, after = read_params(base, LAST), read_params(workdir, 4)
+    assert before.keys() == after.keys()
+    for name, leaf in before.items():
+        assert np.array_equal(leaf, after[name]) == name.startswith("['image']"), name
+    shutil.rmtree(base)
+    done = run("evaluate", f"--workdir={workdir}")
+    assert done.returncode == 0 and "parameters: raw" in done.stdout, done.stderr
