@@ -12,6 +12,12 @@ from jaxclip.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by hit@1) or a step")
+PARAMETERS = flags.DEFINE_enum(
+    "parameters",
+    None,
+    ["ema", "raw"],
+    "ema: their moving average, the default where the run kept one (optimizer.ema); raw: as the last step left them",
+)
 NAME = flags.DEFINE_string(
     "name",
     None,
@@ -32,11 +38,17 @@ def main(overrides: dict[str, str]) -> None:
     if not NAME.value and (wanted.data.path, wanted.data.reader) != (own.data.path, own.data.reader):
         name = f"{Path(wanted.data.path).name or wanted.data.reader}-{wanted.data.split}"
     folder = workdir / "eval" / name
-    metrics = evaluation.evaluate_checkpoint(
-        wanted, workdir, STEP.value, folder, fingerprint=config.fingerprint(own), say=command_line.say
+    metrics, folder = evaluation.evaluate_checkpoint(
+        wanted,
+        workdir,
+        STEP.value,
+        folder,
+        parameters=PARAMETERS.value or "",
+        fingerprint=config.fingerprint(own),
+        say=command_line.say,
     )
     print(f"\n{evaluation.table(metrics)}\n")
-    print(f"checkpoint of step {metrics['checkpoint_step']}")
+    print(f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}")
     for path in ("metrics.json", "report.html"):
         print(f"{Path(path).stem:10}{folder / path}")
 

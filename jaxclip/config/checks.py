@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxclip.catalog import captions
 from jaxclip.catalog.readers import READERS
-from jaxclip.config.schema import Columns, Config
+from jaxclip.config.schema import Columns, Config, LoRA
 from jaxclip.errors import UserError
 from jaxclip.features import crop
 from jaxclip.features.detect import DETECTORS
@@ -14,7 +14,7 @@ from jaxclip.models.presets import IMAGE_SIZE, PRESETS
 from jaxclip.models.transformer import EXECUTIONS, REMAT_POLICIES
 
 CHOICES: dict[str, Sequence[str]] = {
-    "task": ("towers",),
+    "task": ("towers", "adapter"),
     "data.reader": tuple(READERS),
     "data.split": ("train", "test", "all"),
     "data.resize": ("squash", "crop"),
@@ -32,10 +32,12 @@ AT_LEAST: dict[str, float] = {
     "incorrect_pairs.clusters": 2, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
     "checkpoint.keep": 1, "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01,
+    "lora.rank": 1,
 }  # fmt: skip
 PROBABILITIES = ("augmentation.keep_attributes", "augmentation.keep_words")
 BELOW_ONE = (
     "model.dropout", "model.stochastic_depth", "model.patch_dropout", "optimizer.beta1", "optimizer.beta2",
+    "optimizer.ema", "lora.dropout",
 )  # fmt: skip
 NO_DETECTOR = "none"
 OF_CHECKPOINT_UNLESS_SET = ("data.image_size", "data.context_length")
@@ -43,6 +45,8 @@ OF_CHECKPOINT = (
     "model.preset", "data.resize", "data.mean", "data.std", "data.lowercase", "data.vocab_size",
 )  # fmt: skip
 """What model.init_from brings and nothing else may set."""
+IMPLIED: dict[tuple[str, Any], dict[str, Any]] = {("optimizer.name", "adam"): {"optimizer.weight_decay": 0.0}}
+"""(field, its value) -> fields that then have another default."""
 WITH_COLUMNS = ("table", "tfds", "webdataset")
 """Readers of layouts whose columns have names of their own."""
 
@@ -75,6 +79,15 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
         problems.append(f"data.std = {config.data.std}: each must be greater than 0")
     if {"steps", "epochs"} <= flat.keys() and (config.steps > 0) == (config.epochs > 0):
         problems.append("set exactly one of steps and epochs" + (": both are set" if config.steps else ": neither is"))
+    if config.optimizer.name == "adam" and config.optimizer.weight_decay:
+        problems.append(
+            f"optimizer.weight_decay = {config.optimizer.weight_decay} is for optimizer.name = 'adamw': adam has none"
+        )
+    if not 0 < config.optimizer.layer_decay <= 1:
+        problems.append(f"optimizer.layer_decay = {config.optimizer.layer_decay} must be in (0, 1]")
+    if min((factor for _, factor in config.optimizer.rates), default=0) < 0:
+        problems.append(f"optimizer.rates = {config.optimizer.rates}: no factor may be negative")
+    problems += _adapter_problems(config)
     if config.data.test <= 0:
         problems.append(f"data.test = {config.data.test} must be a number of products >= 1 or a share in (0, 1)")
     if config.data.reader in READERS.keys() - {"drawn"} and not config.data.path and not config.data.prepared:
@@ -134,6 +147,15 @@ def _of_features(config: Config) -> list[str]:
         problems.append(
             f"incorrect_pairs.features = {pairs.features!r} must be classical, or towers:WORKDIR with a trained run"
         )
+    return problems
+
+
+def _adapter_problems(config: Config) -> list[str]:
+    if config.task != "adapter":
+        return [] if config.lora == LoRA() else [f"lora is for task = 'adapter', not {config.task!r}"]
+    problems = [] if config.model.init_from else ["task = 'adapter' needs model.init_from, the workdir it stands on"]
+    if config.lora.alpha <= 0:
+        problems.append(f"lora.alpha = {config.lora.alpha} must be greater than 0")
     return problems
 
 

@@ -93,6 +93,16 @@ class Model:
 
 
 @dataclass(frozen=True)
+class LoRA:
+    """The adapters that task = adapter trains on the parameters of model.init_from (models/lora.py)."""
+
+    rank: int = 8
+    alpha: float = 16.0  # what an adapter adds is scaled by alpha / rank
+    dropout: float = 0.0  # share of an adapter's input features zeroed in training
+    targets: str = "/blocks/"  # regex of the linear maps that have one, as image/transformer/blocks/attention/qkv
+
+
+@dataclass(frozen=True)
 class Loss:
     """The contrastive loss."""
 
@@ -110,12 +120,14 @@ class Optimizer:
     learning_rate: float = 1e-3  # at the peak
     schedule: str = "cosine"  # after warm-up: cosine (to zero) or constant
     warmup_steps: int = 100
-    weight_decay: float = 0.1  # of matrices and embeddings; biases, norms and the temperature have none
+    weight_decay: float = 0.1  # of matrices and embeddings; biases, norms and the temperature have none; adam: 0
     beta1: float = 0.9
     beta2: float = 0.98
     epsilon: float = 1e-6
     clip_norm: float = 1.0  # of the global gradient; 0 = never
-    rates: dict[str, float] = field(default_factory=dict)  # regex of parameter names -> factor of the rate; 0 = frozen
+    rates: tuple[tuple[str, float], ...] = ()  # (regex of parameter names, factor of the rate; 0 = frozen), ...
+    layer_decay: float = 1.0  # factor of the rate per layer above, in each tower
+    ema: float = 0.0  # decay of a moving average of the parameters, per step; 0 = none is kept
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,7 @@ class Config:
     """One experiment."""
 
     seed: int = 0
-    task: str = "towers"
+    task: str = "towers"  # towers, or adapter: LoRA on the towers of model.init_from
     batch_size: int = 256  # pairs of a step, over all devices
     steps: int = 0  # length of the run, in steps ...
     epochs: float = 0.0  # ... or in passes over the training split; exactly one of the two
@@ -159,6 +171,7 @@ class Config:
     incorrect_pairs: IncorrectPairs = field(default_factory=IncorrectPairs)
     augmentation: Augmentation = field(default_factory=Augmentation)
     model: Model = field(default_factory=Model)
+    lora: LoRA = field(default_factory=LoRA)
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
     mesh: Mesh = field(default_factory=Mesh)

@@ -9,8 +9,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from jaxclip.models.lora import LoRAConfig, adapt
 from jaxclip.models.stem import ConvStem, PatchStem
-from jaxclip.models.transformer import AttentionPool, Transformer, TransformerConfig, normal, shard_batch
+from jaxclip.models.transformer import (
+    AttentionPool,
+    Linear,
+    Transformer,
+    TransformerConfig,
+    normal,
+    shard_batch,
+)
 
 MAX_LOGIT_SCALE = 100.0
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -73,7 +81,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers, the dimension of the shared space and the softmax temperature that training starts from.
+    """Both towers, the dimension of the shared space and the softmax temperature that training starts from, adapters.
 
     With a `logit_bias`, the value it starts from, the logits are those of the sigmoid loss (Zhai et al. 2023,
     arXiv:2303.15343): they have a learned bias, and their scale no upper limit.
@@ -84,6 +92,7 @@ class CLIPConfig:
     embedding: int
     temperature: float = 0.07
     logit_bias: float | None = None
+    lora: LoRAConfig | None = None
 
 
 class Embeddings(NamedTuple):
@@ -117,7 +126,7 @@ class ImageTower(nnx.Module):
         if config.pooling == "map":
             self.pool = AttentionPool(config.transformer, rngs=rngs)
         if config.projection:
-            self.projection = nnx.Linear(
+            self.projection = Linear(
                 width, embedding, use_bias=False, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs
             )
         self.config = config
@@ -143,7 +152,9 @@ class ImageTower(nnx.Module):
             x = self.pool(self.last_norm(x))  # (B, W)
         else:
             x = self.last_norm(x[:, 0] if self.config.pooling == "class" else x.mean(axis=1))  # (B, W)
-        return self.projection(x) if self.config.projection else x
+        if not self.config.projection:
+            return x
+        return self.projection(x, rng=None if rng is None else jax.random.fold_in(rng, 2))
 
 
 class TextTower(nnx.Module):
@@ -155,7 +166,7 @@ class TextTower(nnx.Module):
         self.positions = nnx.Param(normal(0.01)(rngs.params(), (config.context_length, width)))
         self.transformer = Transformer(config.transformer, rngs=rngs)
         self.last_norm = nnx.LayerNorm(width, epsilon=config.transformer.epsilon, dtype=dtype, rngs=rngs)
-        self.projection = nnx.Linear(
+        self.projection = Linear(
             width,
             embedding,
             use_bias=config.projection_bias,
@@ -177,7 +188,8 @@ class TextTower(nnx.Module):
             inside = jnp.arange(tokens.shape[1]) <= end[:, None]  # (B, T)
             x = self.last_norm(self.transformer(shard_batch(x), mask=inside, rng=rng))
             pooled = jnp.where(inside[..., None], x, 0).sum(axis=1) / (end[:, None] + 1).astype(x.dtype)
-        return self.projection(pooled)
+        unused = None if rng is None else jax.random.fold_in(rng, self.config.transformer.layers)
+        return self.projection(pooled, rng=unused)
 
 
 class CLIP(nnx.Module):
@@ -190,6 +202,8 @@ class CLIP(nnx.Module):
         if config.logit_bias is not None:
             self.logit_bias = nnx.Param(jnp.float32(config.logit_bias))
         self.config = config
+        if config.lora:
+            adapt(self, config.lora, rngs=rngs)
 
     def encode_image(self, pixels: UInt8[Array, "B S S 3"], *, rng: Array | None = None) -> Float[Array, "B D"]:
         """Returns unit vectors in float32; `pixels` are uint8 RGB. An rng switches regularisation on."""

@@ -1,5 +1,6 @@
 """A transformer whose layers are stored stacked and run scanned or unrolled."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -81,16 +82,43 @@ def normal(std: float) -> Callable:
     return nnx.initializers.normal(stddev=std)
 
 
+class Linear(nnx.LinearGeneral):
+    """A linear map over the last axis or axes; where it has an adapter (models/lora.py), what that gives is added."""
+
+    lora: nnx.Module | None = None
+
+    def __call__(self, x: Array, *, rng: Key[Array, ""] | None = None) -> Array:
+        y = super().__call__(x)
+        return y if self.lora is None else y + self.lora(x, rng=rng)
+
+
+class Segments(tuple):
+    """One parameter of stacked layers, cut along the layers: those that are trained and those that are not are apart.
+
+    No pytree: it stands where the whole stack would.
+    """
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """The layers before which it is cut, with 0 and the number of layers."""
+        return (0, *itertools.accumulate(len(part) for part in self))
+
+    def between(self, first: int, last: int) -> Array:
+        """Returns layers first to last - 1, which lie in one part."""
+        start, part = next((s, p) for s, p in zip(self.bounds, self, strict=False) if s <= first < s + len(p))
+        return part[first - start : last - start]
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused projection for queries, keys and values."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         head = config.width // config.heads
         dtype = jnp.dtype(config.dtype)
-        self.qkv = nnx.LinearGeneral(
+        self.qkv = Linear(
             config.width, (3, config.heads, head), kernel_init=normal(config.width**-0.5), dtype=dtype, rngs=rngs
         )
-        self.out = nnx.LinearGeneral(
+        self.out = Linear(
             (config.heads, head),
             config.width,
             axis=(-2, -1),
@@ -99,8 +127,11 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "B T W"], *, causal: bool, mask: Bool[Array, "B T"] | None) -> Array:
-        qkv = self.qkv(x)  # (B, T, 3, H, D)
+    def __call__(
+        self, x: Float[Array, "B T W"], *, causal: bool, mask: Bool[Array, "B T"] | None, rng: Array | None = None
+    ) -> Array:
+        in_rng, out_rng = (None, None) if rng is None else jax.random.split(rng)
+        qkv = self.qkv(x, rng=in_rng)  # (B, T, 3, H, D)
         mixed = jax.nn.dot_product_attention(
             qkv[:, :, 0],
             qkv[:, :, 1],
@@ -108,7 +139,7 @@ class Attention(nnx.Module):
             mask=None if mask is None else mask[:, None, None, :],
             is_causal=causal,
         )  # (B, T, H, D)
-        return self.out(mixed)
+        return self.out(mixed, rng=out_rng)
 
 
 class Block(nnx.Module):
@@ -119,23 +150,26 @@ class Block(nnx.Module):
         self.attention_norm = nnx.LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
         self.mlp_norm = nnx.LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
-        self.mlp_in = nnx.Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
-        self.mlp_out = nnx.Linear(
+        self.mlp_in = Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
+        self.mlp_out = Linear(
             hidden, width, kernel_init=normal((2 * config.layers * width) ** -0.5), dtype=dtype, rngs=rngs
         )
         self.activation = config.activation
         self.dropout = config.dropout
+        self.stochastic_depth = config.stochastic_depth
         self.post_norm = config.post_norm
 
     def __call__(self, x: Array, *, causal: bool, mask: Array | None, skip_rate: Array, rng: Array | None) -> Array:
         rngs = (None,) * 4 if rng is None else jax.random.split(rng, 4)
+        lora_rngs = (None,) * 3 if rng is None else jax.random.split(jax.random.fold_in(rng, 4), 3)
 
         def attend(x: Array) -> Array:
-            return self._regularise(self.attention(x, causal=causal, mask=mask), skip_rate, rngs[0], rngs[1])
+            update = self.attention(x, causal=causal, mask=mask, rng=lora_rngs[0])
+            return self._regularise(update, skip_rate, rngs[0], rngs[1])
 
         def transform(x: Array) -> Array:
-            update = self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(x)))
-            return self._regularise(update, skip_rate, rngs[2], rngs[3])
+            hidden = ACTIVATIONS[self.activation](self.mlp_in(x, rng=lora_rngs[1]))
+            return self._regularise(self.mlp_out(hidden, rng=lora_rngs[2]), skip_rate, rngs[2], rngs[3])
 
         if self.post_norm:
             x = self.attention_norm(x + attend(x))
@@ -146,7 +180,9 @@ class Block(nnx.Module):
     def _regularise(self, update: Array, skip_rate: Array, dropout_rng: Array | None, skip_rng: Array | None) -> Array:
         if self.dropout:
             update = dropout(update, self.dropout, dropout_rng)
-        return dropout(update, skip_rate, skip_rng, shared_axes=(1, 2))
+        if self.stochastic_depth:
+            update = dropout(update, skip_rate, skip_rng, shared_axes=(1, 2))
+        return update
 
 
 class AttentionPool(nnx.Module):
@@ -196,9 +232,8 @@ class Transformer(nnx.Module):
         """
         config = self.config
         graph, stacked = nnx.split(self.blocks)
-        regularised = rng is not None and (config.dropout > 0 or config.stochastic_depth > 0)
         skip_rates = jnp.linspace(0.0, config.stochastic_depth, config.layers)  # (L,)
-        keys = jax.random.split(rng, config.layers) if regularised else None  # (L,)
+        keys = None if rng is None else jax.random.split(rng, config.layers)  # (L,)
 
         def run_block(x, layer):
             state, skip_rate, key = layer
@@ -207,16 +242,27 @@ class Transformer(nnx.Module):
 
         if config.remat != "none":
             run_block = jax.checkpoint(run_block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        layers = (stacked, skip_rates, keys)
+        leaves, tree = jax.tree.flatten((stacked, skip_rates, keys))
         if _scans(config.execution):
-            return jax.lax.scan(run_block, x, layers)[0]
+            cuts = {0, config.layers}.union(*(leaf.bounds for leaf in leaves if isinstance(leaf, Segments)))
+            for first, last in itertools.pairwise(sorted(cuts)):
+                x, _ = jax.lax.scan(run_block, x, tree.unflatten([_between(leaf, first, last) for leaf in leaves]))
+            return x
         # The transpose of split is one concatenation; that of indexing would add up L arrays of the stack's full size.
-        leaves, tree = jax.tree.flatten(layers)
-        unstacked = [jnp.unstack(leaf, axis=0) for leaf in leaves]
+        unstacked = [_unstack(leaf) for leaf in leaves]
         for index in range(config.layers):
             layer = tree.unflatten([parts[index] for parts in unstacked])
             x, _ = run_block(x, layer)
         return x
+
+
+def _between(leaf: Array | Segments, first: int, last: int) -> Array:
+    return leaf.between(first, last) if isinstance(leaf, Segments) else leaf[first:last]
+
+
+def _unstack(leaf: Array | Segments) -> list[Array]:
+    parts = leaf if isinstance(leaf, Segments) else (leaf,)
+    return [layer for part in parts for layer in jnp.unstack(part, axis=0)]
 
 
 def _scans(execution: str) -> bool:

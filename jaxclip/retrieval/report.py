@@ -79,7 +79,11 @@ def write(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"percent": _percent, "number": _number, "interval": _interval, "chance": _chance}
-    panels = [_panel(curve, "loss", "training loss"), _panel(curve, "hit@1", "hit@1, text to image")]
+    panels = [
+        _panel(curve, "loss", "training loss"),
+        _panel(curve, "hit@1", "hit@1, text to image"),
+        _panel(curve, "ema/hit@1", "hit@1 of the moving average"),
+    ]
     categories = list(metrics["by_category"].items())
     html = environment.get_template("report.html.j2").render(
         title=title,

@@ -20,10 +20,11 @@ from jaxclip.retrieval import protocols, report, significance
 from jaxclip.retrieval.embed import embed, padded_blocks
 from jaxclip.training import mesh as meshes
 from jaxclip.training import setup, writers
+from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import Params, replicated
+from jaxclip.training.state import Params, TrainState, overlaid, replicated
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
@@ -46,7 +47,7 @@ class Evaluator:
 
     Attributes:
       queries: the split's captions and products.
-      last: the result of the newest ranking, None before the first.
+      last: what the newest `rank_state` returned, None before the first.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Evaluator:
                 f"none of the {len(records):,} products has a caption: pictures alone can be a gallery, "
                 "but there is nothing to train on and no query to rank"
             )
-        self.last: Result | None = None
+        self.last: dict[str, Result] | None = None
         graph, out = towers.graph, replicated(towers.mesh)
         self._encode_image = jax.jit(lambda params, x: nnx.merge(graph, params).encode_image(x), out_shardings=out)
         self._encode_text = jax.jit(lambda params, x: nnx.merge(graph, params).encode_text(x), out_shardings=out)
@@ -100,7 +101,13 @@ class Evaluator:
         texts_groups = groups[queries.caption_products]
         metrics, details = protocols.evaluate(texts, images, texts_groups, groups, categories, ks=self.ks)
         _deepen(metrics["by_category"], details.text_to_image.best_ranks, categories, self.ks)
-        self.last = metrics, details
+        return metrics, details
+
+    def rank_state(self, state: TrainState) -> dict[str, "Result"]:
+        """Returns the ranking of the state's parameters as "raw" and, where it has one, of their average as "ema"."""
+        self.last = {"raw": self.rank(state.params)}
+        if state.ema is not None:
+            self.last["ema"] = self.rank(overlaid(state.ema, state.params))
         return self.last
 
 
@@ -133,7 +140,7 @@ def write(
     """Writes metrics.json and report.html into the folder; returns what metrics.json holds."""
     figures, details = result
     metrics = {**figures, "checkpoint_step": step}
-    metrics |= {name: fingerprints[name] for name in ("config_fingerprint", "data_fingerprint")}
+    metrics |= {name: fingerprints[name] for name in ("parameters", "config_fingerprint", "data_fingerprint")}
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "metrics.json.tmp"
     temporary.write_text(json.dumps(metrics, indent=2) + "\n")
@@ -163,14 +170,22 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def evaluate_checkpoint(
-    config: "Config", workdir: Path, which: str, folder: Path, *, fingerprint: str, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Returns the metrics of a workdir's checkpoint on the configured catalogue, written into the folder.
+    config: "Config",
+    workdir: Path,
+    which: str,
+    folder: Path,
+    *,
+    parameters: str = "",
+    fingerprint: str,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], Path]:
+    """Returns the metrics of a workdir's checkpoint on the configured catalogue, and the folder they were written into.
 
-    `which` is "latest", "best" or a step.
+    `which` is "latest", "best" or a step; `parameters` is "raw", "ema" or "", which is ema where the run kept one. Raw
+    ones of a run that kept an average go into a folder of their own (see `folder_of`).
 
     Raises:
-      UserError: there is no such checkpoint, or the catalogue is unreadable.
+      UserError: there is no such checkpoint or average, or the catalogue is unreadable.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)
@@ -178,12 +193,24 @@ def evaluate_checkpoint(
     records = Records(prepared, config.data.split)
     towers = setup.load_towers(config, workdir)
     with jax.set_mesh(towers.mesh):
-        params = checkpoints.restore_params(towers.abstract.params, step)
+        params = checkpoint_params(config, towers, checkpoints, step, parameters)
         given = config.evaluation
         evaluator = Evaluator(towers, records, batch_size=given.batch_size, workers=config.data.workers, ks=given.ks)
         result = evaluator.rank(params)
-    fingerprints = {"config_fingerprint": fingerprint, "data_fingerprint": setup.data_fingerprint(prepared)}
-    return write(folder, result, evaluator, workdir=workdir, step=step, fingerprints=fingerprints)
+    averaged = checkpoints.keeps_average(step)
+    taken = parameters or ("ema" if averaged else "raw")
+    folder = folder_of(folder, taken, averaged=averaged)
+    fingerprints = {
+        "parameters": taken,
+        "config_fingerprint": fingerprint,
+        "data_fingerprint": setup.data_fingerprint(prepared),
+    }
+    return write(folder, result, evaluator, workdir=workdir, step=step, fingerprints=fingerprints), folder
+
+
+def folder_of(folder: Path, which: str, *, averaged: bool) -> Path:
+    """Returns where results go: into a folder of their own, where they are raw beside those of a moving average."""
+    return folder.with_name(f"{folder.name}-raw") if which == "raw" and averaged else folder
 
 
 def _query_rows(rankings: protocols.Rankings, queries: Queries, records: Records) -> list[report.QueryRow]:
@@ -203,16 +230,24 @@ def _query_rows(rankings: protocols.Rankings, queries: Queries, records: Records
     return rows
 
 
-def table(metrics: Mapping[str, Any]) -> str:
-    """Returns the headline figures as lines for the terminal: value [95% interval] beside chance."""
+def table(metrics: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -> str:
+    """Returns the headline figures as lines for the terminal: value [95% interval] beside chance.
+
+    `raw` are the figures of the parameters themselves, where `metrics` are those of their moving average.
+    """
     names = [name for name in metrics["text_to_image"] if name.startswith("hit@")]
     lines = [f"{'':16}" + "".join(f"{name:>24}" for name in names)]
     for direction in ("text_to_image", "image_to_text"):
-        figures = [metrics[direction][name] for name in names]
-        cells = [f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" for f in figures]
-        lines.append(f"{direction.replace('_', '-'):16}" + "".join(f"{cell:>24}" for cell in cells))
+        label = direction.replace("_", "-")
+        for head, found in ((label, metrics), ("  not averaged", raw)):
+            if found:
+                figures = [found[direction][name] for name in names]
+                cells = [f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" for f in figures]
+                lines.append(f"{head:16}" + "".join(f"{cell:>24}" for cell in cells))
     lines.append(f"{'chance':16}" + "".join(f"{metrics['chance'][name]:>24.4f}" for name in names))
     lines.append(f"{metrics['queries']:,} queries, {metrics['gallery']:,} pictures; 95% bootstrap intervals")
+    if metrics.get("parameters") == "ema":
+        lines.append("of the moving average of the parameters (optimizer.ema), but for rows called otherwise")
     return "\n".join(lines)
 
 

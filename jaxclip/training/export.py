@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,12 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase
 
 from jaxclip.errors import UserError
-from jaxclip.models import stablehlo
+from jaxclip.models import lora, stablehlo
 from jaxclip.models.weights import hugging_face, open_clip
 from jaxclip.models.weights.table import save
 from jaxclip.pipeline import processor, text
 from jaxclip.training import setup
+from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.setup import Towers
 
@@ -49,7 +51,10 @@ def export_checkpoint(
     towers = setup.load_towers(config, workdir)
     settings = {layout: LAYOUTS[layout][0](towers) for layout in layouts}
     with jax.set_mesh(towers.mesh):
-        params = checkpoints.restore_params(towers.abstract.params, step)
+        params = checkpoint_params(config, towers, checkpoints, step)
+        if towers.config.lora:
+            params = lora.merge(params, towers.config.lora.scale)
+            towers = replace(towers, config=replace(towers.config, lora=None))
     temporary = output.with_name(f"{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

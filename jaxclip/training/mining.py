@@ -15,6 +15,7 @@ from jaxclip.features import classical, incorrect_pairs, pair_table
 from jaxclip.features.pair_table import IncorrectPairs
 from jaxclip.pipeline.records import Records
 from jaxclip.training import evaluation, setup
+from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints
 from jaxclip.training.progress import bar
 
@@ -115,7 +116,7 @@ def _from_towers(own: "Config", workdir: Path, records: Records, say: Callable[[
     say(f"embedding {len(records):,} training products with step {step} of {workdir}")
     towers = setup.load_towers(own, workdir)
     with jax.set_mesh(towers.mesh):
-        params = checkpoints.restore_params(towers.abstract.params, step)
+        params = checkpoint_params(own, towers, checkpoints, step)
         evaluator = evaluation.Evaluator(towers, records, batch_size=own.evaluation.batch_size)
         texts, images = evaluator.embed(params)
     firsts = np.unique(evaluator.queries.caption_products, return_index=True)[1]

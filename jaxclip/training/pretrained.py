@@ -24,7 +24,7 @@ from jaxclip.models.weights.table import load
 from jaxclip.models.weights.tensors import read_json
 from jaxclip.pipeline import processor, text
 from jaxclip.pipeline.preprocess import FILENAME, Preprocess
-from jaxclip.training.checkpoint import Checkpoints
+from jaxclip.training.checkpoint import BASE, Checkpoints, chosen
 from jaxclip.training.shape import SHAPE, TOKENIZER, load_shape
 from jaxclip.training.state import Params, make_model
 
@@ -44,16 +44,18 @@ class Pretrained:
       config: its towers, for the wanted size of pictures and length of captions.
       preprocess, tokenizer: how pictures and captions reach them.
       load: abstract parameters -> the parameters, placed as those say.
+      step: of a workdir's checkpoint, None of what others published.
     """
 
     config: CLIPConfig
     preprocess: Preprocess
     tokenizer: PreTrainedTokenizerBase
     load: Callable[[Params], Params]
+    step: int | None = None
 
 
-def open_pretrained(config: "Config") -> Pretrained:
-    """Returns the checkpoint that config.model.init_from names.
+def open_pretrained(config: "Config", step: int | None = None) -> Pretrained:
+    """Returns the checkpoint that config.model.init_from names, of a workdir the newest where no step is given.
 
     config.data.image_size and context_length, where set, replace the checkpoint's own: the positions of pictures are
     interpolated (`resize_grid`), those of captions stretched (`resize_context`).
@@ -62,7 +64,7 @@ def open_pretrained(config: "Config") -> Pretrained:
       UserError: there is no such checkpoint, it is broken, or its towers cannot be built here.
     """
     folder = _folder(config.model.init_from)
-    source = _workdir(folder) if (folder / FILENAME).exists() else _published(folder, config)
+    source = _workdir(folder, step) if (folder / FILENAME).exists() else _published(folder, config)
     size, length = config.data.image_size, config.data.context_length
     own = source.config
     image = replace(own.image, size=size or own.image.size, mean=source.preprocess.mean, std=source.preprocess.std)
@@ -83,16 +85,19 @@ def open_pretrained(config: "Config") -> Pretrained:
     return replace(source, config=replace(own, image=image, text=text_config), preprocess=preprocess)
 
 
-def pretrained_params(config: "Config", abstract: Params) -> Params:
-    """Returns the parameters of config.model.init_from, placed as `abstract` says; errors as `open_pretrained`.
+def pretrained_params(config: "Config", abstract: Params, step: int | None = None) -> tuple[Params, int | None]:
+    """Returns the parameters of config.model.init_from, placed as `abstract` says, and their step.
+
+    Arguments and errors as of `open_pretrained`.
 
     A temperature that is not learned is the configured one.
     """
-    params = open_pretrained(config).load(abstract)
+    source = open_pretrained(config, step)
+    params = source.load(abstract)
     if not config.loss.learned_temperature:
         scale = jnp.log(jnp.float32(1 / config.loss.temperature))
         params["logit_scale"] = jax.device_put(scale, abstract["logit_scale"].sharding)
-    return params
+    return params, source.step
 
 
 def _folder(name: str) -> Path:
@@ -142,18 +147,22 @@ def _published(folder: Path, config: "Config") -> Pretrained:
     return Pretrained(towers, preprocess, tokenizer, partial(load, checkpoint.table, checkpoint.tensors))
 
 
-def _workdir(folder: Path) -> Pretrained:
-    """Returns the newest checkpoint of a workdir."""
+def _workdir(folder: Path, step: int | None) -> Pretrained:
+    """Returns a checkpoint of a workdir, the newest where no step is given."""
     towers = load_shape(folder)
     if towers is None:
         raise UserError(f"{folder} has no {SHAPE}: it was trained by a version that could not be continued from")
-    return Pretrained(
-        towers, Preprocess.load(folder), text.load_tokenizer(folder / TOKENIZER), partial(_restore, folder, towers)
-    )
+    checkpoints = Checkpoints(folder, read_only=True)
+    step = int(chosen("latest" if step is None else str(step), checkpoints))
+    if BASE in checkpoints.beside(step):
+        raise UserError(f"config.model.init_from: {folder} holds adapters alone; name the run that they stand on")
+    tokenizer = text.load_tokenizer(folder / TOKENIZER)
+    load = partial(_restore, checkpoints, step, towers)
+    return Pretrained(towers, Preprocess.load(folder), tokenizer, load, step)
 
 
-def _restore(folder: Path, towers: CLIPConfig, abstract: Params) -> Params:
-    """Returns the parameters of a workdir's newest checkpoint, their positions resized for `abstract`."""
+def _restore(checkpoints: Checkpoints, step: int, towers: CLIPConfig, abstract: Params) -> Params:
+    """Returns the parameters of a workdir's checkpoint, their positions resized for `abstract`."""
     resizing = {
         ("image", "positions"): partial(resize_grid, class_token=towers.image.pooling == "class"),
         ("text", "positions"): resize_context,
@@ -165,8 +174,7 @@ def _restore(folder: Path, towers: CLIPConfig, abstract: Params) -> Params:
         else wanted[name]
         for name, shape in shapes.items()
     }
-    checkpoints = Checkpoints(folder, read_only=True)
-    params = flatten_dict(checkpoints.restore_params(unflatten_dict(stored), checkpoints.steps()[-1]))
+    params = flatten_dict(checkpoints.restore_params(unflatten_dict(stored), step))
     for name, resize in resizing.items():
         value = resize(np.asarray(params[name]), wanted[name].shape)
         params[name] = jax.make_array_from_callback(value.shape, wanted[name].sharding, value.__getitem__)

@@ -1,7 +1,7 @@
 """From a configuration to everything a run needs: data, tokenizer, towers, mesh, optimizer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from jaxclip.catalog.builder import Source
 from jaxclip.errors import UserError
 from jaxclip.features.describe import ProductDescriber
 from jaxclip.models.clip import CLIPConfig
+from jaxclip.models.lora import NAME, LoRAConfig
 from jaxclip.models.presets import CONTEXT_LENGTH, IMAGE_SIZE, PRESETS, clip_config
 from jaxclip.pipeline import text
 from jaxclip.pipeline.batches import Shard, training_batches
@@ -28,7 +29,8 @@ from jaxclip.training.optimizer import make_optimizer, make_schedule
 from jaxclip.training.pretrained import open_pretrained
 from jaxclip.training.progress import bar
 from jaxclip.training.shape import TOKENIZER, load_shape, run_as_configured, save_shape
-from jaxclip.training.state import TrainState, abstract_state, make_model
+from jaxclip.training.state import Params, TrainState, abstract_state, make_model
+from jaxclip.training.trainable import Trainable, make_trainable
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
@@ -47,7 +49,12 @@ class Towers:
     mesh: Mesh
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
+    trainable: Trainable
     abstract: TrainState
+
+    def stored(self, params: Params) -> Params:
+        """Returns what a checkpoint holds of parameters: all, or where adapters are trained what is trained alone."""
+        return self.trainable.stored(params) if self.config.lora else params
 
 
 def prepared_dataset(
@@ -130,12 +137,16 @@ def make_towers(
     The towers are those of `shape`, or of the configured preset.
     """
     towers = run_as_configured(shape or preset_shape(config, preprocess, tokenizer), config)
+    rates = config.optimizer.rates
+    if config.task == "adapter":
+        towers = replace(towers, lora=LoRAConfig(**vars(config.lora)))
+        rates = (*rates, (f"/{NAME}/", 1.0), ("", 0.0))
+    if not config.loss.learned_temperature:
+        rates = ((r"^logit_scale$", 0.0), *rates)
     graph, shapes = make_model(towers)
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    rates = dict(config.optimizer.rates)
-    if not config.loss.learned_temperature:
-        rates = {r"^logit_scale$": 0.0, **rates}
     given = config.optimizer
+    trainable = make_trainable(shapes, rates, layer_decay=given.layer_decay)
     schedule = make_schedule(given.learning_rate, given.schedule, warmup_steps=given.warmup_steps, steps=steps)
     optimizer = make_optimizer(
         shapes,
@@ -146,11 +157,10 @@ def make_towers(
         beta2=given.beta2,
         epsilon=given.epsilon,
         clip_norm=given.clip_norm,
-        rates=rates,
+        trainable=trainable,
     )
-    return Towers(
-        preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, abstract_state(shapes, optimizer, mesh)
-    )
+    abstract = abstract_state(shapes, optimizer, mesh, trainable, ema=given.ema > 0)
+    return Towers(preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, trainable, abstract)
 
 
 def number_of_steps(config: "Config", train: Records) -> int:
@@ -161,7 +171,10 @@ def number_of_steps(config: "Config", train: Records) -> int:
 
 
 def make_or_load_towers(config: "Config", workdir: Path, train: Records, steps: int) -> Towers:
-    """Returns the towers of a workdir, made as configured where it has none yet; `save_towers` puts them there."""
+    """Returns the towers of a workdir, made as configured where it has none yet; `save_towers` puts them there.
+
+    Where config.model.init_from names a checkpoint, preprocessing and tokenizer are that one's.
+    """
     if (workdir / FILENAME).exists():
         return load_towers(config, workdir, steps)
     if config.model.init_from:
@@ -176,7 +189,7 @@ def save_towers(towers: Towers, workdir: Path) -> None:
     """Writes tokenizer/, towers.json and then preprocess.json into a workdir that has none yet."""
     if not (workdir / FILENAME).exists():
         text.save_tokenizer(towers.tokenizer, workdir / TOKENIZER)
-        save_shape(towers.config, workdir)
+        save_shape(replace(towers.config, lora=None), workdir)  # adapters are the configuration's
         towers.preprocess.save(workdir)
 
 

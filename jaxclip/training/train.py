@@ -10,11 +10,12 @@ import jax
 from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.training import evaluation, loop, setup, writers
-from jaxclip.training.checkpoint import BEST_BY, Checkpoints
-from jaxclip.training.pretrained import pretrained_params
+from jaxclip.training.base import completed, initial_params
+from jaxclip.training.checkpoint import BASE, BEST_BY, Checkpoints
+from jaxclip.training.optimizer import warmup_of
 from jaxclip.training.progress import Progress
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import TrainState, initial_state, state_of
+from jaxclip.training.state import TrainState, initial_state
 from jaxclip.training.step import make_loss, make_step
 
 if TYPE_CHECKING:
@@ -33,14 +34,17 @@ class Outcome:
     Attributes:
       signal: that stopped it early, None = it is done.
       step: its last one.
-      metrics: its final ones. zero_shot: those of model.init_from before the first step.
+      metrics: its final ones, of the moving average of the parameters where one was kept.
       folder: of metrics.json and report.html.
+      raw: metrics of what was averaged, None where nothing was.
+      zero_shot: metrics of model.init_from before the first step, None where there is none.
     """
 
     signal: int | None
     step: int
     metrics: dict[str, Any] | None
     folder: Path
+    raw: dict[str, Any] | None = None
     zero_shot: dict[str, Any] | None = None
 
 
@@ -57,9 +61,12 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
     test_records = Records(prepared, config.data.split)
     steps = setup.number_of_steps(config, train_records)
     towers = setup.make_or_load_towers(config, workdir, train_records, steps)
+    given, warmup = config.optimizer.warmup_steps, warmup_of(config.optimizer.warmup_steps, steps)
+    if warmup < given:
+        say(f"optimizer.warmup_steps = {given} is more than half of the {steps} steps of this run: it takes {warmup}")
     setup.abstract_batch(config, towers)
     beside = {"data_fingerprint": setup.data_fingerprint(prepared), "config_fingerprint": fingerprint}
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, stored=towers.stored)
     with jax.set_mesh(towers.mesh):
         state, beside = _start(config, towers, checkpoints, beside, say)
         save_config()
@@ -74,9 +81,9 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
         if config.model.init_from and not int(state.step):
             say(f"ranking with {config.model.init_from} as it is")
             result, before = evaluator.rank(state.params), workdir / "eval" / ZERO_SHOT
-            zero_shot = evaluation.write(before, result, evaluator, workdir=workdir, step=0, fingerprints=beside)
+            about = beside | {"parameters": "raw"}
+            zero_shot = evaluation.write(before, result, evaluator, workdir=workdir, step=0, fingerprints=about)
             say(evaluation.table(zero_shot))
-            evaluator.last = None
         stopped = None
         if int(state.step) < steps:
             state, stopped = _train(config, workdir, towers, train_records, state, beside, checkpoints, evaluator, say)
@@ -85,9 +92,16 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
     if stopped is not None:
         return Outcome(stopped, int(state.step), None, folder)
     with jax.set_mesh(towers.mesh):
-        result = evaluator.last or evaluator.rank(state.params)
-    metrics = evaluation.write(folder, result, evaluator, workdir=workdir, step=int(state.step), fingerprints=beside)
-    return Outcome(None, int(state.step), metrics, folder, evaluation.read(workdir / "eval" / ZERO_SHOT))
+        results = evaluator.last or evaluator.rank_state(state)
+    written = {}
+    for which, result in results.items():
+        beside |= {"parameters": which}
+        place = evaluation.folder_of(folder, which, averaged=len(results) > 1)
+        step = int(state.step)
+        written[which] = evaluation.write(place, result, evaluator, workdir=workdir, step=step, fingerprints=beside)
+    metrics = written.get("ema", written["raw"])
+    raw = written["raw"] if "ema" in written else None
+    return Outcome(None, int(state.step), metrics, folder, raw, evaluation.read(workdir / "eval" / ZERO_SHOT))
 
 
 def _start(
@@ -95,13 +109,18 @@ def _start(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from and what is to be saved beside it."""
     restored = checkpoints.restore_latest(towers.abstract, say)
-    if restored is None and config.model.init_from:
-        say(f"beginning from {config.model.init_from}")
-        params = pretrained_params(config, towers.abstract.params)
-        return state_of(params, towers.optimizer, towers.abstract), beside
     if restored is None:
-        return initial_state(towers.config, towers.optimizer, towers.abstract, seed=config.seed), beside
+        params = {}
+        if config.model.init_from:
+            say(f"beginning from {config.model.init_from}")
+            params, about = initial_params(config, towers)
+            beside |= {BASE: about} if towers.config.lora else {}
+        start = initial_state(
+            towers.config, towers.optimizer, towers.abstract, towers.trainable, seed=config.seed, base=params
+        )
+        return start, beside
     state, saved = restored
+    state = state._replace(params=completed(state.params, config, towers, saved))
     if saved["data_fingerprint"] != beside["data_fingerprint"]:
         raise UserError(
             f"{checkpoints.folder} was trained on other data (fingerprint {saved['data_fingerprint']}, now "
@@ -116,7 +135,9 @@ def _train(config, workdir, towers, records, state, beside, checkpoints, evaluat
     loss = make_loss(
         towers.graph, mask_groups=config.loss.mask_groups, learned_temperature=config.loss.learned_temperature
     )
-    step = make_step(loss, towers.optimizer, towers.schedule, seed=config.seed)
+    step = make_step(
+        loss, towers.optimizer, towers.schedule, towers.trainable, seed=config.seed, ema=config.optimizer.ema
+    )
     device = jax.devices()[0].device_kind
     say(f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind {device}")
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
@@ -127,9 +148,12 @@ def _train(config, workdir, towers, records, state, beside, checkpoints, evaluat
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        metrics, _ = evaluator.rank(state.params)
-        found = metrics["text_to_image"]
-        return {name: found[name]["value"] for name in LOGGED if name in found}
+        return {
+            f"{'ema/' if which == 'ema' else ''}{name}": metrics["text_to_image"][name]["value"]
+            for which, (metrics, _) in evaluator.rank_state(state).items()
+            for name in LOGGED
+            if name in metrics["text_to_image"]
+        }
 
     try:
         return loop.run(

@@ -55,7 +55,7 @@ def begun(wanted):
     """Returns the towers that a configuration begins from, and their parameters."""
     source = open_pretrained(wanted)
     towers = setup.make_towers(wanted, source.preprocess, source.tokenizer, 1, source.config)
-    return towers, pretrained_params(wanted, towers.abstract.params)
+    return towers, pretrained_params(wanted, towers.abstract.params)[0]
 
 
 def encoded(towers, params):
