@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from jaxclip.catalog import captions
+from jaxclip.losses.tiled import TILE
 from jaxclip.models.clip import CLIP_MEAN, CLIP_STD
 
 RGB = tuple[float, float, float]
@@ -44,6 +45,16 @@ class Data:
 
 
 @dataclass(frozen=True)
+class IncorrectPairs:
+    """Whose text a training product's picture is shown with as a mismatch: mined once, a table beside the dataset."""
+
+    variant: str = "clustered"  # clustered (the paper's rule), random or below:T (cosine of the pictures below T)
+    clusters: int = 10  # of pictures, and of texts (clustered only)
+    seed: int = 0  # of clusters and draws
+    features: str = "classical"  # what pictures and texts are compared by: classical, or towers:WORKDIR
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """What training does to a pair; evaluation never does."""
 
@@ -72,10 +83,18 @@ class Model:
 class Loss:
     """The contrastive loss."""
 
-    name: str = "info_nce"
+    name: str = "info_nce"  # info_nce (CLIP), sigmoid (SigLIP) or incorrect_pairs
+    implementation: str = "auto"  # dense (all similarities at once), tiled (memory grows with the batch), auto
+    tile: int = TILE  # rows and columns of a tile of similarities
+    microbatch: int = 0  # pairs the towers see at a time, the loss being that of the whole batch; 0 = all of them
     temperature: float = 0.07  # of the softmax; where training starts if it is learned
     learned_temperature: bool = True  # clipped so that logits are scaled by at most 100
     mask_groups: bool = True  # rows of one group are not each other's negatives
+    bias: float = -10.0  # of the logits, where training starts (sigmoid only)
+    alpha: float = 1.0  # weight of the correct pairs' term (incorrect_pairs only)
+    beta: float = 1.0  # weight of the incorrect pairs' term (incorrect_pairs only)
+    weighting: str = "similarity"  # of each pair: similarity, none, literal (incorrect_pairs only)
+    info_nce: float = 0.0  # weight with which InfoNCE is added (incorrect_pairs only)
 
 
 @dataclass(frozen=True)
@@ -130,6 +149,7 @@ class Config:
     epochs: float = 0.0  # ... or in passes over the training split; exactly one of the two
     log_every: int = 20  # steps between lines of metrics.jsonl
     data: Data = field(default_factory=Data)
+    incorrect_pairs: IncorrectPairs = field(default_factory=IncorrectPairs)
     augmentation: Augmentation = field(default_factory=Augmentation)
     model: Model = field(default_factory=Model)
     loss: Loss = field(default_factory=Loss)

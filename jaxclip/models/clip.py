@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxclip.models.stem import ConvStem, PatchStem
-from jaxclip.models.transformer import Transformer, TransformerConfig, normal, shard_batch
+from jaxclip.models.transformer import Transformer, TransformerConfig, example_keys, normal, shard_batch, split_each
 
 MAX_LOGIT_SCALE = 100.0
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -64,12 +64,18 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers, the dimension of the shared space and the softmax temperature that training starts from."""
+    """Both towers and the dimension of the shared space.
+
+    Attributes:
+      temperature: of the softmax, where training starts.
+      logit_bias: what the sigmoid loss adds to the logits, where training starts; None = there is none.
+    """
 
     image: ImageConfig
     text: TextConfig
     embedding: int
     temperature: float = 0.07
+    logit_bias: float | None = None
 
 
 class Embeddings(NamedTuple):
@@ -78,6 +84,7 @@ class Embeddings(NamedTuple):
     image: Float[Array, "B D"]
     text: Float[Array, "B D"]
     logit_scale: Float[Array, ""]
+    logit_bias: Float[Array, ""] | None = None
 
 
 class ImageTower(nnx.Module):
@@ -102,7 +109,7 @@ class ImageTower(nnx.Module):
         )
         self.config = config
 
-    def __call__(self, pixels: UInt8[Array, "B S S 3"], *, rng: Key[Array, ""] | None = None) -> Float[Array, "B D"]:
+    def __call__(self, pixels: UInt8[Array, "B S S 3"], *, rng: Key[Array, "..."] | None = None) -> Float[Array, "B D"]:
         mean, std = (jnp.asarray(v, jnp.float32) * 255.0 for v in (self.config.mean, self.config.std))
         normalised = (pixels.astype(jnp.float32) - mean) / std
         x = self.stem(normalised.astype(self.config.transformer.dtype))  # (B, P, W)
@@ -110,7 +117,7 @@ class ImageTower(nnx.Module):
         x = x + positions[-x.shape[1] :]
         block_rng = None
         if rng is not None:
-            patch_rng, block_rng = jax.random.split(rng)
+            patch_rng, block_rng = split_each(example_keys(rng, len(x)), 2)
             x = keep_patches(x, self.config.patch_dropout, patch_rng)
         if self.config.pooling == "class":
             class_token = jnp.broadcast_to(
@@ -136,7 +143,7 @@ class TextTower(nnx.Module):
         )
         self.config = config
 
-    def __call__(self, tokens: Int[Array, "B T"], *, rng: Key[Array, ""] | None = None) -> Float[Array, "B D"]:
+    def __call__(self, tokens: Int[Array, "B T"], *, rng: Key[Array, "..."] | None = None) -> Float[Array, "B D"]:
         end = jnp.argmax(tokens == self.config.end_token, axis=1)  # (B,)
         x = self.token_embedding(tokens) + self.positions[...].astype(self.config.transformer.dtype)  # (B, T, W)
         if self.config.pooling == "end":
@@ -150,15 +157,21 @@ class TextTower(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """Both towers and the learned logit scale (as its logarithm, as CLIP stores it)."""
+    """Both towers, the learned logit scale (as its logarithm, as CLIP stores it) and the logit bias, if any."""
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs):
         self.image = ImageTower(config.image, config.embedding, rngs=rngs)
         self.text = TextTower(config.text, config.embedding, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1.0 / config.temperature)))
+        if config.logit_bias is not None:
+            self.logit_bias = nnx.Param(jnp.float32(config.logit_bias))
+        self.config = config
 
     def encode_image(self, pixels: UInt8[Array, "B S S 3"], *, rng: Array | None = None) -> Float[Array, "B D"]:
-        """Returns unit vectors in float32; `pixels` are uint8 RGB. An rng switches regularisation on."""
+        """Returns unit vectors in float32; `pixels` are uint8 RGB.
+
+        An rng, one key or one per example, switches regularisation on.
+        """
         return unit(self.image(pixels, rng=rng))
 
     def encode_text(self, tokens: Int[Array, "B T"], *, rng: Array | None = None) -> Float[Array, "B D"]:
@@ -166,17 +179,26 @@ class CLIP(nnx.Module):
         return unit(self.text(tokens, rng=rng))
 
     def __call__(self, pixels: Array, tokens: Array, *, rng: Array | None = None) -> Embeddings:
-        image_rng, text_rng = (None, None) if rng is None else jax.random.split(rng)
-        scale = jnp.minimum(jnp.exp(self.logit_scale[...]), MAX_LOGIT_SCALE)
-        return Embeddings(self.encode_image(pixels, rng=image_rng), self.encode_text(tokens, rng=text_rng), scale)
+        image_rng, text_rng = (None, None) if rng is None else split_each(example_keys(rng, len(pixels)), 2)
+        image, text = self.encode_image(pixels, rng=image_rng), self.encode_text(tokens, rng=text_rng)
+        return Embeddings(image, text, self.scale(), self.bias())
+
+    def scale(self) -> Float[Array, ""]:
+        """Returns the factor of the cosines, at most MAX_LOGIT_SCALE."""
+        return jnp.minimum(jnp.exp(self.logit_scale[...]), MAX_LOGIT_SCALE)
+
+    def bias(self) -> Float[Array, ""] | None:
+        """Returns what is added to the scaled cosines, None where the loss has no bias."""
+        return None if self.config.logit_bias is None else self.logit_bias[...]
 
 
-def keep_patches(x: Float[Array, "B P W"], dropped: float, rng: Key[Array, ""]) -> Float[Array, "B K W"]:
+def keep_patches(x: Float[Array, "B P W"], dropped: float, rng: Key[Array, "..."]) -> Float[Array, "B K W"]:
     """Returns a random subset of each picture's patches, the same number K of all: a share 1 - `dropped`."""
     kept = max(1, round(x.shape[1] * (1.0 - dropped)))
     if kept == x.shape[1]:
         return x
-    _, chosen = jax.lax.top_k(jax.random.uniform(rng, x.shape[:2]), kept)  # (B, K)
+    draws = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:2]))(example_keys(rng, len(x)))  # (B, P)
+    _, chosen = jax.lax.top_k(draws, kept)  # (B, K)
     return jnp.take_along_axis(x, chosen[..., None], axis=1)
 
 

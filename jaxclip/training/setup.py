@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerFast
 from jaxclip.catalog import builder, library
 from jaxclip.catalog.builder import Source
 from jaxclip.errors import UserError
+from jaxclip.losses.objective import Objective
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.presets import PRESETS, clip_config
 from jaxclip.pipeline import text
-from jaxclip.pipeline.batches import Shard, training_batches
+from jaxclip.pipeline.batches import Partners, Shard, training_batches
 from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.preprocess import FILENAME, Preprocess
 from jaxclip.pipeline.records import Records
@@ -99,6 +100,7 @@ def make_towers(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedT
         mean=preprocess.mean,
         std=preprocess.std,
         temperature=config.loss.temperature,
+        logit_bias=config.loss.bias if config.loss.name == "sigmoid" else None,
         patch_dropout=model.patch_dropout,
         dropout=model.dropout,
         stochastic_depth=model.stochastic_depth,
@@ -160,13 +162,18 @@ def load_towers(config: "Config", workdir: Path, steps: int = 1) -> Towers:
 def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes, dtypes and sharding of a training batch; UserError where the mesh does not divide it."""
     rows, size = meshes.rows(towers.mesh), towers.preprocess.image_size
-    if config.batch_size % rows:
-        raise UserError(f"config.batch_size = {config.batch_size} is no multiple of mesh data x fsdp = {rows}")
-    shapes = {
-        "image": ((size, size, 3), np.uint8),
-        "text": ((towers.preprocess.context_length,), np.int32),
-        "group": ((), np.int32),
-    }
+    if config.batch_size < rows:
+        raise UserError(
+            f"config.batch_size = {config.batch_size} is smaller than the number of devices that share it, mesh data x "
+            f"fsdp = {rows}: take a larger batch, or put devices on mesh.tensor"
+        )
+    for name, given in (("batch_size", config.batch_size), ("loss.microbatch", config.loss.microbatch)):
+        if given % rows:
+            raise UserError(f"config.{name} = {given} is no multiple of mesh data x fsdp = {rows}")
+    tokens = ((towers.preprocess.context_length,), np.int32)
+    shapes = {"image": ((size, size, 3), np.uint8), "text": tokens, "group": ((), np.int32)}
+    if config.loss.name == "incorrect_pairs":
+        shapes |= {"incorrect_text": tokens, "similarity": ((), np.float32), "has_incorrect": ((), np.bool_)}
     sharding = meshes.batch_sharding(towers.mesh)
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)
@@ -174,7 +181,9 @@ def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtype
     }
 
 
-def device_batches(config: "Config", towers: Towers, train: Records, *, first: int, last: int) -> tuple[Any, Callable]:
+def device_batches(
+    config: "Config", towers: Towers, train: Records, partners: Partners | None = None, *, first: int, last: int
+) -> tuple[Any, Callable]:
     """Returns the batches of steps first to last - 1 on the host, and the function that places one on the devices."""
     given = config.augmentation
     batches = training_batches(
@@ -183,6 +192,7 @@ def device_batches(config: "Config", towers: Towers, train: Records, *, first: i
         towers.preprocess,
         ImageAugmentation(given.crop_area, given.crop_aspect, given.flip),
         text.TextAugmentation(given.keep_attributes, given.keep_words, given.prompts),
+        partners,
         batch_size=config.batch_size,
         seed=config.seed,
         first_step=first,
@@ -196,6 +206,14 @@ def device_batches(config: "Config", towers: Towers, train: Records, *, first: i
         return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
     return batches, place
+
+
+def make_objective(config: "Config") -> Objective:
+    """Returns the configured loss."""
+    loss = config.loss
+    return Objective(
+        loss.name, loss.implementation, loss.tile, loss.alpha, loss.beta, loss.weighting, info_nce=loss.info_nce
+    )
 
 
 def data_fingerprint(prepared: Path) -> str:
