@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 4, 1), (2, 2, 2), (8, 1, 1)]
 SCALES = [0.0, 14.3, 100.0]  # the last is the temperature's clip
 BIAS = -10.0
+# Sizes and tiles that divide each other and that do not; each of their pairs is one compilation.
+SIZES, TILES = [1, 2, 7, 16, 37], [1, 5, 8]
 
 
 def vectors(size, dimension=24, seed=0):
@@ -66,18 +69,20 @@ def gradients_of(slopes, images, texts, scale):
     return scale * slopes @ texts, scale * slopes.T @ images, (slopes * (images @ texts.T)).sum()
 
 
+@partial(jax.jit, static_argnames="tile")
 def run_softmax(images, texts, scale, groups, tile):
     def loss(images, texts, scale):
         return tiled.info_nce(images, texts, scale, groups, tile=tile)[0]
 
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(images, texts, jnp.float32(scale))
+    return jax.value_and_grad(loss, argnums=(0, 1, 2))(images, texts, jnp.float32(scale))
 
 
+@partial(jax.jit, static_argnames="tile")
 def run_sigmoid(images, texts, scale, groups, tile):
     def loss(images, texts, scale, bias):
         return tiled.sigmoid(images, texts, scale, bias, groups, tile=tile)
 
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(images, texts, jnp.float32(scale), jnp.float32(BIAS))
+    return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(images, texts, jnp.float32(scale), jnp.float32(BIAS))
 
 
 LOSSES = {"info_nce": (run_softmax, softmax_oracle), "sigmoid": (run_sigmoid, sigmoid_oracle)}
@@ -102,8 +107,8 @@ def quick_compilation():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@settings(max_examples=15, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 17), st.sampled_from(SCALES), st.booleans(), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(SIZES), st.sampled_from(TILES), st.sampled_from(SCALES), st.booleans(), st.integers(0, 99))
 def test_value_and_gradients_equal_the_oracle_at_any_size_and_tile(name, size, tile, scale, grouped, seed):
     groups = groups_of(size, seed) if grouped else None
     assert_equals_oracle(name, *vectors(size, seed=seed), scale, groups, tile)
@@ -125,7 +130,8 @@ def test_accuracies_are_those_of_the_dense_loss(grouped):
     groups = groups_of(45) if grouped else None
     _, expected = contrastive.info_nce(images, texts, jnp.float32(10.0), groups)
     _, found = tiled.info_nce(images, texts, jnp.float32(10.0), groups, tile=7)
-    assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-6)
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(float(value), rel=1e-6)
     assert 0 < found["image_to_text_accuracy"] < 1
 
 
@@ -133,7 +139,7 @@ def test_the_dense_sigmoid_loss_is_its_oracle():
     images, texts = vectors(31)
     for groups in (None, groups_of(31)):
         value = pairwise.sigmoid(images, texts, jnp.float32(14.3), jnp.float32(BIAS), groups)
-        assert float(value) == pytest.approx(sigmoid_oracle(images, texts, 14.3, groups)[0], rel=1e-6)
+        assert float(value) == pytest.approx(sigmoid_oracle(images, texts, 14.3, groups)[0], rel=1e-5)
 
 
 def test_the_oracles_gradients_are_their_slopes():
