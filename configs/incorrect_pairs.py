@@ -18,6 +18,8 @@ Expect 25 to 35 minutes on two CPU cores. The paper's order of the variants is a
 
 from ml_collections import ConfigDict
 
+from jaxclip.errors import UserError
+
 # pairs mined, weight of the incorrect pairs' term, weighting
 VARIANTS = {
     "2": ("random", 0.0, "none"),
@@ -32,7 +34,7 @@ VARIANTS = {
 def get_config(variant: str = "full") -> ConfigDict:
     """Returns the configuration of a variant."""
     if variant not in VARIANTS:
-        raise ValueError(f"configs/incorrect_pairs.py:{variant} is none of the variants {', '.join(VARIANTS)}")
+        raise UserError(f"configs/incorrect_pairs.py:{variant} is none of its variants, {', '.join(VARIANTS)}")
     mined, beta, weighting = VARIANTS[variant]
     config = ConfigDict()
     config.batch_size = 256

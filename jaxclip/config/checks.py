@@ -32,16 +32,16 @@ AT_LEAST: dict[str, float] = {
     "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "optimizer.learning_rate": 0,
     "optimizer.warmup_steps": 0, "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
     "checkpoint.keep": 1, "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01,
-    "loss.tile": 1, "loss.microbatch": 0, "loss.alpha": 0, "loss.beta": 0, "loss.info_nce": 0,
+    "loss.tile": 1, "loss.microbatch": 0, "loss.queue": 0, "loss.alpha": 0, "loss.beta": 0, "loss.info_nce": 0,
 }  # fmt: skip
 PROBABILITIES = ("augmentation.keep_attributes", "augmentation.keep_words")
 BELOW_ONE = (
     "model.dropout", "model.stochastic_depth", "model.patch_dropout", "optimizer.beta1", "optimizer.beta2",
 )  # fmt: skip
-ONLY_FOR = {"bias": "sigmoid", **dict.fromkeys(("alpha", "beta", "weighting", "info_nce"), "incorrect_pairs")}
-"""Fields of the loss that only one of the losses reads."""
 WITH_COLUMNS = ("table", "tfds", "webdataset")
 """Readers of layouts whose columns have names of their own."""
+ONLY_FOR = {"bias": "sigmoid", **dict.fromkeys(("alpha", "beta", "weighting", "info_nce"), "incorrect_pairs")}
+"""Fields of the loss that only one of the losses reads."""
 
 
 def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
@@ -76,7 +76,6 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
         problems.append(f"data.reader = {config.data.reader!r} needs data.path, the folder of the raw catalogue")
     if config.data.reader not in WITH_COLUMNS and config.data.columns != Columns():
         problems.append(f"data.columns is for data.reader = {' or '.join(WITH_COLUMNS)}, not {config.data.reader!r}")
-    problems += _of_loss(config)
     preset = PRESETS.get(config.model.preset)
     if preset and config.data.image_size % preset.patch:
         size, patch = config.data.image_size, preset.patch
@@ -94,7 +93,12 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
     sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
     if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
         problems.append(f"mesh = {sizes} (data, fsdp, tensor): each is >= 1, and at most one is -1 for what is left")
-    return problems
+    return problems + _of_loss(config)
+
+
+def _nearest(value: Any, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(value), choices, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _of_loss(config: Config) -> list[str]:
@@ -104,11 +108,11 @@ def _of_loss(config: Config) -> list[str]:
     for name, owner in ONLY_FOR.items():
         if getattr(loss, name) != getattr(Loss(), name) and loss.name != owner:
             problems.append(f"loss.{name} is for loss.name = {owner!r}, not {loss.name!r}")
+    if loss.queue and (loss.name == "sigmoid" or not loss.mask_groups):
+        problems.append(
+            f"loss.queue = {loss.queue} needs InfoNCE and loss.mask_groups: without groups a product would become its "
+            "own negative"
+        )
     if loss.name == "incorrect_pairs" and not (loss.alpha or loss.beta or loss.info_nce):
         problems.append("loss.alpha, loss.beta and loss.info_nce are all 0: nothing would be learned")
     return problems
-
-
-def _nearest(value: Any, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(value), choices, 1)
-    return f"; did you mean {near[0]}?" if near else ""

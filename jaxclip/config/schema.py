@@ -90,6 +90,7 @@ class Loss:
     temperature: float = 0.07  # of the softmax; where training starts if it is learned
     learned_temperature: bool = True  # clipped so that logits are scaled by at most 100
     mask_groups: bool = True  # rows of one group are not each other's negatives
+    queue: int = 0  # pairs of earlier batches kept as further negatives of InfoNCE, in the training state; 0 = none
     bias: float = -10.0  # of the logits, where training starts (sigmoid only)
     alpha: float = 1.0  # weight of the correct pairs' term (incorrect_pairs only)
     beta: float = 1.0  # weight of the incorrect pairs' term (incorrect_pairs only)

@@ -53,14 +53,15 @@ class Objective:
         logit_bias: Float[Array, ""] | None = None,
         groups: Int[Array, " B"] | None = None,
         incorrect_texts: Incorrect | None = None,
+        queue: contrastive.Queue | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Returns the loss of unit vectors and what else is worth a line in the log.
 
         `groups` are of rows that are not each other's negatives; `logit_bias` is for the sigmoid loss and
-        `incorrect_texts` for incorrect pairs.
+        `incorrect_texts` for incorrect pairs. InfoNCE has the `queue`'s negatives beside the batch's.
         """
         if self.name == "info_nce":
-            return self._info_nce(image, text, logit_scale, groups)
+            return self._info_nce(image, text, logit_scale, groups, queue)
         if self.name == "sigmoid":
             if self._tiled(len(image)):
                 value = tiled.sigmoid(image, text, logit_scale, logit_bias, groups, tile=self.tile)
@@ -71,14 +72,14 @@ class Objective:
             image, text, *incorrect_texts, alpha=self.alpha, beta=self.beta, weighting=self.weighting
         )
         if self.info_nce:
-            more, accuracy = self._info_nce(image, text, logit_scale, groups)
+            more, accuracy = self._info_nce(image, text, logit_scale, groups, queue)
             value, metrics = value + self.info_nce * more, {**metrics, "info_nce": more, **accuracy}
         return jnp.asarray(value), metrics
 
-    def _info_nce(self, image, text, logit_scale, groups):
+    def _info_nce(self, image, text, logit_scale, groups, queue):
         if self._tiled(len(image)):
-            return tiled.info_nce(image, text, logit_scale, groups, tile=self.tile)
-        return contrastive.info_nce(image, text, logit_scale, groups)
+            return tiled.info_nce(image, text, logit_scale, groups, queue, tile=self.tile)
+        return contrastive.info_nce(image, text, logit_scale, groups, queue)
 
     def _tiled(self, rows: int) -> bool:
         return self.implementation == "tiled" or (self.implementation == "auto" and rows > DENSE_ROWS)

@@ -26,6 +26,7 @@ from jaxclip.pipeline.records import Records
 from jaxclip.training import mesh as meshes
 from jaxclip.training.optimizer import make_optimizer, make_schedule
 from jaxclip.training.progress import bar
+from jaxclip.training.queue import with_queue
 from jaxclip.training.state import TrainState, abstract_state, make_model
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ def make_towers(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedT
         clip_norm=given.clip_norm,
         rates=rates,
     )
+    if config.loss.queue:
+        optimizer = with_queue(optimizer, config.loss.queue, towers.embedding)
     return Towers(
         preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, abstract_state(shapes, optimizer, mesh)
     )

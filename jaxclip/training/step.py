@@ -9,9 +9,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
+from jaxclip.losses.contrastive import Queue
 from jaxclip.losses.objective import Incorrect, Objective
 from jaxclip.models.clip import MAX_LOGIT_SCALE
 from jaxclip.models.transformer import example_keys, shard_batch, split_each
+from jaxclip.training.queue import Queued, push
 from jaxclip.training.state import Params, TrainState
 
 Batch = dict[str, Array]
@@ -32,6 +34,9 @@ def make_loss(
     towers see that many rows at a time, and what they compute inside is computed again for the gradient, while the loss
     is that of the whole batch: GradCache (Gao et al. 2021, arXiv:2101.06983). Each example draws from a key of its own,
     so the result is that of the undivided batch.
+
+    With a fourth argument, the queue of earlier embeddings, its pairs are further negatives, and the metrics hold it
+    with this batch pushed, as "queue".
     """
 
     def embed(params: Params, rows: Batch, keys: Array | None) -> dict[str, Array]:
@@ -45,7 +50,7 @@ def make_loss(
             embedded["incorrect_text"] = model.encode_text(rows["incorrect_text"], rng=incorrect_keys)
         return embedded
 
-    def loss(params: Params, batch: Batch, rng: Array | None) -> tuple[Array, Metrics]:
+    def loss(params: Params, batch: Batch, rng: Array | None, queue: Queue | None = None) -> tuple[Array, Metrics]:
         rows = {name: batch[name] for name in ("image", "text", "incorrect_text") if name in batch}
         keys = None if rng is None else example_keys(rng, len(batch["image"]))
         run = partial(_by_microbatch, embed, size=microbatch) if microbatch else embed
@@ -62,7 +67,10 @@ def make_loss(
             logit_bias=model.bias(),
             groups=batch["group"] if mask_groups else None,
             incorrect_texts=wrong,
+            queue=queue,
         )
+        if queue is not None:
+            metrics["queue"] = push(queue, embedded["image"], embedded["text"], batch["group"])
         return value, {"logit_scale": scale, **metrics}
 
     return loss
@@ -95,8 +103,11 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, schedule:
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, rng)
+        queue = state.optimizer.queue if isinstance(state.optimizer, Queued) else None
+        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, rng, queue)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        if queue is not None:
+            optimizer_state = optimizer_state._replace(queue=metrics.pop("queue"))
         params = _clip_logit_scale(optax.apply_updates(state.params, updates))
         norm = optax.tree.norm(gradients)
         metrics = {

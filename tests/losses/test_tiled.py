@@ -53,6 +53,29 @@ def softmax_oracle(images, texts, scale, groups):
     return value / (2 * size), gradients_of(slopes / (2 * size), images, texts, scale)
 
 
+def queued_oracle(images, texts, scale, groups, queue):
+    """As softmax_oracle, with a queue's rows as further candidates of both directions, row by row."""
+    images, texts, scale, size = np.float64(images), np.float64(texts), float(np.float32(scale)), len(images)
+    value, slopes = 0.0, [np.zeros_like(images), np.zeros_like(texts)]
+    scale_slope = 0.0
+    for side, (ours, theirs, further) in enumerate(((images, texts, queue.text), (texts, images, queue.image))):
+        for row in range(size):
+            own = [i for i in range(size) if i == row or groups[i] != groups[row]]
+            old = [i for i in range(len(further)) if queue.group[i] >= 0 and queue.group[i] != groups[row]]
+            candidates = np.concatenate([theirs[own], np.float64(further)[old]])
+            logits = scale * candidates @ ours[row]
+            shares = np.exp(logits - logits.max())
+            shares /= shares.sum()
+            value += (np.log(np.exp(logits - logits.max()).sum()) + logits.max() - scale * ours[row] @ theirs[row]) / (
+                2 * size
+            )
+            shares[own.index(row)] -= 1
+            slopes[side][row] += scale * shares @ candidates / (2 * size)
+            slopes[1 - side][own] += scale * np.outer(shares[: len(own)], ours[row]) / (2 * size)
+            scale_slope += shares @ candidates @ ours[row] / (2 * size)
+    return value, (*slopes, scale_slope)
+
+
 def sigmoid_oracle(images, texts, scale, groups):
     """Value and gradients of the sigmoid loss by images, texts, scale and bias, in float64 over whole matrices."""
     images, texts, scale, size = np.float64(images), np.float64(texts), float(np.float32(scale)), len(images)
@@ -93,9 +116,9 @@ def assert_equals_oracle(name, images, texts, scale, groups, tile):
     value, found = run(images, texts, scale, groups, tile)
     expected, gradients = oracle(images, texts, scale, groups)
     # Near 0 what counts is the size of the logits that cancel, of which float32 carries seven digits.
-    assert abs(value - expected) <= 1e-5 * abs(expected) + 2e-7 * scale
+    assert abs(value - expected) <= 1e-5 * abs(expected) + 2e-7 * (1 + scale)
     for ours, right in zip(found, gradients, strict=True):
-        assert np.linalg.norm(ours - right) <= 1e-5 * np.linalg.norm(right) + 2e-7 * scale
+        assert np.linalg.norm(ours - right) <= 1e-5 * np.linalg.norm(right) + 2e-7 * (1 + scale)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -122,6 +145,27 @@ def test_value_and_gradients_equal_the_oracle_on_any_mesh(name, sizes):
     with jax.set_mesh(devices):
         for size, scale, groups in ((1, 14.3, None), (37, 100.0, groups_of(37)), (64, 14.3, groups_of(64))):
             assert_equals_oracle(name, *vectors(size), scale, groups, 3)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("filled", [0, 9, 14])
+def test_a_queue_is_further_negatives_never_of_a_rows_own_group(sizes, filled):
+    size, held = 11, 14
+    images, texts = vectors(size)
+    kept = (np.arange(held) % 7).astype(np.int32)
+    kept[filled:] = -1
+    queue, groups = contrastive.Queue(*vectors(held, seed=5), kept), groups_of(size)
+    assert filled == 0 or set(groups) & set(kept)
+    expected, gradients = queued_oracle(images, texts, 14.3, groups, queue)
+    if not filled:
+        assert expected == pytest.approx(softmax_oracle(images, texts, 14.3, groups)[0], rel=1e-9)
+    for loss in (contrastive.info_nce, partial(tiled.info_nce, tile=4)):
+        run = jax.jit(jax.value_and_grad(lambda x, y, s, loss=loss: loss(x, y, s, groups, queue)[0], argnums=(0, 1, 2)))
+        with jax.set_mesh(make_mesh(*sizes, jax.devices("cpu")[: int(np.prod(sizes))])):
+            value, found = run(images, texts, jnp.float32(14.3))
+        assert float(value) == pytest.approx(expected, rel=1e-5)
+        for ours, right in zip(found, gradients, strict=True):
+            assert np.linalg.norm(ours - right) <= 1e-5 * np.linalg.norm(right)
 
 
 @pytest.mark.parametrize("grouped", [False, True])

@@ -1,4 +1,4 @@
-"""Microbatches have the loss and gradients of the undivided batch, with all that training draws at random, in less memory."""
+"""Microbatches have the loss and gradients of the undivided batch, with all that is drawn at random, in less memory."""
 
 import jax
 import numpy as np
