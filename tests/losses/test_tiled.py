@@ -165,7 +165,7 @@ def test_a_queue_is_further_negatives_never_of_a_rows_own_group(sizes, filled):
             value, found = run(images, texts, jnp.float32(14.3))
         assert float(value) == pytest.approx(expected, rel=1e-5)
         for ours, right in zip(found, gradients, strict=True):
-            assert np.linalg.norm(ours - right) <= 1e-5 * np.linalg.norm(right)
+            assert np.linalg.norm(ours - right) <= 1e-5 * np.linalg.norm(right) + 1e-7
 
 
 @pytest.mark.parametrize("grouped", [False, True])
