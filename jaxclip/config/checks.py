@@ -108,7 +108,8 @@ def _of_loss(config: Config) -> list[str]:
     for name, owner in ONLY_FOR.items():
         if getattr(loss, name) != getattr(Loss(), name) and loss.name != owner:
             problems.append(f"loss.{name} is for loss.name = {owner!r}, not {loss.name!r}")
-    if loss.queue and (loss.name == "sigmoid" or not loss.mask_groups):
+    has_info_nce = loss.name == "info_nce" or (loss.name == "incorrect_pairs" and loss.info_nce > 0)
+    if loss.queue and not (has_info_nce and loss.mask_groups):
         problems.append(
             f"loss.queue = {loss.queue} needs InfoNCE and loss.mask_groups: without groups a product would become its "
             "own negative"

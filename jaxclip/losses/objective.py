@@ -13,7 +13,7 @@ from jaxclip.losses import sigmoid as pairwise
 NAMES = ("info_nce", "sigmoid", "incorrect_pairs")
 IMPLEMENTATIONS = ("auto", "dense", "tiled")
 DENSE_ROWS = 4096
-"""The largest batch that "auto" gives to the dense loss, whose matrices take 64 MiB each there."""
+"""The largest batch for which "auto" takes the dense loss: its B x B matrices have 64 MiB each there."""
 
 
 class Incorrect(NamedTuple):
@@ -30,7 +30,7 @@ class Objective:
 
     Attributes:
       name: "info_nce", "sigmoid" or "incorrect_pairs".
-      implementation: "dense" holds all B x B similarities, "tiled" one tile of them, "auto" takes the faster.
+      implementation: "dense" holds all B x B similarities, "tiled" one tile of them, "auto" is dense up to DENSE_ROWS.
       tile: rows and columns of a tile.
       alpha, beta, weighting: of incorrect pairs.
       info_nce: weight with which InfoNCE is added to incorrect pairs.
