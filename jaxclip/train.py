@@ -33,6 +33,7 @@ def main(overrides: dict[str, str]) -> int:
         wanted,
         workdir,
         save_config=lambda: _save(workdir, wanted),
+        load_config=config.load,
         fingerprint=config.fingerprint(wanted),
         say=command_line.say,
     )

@@ -203,6 +203,12 @@ def test_a_number_that_is_none_is_refused(value):
         ({**RUN, "task": "adapter", "model": {"init_from": "W"}, "lora": {"alpha": 0.0}}, "lora.alpha = 0.0 must be"),
         ({**RUN, "task": "adapter", "model": {"init_from": "W"}, "lora": {"rank": 0}}, "lora.rank = 0 must be"),
         ({**RUN, "model": {"preset": "vit_b_16"}, "loss": {"name": "siglip"}}, "loss.name = 'siglip' is none of"),
+        ({**RUN, "loss": {"implementation": "tilde"}}, ".* dense, tiled; did you mean tiled?"),
+        ({**RUN, "loss": {"microbatch": 100}}, "loss.microbatch = 100 does not divide batch_size = 256"),
+        ({**RUN, "loss": {"beta": 0.5}}, "loss.beta is for loss.name = 'incorrect_pairs', not 'info_nce'"),
+        ({**RUN, "loss": {"queue": 64, "mask_groups": False}}, "loss.queue = 64 needs InfoNCE and loss.mask_groups"),
+        ({**RUN, "loss": {"bias": -5.0}}, "loss.bias is for loss.name = 'sigmoid', not 'info_nce'"),
+        ({**RUN, "loss": {"name": "incorrect_pairs", "alpha": 0.0, "beta": 0.0}}, "loss.alpha, loss.beta .* are all 0"),
     ],
 )
 def test_values_that_cannot_be_are_refused(settings, problem):

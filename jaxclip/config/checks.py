@@ -6,10 +6,12 @@ from typing import Any
 
 from jaxclip.catalog import captions
 from jaxclip.catalog.readers import READERS
-from jaxclip.config.schema import Columns, Config, LoRA
+from jaxclip.config.schema import Columns, Config, LoRA, Loss
 from jaxclip.errors import UserError
 from jaxclip.features import crop
 from jaxclip.features.detect import DETECTORS
+from jaxclip.losses import objective
+from jaxclip.losses.incorrect_pairs import WEIGHTINGS
 from jaxclip.models.presets import IMAGE_SIZE, PRESETS
 from jaxclip.models.transformer import EXECUTIONS, REMAT_POLICIES
 
@@ -22,7 +24,9 @@ CHOICES: dict[str, Sequence[str]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.execution": EXECUTIONS,
     "model.remat": tuple(REMAT_POLICIES),
-    "loss.name": ("info_nce",),
+    "loss.name": objective.NAMES,
+    "loss.implementation": objective.IMPLEMENTATIONS,
+    "loss.weighting": WEIGHTINGS,
     "optimizer.name": ("adamw", "adam"),
     "optimizer.schedule": ("cosine", "constant"),
 }
@@ -33,6 +37,7 @@ AT_LEAST: dict[str, float] = {
     "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
     "checkpoint.keep": 1, "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01,
     "lora.rank": 1,
+    "loss.tile": 1, "loss.microbatch": 0, "loss.queue": 0, "loss.alpha": 0, "loss.beta": 0, "loss.info_nce": 0,
 }  # fmt: skip
 PROBABILITIES = ("augmentation.keep_attributes", "augmentation.keep_words")
 BELOW_ONE = (
@@ -49,6 +54,8 @@ IMPLIED: dict[tuple[str, Any], dict[str, Any]] = {("optimizer.name", "adam"): {"
 """(field, its value) -> fields that then have another default."""
 WITH_COLUMNS = ("table", "tfds", "webdataset")
 """Readers of layouts whose columns have names of their own."""
+ONLY_FOR = {"bias": "sigmoid", **dict.fromkeys(("alpha", "beta", "weighting", "info_nce"), "incorrect_pairs")}
+"""Fields of the loss that only one of the losses reads."""
 
 
 def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
@@ -120,7 +127,7 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
     sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
     if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
         problems.append(f"mesh = {sizes} (data, fsdp, tensor): each is >= 1, and at most one is -1 for what is left")
-    return problems
+    return problems + _of_loss(config)
 
 
 def _of_features(config: Config) -> list[str]:
@@ -162,3 +169,21 @@ def _adapter_problems(config: Config) -> list[str]:
 def _nearest(value: Any, choices: Sequence[str]) -> str:
     near = difflib.get_close_matches(str(value), choices, 1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _of_loss(config: Config) -> list[str]:
+    loss, problems = config.loss, []
+    if loss.microbatch and config.batch_size % loss.microbatch:
+        problems.append(f"loss.microbatch = {loss.microbatch} does not divide batch_size = {config.batch_size}")
+    for name, owner in ONLY_FOR.items():
+        if getattr(loss, name) != getattr(Loss(), name) and loss.name != owner:
+            problems.append(f"loss.{name} is for loss.name = {owner!r}, not {loss.name!r}")
+    has_info_nce = loss.name == "info_nce" or (loss.name == "incorrect_pairs" and loss.info_nce > 0)
+    if loss.queue and not (has_info_nce and loss.mask_groups):
+        problems.append(
+            f"loss.queue = {loss.queue} needs InfoNCE and loss.mask_groups: without groups a product would become its "
+            "own negative"
+        )
+    if loss.name == "incorrect_pairs" and not (loss.alpha or loss.beta or loss.info_nce):
+        problems.append("loss.alpha, loss.beta and loss.info_nce are all 0: nothing would be learned")
+    return problems

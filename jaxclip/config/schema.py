@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from jaxclip.catalog import captions
+from jaxclip.losses.tiled import TILE
 from jaxclip.models.clip import CLIP_MEAN, CLIP_STD
 
 RGB = tuple[float, float, float]
@@ -106,10 +107,19 @@ class LoRA:
 class Loss:
     """The contrastive loss."""
 
-    name: str = "info_nce"
+    name: str = "info_nce"  # info_nce (CLIP), sigmoid (SigLIP) or incorrect_pairs
+    implementation: str = "auto"  # dense (all similarities at once), tiled (memory grows with the batch), auto
+    tile: int = TILE  # rows and columns of a tile of similarities
+    microbatch: int = 0  # pairs the towers see at a time, the loss being that of the whole batch; 0 = all of them
     temperature: float = 0.07  # of the softmax; where training starts if it is learned, but for model.init_from's own
     learned_temperature: bool = True  # clipped so that logits are scaled by at most 100
     mask_groups: bool = True  # rows of one group are not each other's negatives
+    queue: int = 0  # pairs of earlier batches kept as further negatives of InfoNCE, in the training state; 0 = none
+    bias: float = -10.0  # of the logits, where training starts but for model.init_from's own (sigmoid only)
+    alpha: float = 1.0  # weight of the correct pairs' term (incorrect_pairs only)
+    beta: float = 1.0  # weight of the incorrect pairs' term (incorrect_pairs only)
+    weighting: str = "similarity"  # of each pair: similarity, none, literal (incorrect_pairs only)
+    info_nce: float = 0.0  # weight with which InfoNCE is added (incorrect_pairs only)
 
 
 @dataclass(frozen=True)

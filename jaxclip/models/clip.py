@@ -16,8 +16,10 @@ from jaxclip.models.transformer import (
     Linear,
     Transformer,
     TransformerConfig,
+    example_keys,
     normal,
     shard_batch,
+    split_each,
 )
 
 MAX_LOGIT_SCALE = 100.0
@@ -131,15 +133,15 @@ class ImageTower(nnx.Module):
             )
         self.config = config
 
-    def __call__(self, pixels: UInt8[Array, "B S S 3"], *, rng: Key[Array, ""] | None = None) -> Float[Array, "B D"]:
+    def __call__(self, pixels: UInt8[Array, "B S S 3"], *, rng: Key[Array, "..."] | None = None) -> Float[Array, "B D"]:
         mean, std = (jnp.asarray(v, jnp.float32) * 255.0 for v in (self.config.mean, self.config.std))
         normalised = (pixels.astype(jnp.float32) - mean) / std
         x = self.stem(normalised.astype(self.config.transformer.dtype))  # (B, P, W)
         positions = self.positions[...].astype(x.dtype)
         x = x + positions[-x.shape[1] :]
-        block_rng = None
+        block_rng = projection_rng = None
         if rng is not None:
-            patch_rng, block_rng = jax.random.split(rng)
+            patch_rng, block_rng, projection_rng = split_each(example_keys(rng, x.shape[0]), 3)
             x = keep_patches(x, self.config.patch_dropout, patch_rng)
         if self.config.pooling == "class":
             class_token = jnp.broadcast_to(
@@ -152,9 +154,7 @@ class ImageTower(nnx.Module):
             x = self.pool(self.last_norm(x))  # (B, W)
         else:
             x = self.last_norm(x[:, 0] if self.config.pooling == "class" else x.mean(axis=1))  # (B, W)
-        if not self.config.projection:
-            return x
-        return self.projection(x, rng=None if rng is None else jax.random.fold_in(rng, 2))
+        return self.projection(x, rng=projection_rng) if self.config.projection else x
 
 
 class TextTower(nnx.Module):
@@ -176,20 +176,20 @@ class TextTower(nnx.Module):
         )
         self.config = config
 
-    def __call__(self, tokens: Int[Array, "B T"], *, rng: Key[Array, ""] | None = None) -> Float[Array, "B D"]:
+    def __call__(self, tokens: Int[Array, "B T"], *, rng: Key[Array, "..."] | None = None) -> Float[Array, "B D"]:
         end = jnp.argmax(tokens == self.config.end_token, axis=1)  # (B,)
+        block_rng, projection_rng = (None, None) if rng is None else split_each(example_keys(rng, tokens.shape[0]), 2)
         x = self.token_embedding(tokens) + self.positions[...].astype(self.config.transformer.dtype)  # (B, T, W)
         if self.config.pooling == "end":
-            x = self.transformer(shard_batch(x), causal=True, rng=rng)
+            x = self.transformer(shard_batch(x), causal=True, rng=block_rng)
             pooled = self.last_norm(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])  # (B, W)
         elif self.config.pooling == "last":
-            pooled = self.last_norm(self.transformer(shard_batch(x), rng=rng)[:, -1])  # (B, W)
+            pooled = self.last_norm(self.transformer(shard_batch(x), rng=block_rng)[:, -1])  # (B, W)
         else:
             inside = jnp.arange(tokens.shape[1]) <= end[:, None]  # (B, T)
-            x = self.last_norm(self.transformer(shard_batch(x), mask=inside, rng=rng))
+            x = self.last_norm(self.transformer(shard_batch(x), mask=inside, rng=block_rng))
             pooled = jnp.where(inside[..., None], x, 0).sum(axis=1) / (end[:, None] + 1).astype(x.dtype)
-        unused = None if rng is None else jax.random.fold_in(rng, self.config.transformer.layers)
-        return self.projection(pooled, rng=unused)
+        return self.projection(pooled, rng=projection_rng)
 
 
 class CLIP(nnx.Module):
@@ -206,7 +206,10 @@ class CLIP(nnx.Module):
             adapt(self, config.lora, rngs=rngs)
 
     def encode_image(self, pixels: UInt8[Array, "B S S 3"], *, rng: Array | None = None) -> Float[Array, "B D"]:
-        """Returns unit vectors in float32; `pixels` are uint8 RGB. An rng switches regularisation on."""
+        """Returns unit vectors in float32; `pixels` are uint8 RGB.
+
+        An rng, one key or one per example, switches regularisation on.
+        """
         return unit(self.image(pixels, rng=rng))
 
     def encode_text(self, tokens: Int[Array, "B T"], *, rng: Array | None = None) -> Float[Array, "B D"]:
@@ -214,20 +217,27 @@ class CLIP(nnx.Module):
         return unit(self.text(tokens, rng=rng))
 
     def __call__(self, pixels: Array, tokens: Array, *, rng: Array | None = None) -> Embeddings:
-        image_rng, text_rng = (None, None) if rng is None else jax.random.split(rng)
+        image_rng, text_rng = (None, None) if rng is None else split_each(example_keys(rng, len(pixels)), 2)
         image, text = self.encode_image(pixels, rng=image_rng), self.encode_text(tokens, rng=text_rng)
+        return Embeddings(image, text, self.scale(), self.bias())
+
+    def scale(self) -> Float[Array, ""]:
+        """Returns the factor of the cosines, at most MAX_LOGIT_SCALE where there is no bias."""
         scale = jnp.exp(self.logit_scale[...])
-        if self.config.logit_bias is None:
-            return Embeddings(image, text, jnp.minimum(scale, MAX_LOGIT_SCALE))
-        return Embeddings(image, text, scale, self.logit_bias[...])
+        return jnp.minimum(scale, MAX_LOGIT_SCALE) if self.config.logit_bias is None else scale
+
+    def bias(self) -> Float[Array, ""] | None:
+        """Returns what is added to the scaled cosines, None where the loss has no bias."""
+        return None if self.config.logit_bias is None else self.logit_bias[...]
 
 
-def keep_patches(x: Float[Array, "B P W"], dropped: float, rng: Key[Array, ""]) -> Float[Array, "B K W"]:
+def keep_patches(x: Float[Array, "B P W"], dropped: float, rng: Key[Array, "..."]) -> Float[Array, "B K W"]:
     """Returns a random subset of each picture's patches, the same number K of all: a share 1 - `dropped`."""
     kept = max(1, round(x.shape[1] * (1.0 - dropped)))
     if kept == x.shape[1]:
         return x
-    _, chosen = jax.lax.top_k(jax.random.uniform(rng, x.shape[:2]), kept)  # (B, K)
+    draws = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:2]))(example_keys(rng, len(x)))  # (B, P)
+    _, chosen = jax.lax.top_k(draws, kept)  # (B, K)
     return jnp.take_along_axis(x, chosen[..., None], axis=1)
 
 

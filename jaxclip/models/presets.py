@@ -48,6 +48,7 @@ def clip_config(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     temperature: float,
+    logit_bias: float | None = None,
     patch_dropout: float = 0.0,
     **execution,
 ) -> CLIPConfig:
@@ -72,7 +73,7 @@ def clip_config(
         tuple(std),
     )
     text = TextConfig(vocab_size, context_length, end_token, transformer(preset.text), preset.text_pooling)
-    return CLIPConfig(image, text, preset.embedding, temperature)
+    return CLIPConfig(image, text, preset.embedding, temperature, logit_bias)
 
 
 def run_as(config: CLIPConfig, *, patch_dropout: float, **execution) -> CLIPConfig:

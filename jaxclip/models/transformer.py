@@ -66,15 +66,30 @@ def shard_batch(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
-def dropout(x: Array, rate: float | Array, rng: Key[Array, ""] | None, *, shared_axes: tuple[int, ...] = ()) -> Array:
-    """Returns x with a share `rate` of its entries zeroed and the rest scaled up; x itself without an rng.
+def example_keys(rng: Key[Array, "..."], rows: int) -> Key[Array, " B"]:
+    """Returns one key per example: those given, or as many made of the one given.
+
+    What an example draws from a key of its own does not depend on the batch, or part of a batch, that it is run in.
+    """
+    return jax.random.split(rng, rows) if rng.ndim == 0 else rng
+
+
+def split_each(keys: Key[Array, " B"], count: int) -> Key[Array, "N B"]:
+    """Returns `count` independent keys for each key."""
+    return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
+
+
+def dropout(
+    x: Array, rate: float | Array, keys: Key[Array, " B"] | None, *, shared_axes: tuple[int, ...] = ()
+) -> Array:
+    """Returns x with a share `rate` of its entries zeroed and the rest scaled up; x itself without keys.
 
     `shared_axes` are dropped together: dropping all but the batch axis is stochastic depth.
     """
-    if rng is None:
+    if keys is None:
         return x
-    shape = [1 if axis in shared_axes else size for axis, size in enumerate(x.shape)]
-    kept = jax.random.bernoulli(rng, 1.0 - rate, shape)
+    shape = [1 if axis in shared_axes else size for axis, size in enumerate(x.shape)][1:]
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))(keys)
     return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
@@ -130,7 +145,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T W"], *, causal: bool, mask: Bool[Array, "B T"] | None, rng: Array | None = None
     ) -> Array:
-        in_rng, out_rng = (None, None) if rng is None else jax.random.split(rng)
+        in_rng, out_rng = (None, None) if rng is None else split_each(rng, 2)
         qkv = self.qkv(x, rng=in_rng)  # (B, T, 3, H, D)
         mixed = jax.nn.dot_product_attention(
             qkv[:, :, 0],
@@ -160,16 +175,15 @@ class Block(nnx.Module):
         self.post_norm = config.post_norm
 
     def __call__(self, x: Array, *, causal: bool, mask: Array | None, skip_rate: Array, rng: Array | None) -> Array:
-        rngs = (None,) * 4 if rng is None else jax.random.split(rng, 4)
-        lora_rngs = (None,) * 3 if rng is None else jax.random.split(jax.random.fold_in(rng, 4), 3)
+        rngs = (None,) * 7 if rng is None else split_each(rng, 7)
 
         def attend(x: Array) -> Array:
-            update = self.attention(x, causal=causal, mask=mask, rng=lora_rngs[0])
+            update = self.attention(x, causal=causal, mask=mask, rng=rngs[4])
             return self._regularise(update, skip_rate, rngs[0], rngs[1])
 
         def transform(x: Array) -> Array:
-            hidden = ACTIVATIONS[self.activation](self.mlp_in(x, rng=lora_rngs[1]))
-            return self._regularise(self.mlp_out(hidden, rng=lora_rngs[2]), skip_rate, rngs[2], rngs[3])
+            hidden = ACTIVATIONS[self.activation](self.mlp_in(x, rng=rngs[5]))
+            return self._regularise(self.mlp_out(hidden, rng=rngs[6]), skip_rate, rngs[2], rngs[3])
 
         if self.post_norm:
             x = self.attention_norm(x + attend(x))
@@ -224,16 +238,17 @@ class Transformer(nnx.Module):
         *,
         causal: bool = False,
         mask: Bool[Array, "B T"] | None = None,
-        rng: Key[Array, ""] | None = None,
+        rng: Key[Array, "..."] | None = None,
     ) -> Float[Array, "B T W"]:
         """Returns the tokens after all layers.
 
-        `mask` is True at the tokens that may be attended to. `rng` switches dropout and stochastic depth on.
+        `mask` is True at the tokens that may be attended to. `rng`, one key or one per example, switches dropout and
+        stochastic depth on.
         """
         config = self.config
         graph, stacked = nnx.split(self.blocks)
         skip_rates = jnp.linspace(0.0, config.stochastic_depth, config.layers)  # (L,)
-        keys = None if rng is None else jax.random.split(rng, config.layers)  # (L,)
+        keys = None if rng is None else split_each(example_keys(rng, x.shape[0]), config.layers)  # (L, B)
 
         def run_block(x, layer):
             state, skip_rate, key = layer

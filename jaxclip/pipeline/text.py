@@ -16,6 +16,7 @@ from jaxclip.pipeline.preprocess import Preprocess
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_DRAWS = 40
+DESCRIBED_BY = ("tokenizer.json", "tokenizer_config.json", "config.json")
 LEFTOVERS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only")
 """Settings that a tokenizer keeps from how it was last loaded or used."""
 
@@ -58,7 +59,7 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     try:
         if source.name.endswith(".txt.gz"):
             tokenizer = clip_tokenizer(source)
-        elif not any((source / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "config.json")):
+        elif (source / "vocab.json").exists() and not any((source / name).exists() for name in DESCRIBED_BY):
             tokenizer = CLIPTokenizer.from_pretrained(str(source), local_files_only=True)
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)

@@ -16,11 +16,12 @@ from jaxclip.catalog import builder, library
 from jaxclip.catalog.builder import Source
 from jaxclip.errors import UserError
 from jaxclip.features.describe import ProductDescriber
+from jaxclip.losses.objective import Objective
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.lora import NAME, LoRAConfig
 from jaxclip.models.presets import CONTEXT_LENGTH, IMAGE_SIZE, PRESETS, clip_config
 from jaxclip.pipeline import text
-from jaxclip.pipeline.batches import Shard, training_batches
+from jaxclip.pipeline.batches import Partners, Shard, training_batches
 from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.preprocess import FILENAME, Preprocess
 from jaxclip.pipeline.records import Records
@@ -28,6 +29,7 @@ from jaxclip.training import mesh as meshes
 from jaxclip.training.optimizer import make_optimizer, make_schedule
 from jaxclip.training.pretrained import open_pretrained
 from jaxclip.training.progress import bar
+from jaxclip.training.queue import with_queue
 from jaxclip.training.shape import TOKENIZER, load_shape, run_as_configured, save_shape
 from jaxclip.training.state import Params, TrainState, abstract_state, make_model
 from jaxclip.training.trainable import Trainable, make_trainable
@@ -122,6 +124,7 @@ def preset_shape(config: "Config", preprocess: Preprocess, tokenizer: PreTrained
         mean=preprocess.mean,
         std=preprocess.std,
         temperature=config.loss.temperature,
+        logit_bias=config.loss.bias if config.loss.name == "sigmoid" else None,
     )
 
 
@@ -137,6 +140,8 @@ def make_towers(
     The towers are those of `shape`, or of the configured preset.
     """
     towers = run_as_configured(shape or preset_shape(config, preprocess, tokenizer), config)
+    if config.loss.name == "sigmoid" and towers.logit_bias is None:
+        raise UserError(f"loss.name = 'sigmoid' needs a bias of the logits, and {config.model.init_from} has none")
     rates = config.optimizer.rates
     if config.task == "adapter":
         towers = replace(towers, lora=LoRAConfig(**vars(config.lora)))
@@ -159,6 +164,8 @@ def make_towers(
         clip_norm=given.clip_norm,
         trainable=trainable,
     )
+    if config.loss.queue:
+        optimizer = with_queue(optimizer, config.loss.queue, towers.embedding)
     abstract = abstract_state(shapes, optimizer, mesh, trainable, ema=given.ema > 0)
     return Towers(preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, trainable, abstract)
 
@@ -202,13 +209,18 @@ def load_towers(config: "Config", workdir: Path, steps: int = 1) -> Towers:
 def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes, dtypes and sharding of a training batch; UserError where the mesh does not divide it."""
     rows, size = meshes.rows(towers.mesh), towers.preprocess.image_size
-    if config.batch_size % rows:
-        raise UserError(f"config.batch_size = {config.batch_size} is no multiple of mesh data x fsdp = {rows}")
-    shapes = {
-        "image": ((size, size, 3), np.uint8),
-        "text": ((towers.preprocess.context_length,), np.int32),
-        "group": ((), np.int32),
-    }
+    if config.batch_size < rows:
+        raise UserError(
+            f"config.batch_size = {config.batch_size} is smaller than the number of devices that share it, mesh data x "
+            f"fsdp = {rows}: take a larger batch, or put devices on mesh.tensor"
+        )
+    for name, given in (("batch_size", config.batch_size), ("loss.microbatch", config.loss.microbatch)):
+        if given % rows:
+            raise UserError(f"config.{name} = {given} is no multiple of mesh data x fsdp = {rows}")
+    tokens = ((towers.preprocess.context_length,), np.int32)
+    shapes = {"image": ((size, size, 3), np.uint8), "text": tokens, "group": ((), np.int32)}
+    if config.loss.name == "incorrect_pairs":
+        shapes |= {"incorrect_text": tokens, "similarity": ((), np.float32), "has_incorrect": ((), np.bool_)}
     sharding = meshes.batch_sharding(towers.mesh)
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)
@@ -216,7 +228,9 @@ def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtype
     }
 
 
-def device_batches(config: "Config", towers: Towers, train: Records, *, first: int, last: int) -> tuple[Any, Callable]:
+def device_batches(
+    config: "Config", towers: Towers, train: Records, partners: Partners | None = None, *, first: int, last: int
+) -> tuple[Any, Callable]:
     """Returns the batches of steps first to last - 1 on the host, and the function that places one on the devices."""
     given = config.augmentation
     batches = training_batches(
@@ -225,6 +239,7 @@ def device_batches(config: "Config", towers: Towers, train: Records, *, first: i
         towers.preprocess,
         ImageAugmentation(given.crop_area, given.crop_aspect, given.flip),
         text.TextAugmentation(given.keep_attributes, given.keep_words, given.prompts),
+        partners,
         batch_size=config.batch_size,
         seed=config.seed,
         first_step=first,
@@ -238,6 +253,14 @@ def device_batches(config: "Config", towers: Towers, train: Records, *, first: i
         return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
     return batches, place
+
+
+def make_objective(config: "Config") -> Objective:
+    """Returns the configured loss."""
+    loss = config.loss
+    return Objective(
+        loss.name, loss.implementation, loss.tile, loss.alpha, loss.beta, loss.weighting, info_nce=loss.info_nce
+    )
 
 
 def data_fingerprint(prepared: Path) -> str:

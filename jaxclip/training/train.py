@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxclip.errors import UserError
+from jaxclip.pipeline.batches import Partners
 from jaxclip.pipeline.records import Records
 from jaxclip.training import evaluation, loop, setup, writers
 from jaxclip.training.base import completed, initial_params
@@ -48,10 +49,19 @@ class Outcome:
     zero_shot: dict[str, Any] | None = None
 
 
-def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], fingerprint: str, say: Say) -> Outcome:
+def train(
+    config: "Config",
+    workdir: Path,
+    *,
+    save_config: Callable[[], None],
+    load_config: Callable[[Path], "Config"],
+    fingerprint: str,
+    say: Say,
+) -> Outcome:
     """Trains the towers in a workdir, from its newest checkpoint where it has one, and evaluates them at the end.
 
-    Writes preprocess.json, tokenizer/, checkpoints/, metrics.jsonl, tensorboard/ and eval/ into the workdir.
+    `load_config` reads the configuration of another workdir, whose towers incorrect pairs may be mined with. Writes
+    preprocess.json, tokenizer/, checkpoints/, metrics.jsonl, tensorboard/ and eval/ into the workdir.
 
     Raises:
       UserError: bad data, a full disk, a loss that is not finite.
@@ -65,6 +75,7 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
     if warmup < given:
         say(f"optimizer.warmup_steps = {given} is more than half of the {steps} steps of this run: it takes {warmup}")
     setup.abstract_batch(config, towers)
+    partners = _partners(config, prepared, load_config, say)
     beside = {"data_fingerprint": setup.data_fingerprint(prepared), "config_fingerprint": fingerprint}
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, stored=towers.stored)
     with jax.set_mesh(towers.mesh):
@@ -86,7 +97,9 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
             say(evaluation.table(zero_shot))
         stopped = None
         if int(state.step) < steps:
-            state, stopped = _train(config, workdir, towers, train_records, state, beside, checkpoints, evaluator, say)
+            state, stopped = _train(
+                config, workdir, towers, train_records, partners, state, beside, checkpoints, evaluator, say
+            )
     checkpoints.close()
     folder = workdir / "eval" / config.data.split
     if stopped is not None:
@@ -130,10 +143,23 @@ def _start(
     return state, {**saved, **beside}
 
 
-def _train(config, workdir, towers, records, state, beside, checkpoints, evaluator, say):
+def _partners(config: "Config", prepared: Path, load_config: Callable[[Path], "Config"], say: Say) -> Partners | None:
+    if config.loss.name != "incorrect_pairs":
+        return None
+    from jaxclip.training import mining  # with scikit-learn, which nothing else here needs
+
+    pairs = mining.find_or_mine(config, prepared, load_config=load_config, say=say)
+    return Partners(pairs.partner, pairs.similarity)
+
+
+def _train(config, workdir, towers, records, partners, state, beside, checkpoints, evaluator, say):
     first, steps = int(state.step), setup.number_of_steps(config, records)
     loss = make_loss(
-        towers.graph, mask_groups=config.loss.mask_groups, learned_temperature=config.loss.learned_temperature
+        towers.graph,
+        mask_groups=config.loss.mask_groups,
+        learned_temperature=config.loss.learned_temperature,
+        objective=setup.make_objective(config),
+        microbatch=config.loss.microbatch,
     )
     step = make_step(
         loss, towers.optimizer, towers.schedule, towers.trainable, seed=config.seed, ema=config.optimizer.ema
@@ -141,7 +167,7 @@ def _train(config, workdir, towers, records, state, beside, checkpoints, evaluat
     device = jax.devices()[0].device_kind
     say(f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind {device}")
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
-    batches, place = setup.device_batches(config, towers, records, first=first, last=steps)
+    batches, place = setup.device_batches(config, towers, records, partners, first=first, last=steps)
     written = writers.Writers(workdir, first=first)
     progress = Progress(
         first=first, steps=steps, batch_size=config.batch_size, flops=flops, saved=beside.get("progress", {})

@@ -1,0 +1,87 @@
+"""Measure this machine: python -m jaxclip.bench loss [--rows=16384] [--dimension=512] [--repeats=5] [--json=PATH]
+
+Each implementation is run in turns with the others; medians are shown, and ratios to the first.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxclip import command_line
+
+Rows = list[dict[str, Any]]
+
+
+def loss(arguments: Sequence[str]) -> tuple[Rows, str]:
+    """Returns what `training.benchmarks.loss.measure` returns, and a table of it."""
+    from jaxclip.training.benchmarks import loss as benchmark
+    from jaxclip.training.progress import bar
+
+    parser = argparse.ArgumentParser(prog="python -m jaxclip.bench loss")
+    parser.add_argument("--rows", type=_positive, default=16384, help="pairs of the batch")
+    parser.add_argument("--dimension", type=_positive, default=512, help="of the embeddings")
+    parser.add_argument("--tile", type=_positive, default=benchmark.tiled.TILE, help="rows and columns of a tile")
+    parser.add_argument("--repeats", type=_positive, default=5, help="timed runs of each implementation")
+    given = vars(parser.parse_args(arguments))
+    rows = benchmark.measure(**given, progress=lambda runs: bar(runs, desc="measuring", unit="round"))
+    lines = [
+        f"InfoNCE, value and gradient, {given['rows']:,} x {given['dimension']}",
+        f"{'':22}{'seconds':>10}{'ratio':>8}{'temporaries':>14}{'ratio':>8}{'GFLOP/s':>9}",
+    ]
+    for row in rows:
+        lines.append(
+            f"{row['implementation']:22}{_shown(row['seconds'], '.2f'):>10}{_shown(row['time_ratio'], '.2f'):>8}"
+            f"{_shown(row['temporaries'], '.1f', 2**20, ' MiB'):>14}"
+            f"{_shown(row['temporaries_ratio'], '.4f'):>8}{_shown(row['flops_per_second'], '.0f', 1e9):>9}"
+        )
+    return rows, "\n".join(lines)
+
+
+BENCHMARKS: dict[str, Callable[[Sequence[str]], tuple[Rows, str]]] = {"loss": loss}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the benchmark that is named; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxclip.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=sorted(BENCHMARKS), help="what to measure")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    given, rest = parser.parse_known_args(argv)
+    if given.json and not given.json.parent.is_dir():
+        parser.error(f"--json: {given.json.parent} is no folder")
+    rows, table = BENCHMARKS[given.name](rest)
+    print(f"\n{table}\n")
+    if given.json:
+        given.json.write_text(
+            json.dumps({"benchmark": given.name, "machine": _machine(), "rows": rows}, indent=2) + "\n"
+        )
+        print(f"{'json':10}{given.json}")
+    return 0
+
+
+def _machine() -> dict[str, str]:
+    import jax
+
+    device = jax.devices()[0].device_kind
+    return {"device": device, "devices": str(jax.device_count()), "host": platform.machine(), "jax": jax.__version__}
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+def _shown(value: float | None, form: str, unit: float = 1.0, suffix: str = "") -> str:
+    return "-" if value is None else f"{value / unit:{form}}{suffix}"
+
+
+if __name__ == "__main__":
+    command_line.reuse_memory()
+    sys.exit(main(sys.argv[1:]))
