@@ -17,7 +17,7 @@ def get_config():
     config = ConfigDict()
     config.batch_size, config.steps = 16, 2
     config.data = ConfigDict(
-        {"drawn_products": 150, "image_size": 64, "context_length": 12, "vocab_size": 300, "test": 0.2, "resize": "crop"}
+        {"drawn_products": 150, "image_size": 64, "context_length": 12, "vocab_size": 300, "test": 0.2}
     )
     config.model = ConfigDict({"preset": "vit_b_32"})
     return config
