@@ -23,7 +23,9 @@ sys.meta_path.insert(0, Absent())
 TRAINING = """
 import jax, jax.numpy as jnp, numpy as np
 from jaxclip.losses import contrastive
+from jaxclip.models import encoders
 from jaxclip.models.presets import PRESETS, clip_config
+from jaxclip.models.weights import open_clip
 from jaxclip.retrieval import embed, metrics, protocols, ranks, significance
 from jaxclip.training import mesh, optimizer, state, step
 
