@@ -13,7 +13,7 @@ VARIANT is
 All are trained alike but for their pairs: the same steps on the same pictures, each with a correct and an incorrect
 text (of which 2 learns nothing). The paper fine-tunes OpenAI's weights with these pairs alone. From random weights two
 terms that look at one pair at a time say too little, so InfoNCE is added here; --config.loss.info_nce=0 leaves it out.
-Expect 25 to 35 minutes on two CPU cores. The paper's order of the variants is a hypothesis, not the expected result.
+The paper's order of the variants is a hypothesis, not the expected result.
 """
 
 from ml_collections import ConfigDict

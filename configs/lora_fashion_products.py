@@ -3,8 +3,8 @@
     python -m jaxclip.train --config=configs/lora_fashion_products.py --config.model.init_from=BASE \\
         --config.data.path=PATH --workdir=W
 
-BASE is the workdir of configs/pretrain_fashion_products.py; of another run, say its --config.model.preset. W holds the
-adapters alone, a few per cent of the base, which has to stay where it is (or to be named anew).
+BASE is a trained workdir, such as that of configs/pretrain_fashion_products.py, or a checkpoint of transformers or
+open_clip. W holds the adapters alone, a few per cent of the base, which has to stay where it is (or to be named anew).
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.epochs = 2.0
     config.data = ConfigDict({"reader": "fashion_product_images", "test": 1500.0, "split_seed": 42})
     config.augmentation = ConfigDict({"crop_area": (0.4, 1.0), "flip": True, "keep_attributes": 0.7, "keep_words": 0.9})
-    config.model = ConfigDict({"preset": "laptop", "init_from": "runs/pretrain_fashion_products"})
+    config.model = ConfigDict({"init_from": "runs/pretrain_fashion_products"})
     config.lora = ConfigDict({"rank": 8, "alpha": 16.0, "dropout": 0.05, "targets": "/blocks/"})
     config.optimizer = ConfigDict(
         {"learning_rate": 5e-4, "warmup_steps": 50, "weight_decay": 0.0, "rates": (("^logit_scale$", 1.0),)}
