@@ -21,13 +21,15 @@ NAME = flags.DEFINE_string(
 
 def main(overrides: dict[str, str]) -> None:
     """Evaluates as the flags say."""
+    command_line.join_processes()
     if not WORKDIR.value:
         raise UserError("--workdir is missing: give the folder of a run")
     workdir = Path(WORKDIR.value)
     own, wanted = config.load(workdir), config.load(workdir, overrides)
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import evaluation
+        from jaxclip.training import distributed, evaluation
 
+    distributed.check_identical("config", config.flat(wanted), "Start all with the same overrides")
     name = NAME.value or wanted.data.split
     if not NAME.value and (wanted.data.path, wanted.data.reader) != (own.data.path, own.data.reader):
         name = f"{Path(wanted.data.path).name or wanted.data.reader}-{wanted.data.split}"
@@ -35,6 +37,8 @@ def main(overrides: dict[str, str]) -> None:
     metrics = evaluation.evaluate_checkpoint(
         wanted, workdir, STEP.value, folder, fingerprint=config.fingerprint(own), say=command_line.say
     )
+    if not distributed.is_primary():
+        return
     print(f"\n{evaluation.table(metrics)}\n")
     print(f"checkpoint of step {metrics['checkpoint_step']}")
     for path in ("metrics.json", "report.html"):
@@ -42,4 +46,5 @@ def main(overrides: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    command_line.define_processes()
     command_line.run(main, __doc__)

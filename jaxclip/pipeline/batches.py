@@ -1,7 +1,6 @@
 """Batches whose order is a pure function of (seed, step): any step is resumed at once, on any number of hosts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -12,14 +11,6 @@ from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.pipeline.records import Records
 
 Batch = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The rows of a global batch that this process loads: the `index`-th of `count` equal parts."""
-
-    index: int = 0
-    count: int = 1
 
 
 def training_batches(
@@ -33,10 +24,10 @@ def training_batches(
     seed: int,
     first_step: int,
     last_step: int,
-    shard: Shard = Shard(),
+    rows: np.ndarray | None = None,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Yields this process's rows of the batches of steps first_step to last_step - 1.
+    """Yields `rows` (None = all) of the batches of steps first_step to last_step - 1; no other records are read.
 
     Row i of step s is the record at position s * batch_size + i of an endless stream, in which every pass over the
     split is another permutation (`index_shuffle`, a cipher: nothing is shuffled in memory). Its augmentation is drawn
@@ -44,12 +35,12 @@ def training_batches(
 
     Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32.
     """
-    local = batch_size // shard.count
-    total = len(records)
+    rows = np.arange(batch_size) if rows is None else rows
+    local, total = len(rows), len(records)
     parallel = workers or tf.data.AUTOTUNE
 
     def positions(step: tf.Tensor) -> tf.Tensor:
-        return step * batch_size + shard.index * local + tf.range(local, dtype=tf.int64)
+        return step * batch_size + tf.constant(rows, tf.int64)
 
     def read(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         epochs = tf.cast(positions // total, tf.int32)
@@ -92,18 +83,18 @@ def training_batches(
 
 
 def image_batches(
-    records: Records, preprocess: Preprocess, *, batch_size: int, shard: Shard = Shard(), workers: int = 0
+    records: Records, preprocess: Preprocess, *, batch_size: int, rows: np.ndarray | None = None, workers: int = 0
 ) -> Iterator[np.ndarray]:
-    """Yields this process's rows of batches of the split's pictures in order, (b, S, S, 3) uint8.
+    """Yields `rows` (None = all) of batches of the split's pictures in order, (b, S, S, 3) uint8.
 
     The last batch is filled up with black pictures.
     """
-    local = batch_size // shard.count
+    rows = np.arange(batch_size) if rows is None else rows
     batches = -(-len(records) // batch_size)
     parallel = workers or tf.data.AUTOTUNE
 
     def read(step: tf.Tensor) -> tf.Tensor:
-        numbers = step * batch_size + shard.index * local + tf.range(local, dtype=tf.int64)
+        numbers = step * batch_size + tf.constant(rows, tf.int64)
         return tf.numpy_function(
             lambda n: np.concatenate([records.read(n[n < len(records)]), np.full((n >= len(records)).sum(), b"")]),
             [numbers],
@@ -121,4 +112,4 @@ def image_batches(
 
     dataset = tf.data.Dataset.range(batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
     dataset = dataset.map(example, num_parallel_calls=parallel, deterministic=True)
-    return dataset.batch(local, drop_remainder=True).prefetch(2).as_numpy_iterator()
+    return dataset.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()

@@ -14,12 +14,12 @@ from flax import nnx
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
-from jaxclip.pipeline.batches import Shard, image_batches
+from jaxclip.pipeline.batches import image_batches
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import protocols, report
 from jaxclip.retrieval.embed import embed, padded_blocks
+from jaxclip.training import distributed, setup, writers
 from jaxclip.training import mesh as meshes
-from jaxclip.training import setup, writers
 from jaxclip.training.checkpoint import Checkpoints
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
@@ -68,13 +68,13 @@ class Evaluator:
         """Returns the unit vectors of all captions (Q, D) and of all pictures (G, D)."""
         size, towers = self.batch_size, self.towers
         sharding = meshes.batch_sharding(towers.mesh)
-        shard = Shard(jax.process_index(), jax.process_count())
-        pictures = image_batches(self.records, towers.preprocess, batch_size=size, shard=shard, workers=self.workers)
+        own = meshes.process_rows(sharding, size)
+        pictures = image_batches(self.records, towers.preprocess, batch_size=size, rows=own, workers=self.workers)
         tokens = text.encode(towers.tokenizer, self.queries.captions, towers.preprocess.context_length)
-        parts = (np.split(block, shard.count)[shard.index] for block in padded_blocks(tokens, size))
+        parts = (block[own] for block in padded_blocks(tokens, size))
 
         def encoder(encode: Callable) -> Callable[[np.ndarray], jax.Array]:
-            return lambda rows: encode(params, jax.make_array_from_process_local_data(sharding, rows))
+            return lambda rows: encode(params, meshes.place_rows(sharding, size, rows))
 
         def shown(blocks: Iterable, rows: int, what: str) -> Iterable:
             return bar(blocks, total=-(-rows // size), desc=f"embedding {what}", unit="batch", leave=False)
@@ -108,10 +108,12 @@ def read_queries(records: Records, towers: Towers) -> Queries:
 def write(
     folder: Path, result: Result, evaluator: Evaluator, *, workdir: Path, step: int, fingerprints: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Writes metrics.json and report.html into the folder; returns what metrics.json holds."""
+    """Returns what metrics.json holds; the first process writes it and report.html into the folder."""
     figures, details = result
     metrics = {**figures, "checkpoint_step": step}
     metrics |= {name: fingerprints[name] for name in ("config_fingerprint", "data_fingerprint")}
+    if not distributed.is_primary():
+        return metrics
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "metrics.json.tmp"
     temporary.write_text(json.dumps(metrics, indent=2) + "\n")
@@ -148,12 +150,14 @@ def evaluate_checkpoint(
     step = _chosen(which, checkpoints)
     prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
     records = Records(prepared, config.data.split)
+    fingerprints = {"config_fingerprint": fingerprint, "data_fingerprint": setup.data_fingerprint(prepared)}
+    facts = {"data fingerprint": fingerprints["data_fingerprint"], "checkpoint": step}
+    distributed.check_identical("run", facts, "All need the same prepared dataset and a workdir that they share")
     towers = setup.load_towers(config, workdir)
     with jax.set_mesh(towers.mesh):
         params = checkpoints.restore_params(towers.abstract.params, step)
         evaluator = Evaluator(towers, records, batch_size=config.evaluation.batch_size, workers=config.data.workers)
         result = evaluator.rank(params)
-    fingerprints = {"config_fingerprint": fingerprint, "data_fingerprint": setup.data_fingerprint(prepared)}
     return write(folder, result, evaluator, workdir=workdir, step=step, fingerprints=fingerprints)
 
 

@@ -1,11 +1,8 @@
 """The training loop: restore, then for each step: batch, step, write, maybe evaluate, maybe save."""
 
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import jax
@@ -16,7 +13,8 @@ from jaxclip.training.checkpoint import Checkpoints
 from jaxclip.training.progress import Progress
 from jaxclip.training.state import TrainState
 from jaxclip.training.step import Batch, Metrics
-from jaxclip.training.writers import Writers
+from jaxclip.training.stopping import stop_on_signals
+from jaxclip.training.writers import Silent, Writers
 
 Evaluate = Callable[[TrainState], dict[str, float]]
 
@@ -29,29 +27,6 @@ class Rhythm:
     log: int
     evaluate: int
     save: int
-
-
-class Stop:
-    """Remembers the signal that asked the run to end; a second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Yields a Stop that SIGTERM and SIGINT set, and puts the former handlers back."""
-    stop = Stop()
-    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Callable, float | None]:
@@ -72,7 +47,7 @@ def run(
     *,
     rhythm: Rhythm,
     progress: Progress,
-    writers: Writers,
+    writers: Writers | Silent,
     checkpoints: Checkpoints,
     beside: dict[str, Any],
     evaluate: Evaluate,
@@ -105,7 +80,7 @@ def run(
             last = number == rhythm.steps
             logs = number % rhythm.log == 0 or last
             evaluates = last or (rhythm.evaluate and number % rhythm.evaluate == 0)
-            stops = stop.signal is not None
+            stops = stop.after(number)
             saves = evaluates or stops or number % rhythm.save == 0
             if logs or saves:
                 _check_finite(metrics, number, checkpoints)

@@ -73,6 +73,21 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """Returns which rows of a global batch lie on this process's devices, ascending.
+
+    They need not be neighbours: a mesh follows the wires between the chips, not the numbers of the hosts.
+    """
+    held = sharding.addressable_devices_indices_map((batch_size,)).values()
+    spans = sorted({rows.indices(batch_size)[:2] for (rows,) in held})
+    return np.concatenate([np.arange(*span) for span in spans])
+
+
+def place_rows(sharding: NamedSharding, batch_size: int, rows: np.ndarray) -> jax.Array:
+    """Returns the global array of `batch_size` rows of which this process has those of `process_rows`."""
+    return jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
+
+
 def rows(mesh: Mesh) -> int:
     """Returns the number by which a batch's rows must be divisible on this mesh."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

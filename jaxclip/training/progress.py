@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from jaxclip.training import distributed
+
 PEAK_BF16_FLOPS = {
     "A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "TPU v4": 275e12, "TPU v5 lite": 197e12,
     "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12,
@@ -20,9 +22,18 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
-    """Returns a progress bar with ETA; into a file it writes a line now and then instead of redrawing."""
+    """Returns a progress bar with ETA; into a file it writes a line now and then instead of redrawing.
+
+    Of several processes the first shows it.
+    """
     terminal = sys.stderr.isatty()
-    options = {"dynamic_ncols": True, "mininterval": 0.2 if terminal else 15.0, "leave": True, **options}
+    options = {
+        "disable": not distributed.is_primary(),
+        "dynamic_ncols": True,
+        "mininterval": 0.2 if terminal else 15.0,
+        "leave": True,
+        **options,
+    }
     return tqdm(iterable, **options)
 
 

@@ -1,5 +1,6 @@
 """From a configuration to everything a run needs: data, tokenizer, towers, mesh, optimizer."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,11 @@ from jaxclip.features.describe import ProductDescriber
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.presets import PRESETS, clip_config
 from jaxclip.pipeline import text
-from jaxclip.pipeline.batches import Shard, training_batches
+from jaxclip.pipeline.batches import training_batches
 from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.preprocess import FILENAME, Preprocess
 from jaxclip.pipeline.records import Records
+from jaxclip.training import distributed
 from jaxclip.training import mesh as meshes
 from jaxclip.training.optimizer import make_optimizer, make_schedule
 from jaxclip.training.progress import bar
@@ -52,7 +54,10 @@ class Towers:
 def prepared_dataset(config: "Config", *, whole: bool, say: Callable[[str], None]) -> Path:
     """Returns the folder of the configured catalogue's prepared dataset, preparing it first where there is none.
 
-    `whole` asks for all of a catalogue, where no split is needed.
+    `whole` asks for all of a catalogue, where no split is needed. Of several processes the first prepares.
+
+    Raises:
+      UserError: there is nothing to prepare, or another process does not see what the first one prepared.
     """
     data = config.data
     columns = {role: name for role, name in vars(data.columns).items() if name}
@@ -60,7 +65,17 @@ def prepared_dataset(config: "Config", *, whole: bool, say: Callable[[str], None
     test = 0 if whole else data.test
     source = Source(data.reader, path, test, data.split_seed, columns, make_describer(config))
     drawn = (data.drawn_products, data.drawn_seed)
-    return library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say)
+    prepared = Path(
+        distributed.from_primary(
+            "prepared", lambda: str(library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say))
+        )
+    )
+    if not builder.is_prepared(prepared):
+        raise UserError(
+            f"process {distributed.process_id()} sees no prepared dataset in {prepared}: name a folder that all processes "
+            "share with --config.data.prepared or $JAXCLIP_CACHE, or copy it to each machine"
+        )
+    return prepared
 
 
 def make_describer(config: "Config") -> ProductDescriber | None:
@@ -153,8 +168,8 @@ def make_or_load_towers(config: "Config", workdir: Path, train: Records, steps: 
 
 
 def save_towers(towers: Towers, workdir: Path) -> None:
-    """Writes tokenizer/ and then preprocess.json into a workdir that has none yet."""
-    if not (workdir / FILENAME).exists():
+    """Writes tokenizer/ and then preprocess.json into a workdir that has none yet, in the first process."""
+    if distributed.is_primary() and not (workdir / FILENAME).exists():
         towers.tokenizer.save_pretrained(workdir / TOKENIZER)
         towers.preprocess.save(workdir)
 
@@ -183,7 +198,7 @@ def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtype
 
 def device_batches(config: "Config", towers: Towers, train: Records, *, first: int, last: int) -> tuple[Any, Callable]:
     """Returns the batches of steps first to last - 1 on the host, and the function that places one on the devices."""
-    given = config.augmentation
+    given, sharding = config.augmentation, meshes.batch_sharding(towers.mesh)
     batches = training_batches(
         train,
         towers.tokenizer,
@@ -194,15 +209,19 @@ def device_batches(config: "Config", towers: Towers, train: Records, *, first: i
         seed=config.seed,
         first_step=first,
         last_step=last,
-        shard=Shard(jax.process_index(), jax.process_count()),
+        rows=meshes.process_rows(sharding, config.batch_size),
         workers=config.data.workers,
     )
-    sharding = meshes.batch_sharding(towers.mesh)
 
     def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        return {name: meshes.place_rows(sharding, config.batch_size, rows) for name, rows in batch.items()}
 
     return batches, place
+
+
+def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Returns 12 hex digits that change with any token or its number."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:12]
 
 
 def data_fingerprint(prepared: Path) -> str:

@@ -9,7 +9,7 @@ import jax
 
 from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
-from jaxclip.training import evaluation, loop, setup, writers
+from jaxclip.training import distributed, evaluation, loop, setup, writers
 from jaxclip.training.checkpoint import BEST_BY, Checkpoints
 from jaxclip.training.progress import Progress
 from jaxclip.training.setup import Towers
@@ -48,9 +48,19 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
     setup.abstract_batch(config, towers)
     beside = {"data_fingerprint": setup.data_fingerprint(prepared), "config_fingerprint": fingerprint}
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    distributed.check_identical(
+        "run",
+        {
+            "data fingerprint": beside["data_fingerprint"],
+            "vocabulary": setup.vocabulary_fingerprint(towers.tokenizer),
+            "checkpoints in the workdir": checkpoints.steps(),
+        },
+        "All need the same prepared dataset and a workdir that they share",
+    )
     with jax.set_mesh(towers.mesh):
         state, beside = _start(config, towers, checkpoints, beside, say)
-        save_config()
+        if distributed.is_primary():
+            save_config()
         setup.save_towers(towers, workdir)
         evaluator = evaluation.Evaluator(
             towers, test_records, batch_size=config.evaluation.batch_size, workers=config.data.workers
@@ -95,7 +105,7 @@ def _train(config, workdir, towers, records, state, beside, checkpoints, evaluat
     say(f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind {device}")
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
     batches, place = setup.device_batches(config, towers, records, first=first, last=steps)
-    written = writers.Writers(workdir, first=first)
+    written = writers.Writers(workdir, first=first) if distributed.is_primary() else writers.Silent()
     progress = Progress(
         first=first, steps=steps, batch_size=config.batch_size, flops=flops, saved=beside.get("progress", {})
     )

@@ -7,13 +7,12 @@ import pytest
 
 from jaxclip.catalog import builder
 from jaxclip.errors import UserError
-from jaxclip.pipeline.batches import Shard, image_batches, training_batches
+from jaxclip.pipeline.batches import image_batches, training_batches
 from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.records import Records
 from jaxclip.pipeline.text import TextAugmentation
 
 TOTAL, BATCH = 19, 4
-ALONE = Shard()
 AUGMENTED = ImageAugmentation((0.3, 0.9), (0.5, 2.0), True), TextAugmentation(0.5, 0.5, False)
 PLAIN = ImageAugmentation((1.0, 1.0), (1.0, 1.0), False), TextAugmentation(1.0, 1.0, False)
 
@@ -23,7 +22,7 @@ def batches(prepared, preprocess, tokenizer):
     """Returns what training_batches yields, as a list."""
     records = Records(prepared, "train")
 
-    def load(first, last, *, batch=BATCH, seed=3, shard=ALONE, augmentation=AUGMENTED):
+    def load(first, last, *, batch=BATCH, seed=3, rows=None, augmentation=AUGMENTED):
         return list(
             training_batches(
                 records,
@@ -34,7 +33,7 @@ def batches(prepared, preprocess, tokenizer):
                 seed=seed,
                 first_step=first,
                 last_step=last,
-                shard=shard,
+                rows=rows,
             )
         )
 
@@ -83,7 +82,7 @@ def test_another_seed_is_another_order(batches):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_parts_of_all_processes_make_up_the_global_batch(batches, count):
-    parts = [batches(2, 8, shard=Shard(index, count)) for index in range(count)]
+    parts = [batches(2, 8, rows=rows) for rows in np.split(np.arange(BATCH), count)]
     steps = zip(*parts, strict=True)
     together = [{name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in steps]
     assert_same(together, batches(2, 8))
@@ -146,9 +145,11 @@ def test_evaluation_sees_every_picture_once_in_order_and_fills_up_with_black(pre
 def test_evaluation_on_several_processes_sees_what_one_sees(prepared, preprocess):
     records = Records(prepared, "test")
     whole = list(image_batches(records, preprocess, batch_size=4))
-    parts = [list(image_batches(records, preprocess, batch_size=4, shard=Shard(index, 2))) for index in range(2)]
+    shares = np.asarray([0, 3]), np.asarray([1, 2])
+    parts = [list(image_batches(records, preprocess, batch_size=4, rows=rows)) for rows in shares]
     for number, batch in enumerate(whole):
-        np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), batch)
+        for rows, part in zip(shares, parts, strict=True):
+            np.testing.assert_array_equal(part[number], batch[rows])
 
 
 def test_records_of_all_splits_are_those_of_each_one_after_the_other(prepared):
