@@ -27,14 +27,8 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
     Of several processes the first shows it.
     """
     terminal = sys.stderr.isatty()
-    options = {
-        "disable": not distributed.is_primary(),
-        "dynamic_ncols": True,
-        "mininterval": 0.2 if terminal else 15.0,
-        "leave": True,
-        **options,
-    }
-    return tqdm(iterable, **options)
+    defaults = {"dynamic_ncols": True, "mininterval": 0.2 if terminal else 15.0, "leave": True}
+    return tqdm(iterable, disable=not distributed.is_primary(), **{**defaults, **options})
 
 
 class Progress:

@@ -72,8 +72,8 @@ def prepared_dataset(config: "Config", *, whole: bool, say: Callable[[str], None
     )
     if not builder.is_prepared(prepared):
         raise UserError(
-            f"process {distributed.process_id()} sees no prepared dataset in {prepared}: name a folder that all processes "
-            "share with --config.data.prepared or $JAXCLIP_CACHE, or copy it to each machine"
+            f"process {distributed.process_id()} sees no prepared dataset in {prepared}: name a folder that all "
+            "processes share with --config.data.prepared or $JAXCLIP_CACHE, or copy it to each machine"
         )
     return prepared
 
