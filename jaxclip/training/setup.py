@@ -1,7 +1,7 @@
 """From a configuration to everything a run needs: data, tokenizer, towers, mesh, optimizer."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,8 +109,17 @@ def make_tokenizer(config: "Config", preprocess: Preprocess, train: Records) -> 
     return text.train_tokenizer(captions, config.data.vocab_size)
 
 
-def make_towers(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedTokenizerFast, steps: int) -> Towers:
-    """Returns the towers' configuration and shapes, the mesh and the optimizer, allocating nothing."""
+def make_towers(
+    config: "Config",
+    preprocess: Preprocess,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Towers:
+    """Returns the towers' configuration and shapes, the mesh (of all devices, or the given) and the optimizer.
+
+    Nothing is allocated.
+    """
     model = config.model
     towers = clip_config(
         PRESETS[model.preset],
@@ -129,7 +138,7 @@ def make_towers(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedT
         remat=model.remat,
     )
     graph, shapes = make_model(towers)
-    mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     rates = dict(config.optimizer.rates)
     if not config.loss.learned_temperature:
         rates = {r"^logit_scale$": 0.0, **rates}

@@ -78,6 +78,14 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
     return Outcome(None, int(state.step), metrics, folder)
 
 
+def train_step(config: "Config", towers: Towers) -> Callable:
+    """Returns the configured step(state, batch) -> (state, metrics), to be compiled."""
+    loss = make_loss(
+        towers.graph, mask_groups=config.loss.mask_groups, learned_temperature=config.loss.learned_temperature
+    )
+    return make_step(loss, towers.optimizer, towers.schedule, seed=config.seed)
+
+
 def _start(
     config: "Config", towers: Towers, checkpoints: Checkpoints, beside: dict[str, Any], say: Say
 ) -> tuple[TrainState, dict[str, Any]]:
@@ -97,10 +105,7 @@ def _start(
 
 def _train(config, workdir, towers, records, state, beside, checkpoints, evaluator, say):
     first, steps = int(state.step), setup.number_of_steps(config, records)
-    loss = make_loss(
-        towers.graph, mask_groups=config.loss.mask_groups, learned_temperature=config.loss.learned_temperature
-    )
-    step = make_step(loss, towers.optimizer, towers.schedule, seed=config.seed)
+    step = train_step(config, towers)
     device = jax.devices()[0].device_kind
     say(f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind {device}")
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
