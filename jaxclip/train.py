@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from jaxclip.training.train import Outcome
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/ and the name of the config file")
+PROFILE = flags.DEFINE_string(
+    "profile_steps", None, "FIRST:LAST, steps to trace for TensorBoard and Perfetto"
+)
 MAY_CHANGE = ("checkpoint.", "evaluation.", "log_every", "mesh.", "data.path", "data.prepared", "data.workers")
 
 
@@ -31,9 +34,10 @@ def main(overrides: dict[str, str]) -> int:
     workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)
     _check_workdir(workdir, wanted)
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import distributed
+        from jaxclip.training import distributed, profile
         from jaxclip.training.train import train
 
+    profiled = profile.parse_steps(PROFILE.value) if PROFILE.value else range(0)
     distributed.check_identical("config", config.flat(wanted), "Start all with the same --config and overrides")
     started = time.perf_counter()
     outcome = train(
@@ -42,6 +46,7 @@ def main(overrides: dict[str, str]) -> int:
         save_config=lambda: _save(workdir, wanted),
         fingerprint=config.fingerprint(wanted),
         say=command_line.say,
+        profiled=profiled,
     )
     if distributed.is_primary():
         _report(workdir, outcome, (time.perf_counter() - started) / 60)

@@ -11,6 +11,7 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline.prefetch import prefetch
 from jaxclip.training.checkpoint import Checkpoints
 from jaxclip.training.flops import matmul_flops
+from jaxclip.training.profile import Profile, chapter
 from jaxclip.training.progress import Progress
 from jaxclip.training.state import TrainState
 from jaxclip.training.step import Batch, Metrics
@@ -51,6 +52,7 @@ def run(
     checkpoints: Checkpoints,
     beside: dict[str, Any],
     evaluate: Evaluate,
+    profile: Profile,
 ) -> tuple[TrainState, int | None]:
     """Trains from the state's step to the last one; returns the final state and the signal that ended it early, if any.
 
@@ -70,10 +72,13 @@ def run(
     placed = prefetch(batches, place)
     with stop_on_signals() as stop:
         for number in range(first + 1, rhythm.steps + 1):
-            waiting = time.perf_counter()
-            batch = next(placed)
-            progress.waited(time.perf_counter() - waiting)
-            state, metrics = step(state, batch)
+            with profile.step(number):
+                waiting = time.perf_counter()
+                with chapter("wait for data"):
+                    batch = next(placed)
+                progress.waited(time.perf_counter() - waiting)
+                state, metrics = step(state, batch)
+            profile.after(number, metrics)
             if previous is not None:
                 _check_finite(previous, number - 1, checkpoints)
             previous = metrics
@@ -89,10 +94,12 @@ def run(
                 _write(number, metrics, progress, writers)
             if saves:
                 progress.pause()
-                found = evaluate(state) if evaluates and (last or not stops) else None
+                with chapter("evaluate"):
+                    found = evaluate(state) if evaluates and (last or not stops) else None
                 if found:
                     writers.write(number, found)
-                save(found)
+                with chapter("save"):
+                    save(found)
                 progress.resume()
             if stops:
                 break

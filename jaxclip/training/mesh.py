@@ -68,6 +68,20 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     return jax.tree.map(place, names(tree), tree)
 
 
+def table(params: Any, mesh: Mesh) -> str:
+    """Returns a line for each parameter (array, or shape with sharding): name, shape, axes it is split over, bytes."""
+    lines = [f"{'parameter':44}{'shape':>24}  {'spec':34}{'per device':>12}"]
+    total = 0
+    for name, leaf in zip(jax.tree.leaves(names(params)), jax.tree.leaves(params), strict=True):
+        size = int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        total += size
+        spec = ", ".join(str(axis or "-") for axis in leaf.sharding.spec) or "replicated"
+        lines.append(f"{name:44}{str(leaf.shape):>24}  {spec:34}{size / 2**10:>8,.1f} KiB")
+    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    lines.append(f"mesh {sizes}: {total / 2**20:,.2f} MiB of parameters per device")
+    return "\n".join(lines)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: its rows over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

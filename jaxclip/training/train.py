@@ -10,7 +10,9 @@ import jax
 from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.training import distributed, evaluation, loop, setup, writers
+from jaxclip.training import mesh as meshes
 from jaxclip.training.checkpoint import BEST_BY, Checkpoints
+from jaxclip.training.profile import Profile
 from jaxclip.training.progress import Progress
 from jaxclip.training.setup import Towers
 from jaxclip.training.state import TrainState, initial_state
@@ -33,10 +35,19 @@ class Outcome:
     folder: Path
 
 
-def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], fingerprint: str, say: Say) -> Outcome:
+def train(
+    config: "Config",
+    workdir: Path,
+    *,
+    save_config: Callable[[], None],
+    fingerprint: str,
+    say: Say,
+    profiled: range = range(0),
+) -> Outcome:
     """Trains the towers in a workdir, from its newest checkpoint where it has one, and evaluates them at the end.
 
-    Writes preprocess.json, tokenizer/, checkpoints/, metrics.jsonl, tensorboard/ and eval/ into the workdir.
+    Writes preprocess.json, tokenizer/, sharding.txt, checkpoints/, metrics.jsonl, tensorboard/ and eval/ into the
+    workdir, and a trace of the `profiled` steps into its tensorboard/.
 
     Raises:
       UserError: bad data, a full disk, a loss that is not finite.
@@ -61,13 +72,16 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
         state, beside = _start(config, towers, checkpoints, beside, say)
         if distributed.is_primary():
             save_config()
+            _tell_sharding(towers, workdir, say)
         setup.save_towers(towers, workdir)
         evaluator = evaluation.Evaluator(
             towers, test_records, batch_size=config.evaluation.batch_size, workers=config.data.workers
         )
         stopped = None
         if int(state.step) < steps:
-            state, stopped = _train(config, workdir, towers, train_records, state, beside, checkpoints, evaluator, say)
+            profile = Profile(workdir / "tensorboard", profiled)
+            run = (config, workdir, towers, train_records, state, beside, checkpoints, evaluator, profile, say)
+            state, stopped = _train(*run)
     checkpoints.close()
     folder = workdir / "eval" / config.data.split
     if stopped is not None:
@@ -76,6 +90,13 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
         result = evaluator.last or evaluator.rank(state.params)
     metrics = evaluation.write(folder, result, evaluator, workdir=workdir, step=int(state.step), fingerprints=beside)
     return Outcome(None, int(state.step), metrics, folder)
+
+
+def _tell_sharding(towers: Towers, workdir: Path, say: Say) -> None:
+    table = meshes.table(towers.abstract.params, towers.mesh)
+    (workdir / "sharding.txt").write_text(table + "\n")
+    if towers.mesh.size > 1:
+        say(table)
 
 
 def train_step(config: "Config", towers: Towers) -> Callable:
@@ -103,7 +124,7 @@ def _start(
     return state, {**saved, **beside}
 
 
-def _train(config, workdir, towers, records, state, beside, checkpoints, evaluator, say):
+def _train(config, workdir, towers, records, state, beside, checkpoints, evaluator, profile, say):
     first, steps = int(state.step), setup.number_of_steps(config, records)
     step = train_step(config, towers)
     device = jax.devices()[0].device_kind
@@ -131,7 +152,9 @@ def _train(config, workdir, towers, records, state, beside, checkpoints, evaluat
             checkpoints=checkpoints,
             beside=beside,
             evaluate=evaluate,
+            profile=profile,
         )
     finally:
+        profile.close()
         progress.close()
         written.close()

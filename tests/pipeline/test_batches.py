@@ -142,6 +142,17 @@ def test_evaluation_sees_every_picture_once_in_order_and_fills_up_with_black(pre
     assert (rows[5:] == 0).all()
 
 
+def test_a_process_reads_its_share_of_the_records_and_no_other(batches, monkeypatch):
+    read = []
+    whole = Records.read
+    monkeypatch.setattr(Records, "read", lambda self, numbers: read.extend(numbers) or whole(self, numbers))
+    batches(0, 4, rows=np.asarray([1, 2]))
+    half = sorted(read)
+    read.clear()
+    batches(0, 4)
+    assert len(half) == 8 and len(read) == 16 and set(half) < set(read)
+
+
 def test_evaluation_on_several_processes_sees_what_one_sees(prepared, preprocess):
     records = Records(prepared, "test")
     whole = list(image_batches(records, preprocess, batch_size=4))
