@@ -70,7 +70,6 @@ def usage(help: str) -> str:
     """Returns a command's help: what it does, its flags and every field of the configuration."""
     defined = [*flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
     defined += flags.FLAGS.get_key_flags_for_module(__name__)
-    defined += [flags.FLAGS["config"]] if "config" in flags.FLAGS else []
     lines = [help.strip(), "", "flags:", *(f"  --{flag.name}: {flag.help}" for flag in defined)]
     fields = textwrap.wrap(", ".join(config.fields()), 110, initial_indent="    ", subsequent_indent="    ")
     lines += ["  --config.section.field=VALUE: overrides one field of", *fields]
@@ -146,6 +145,10 @@ def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
             if not _processes():
                 raise
             return _failed(error, traceback.format_exc(), 1)
+        except KeyboardInterrupt as error:
+            if _processes():
+                _failed(error, "interrupted", 130)
+            raise
         if _processes():
             _processes().leave()
         return status
@@ -165,7 +168,7 @@ def _processes() -> ModuleType | None:
     return module if module and module.store() is not None else None
 
 
-def _failed(error: Exception, sentence: str, status: int) -> int:
+def _failed(error: BaseException, sentence: str, status: int) -> int:
     if _processes():
         _processes().fail(error, sentence, status)
     print(sentence, file=sys.stderr)

@@ -37,7 +37,7 @@ ROWS: Sequence[tuple[str, Callable[["Plan"], str]]] = (
     ("temporaries", lambda p: _gib(p.temporaries)),
     ("in all, of", lambda p: f"{_gib(p.needed)} / {_gib(p.memory)}"),
     ("fits", lambda p: "yes" if p.fits else "NO"),
-    ("FLOPs", lambda p: f"{p.flops / 1e12:,.1f} T"),
+    ("FLOPs", lambda p: f"{p.flops / 1e12:,.3g} T"),
     ("memory traffic", lambda p: _gib(p.traffic)),
     ("all-reduce", lambda p: _gib(p.sent.get("all-reduce", 0))),
     ("all-gather", lambda p: _gib(p.sent.get("all-gather", 0))),
@@ -96,7 +96,7 @@ def table(plans: Sequence["Plan"]) -> str:
 
 
 def _gib(size: float) -> str:
-    return f"{size / 2**30:,.2f} GiB"
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**27 else f"{size / 2**20:,.1f} MiB"
 
 
 def _ms(seconds: float) -> str:

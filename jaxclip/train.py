@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from jaxclip.training.train import Outcome
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/ and the name of the config file")
-PROFILE = flags.DEFINE_string(
-    "profile_steps", None, "FIRST:LAST, steps to trace for TensorBoard and Perfetto"
-)
+PROFILE = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, steps to trace for TensorBoard and Perfetto")
 MAY_CHANGE = ("checkpoint.", "evaluation.", "log_every", "mesh.", "data.path", "data.prepared", "data.workers")
 
 

@@ -4,7 +4,6 @@ Built on the key-value store of JAX's coordination service, which lives in proce
 one process everything here returns at once.
 """
 
-import glob
 import itertools
 import json
 import os
@@ -16,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import jax
+from jax._src import cloud_tpu_init
 from jax._src import distributed as jax_distributed  # the store has no public name; Orbax takes it from here too
 
 from jaxclip.errors import UserError
@@ -40,15 +40,17 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
     if len(missing) == len(given):
         if not _in_cluster():
             return
-        given = {}
+        place: dict[str, Any] = {}
     elif missing:
         raise UserError(f"{' and '.join(missing)} missing: --{', --'.join(FOUND_BY)} go together")
     elif not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id} must be from 0 to {num_processes - 1}, below --num_processes")
+    else:
+        place = {**given, "cluster_detection_method": "deactivate"}
     # Its place is taken by `stopping`: Orbax would ask it about older steps, which can make a process miss the stop.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**given)
+        jax.distributed.initialize(**place)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"could not join the run's other processes: {str(error).splitlines()[0]}") from error
     threading.Thread(target=_watch, daemon=True, name="watch").start()
@@ -59,8 +61,8 @@ def _in_cluster() -> bool:
     slurm = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     gke = any("," in os.environ.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
     slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1")) > 1
-    cloud_tpu = "TPU_WORKER_HOSTNAMES" not in os.environ and any(map(glob.glob, ("/dev/accel*", "/dev/vfio/[0-9]*")))
-    return slurm or gke or slices or (cloud_tpu and "TPU_SKIP_MDS_QUERY" not in os.environ)
+    told = {"TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY"} & os.environ.keys()
+    return slurm or gke or slices or (cloud_tpu_init.running_in_cloud_tpu_vm and not told)
 
 
 def process_id() -> int:
