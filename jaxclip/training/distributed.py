@@ -122,10 +122,20 @@ def check_identical(name: str, facts: Mapping[str, Any], remedy: str) -> None:
         raise UserError(verdict)
 
 
+def meet(name: str) -> None:
+    """Returns when all processes have come here, which they do once per name and in the same order.
+
+    A computation that others take part in fails where one of them is late (after 30 seconds with Gloo, on CPU): so they
+    meet after what takes each its own time, such as compiling.
+    """
+    if store() is not None:
+        store().wait_at_barrier(f"jaxclip/meet/{name}", DAY)
+
+
 def leave() -> None:
     """Returns when all processes have come here, and ends their connection."""
     if store() is not None:
-        store().wait_at_barrier("jaxclip/leave", DAY)
+        meet("leave")
         _left.set()
         jax.distributed.shutdown()
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 STAND_IN = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
 """Number of GPUs -> the v5p topology for which their program is compiled."""
 GRANULE = 1024  # --max_batch is a multiple of it where it is more than that
+MOST_PLANS, CLOSE = 6, 0.03
+"""At most so many programs are compiled to find the largest batch, and none to gain less than this share."""
 
 
 @dataclass(frozen=True)
@@ -194,13 +196,20 @@ def largest_batch(config: "Config", topology: str, *, say: Callable[[str], None]
             plans[batch] = plan(replace(config, batch_size=batch), topology)
         return plans[batch]
 
-    low, high = at(config.batch_size // 2), at(config.batch_size)
-    for _ in range(4):
-        slope = (high.needed - low.needed) / max(high.batch_size - low.batch_size, 1)
-        best = at(int(high.batch_size + (high.memory - high.needed) / slope))
-        if best.fits and (len(plans) > 3 or best.batch_size in (low.batch_size, high.batch_size)):
+    at(config.batch_size // 2)
+    at(config.batch_size)
+    while len(plans) < MOST_PLANS:
+        known = sorted(plans.values(), key=lambda found: abs(found.needed - found.memory))[:2]
+        if len(known) < 2 or known[0].needed == known[1].needed:
             break
-        low, high = (high, best) if best.fits else (low if low.fits else at(best.batch_size // 2), best)
+        slope = (known[0].needed - known[1].needed) / (known[0].batch_size - known[1].batch_size)
+        guess = int(known[0].batch_size + (known[0].memory - known[0].needed) / slope) // granule * granule
+        below = max((found.batch_size for found in plans.values() if found.fits), default=0)
+        above = min((found.batch_size for found in plans.values() if not found.fits), default=math.inf)
+        guess = max(below + granule, min(guess, above - granule))
+        if guess >= above or guess < granule or (below and guess - below < CLOSE * below):
+            break
+        at(int(guess))
     fitting = [found for found in plans.values() if found.fits]
     if not fitting:
         raise UserError(f"no batch fits {topology}: a larger config.mesh.fsdp or config.model.remat=full needs less")

@@ -130,6 +130,7 @@ def _train(config, workdir, towers, records, state, beside, checkpoints, evaluat
     device = jax.devices()[0].device_kind
     say(f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind {device}")
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
+    distributed.meet("compiled")
     batches, place = setup.device_batches(config, towers, records, first=first, last=steps)
     written = writers.Writers(workdir, first=first) if distributed.is_primary() else writers.Silent()
     progress = Progress(
