@@ -78,7 +78,6 @@ def run(
                     batch = next(placed)
                 progress.waited(time.perf_counter() - waiting)
                 state, metrics = step(state, batch)
-            profile.after(number, metrics)
             if previous is not None:
                 _check_finite(previous, number - 1, checkpoints)
             previous = metrics
@@ -101,6 +100,7 @@ def run(
                 with chapter("save"):
                     save(found)
                 progress.resume()
+            profile.after(number, metrics)
             if stops:
                 break
         placed.close()
