@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/ and the name of the config file")
 PROFILE = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, steps to trace for TensorBoard and Perfetto")
+STOPPED = flags.DEFINE_integer("stopped_status", 0, "exit status after SIGTERM, for schedulers that take 0 for done")
 MAY_CHANGE = ("checkpoint.", "evaluation.", "log_every", "mesh.", "data.path", "data.prepared", "data.workers")
 
 
@@ -48,7 +49,7 @@ def main(overrides: dict[str, str]) -> int:
     )
     if distributed.is_primary():
         _report(workdir, outcome, (time.perf_counter() - started) / 60)
-    return 0 if outcome.signal in (None, signal.SIGTERM) else 128 + outcome.signal
+    return {None: 0, signal.SIGTERM: STOPPED.value, signal.SIGINT: 130}[outcome.signal]
 
 
 def _report(workdir: Path, outcome: "Outcome", minutes: float) -> None:

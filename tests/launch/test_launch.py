@@ -83,7 +83,8 @@ def test_gke_applies_a_job_set_whose_pods_kubernetes_accepts(launch, kind):
     job = jobs["template"]["spec"]
     assert job["parallelism"] == job["completions"] == 4 and job["completionMode"] == "Indexed"
     (container,) = job["template"]["spec"]["containers"]
-    assert container["args"][-3:] == ARGUMENTS and container["command"] == ["python", "-m", "jaxclip.train"]
+    assert container["args"][-4:] == ["--stopped_status=75", *ARGUMENTS]  # with 0 an evicted pod would count as done
+    assert container["command"] == ["python", "-m", "jaxclip.train"]
     if kind == "gpu":
         # JobSet's names: NAME-JOB-INDEX-POD.NAME
         assert container["args"][:3] == [
