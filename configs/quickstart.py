@@ -14,7 +14,15 @@ def get_config() -> ConfigDict:
     config.batch_size = 128
     config.epochs = 14.0
     config.data = ConfigDict(
-        {"reader": "drawn", "drawn_products": 3000, "image_size": 64, "context_length": 24, "vocab_size": 1024}
+        {
+            "reader": "drawn",
+            "drawn_products": 3600,
+            "test": 300.0,
+            "second_stage": 600.0,  # for configs/rerank_quickstart.py
+            "image_size": 64,
+            "context_length": 24,
+            "vocab_size": 1024,
+        }
     )
     config.augmentation = ConfigDict({"crop_area": (0.7, 1.0), "keep_attributes": 0.5})
     config.model = ConfigDict({"preset": "tiny"})

@@ -3,6 +3,7 @@
 The workdir's own configuration is where it starts from; overrides name another catalogue or split.
 """
 
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -26,16 +27,19 @@ def main(overrides: dict[str, str]) -> None:
     workdir = Path(WORKDIR.value)
     own, wanted = config.load(workdir), config.load(workdir, overrides)
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import evaluation
+        from jaxclip.retrieval import second_stage
+        from jaxclip.training import evaluation, rerank
 
     name = NAME.value or wanted.data.split
     if not NAME.value and (wanted.data.path, wanted.data.reader) != (own.data.path, own.data.reader):
         name = f"{Path(wanted.data.path).name or wanted.data.reader}-{wanted.data.split}"
     folder = workdir / "eval" / name
-    metrics = evaluation.evaluate_checkpoint(
-        wanted, workdir, STEP.value, folder, fingerprint=config.fingerprint(own), say=command_line.say
+    reranks = wanted.task == "rerank"
+    evaluate = (
+        partial(rerank.evaluate_checkpoint, load_config=config.load) if reranks else evaluation.evaluate_checkpoint
     )
-    print(f"\n{evaluation.table(metrics)}\n")
+    metrics = evaluate(wanted, workdir, STEP.value, folder, fingerprint=config.fingerprint(own), say=command_line.say)
+    print(f"\n{(second_stage if reranks else evaluation).table(metrics)}\n")
     print(f"checkpoint of step {metrics['checkpoint_step']}")
     for path in ("metrics.json", "report.html"):
         print(f"{Path(path).stem:10}{folder / path}")

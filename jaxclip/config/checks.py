@@ -14,7 +14,7 @@ from jaxclip.models.presets import PRESETS
 from jaxclip.models.transformer import EXECUTIONS, REMAT_POLICIES
 
 CHOICES: dict[str, Sequence[str]] = {
-    "task": ("towers",),
+    "task": ("towers", "rerank"),
     "data.reader": tuple(READERS),
     "data.split": ("train", "test", "all"),
     "data.resize": ("squash", "crop"),
@@ -23,21 +23,28 @@ CHOICES: dict[str, Sequence[str]] = {
     "model.execution": EXECUTIONS,
     "model.remat": tuple(REMAT_POLICIES),
     "loss.name": ("info_nce",),
+    "rerank.preset": ("gated", "paper"),
+    "rerank.loss": ("softmax", "lambda", "binary"),
+    "rerank.negatives": ("random", "worst", "top", "mixed"),
+    "rerank.combine": ("add", "concatenate"),
     "optimizer.name": ("adamw", "adam"),
     "optimizer.schedule": ("cosine", "constant"),
 }
 AT_LEAST: dict[str, float] = {
     "batch_size": 1, "steps": 0, "epochs": 0, "log_every": 1, "data.drawn_products": 1, "data.image_size": 8,
-    "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "features.colours": 1,
+    "data.second_stage": 0, "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "features.colours": 1,
     "incorrect_pairs.clusters": 2, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
     "checkpoint.keep": 1, "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01,
+    "rerank.candidates": 2, "rerank.wordings": 1, "rerank.hidden": 1, "rerank.matching": 1, "rerank.seeds": 1,
 }  # fmt: skip
 PROBABILITIES = ("augmentation.keep_attributes", "augmentation.keep_words")
 BELOW_ONE = (
-    "model.dropout", "model.stochastic_depth", "model.patch_dropout", "optimizer.beta1", "optimizer.beta2",
+    "model.dropout", "model.stochastic_depth", "model.patch_dropout", "rerank.dropout",
+    "optimizer.beta1", "optimizer.beta2",
 )  # fmt: skip
 NO_DETECTOR = "none"
+RERANK_FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture", "attributes")
 WITH_COLUMNS = ("table", "tfds", "webdataset")
 """Readers of layouts whose columns have names of their own."""
 
@@ -75,6 +82,7 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
     if config.data.reader not in WITH_COLUMNS and config.data.columns != Columns():
         problems.append(f"data.columns is for data.reader = {' or '.join(WITH_COLUMNS)}, not {config.data.reader!r}")
     problems += _of_features(config)
+    problems += _of_second_stage(config)
     preset = PRESETS.get(config.model.preset)
     if preset and config.data.image_size % preset.patch:
         size, patch = config.data.image_size, preset.patch
@@ -119,6 +127,33 @@ def _of_features(config: Config) -> list[str]:
         problems.append(
             f"incorrect_pairs.features = {pairs.features!r} must be classical, or towers:WORKDIR with a trained run"
         )
+    return problems
+
+
+def _of_second_stage(config: Config) -> list[str]:
+    if config.task != "rerank":
+        return [f"first_stage = {config.first_stage!r} is for task = 'rerank'"] if config.first_stage else []
+    problems = []
+    if not config.first_stage:
+        problems.append("first_stage is missing: set --config.first_stage, the workdir of the towers to re-rank")
+    if config.features.detector == NO_DETECTOR:
+        problems.append("features.detector = 'none': a re-ranker needs the features of the products")
+    for field, features in {
+        "features": config.rerank.features,
+        **{f"ablation[{name!r}]": features for name, features in config.rerank.ablation.items()},
+    }.items():
+        names = [name.strip() for name in features.split(",") if name.strip()]
+        problems += [
+            f"rerank.{field}: {name!r} is none of {', '.join(RERANK_FEATURES)}" + _nearest(name, RERANK_FEATURES)
+            for name in names
+            if name not in RERANK_FEATURES
+        ]
+        if not names or len(set(names)) < len(names):
+            problems.append(f"rerank.{field} = {features!r} must name features, each once")
+    if config.rerank.seeds > 1 and not config.rerank.ablation:
+        problems.append("rerank.seeds is for rerank.ablation: one run has one seed")
+    if config.rerank.preset == "gated" and config.rerank.batch_norm:
+        problems.append("rerank.batch_norm is for rerank.preset = 'paper'")
     return problems
 
 

@@ -28,6 +28,7 @@ class Data:
     split: str = "test"  # what evaluation ranks: train, test or all
     test: float = 0.1  # products held back for testing: a number (>= 1) or a share (< 1); whole groups only
     split_seed: int = 42  # of the split alone, so that runs with other seeds share their test products
+    second_stage: float = 0.0  # training products the towers never see, to train a re-ranker on: a number or a share
     columns: Columns = field(default_factory=Columns)
     drawn_products: int = 4000  # size of the drawn catalogue
     drawn_seed: int = 0
@@ -99,6 +100,25 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Rerank:
+    """The second stage (task = rerank)."""
+
+    preset: str = "gated"  # gated, or paper (the fit-aware paper's network)
+    candidates: int = 100  # K, how many products the first stage retrieves for each query
+    features: str = "hubness,image,crop,colour,geometry,texture"  # of a candidate (gated); or attributes
+    wordings: int = 4  # of each training caption; the first as evaluation words it, the others augmented
+    loss: str = "softmax"  # over the list: softmax or lambda; binary: over pairs of an answer and a negative
+    negatives: str = "top"  # of binary pairs: random, worst (the paper's), top or mixed
+    hidden: int = 256  # features of the query that gates and matches are computed from (gated)
+    matching: int = 64  # features in which a query and a feature of a candidate are compared (gated)
+    dropout: float = 0.1
+    combine: str = "add"  # embeddings of crop and colour (paper): add or concatenate
+    batch_norm: bool = False  # (paper)
+    ablation: dict[str, str] = field(default_factory=dict)  # name -> features: train and compare all of these instead
+    seeds: int = 1  # of each of them, from `seed` up
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """The optimizer and its schedule."""
 
@@ -144,7 +164,8 @@ class Config:
     """One experiment."""
 
     seed: int = 0
-    task: str = "towers"
+    task: str = "towers"  # towers, or rerank: a second stage on trained towers
+    first_stage: str = ""  # workdir of the towers that a re-ranker works on; its catalogue is theirs unless set
     batch_size: int = 256  # pairs of a step, over all devices
     steps: int = 0  # length of the run, in steps ...
     epochs: float = 0.0  # ... or in passes over the training split; exactly one of the two
@@ -155,6 +176,7 @@ class Config:
     augmentation: Augmentation = field(default_factory=Augmentation)
     model: Model = field(default_factory=Model)
     loss: Loss = field(default_factory=Loss)
+    rerank: Rerank = field(default_factory=Rerank)
     optimizer: Optimizer = field(default_factory=Optimizer)
     mesh: Mesh = field(default_factory=Mesh)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

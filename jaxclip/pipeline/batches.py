@@ -92,11 +92,17 @@ def training_batches(
 
 
 def image_batches(
-    records: Records, preprocess: Preprocess, *, batch_size: int, shard: Shard = Shard(), workers: int = 0
+    records: Records,
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    shard: Shard = Shard(),
+    workers: int = 0,
+    crops: bool = False,
 ) -> Iterator[np.ndarray]:
     """Yields this process's rows of batches of the split's pictures in order, (b, S, S, 3) uint8.
 
-    The last batch is filled up with black pictures.
+    With `crops` it is the best crop that preparation stored of each. The last batch is filled up with black pictures.
     """
     local = batch_size // shard.count
     batches = -(-len(records) // batch_size)
@@ -116,7 +122,10 @@ def image_batches(
         return tf.cond(tf.strings.length(serialized) == 0, lambda: blank, lambda: picture(serialized))
 
     def picture(serialized: tf.Tensor) -> tf.Tensor:
-        decoded = images.decode(records.parse(serialized)["image"])
+        record = records.parse(serialized)
+        decoded = images.decode(record["image"])
+        if crops:
+            decoded = images.cut(decoded, record["crops"][0])
         return images.resize(decoded, preprocess.image_size, preprocess.resize)
 
     dataset = tf.data.Dataset.range(batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()

@@ -1,5 +1,6 @@
 """Random access to the records of a prepared dataset."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,12 @@ READ_AT_ONCE = 1024
 
 
 class Records:
-    """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0."""
+    """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0.
+
+    Attributes:
+      features: of a record, as TFDS describes them.
+      numbers: (N,) the number in the split of each record; not 0..N-1 only where `take` left some out.
+    """
 
     def __init__(self, prepared: Path, split: str):
         info = tfds.builder_from_directory(builder.folder(prepared)).info
@@ -34,6 +40,7 @@ class Records:
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
         # Without read-ahead a random read touches one chunk instead of megabytes.
         self._readers = [ArrayRecordReader(str(path), options="readahead_buffer_size:0") for path in paths]
+        self.numbers = np.arange(self._starts[-1])
 
     @staticmethod
     def has(prepared: Path, split: str) -> bool:
@@ -41,10 +48,17 @@ class Records:
         return split in tfds.builder_from_directory(builder.folder(prepared)).info.splits
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self.numbers)
+
+    def take(self, numbers: np.ndarray) -> "Records":
+        """Returns these records alone, numbered anew from 0 in the order given."""
+        taken = copy.copy(self)
+        taken.numbers = self.numbers[numbers]
+        return taken
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the serialized records of these numbers, (n,) of bytes, in the order asked for."""
+        numbers = self.numbers[numbers]
         shards = np.searchsorted(self._starts, numbers, side="right") - 1
         found = np.empty(len(numbers), dtype=object)
         for shard in np.unique(shards):

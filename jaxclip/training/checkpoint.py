@@ -120,6 +120,11 @@ class Checkpoints:
         """Returns a checkpoint's parameters alone; errors as `restore`."""
         return self._read(step, params=abstract)["params"]
 
+    def beside(self, step: int) -> dict[str, Any]:
+        """Returns the JSON beside a checkpoint's state."""
+        with self._explained(f"read the checkpoint of step {step} in"):
+            return self._manager.restore(step, args=ocp.args.Composite(beside=ocp.args.JsonRestore()))["beside"]
+
     def restore_latest(
         self, abstract: TrainState, say: Callable[[str], None]
     ) -> tuple[TrainState, dict[str, Any]] | None:

@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxclip.models.clip import CLIP, CLIPConfig
+from jaxclip.models.clip import CLIP
 from jaxclip.training.mesh import shardings
 
 Params = dict[str, Any]
@@ -22,10 +22,9 @@ class TrainState(NamedTuple):
     optimizer: Any
 
 
-def make_model(config: CLIPConfig) -> tuple[nnx.GraphDef, Params]:
-    """Returns the towers' graph and the shapes of their parameters, allocating nothing."""
-    model = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0)))
-    graph, shapes = nnx.split(model)
+def make_model(config: Any, model: type[nnx.Module] = CLIP) -> tuple[nnx.GraphDef, Params]:
+    """Returns the graph of the towers (or another model) and the shapes of its parameters, allocating nothing."""
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(shapes)
 
 
@@ -44,12 +43,17 @@ def abstract_state(shapes: Params, optimizer: optax.GradientTransformation, mesh
 
 
 def initial_state(
-    config: CLIPConfig, optimizer: optax.GradientTransformation, abstract: TrainState, *, seed: int
+    config: Any,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    *,
+    seed: int,
+    model: type[nnx.Module] = CLIP,
 ) -> TrainState:
     """Returns the state of step 0, each array made where `abstract` places it; the same on every mesh."""
 
     def make(key: jax.Array) -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(CLIP(config, rngs=nnx.Rngs(params=key))))
+        params = nnx.to_pure_dict(nnx.state(model(config, rngs=nnx.Rngs(params=key))))
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)

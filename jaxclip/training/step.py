@@ -34,14 +34,16 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, schedule:
     """Returns step(state, batch) -> (state, metrics), to be jitted with the state donated.
 
     Dropout's randomness follows from the seed and the step alone. The metrics are float32 scalars: loss,
-    gradient_norm, learning_rate, finite (1 where the loss and all gradients are) and what the loss adds.
+    gradient_norm, learning_rate, finite (1 where the loss and all gradients are) and what the loss adds. What the loss
+    puts under "statistics" are parameters by name that no gradient reaches: they replace the old ones.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, rng)
+        statistics = metrics.pop("statistics", {})
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = _clip_logit_scale(optax.apply_updates(state.params, updates))
+        params = _clip_logit_scale(optax.apply_updates(state.params, updates)) | statistics
         norm = optax.tree.norm(gradients)
         metrics = {
             "loss": value,

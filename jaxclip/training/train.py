@@ -42,7 +42,8 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
       UserError: bad data, a full disk, a loss that is not finite.
     """
     prepared = setup.prepared_dataset(config, whole=False, say=say)
-    train_records, test_records = Records(prepared, "train"), Records(prepared, config.data.split)
+    train_records, _ = setup.training_records(config, prepared)
+    test_records = Records(prepared, config.data.split)
     steps = setup.number_of_steps(config, train_records)
     towers = setup.make_or_load_towers(config, workdir, train_records, steps)
     setup.abstract_batch(config, towers)
