@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from jaxclip.models.stem import ConvStem, PatchStem
 from jaxclip.models.transformer import Transformer, TransformerConfig, normal, shard_batch
@@ -103,6 +103,12 @@ class ImageTower(nnx.Module):
         self.config = config
 
     def __call__(self, pixels: UInt8[Array, "B S S 3"], *, rng: Key[Array, ""] | None = None) -> Float[Array, "B D"]:
+        x = self.tokens(pixels, rng=rng)
+        x = x[:, 0] if self.config.pooling == "class" else x.mean(axis=1)  # (B, W)
+        return self.projection(self.last_norm(x))
+
+    def tokens(self, pixels: UInt8[Array, "B S S 3"], *, rng: Key[Array, ""] | None = None) -> Float[Array, "B T W"]:
+        """Returns what the last block makes of the patches, behind the class token where there is one."""
         mean, std = (jnp.asarray(v, jnp.float32) * 255.0 for v in (self.config.mean, self.config.std))
         normalised = (pixels.astype(jnp.float32) - mean) / std
         x = self.stem(normalised.astype(self.config.transformer.dtype))  # (B, P, W)
@@ -117,9 +123,7 @@ class ImageTower(nnx.Module):
                 self.class_token[...].astype(x.dtype) + positions[0], (len(x), 1, x.shape[-1])
             )
             x = jnp.concatenate([class_token, x], axis=1)  # (B, 1 + P, W)
-        x = self.transformer(shard_batch(self.first_norm(x)), rng=block_rng)
-        x = x[:, 0] if self.config.pooling == "class" else x.mean(axis=1)  # (B, W)
-        return self.projection(self.last_norm(x))
+        return self.transformer(shard_batch(self.first_norm(x)), rng=block_rng)
 
 
 class TextTower(nnx.Module):
@@ -137,16 +141,24 @@ class TextTower(nnx.Module):
         self.config = config
 
     def __call__(self, tokens: Int[Array, "B T"], *, rng: Key[Array, ""] | None = None) -> Float[Array, "B D"]:
+        x, inside = self.tokens(tokens, rng=rng)
+        length = inside.sum(axis=1, keepdims=True)  # (B, 1)
+        if self.config.pooling == "end":
+            pooled = self.last_norm(jnp.take_along_axis(x, length[..., None] - 1, axis=1)[:, 0])  # (B, W)
+        else:
+            pooled = jnp.where(inside[..., None], self.last_norm(x), 0).sum(axis=1) / length.astype(x.dtype)
+        return self.projection(pooled)
+
+    def tokens(
+        self, tokens: Int[Array, "B T"], *, rng: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "B T W"], Bool[Array, "B T"]]:
+        """Returns what the last block makes of the tokens, and which are the caption's, its end included."""
         end = jnp.argmax(tokens == self.config.end_token, axis=1)  # (B,)
+        inside = jnp.arange(tokens.shape[1]) <= end[:, None]  # (B, T)
         x = self.token_embedding(tokens) + self.positions[...].astype(self.config.transformer.dtype)  # (B, T, W)
         if self.config.pooling == "end":
-            x = self.transformer(shard_batch(x), causal=True, rng=rng)
-            pooled = self.last_norm(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])  # (B, W)
-        else:
-            inside = jnp.arange(tokens.shape[1]) <= end[:, None]  # (B, T)
-            x = self.last_norm(self.transformer(shard_batch(x), mask=inside, rng=rng))
-            pooled = jnp.where(inside[..., None], x, 0).sum(axis=1) / (end[:, None] + 1).astype(x.dtype)
-        return self.projection(pooled)
+            return self.transformer(shard_batch(x), causal=True, rng=rng), inside
+        return self.transformer(shard_batch(x), mask=inside, rng=rng), inside
 
 
 class CLIP(nnx.Module):

@@ -55,7 +55,9 @@ def test_binary_cross_entropy_is_that_of_a_sigmoid_and_finite_far_out():
 @pytest.mark.parametrize("negatives", ranking.NEGATIVES)
 def test_a_pair_is_a_relevant_candidate_and_one_that_is_not(lists, negatives):
     _, relevant = lists
-    pairs = jax.vmap(lambda key: ranking.choose_pair(relevant, negatives, key))(jax.random.split(jax.random.key(0), 200))
+    pairs = jax.vmap(lambda key: ranking.choose_pair(relevant, negatives, key))(
+        jax.random.split(jax.random.key(0), 200)
+    )
     rows = np.arange(5)
     assert relevant[rows, pairs[..., 0]].all() and not relevant[rows, pairs[..., 1]].any()
     assert {int(place) for place in pairs[:, 4, 0]} == {0, 1, 7}
