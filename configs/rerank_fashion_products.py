@@ -11,7 +11,7 @@ table; `paper` is the fit-aware paper's network with its settings.
 
 from ml_collections import ConfigDict
 
-FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture")
+FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture", "attributes")
 
 
 def get_config(variant: str = "gated") -> ConfigDict:
@@ -33,8 +33,8 @@ def get_config(variant: str = "gated") -> ConfigDict:
     if variant not in ("gated", "ablation"):
         raise ValueError(f"variant {variant!r} is none of gated, ablation, paper")
     config.epochs = 3.0
-    config.optimizer = ConfigDict({"learning_rate": 1e-3, "warmup_steps": 50})
-    config.rerank = ConfigDict({"features": ",".join(FEATURES), "dropout": 0.2})
+    config.optimizer = ConfigDict({"learning_rate": 2e-3, "warmup_steps": 50})
+    config.rerank = ConfigDict({"features": ",".join(FEATURES), "dropout": 0.3})
     if variant == "ablation":
         config.rerank.seeds = 3
         config.rerank.ablation = ConfigDict(_subsets(), convert_dict=False)
@@ -44,5 +44,5 @@ def get_config(variant: str = "gated") -> ConfigDict:
 def _subsets() -> dict[str, str]:
     subsets = {"all": FEATURES, **{f"only {name}": (name,) for name in FEATURES}}
     subsets |= {f"without {name}": tuple(other for other in FEATURES if other != name) for name in FEATURES}
-    subsets["all and attributes"] = (*FEATURES, "attributes")
+    subsets["all and caption attributes"] = (*FEATURES, "caption_attributes")
     return {name.replace(" ", "-"): ",".join(features) for name, features in subsets.items()}

@@ -23,7 +23,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "model.execution": EXECUTIONS,
     "model.remat": tuple(REMAT_POLICIES),
     "loss.name": ("info_nce",),
-    "rerank.preset": ("gated", "paper"),
+    "rerank.preset": ("gated", "paper", "cross_attention"),
     "rerank.loss": ("softmax", "lambda", "binary"),
     "rerank.negatives": ("random", "worst", "top", "mixed"),
     "rerank.combine": ("add", "concatenate"),
@@ -32,11 +32,12 @@ CHOICES: dict[str, Sequence[str]] = {
 }
 AT_LEAST: dict[str, float] = {
     "batch_size": 1, "steps": 0, "epochs": 0, "log_every": 1, "data.drawn_products": 1, "data.image_size": 8,
-    "data.second_stage": 0, "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "features.colours": 1,
-    "incorrect_pairs.clusters": 2, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
-    "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
-    "checkpoint.keep": 1, "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01,
-    "rerank.candidates": 2, "rerank.wordings": 1, "rerank.hidden": 1, "rerank.matching": 1, "rerank.seeds": 1,
+    "data.second_stage": 0, "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0,
+    "features.colours": 1, "incorrect_pairs.clusters": 2, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
+    "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1, "checkpoint.keep": 1,
+    "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01, "rerank.candidates": 2,
+    "rerank.wordings": 1, "rerank.hidden": 1, "rerank.matching": 1, "rerank.seeds": 1, "rerank.layers": 1,
+    "rerank.heads": 1, "rerank.sampled": 0,
 }  # fmt: skip
 PROBABILITIES = ("augmentation.keep_attributes", "augmentation.keep_words")
 BELOW_ONE = (
@@ -44,7 +45,7 @@ BELOW_ONE = (
     "optimizer.beta1", "optimizer.beta2",
 )  # fmt: skip
 NO_DETECTOR = "none"
-RERANK_FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture", "attributes")
+RERANK_FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture", "attributes", "caption_attributes")
 WITH_COLUMNS = ("table", "tfds", "webdataset")
 """Readers of layouts whose columns have names of their own."""
 
@@ -152,8 +153,14 @@ def _of_second_stage(config: Config) -> list[str]:
             problems.append(f"rerank.{field} = {features!r} must name features, each once")
     if config.rerank.seeds > 1 and not config.rerank.ablation:
         problems.append("rerank.seeds is for rerank.ablation: one run has one seed")
-    if config.rerank.preset == "gated" and config.rerank.batch_norm:
+    if config.rerank.preset != "paper" and config.rerank.batch_norm:
         problems.append("rerank.batch_norm is for rerank.preset = 'paper'")
+    if config.rerank.preset == "cross_attention" and config.rerank.hidden % config.rerank.heads:
+        problems.append(
+            f"rerank.hidden = {config.rerank.hidden} is no multiple of rerank.heads = {config.rerank.heads}"
+        )
+    if config.rerank.sampled == 1:
+        problems.append("rerank.sampled = 1 leaves an answer nothing to be told from: 0 for all, or 2 and more")
     return problems
 
 

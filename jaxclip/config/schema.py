@@ -103,14 +103,18 @@ class Loss:
 class Rerank:
     """The second stage (task = rerank)."""
 
-    preset: str = "gated"  # gated, or paper (the fit-aware paper's network)
+    preset: str = "gated"  # gated, paper (the fit-aware paper's network) or cross_attention (over tokens)
     candidates: int = 100  # K, how many products the first stage retrieves for each query
-    features: str = "hubness,image,crop,colour,geometry,texture"  # of a candidate (gated); or attributes
+    # of a candidate (gated), of these: hubness, image, crop, colour, geometry, texture, attributes, caption_attributes
+    features: str = "hubness,image,crop,colour,geometry,texture,attributes"
     wordings: int = 4  # of each training caption; the first as evaluation words it, the others augmented
     loss: str = "softmax"  # over the list: softmax or lambda; binary: over pairs of an answer and a negative
+    sampled: int = 0  # candidates of a list that a step looks at, an answer among them; 0 = all
     negatives: str = "top"  # of binary pairs: random, worst (the paper's), top or mixed
-    hidden: int = 256  # features of the query that gates and matches are computed from (gated)
+    hidden: int = 256  # features of the query that gates and matches are computed from (gated); width (cross_attention)
     matching: int = 64  # features in which a query and a feature of a candidate are compared (gated)
+    layers: int = 6  # (cross_attention)
+    heads: int = 8  # (cross_attention)
     dropout: float = 0.1
     combine: str = "add"  # embeddings of crop and colour (paper): add or concatenate
     batch_norm: bool = False  # (paper)

@@ -65,3 +65,11 @@ def choose_pair(relevant: Bool[Array, "B K"], negatives: str, rng: Key[Array, ""
     else:
         negative = choices[negatives]
     return jnp.stack([draw(relevant, positive_rng), negative], axis=1)
+
+
+def choose_some(relevant: Bool[Array, "B K"], count: int, rng: Key[Array, ""]) -> Int[Array, "B N"]:
+    """Returns the positions of one relevant candidate of each query, first, and of N - 1 others, all at random."""
+    draws = jax.random.uniform(rng, relevant.shape)
+    positive = jnp.argmax(jnp.where(relevant, draws, -1.0), axis=1, keepdims=True)  # (B, 1)
+    others = jnp.put_along_axis(draws, positive, 2.0, axis=1, inplace=False)
+    return jax.lax.top_k(others, min(count, relevant.shape[1]))[1]

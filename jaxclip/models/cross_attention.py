@@ -99,7 +99,7 @@ class CrossAttention(nnx.Module):
         """
         batch, candidates = first.shape
         image = features["image_tokens"].reshape(batch * candidates, self.config.image_tokens, -1)
-        text = jnp.repeat(query, candidates, axis=0)  # (B * K, T, V)
+        text = jnp.repeat(query.astype(jnp.float32), candidates, axis=0)  # (B * K, T, V)
         image_class, text_class = self.fuse(image, text, (text != 0).any(axis=-1), rng=rng)
         both = self.norm(jnp.concatenate([image_class, text_class], axis=-1))
         added = self.out(jax.nn.gelu(self.hidden(both), approximate=True)).reshape(batch, candidates)

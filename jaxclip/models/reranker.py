@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jaxclip.models.transformer import dropout
 
-SHARED_SPACE = ("image", "crop", "attributes")
+SHARED_SPACE = ("image", "crop")
 """Features that are embeddings of the towers: their product with the query, entry by entry, says what agrees."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from scipy.special import logsumexp
@@ -32,12 +33,13 @@ from jaxclip.training.state import Params, checksum, replicated
 if TYPE_CHECKING:
     from jaxclip.config import Config
 
-FORMAT = 1
+IMAGE_TOKENS = "image_tokens"
+FORMAT = 2
 """Of the arrays kept on disk: another number, and they are computed again."""
 CONTRAST = slice(10, 14)
 """Where a texture has its contrasts, in levels of grey squared, up to 225; all else lies within [-1, 1]."""
 
-BANK, BANK_SEED = 4096, 0
+BANK, BANK_SEED, WORDINGS_SEED = 4096, 0, 0
 SHARPNESS = (0.5, 1.0, 2.0)
 
 
@@ -72,15 +74,20 @@ class Split:
       groups: (G,) of the products.
       features: what is known of each product: name -> (G, S) float32.
       present: name -> (G,) whether it is known.
+      attributes: (G,) each product's columns, a JSON object.
       captions: (Q,) texts. queries: (Q, D) their unit vectors. owners: (Q,) the product of each.
+      query_tokens: (Q, T, V) float16, what the text tower's last block makes of each caption's tokens, zeros past its
+        end; the feature IMAGE_TOKENS, (G, P * W), is the same of pictures. Only where tokens are asked for.
     """
 
     groups: np.ndarray
     features: dict[str, np.ndarray]
     present: dict[str, np.ndarray]
+    attributes: np.ndarray
     captions: np.ndarray
     queries: np.ndarray
     owners: np.ndarray
+    query_tokens: np.ndarray | None = None
 
 
 def load(workdir: Path, config: "Config", step: int | None = None) -> FirstStage:
@@ -110,7 +117,7 @@ def data_fingerprint(first: FirstStage) -> str:
 
 
 def embed_split(
-    first: FirstStage, prepared: Path, records: Records, *, wordings: int, seed: int, batch_size: int, workers: int
+    first: FirstStage, prepared: Path, records: Records, *, wordings: int, tokens: bool, batch_size: int, workers: int
 ) -> Split:
     """Returns the products of the records as the first stage sees them, from disk where they were embedded before.
 
@@ -118,7 +125,7 @@ def embed_split(
       first: the towers.
       prepared: the dataset of the records, with features.
       wordings: of each caption: the first as evaluation words it, the others as the towers' training augments them.
-      seed: of the augmentation.
+      tokens: whether to keep what the towers make of each token too.
       batch_size: of embedding.
       workers: parallel decoders.
 
@@ -132,13 +139,13 @@ def embed_split(
         "data": facts["fingerprint"],
         "features": facts["source"].get(builder.DESCRIBED),
         "records": hashlib.sha256(records.numbers.tobytes()).hexdigest(),
-        "split": len(records),
-        "wordings": [wordings, seed, asdict(first.config.augmentation)] if wordings > 1 else 1,
+        "tokens": tokens,
+        "wordings": [wordings, asdict(first.config.augmentation)] if wordings > 1 else 1,
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = library.cache() / "embeddings" / first.fingerprint / f"{name}.npz"
     if not path.exists():
-        split = _embed(first, records, wordings, seed, batch_size, workers)
+        split = _embed(first, records, wordings, tokens, batch_size, workers)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
         np.savez(temporary, **_flat(split))
@@ -152,7 +159,7 @@ def querybank(first: FirstStage, prepared: Path, *, batch_size: int) -> np.ndarr
     records, _ = setup.training_records(first.config, prepared)
     random = np.random.default_rng(BANK_SEED)
     records = records.take(np.sort(random.choice(len(records), min(BANK, len(records)), replace=False)))
-    captions, _ = _wordings([product for product, _ in records.products()], first, 1, 0)
+    captions, _ = _wordings([product for product, _ in records.products()], first, 1)
     with jax.set_mesh(first.towers.mesh):
         embed_texts, _ = _encoders(first, batch_size, 0)
         return embed_texts(captions[:BANK], "the query bank")
@@ -175,17 +182,17 @@ def hubness(images: np.ndarray, bank: np.ndarray, logit_scale: float) -> np.ndar
     return logit_scale * (columns - columns.mean(axis=0))
 
 
-def _embed(first, records, wordings, seed, batch_size, workers) -> Split:
+def _embed(first, records, wordings, tokens, batch_size, workers) -> Split:
     stored = records.columns(("geometry", "texture", "colour_shares", "colour_names"))
     products, groups = [], []
     for product, group in bar(records.products(), total=len(records), desc="reading captions", unit="product"):
         products.append(product)
         groups.append(group)
-    captions, owners = _wordings(products, first, wordings, seed)
+    captions, owners = _wordings(products, first, wordings)
     if not captions:
         raise UserError(f"none of the {len(records):,} products has a caption: there is no query to rank for")
     embed_texts, embed_pictures = _encoders(first, batch_size, workers)
-    attributes = [" ".join(product.attributes.values()) for product in products]
+    embed_tokens = _encoders(first, batch_size, workers, tokens=True) if tokens else None
     dominant = [names[0] for names in stored["colour_names"]]
     texture = np.array(stored["texture"])
     texture[:, CONTRAST] = np.sqrt(texture[:, CONTRAST]) / 15
@@ -197,21 +204,23 @@ def _embed(first, records, wordings, seed, batch_size, workers) -> Split:
         "colour_embedding": named[[colour_match.NAMES.index(name) for name in dominant]],
         "geometry": stored["geometry"],
         "texture": texture,
-        "attributes": embed_texts(attributes, "attributes"),
     }
+    if embed_tokens:
+        features[IMAGE_TOKENS] = embed_tokens[1](records, crops=False).reshape(len(products), -1).astype(np.float16)
     present = {name: np.ones(len(products), bool) for name in features}
     # The whole picture as crop: nothing was detected, or what was found fills it; either way the crop adds nothing.
     present["crop"] = present["geometry"] = stored["geometry"][:, 2] < 1.0
-    present["attributes"] = np.array([bool(text) for text in attributes])
+    attributes = np.array([json.dumps(dict(product.attributes)) for product in products])
     queries = embed_texts(captions, "captions")
-    return Split(np.asarray(groups), features, present, np.asarray(captions), queries, owners)
+    query_tokens = embed_tokens[0](captions, "tokens").astype(np.float16) if embed_tokens else None
+    return Split(np.asarray(groups), features, present, attributes, np.asarray(captions), queries, owners, query_tokens)
 
 
-def _wordings(products: Sequence[Product], first: FirstStage, wordings: int, seed: int) -> tuple[list[str], np.ndarray]:
+def _wordings(products: Sequence[Product], first: FirstStage, wordings: int) -> tuple[list[str], np.ndarray]:
     """Returns all captions as evaluation words them, then all of them in each further wording; and their products."""
     given, preprocess = first.config.augmentation, first.towers.preprocess
     augmentation = text.TextAugmentation(given.keep_attributes, given.keep_words, given.prompts)
-    random = np.random.default_rng([seed, 0])
+    random = np.random.default_rng(WORDINGS_SEED)
     captions, owners = [], []
     for wording in range(wordings):
         for owner, product in enumerate(products):
@@ -225,14 +234,25 @@ def _wordings(products: Sequence[Product], first: FirstStage, wordings: int, see
     return captions, np.asarray(owners)
 
 
-def _encoders(first: FirstStage, batch_size: int, workers: int) -> tuple[Callable, Callable]:
-    """Returns embed_texts(texts, what) and embed_pictures(records, crops=)."""
+def _encoders(first: FirstStage, batch_size: int, workers: int, *, tokens: bool = False) -> tuple[Callable, Callable]:
+    """Returns embed_texts(texts, what) and embed_pictures(records, crops=): unit vectors, or vectors of all tokens."""
     towers = first.towers
     multiple = meshes.rows(towers.mesh)
     size = -(-batch_size // multiple) * multiple
     graph, out, where = towers.graph, replicated(towers.mesh), meshes.batch_sharding(towers.mesh)
-    encode_image = jax.jit(lambda params, x: nnx.merge(graph, params).encode_image(x), out_shardings=out)
-    encode_text = jax.jit(lambda params, x: nnx.merge(graph, params).encode_text(x), out_shardings=out)
+
+    def image(params: Params, x: jax.Array) -> jax.Array:
+        model = nnx.merge(graph, params)
+        return model.image.tokens(x) if tokens else model.encode_image(x)
+
+    def caption(params: Params, x: jax.Array) -> jax.Array:
+        model = nnx.merge(graph, params)
+        if not tokens:
+            return model.encode_text(x)
+        found, inside = model.text.tokens(x)
+        return jnp.where(inside[..., None], found, 0)
+
+    encode_image, encode_text = jax.jit(image, out_shardings=out), jax.jit(caption, out_shardings=out)
 
     def run(encode: Callable, blocks: Iterable[np.ndarray], rows: int, what: str) -> np.ndarray:
         shown: Iterator = bar(blocks, total=-(-rows // size), desc=f"embedding {what}", unit="batch", leave=False)
@@ -240,8 +260,8 @@ def _encoders(first: FirstStage, batch_size: int, workers: int) -> tuple[Callabl
 
     def embed_texts(texts: Sequence[str], what: str) -> np.ndarray:
         different, back = np.unique(np.asarray(texts), return_inverse=True)
-        tokens = text.encode(towers.tokenizer, different.tolist(), towers.preprocess.context_length)
-        return run(encode_text, padded_blocks(tokens, size), len(tokens), what)[back]
+        ids = text.encode(towers.tokenizer, different.tolist(), towers.preprocess.context_length)
+        return run(encode_text, padded_blocks(ids, size), len(ids), what)[back]
 
     def embed_pictures(records: Records, *, crops: bool) -> np.ndarray:
         pictures = image_batches(records, towers.preprocess, batch_size=size, workers=workers, crops=crops)
@@ -251,7 +271,8 @@ def _encoders(first: FirstStage, batch_size: int, workers: int) -> tuple[Callabl
 
 
 def _flat(split: Split) -> dict[str, np.ndarray]:
-    flat = {name: getattr(split, name) for name in ("groups", "captions", "queries", "owners")}
+    flat = {name: getattr(split, name) for name in ("groups", "attributes", "captions", "queries", "owners")}
+    flat |= {} if split.query_tokens is None else {"query_tokens": split.query_tokens}
     flat |= {f"features/{name}": values for name, values in split.features.items()}
     return flat | {f"present/{name}": values for name, values in split.present.items()}
 

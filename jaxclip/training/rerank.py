@@ -12,7 +12,7 @@ import numpy as np
 from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import protocols, report, second_stage
-from jaxclip.training import evaluation, loop, reranking, setup, writers
+from jaxclip.training import evaluation, loop, reranking, reranking_data, setup, writers
 from jaxclip.training import mesh as meshes
 from jaxclip.training.checkpoint import BEST_BY, Checkpoints
 from jaxclip.training.first_stage import FirstStage
@@ -34,10 +34,13 @@ Load = Callable[[Path], "Config"]
 class Evaluator:
     """Re-ranks one split with whatever parameters it is given; embedded and retrieved once."""
 
-    def __init__(self, config: "Config", first: FirstStage, prepared: Path, bank: np.ndarray, split: str):
-        self.records = Records(prepared, split)
-        self.split = reranking.embedded(config, first, prepared, self.records, bank=bank)
-        self.candidates = reranking.retrieve(config, self.split)
+    def __init__(self, config: "Config", first: FirstStage, prepared: Path, workdir: Path):
+        self.records = Records(prepared, config.data.split)
+        bank = reranking_data.find_querybank(config, first, prepared, workdir)
+        split = reranking_data.embedded(config, first, prepared, self.records, bank=bank)
+        vocabulary = reranking_data.find_vocabulary(split, workdir)
+        self.split = reranking_data.with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
+        self.candidates = reranking_data.retrieve(config, self.split)
         self.products = [product for product, _ in self.records.products()]
         self.categories = [self.products[owner].category for owner in self.split.owners]
         self._batch_size, self._scorer = config.evaluation.batch_size, None
@@ -64,18 +67,20 @@ def train(
 ) -> Outcome:
     """Trains a second stage in a workdir, from its newest checkpoint where it has one, and evaluates it at the end.
 
-    Writes first_stage.json, querybank.npy, checkpoints/, metrics.jsonl, tensorboard/ and eval/ into the workdir.
+    Writes first_stage.json, querybank.npy, attributes.json, checkpoints/, metrics.jsonl, tensorboard/ and eval/ there.
 
     Raises:
       UserError: another first stage than the one begun with, products that its towers have seen, a full disk, a loss
         that is not finite.
     """
-    first = reranking.find_first_stage(config, workdir, load_config)
+    first = reranking_data.find_first_stage(config, workdir, load_config)
     prepared = setup.prepared_dataset(config, whole=False, say=say)
     say(f"re-ranking step {first.step} of {first.workdir} ({first.fingerprint})")
-    bank = reranking.find_querybank(config, first, prepared, workdir)
-    split = reranking.training_split(config, first, prepared, bank)
-    candidates = reranking.retrieve(config, split)
+    bank = reranking_data.find_querybank(config, first, prepared, workdir)
+    split = reranking_data.training_split(config, first, prepared, bank)
+    vocabulary = reranking_data.find_vocabulary(split, workdir)
+    split = reranking_data.with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
+    candidates = reranking_data.retrieve(config, split)
     lists = np.flatnonzero(candidates.found & ~candidates.relevant.all(axis=1))
     say(
         f"{len(split.groups):,} products that the towers have not seen, {len(split.queries):,} queries, of which "
@@ -100,8 +105,8 @@ def train(
             beside = {**saved, **beside}
             say(f"resuming from step {int(state.step)} of {checkpoints.folder}")
         save_config()
-        reranking.save_first_stage(first, bank, workdir)
-        evaluator = Evaluator(config, first, prepared, bank, config.data.split)
+        reranking_data.save_first_stage(first, bank, vocabulary, workdir)
+        evaluator = Evaluator(config, first, prepared, workdir)
         stopped = None
         if int(state.step) < steps:
             tables = reranking.make_tables(split, candidates, model, lists)
@@ -120,7 +125,9 @@ def train(
 
 def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoints, evaluator, say):
     first = int(state.step)
-    loss = reranking.make_loss(model, loss=config.rerank.loss, negatives=config.rerank.negatives)
+    loss = reranking.make_loss(
+        model, loss=config.rerank.loss, negatives=config.rerank.negatives, sampled=config.rerank.sampled
+    )
     step = make_step(loss, model.optimizer, model.schedule, seed=config.seed)
     say(f"compiling the step of {config.batch_size} lists of {tables['items'].shape[1]} candidates")
     where = meshes.batch_sharding(model.mesh)
@@ -180,10 +187,9 @@ def evaluate_checkpoint(
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     step = evaluation.chosen(which, checkpoints)
-    first = reranking.find_first_stage(config, workdir, load_config)
+    first = reranking_data.find_first_stage(config, workdir, load_config)
     prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
-    bank = reranking.find_querybank(config, first, prepared, workdir)
-    evaluator = Evaluator(config, first, prepared, bank, config.data.split)
+    evaluator = Evaluator(config, first, prepared, workdir)
     model = reranking.make_reranker(config, first, evaluator.split, 1)
     fingerprints = {"config_fingerprint": fingerprint, "data_fingerprint": setup.data_fingerprint(prepared)}
     with jax.set_mesh(model.mesh):

@@ -1,10 +1,7 @@
-"""A second stage over stored embeddings: its data, its model and how it scores."""
+"""A second stage over stored embeddings: its model, its loss and how it scores."""
 
-import json
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,23 +11,20 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxclip.errors import UserError
 from jaxclip.losses import ranking
 from jaxclip.models import reranker
+from jaxclip.models.cross_attention import CrossAttention, CrossAttentionConfig
 from jaxclip.models.reranker import RerankerConfig
-from jaxclip.pipeline.records import Records
-from jaxclip.retrieval import second_stage
 from jaxclip.retrieval.second_stage import Candidates
-from jaxclip.training import first_stage, setup
 from jaxclip.training import mesh as meshes
-from jaxclip.training.first_stage import FirstStage, Split
+from jaxclip.training.first_stage import IMAGE_TOKENS, FirstStage, Split
 from jaxclip.training.optimizer import make_optimizer, make_schedule
 from jaxclip.training.state import Params, TrainState, abstract_state, make_model, replicated
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
 
-FILENAME, QUERYBANK = "first_stage.json", "querybank.npy"
+MODELS: dict[str, type[nnx.Module]] = {**reranker.PRESETS, "cross_attention": CrossAttention}
 Tables = dict[str, Any]
 
 
@@ -38,7 +32,8 @@ Tables = dict[str, Any]
 class Reranker:
     """What it takes to restore and run a second stage."""
 
-    config: RerankerConfig
+    config: RerankerConfig | CrossAttentionConfig
+    features: tuple[str, ...]
     model: type[nnx.Module]
     graph: nnx.GraphDef
     mesh: Mesh
@@ -47,118 +42,10 @@ class Reranker:
     abstract: TrainState
 
 
-def find_first_stage(config: "Config", workdir: Path, load_config: Callable[[Path], "Config"]) -> FirstStage:
-    """Returns the configured first stage: for a workdir that has begun, only the one that it was begun with.
-
-    Raises:
-      UserError: it is another one (with both fingerprints), or it has not the checkpoint that was trained on.
-    """
-    where = Path(config.first_stage).expanduser()
-    own = load_config(where)
-    path = workdir / FILENAME
-    if not path.exists():
-        return first_stage.load(where, own)
-    begun = json.loads(path.read_text())
-    try:
-        found = first_stage.load(where, own, begun["step"])
-    except UserError as error:
-        raise UserError(f"{workdir} re-ranks step {begun['step']} of {begun['path']}: {error}") from None
-    if found.fingerprint != begun["fingerprint"]:
-        raise UserError(
-            f"{workdir} was trained on the first stage {begun['fingerprint']} ({begun['path']}, step {begun['step']}), "
-            f"and first_stage = {where} is {found.fingerprint}: its scores mean something else; name the right "
-            "one with --config.first_stage"
-        )
-    return found
-
-
-def save_first_stage(first: FirstStage, bank: np.ndarray, workdir: Path) -> None:
-    """Writes querybank.npy and then first_stage.json: path, step and fingerprint of the towers that are re-ranked."""
-    if (workdir / FILENAME).exists():
-        return
-    np.save(workdir / QUERYBANK, bank)
-    facts = {"path": str(first.workdir.resolve()), "step": first.step, "fingerprint": first.fingerprint}
-    temporary = workdir / f"{FILENAME}.tmp"
-    temporary.write_text(json.dumps(facts, indent=2) + "\n")
-    os.replace(temporary, workdir / FILENAME)
-
-
-def find_querybank(config: "Config", first: FirstStage, prepared: Path, workdir: Path) -> np.ndarray:
-    """Returns the workdir's bank of queries, drawn from the captions that the towers were trained on where it has none.
-
-    Raises:
-      UserError: there is none to be drawn, for the dataset is not the one the towers were trained on.
-    """
-    if (workdir / FILENAME).exists():
-        return np.load(workdir / QUERYBANK)
-    _check_dataset(first, prepared)
-    return first_stage.querybank(first, prepared, batch_size=config.evaluation.batch_size)
-
-
-def training_split(config: "Config", first: FirstStage, prepared: Path, bank: np.ndarray) -> Split:
-    """Returns the products to train a second stage on: those of the training split that the towers never saw.
-
-    On products the towers were trained on they rank the answer first because they remember it. A re-ranker trained
-    there learns to trust their order, and its own figures on such rankings mean nothing.
-
-    Raises:
-      UserError: the towers saw them all, or the dataset is not the one they were trained on.
-    """
-    wanted, own = config.data.second_stage, first.config.data.second_stage
-    if not own or wanted != own or config.data.split_seed != first.config.data.split_seed:
-        raise UserError(
-            f"data.second_stage = {wanted:g} (split_seed {config.data.split_seed}), and first_stage = {first.workdir} "
-            f"held back {own:g} (split_seed {first.config.data.split_seed}): a re-ranker is trained on exactly the "
-            "products that its towers did not see; train them with --config.data.second_stage=0.1, or more"
-        )
-    _check_dataset(first, prepared)
-    _, held = setup.training_records(first.config, prepared)
-    return embedded(config, first, prepared, held, bank=bank, wordings=config.rerank.wordings)
-
-
-def _check_dataset(first: FirstStage, prepared: Path) -> None:
-    trained_on, here = first_stage.data_fingerprint(first), setup.data_fingerprint(prepared)
-    if trained_on != here:
-        raise UserError(
-            f"{prepared} has the fingerprint {here}, and the towers in {first.workdir} were trained on {trained_on}: "
-            "which of its products they saw cannot be told"
-        )
-
-
-def embedded(
-    config: "Config", first: FirstStage, prepared: Path, records: Records, *, bank: np.ndarray, wordings: int = 1
-) -> Split:
-    """Returns the records as the first stage embeds them, kept under the cache, with their hubness by the bank."""
-    with jax.set_mesh(first.towers.mesh):
-        split = first_stage.embed_split(
-            first,
-            prepared,
-            records,
-            wordings=wordings,
-            seed=config.seed if wordings > 1 else 0,
-            batch_size=config.evaluation.batch_size,
-            workers=config.data.workers,
-        )
-    hubness = first_stage.hubness(split.features["image"], bank, first.logit_scale)
-    features = {"hubness": hubness, **split.features}
-    return replace(split, features=features, present={"hubness": np.ones(len(hubness), bool), **split.present})
-
-
 def make_reranker(config: "Config", first: FirstStage, split: Split, steps: int) -> Reranker:
     """Returns the model's configuration and shapes, the mesh and the optimizer, allocating nothing."""
-    given, mesh = config.rerank, first.towers.mesh
-    model = reranker.PRESETS[given.preset]
-    names = features(config)
-    settings = RerankerConfig(
-        embedding=split.queries.shape[1],
-        features=tuple((name, split.features[name].shape[1]) for name in names),
-        logit_scale=first.logit_scale,
-        hidden=given.hidden,
-        matching=given.matching,
-        dropout=given.dropout,
-        combine=given.combine,
-        batch_norm=given.batch_norm,
-    )
+    mesh, names, model = first.towers.mesh, features(config), MODELS[config.rerank.preset]
+    settings = _settings(config, first, split, names)
     graph, shapes = make_model(settings, model)
     of_optimizer = config.optimizer
     schedule = make_schedule(
@@ -177,21 +64,49 @@ def make_reranker(config: "Config", first: FirstStage, split: Split, steps: int)
         rates=frozen | dict(of_optimizer.rates),
     )
     abstract = abstract_state(shapes, optimizer, mesh)
-    return Reranker(settings, model, graph, mesh, optimizer, schedule, abstract)
+    return Reranker(settings, names, model, graph, mesh, optimizer, schedule, abstract)
+
+
+def _settings(config, first: FirstStage, split: Split, names: tuple[str, ...]) -> RerankerConfig | CrossAttentionConfig:
+    given = config.rerank
+    if given.preset == "cross_attention":
+        image_width = first.towers.config.image.transformer.width
+        return CrossAttentionConfig(
+            image_tokens=split.features[IMAGE_TOKENS].shape[1] // image_width,
+            image_width=image_width,
+            text_tokens=split.query_tokens.shape[1],
+            text_width=split.query_tokens.shape[2],
+            logit_scale=first.logit_scale,
+            width=given.hidden,
+            layers=given.layers,
+            heads=given.heads,
+            dropout=given.dropout,
+        )
+    return RerankerConfig(
+        embedding=split.queries.shape[1],
+        features=tuple((name, split.features[name].shape[1]) for name in names),
+        logit_scale=first.logit_scale,
+        hidden=given.hidden,
+        matching=given.matching,
+        dropout=given.dropout,
+        combine=given.combine,
+        batch_norm=given.batch_norm,
+    )
 
 
 def features(config: "Config") -> tuple[str, ...]:
     """Returns the names of the features that the configured model reads."""
-    if config.rerank.preset == "paper":
-        return reranker.Paper.FEATURES
+    fixed = {"paper": reranker.Paper.FEATURES, "cross_attention": (IMAGE_TOKENS,)}
+    if config.rerank.preset in fixed:
+        return fixed[config.rerank.preset]
     return tuple(name.strip() for name in config.rerank.features.split(",") if name.strip())
 
 
 def make_tables(split: Split, candidates: Candidates, model: Reranker, queries: np.ndarray) -> Tables:
     """Returns, on every device, what the lists of these (N,) queries need: a step is then sent row numbers alone."""
-    names = [name for name, _ in model.config.features]
+    names = model.features
     tables = {
-        "query": split.queries[queries],
+        "query": (split.queries if split.query_tokens is None else split.query_tokens)[queries],
         "items": candidates.items[queries].astype(np.int32),
         "first": candidates.scores[queries],
         "relevant": candidates.relevant[queries],
@@ -218,23 +133,29 @@ def batch_rows(total: int, batch_size: int, seed: int, *, first: int, last: int)
         yield rows
 
 
-def make_loss(model: Reranker, *, loss: str, negatives: str) -> Callable:
-    """Returns loss(params, batch, rng) -> (value, metrics) for batches of tables and the rows to take from them."""
+def make_loss(model: Reranker, *, loss: str, negatives: str, sampled: int) -> Callable:
+    """Returns loss(params, batch, rng) -> (value, metrics) for batches of tables and the rows to take from them.
+
+    `sampled`: how many candidates of each list a step looks at, one of them relevant; 0 for all.
+    """
 
     def of_lists(params: Params, batch: Tables, rng: jax.Array | None) -> tuple[jax.Array, dict[str, Any]]:
-        network, (query, first, relevant, known, there) = nnx.merge(model.graph, params), gather(batch)
+        network = nnx.merge(model.graph, params)
+        query, *lists = take_lists(batch)
+        model_rng, choice_rng = (None, None) if rng is None else jax.random.split(rng)
+        chosen = None
         if loss == "binary":
-            model_rng, pair_rng = jax.random.split(rng)
-            pair = ranking.choose_pair(relevant, negatives, pair_rng)  # (B, 2)
-            take = lambda x: jnp.take_along_axis(x, pair.reshape(*pair.shape, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
-            first, relevant = take(first), take(relevant)
-            known, there = jax.tree.map(take, (known, there))
-        else:
-            model_rng = rng
+            chosen = ranking.choose_pair(lists[-1], negatives, choice_rng)  # (B, 2)
+        elif sampled:
+            chosen = ranking.choose_some(lists[-1], sampled, choice_rng)  # (B, N)
+        if chosen is not None:
+            lists = [jnp.take_along_axis(part, chosen, axis=1) for part in lists]
+        items, first, relevant = lists
+        known, there = look_up(batch, items)
         extra = {}
-        if model.config.batch_norm:
+        if isinstance(network, reranker.Paper):
             scores, statistics = network.train(query, first, known, there, rng=model_rng)
-            extra = {"statistics": {reranker.STATISTICS: statistics}}
+            extra = {} if statistics is None else {"statistics": {reranker.STATISTICS: statistics}}
         else:
             scores = network(query, first, known, there, rng=model_rng)
         hit = jnp.take_along_axis(relevant, jnp.argmax(scores, axis=1)[:, None], axis=1)
@@ -246,12 +167,15 @@ def make_loss(model: Reranker, *, loss: str, negatives: str) -> Callable:
 LOSSES = {"softmax": ranking.list_softmax, "lambda": ranking.lambda_loss, "binary": ranking.binary_cross_entropy}
 
 
-def gather(batch: Tables) -> tuple:
-    """Returns query (B, D), first-stage scores (B, K), relevance (B, K), features and their presence of some rows."""
-    rows = batch["rows"]
-    items = batch["items"][rows]  # (B, K)
-    known, there = (jax.tree.map(lambda table: table[items], batch[part]) for part in ("features", "present"))
-    return batch["query"][rows], batch["first"][rows], batch["relevant"][rows], known, there
+def take_lists(batch: Tables) -> tuple[jax.Array, ...]:
+    """Returns the queries (B, ...), items, first-stage scores and relevance (B, K) of the batch's rows."""
+    return tuple(batch[name][batch["rows"]] for name in ("query", "items", "first", "relevant"))
+
+
+def look_up(batch: Tables, items: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Returns the features (B, K, S) of items (B, K), in float32, and whether they are there (B, K)."""
+    known = {name: table[items].astype(jnp.float32) for name, table in batch["features"].items()}
+    return known, {name: table[items] for name, table in batch["present"].items()}
 
 
 class Scorer:
@@ -264,8 +188,8 @@ class Scorer:
         self._where = meshes.batch_sharding(model.mesh)
 
         def score(params: Params, batch: Tables) -> jax.Array:
-            query, first, _, known, there = gather(batch)
-            return nnx.merge(model.graph, params)(query, first, known, there)
+            query, items, first, _ = take_lists(batch)
+            return nnx.merge(model.graph, params)(query, first, *look_up(batch, items))
 
         self._score = jax.jit(score, out_shardings=replicated(model.mesh))
 
@@ -276,9 +200,3 @@ class Scorer:
             rows = np.minimum(np.arange(start, start + self.size), self.count - 1).astype(np.int32)
             running.append(self._score(params, {"rows": jax.device_put(rows, self._where), **self.tables}))
         return np.concatenate([np.asarray(block) for block in running])[: self.count]
-
-
-def retrieve(config: "Config", split: Split) -> Candidates:
-    """Returns the first stage's top K for every query of a split."""
-    owners = split.groups[split.owners]
-    return second_stage.retrieve(split.queries, split.features["image"], owners, split.groups, config.rerank.candidates)

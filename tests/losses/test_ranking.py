@@ -76,3 +76,12 @@ def test_gradients_do_not_pass_through_ranks_and_push_relevant_ones_up(lists):
     for loss in (ranking.list_softmax, ranking.lambda_loss):
         gradient = np.asarray(jax.grad(loss)(jnp.asarray(scores), jnp.asarray(relevant)))
         assert (gradient[relevant] < 0).all() and (gradient[~relevant] >= 0).all()
+
+
+def test_some_of_a_list_are_one_relevant_candidate_and_others(lists):
+    _, relevant = lists
+    for key in jax.random.split(jax.random.key(1), 20):
+        chosen = np.asarray(ranking.choose_some(relevant, 4, key))
+        assert chosen.shape == (5, 4) and all(len(set(row)) == 4 for row in chosen.tolist())
+        assert relevant[np.arange(5), chosen[:, 0]].all()
+    assert sorted(np.asarray(ranking.choose_some(relevant, 50, key))[0].tolist()) == list(range(12))

@@ -10,7 +10,7 @@ import pytest
 from jaxclip import config as configs
 from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
-from jaxclip.training import first_stage, reranking, setup
+from jaxclip.training import first_stage, reranking, reranking_data, setup
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -72,7 +72,9 @@ def test_a_reranker_learns_from_exactly_the_products_that_its_towers_never_saw(t
     ids = {product.id for product, _ in seen.products()} | {product.id for product, _ in held.products()}
     assert ids == {product.id for product, _ in everything.products()}
     first = first_stage.load(towers, own)
-    split = reranking.training_split(configs.load(reranked), first, prepared, np.load(reranked / reranking.QUERYBANK))
+    split = reranking_data.training_split(
+        configs.load(reranked), first, prepared, np.load(reranked / reranking_data.QUERYBANK)
+    )
     assert sorted(split.groups) == sorted(group for _, group in held.products())
 
 
@@ -127,9 +129,9 @@ def test_a_moved_reranker_is_pointed_at_its_first_stage_and_another_one_is_refus
     metrics = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
     assert metrics == json.loads((reranked / "eval" / "test" / "metrics.json").read_text())
     wanted = configs.load(reranked, {"first_stage": str(trained)})
-    begun = json.loads((reranked / reranking.FILENAME).read_text())["fingerprint"]
+    begun = json.loads((reranked / reranking_data.FILENAME).read_text())["fingerprint"]
     with pytest.raises(UserError) as told:
-        reranking.find_first_stage(wanted, reranked, configs.load)
+        reranking_data.find_first_stage(wanted, reranked, configs.load)
     other = first_stage.load(trained, configs.load(trained)).fingerprint
     assert begun in str(told.value) and other in str(told.value) and begun != other
 
