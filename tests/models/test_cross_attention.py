@@ -58,7 +58,7 @@ def test_a_score_depends_on_its_own_pair_alone_and_on_the_order_of_its_tokens():
     scores = np.asarray(network(query, first, features, present))
     changed = features["image_tokens"].copy()
     changed[1, 2] += 1
-    again = np.asarray(network(query, first, {"image_tokens": changed}, present))
+    again = np.array(network(query, first, {"image_tokens": changed}, present))
     assert abs(again[1, 2] - scores[1, 2]) > 1e-3
     again[1, 2] = scores[1, 2]
     np.testing.assert_allclose(again, scores, atol=1e-5)
@@ -70,7 +70,6 @@ def test_what_stands_past_a_captions_end_is_not_read():
     query, first, features, present = pairs()
     network = perturbed(model())
     scores = np.asarray(network(query, first, features, present))
-    _, positions = nnx.split(network)
     inside = (query != 0).any(-1)
     image = features["image_tokens"].reshape(15, 4, 8)
     garbage = np.where(inside[..., None], query, 99.0).astype(np.float32)
@@ -78,7 +77,7 @@ def test_what_stands_past_a_captions_end_is_not_read():
         network.fuse(image, np.repeat(text, 5, axis=0), np.repeat(inside, 5, axis=0))[1] for text in (query, garbage)
     ]
     np.testing.assert_allclose(fused[0], fused[1], atol=1e-5)
-    assert np.isfinite(scores).all() and positions is not None
+    assert np.isfinite(scores).all()
 
 
 def hit_at_1(texts, images):
@@ -89,23 +88,26 @@ def hit_at_1(texts, images):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_literal_form_ranks_noise_perfectly_because_it_has_read_the_answer(seed):
-    """The paper's literal form fuses each picture with its own caption and then ranks by the cosine of the two results.
+def test_the_literal_form_finds_noise_because_it_has_read_the_answer(seed):
+    """The paper's literal form fuses each picture with its own caption, then ranks by the cosine of the two results.
 
     Here captions and pictures are noise that has nothing to do with each other, and nothing was trained.
     """
-    count = 200
+    count = 100
     images, texts = tokens(10 + seed, count, 4), tokens(20 + seed, count, 6)
-    inside, network = np.ones((count, 6), bool), perturbed(model(seed), seed)
-    chance = 1 / count
-    alone = hit_at_1(texts.mean(axis=1), images.mean(axis=1))
-    leaking = hit_at_1(*network.fuse(images, texts, inside)[::-1])
-    assert alone < 10 * chance
-    assert leaking > 20 * chance
-    # As it would be used, a query's own picture unknown: read with another's, the advantage is gone.
-    stranger = network.fuse(images, np.roll(texts, 1, axis=0), inside)
-    honest = hit_at_1(np.roll(np.asarray(stranger[1]), -2, axis=0), stranger[0])
-    assert honest < 10 * chance
+    graph, state = nnx.split(perturbed(model(seed), seed))
+
+    @jax.jit
+    def fuse(images, texts):
+        fused = nnx.merge(graph, state).fuse(images, texts, jnp.ones(texts.shape[:2], bool))
+        return [part - part.mean(axis=0) for part in fused]
+
+    of_images, of_texts = fuse(images, texts)
+    assert hit_at_1(texts.mean(axis=1), images.mean(axis=1)) <= 3 / count  # chance is 1 / count
+    assert hit_at_1(of_texts, of_images) >= 6 / count
+    # A searcher has no caption of the picture sought: where each was read with a stranger's, the advantage is gone.
+    of_images, of_strangers = fuse(images, np.roll(texts, 1, axis=0))
+    assert hit_at_1(np.roll(of_strangers, -1, axis=0), of_images) <= 3 / count
 
 
 def test_gradients_reach_every_parameter_once_the_head_has_moved():
