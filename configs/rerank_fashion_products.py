@@ -5,12 +5,14 @@
     python -m jaxclip.train --config=configs/rerank_fashion_products.py:ablation --config.first_stage=W --workdir=A
     python -m jaxclip.train --config=configs/rerank_fashion_products.py:paper --config.first_stage=W --workdir=P
 
-The first is the gated re-ranker; `ablation` trains it on subsets of its features, three seeds each, and prints one
-table; `paper` is the fit-aware paper's network with its settings.
+The first is the gated re-ranker; `ablation` trains it on subsets of all features, three seeds each, and prints one
+table; `paper` is the fit-aware paper's network with its settings. On the towers of the `tiny` preset (12 passes, 36,000
+products, hit@1 .420) expect a hit@1 of .459 and a hit@10 of .848 from the first, trained on 4,000 products in a minute.
 """
 
 from ml_collections import ConfigDict
 
+BEST = ("hubness", "image", "attributes")
 FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture", "attributes")
 
 
@@ -34,7 +36,7 @@ def get_config(variant: str = "gated") -> ConfigDict:
         raise ValueError(f"variant {variant!r} is none of gated, ablation, paper")
     config.epochs = 3.0
     config.optimizer = ConfigDict({"learning_rate": 2e-3, "warmup_steps": 50})
-    config.rerank = ConfigDict({"features": ",".join(FEATURES), "dropout": 0.3})
+    config.rerank = ConfigDict({"features": ",".join(BEST), "dropout": 0.3})
     if variant == "ablation":
         config.rerank.seeds = 3
         config.rerank.ablation = ConfigDict(_subsets(), convert_dict=False)
@@ -42,7 +44,7 @@ def get_config(variant: str = "gated") -> ConfigDict:
 
 
 def _subsets() -> dict[str, str]:
-    subsets = {"all": FEATURES, **{f"only {name}": (name,) for name in FEATURES}}
+    subsets = {"best": BEST, "all": FEATURES, **{f"only {name}": (name,) for name in FEATURES}}
     subsets |= {f"without {name}": tuple(other for other in FEATURES if other != name) for name in FEATURES}
     subsets["all and caption attributes"] = (*FEATURES, "caption_attributes")
     return {name.replace(" ", "-"): ",".join(features) for name, features in subsets.items()}
