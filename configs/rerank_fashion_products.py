@@ -28,9 +28,16 @@ def get_config(variant: str = "gated") -> ConfigDict:
             {"preset": "paper", "loss": "binary", "negatives": "worst", "dropout": 0.5, "wordings": 1}
         )
         config.optimizer = ConfigDict(
-            {"name": "adam", "learning_rate": 8e-4, "schedule": "constant", "warmup_steps": 0, "beta2": 0.999}
+            {
+                "name": "adam",
+                "learning_rate": 8e-4,
+                "schedule": "constant",
+                "warmup_steps": 0,
+                "beta2": 0.999,
+                "epsilon": 1e-8,
+                "clip_norm": 0.0,
+            }
         )
-        config.optimizer |= {"epsilon": 1e-8, "clip_norm": 0.0}
         return config
     if variant not in ("gated", "ablation"):
         raise ValueError(f"variant {variant!r} is none of gated, ablation, paper")
@@ -39,7 +46,7 @@ def get_config(variant: str = "gated") -> ConfigDict:
     config.rerank = ConfigDict({"features": ",".join(BEST), "dropout": 0.3})
     if variant == "ablation":
         config.rerank.seeds = 3
-        config.rerank.ablation = ConfigDict(_subsets(), convert_dict=False)
+        config.rerank.ablation = ConfigDict(_subsets())
     return config
 
 
