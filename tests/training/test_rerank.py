@@ -171,3 +171,20 @@ def test_an_ablation_compares_its_subsets_and_is_not_done_twice(run, rerank_file
     assert all(name in done.stdout for name in ("first stage", "both", "colour", "p to both"))
     again = run(*arguments)
     assert again.returncode == 0 and again.stdout == done.stdout and "compiling" not in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"preset": "paper", "loss": "binary", "negatives": "mixed", "batch_norm": "true"},
+        {"preset": "cross_attention", "hidden": "16", "heads": "2", "layers": "1", "sampled": "5"},
+    ],
+    ids=lambda options: options["preset"],
+)
+def test_the_other_networks_train_and_are_evaluated(run, rerank_file, tmp_path, options):
+    overrides = [f"--config.rerank.{name}={value}" for name, value in options.items()]
+    done = run("train", f"--config={rerank_file}", f"--workdir={tmp_path / 'r'}", "--config.steps=2", *overrides)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "r" / "eval" / "test" / "metrics.json").read_text())
+    assert metrics["checkpoint_step"] == 2 and metrics["text_to_image"] != metrics["first_stage"]
