@@ -12,6 +12,8 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.training import first_stage, reranking, reranking_data, setup
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -173,7 +175,6 @@ def test_an_ablation_compares_its_subsets_and_is_not_done_twice(run, rerank_file
     assert again.returncode == 0 and again.stdout == done.stdout and "compiling" not in again.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
