@@ -145,7 +145,7 @@ def evaluate_checkpoint(
       UserError: there is no such checkpoint, or the catalogue is unreadable.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = _chosen(which, checkpoints)
+    step = chosen_step(which, checkpoints)
     prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
     records = Records(prepared, config.data.split)
     towers = setup.load_towers(config, workdir)
@@ -157,7 +157,8 @@ def evaluate_checkpoint(
     return write(folder, result, evaluator, workdir=workdir, step=step, fingerprints=fingerprints)
 
 
-def _chosen(which: str, checkpoints: Checkpoints) -> int:
+def chosen_step(which: str, checkpoints: Checkpoints) -> int:
+    """Returns the step of "latest", "best" or a number; UserError where there is no such checkpoint."""
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"{checkpoints.folder} has no complete checkpoint")
