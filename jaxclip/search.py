@@ -12,13 +12,14 @@ from pathlib import Path
 
 from absl import flags
 
-import jaxclip
 from jaxclip import command_line, config
 from jaxclip.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by hit@1) or a step")
-GALLERY = flags.DEFINE_string("gallery", None, "catalogue to search, raw or prepared; default: all of the workdir's own")
+GALLERY = flags.DEFINE_string(
+    "gallery", None, "catalogue to search, raw or prepared; default: all of the workdir's own"
+)
 HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at; the default is reached from this machine alone")
 PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0 takes a free one", 0, 65535)
 TOKEN = flags.DEFINE_string("token", None, "what requests have to bring; default: $JAXCLIP_TOKEN, else nothing")
@@ -35,12 +36,10 @@ def main(overrides: dict[str, str]) -> None:
     with command_line.quiet_imports():
         import uvicorn
 
-        from jaxclip.training import serving  # noqa: F401
+        import jaxclip.training.serving
         from jaxclip.web.app import make_app
 
-    searcher = jaxclip.load(
-        WORKDIR.value, GALLERY.value, step=STEP.value, overrides=overrides, say=command_line.say
-    )
+    searcher = jaxclip.load(WORKDIR.value, GALLERY.value, step=STEP.value, overrides=overrides, say=command_line.say)
     command_line.say("compiling for batches of searches")
     searcher.warm_up()
     token = os.environ.get("JAXCLIP_TOKEN", "") if TOKEN.value is None else TOKEN.value
@@ -61,7 +60,10 @@ def _listen() -> socket.socket:
     try:
         return socket.create_server((HOST.value, PORT.value), family=family, backlog=2048)
     except OSError as error:
-        reasons = {errno.EADDRINUSE: "is taken; give another --port", errno.EACCES: "may not be used; give a --port >= 1024"}
+        reasons = {
+            errno.EADDRINUSE: "is taken; give another --port",
+            errno.EACCES: "may not be used; give a --port >= 1024",
+        }
         reason = reasons.get(error.errno, f"cannot be listened at: {error.strerror or error}")
         raise UserError(f"port {PORT.value} of --host={HOST.value} {reason}") from None
 

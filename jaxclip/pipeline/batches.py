@@ -112,7 +112,9 @@ def image_batches(
     def read(step: tf.Tensor) -> tf.Tensor:
         places = step * batch_size + shard.index * local + tf.range(local, dtype=tf.int64)
         return tf.numpy_function(
-            lambda p: np.concatenate([records.read(wanted[p[p < len(wanted)]]), np.full((p >= len(wanted)).sum(), b"")]),
+            lambda p: np.concatenate(
+                [records.read(wanted[p[p < len(wanted)]]), np.full((p >= len(wanted)).sum(), b"")]
+            ),
             [places],
             tf.string,
             stateful=False,

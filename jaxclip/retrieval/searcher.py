@@ -109,7 +109,9 @@ class Searcher:
 
     def encode_image(self, image: Any) -> np.ndarray:
         """Returns the unit vector of a picture, (D,), or those of a list of them, (n, D); see `search` for pictures."""
-        vectors = self._encode_pictures([self._encoders.picture(i) for i in (image if isinstance(image, list) else [image])])
+        vectors = self._encode_pictures(
+            [self._encoders.picture(i) for i in (image if isinstance(image, list) else [image])]
+        )
         return vectors if isinstance(image, list) else vectors[0]
 
     def read_picture(self, image: Any) -> UInt8[np.ndarray, "S S 3"]:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image, ImageOps
 
-from jaxclip.catalog import pictures
+from jaxclip.catalog import builder, pictures
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 from jaxclip.features.agreement import colour_attribute
@@ -42,7 +42,9 @@ MAX_PIXELS = 24_000_000
 LOOKED_AT = 1024
 
 
-def open_searcher(config: "Config", workdir: Path, prepared: Path, *, step: str, say: Callable[[str], None]) -> Searcher:
+def open_searcher(
+    config: "Config", workdir: Path, prepared: Path, *, step: str, say: Callable[[str], None]
+) -> Searcher:
     """Returns the searcher of a workdir's checkpoint over the configured split of a prepared dataset.
 
     Vectors are kept in WORKDIR/index by checkpoint and picture; only pictures that have none are embedded.
@@ -66,7 +68,7 @@ def open_searcher(config: "Config", workdir: Path, prepared: Path, *, step: str,
     ) as index:
         _embed_missing(index, records, keys, encoders, towers, config)
         vectors = index.vectors(keys)
-    name = Path(config.data.path).name or prepared.name
+    name = Path(builder.about(prepared)["source"]["path"]).name
     gallery = Gallery(name, products, records.picture, lambda number: Details(*records.described(number)))
     return Searcher(gallery, NearestNeighbours(vectors, most=MOST + 1), encoders)
 
@@ -154,9 +156,7 @@ def _embed_missing(
     missing, size = index.missing(keys), config.evaluation.batch_size
     if not len(missing):
         return
-    batches = image_batches(
-        records, towers.preprocess, batch_size=size, workers=config.data.workers, numbers=missing
-    )
+    batches = image_batches(records, towers.preprocess, batch_size=size, workers=config.data.workers, numbers=missing)
     total = -(-len(missing) // size)
     for start, batch in enumerate(bar(batches, total=total, desc="embedding pictures", unit="batch")):
         numbers = missing[start * size : (start + 1) * size]

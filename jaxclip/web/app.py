@@ -26,7 +26,7 @@ from jaxclip.web.batching import Batcher, Overloaded
 from jaxclip.web.guard import Guard
 from jaxclip.web.measures import CONTENT_TYPE, Measures
 
-PAGE = {"/": ("index.html", "text/html"), "/app.js": ("app.js", "text/javascript"), "/style.css": ("style.css", "text/css")}
+KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 SCALED_ABOVE = 40_000
 """Bytes of a picture that is scaled down for a list."""
 AGAIN = {"Retry-After": "1"}
@@ -167,7 +167,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
         return searching.Query(text=q, like=number, filters=_filters(filter), k=k, **picture)
 
     @app.get("/v1/search", summary="Products by a sentence, or like a product, or both")
-    async def search(q: Text = "", k: Number = 10, filter: Filter = [], like: Like = None) -> shown.Results:  # noqa: B006
+    async def search(q: Text = "", k: Number = 10, filter: Filter = (), like: Like = None) -> shown.Results:
         return await service.search(query(q, k, filter, like))
 
     @app.post(
@@ -177,7 +177,11 @@ def _add_search(app: FastAPI, service: Service) -> None:
         responses={code: {"model": shown.Problem} for code in (408, 413, 415)},
     )
     async def search_picture(
-        request: Request, q: Text = "", k: Number = 10, filter: Filter = [], like: Like = None  # noqa: B006
+        request: Request,
+        q: Text = "",
+        k: Number = 10,
+        filter: Filter = (),
+        like: Like = None,
     ) -> shown.Results:
         picture = await service.uploaded(request)
         return await service.search(query(q, k, filter, like, picture=picture))
@@ -192,7 +196,7 @@ def _add_products(app: FastAPI, service: Service) -> None:
         return whole
 
     @app.get("/v1/products", summary="Products in the catalogue's order")
-    async def products(k: Number = 10, start: Start = 0, filter: Filter = []) -> shown.Results:  # noqa: B006
+    async def products(k: Number = 10, start: Start = 0, filter: Filter = ()) -> shown.Results:
         allowed = service.gallery.allowed(_filters(filter))
         numbers = np.arange(len(service.gallery)) if allowed is None else np.flatnonzero(allowed)
         chosen = numbers[start : start + k].tolist()
@@ -234,8 +238,10 @@ def _add_page(app: FastAPI) -> None:
     async def send(content: bytes, kind: str) -> Response:
         return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
 
-    for path, (name, kind) in PAGE.items():
-        app.add_api_route(path, partial(send, (folder / name).read_bytes(), kind), include_in_schema=False)
+    for file in folder.iterdir():
+        path = "/" if file.name == "index.html" else f"/{file.name}"
+        kind = KINDS[file.name[file.name.rindex(".") :]]
+        app.add_api_route(path, partial(send, file.read_bytes(), kind), include_in_schema=False)
 
 
 def _filters(given: Sequence[str]) -> Filters:

@@ -121,12 +121,13 @@ def product(details: Details) -> Product:
 
 def gallery(shown: Gallery, picture_size: int) -> GalleryShown:
     """Returns what there is to search and to filter by."""
+    facets = [_facet(facet) for facet in shown.facets()]
     captions = sorted({caption for caption in shown.captions if caption})
     chosen = np.random.default_rng(SUGGESTED_SEED).permutation(len(captions))[:SUGGESTIONS]
     return GalleryShown(
         name=shown.name,
         products=len(shown),
-        facets=[_facet(facet) for facet in shown.facets()],
+        facets=facets[:1] + sorted(facets[1:], key=lambda facet: not facet.colour),
         suggestions=[captions[number] for number in chosen],
         picture_size=picture_size,
     )

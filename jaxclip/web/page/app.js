@@ -1,44 +1,16 @@
-// The address bar is the state: everything is read from it and every change is written to it.
+import { $, make } from "./elements.js";
+import { buildFilters, showFilters } from "./filters.js";
+import { dataUri, shrink } from "./pictures.js";
+import { fill } from "./product.js";
+import { ask, fetchJson } from "./server.js";
+import { MOST, PAGE, address, read, searching } from "./state.js";
 
-const $ = (id) => document.getElementById(id);
-const PAGE = 24, MOST = 100, SHOWN_VALUES = 6, PAUSE = 250;
+const PAUSE = 250;        // milliseconds without a key before a search
 
 let gallery = null;
 let asked = null;         // aborts the request before
 let requested = "";       // what the cards show or are about to show
 const captions = new Map();  // id -> name, for the chip of "more like this"
-
-function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
-
-// State
-
-function read() {
-  const query = new URLSearchParams(location.search);
-  const k = Number.parseInt(query.get("k"), 10);
-  return {
-    q: query.get("q") ?? "",
-    like: query.get("like"),
-    filters: query.getAll("filter"),
-    k: k >= 1 && k <= MOST ? k : PAGE,
-    open: query.get("open"),
-    picture: new URLSearchParams(location.hash.slice(1)).get("picture"),
-  };
-}
-
-function address(state) {
-  const query = new URLSearchParams();
-  if (state.q) query.set("q", state.q);
-  if (state.like !== null) query.set("like", state.like);
-  for (const filter of state.filters) query.append("filter", filter);
-  if (state.k !== PAGE) query.set("k", state.k);
-  if (state.open !== null) query.set("open", state.open);
-  const text = query.toString();
-  return location.pathname + (text && `?${text}`) + (state.picture ? `#picture=${state.picture}` : "");
-}
 
 function change(changes, { replace = false } = {}) {
   const state = { ...read(), ...changes };
@@ -46,60 +18,13 @@ function change(changes, { replace = false } = {}) {
   show();
 }
 
-const searching = (state) => Boolean(state.q.trim() || state.like !== null || state.picture);
-
-// Pictures: the server needs no more pixels than the towers see, so that few travel, and fit into the address.
-
-async function shrink(file) {
-  const bitmap = await createImageBitmap(file);
-  const shorter = Math.min(bitmap.width, bitmap.height), longer = Math.max(bitmap.width, bitmap.height);
-  const scale = Math.min(1, gallery.picture_size / shorter, (3 * gallery.picture_size) / longer);
-  const canvas = make("canvas", {
-    width: Math.max(1, Math.round(bitmap.width * scale)), height: Math.max(1, Math.round(bitmap.height * scale)),
-  });
-  const context = canvas.getContext("2d");
-  context.fillStyle = "#fff";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.imageSmoothingQuality = "high";
-  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  const encoded = canvas.toDataURL("image/jpeg", 0.85).split(",")[1];
-  return encoded.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
-}
-
-const dataUri = (picture) => `data:image/jpeg;base64,${picture.replaceAll("-", "+").replaceAll("_", "/")}`;
-
-function bytes(picture) {
-  const text = atob(picture.replaceAll("-", "+").replaceAll("_", "/"));
-  return Uint8Array.from(text, (character) => character.charCodeAt(0));
-}
-
 async function take(file) {
   if (!file) return;
   try {
-    change({ picture: await shrink(file), like: null, k: PAGE, open: null });
+    change({ picture: await shrink(file, gallery.picture_size), like: null, k: PAGE, open: null });
   } catch {
     tell(`${file.name || "This"} is no picture that this browser can read.`, true);
   }
-}
-
-// Asking the server
-
-async function fetchJson(url, options = {}) {
-  const response = await fetch(url, options);
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.detail ?? `The server answered ${response.status}.`);
-  return answer;
-}
-
-function ask(state, signal) {
-  const query = new URLSearchParams({ k: state.k });
-  for (const filter of state.filters) query.append("filter", filter);
-  if (!searching(state)) return fetchJson(`v1/products?${query}`, { signal });
-  if (state.q.trim()) query.set("q", state.q);
-  if (state.like !== null) query.set("like", state.like);
-  if (!state.picture) return fetchJson(`v1/search?${query}`, { signal });
-  const body = new Blob([bytes(state.picture)], { type: "image/jpeg" });
-  return fetchJson(`v1/search?${query}`, { signal, method: "POST", headers: { "Content-Type": "image/jpeg" }, body });
 }
 
 // Showing
@@ -114,7 +39,7 @@ async function show() {
   if ($("q").value !== state.q && document.activeElement !== $("q")) $("q").value = state.q;
   document.title = state.q ? `${state.q} · ${gallery.name}` : `${gallery.name}: product search`;
   showChips(state);
-  showFilters(state);
+  showFilters(state.filters);
   $("clear").hidden = !searching(state) && !state.filters.length;
   $("suggestions").hidden = searching(state) || state.filters.length > 0 || !gallery.suggestions.length;
   showProduct(state.open);
@@ -179,68 +104,24 @@ function chip(image, text, label, remove) {
   return button;
 }
 
+async function learn(id) {
+  captions.set(id, id);
+  const product = await fetchJson(`v1/products/${encodeURIComponent(id)}`).catch(() => null);
+  if (product === null) return;
+  captions.set(id, product.caption || id);
+  showChips(read());
+}
+
 function showChips(state) {
   const chips = [];
   if (state.picture) chips.push(chip(dataUri(state.picture), "picture", "Remove the picture", () => change({ picture: null })));
   if (state.like !== null) {
     const source = `v1/images/${encodeURIComponent(state.like)}?size=64`;
+    if (!captions.has(state.like)) learn(state.like);
     chips.push(chip(source, `like ${captions.get(state.like) ?? state.like}`, "Remove the product", () => change({ like: null })));
   }
   $("chips").replaceChildren(...chips);
   $("q").placeholder = chips.length ? "Add words" : "Describe a product";
-}
-
-// Filters
-
-const words = (name) => {
-  const spaced = name.replaceAll("_", " ").replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
-  return spaced.charAt(0).toUpperCase() + spaced.slice(1);
-};
-
-function buildFilters() {
-  for (const facet of gallery.facets) {
-    const values = facet.values.map((value) => {
-      const box = make("input", { type: "checkbox", name: "filter", value: `${facet.name}:${value.value}` });
-      if (facet.colour) {
-        const label = make("label", { className: "swatch", title: `${value.value} (${value.products.toLocaleString("en")})` }, box);
-        box.setAttribute("aria-label", `${value.value}, ${value.products} products`);
-        if (value.swatch) label.style.background = value.swatch;
-        return label;
-      }
-      return make("label", { className: "value" }, box, make("span", { textContent: value.value, title: value.value }),
-        make("small", { textContent: value.products.toLocaleString("en") }));
-    });
-    const set = make("fieldset", {}, make("legend", { textContent: words(facet.name) }));
-    if (facet.colour) {
-      set.append(make("div", { className: "swatches" }, ...values));
-    } else {
-      set.append(...values);
-      const rest = values.slice(SHOWN_VALUES);
-      if (rest.length > 1) {
-        for (const label of rest) label.hidden = true;
-        const button = make("button", { className: "rest", type: "button", textContent: `${rest.length} more` });
-        button.onclick = () => {
-          for (const label of rest) label.hidden = false;
-          button.remove();
-          rest[0].querySelector("input").focus();
-        };
-        set.append(button);
-      }
-    }
-    $("facets").append(set);
-  }
-  $("facets").onchange = () => {
-    const chosen = [...$("facets").querySelectorAll(":checked")].map((box) => box.value);
-    change({ filters: chosen, k: PAGE });
-  };
-}
-
-function showFilters(state) {
-  for (const box of $("facets").querySelectorAll("input")) {
-    box.checked = state.filters.includes(box.value);
-    if (box.checked) box.parentElement.hidden = false;
-  }
-  $("chosen").textContent = state.filters.length ? `(${state.filters.length})` : "";
 }
 
 // A product
@@ -258,48 +139,13 @@ async function showProduct(id) {
     const product = await fetchJson(`v1/products/${encodeURIComponent(id)}`);
     if (shown !== id) return;
     fill(product);
+    $("similar").onclick = () => similar(id);
     if (!$("product").open) $("product").showModal();
     $("similar").focus();
   } catch (error) {
     shown = null;
     tell(error.message, true);
   }
-}
-
-function fill(product) {
-  $("name").textContent = product.caption || product.id;
-  $("category").textContent = product.category;
-  $("others").textContent = product.captions.slice(1).join("\n");
-  $("large").onload = () => {
-    const ratio = $("large").naturalWidth / $("large").naturalHeight;
-    $("shot").style.aspectRatio = ratio;
-    $("shot").style.width = `min(${26 * ratio}rem, ${56 * ratio}vh)`;
-  };
-  $("large").src = product.image.slice(1);
-  $("large").alt = product.caption || product.id;
-  $("crop").hidden = $("cropped").hidden = !product.crop || !product.colours.length;
-  if (product.crop) {
-    const [left, top, right, bottom] = product.crop.map((share) => 100 * share);
-    Object.assign($("crop").style, { left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%` });
-  }
-  $("colours").hidden = !product.colours.length;
-  const [band, list] = $("colours").children;
-  band.replaceChildren(...product.colours.map((colour) => {
-    const part = make("span");
-    Object.assign(part.style, { background: colour.rgb, flex: colour.share });
-    return part;
-  }));
-  list.replaceChildren(...product.colours.map((colour) => {
-    const dot = make("i");
-    dot.style.background = colour.rgb;
-    const share = make("small", { textContent: `${Math.round(100 * colour.share)}%` });
-    return make("li", {}, dot, colour.name, share);
-  }));
-  const rows = [...Object.entries(product.attributes), ["id", product.id]];
-  $("attributes").replaceChildren(...rows.flatMap(([name, value]) => [
-    make("dt", { textContent: words(name) }), make("dd", { textContent: value }),
-  ]));
-  $("similar").onclick = () => similar(product.id);
 }
 
 $("product").onclose = () => {
@@ -386,7 +232,7 @@ wide.addEventListener("change", fold);
 try {
   gallery = await fetchJson("v1/gallery");
   fold();
-  buildFilters();
+  buildFilters(gallery.facets, (filters) => change({ filters, k: PAGE }));
   $("suggestions").append(...gallery.suggestions.map((text) => make("button", {
     type: "button", textContent: text, onclick: () => { $("q").value = text; change({ q: text }); },
   })));
