@@ -23,6 +23,8 @@ GALLERY = flags.DEFINE_string(
 HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at; the default is reached from this machine alone")
 PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0 takes a free one", 0, 65535)
 TOKEN = flags.DEFINE_string("token", None, "what requests have to bring; default: $JAXCLIP_TOKEN, else nothing")
+CONNECTIONS = 2048
+"""Open at the same time at most."""
 DRAINED = 30
 """Seconds that running requests have to end after SIGTERM."""
 
@@ -45,14 +47,19 @@ def main(overrides: dict[str, str]) -> None:
     token = os.environ.get("JAXCLIP_TOKEN", "") if TOKEN.value is None else TOKEN.value
     app = make_app(searcher, loopback=_loopback(), token=token)
     settings = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=DRAINED
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=DRAINED,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # uvicorn has its own, and raises the signal again when it is done
     shown = f"[{HOST.value}]" if ":" in HOST.value else HOST.value
     print(f"{len(searcher.gallery):,} products at http://{shown}:{listening.getsockname()[1]}/", flush=True)
     uvicorn.Server(settings).run([listening])
-    print("stopped: every request was answered")
+    print("stopped")
 
 
 def _listen() -> socket.socket:
