@@ -10,7 +10,13 @@ from pydantic import BaseModel, Field
 from jaxclip.features.palette import PROTOTYPES
 from jaxclip.retrieval.gallery import Details, Facet, Gallery
 
-_LOOKS = {name.casefold(): looks[len(looks) // 2] for name, looks in PROTOTYPES.items()}
+
+def _chroma(look: str) -> int:
+    return max(bytes.fromhex(look)) - min(bytes.fromhex(look))
+
+
+_LOOKS = {name.casefold(): max(looks, key=_chroma) for name, looks in PROTOTYPES.items()}
+"""Of each colour name the look that is least like grey: it is told apart best."""
 SUGGESTIONS, SUGGESTED_SEED = 5, 0
 
 

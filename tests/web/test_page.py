@@ -1,8 +1,10 @@
 """The page in a real browser: type, filter, upload, open, share by address; nothing on the console, no foreign host."""
 
+import json
 import os
 import re
 import shutil
+import time
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -50,10 +52,16 @@ def visit(browser, server):
     assert not complaints
 
 
+def until(page, condition):
+    """Waits for a JavaScript condition; Playwright's own wait_for_function is stopped by the page's policy."""
+    deadline = time.monotonic() + 30
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(20)
+
+
 def settle(page):
-    page.wait_for_function(
-        "document.querySelector('#status').textContent.trim() && !document.querySelector('[aria-busy]')"
-    )
+    until(page, "document.querySelector('#status').textContent.trim() && !document.querySelector('[aria-busy]')")
 
 
 def cards(page):
@@ -71,8 +79,8 @@ def ids(results):
 def search(page, text):
     page.fill("#q", text)
     page.press("#q", "Enter")
-    page.wait_for_function("text => document.title.startsWith(text)", arg=text)
-    page.wait_for_function("/nearest|No product/.test(document.querySelector('#status').textContent)")
+    until(page, f"document.title.startsWith({json.dumps(text)})")
+    until(page, "/nearest|No product/.test(document.querySelector('#status').textContent)")
     settle(page)
 
 
@@ -86,7 +94,7 @@ def test_a_typed_sentence_shows_what_the_searcher_finds_and_its_address_shows_it
     assert float(score) == pytest.approx(searcher.search("blue shoes")[0].score, abs=1e-3)
     assert cards(visit(page.url)) == found
     page.go_back()
-    page.wait_for_function("!/nearest/.test(document.querySelector('#status').textContent)")
+    until(page, "!/nearest/.test(document.querySelector('#status').textContent)")
     assert cards(page) == searcher.gallery.ids[:24] and page.input_value("#q") == ""
 
 
@@ -113,7 +121,7 @@ def test_filters_are_taken_from_the_catalogue_and_kept_in_the_address(visit, sea
     again = visit(page.url)
     assert cards(again) == ids(expected) and again.is_checked("input[value='gender:Women']")
     again.click("#clear")
-    again.wait_for_function("document.querySelectorAll('.card').length === 24")
+    until(again, "document.querySelectorAll('.card').length === 24")
     assert query(again) == {} and not again.is_checked("input[value='gender:Women']")
 
 
@@ -122,7 +130,7 @@ def test_an_uploaded_picture_is_searched_with_and_travels_in_the_address(visit, 
     page = visit()
     page.set_input_files("#picture", str(tmp_path / "mine.jpg"))
     page.wait_for_url("**#picture=*")
-    page.wait_for_function("/nearest/.test(document.querySelector('#status').textContent)")
+    until(page, "/nearest/.test(document.querySelector('#status').textContent)")
     settle(page)
     assert searcher.gallery.ids[13] in cards(page)[:3] and page.locator(".chip img").count() == 1
     assert len(page.url) < 8000
@@ -145,7 +153,7 @@ def test_a_product_opens_with_crop_and_colours_and_leads_to_more_like_it(visit, 
     assert page.text_content("#name") == details.product.title
     assert details.product.attributes["gender"] in page.text_content("#attributes")
     assert details.features["colour_names"][0] in page.text_content("#colours")
-    page.wait_for_function("document.querySelector('#large').complete && document.querySelector('#shot').style.width")
+    until(page, "document.querySelector('#large').complete && document.querySelector('#shot').style.width")
     left, top, right, bottom = details.features["crops"][0]
     shot, crop = page.locator("#shot").bounding_box(), page.locator("#crop").bounding_box()
     assert crop["x"] - shot["x"] == pytest.approx(left * shot["width"], abs=2)
@@ -154,11 +162,11 @@ def test_a_product_opens_with_crop_and_colours_and_leads_to_more_like_it(visit, 
     opened.wait_for_selector("dialog[open]")
     assert opened.text_content("#name") == details.product.title
     page.keyboard.press("Escape")
-    page.wait_for_function("!location.search.includes('open=')")
+    until(page, "!location.search.includes('open=')")
     assert page.evaluate("document.activeElement.dataset.id") == id
     opened.click("#similar")
     opened.wait_for_url("**like=*")
-    opened.wait_for_function("/nearest/.test(document.querySelector('#status').textContent)")
+    until(opened, "/nearest/.test(document.querySelector('#status').textContent)")
     settle(opened)
     assert cards(opened) == ids(searcher.search(like=id, k=24))
     assert not opened.locator("dialog[open]").count()
