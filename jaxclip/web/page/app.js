@@ -203,7 +203,7 @@ addEventListener("drop", (event) => {
   take(event.dataTransfer.files[0]);
 });
 addEventListener("keydown", (event) => {
-  const inField = event.target.matches("input:not([type=checkbox])");
+  const inField = event.target.matches("input[type=search]");
   if (event.key === "/" && !inField && !$("product").open) {
     event.preventDefault();
     $("q").focus();
