@@ -16,7 +16,7 @@ from jaxclip.retrieval.index import NearestNeighbours
 
 MOST = 100
 """Products that one search returns at most."""
-BATCHES = (1, 4, 16, 64)
+BATCHES = (1, 4, 8, 16, 32, 64)
 """Numbers of queries that are compiled; others are filled up to the next of them."""
 PICTURE_BATCHES = (1, 4)
 """Those of pictures: a picture costs so much more than a sentence that larger batches gain nothing."""
