@@ -48,7 +48,7 @@ class Limits:
     query: int = 1000
     filters: int = 64
     body: int = 10_000_000
-    uploads: int = 16
+    uploads: int = 32
     requests: int = 512
     seconds: float = 10.0
 
