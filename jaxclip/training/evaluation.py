@@ -1,29 +1,27 @@
-"""A checkpoint's towers over a split: embeddings, metrics, the report with pictures."""
+"""A checkpoint's towers over a split: embeddings, metrics, and what is left in the folder of the results."""
 
+import dataclasses
+import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
-from jaxclip.pipeline.batches import Shard, image_batches
 from jaxclip.pipeline.records import Records
-from jaxclip.retrieval import protocols, report
-from jaxclip.retrieval.embed import embed, padded_blocks
-from jaxclip.training import mesh as meshes
-from jaxclip.training import setup, writers
+from jaxclip.retrieval import labels, marqo, protocols, results
+from jaxclip.training import pages, setup, writers
 from jaxclip.training.checkpoint import Checkpoints
+from jaxclip.training.encoders import Encoders
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import Params, replicated
+from jaxclip.training.state import Params, checksum
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
@@ -46,51 +44,65 @@ class Evaluator:
 
     Attributes:
       queries: the split's captions and products.
-      last: the result of the newest ranking, None before the first.
+      encoders: the towers.
     """
 
     def __init__(self, towers: Towers, records: Records, *, batch_size: int, workers: int = 0):
-        self.towers, self.records, self.workers = towers, records, workers
-        multiple = meshes.rows(towers.mesh)
-        self.batch_size = -(-batch_size // multiple) * multiple
+        self.towers, self.records = towers, records
+        self.encoders = Encoders(towers, batch_size=batch_size, workers=workers)
         self.queries = read_queries(records, towers)
         if not self.queries.captions:
             raise UserError(
-                f"none of the {len(records):,} products has a caption: pictures alone can be a gallery, "
-                "but there is nothing to train on and no query to rank"
+                f"none of the {len(records):,} products has a caption: pictures alone can be a gallery "
+                "(evaluate --query='...' shows what is found there), but there is nothing to train on and no query to "
+                "rank"
             )
-        self.last: Result | None = None
-        graph, out = towers.graph, replicated(towers.mesh)
-        self._encode_image = jax.jit(lambda params, x: nnx.merge(graph, params).encode_image(x), out_shardings=out)
-        self._encode_text = jax.jit(lambda params, x: nnx.merge(graph, params).encode_text(x), out_shardings=out)
+        self._last: tuple[np.ndarray, np.ndarray, Result] | None = None
 
-    def embed(self, params: Params) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the unit vectors of all captions (Q, D) and of all pictures (G, D)."""
-        size, towers = self.batch_size, self.towers
-        sharding = meshes.batch_sharding(towers.mesh)
-        shard = Shard(jax.process_index(), jax.process_count())
-        pictures = image_batches(self.records, towers.preprocess, batch_size=size, shard=shard, workers=self.workers)
-        tokens = text.encode(towers.tokenizer, self.queries.captions, towers.preprocess.context_length)
-        parts = (np.split(block, shard.count)[shard.index] for block in padded_blocks(tokens, size))
+    def rank(self, params: Params, *, store: Path | None = None) -> Result:
+        """Returns the metrics of the split and the rankings behind them (see `protocols.evaluate`).
 
-        def encoder(encode: Callable) -> Callable[[np.ndarray], jax.Array]:
-            return lambda rows: encode(params, jax.make_array_from_process_local_data(sharding, rows))
-
-        def shown(blocks: Iterable, rows: int, what: str) -> Iterable:
-            return bar(blocks, total=-(-rows // size), desc=f"embedding {what}", unit="batch", leave=False)
-
-        images = embed(encoder(self._encode_image), shown(pictures, len(self.records), "pictures"), len(self.records))
-        texts = embed(encoder(self._encode_text), shown(parts, len(tokens), "captions"), len(tokens))
-        return texts, images
-
-    def rank(self, params: Params) -> "Result":
-        """Returns the metrics of the split and the rankings behind them (see `protocols.evaluate`)."""
-        texts, images = self.embed(params)
-        queries = self.queries
+        Embeddings are kept in the folder `store` as they are made, and found there again.
+        """
+        queries, groups = self.queries, self.queries.product_groups
+        images = self.encoders.pictures(params, self.records, store=store and store / "pictures")
+        texts = self.encoders.captions(params, queries.captions, store=store and store / "captions")
         categories = [queries.products[owner].category for owner in queries.caption_products]
-        groups = queries.product_groups
-        self.last = protocols.evaluate(texts, images, groups[queries.caption_products], groups, categories)
-        return self.last
+
+        def shown(blocks):
+            return bar(blocks, desc="ranking", unit="block", leave=False)
+
+        result = protocols.evaluate(texts, images, groups[queries.caption_products], groups, categories, progress=shown)
+        self._last = texts, images, result
+        return result
+
+    def complete(self, params: Params, *, store: Path | None = None) -> Result:
+        """Returns `rank`'s result, the newest one where there is one already, with the protocols that are run once.
+
+        Those are Marqo's, labels as queries and labels as classes (see `retrieval.marqo` and `retrieval.labels`).
+        """
+        if self._last is None:
+            self.rank(params, store=store)
+        texts, images, (figures, details) = self._last
+        queries, groups = self.queries, self.queries.product_groups
+        owned, first = np.unique(queries.caption_products, return_index=True)
+        titles = np.zeros_like(images)
+        titles[owned] = texts[first]
+        text_groups = groups[queries.caption_products]
+        figures = {**figures, "marqo": marqo.evaluate(texts, images, titles, text_groups, groups)}
+        names = ["category", *sorted({name for product in queries.products for name in product.attributes})]
+        fields = labels.fields({
+            name: [p.category if name == "category" else p.attributes.get(name, "") for p in queries.products]
+            for name in names
+        })  # fmt: skip
+        figures |= {"label_queries": {}, "zero_shot": {}}
+        for field in fields:
+            wordings = [text.prompts(label, self.towers.preprocess) for label in field.labels]
+            flat = self.encoders.captions(params, [wording for each in wordings for wording in each])
+            embeddings = labels.ensemble(flat.reshape(len(wordings), -1, flat.shape[1]))
+            figures["label_queries"][field.name] = labels.retrieve(field, embeddings, images)
+            figures["zero_shot"][field.name] = labels.classify(field, embeddings, images)
+        return figures, details
 
 
 def read_queries(records: Records, towers: Towers) -> Queries:
@@ -106,40 +118,65 @@ def read_queries(records: Records, towers: Towers) -> Queries:
 
 
 def write(
-    folder: Path, result: Result, evaluator: Evaluator, *, workdir: Path, step: int, fingerprints: Mapping[str, str]
+    folder: Path,
+    result: Result,
+    evaluator: Evaluator,
+    *,
+    workdir: Path,
+    step: int,
+    fingerprints: Mapping[str, str],
+    command: str = "",
 ) -> dict[str, Any]:
-    """Writes metrics.json and report.html into the folder; returns what metrics.json holds."""
+    """Writes metrics.json, its tables, queries.npz and report.html into the folder; returns what metrics.json holds.
+
+    `command` is what reproduces the results; default: this workdir's checkpoint on its own data.
+    """
     figures, details = result
     metrics = {**figures, "checkpoint_step": step}
     metrics |= {name: fingerprints[name] for name in ("config_fingerprint", "data_fingerprint")}
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "metrics.json.tmp"
-    temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-    os.replace(temporary, folder / "metrics.json")
+    queries = evaluator.queries
+    results.write_metrics(folder, metrics)
+    results.write_queries(
+        folder,
+        details,
+        captions=queries.captions,
+        owners=queries.caption_products,
+        ids=[product.id for product in queries.products],
+        data_fingerprint=metrics["data_fingerprint"],
+    )
     run = {
         "workdir": workdir.name,
         "step": str(step),
         "config": metrics["config_fingerprint"],
         "data": metrics["data_fingerprint"],
-        "command": f"python -m jaxclip.evaluate --workdir={workdir} --step={step}",
+        "command": command or f"python -m jaxclip.evaluate --workdir={workdir} --step={step}",
     }
-    report.write(
+    pages.write_report(
         folder / "report.html",
         metrics,
+        results.read_queries(folder),
+        queries.products,
+        evaluator.records,
         title=f"{workdir.name}: {folder.name}",
         run=run,
-        queries=_query_rows(details.text_to_image, evaluator.queries, evaluator.records),
         curve=writers.read(workdir),
     )
     return metrics
 
 
-def evaluate_checkpoint(
-    config: "Config", workdir: Path, which: str, folder: Path, *, fingerprint: str, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Returns the metrics of a workdir's checkpoint on the configured catalogue, written into the folder.
+@dataclass(frozen=True)
+class Loaded:
+    """A workdir's checkpoint and the records that it is to look at."""
 
-    `which` is "latest", "best" or a step.
+    towers: Towers
+    params: Params
+    records: Records
+    step: int
+    data_fingerprint: str
+
+
+def load(config: "Config", workdir: Path, which: str, *, say: Callable[[str], None]) -> Loaded:
+    """Returns the checkpoint `which` ("latest", "best" or a step) of a workdir and the configured split.
 
     Raises:
       UserError: there is no such checkpoint, or the catalogue is unreadable.
@@ -151,10 +188,57 @@ def evaluate_checkpoint(
     towers = setup.load_towers(config, workdir)
     with jax.set_mesh(towers.mesh):
         params = checkpoints.restore_params(towers.abstract.params, step)
-        evaluator = Evaluator(towers, records, batch_size=config.evaluation.batch_size, workers=config.data.workers)
-        result = evaluator.rank(params)
-    fingerprints = {"config_fingerprint": fingerprint, "data_fingerprint": setup.data_fingerprint(prepared)}
-    return write(folder, result, evaluator, workdir=workdir, step=step, fingerprints=fingerprints)
+    return Loaded(towers, params, records, step, setup.data_fingerprint(prepared))
+
+
+def store_of(workdir: Path, loaded: Loaded, config: "Config", captions: list[str]) -> Path:
+    """Returns the folder of a checkpoint's embeddings of some data; its name changes with all they depend on."""
+    depends = {
+        "parameters": int(jax.jit(checksum)(loaded.params)),
+        "data": [loaded.data_fingerprint, config.data.split, len(loaded.records)],
+        "preprocess": dataclasses.asdict(loaded.towers.preprocess),
+        "dtype": config.model.dtype,
+        "batch": config.evaluation.batch_size,
+        "captions": hashlib.sha256("\0".join(captions).encode()).hexdigest(),
+    }
+    key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
+    return workdir / "eval" / "embeddings" / f"step-{loaded.step}-{key}"
+
+
+def evaluate_checkpoint(
+    config: "Config",
+    workdir: Path,
+    which: str,
+    folder: Path,
+    *,
+    fingerprint: str,
+    say: Callable[[str], None],
+    command: str = "",
+) -> dict[str, Any]:
+    """Returns the metrics of a workdir's checkpoint on the configured catalogue, written into the folder.
+
+    What an interrupted evaluation has embedded is not embedded again. `command` as in `write`.
+
+    Raises:
+      UserError: as `load`.
+    """
+    loaded = load(config, workdir, which, say=say)
+    with jax.set_mesh(loaded.towers.mesh):
+        evaluator = Evaluator(
+            loaded.towers, loaded.records, batch_size=config.evaluation.batch_size, workers=config.data.workers
+        )
+        store = store_of(workdir, loaded, config, evaluator.queries.captions)
+        result = evaluator.complete(loaded.params, store=store)
+    fingerprints = {"config_fingerprint": fingerprint, "data_fingerprint": loaded.data_fingerprint}
+    return write(
+        folder,
+        result,
+        evaluator,
+        workdir=workdir,
+        step=loaded.step,
+        fingerprints=fingerprints,
+        command=command,
+    )
 
 
 def _chosen(which: str, checkpoints: Checkpoints) -> int:
@@ -168,23 +252,6 @@ def _chosen(which: str, checkpoints: Checkpoints) -> int:
     if not which.isdigit() or int(which) not in steps:
         raise UserError(f"--step={which} is none of latest, best, {', '.join(map(str, steps))}")
     return int(which)
-
-
-def _query_rows(rankings: protocols.Rankings, queries: Queries, records: Records) -> list[report.QueryRow]:
-    def item(number: int, *, relevant: bool, score: float) -> report.Item:
-        picture = records.picture(number)
-        mime = "image/png" if picture.startswith(b"\x89PNG") else "image/jpeg"
-        return report.Item(picture, mime, queries.products[number].title, relevant, score)
-
-    rows = []
-    for query in report.sample_queries(len(queries.captions)):
-        found = zip(rankings.top_items[query], rankings.top_relevant[query], rankings.top_scores[query], strict=True)
-        items = [item(int(number), relevant=bool(right), score=float(score)) for number, right, score in found]
-        answer = None
-        if not any(shown.relevant for shown in items):
-            answer = item(int(queries.caption_products[query]), relevant=True, score=float("nan"))
-        rows.append(report.QueryRow(queries.captions[query], int(rankings.best_ranks[query]), items, answer))
-    return rows
 
 
 def table(metrics: Mapping[str, Any]) -> str:

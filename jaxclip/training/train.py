@@ -63,7 +63,7 @@ def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], f
     if stopped is not None:
         return Outcome(stopped, int(state.step), None, folder)
     with jax.set_mesh(towers.mesh):
-        result = evaluator.last or evaluator.rank(state.params)
+        result = evaluator.complete(state.params)
     metrics = evaluation.write(folder, result, evaluator, workdir=workdir, step=int(state.step), fingerprints=beside)
     return Outcome(None, int(state.step), metrics, folder)
 
