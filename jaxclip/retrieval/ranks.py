@@ -177,8 +177,7 @@ class _Sweep:
 
     def __init__(self, mesh, sides, slots, within, ks, *, back, finite):
         self.mesh, self.sides, self.slots, self.within, self.ks, self.back = mesh, sides, slots, within, ks, back
-        sizes = tuple(len(side.order) for side in sides)
-        self.visit = tiles.make_visit(mesh, blocks=sides[0].blocks, sizes=sizes, ks=ks, back=back, finite=finite)
+        self.visit = tiles.make_visit(mesh, blocks=sides[0].blocks, ks=ks, back=back, finite=finite)
 
     def run(self, scores: np.ndarray, progress) -> _Found:
         """Returns what the pass finds where the pairs' scores are taken to be `scores`."""
@@ -202,6 +201,7 @@ class _Sweep:
             spots.reshape(across * count, -1, 2)[cell, spot] = np.stack([row[mine], column[mine]], axis=1)
             state, *found = self.visit(
                 np.int32(block),
+                np.array([len(rows.order), len(columns.order)], np.int32),
                 self._place((across, rows.tile), a, rows, lambda s, b=block: self._first_slot(s, b)),
                 gallery,
                 self._host(row_limits[:, block], a),

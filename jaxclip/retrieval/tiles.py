@@ -63,23 +63,23 @@ def empty_state(mesh: Mesh, shards: int, tiles: int, width: int, tile: int, k: i
 
 
 @cache
-def make_visit(mesh: Mesh, *, blocks: int, sizes: tuple[int, int], ks: tuple[int, int], back: bool, finite: bool):
+def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, finite: bool):
     """Returns the compiled function that takes one block of queries of each shard through all tiles of the gallery.
 
-    It maps (block, queries (A, B, D), gallery (N, T, D), row thresholds (A, R, B), their width in use, column
+    It maps (block, sizes (Q, G), beyond which is padding, queries (A, B, D), gallery (N, T, D), row thresholds
+    (A, R, B), their width in use, column
     thresholds (N, R', T), their widths (N,), spots (A, N, S, 2), state) to (state, counts (A, C, R, B), best values and
     items (A, C, k, B), scores at the spots (A, N, S), NaNs (A, C)), A and C the shards of queries and gallery.
 
     Args:
       mesh: axes "queries" and "gallery".
       blocks: of queries on each shard.
-      sizes: Q and G; what is beyond is padding.
       ks: how many best each row and each column keeps.
       back: whether columns are counted too.
       finite: whether no score can be infinite or NaN.
     """
 
-    def visit(block, queries, gallery, row_limits, row_width, column_limits, column_widths, spots, state):
+    def visit(block, sizes, queries, gallery, row_limits, row_width, column_limits, column_widths, spots, state):
         queries, row_limits, spots = queries[0], row_limits[0], spots[0]  # this shard's
         (rows, _), (count, columns, _) = queries.shape, gallery.shape
         first_row = (lax.axis_index("queries") * blocks + block) * rows
@@ -118,11 +118,11 @@ def make_visit(mesh: Mesh, *, blocks: int, sizes: tuple[int, int], ks: tuple[int
     mapped = jax.shard_map(
         visit,
         mesh=mesh,
-        in_specs=(P(), a, c, a, P(), c, c, ac, ac),
+        in_specs=(P(), P(), a, c, a, P(), c, c, ac, ac),
         out_specs=(ac, ac, ac, ac, ac, ac),
         check_vma=False,
     )
-    return jax.jit(mapped, donate_argnums=8)
+    return jax.jit(mapped, donate_argnums=9)
 
 
 def _read(scores, limits, width, best, first, offset, *, axis):
@@ -178,6 +178,7 @@ def _bound(scores, k, axis):
     parts = maxima.T if axis else maxima  # (W, lines)
     per = len(parts) // k
     bound = reduce(jnp.maximum, jnp.split(parts[: per * k], per)).min(0)
+    bound = jnp.minimum(bound, 3e38)  # below infinity too
     return bound - 1e-6 * jnp.abs(bound) - 1e-30
 
 
@@ -216,7 +217,8 @@ def _look(values, items, scores, words, offset, axis):
             bits = jnp.where(empty, jnp.where(rest != 0, take(words, following, line), np.uint32(0)), bits)
             place = jnp.minimum(word + size * _lowest(bits), WORD * size - 1)
             score = jnp.where(bits != 0, take(scores, place, line), -jnp.inf)
-            values, items = _replace(values, items, score, offset + place)
+            item = jnp.where(bits != 0, offset + place, _NOWHERE)
+            values, items = _replace(values, items, score, item)
             return values, items, summary, word, bits & (bits - np.uint32(1))
 
         nothing = jnp.zeros(chunk, jnp.int32), jnp.zeros(chunk, jnp.uint32)

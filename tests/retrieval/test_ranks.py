@@ -164,11 +164,11 @@ def test_infinite_scores_keep_their_place_before_nan():
 
 def test_sizes_that_round_to_the_same_tile_compile_once():
     random = np.random.default_rng(2)
-    visit = tiles.make_visit(ONE, blocks=1, sizes=(100, 100), ks=(0, 0), back=True, finite=True)
+    visit = tiles.make_visit(ONE, blocks=1, ks=(0, 0), back=True, finite=True)
     before = visit._cache_size()
-    for _ in range(3):
-        embeddings = random.normal(size=(100, 5))
-        both_ways(embeddings, embeddings, Relevance.from_groups(np.arange(100), np.arange(100)), mesh=ONE)
+    for size in (70, 100, 128):
+        embeddings = random.normal(size=(size, 5))
+        both_ways(embeddings, embeddings, Relevance.from_groups(np.arange(size), np.arange(size)), mesh=ONE)
     assert visit._cache_size() - before == 1
 
 
