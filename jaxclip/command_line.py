@@ -57,6 +57,10 @@ def usage(help: str) -> str:
     lines = [help.strip(), "", "flags:", *(f"  --{flag.name}: {flag.help}" for flag in defined)]
     fields = textwrap.wrap(", ".join(config.fields()), 110, initial_indent="    ", subsequent_indent="    ")
     lines += ["  --config.section.field=VALUE: overrides one field of", *fields]
+    lines += [
+        "  optimizer.rates are pairs: a regex of parameter names and a factor of the learning rate, 0 = frozen, as"
+    ]
+    lines += ["    (('^image/stem', 0.0), ('blocks/11/.*bias$', 0.5)); on the command line also {'^image/stem': 0.0}"]
     return "\n".join(lines)
 
 

@@ -18,6 +18,12 @@ from jaxclip.errors import UserError
 
 WORKDIR = flags.DEFINE_list("workdir", [], "folder of the run; several, separated by commas, with --query")
 STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by hit@1) or a step")
+PARAMETERS = flags.DEFINE_enum(
+    "parameters",
+    None,
+    ["ema", "raw"],
+    "ema: their moving average, the default where the run kept one (optimizer.ema); raw: as the last step left them",
+)
 NAME = flags.DEFINE_string(
     "name",
     None,
@@ -32,8 +38,8 @@ def main(overrides: dict[str, str]) -> None:
     workdirs = [Path(workdir) for workdir in COMPARE.value or WORKDIR.value]
     if not workdirs:
         raise UserError("--workdir is missing: give the folder of a run")
-    if COMPARE.value and (len(workdirs) != 2 or WORKDIR.value or QUERY.value):
-        raise UserError("--compare takes two workdirs, as --compare W1 W2, and neither --workdir nor --query")
+    if COMPARE.value and (len(workdirs) != 2 or WORKDIR.value or QUERY.value or PARAMETERS.value):
+        raise UserError("--compare takes two workdirs, as --compare W1 W2, and no --workdir, --query or --parameters")
     if len(workdirs) > 1 and not COMPARE.value and not QUERY.value:
         raise UserError("--workdir names several runs: that is for --query; --compare W1 W2 compares two")
     wanted = {workdir: config.load(workdir, overrides) for workdir in workdirs}
@@ -43,15 +49,23 @@ def main(overrides: dict[str, str]) -> None:
     if QUERY.value:
         page = workdirs[0] / "eval" / (NAME.value or "queries") / "sheet.html"
         sentences = list(dict.fromkeys(QUERY.value))
-        comparison.write_sheet(page, wanted, STEP.value, sentences, command=_command(), say=command_line.say)
+        comparison.write_sheet(
+            page,
+            wanted,
+            STEP.value,
+            sentences,
+            parameters=PARAMETERS.value or "",
+            command=_command(),
+            say=command_line.say,
+        )
         print(f"{'sheet':10}{page}")
         return
     if not COMPARE.value:
         _evaluate(workdirs[0], overrides, evaluation, shown=True)
         return
     for workdir in workdirs:
-        if not (workdir / "eval" / _name(workdir, overrides) / "queries.npz").exists():
-            command_line.say(f"{workdir} has not been evaluated there yet: evaluating it first")
+        if flags.FLAGS["step"].present or not (workdir / "eval" / _name(workdir, overrides) / "queries.npz").exists():
+            command_line.say(f"evaluating {workdir} first")
             _evaluate(workdir, overrides, evaluation, shown=False)
     name = _name(workdirs[1], overrides)
     figures, folder = comparison.compare(wanted[workdirs[1]], *workdirs, name, command=_command(), say=command_line.say)
@@ -73,12 +87,12 @@ def _command() -> str:
 
 def _evaluate(workdir: Path, overrides: dict[str, str], evaluation, *, shown: bool) -> None:
     own, wanted = config.load(workdir), config.load(workdir, overrides)
-    folder = workdir / "eval" / _name(workdir, overrides)
-    metrics = evaluation.evaluate_checkpoint(
+    metrics, folder = evaluation.evaluate_checkpoint(
         wanted,
         workdir,
         STEP.value,
-        folder,
+        workdir / "eval" / _name(workdir, overrides),
+        parameters=PARAMETERS.value or "",
         fingerprint=config.fingerprint(own),
         say=command_line.say,
         command=_command() if shown else "",
@@ -86,7 +100,7 @@ def _evaluate(workdir: Path, overrides: dict[str, str], evaluation, *, shown: bo
     if not shown:
         return
     print(f"\n{evaluation.table(metrics)}\n")
-    print(f"checkpoint of step {metrics['checkpoint_step']}")
+    print(f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}")
     for path in ("metrics.json", "report.html"):
         print(f"{Path(path).stem:10}{folder / path}")
 

@@ -1,12 +1,16 @@
 """Prepare a catalogue: python -m jaxclip.prepare --config.data.reader=table --config.data.path=PATH [--config=...]
 
-Checks every picture, finds products that are the same, splits by group and writes a TFDS dataset with a data card.
-Training does the same by itself on first use.
+Checks every picture, detects and crops the product, measures its colours and texture, finds products that are the same,
+splits by group, mines incorrect pairs, and writes a TFDS dataset with a data card. Training prepares by itself on first
+use. Run again with another --config.incorrect_pairs.variant it only mines again: the dataset stays as it is.
 """
 
 from absl import flags
 
 from jaxclip import command_line, config
+
+RUNNER = flags.DEFINE_string("runner", "", "prepare on this runner of Apache Beam, such as DataflowRunner")
+BEAM_OPTION = flags.DEFINE_multi_string("beam_option", [], "option of the runner, NAME=VALUE; may be repeated")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -15,12 +19,22 @@ def main(overrides: dict[str, str]) -> None:
     wanted = config.build(given if given is not None else {"steps": 1}, overrides)
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
         from jaxclip.catalog import library
-        from jaxclip.training.setup import prepared_dataset
+        from jaxclip.catalog.builder import CARD
+        from jaxclip.training import mining, preparation, setup
 
-    prepared = prepared_dataset(wanted, whole=wanted.data.split == "all", say=command_line.say)
+    prepared = setup.prepared_dataset(
+        wanted,
+        whole=wanted.data.split == "all",
+        say=command_line.say,
+        runner=RUNNER.value,
+        beam_options=BEAM_OPTION.value,
+    )
+    pairs = preparation.complete(wanted, prepared, load_config=config.load, say=command_line.say)
     print(library.summary(prepared))
-    print(f"{'dataset':10}{prepared}")
-    print(f"{'data card':10}{prepared / 'card.html'}")
+    print(f"{'dataset':16}{prepared}")
+    print(f"{'data card':16}{prepared / CARD}")
+    if pairs is not None:
+        print(f"{'incorrect pairs':16}{mining.table(prepared, mining.settings(wanted, prepared))}")
 
 
 if __name__ == "__main__":

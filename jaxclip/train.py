@@ -33,6 +33,7 @@ def main(overrides: dict[str, str]) -> int:
         wanted,
         workdir,
         save_config=lambda: _save(workdir, wanted),
+        load_config=config.load,
         fingerprint=config.fingerprint(wanted),
         say=command_line.say,
     )
@@ -42,7 +43,9 @@ def main(overrides: dict[str, str]) -> int:
             f"the same command goes on from there"
         )
         return 0 if outcome.signal == signal.SIGTERM else 128 + outcome.signal
-    print(f"\n{evaluation.table(outcome.metrics)}\n")
+    if outcome.zero_shot is not None:
+        print(f"\n{evaluation.comparison(outcome.zero_shot, outcome.metrics)}")
+    print(f"\n{evaluation.table(outcome.metrics, outcome.raw)}\n")
     for what, path in (
         ("workdir", workdir),
         ("metrics", outcome.folder / "metrics.json"),
@@ -56,7 +59,8 @@ def main(overrides: dict[str, str]) -> int:
 def _check_workdir(workdir: Path, wanted: Config) -> None:
     if not (workdir / "config.json").exists():
         return
-    changed = [line for line in config.differences(config.load(workdir), wanted) if not line.startswith(MAY_CHANGE)]
+    may_change = (*MAY_CHANGE, "model.init_from") if wanted.task == "adapter" else MAY_CHANGE  # its checksum is held
+    changed = [line for line in config.differences(config.load(workdir), wanted) if not line.startswith(may_change)]
     if changed:
         raise UserError(
             f"{workdir} was begun with another configuration ({'; '.join(changed)}): "

@@ -68,6 +68,15 @@ def config_file(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def continued_file(config_file) -> Path:
+    """The configuration of `config_file` without what a checkpoint brings, for runs that begin from one."""
+    path = config_file.with_name("tiny_continued.py")
+    settings = CONFIG.replace('"image_size": 32, "context_length": 12, "vocab_size": 300, ', "")
+    path.write_text(settings.replace('"preset": "tiny", ', ""))
+    return path
+
+
 def finish(process: subprocess.Popen, *, seconds: float = 1800) -> tuple[str, str]:
     """Returns the output and the errors of a process at its end; none outlives its test."""
     try:

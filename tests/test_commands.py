@@ -103,7 +103,7 @@ def test_help_lists_flags_and_configuration_fields(run, command):
     assert done.returncode == 0
     assert f"python -m jaxclip.{command}" in done.stdout
     listed = {
-        "train": ["--workdir", "--config:", "optimizer.learning_rate", "mesh.fsdp"],
+        "train": ["--workdir", "--config:", "optimizer.learning_rate", "mesh.fsdp", "{'^image/stem': 0.0}"],
         "evaluate": ["--workdir", "--step", "--name", "optimizer.learning_rate", "data.path"],
         "prepare": ["--config:", "data.reader", "data.path"],
     }[command]

@@ -107,8 +107,9 @@ def test_a_section_is_not_a_value():
         ("data.caption_template", "{name}, {season}", "{name}, {season}"),
         ("augmentation.crop_area", "(0.5, 1)", (0.5, 1.0)),
         ("data.mean", "[0, 0.5, 1]", (0.0, 0.5, 1.0)),
-        ("optimizer.rates", "{'^text': 0.1, 'x': 0}", {"^text": 0.1, "x": 0.0}),
-        ("optimizer.rates", "{}", {}),
+        ("optimizer.rates", "{'^text': 0.1, 'x.y': 0}", (("^text", 0.1), ("x.y", 0.0))),
+        ("optimizer.rates", "(('^text', 0.1), ('x.y', 0))", (("^text", 0.1), ("x.y", 0.0))),
+        ("optimizer.rates", "{}", ()),
         ("mesh.fsdp", "-1", -1),
     ],
 )
@@ -134,9 +135,11 @@ def test_a_field_of_every_kind_can_be_overridden(field, text, value):
         ("data.mean", "(0.5, 0.5)", "3 numbers"),
         ("data.mean", "0.5", "3 numbers"),
         ("augmentation.crop_area", "('a', 'b')", "2 numbers"),
-        ("optimizer.rates", "0.1", "a mapping"),
-        ("optimizer.rates", "{'x': 'slow'}", "a mapping"),
-        ("optimizer.rates", "{1: 0.1}", "a mapping"),
+        ("optimizer.rates", "0.1", "pairs"),
+        ("optimizer.rates", "'x'", "pairs"),
+        ("optimizer.rates", "{'x': 'slow'}", "pairs"),
+        ("optimizer.rates", "(('x', 0.1, 2),)", "pairs"),
+        ("optimizer.rates", "{1: 0.1}", "pairs"),
         ("data.path", 3, "a text"),
     ],
 )
@@ -191,7 +194,21 @@ def test_a_number_that_is_none_is_refused(value):
         ({**RUN, "optimizer": {"beta2": 1.0}}, "optimizer.beta2 = 1.0 must be in"),
         ({**RUN, "data": {"std": (0.25, 0.0, 0.25)}}, "data.std"),
         ({**RUN, "optimizer": {"epsilon": 0.0}}, "optimizer.epsilon"),
+        ({**RUN, "optimizer": {"layer_decay": 0.0}}, r"optimizer.layer_decay = 0.0 must be in \(0, 1\]"),
+        ({**RUN, "optimizer": {"ema": 1.0}}, "optimizer.ema = 1.0 must be in"),
+        ({**RUN, "optimizer": {"rates": {"x": -1.0}}}, "optimizer.rates = .* no factor may be negative"),
+        ({**RUN, "optimizer": {"name": "adam", "weight_decay": 0.1}}, "optimizer.weight_decay = 0.1 is for .*'adamw'"),
+        ({**RUN, "task": "adapter"}, "task = 'adapter' needs model.init_from"),
+        ({**RUN, "lora": {"rank": 4}}, "lora is for task = 'adapter', not 'towers'"),
+        ({**RUN, "task": "adapter", "model": {"init_from": "W"}, "lora": {"alpha": 0.0}}, "lora.alpha = 0.0 must be"),
+        ({**RUN, "task": "adapter", "model": {"init_from": "W"}, "lora": {"rank": 0}}, "lora.rank = 0 must be"),
         ({**RUN, "model": {"preset": "vit_b_16"}, "loss": {"name": "siglip"}}, "loss.name = 'siglip' is none of"),
+        ({**RUN, "loss": {"implementation": "tilde"}}, ".* dense, tiled; did you mean tiled?"),
+        ({**RUN, "loss": {"microbatch": 100}}, "loss.microbatch = 100 does not divide batch_size = 256"),
+        ({**RUN, "loss": {"beta": 0.5}}, "loss.beta is for loss.name = 'incorrect_pairs', not 'info_nce'"),
+        ({**RUN, "loss": {"queue": 64, "mask_groups": False}}, "loss.queue = 64 needs InfoNCE and loss.mask_groups"),
+        ({**RUN, "loss": {"bias": -5.0}}, "loss.bias is for loss.name = 'sigmoid', not 'info_nce'"),
+        ({**RUN, "loss": {"name": "incorrect_pairs", "alpha": 0.0, "beta": 0.0}}, "loss.alpha, loss.beta .* are all 0"),
     ],
 )
 def test_values_that_cannot_be_are_refused(settings, problem):
@@ -204,13 +221,25 @@ def test_a_configuration_comes_back_from_its_dump():
         {
             "epochs": 2.5,
             "data": {"reader": "table", "path": "x.csv", "columns": {"id": "sku"}, "mean": (0.1, 0.2, 0.3)},
-            "optimizer": {"rates": {"^text": 0.5}},
+            "optimizer": {"rates": (("^text/.*bias$", 0.5),)},
         },
         {"mesh.fsdp": "2"},
     )
     again = config.build(json.loads(json.dumps(config.dump(built))))
     assert again == built and config.fingerprint(again) == config.fingerprint(built)
     assert config.build(ConfigDict(config.dump(built))) == built
+
+
+def test_a_regex_with_a_dot_can_stand_in_a_config_file():
+    pairs = (("^text/.*bias$", 0.5), (r"[.]", 0.0))
+    assert config.build(ConfigDict({**RUN, "optimizer": {"rates": pairs}})).optimizer.rates == pairs
+    assert config.build({**RUN, "optimizer": {"rates": dict(pairs)}}).optimizer.rates == pairs
+
+
+def test_adam_has_no_weight_decay_unless_it_is_asked_for_which_is_told():
+    built = config.build({**RUN, "optimizer": {"name": "adam"}})
+    assert built.optimizer.weight_decay == 0.0 and config.build(config.dump(built)) == built
+    assert config.build(RUN).optimizer.weight_decay == 0.1
 
 
 def test_a_workdir_gives_its_configuration_back(tmp_path):
@@ -245,7 +274,9 @@ def test_every_field_changes_the_fingerprint():
         for part in section.split(".") if section else ():
             holder = getattr(holder, part)
         value = getattr(holder, leaf)
-        other = {str: "other", int: 77, float: 0.123, bool: not value}.get(kind, {"x": 0.5} if value == {} else (7,))
+        other = {str: "other", int: 77, float: 0.123, bool: not value}.get(
+            kind, (("x", 0.5),) if name == "optimizer.rates" else (7,)
+        )
         changed = dataclasses.replace(holder, **{leaf: other})
         while section:
             section, _, leaf = section.rpartition(".")

@@ -23,7 +23,9 @@ sys.meta_path.insert(0, Absent())
 TRAINING = """
 import jax, jax.numpy as jnp, numpy as np
 from jaxclip.losses import contrastive
+from jaxclip.models import encoders
 from jaxclip.models.presets import PRESETS, clip_config
+from jaxclip.models.weights import open_clip
 from jaxclip.retrieval import embed, metrics, protocols, ranks, significance
 from jaxclip.training import mesh, optimizer, state, step
 
@@ -32,7 +34,7 @@ config = clip_config(PRESETS["tiny"], image_size=32, vocab_size=64, context_leng
 graph, shapes = state.make_model(config)
 schedule = optimizer.make_schedule(1e-3, "cosine", warmup_steps=1, steps=10)
 adam = optimizer.make_optimizer(shapes, schedule, name="adamw", weight_decay=0.1, beta1=0.9, beta2=0.98,
-                                epsilon=1e-6, clip_norm=1.0, rates={})
+                                epsilon=1e-6, clip_norm=1.0)
 devices = mesh.make_mesh(-1, 1, 1)
 random = np.random.default_rng(0)
 batch = {"image": random.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8),

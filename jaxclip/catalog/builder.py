@@ -8,30 +8,28 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
 from jaxclip.catalog import card, groups
-from jaxclip.catalog.describe import TEXT, Column, Describer
-from jaxclip.catalog.examine import examine
+from jaxclip.catalog.dataset import NAME, VERSION, CatalogueBuilder
+from jaxclip.catalog.describe import Describer
+from jaxclip.catalog.execution import Execution, InProcess, Progress
 from jaxclip.catalog.product import Oddity, Product
 from jaxclip.catalog.readers import READERS
-from jaxclip.catalog.spool import Spool
 from jaxclip.errors import UserError
 
-NAME, VERSION = "catalogue", "1.0.0"
 CARD = "card.html"
 WHOLE = "whole"  # the one split of a catalogue that is not split; TFDS keeps the name "all" for itself
+DESCRIBED = "features"
+"""Where a source's settings have those of its describer."""
 SORTED_IN_MEMORY = 64 * 2**20
 """Bytes of examples that TFDS keeps to sort them by their hashed keys; more go to disk first. Its default is 1 GB."""
-
-Progress = Callable[..., Iterable]
 
 
 @dataclass(frozen=True)
@@ -63,39 +61,13 @@ class Source:
             "split_seed": self.split_seed,
             "columns": dict(self.columns),
         }
-        return settings | ({"describer": self.describer.settings()} if self.describer else {})
+        return settings | ({DESCRIBED: self.describer.settings()} if self.describer else {})
 
     def key(self) -> str:
         """Returns 12 hex digits that change with the settings and whenever the raw catalogue's listing does."""
         listing = [self.path, *sorted(p for p in self.path.glob("*") if p.is_file() or p.is_dir())]
         stamps = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in listing if p.exists()]
         return hashlib.sha256(json.dumps([self.settings(), stamps]).encode()).hexdigest()[:12]
-
-
-class Collected:
-    """What a first pass over a catalogue finds, on disk but for hashes and oddities; one entry for each product kept.
-
-    Attributes:
-      products: as they were read.
-      pictures: encoded, as they will be stored.
-      descriptions: the describer's values, where there is one.
-      hashes: of the pictures' pixels.
-      oddities: everything that was dropped or mended.
-    """
-
-    def __init__(self, folder: Path):
-        self.products = Spool[Product](folder)
-        self.pictures = Spool[bytes](folder)
-        self.descriptions = Spool[dict[str, Any]](folder)
-        self.hashes: list[str] = []
-        self.oddities: list[Oddity] = []
-
-    def __enter__(self) -> "Collected":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for spool in (self.products, self.pictures, self.descriptions):
-            spool.close()
 
 
 class Grouped(Sequence):
@@ -109,75 +81,6 @@ class Grouped(Sequence):
 
     def __getitem__(self, index: int) -> Product:
         return replace(self._products[index], group=self._names[index])
-
-
-class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes products with their pictures, captions, category, attributes (a JSON object) and group."""
-
-    name = NAME
-    VERSION = tfds.core.Version(VERSION)
-    # There are no downloads and no checksums of them. TFDS 4.9.10 would look for these with importlib_resources, which
-    # it does not declare and etils no longer brings along.
-    code_path = None
-
-    def __init__(
-        self,
-        splits: Mapping[str, list[int]],
-        products: Sequence[Product],
-        pictures: Sequence[bytes],
-        columns: Mapping[str, Column],
-        descriptions: Sequence[Mapping[str, Any]],
-        about: dict[str, Any],
-        progress: Progress,
-        data_dir: Path,
-    ):
-        self._split_rows, self._products, self._pictures = splits, products, pictures
-        self._columns, self._descriptions = columns, descriptions
-        self._about, self._progress = about, progress
-        names = sorted({product.group for product in products})
-        self._group_numbers = {name: number for number, name in enumerate(names)}
-        super().__init__(file_format="array_record", data_dir=data_dir)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "id": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "captions": tfds.features.Sequence(tfds.features.Text()),
-            "category": tfds.features.Text(),
-            "attributes": tfds.features.Text(),
-            "group": tfds.features.Scalar(np.int64),
-        } | {name: _feature(column) for name, column in self._columns.items()}
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Products prepared for text-to-image retrieval.",
-            features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(self._about),
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        return {split: self._generate_examples(split, rows) for split, rows in self._split_rows.items()}
-
-    def _generate_examples(self, split: str, rows: list[int]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for row in self._progress(rows, total=len(rows), desc=f"writing {split}", unit="product"):
-            product = self._products[row]
-            yield (
-                product.id,
-                {
-                    "id": product.id,
-                    "image": self._pictures[row],
-                    "captions": list(product.captions),
-                    "category": product.category,
-                    "attributes": json.dumps(dict(product.attributes), ensure_ascii=False),
-                    "group": self._group_numbers[product.group],
-                    **(self._descriptions[row] if self._columns else {}),
-                },
-            )
-
-
-def _feature(column: Column) -> tfds.features.FeatureConnector:
-    if column.dtype != TEXT:
-        return tfds.features.Tensor(shape=column.shape, dtype=np.dtype(column.dtype))
-    return tfds.features.Sequence(tfds.features.Text()) if column.shape else tfds.features.Text()
 
 
 def folder(prepared: Path) -> Path:
@@ -195,22 +98,36 @@ def about(prepared: Path) -> dict[str, Any]:
     return json.loads((folder(prepared) / "metadata.json").read_text())
 
 
-def prepare(source: Source, prepared: Path, *, progress: Progress, workers: int = 0) -> None:
+def prepare(
+    source: Source,
+    prepared: Path,
+    *,
+    progress: Progress,
+    workers: int = 0,
+    runner: str = "",
+    beam_options: Sequence[str] = (),
+) -> None:
     """Writes the prepared dataset and its data card (card.html) into the folder `prepared`, whole or not at all.
+
+    The dataset is the same whatever it is prepared on; in how many files it is written may differ.
 
     Args:
       source: what it is made from.
       prepared: made where it is missing.
       progress: `progress(iterable, total=, desc=, unit=)` wraps the long loops.
       workers: that check and describe pictures (see `examine`); 0 is one for each core.
+      runner: of Apache Beam, on which pictures are checked and described and the dataset is written; "" is none. All
+        its workers need catalogue and `prepared` under the same paths as here.
+      beam_options: the runner's, "--name=value".
 
     Raises:
-      UserError: the catalogue is unreadable or none of its products has a readable picture.
+      UserError: the catalogue is unreadable, none of its products has a readable picture, or there is no such runner.
     """
     missing = [path for path in (prepared, *prepared.parents) if not path.exists()]
     prepared.mkdir(parents=True, exist_ok=True)
     try:
-        _prepare(source, prepared, progress, workers)
+        execution = _on_beam(runner, beam_options, prepared) if runner else InProcess(prepared, progress, workers)
+        _prepare(source, prepared, execution)
     except BaseException:
         _clear(prepared)
         if missing:
@@ -221,10 +138,17 @@ def prepare(source: Source, prepared: Path, *, progress: Progress, workers: int 
         raise
 
 
-def _prepare(source: Source, prepared: Path, progress: Progress, workers: int) -> None:
+def _on_beam(runner: str, options: Sequence[str], prepared: Path) -> Execution:
+    try:
+        from jaxclip.catalog.beam import OnBeam
+    except ImportError as error:
+        raise UserError(f"--runner={runner} needs {error.name}: pip install 'jaxclip[beam]'") from error
+    return OnBeam(runner, options, folder(prepared).parent / f"incomplete.parts_{VERSION}")  # `_clear` removes it
+
+
+def _prepare(source: Source, prepared: Path, execution: Execution) -> None:
     _clear(prepared)
-    with Collected(prepared) as found:
-        _collect(source, found, prepared, progress, workers)
+    with execution.collect(READERS[source.reader](source.path, source.columns), source.describer) as found:
         if not found.products:
             raise UserError(f"{source.path}: no product has a readable image ({_counted(found.oddities)})")
         names = groups.assign(found.products, found.hashes)
@@ -240,15 +164,17 @@ def _prepare(source: Source, prepared: Path, progress: Progress, workers: int) -
             "fingerprint": _fingerprint(products, found.hashes, splits),
         }
         # The dataset comes last: a folder that holds one has its card too.
-        card.write(prepared / CARD, facts, products, found.pictures, found.oddities)
+        card.write(
+            prepared / CARD, facts, products, found.pictures, found.sizes, found.descriptions or None, found.oddities
+        )
+        numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+        examples = execution.examples(found, [numbers[name] for name in names], splits)
         columns = source.describer.columns if source.describer else {}
         tfds.disable_progress_bar()
         shuffle.MAX_MEM_BUFFER_SIZE = SORTED_IN_MEMORY
-        builder = CatalogueBuilder(
-            splits, products, found.pictures, columns, found.descriptions, facts, progress, prepared
-        )
+        builder = CatalogueBuilder(examples, columns, facts, prepared)
         with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(download_dir=downloads)
+            builder.download_and_prepare(download_dir=downloads, download_config=execution.download_config())
 
 
 def _clear(prepared: Path) -> None:
@@ -256,24 +182,6 @@ def _clear(prepared: Path) -> None:
     for path in (folder(prepared), *folder(prepared).parent.glob(f"incomplete.*_{VERSION}")):
         shutil.rmtree(path, ignore_errors=True)
     (prepared / CARD).unlink(missing_ok=True)
-
-
-def _collect(source: Source, found: Collected, prepared: Path, progress: Progress, workers: int) -> None:
-    """Fills `found` with the products whose pictures can be read and with all oddities."""
-    with Spool[Product](prepared) as read:
-        for row in READERS[source.reader](source.path, source.columns):
-            (found.oddities if isinstance(row, Oddity) else read).append(row)
-        what = "describing" if source.describer else "checking pictures"
-        for done in progress(examine(read, source.describer, workers), total=len(read), desc=what, unit="img"):
-            if isinstance(done.picture, str):
-                found.oddities.append(Oddity(str(done.product.image), done.picture, dropped=True))
-                continue
-            found.products.append(done.product)
-            found.pictures.append(done.picture.encoded)
-            found.hashes.append(done.picture.pixels)
-            if done.description:
-                found.descriptions.append(dict(done.description.values))
-                found.oddities += [Oddity(done.product.id, what, dropped=False) for what in done.description.oddities]
 
 
 def _splits(names: list[str], source: Source) -> dict[str, list[int]]:

@@ -1,9 +1,10 @@
 """The data card: one HTML file that needs nothing beside it, by which a reader judges a prepared catalogue."""
 
 import base64
-import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,12 +13,13 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from jaxclip.catalog import card_figures
 from jaxclip.catalog.product import Oddity, Product
 
-SAMPLES, SAMPLE_SEED, SAMPLE_PIXELS = 12, 0, 360
-SHOWN_ROWS, SHOWN_GROUPS, SHOWN_VALUES, SHOWN_ODDITIES, SHOWN_LETTERS = 20, 8, 5, 2000, 90
-MOST_BARS = 24
-_LEFT, _RIGHT, _TOP, _BOTTOM, _WIDTH, _HEIGHT = 52, 8, 14, 44, 440, 240  # of the histogram, in SVG units
+SAMPLES, SAMPLE_SEED, SAMPLE_PIXELS = 48, 0, 360
+SHOWN_ROWS, SHOWN_GROUPS, SHOWN_VALUES, SHOWN_SIZES, SHOWN_ODDITIES, SHOWN_LETTERS = 20, 8, 5, 8, 2000, 90
+SECTIONS = ("tokens", "colours", "pairs")
+"""What `put` can add to a card, in the order of the page: each has a template, card_NAME.html.j2."""
 
 
 class EncodedPictures(Protocol):
@@ -31,6 +33,8 @@ def write(
     facts: Mapping[str, Any],
     products: Sequence[Product],
     pictures: EncodedPictures,
+    sizes: Sequence[tuple[int, int]],
+    descriptions: Sequence[Mapping[str, Any]] | None,
     oddities: Sequence[Oddity],
 ) -> None:
     """Writes the data card to `path`: pictures and style inside, no request to anywhere, the same bytes every time.
@@ -41,8 +45,61 @@ def write(
         of oddity -> count) and "fingerprint", as `builder.prepare` records them.
       products: what was kept, with their groups; at least one.
       pictures: the picture of each product.
+      sizes: (width, height) of each picture.
+      descriptions: boxes, crops and colours of each product as `features.describe` stores them, None where nothing was
+        described.
       oddities: everything that was dropped or mended.
     """
+    categories = Counter(product.category for product in products).most_common()
+    attributes = _attributes(products)
+    html = (
+        _environment()
+        .get_template("card.html.j2")
+        .render(
+            title=Path(facts["source"]["path"]).name or facts["source"]["path"],
+            facts=facts,
+            dropped=sum(facts["dropped"].values()),
+            mended=sum(facts["mended"].values()),
+            oddities=_rarest_first(oddities)[:SHOWN_ODDITIES],
+            all_oddities=len(oddities),
+            samples=_samples(products, pictures, sizes, descriptions),
+            seed=SAMPLE_SEED,
+            categories=categories[:SHOWN_ROWS],
+            more_categories=categories[SHOWN_ROWS:],
+            attributes=attributes[:SHOWN_ROWS],
+            more_attributes=attributes[SHOWN_ROWS:],
+            groups=_groups(products),
+            captions=card_figures.histogram([len(text.split()) for product in products for text in product.captions]),
+            sizes=Counter(sizes).most_common(SHOWN_SIZES),
+            more_sizes=max(0, len(set(sizes)) - SHOWN_SIZES),
+            sections=SECTIONS,
+        )
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, html)
+
+
+def put(path: Path, section: str, values: Mapping[str, Any]) -> None:
+    """Puts one of SECTIONS into a card, in place of what it had there before.
+
+    Args:
+      path: a card that `write` wrote.
+      section: "tokens", "colours" or "pairs".
+      values: what its template names.
+    """
+    start, end = (f"<!--{word} {section}-->" for word in ("begin", "end"))
+    html = path.read_text(encoding="utf-8")
+    before, after = html[: html.index(start) + len(start)], html[html.index(end) :]
+    content = _environment().get_template(f"card_{section}.html.j2").render(values)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        _write(temporary, f"{before}\n{content}\n{after}")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -51,28 +108,10 @@ def write(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"count": "{:,}".format, "share": _share, "short": _short}
-    categories = Counter(product.category for product in products).most_common()
-    attributes = _attributes(products)
-    html = environment.get_template("card.html.j2").render(
-        title=Path(facts["source"]["path"]).name or facts["source"]["path"],
-        facts=facts,
-        dropped=sum(facts["dropped"].values()),
-        mended=sum(facts["mended"].values()),
-        oddities=_rarest_first(oddities)[:SHOWN_ODDITIES],
-        all_oddities=len(oddities),
-        samples=_samples(products, pictures),
-        seed=SAMPLE_SEED,
-        categories=categories[:SHOWN_ROWS],
-        more_categories=categories[SHOWN_ROWS:],
-        attributes=attributes[:SHOWN_ROWS],
-        more_attributes=attributes[SHOWN_ROWS:],
-        groups=_groups(products),
-        captions=_captions(products),
-        frame={"left": _LEFT, "right": _WIDTH - _RIGHT, "top": _TOP, "bottom": _HEIGHT - _BOTTOM}
-        | {"width": _WIDTH, "height": _HEIGHT},
-    )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return environment
+
+
+def _write(path: Path, html: str) -> None:
     # A file name need not be valid Unicode: what cannot be encoded is shown as \udcXX.
     path.write_text(html, encoding="utf-8", errors="backslashreplace")
 
@@ -95,13 +134,45 @@ def _rarest_first(oddities: Sequence[Oddity]) -> list[Oddity]:
     return sorted(oddities, key=lambda o: (not o.dropped, counts[o.dropped, o.what], o.what))
 
 
-def _samples(products: Sequence[Product], pictures: EncodedPictures) -> list[tuple[Product, str]]:
+@dataclass(frozen=True)
+class _Sample:
+    """A product as the card shows it; boxes are (x, y, width, height) in pixels of the picture."""
+
+    product: Product
+    picture: str
+    width: int
+    height: int
+    boxes: list[tuple[float, ...]]
+    crops: list[tuple[float, ...]]
+    swatches: list[tuple[str, float, str]]  # colour as CSS takes it, share, name
+
+
+def _samples(
+    products: Sequence[Product],
+    pictures: EncodedPictures,
+    sizes: Sequence[tuple[int, int]],
+    descriptions: Sequence[Mapping[str, Any]] | None,
+) -> list[_Sample]:
     random = np.random.default_rng(SAMPLE_SEED)
-    rows = random.choice(len(products), min(SAMPLES, len(products)), replace=False)
-    return [(products[row], _data_uri(pictures[int(row)])) for row in rows]
+    samples = []
+    for row in map(int, random.choice(len(products), min(SAMPLES, len(products)), replace=False)):
+        boxes, crops, swatches = [], [], []
+        if descriptions is not None:
+            seen = descriptions[row]
+            boxes, crops = (_in_pixels(seen[name], sizes[row]) for name in ("boxes", "crops"))
+            colours = zip(seen["colour_rgb"], seen["colour_shares"], seen["colour_names"], strict=True)
+            swatches = [(f"#{bytes(rgb).hex()}", float(share), name) for rgb, share, name in colours if share]
+        samples.append(_Sample(products[row], data_uri(pictures[row]), *sizes[row], boxes, crops, swatches))
+    return samples
 
 
-def _data_uri(encoded: bytes) -> str:
+def _in_pixels(boxes: np.ndarray, size: tuple[int, int]) -> list[tuple[float, ...]]:
+    """Returns (x, y, width, height) of boxes given as left, top, right, bottom in shares of the picture."""
+    corners = np.asarray(boxes, np.float64).reshape(-1, 4) * (*size, *size)
+    return [tuple(np.round((l, t, r - l, b - t), 1).tolist()) for l, t, r, b in corners]  # noqa: E741
+
+
+def data_uri(encoded: bytes) -> str:
     """Returns the picture as an `img` element takes it, made smaller where it is larger than the page shows it."""
     with Image.open(BytesIO(encoded), formats=("JPEG", "PNG")) as image:
         mime = Image.MIME[image.format]
@@ -142,56 +213,3 @@ def _groups(products: Sequence[Product]) -> dict[str, Any]:
         "alone": sum(size == 1 for size in sizes.values()),
         "largest": [(names[group], size, group) for group, size in sizes.most_common(SHOWN_GROUPS) if size > 1],
     }
-
-
-def _captions(products: Sequence[Product]) -> dict[str, Any] | None:
-    """Returns how many captions there are, how long they are in words, and the bars and ticks of their histogram.
-
-    None stands for a catalogue without captions.
-
-    A few very long captions do not squeeze the others: lengths above the 99th percentile go into the last bar where
-    one bar for each length would be too many.
-    """
-    lengths = np.array([len(caption.split()) for product in products for caption in product.captions])
-    if not len(lengths):
-        return None
-    shortest, longest = int(lengths.min()), int(lengths.max())
-    top = longest if longest - shortest < MOST_BARS else max(int(np.percentile(lengths, 99)), shortest)
-    wide = math.ceil((top - shortest + 1) / MOST_BARS)
-    bars = (top - shortest) // wide + 1
-    counts = np.bincount(np.minimum((lengths - shortest) // wide, bars - 1), minlength=bars).tolist()
-    step = _round_step(max(counts) / 4)
-    highest = step * math.ceil(max(counts) / step)
-    slot = (_WIDTH - _LEFT - _RIGHT) / max(bars, 8)
-
-    def y(count):
-        return round(_HEIGHT - _BOTTOM - count / highest * (_HEIGHT - _TOP - _BOTTOM), 1)
-
-    every = math.ceil(bars / 12)
-    columns = []
-    for bar, count in enumerate(counts):
-        first, last = shortest + bar * wide, shortest + (bar + 1) * wide - 1
-        if bar == bars - 1 and last < longest:
-            label, span = f"{first}+", f"{first} to {longest}"
-        else:
-            label, span = str(first), str(first) if wide == 1 else f"{first} to {last}"
-        columns.append(
-            {"x": round(_LEFT + (bar + 0.1) * slot, 1), "y": y(count), "width": round(0.8 * slot, 1)}
-            | {"height": round(_HEIGHT - _BOTTOM - y(count), 1), "count": count, "span": span}
-            | {"middle": round(_LEFT + (bar + 0.5) * slot, 1), "label": label if bar % every == 0 else ""}
-        )
-    return {
-        "total": len(lengths),
-        "shortest": shortest,
-        "median": f"{np.median(lengths):g}",
-        "longest": longest,
-        "wide": wide,
-        "columns": columns,
-        "ticks": [(y(tick), tick) for tick in range(0, highest + 1, step)],
-    }
-
-
-def _round_step(rough: float) -> int:
-    """Returns the smallest of 1, 2, 5, 10, 20, 50, ... that is at least `rough`."""
-    power = 10 ** max(0, math.floor(math.log10(max(rough, 1))))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)

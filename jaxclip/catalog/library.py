@@ -1,12 +1,12 @@
 """Where prepared datasets are kept, and how a raw catalogue becomes one on first use."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from jaxclip.catalog import builder
-from jaxclip.catalog.builder import Source
+from jaxclip.catalog.builder import DESCRIBED, Source
 from jaxclip.catalog.drawn import draw_catalogue
 from jaxclip.errors import UserError
 
@@ -30,6 +30,8 @@ def find_or_prepare(
     drawn: tuple[int, int],
     progress: Progress,
     say: Callable[[str], None],
+    runner: str = "",
+    beam_options: Sequence[str] = (),
 ) -> Path:
     """Returns the folder of the source's prepared dataset, preparing it first (and saying so) where there is none.
 
@@ -39,6 +41,8 @@ def find_or_prepare(
       drawn: number of products and seed of the drawn catalogue.
       progress: wraps long loops, as tqdm does.
       say: takes a line for the user.
+      runner: of Apache Beam and its options, as `builder.prepare` takes them.
+      beam_options: see there.
 
     Raises:
       UserError: there is no catalogue at the path, or the folder holds a dataset prepared from something else.
@@ -59,7 +63,7 @@ def find_or_prepare(
     target = Path(prepared) if prepared else cache() / "prepared" / f"{source.path.name}-{source.key()}"
     if not builder.is_prepared(target):
         say(f"preparing {source.path} ({source.reader}) into {target}")
-        builder.prepare(source, target, progress=progress)
+        builder.prepare(source, target, progress=progress, runner=runner, beam_options=beam_options)
         say(summary(target))
     return target
 
@@ -85,6 +89,9 @@ def _check_source(source: Source, prepared: Path) -> None:
     if differing := [key for key in wanted if wanted[key] != recorded.get(key)]:
         raise UserError(
             f"{prepared} was prepared from other settings: "
-            + ", ".join(f"data.{key} was {recorded.get(key)!r}, is {wanted[key]!r}" for key in differing)
+            + ", ".join(
+                f"{'' if key == DESCRIBED else 'data.'}{key} was {recorded.get(key)!r}, is {wanted[key]!r}"
+                for key in differing
+            )
             + "; name another folder with --config.data.prepared or leave it out"
         )

@@ -6,12 +6,17 @@ from typing import Any
 
 from jaxclip.catalog import captions
 from jaxclip.catalog.readers import READERS
-from jaxclip.config.schema import Columns, Config
-from jaxclip.models.presets import PRESETS
+from jaxclip.config.schema import Columns, Config, LoRA, Loss
+from jaxclip.errors import UserError
+from jaxclip.features import crop
+from jaxclip.features.detect import DETECTORS
+from jaxclip.losses import objective
+from jaxclip.losses.incorrect_pairs import WEIGHTINGS
+from jaxclip.models.presets import IMAGE_SIZE, PRESETS
 from jaxclip.models.transformer import EXECUTIONS, REMAT_POLICIES
 
 CHOICES: dict[str, Sequence[str]] = {
-    "task": ("towers",),
+    "task": ("towers", "adapter"),
     "data.reader": tuple(READERS),
     "data.split": ("train", "test", "all"),
     "data.resize": ("squash", "crop"),
@@ -19,22 +24,38 @@ CHOICES: dict[str, Sequence[str]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.execution": EXECUTIONS,
     "model.remat": tuple(REMAT_POLICIES),
-    "loss.name": ("info_nce",),
+    "loss.name": objective.NAMES,
+    "loss.implementation": objective.IMPLEMENTATIONS,
+    "loss.weighting": WEIGHTINGS,
     "optimizer.name": ("adamw", "adam"),
     "optimizer.schedule": ("cosine", "constant"),
 }
 AT_LEAST: dict[str, float] = {
     "batch_size": 1, "steps": 0, "epochs": 0, "log_every": 1, "data.drawn_products": 1, "data.image_size": 8,
-    "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "optimizer.learning_rate": 0,
-    "optimizer.warmup_steps": 0, "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
+    "data.train": 0, "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "features.colours": 1,
+    "incorrect_pairs.clusters": 2, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
+    "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
     "checkpoint.keep": 1, "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01,
+    "lora.rank": 1,
+    "loss.tile": 1, "loss.microbatch": 0, "loss.queue": 0, "loss.alpha": 0, "loss.beta": 0, "loss.info_nce": 0,
 }  # fmt: skip
 PROBABILITIES = ("augmentation.keep_attributes", "augmentation.keep_words")
 BELOW_ONE = (
     "model.dropout", "model.stochastic_depth", "model.patch_dropout", "optimizer.beta1", "optimizer.beta2",
+    "optimizer.ema", "lora.dropout",
 )  # fmt: skip
+NO_DETECTOR = "none"
+OF_CHECKPOINT_UNLESS_SET = ("data.image_size", "data.context_length")
+OF_CHECKPOINT = (
+    "model.preset", "data.resize", "data.mean", "data.std", "data.lowercase", "data.vocab_size",
+)  # fmt: skip
+"""What model.init_from brings and nothing else may set."""
+IMPLIED: dict[tuple[str, Any], dict[str, Any]] = {("optimizer.name", "adam"): {"optimizer.weight_decay": 0.0}}
+"""(field, its value) -> fields that then have another default."""
 WITH_COLUMNS = ("table", "tfds", "webdataset")
 """Readers of layouts whose columns have names of their own."""
+ONLY_FOR = {"bias": "sigmoid", **dict.fromkeys(("alpha", "beta", "weighting", "info_nce"), "incorrect_pairs")}
+"""Fields of the loss that only one of the losses reads."""
 
 
 def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
@@ -51,7 +72,9 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
         if name in flat and flat[name] not in choices
     ]
     problems += [
-        f"{n} = {flat[n]} must be at least {low:g}" for n, low in AT_LEAST.items() if n in flat and flat[n] < low
+        f"{n} = {flat[n]} must be at least {low:g}"
+        for n, low in AT_LEAST.items()
+        if n in flat and flat[n] < low and (flat[n] or n not in OF_CHECKPOINT_UNLESS_SET)
     ]
     problems += [f"{n} = {flat[n]} must be in [0, 1]" for n in PROBABILITIES if n in flat and not 0 <= flat[n] <= 1]
     problems += [f"{n} = {flat[n]} must be in [0, 1)" for n in BELOW_ONE if n in flat and not 0 <= flat[n] < 1]
@@ -63,15 +86,33 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
         problems.append(f"data.std = {config.data.std}: each must be greater than 0")
     if {"steps", "epochs"} <= flat.keys() and (config.steps > 0) == (config.epochs > 0):
         problems.append("set exactly one of steps and epochs" + (": both are set" if config.steps else ": neither is"))
+    if config.optimizer.name == "adam" and config.optimizer.weight_decay:
+        problems.append(
+            f"optimizer.weight_decay = {config.optimizer.weight_decay} is for optimizer.name = 'adamw': adam has none"
+        )
+    if not 0 < config.optimizer.layer_decay <= 1:
+        problems.append(f"optimizer.layer_decay = {config.optimizer.layer_decay} must be in (0, 1]")
+    if min((factor for _, factor in config.optimizer.rates), default=0) < 0:
+        problems.append(f"optimizer.rates = {config.optimizer.rates}: no factor may be negative")
+    problems += _adapter_problems(config)
     if config.data.test <= 0:
         problems.append(f"data.test = {config.data.test} must be a number of products >= 1 or a share in (0, 1)")
     if config.data.reader in READERS.keys() - {"drawn"} and not config.data.path and not config.data.prepared:
         problems.append(f"data.reader = {config.data.reader!r} needs data.path, the folder of the raw catalogue")
     if config.data.reader not in WITH_COLUMNS and config.data.columns != Columns():
         problems.append(f"data.columns is for data.reader = {' or '.join(WITH_COLUMNS)}, not {config.data.reader!r}")
+    problems += _of_features(config)
+    if config.model.init_from:
+        defaults = Config()
+        for name in OF_CHECKPOINT:
+            section, field = name.split(".")
+            if getattr(getattr(config, section), field) != getattr(getattr(defaults, section), field):
+                problems.append(f"{name} comes from model.init_from: leave it out")
+    if not config.evaluation.ks or min(config.evaluation.ks) < 1 or 1 not in config.evaluation.ks:
+        problems.append(f"evaluation.ks = {config.evaluation.ks} must be depths >= 1, and 1 among them")
     preset = PRESETS.get(config.model.preset)
-    if preset and config.data.image_size % preset.patch:
-        size, patch = config.data.image_size, preset.patch
+    if preset and not config.model.init_from and (config.data.image_size or IMAGE_SIZE) % preset.patch:
+        size, patch = config.data.image_size or IMAGE_SIZE, preset.patch
         problems.append(
             f"data.image_size = {size} is no multiple of the patch of model.preset = {config.model.preset!r}, {patch}; "
             f"the nearest is {max(1, round(size / patch)) * patch}"
@@ -86,9 +127,63 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
     sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
     if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
         problems.append(f"mesh = {sizes} (data, fsdp, tensor): each is >= 1, and at most one is -1 for what is left")
+    return problems + _of_loss(config)
+
+
+def _of_features(config: Config) -> list[str]:
+    features, pairs = config.features, config.incorrect_pairs
+    problems = []
+    name = features.detector.partition(":")[0]
+    if name not in (names := (NO_DETECTOR, *DETECTORS)):
+        problems.append(
+            f"features.detector = {features.detector!r} is none of {', '.join(names)}" + _nearest(name, names)
+        )
+    try:
+        crop.check(features.policy, features.padding)
+    except UserError as error:
+        problems.append(f"features.policy and features.padding: {error}")
+    if pairs.variant not in ("clustered", "random"):
+        from jaxclip.features import incorrect_pairs  # takes a second to load
+
+        try:
+            incorrect_pairs.threshold(pairs.variant)
+        except UserError as error:
+            problems.append(f"incorrect_pairs.variant: {error}")
+    kind, _, where = pairs.features.partition(":")
+    if not (pairs.features == "classical" or (kind == "towers" and where)):
+        problems.append(
+            f"incorrect_pairs.features = {pairs.features!r} must be classical, or towers:WORKDIR with a trained run"
+        )
+    return problems
+
+
+def _adapter_problems(config: Config) -> list[str]:
+    if config.task != "adapter":
+        return [] if config.lora == LoRA() else [f"lora is for task = 'adapter', not {config.task!r}"]
+    problems = [] if config.model.init_from else ["task = 'adapter' needs model.init_from, the workdir it stands on"]
+    if config.lora.alpha <= 0:
+        problems.append(f"lora.alpha = {config.lora.alpha} must be greater than 0")
     return problems
 
 
 def _nearest(value: Any, choices: Sequence[str]) -> str:
     near = difflib.get_close_matches(str(value), choices, 1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _of_loss(config: Config) -> list[str]:
+    loss, problems = config.loss, []
+    if loss.microbatch and config.batch_size % loss.microbatch:
+        problems.append(f"loss.microbatch = {loss.microbatch} does not divide batch_size = {config.batch_size}")
+    for name, owner in ONLY_FOR.items():
+        if getattr(loss, name) != getattr(Loss(), name) and loss.name != owner:
+            problems.append(f"loss.{name} is for loss.name = {owner!r}, not {loss.name!r}")
+    has_info_nce = loss.name == "info_nce" or (loss.name == "incorrect_pairs" and loss.info_nce > 0)
+    if loss.queue and not (has_info_nce and loss.mask_groups):
+        problems.append(
+            f"loss.queue = {loss.queue} needs InfoNCE and loss.mask_groups: without groups a product would become its "
+            "own negative"
+        )
+    if loss.name == "incorrect_pairs" and not (loss.alpha or loss.beta or loss.info_nce):
+        problems.append("loss.alpha, loss.beta and loss.info_nce are all 0: nothing would be learned")
+    return problems

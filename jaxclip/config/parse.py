@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxclip.config.checks import contradictions
+from jaxclip.config.checks import IMPLIED, contradictions
 from jaxclip.config.schema import Config
 from jaxclip.errors import UserError
 
@@ -42,6 +42,8 @@ def build(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = Non
             values[name] = _convert(value, kinds[name], literal=text)
         except (TypeError, ValueError, SyntaxError, OverflowError):
             problems.append(f"{name} = {value!r} is not {_describe(kinds[name])}")
+    for (name, value), defaults in IMPLIED.items():
+        values = {**defaults, **values} if values.get(name) == value else values
     config = _assemble(Config, values)
     wrong = {problem.split(" ", 1)[0] for problem in problems}
     problems += contradictions(config, {name: _get(config, name) for name in kinds if name not in wrong})
@@ -144,21 +146,27 @@ def _convert(value: Any, kind: Any, *, literal: bool) -> Any:
         return kind(value)
     if origin is tuple:
         inner = typing.get_args(kind)
+        if inner[-1] is Ellipsis:
+            if not isinstance(value, list | tuple | Mapping):
+                raise TypeError
+            items = value.items() if isinstance(value, Mapping) else value
+            return tuple(_convert(item, inner[0], literal=False) for item in items)
         if not isinstance(value, list | tuple) or len(value) != len(inner):
             raise TypeError
         return tuple(_convert(item, item_kind, literal=False) for item, item_kind in zip(value, inner, strict=True))
-    if origin is dict:
-        key_kind, value_kind = typing.get_args(kind)
-        pairs = dict(value).items()
-        return {_convert(k, key_kind, literal=False): _convert(v, value_kind, literal=False) for k, v in pairs}
     raise TypeError(f"config field of unsupported type {kind}")
 
 
 def _describe(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     if isinstance(kind, types.GenericAlias) and typing.get_origin(kind) is tuple:
-        return f"{len(typing.get_args(kind))} numbers, as (0.5, 1.0)"
-    return names.get(kind, "a mapping, as {'^text': 0.1}")
+        inner = typing.get_args(kind)
+        if inner == (int, Ellipsis):
+            return "numbers in brackets, as (1, 5, 10)"
+        if Ellipsis in inner:
+            return "pairs, as (('^text/', 0.0), ('bias$', 0.1)), or a mapping, as {'^text/': 0.0}"
+        return f"{len(inner)} numbers, as (0.5, 1.0)"
+    return names[kind]
 
 
 def _assemble(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:

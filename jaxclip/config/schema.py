@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from jaxclip.catalog import captions
+from jaxclip.losses.tiled import TILE
 from jaxclip.models.clip import CLIP_MEAN, CLIP_STD
 
 RGB = tuple[float, float, float]
@@ -27,11 +28,12 @@ class Data:
     prepared: str = ""  # folder of the prepared dataset; "" = under $JAXCLIP_CACHE, found again by its content
     split: str = "test"  # what evaluation ranks: train, test or all
     test: float = 0.1  # products held back for testing: a number (>= 1) or a share (< 1); whole groups only
+    train: int = 0  # training products used, a random choice that is always the same; 0 = all
     split_seed: int = 42  # of the split alone, so that runs with other seeds share their test products
     columns: Columns = field(default_factory=Columns)
     drawn_products: int = 4000  # size of the drawn catalogue
     drawn_seed: int = 0
-    image_size: int = 64  # side of the towers' square pictures, pixels
+    image_size: int = 0  # side of the towers' square pictures, pixels; 0 = that of model.init_from, else 64
     resize: str = "squash"  # squash: to a square, whatever the shape; crop: shorter side, then the centre (CLIP)
     mean: RGB = CLIP_MEAN  # of the pixels, per channel, in [0, 1]
     std: RGB = CLIP_STD
@@ -39,8 +41,28 @@ class Data:
     lowercase: bool = True
     tokenizer: str = ""  # folder of a Hugging Face tokenizer; "" = a byte-level BPE trained on the training captions
     vocab_size: int = 8192  # of the trained BPE
-    context_length: int = 32  # tokens of a caption, both special ones included
+    context_length: int = 0  # tokens of a caption, both special ones included; 0 = that of model.init_from, else 32
     workers: int = 0  # parallel decoders; 0 = as tf.data sees fit
+
+
+@dataclass(frozen=True)
+class Features:
+    """What preparation computes of each product and stores beside its picture."""
+
+    detector: str = "foreground"  # none, foreground, faster_rcnn[:WEIGHTS], transformers:NAME, onnx:FILE, boxes:JSON
+    policy: str = "largest"  # which of the boxes become crops: largest, confident, category or all:K
+    padding: float = 0.05  # of a crop on each side, as a share of its box
+    colours: int = 3  # of the first crop, kept with their shares and names
+
+
+@dataclass(frozen=True)
+class IncorrectPairs:
+    """Whose text a training product's picture is shown with as a mismatch: mined once, a table beside the dataset."""
+
+    variant: str = "clustered"  # clustered (the paper's rule), random or below:T (cosine of the pictures below T)
+    clusters: int = 10  # of pictures, and of texts (clustered only)
+    seed: int = 0  # of clusters and draws
+    features: str = "classical"  # what pictures and texts are compared by: classical, or towers:WORKDIR
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,9 @@ class Model:
     """The towers."""
 
     preset: str = "laptop"  # a key of jaxclip.models.presets.PRESETS
+    # Checkpoint to begin from: a folder or a name on the Hugging Face hub (NAME@REVISION) in the layout of transformers
+    # or open_clip, or a workdir. Towers, tokenizer and preprocessing are then its own.
+    init_from: str = ""
     dropout: float = 0.0  # share of features zeroed after attention and MLP
     stochastic_depth: float = 0.0  # share of examples that skip the last block, linear in depth
     patch_dropout: float = 0.0  # share of a picture's patches that training leaves out
@@ -69,13 +94,32 @@ class Model:
 
 
 @dataclass(frozen=True)
+class LoRA:
+    """The adapters that task = adapter trains on the parameters of model.init_from (models/lora.py)."""
+
+    rank: int = 8
+    alpha: float = 16.0  # what an adapter adds is scaled by alpha / rank
+    dropout: float = 0.0  # share of an adapter's input features zeroed in training
+    targets: str = "/blocks/"  # regex of the linear maps that have one, as image/transformer/blocks/attention/qkv
+
+
+@dataclass(frozen=True)
 class Loss:
     """The contrastive loss."""
 
-    name: str = "info_nce"
-    temperature: float = 0.07  # of the softmax; where training starts if it is learned
+    name: str = "info_nce"  # info_nce (CLIP), sigmoid (SigLIP) or incorrect_pairs
+    implementation: str = "auto"  # dense (all similarities at once), tiled (memory grows with the batch), auto
+    tile: int = TILE  # rows and columns of a tile of similarities
+    microbatch: int = 0  # pairs the towers see at a time, the loss being that of the whole batch; 0 = all of them
+    temperature: float = 0.07  # of the softmax; where training starts if it is learned, but for model.init_from's own
     learned_temperature: bool = True  # clipped so that logits are scaled by at most 100
     mask_groups: bool = True  # rows of one group are not each other's negatives
+    queue: int = 0  # pairs of earlier batches kept as further negatives of InfoNCE, in the training state; 0 = none
+    bias: float = -10.0  # of the logits, where training starts but for model.init_from's own (sigmoid only)
+    alpha: float = 1.0  # weight of the correct pairs' term (incorrect_pairs only)
+    beta: float = 1.0  # weight of the incorrect pairs' term (incorrect_pairs only)
+    weighting: str = "similarity"  # of each pair: similarity, none, literal (incorrect_pairs only)
+    info_nce: float = 0.0  # weight with which InfoNCE is added (incorrect_pairs only)
 
 
 @dataclass(frozen=True)
@@ -86,12 +130,14 @@ class Optimizer:
     learning_rate: float = 1e-3  # at the peak
     schedule: str = "cosine"  # after warm-up: cosine (to zero) or constant
     warmup_steps: int = 100
-    weight_decay: float = 0.1  # of matrices and embeddings; biases, norms and the temperature have none
+    weight_decay: float = 0.1  # of matrices and embeddings; biases, norms and the temperature have none; adam: 0
     beta1: float = 0.9
     beta2: float = 0.98
     epsilon: float = 1e-6
     clip_norm: float = 1.0  # of the global gradient; 0 = never
-    rates: dict[str, float] = field(default_factory=dict)  # regex of parameter names -> factor of the rate; 0 = frozen
+    rates: tuple[tuple[str, float], ...] = ()  # (regex of parameter names, factor of the rate; 0 = frozen), ...
+    layer_decay: float = 1.0  # factor of the rate per layer above, in each tower
+    ema: float = 0.0  # decay of a moving average of the parameters, per step; 0 = none is kept
 
 
 @dataclass(frozen=True)
@@ -117,6 +163,7 @@ class Evaluation:
 
     every: int = 0  # steps; 0 = only after the last one
     batch_size: int = 256
+    ks: tuple[int, ...] = (1, 5, 10)  # depths k of hit@k, recall@k, P@k and nDCG@k
 
 
 @dataclass(frozen=True)
@@ -124,14 +171,17 @@ class Config:
     """One experiment."""
 
     seed: int = 0
-    task: str = "towers"
+    task: str = "towers"  # towers, or adapter: LoRA on the towers of model.init_from
     batch_size: int = 256  # pairs of a step, over all devices
     steps: int = 0  # length of the run, in steps ...
     epochs: float = 0.0  # ... or in passes over the training split; exactly one of the two
     log_every: int = 20  # steps between lines of metrics.jsonl
     data: Data = field(default_factory=Data)
+    features: Features = field(default_factory=Features)
+    incorrect_pairs: IncorrectPairs = field(default_factory=IncorrectPairs)
     augmentation: Augmentation = field(default_factory=Augmentation)
     model: Model = field(default_factory=Model)
+    lora: LoRA = field(default_factory=LoRA)
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
     mesh: Mesh = field(default_factory=Mesh)

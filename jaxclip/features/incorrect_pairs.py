@@ -28,17 +28,10 @@ A product that has no admissible partner at all is left out and counted. Memory 
 block, never that of all pairs.
 """
 
-import hashlib
-import json
 import math
-import os
-import struct
 import warnings
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int64
@@ -49,76 +42,15 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from jaxclip.errors import UserError
+from jaxclip.features.pair_table import NONE, IncorrectPairs, fingerprint
 
 CLUSTERS = 10
-NONE = -1
-"""The partner of a product that is left out."""
-
 _BLOCK = 512  # products a side of an assignment problem: its time grows with the third power
 _ENTRIES = 1 << 22  # pairs held at once where partners are sought among all products
 _FORBIDDEN = 4.0 * _BLOCK  # dearer than whatever its avoidance can cost in a block, where a cost is at most 1
 _SINKHORN = 30  # rounds: where no even plan exists scales drift apart by up to N a round, and must not overflow
-_FORM = 1
-
-# What zipfile and NumPy raise on broken files, found by damaging them.
-_BROKEN = (
-    BadZipFile,
-    zlib.error,
-    struct.error,
-    OSError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    RuntimeError,
-    MemoryError,
-    OverflowError,
-)
 
 Progress = Callable[..., Iterable]
-
-
-@dataclass(frozen=True)
-class IncorrectPairs:
-    """A partner for each product: the incorrect pair is the product's image with the partner's text.
-
-    Attributes:
-      partner: (N,) index of the product that lends its text, `NONE` for a product that is left out.
-      similarity: (N,) cosine of the two images, S of the paper's Eqs. 1 and 2; NaN for a product that is left out.
-      image_clusters: (N,) k-means cluster of each image, None where the variant needs none.
-      text_clusters: (N,) k-means cluster of each text, None where the variant needs none.
-      fingerprint: of the features and groups that were mined.
-    """
-
-    partner: Int64[np.ndarray, "N"]
-    similarity: Float32[np.ndarray, "N"]
-    image_clusters: Int64[np.ndarray, "N"] | None
-    text_clusters: Int64[np.ndarray, "N"] | None
-    fingerprint: str
-
-    @property
-    def products(self) -> Int64[np.ndarray, "M"]:
-        """The products that have a partner, in order."""
-        return np.flatnonzero(self.partner != NONE)
-
-    @property
-    def uses(self) -> Int64[np.ndarray, "N"]:
-        """How often each product is a partner."""
-        return np.bincount(self.partner[self.products], minlength=len(self.partner))
-
-    def summary(self) -> dict[str, float]:
-        """Returns what tells whether the pairs are any good: how many, how evenly partners are used, how unlike."""
-        uses, similarity = self.uses, self.similarity[self.products]
-        return {
-            "pairs": len(similarity),
-            "left_out": len(self.partner) - len(similarity),
-            "uses_max": int(uses.max()),
-            "uses_std": float(uses.std()),
-            "never_used": int((uses == 0).sum()),
-            "similarity_mean": float(similarity.mean(dtype=np.float64)),
-            "similarity_max": float(similarity.max()),
-        }
 
 
 def mine(
@@ -149,7 +81,7 @@ def mine(
       UserError: the variant is unknown, there are fewer products than clusters, or no product has a partner.
       ValueError: shapes do not agree, or a feature is not finite.
     """
-    threshold = _threshold(variant)
+    below = threshold(variant)
     _check(image_features, text_features, groups)
     total = len(groups)
     if variant == "clustered" and not 2 <= clusters <= total:
@@ -167,7 +99,7 @@ def mine(
         else:
             image_clusters = text_clusters = None
             pool = target = np.zeros(total, np.int64)
-        rule = _Rule(images, groups, image_clusters, text_clusters, threshold)
+        rule = _Rule(images, groups, image_clusters, text_clusters, below)
         matched = _match(rule, target, pool, random, progress)
         partner, similarity = _place_rest(rule, *matched, random, progress)
     if (partner == NONE).all():
@@ -175,66 +107,6 @@ def mine(
         raise UserError(f"no product has an incorrect pair by the rule {variant!r}: {reason}")
     of_features = fingerprint(image_features, text_features, groups)
     return IncorrectPairs(partner, similarity, image_clusters, text_clusters, of_features)
-
-
-def fingerprint(image_features: np.ndarray, text_features: np.ndarray, groups: np.ndarray) -> str:
-    """Returns 32 hexadecimal digits that differ where features or groups differ, in a value, a shape or the order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for array, kind in ((image_features, "<f4"), (text_features, "<f4"), (groups, "<i8")):
-        digest.update(str(array.shape).encode())
-        digest.update(np.ascontiguousarray(array, kind).data)
-    return digest.hexdigest()
-
-
-def save(path: Path, pairs: IncorrectPairs, settings: Mapping[str, object]) -> None:
-    """Writes pairs and how they were mined as one file, whole or not at all; the same content gives the same bytes.
-
-    Args:
-      path: of the .npz file; its folder exists.
-      pairs: as `mine` returned them.
-      settings: whatever JSON can hold: variant, clusters, seed, and where features and split came from.
-    """
-    arrays = {"partner": pairs.partner, "similarity": pairs.similarity}
-    if pairs.image_clusters is not None and pairs.text_clusters is not None:
-        arrays |= {"image_clusters": pairs.image_clusters, "text_clusters": pairs.text_clusters}
-    # With the columns' names, which no checksum in the file covers.
-    about = {"form": _FORM, "columns": sorted(arrays), "fingerprint": pairs.fingerprint, "settings": dict(settings)}
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, about=np.array(json.dumps(about, sort_keys=True)), **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load(path: Path) -> tuple[IncorrectPairs, dict[str, object]]:
-    """Returns the pairs and the settings that `save` wrote.
-
-    Raises:
-      UserError: there is no such file, or it is cut short, damaged, or of another form.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
-        about = json.loads(str(content["about"]))
-        if about["form"] != _FORM:
-            raise ValueError(f"its form is {about['form']}, not {_FORM}")
-        if sorted(content) != sorted(["about", *about["columns"]]):
-            raise ValueError(f"it has columns {sorted(content)}")
-        pairs = IncorrectPairs(
-            content["partner"],
-            content["similarity"],
-            content.get("image_clusters"),
-            content.get("text_clusters"),
-            about["fingerprint"],
-        )
-        _check_table(pairs)
-        return pairs, about["settings"]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: mine the incorrect pairs first") from None
-    except _BROKEN as error:
-        raise UserError(f"{path} is not a whole table of incorrect pairs ({error}): mine them again") from None
 
 
 @dataclass(frozen=True)
@@ -262,21 +134,21 @@ class _Rule:
         return similarity, random.random(similarity.shape, np.float32) if at_random else similarity, forbidden
 
 
-def _threshold(variant: str) -> float:
-    """Returns the cosine that a variant's pairs stay below: infinity where it sets none."""
+def threshold(variant: str) -> float:
+    """Returns the cosine that a variant's pairs stay below: infinity where it sets none; UserError for no variant."""
     if variant in ("random", "clustered"):
         return math.inf
     name, _, number = variant.partition(":")
     try:
-        threshold = float(number) if name == "below" else math.nan
+        below = float(number) if name == "below" else math.nan
     except ValueError:
-        threshold = math.nan
-    if not -1 < threshold <= 1:
+        below = math.nan
+    if not -1 < below <= 1:
         raise UserError(
             f"there is no way {variant!r} of choosing incorrect pairs: it should be random, clustered, or below:T with "
             "a cosine T above -1 and up to 1, as in below:0.2"
         )
-    return threshold
+    return below
 
 
 def _check(image_features: np.ndarray, text_features: np.ndarray, groups: np.ndarray) -> None:
@@ -286,15 +158,6 @@ def _check(image_features: np.ndarray, text_features: np.ndarray, groups: np.nda
     for name, features in (("image", image_features), ("text", text_features)):
         if not np.isfinite(features).all():
             raise ValueError(f"the {name} features of {(~np.isfinite(features).all(axis=1)).sum()} rows are not finite")
-
-
-def _check_table(pairs: IncorrectPairs) -> None:
-    total = len(pairs.partner)
-    columns = [one for one in (pairs.similarity, pairs.image_clusters, pairs.text_clusters) if one is not None]
-    if any(column.shape != (total,) for column in columns):
-        raise ValueError("its columns differ in length")
-    if (pairs.partner < NONE).any() or (pairs.partner >= total).any():
-        raise ValueError("it names partners that are not in it")
 
 
 def _reason(variant: str, image_clusters: np.ndarray | None, text_clusters: np.ndarray | None) -> str:

@@ -30,7 +30,7 @@ PROTOTYPES: Mapping[str, tuple[str, ...]] = {
     "Yellow": ("f0d13c", "f2e03a", "f3e58c"),
     "Orange": ("ef7d28", "e8602a", "f29a38"),
     "Peach": ("f3b795",),
-    "Red": ("c4202c", "a01c26", "d8403e"),
+    "Red": ("c4202c", "a01c26", "d8403e", "ff0000"),
     "Maroon": ("72233a",),
     "Burgundy": ("4c1224",),
     "Pink": ("f0b4c4", "cd507c", "eeccd2", "e0929e"),
@@ -39,8 +39,8 @@ PROTOTYPES: Mapping[str, tuple[str, ...]] = {
     "Purple": ("56307a", "432344", "70285e"),
     "Lavender": ("b49cc8",),
     "Mauve": ("a07c94",),
-    "Navy Blue": ("00172a", "2b3b4b", "2a3458"),
-    "Blue": ("2c5aa0", "6c94c4", "9cb8d4", "47505b", "c4d4e4", "1c3c84"),
+    "Navy Blue": ("00172a", "2b3b4b", "2a3458", "000080"),
+    "Blue": ("2c5aa0", "6c94c4", "9cb8d4", "47505b", "c4d4e4", "1c3c84", "0000ff"),
     "Turquoise Blue": ("009aa6",),
     "Teal": ("1f6c70",),
     "Sea Green": ("469e87",),
@@ -53,7 +53,8 @@ PROTOTYPES: Mapping[str, tuple[str, ...]] = {
 
 The names are those of `baseColour` in Fashion Product Images, without Multi: a single colour is never that. The looks
 were set by hand and then moved a little, by at most 18 in CIELAB, to where 1,000 of its photos have them: black cloth
-is lit to dark grey, white cloth lies in shade.
+is lit to dark grey, white cloth lies in shade. Full red, blue
+and navy, which no cloth has, are there for flat drawings.
 """
 
 MERGED: Mapping[str, str] = {

@@ -1,6 +1,7 @@
 """CLIP (Radford et al. 2021): an image tower and a text tower into one space of unit vectors."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,8 +9,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from jaxclip.models.lora import LoRAConfig, adapt
 from jaxclip.models.stem import ConvStem, PatchStem
-from jaxclip.models.transformer import Transformer, TransformerConfig, normal, shard_batch
+from jaxclip.models.transformer import (
+    AttentionPool,
+    Linear,
+    Transformer,
+    TransformerConfig,
+    example_keys,
+    normal,
+    shard_batch,
+    split_each,
+)
 
 MAX_LOGIT_SCALE = 100.0
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -25,11 +36,14 @@ class ImageConfig:
       patch: side of the square that becomes one token, in pixels; divides the size.
       stem: "patch" cuts patches (ViT), "conv" halves the picture with 3x3 convolutions until a token covers a patch,
         "residual_conv" has residual convolutions between the halvings.
-      pooling: "class" reads a class token (CLIP), "mean" averages all tokens.
+      pooling: "class" reads a class token (CLIP), "mean" averages all tokens, "map" attends to them (SigLIP).
       transformer: its blocks.
       patch_dropout: share of the patches that the transformer does not see in training (Li et al. 2023,
         arXiv:2212.00794).
       mean, std: of the pixels' channels after scaling to [0, 1].
+      stem_bias: whether the patches' linear map has a bias.
+      first_norm: whether the tokens are normalised before the first block, as in CLIP.
+      projection: whether a linear map leads into the shared space; without it the width is the embedding.
     """
 
     size: int
@@ -40,6 +54,9 @@ class ImageConfig:
     patch_dropout: float = 0.0
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    stem_bias: bool = False
+    first_norm: bool = True
+    projection: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,8 +68,9 @@ class TextConfig:
       context_length: tokens of a caption, padding included.
       end_token: id whose first occurrence ends a caption.
       pooling: "end" reads the end token under a causal mask (CLIP), "mean" averages a caption's tokens, which then see
-        each other in both directions.
+        each other in both directions, "last" reads the last position, padding or not, and masks nothing (SigLIP).
       transformer: its blocks.
+      projection_bias: whether the map into the shared space has a bias.
     """
 
     vocab_size: int
@@ -60,33 +78,42 @@ class TextConfig:
     end_token: int
     transformer: TransformerConfig
     pooling: str = "end"
+    projection_bias: bool = False
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers, the dimension of the shared space and the softmax temperature that training starts from."""
+    """Both towers, the dimension of the shared space and the softmax temperature that training starts from, adapters.
+
+    With a `logit_bias`, the value it starts from, the logits are those of the sigmoid loss (Zhai et al. 2023,
+    arXiv:2303.15343): they have a learned bias, and their scale no upper limit.
+    """
 
     image: ImageConfig
     text: TextConfig
     embedding: int
     temperature: float = 0.07
+    logit_bias: float | None = None
+    lora: LoRAConfig | None = None
 
 
 class Embeddings(NamedTuple):
-    """Unit vectors of a batch of pairs and exp(logit scale), the inverse of the softmax temperature."""
+    """Unit vectors of a batch of pairs, exp(logit scale), the inverse of the temperature, and the sigmoid's bias."""
 
     image: Float[Array, "B D"]
     text: Float[Array, "B D"]
     logit_scale: Float[Array, ""]
+    logit_bias: Float[Array, ""] | None = None
 
 
 class ImageTower(nnx.Module):
-    """A vision transformer (Dosovitskiy et al. 2021), with CLIP's norm before the first block."""
+    """A vision transformer (Dosovitskiy et al. 2021), with CLIP's norm before the first block or without."""
 
     def __init__(self, config: ImageConfig, embedding: int, *, rngs: nnx.Rngs):
         width, dtype = config.transformer.width, jnp.dtype(config.transformer.dtype)
+        norm = partial(nnx.LayerNorm, width, epsilon=config.transformer.epsilon, dtype=dtype, rngs=rngs)
         if config.stem == "patch":
-            self.stem = PatchStem(config.patch, width, dtype=dtype, rngs=rngs)
+            self.stem = PatchStem(config.patch, width, bias=config.stem_bias, dtype=dtype, rngs=rngs)
         else:
             residual = config.stem == "residual_conv"
             self.stem = ConvStem(config.patch, width, residual=residual, dtype=dtype, rngs=rngs)
@@ -94,71 +121,95 @@ class ImageTower(nnx.Module):
         if config.pooling == "class":
             self.class_token = nnx.Param(normal(width**-0.5)(rngs.params(), (width,)))
         self.positions = nnx.Param(normal(width**-0.5)(rngs.params(), (tokens, width)))
-        self.first_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        if config.first_norm:
+            self.first_norm = norm()
         self.transformer = Transformer(config.transformer, rngs=rngs)
-        self.last_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.projection = nnx.Linear(
-            width, embedding, use_bias=False, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs
-        )
+        self.last_norm = norm()
+        if config.pooling == "map":
+            self.pool = AttentionPool(config.transformer, rngs=rngs)
+        if config.projection:
+            self.projection = Linear(
+                width, embedding, use_bias=False, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs
+            )
         self.config = config
 
-    def __call__(self, pixels: UInt8[Array, "B S S 3"], *, rng: Key[Array, ""] | None = None) -> Float[Array, "B D"]:
+    def __call__(self, pixels: UInt8[Array, "B S S 3"], *, rng: Key[Array, "..."] | None = None) -> Float[Array, "B D"]:
         mean, std = (jnp.asarray(v, jnp.float32) * 255.0 for v in (self.config.mean, self.config.std))
         normalised = (pixels.astype(jnp.float32) - mean) / std
         x = self.stem(normalised.astype(self.config.transformer.dtype))  # (B, P, W)
         positions = self.positions[...].astype(x.dtype)
         x = x + positions[-x.shape[1] :]
-        block_rng = None
+        block_rng = projection_rng = None
         if rng is not None:
-            patch_rng, block_rng = jax.random.split(rng)
+            patch_rng, block_rng, projection_rng = split_each(example_keys(rng, x.shape[0]), 3)
             x = keep_patches(x, self.config.patch_dropout, patch_rng)
         if self.config.pooling == "class":
             class_token = jnp.broadcast_to(
-                self.class_token[...].astype(x.dtype) + positions[0], (len(x), 1, x.shape[-1])
+                self.class_token[...].astype(x.dtype) + positions[0], (x.shape[0], 1, x.shape[-1])
             )
             x = jnp.concatenate([class_token, x], axis=1)  # (B, 1 + P, W)
-        x = self.transformer(shard_batch(self.first_norm(x)), rng=block_rng)
-        x = x[:, 0] if self.config.pooling == "class" else x.mean(axis=1)  # (B, W)
-        return self.projection(self.last_norm(x))
+        x = self.first_norm(x) if self.config.first_norm else x
+        x = self.transformer(shard_batch(x), rng=block_rng)
+        if self.config.pooling == "map":
+            x = self.pool(self.last_norm(x))  # (B, W)
+        else:
+            x = self.last_norm(x[:, 0] if self.config.pooling == "class" else x.mean(axis=1))  # (B, W)
+        return self.projection(x, rng=projection_rng) if self.config.projection else x
 
 
 class TextTower(nnx.Module):
-    """CLIP's text transformer."""
+    """CLIP's or SigLIP's text transformer."""
 
     def __init__(self, config: TextConfig, embedding: int, *, rngs: nnx.Rngs):
         width, dtype = config.transformer.width, jnp.dtype(config.transformer.dtype)
         self.token_embedding = nnx.Embed(config.vocab_size, width, embedding_init=normal(0.02), dtype=dtype, rngs=rngs)
         self.positions = nnx.Param(normal(0.01)(rngs.params(), (config.context_length, width)))
         self.transformer = Transformer(config.transformer, rngs=rngs)
-        self.last_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.projection = nnx.Linear(
-            width, embedding, use_bias=False, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs
+        self.last_norm = nnx.LayerNorm(width, epsilon=config.transformer.epsilon, dtype=dtype, rngs=rngs)
+        self.projection = Linear(
+            width,
+            embedding,
+            use_bias=config.projection_bias,
+            kernel_init=normal(width**-0.5),
+            dtype=dtype,
+            rngs=rngs,
         )
         self.config = config
 
-    def __call__(self, tokens: Int[Array, "B T"], *, rng: Key[Array, ""] | None = None) -> Float[Array, "B D"]:
+    def __call__(self, tokens: Int[Array, "B T"], *, rng: Key[Array, "..."] | None = None) -> Float[Array, "B D"]:
         end = jnp.argmax(tokens == self.config.end_token, axis=1)  # (B,)
+        block_rng, projection_rng = (None, None) if rng is None else split_each(example_keys(rng, tokens.shape[0]), 2)
         x = self.token_embedding(tokens) + self.positions[...].astype(self.config.transformer.dtype)  # (B, T, W)
         if self.config.pooling == "end":
-            x = self.transformer(shard_batch(x), causal=True, rng=rng)
+            x = self.transformer(shard_batch(x), causal=True, rng=block_rng)
             pooled = self.last_norm(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])  # (B, W)
+        elif self.config.pooling == "last":
+            pooled = self.last_norm(self.transformer(shard_batch(x), rng=block_rng)[:, -1])  # (B, W)
         else:
             inside = jnp.arange(tokens.shape[1]) <= end[:, None]  # (B, T)
-            x = self.last_norm(self.transformer(shard_batch(x), mask=inside, rng=rng))
+            x = self.last_norm(self.transformer(shard_batch(x), mask=inside, rng=block_rng))
             pooled = jnp.where(inside[..., None], x, 0).sum(axis=1) / (end[:, None] + 1).astype(x.dtype)
-        return self.projection(pooled)
+        return self.projection(pooled, rng=projection_rng)
 
 
 class CLIP(nnx.Module):
-    """Both towers and the learned logit scale (as its logarithm, as CLIP stores it)."""
+    """Both towers, the learned logit scale (as its logarithm, as CLIP stores it) and perhaps the learned logit bias."""
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs):
         self.image = ImageTower(config.image, config.embedding, rngs=rngs)
         self.text = TextTower(config.text, config.embedding, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1.0 / config.temperature)))
+        if config.logit_bias is not None:
+            self.logit_bias = nnx.Param(jnp.float32(config.logit_bias))
+        self.config = config
+        if config.lora:
+            adapt(self, config.lora, rngs=rngs)
 
     def encode_image(self, pixels: UInt8[Array, "B S S 3"], *, rng: Array | None = None) -> Float[Array, "B D"]:
-        """Returns unit vectors in float32; `pixels` are uint8 RGB. An rng switches regularisation on."""
+        """Returns unit vectors in float32; `pixels` are uint8 RGB.
+
+        An rng, one key or one per example, switches regularisation on.
+        """
         return unit(self.image(pixels, rng=rng))
 
     def encode_text(self, tokens: Int[Array, "B T"], *, rng: Array | None = None) -> Float[Array, "B D"]:
@@ -166,17 +217,27 @@ class CLIP(nnx.Module):
         return unit(self.text(tokens, rng=rng))
 
     def __call__(self, pixels: Array, tokens: Array, *, rng: Array | None = None) -> Embeddings:
-        image_rng, text_rng = (None, None) if rng is None else jax.random.split(rng)
-        scale = jnp.minimum(jnp.exp(self.logit_scale[...]), MAX_LOGIT_SCALE)
-        return Embeddings(self.encode_image(pixels, rng=image_rng), self.encode_text(tokens, rng=text_rng), scale)
+        image_rng, text_rng = (None, None) if rng is None else split_each(example_keys(rng, len(pixels)), 2)
+        image, text = self.encode_image(pixels, rng=image_rng), self.encode_text(tokens, rng=text_rng)
+        return Embeddings(image, text, self.scale(), self.bias())
+
+    def scale(self) -> Float[Array, ""]:
+        """Returns the factor of the cosines, at most MAX_LOGIT_SCALE where there is no bias."""
+        scale = jnp.exp(self.logit_scale[...])
+        return jnp.minimum(scale, MAX_LOGIT_SCALE) if self.config.logit_bias is None else scale
+
+    def bias(self) -> Float[Array, ""] | None:
+        """Returns what is added to the scaled cosines, None where the loss has no bias."""
+        return None if self.config.logit_bias is None else self.logit_bias[...]
 
 
-def keep_patches(x: Float[Array, "B P W"], dropped: float, rng: Key[Array, ""]) -> Float[Array, "B K W"]:
+def keep_patches(x: Float[Array, "B P W"], dropped: float, rng: Key[Array, "..."]) -> Float[Array, "B K W"]:
     """Returns a random subset of each picture's patches, the same number K of all: a share 1 - `dropped`."""
     kept = max(1, round(x.shape[1] * (1.0 - dropped)))
     if kept == x.shape[1]:
         return x
-    _, chosen = jax.lax.top_k(jax.random.uniform(rng, x.shape[:2]), kept)  # (B, K)
+    draws = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:2]))(example_keys(rng, len(x)))  # (B, P)
+    _, chosen = jax.lax.top_k(draws, kept)  # (B, K)
     return jnp.take_along_axis(x, chosen[..., None], axis=1)
 
 

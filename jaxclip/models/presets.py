@@ -1,9 +1,15 @@
 """Named shapes of CLIP, from one that trains on a laptop to those of the original paper."""
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from jaxclip.models.clip import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.models.transformer import TransformerConfig
+
+IMAGE_SIZE, CONTEXT_LENGTH = 64, 32
+"""Of towers that begin at random, where nothing says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ def clip_config(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     temperature: float,
+    logit_bias: float | None = None,
     patch_dropout: float = 0.0,
     **execution,
 ) -> CLIPConfig:
@@ -66,4 +73,26 @@ def clip_config(
         tuple(std),
     )
     text = TextConfig(vocab_size, context_length, end_token, transformer(preset.text), preset.text_pooling)
-    return CLIPConfig(image, text, preset.embedding, temperature)
+    return CLIPConfig(image, text, preset.embedding, temperature, logit_bias)
+
+
+def run_as(config: CLIPConfig, *, patch_dropout: float, **execution) -> CLIPConfig:
+    """Returns towers of the same parameters that are regularised and executed otherwise, as in `clip_config`."""
+    image, text = (
+        replace(tower, transformer=replace(tower.transformer, **execution)) for tower in (config.image, config.text)
+    )
+    return replace(config, image=replace(image, patch_dropout=patch_dropout), text=text)
+
+
+def to_json(config: CLIPConfig) -> dict[str, Any]:
+    """Returns a configuration as nested dicts of JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_json(values: Mapping[str, Any]) -> CLIPConfig:
+    """Returns the configuration that `to_json` wrote; TypeError or KeyError for anything else."""
+    image, text = dict(values["image"]), dict(values["text"])
+    for tower in (image, text):
+        tower["transformer"] = TransformerConfig(**tower["transformer"])
+    image |= {name: tuple(image[name]) for name in ("mean", "std")}
+    return CLIPConfig(**{**values, "image": ImageConfig(**image), "text": TextConfig(**text)})

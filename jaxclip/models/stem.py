@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 class PatchStem(nnx.Module):
     """One linear map per patch (Dosovitskiy et al. 2021), written as a matrix product over cut patches."""
 
-    def __init__(self, patch: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.projection = nnx.Linear(patch * patch * 3, width, use_bias=False, dtype=dtype, rngs=rngs)
+    def __init__(self, patch: int, width: int, *, bias: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.projection = nnx.Linear(patch * patch * 3, width, use_bias=bias, dtype=dtype, rngs=rngs)
         self.patch = patch
 
     def __call__(self, x: Float[Array, "B S S 3"]) -> Float[Array, "B P W"]:
@@ -43,7 +43,7 @@ class ConvStem(nnx.Module):
     def __call__(self, x: Float[Array, "B S S 3"]) -> Float[Array, "B P W"]:
         for layer in self.layers:
             x = layer(x)
-        return self.projection(x.reshape(len(x), -1, x.shape[-1]))
+        return self.projection(x.reshape(x.shape[0], -1, x.shape[-1]))
 
 
 class Halving(nnx.Module):

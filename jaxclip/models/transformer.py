@@ -1,5 +1,6 @@
-"""A pre-norm transformer whose layers are stored stacked and run scanned or unrolled."""
+"""A transformer whose layers are stored stacked and run scanned or unrolled."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,6 +34,8 @@ class TransformerConfig:
       heads: attention heads; divides the width.
       mlp_ratio: hidden features of a block's MLP, in widths.
       activation: a key of ACTIVATIONS.
+      epsilon: of the layer norms.
+      post_norm: normalise after each residual sum (BERT, Vaswani et al. 2017) rather than before attention and MLP.
       dropout: share of features zeroed after attention and MLP in training.
       stochastic_depth: share of examples that skip the last block in training; it rises linearly from 0 at the first
         (Huang et al. 2016).
@@ -45,8 +48,10 @@ class TransformerConfig:
     width: int
     layers: int
     heads: int
-    mlp_ratio: int = 4
+    mlp_ratio: float = 4
     activation: str = "gelu"
+    epsilon: float = 1e-5
+    post_norm: bool = False
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     dtype: str = "float32"
@@ -61,20 +66,62 @@ def shard_batch(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
-def dropout(x: Array, rate: float | Array, rng: Key[Array, ""] | None, *, shared_axes: tuple[int, ...] = ()) -> Array:
-    """Returns x with a share `rate` of its entries zeroed and the rest scaled up; x itself without an rng.
+def example_keys(rng: Key[Array, "..."], rows: int) -> Key[Array, " B"]:
+    """Returns one key per example: those given, or as many made of the one given.
+
+    What an example draws from a key of its own does not depend on the batch, or part of a batch, that it is run in.
+    """
+    return jax.random.split(rng, rows) if rng.ndim == 0 else rng
+
+
+def split_each(keys: Key[Array, " B"], count: int) -> Key[Array, "N B"]:
+    """Returns `count` independent keys for each key."""
+    return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
+
+
+def dropout(
+    x: Array, rate: float | Array, keys: Key[Array, " B"] | None, *, shared_axes: tuple[int, ...] = ()
+) -> Array:
+    """Returns x with a share `rate` of its entries zeroed and the rest scaled up; x itself without keys.
 
     `shared_axes` are dropped together: dropping all but the batch axis is stochastic depth.
     """
-    if rng is None:
+    if keys is None:
         return x
-    shape = [1 if axis in shared_axes else size for axis, size in enumerate(x.shape)]
-    kept = jax.random.bernoulli(rng, 1.0 - rate, shape)
+    shape = [1 if axis in shared_axes else size for axis, size in enumerate(x.shape)][1:]
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))(keys)
     return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
 def normal(std: float) -> Callable:
     return nnx.initializers.normal(stddev=std)
+
+
+class Linear(nnx.LinearGeneral):
+    """A linear map over the last axis or axes; where it has an adapter (models/lora.py), what that gives is added."""
+
+    lora: nnx.Module | None = None
+
+    def __call__(self, x: Array, *, rng: Key[Array, ""] | None = None) -> Array:
+        y = super().__call__(x)
+        return y if self.lora is None else y + self.lora(x, rng=rng)
+
+
+class Segments(tuple):
+    """One parameter of stacked layers, cut along the layers: those that are trained and those that are not are apart.
+
+    No pytree: it stands where the whole stack would.
+    """
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """The layers before which it is cut, with 0 and the number of layers."""
+        return (0, *itertools.accumulate(len(part) for part in self))
+
+    def between(self, first: int, last: int) -> Array:
+        """Returns layers first to last - 1, which lie in one part."""
+        start, part = next((s, p) for s, p in zip(self.bounds, self, strict=False) if s <= first < s + len(p))
+        return part[first - start : last - start]
 
 
 class Attention(nnx.Module):
@@ -83,10 +130,10 @@ class Attention(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         head = config.width // config.heads
         dtype = jnp.dtype(config.dtype)
-        self.qkv = nnx.LinearGeneral(
+        self.qkv = Linear(
             config.width, (3, config.heads, head), kernel_init=normal(config.width**-0.5), dtype=dtype, rngs=rngs
         )
-        self.out = nnx.LinearGeneral(
+        self.out = Linear(
             (config.heads, head),
             config.width,
             axis=(-2, -1),
@@ -95,8 +142,11 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "B T W"], *, causal: bool, mask: Bool[Array, "B T"] | None) -> Array:
-        qkv = self.qkv(x)  # (B, T, 3, H, D)
+    def __call__(
+        self, x: Float[Array, "B T W"], *, causal: bool, mask: Bool[Array, "B T"] | None, rng: Array | None = None
+    ) -> Array:
+        in_rng, out_rng = (None, None) if rng is None else split_each(rng, 2)
+        qkv = self.qkv(x, rng=in_rng)  # (B, T, 3, H, D)
         mixed = jax.nn.dot_product_attention(
             qkv[:, :, 0],
             qkv[:, :, 1],
@@ -104,35 +154,70 @@ class Attention(nnx.Module):
             mask=None if mask is None else mask[:, None, None, :],
             is_causal=causal,
         )  # (B, T, H, D)
-        return self.out(mixed)
+        return self.out(mixed, rng=out_rng)
 
 
 class Block(nnx.Module):
     """One transformer layer: x + attention(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        width, hidden, dtype = config.width, config.width * config.mlp_ratio, jnp.dtype(config.dtype)
-        self.attention_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        width, hidden, dtype = config.width, round(config.width * config.mlp_ratio), jnp.dtype(config.dtype)
+        self.attention_norm = nnx.LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.mlp_in = nnx.Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
-        self.mlp_out = nnx.Linear(
+        self.mlp_norm = nnx.LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
+        self.mlp_in = Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
+        self.mlp_out = Linear(
             hidden, width, kernel_init=normal((2 * config.layers * width) ** -0.5), dtype=dtype, rngs=rngs
         )
         self.activation = config.activation
         self.dropout = config.dropout
+        self.stochastic_depth = config.stochastic_depth
+        self.post_norm = config.post_norm
 
     def __call__(self, x: Array, *, causal: bool, mask: Array | None, skip_rate: Array, rng: Array | None) -> Array:
-        rngs = (None,) * 4 if rng is None else jax.random.split(rng, 4)
-        update = self.attention(self.attention_norm(x), causal=causal, mask=mask)
-        x = x + self._regularise(update, skip_rate, rngs[0], rngs[1])
-        update = self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(x))))
-        return x + self._regularise(update, skip_rate, rngs[2], rngs[3])
+        rngs = (None,) * 7 if rng is None else split_each(rng, 7)
+
+        def attend(x: Array) -> Array:
+            update = self.attention(x, causal=causal, mask=mask, rng=rngs[4])
+            return self._regularise(update, skip_rate, rngs[0], rngs[1])
+
+        def transform(x: Array) -> Array:
+            hidden = ACTIVATIONS[self.activation](self.mlp_in(x, rng=rngs[5]))
+            return self._regularise(self.mlp_out(hidden, rng=rngs[6]), skip_rate, rngs[2], rngs[3])
+
+        if self.post_norm:
+            x = self.attention_norm(x + attend(x))
+            return self.mlp_norm(x + transform(x))
+        x = x + attend(self.attention_norm(x))
+        return x + transform(self.mlp_norm(x))
 
     def _regularise(self, update: Array, skip_rate: Array, dropout_rng: Array | None, skip_rng: Array | None) -> Array:
         if self.dropout:
             update = dropout(update, self.dropout, dropout_rng)
-        return dropout(update, skip_rate, skip_rng, shared_axes=(1, 2))
+        if self.stochastic_depth:
+            update = dropout(update, skip_rate, skip_rng, shared_axes=(1, 2))
+        return update
+
+
+class AttentionPool(nnx.Module):
+    """Tokens into one vector: a learned probe attends to all of them, then a residual MLP (Lee et al. 2019; SigLIP)."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        width, hidden, dtype = config.width, round(config.width * config.mlp_ratio), jnp.dtype(config.dtype)
+        self.probe = nnx.Param(normal(width**-0.5)(rngs.params(), (width,)))
+        self.attention = Attention(config, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
+        self.mlp_in = nnx.Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
+        self.mlp_out = nnx.Linear(hidden, width, kernel_init=normal(hidden**-0.5), dtype=dtype, rngs=rngs)
+        self.activation = config.activation
+
+    def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B W"]:
+        probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+        query = self.attention.qkv(probe)[:, :, 0]  # (B, 1, H, D)
+        qkv = self.attention.qkv(x)  # (B, T, 3, H, D)
+        mixed = jax.nn.dot_product_attention(query, qkv[:, :, 1], qkv[:, :, 2])  # (B, 1, H, D)
+        pooled = self.attention.out(mixed)[:, 0]  # (B, W)
+        return pooled + self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.norm(pooled))))
 
 
 class Transformer(nnx.Module):
@@ -153,17 +238,17 @@ class Transformer(nnx.Module):
         *,
         causal: bool = False,
         mask: Bool[Array, "B T"] | None = None,
-        rng: Key[Array, ""] | None = None,
+        rng: Key[Array, "..."] | None = None,
     ) -> Float[Array, "B T W"]:
         """Returns the tokens after all layers.
 
-        `mask` is True at the tokens that may be attended to. `rng` switches dropout and stochastic depth on.
+        `mask` is True at the tokens that may be attended to. `rng`, one key or one per example, switches dropout and
+        stochastic depth on.
         """
         config = self.config
         graph, stacked = nnx.split(self.blocks)
-        regularised = rng is not None and (config.dropout > 0 or config.stochastic_depth > 0)
         skip_rates = jnp.linspace(0.0, config.stochastic_depth, config.layers)  # (L,)
-        keys = jax.random.split(rng, config.layers) if regularised else None  # (L,)
+        keys = None if rng is None else split_each(example_keys(rng, x.shape[0]), config.layers)  # (L, B)
 
         def run_block(x, layer):
             state, skip_rate, key = layer
@@ -172,16 +257,27 @@ class Transformer(nnx.Module):
 
         if config.remat != "none":
             run_block = jax.checkpoint(run_block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        layers = (stacked, skip_rates, keys)
+        leaves, tree = jax.tree.flatten((stacked, skip_rates, keys))
         if _scans(config.execution):
-            return jax.lax.scan(run_block, x, layers)[0]
+            cuts = {0, config.layers}.union(*(leaf.bounds for leaf in leaves if isinstance(leaf, Segments)))
+            for first, last in itertools.pairwise(sorted(cuts)):
+                x, _ = jax.lax.scan(run_block, x, tree.unflatten([_between(leaf, first, last) for leaf in leaves]))
+            return x
         # The transpose of split is one concatenation; that of indexing would add up L arrays of the stack's full size.
-        leaves, tree = jax.tree.flatten(layers)
-        unstacked = [jnp.unstack(leaf, axis=0) for leaf in leaves]
+        unstacked = [_unstack(leaf) for leaf in leaves]
         for index in range(config.layers):
             layer = tree.unflatten([parts[index] for parts in unstacked])
             x, _ = run_block(x, layer)
         return x
+
+
+def _between(leaf: Array | Segments, first: int, last: int) -> Array:
+    return leaf.between(first, last) if isinstance(leaf, Segments) else leaf[first:last]
+
+
+def _unstack(leaf: Array | Segments) -> list[Array]:
+    parts = leaf if isinstance(leaf, Segments) else (leaf,)
+    return [layer for part in parts for layer in jnp.unstack(part, axis=0)]
 
 
 def _scans(execution: str) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from transformers import PreTrainedTokenizerFast
 
+from jaxclip.errors import UserError
 from jaxclip.pipeline import images, text
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.pipeline.records import Records
@@ -22,12 +23,40 @@ class Shard:
     count: int = 1
 
 
+@dataclass(frozen=True)
+class Partners:
+    """Whose text each record's picture is wrongly shown with.
+
+    Attributes:
+      partner: (N,) number of another record of the split, negative where there is none.
+      similarity: (N,) cosine of the two pictures; not looked at where there is no partner.
+
+    Raises:
+      UserError: no record has a partner, or a similarity is not finite.
+    """
+
+    partner: np.ndarray
+    similarity: np.ndarray
+
+    def __post_init__(self):
+        paired = np.flatnonzero(self.partner >= 0)
+        if not len(paired):
+            raise UserError(f"the table of incorrect pairs is empty: none of its {len(self.partner)} products has one")
+        wrong = paired[~np.isfinite(self.similarity[paired])]
+        if len(wrong):
+            raise UserError(
+                f"the table of incorrect pairs has {len(wrong)} similarities that are not finite, the first one "
+                f"{self.similarity[wrong[0]]} of product {wrong[0]}: mine the pairs again"
+            )
+
+
 def training_batches(
     records: Records,
     tokenizer: PreTrainedTokenizerFast,
     preprocess: Preprocess,
     image_augmentation: images.ImageAugmentation,
     text_augmentation: text.TextAugmentation,
+    partners: Partners | None = None,
     *,
     batch_size: int,
     seed: int,
@@ -42,47 +71,79 @@ def training_batches(
     split is another permutation (`index_shuffle`, a cipher: nothing is shuffled in memory). Its augmentation is drawn
     from the seed and that position alone.
 
-    Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32.
+    Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32. With `partners` it also has the
+    partner's incorrect_text (b, T) int32, augmented by draws of its own, similarity (b,) float32, and has_incorrect
+    (b,) bool, False where there is no partner: the text is then the record's own and the similarity 1.
+
+    Raises:
+      UserError: the partners are not those of these records.
     """
     local = batch_size // shard.count
     total = len(records)
+    if partners is not None and len(partners.partner) != total:
+        raise UserError(
+            f"the table of incorrect pairs is of {len(partners.partner)} products, the split has {total}: "
+            "mine the pairs again"
+        )
     parallel = workers or tf.data.AUTOTUNE
 
     def positions(step: tf.Tensor) -> tf.Tensor:
         return step * batch_size + shard.index * local + tf.range(local, dtype=tf.int64)
 
-    def read(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def load(numbers: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.numpy_function(records.read, [numbers], tf.string, stateful=False), [local])
+
+    def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
         epochs = tf.cast(positions // total, tf.int32)
         seeds = tf.stack([tf.fill([local], seed), epochs, tf.zeros_like(epochs)], axis=1)  # (b, 3)
         # The op itself: its public wrapper, tf.random.experimental.index_shuffle, takes no seed per index.
         numbers = tf.raw_ops.RandomIndexShuffle(
             index=positions % total, seed=seeds, max_index=tf.constant(total - 1, tf.int64), rounds=4
         )
-        serialized = tf.numpy_function(records.read, [numbers], tf.string, stateful=False)
-        return positions, tf.ensure_shape(serialized, [local])
+        if partners is None:
+            return positions, load(numbers)
+        partner = tf.gather(tf.constant(partners.partner, tf.int64), numbers)
+        similarity = tf.gather(tf.constant(partners.similarity, tf.float32), numbers)
+        present = partner >= 0
+        others = load(tf.where(present, partner, numbers))
+        return positions, load(numbers), others, tf.where(present, similarity, 1.0), present
 
-    def example(position: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+    def wording(record: dict[str, tf.Tensor], draw: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Returns one of a record's captions, its attributes and what their augmentation is drawn from."""
+        captions = record["captions"]
+        chosen = tf.random.stateless_uniform([], draw, 0, tf.shape(captions)[0], tf.int32)
+        return captions[chosen], record["attributes"], tf.random.stateless_uniform([text.MAX_DRAWS], draw + 1)
+
+    def example(position: tf.Tensor, serialized: tf.Tensor, *incorrect: tf.Tensor) -> dict[str, tf.Tensor]:
         record = records.parse(serialized)
         draw = tf.stack([tf.constant(seed, tf.int64), 4 * position])
-        captions = record["captions"]
-        chosen = tf.random.stateless_uniform([], draw + 2, 0, tf.shape(captions)[0], tf.int32)
         picture = images.decode(record["image"])
-        return {
-            "image": images.augment(picture, preprocess.image_size, preprocess.resize, image_augmentation, draw),
-            "name": captions[chosen],
-            "attributes": record["attributes"],
-            "draws": tf.random.stateless_uniform([text.MAX_DRAWS], draw + 3),
+        fields = {
+            "image": images.augment(
+                picture, preprocess.image_size, preprocess.resize, image_augmentation, draw, preprocess.filter
+            ),
+            "text": wording(record, draw + 2),
             "group": tf.cast(record["group"], tf.int32),
         }
+        if incorrect:
+            other, similarity, present = incorrect
+            of_its_own = tf.stack([tf.constant(seed, tf.int64), -4 * (position + 1)])
+            fields |= {"incorrect_text": wording(records.parse(other), of_its_own)}
+            fields |= {"similarity": similarity, "has_incorrect": present}
+        return fields
+
+    def encode(names, attributes, draws):
+        return text.augmented_tokens(tokenizer, names, attributes, preprocess, text_augmentation, draws)
 
     def tokenize(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        def encode(names, attributes, draws):
-            return text.augmented_tokens(tokenizer, names, attributes, preprocess, text_augmentation, draws)
-
-        fields = [batch["name"], batch["attributes"], batch["draws"]]
-        tokens = tf.numpy_function(encode, fields, tf.int32, stateful=False)
-        tokens = tf.ensure_shape(tokens, [local, preprocess.context_length])
-        return {"image": batch["image"], "text": tokens, "group": batch["group"]}
+        tokens = {
+            name: tf.ensure_shape(
+                tf.numpy_function(encode, fields, tf.int32, stateful=False), [local, preprocess.context_length]
+            )
+            for name, fields in batch.items()
+            if name.endswith("text")
+        }
+        return {**batch, **tokens}
 
     dataset = tf.data.Dataset.range(first_step, last_step).map(positions)
     dataset = dataset.map(read, num_parallel_calls=2, deterministic=True).unbatch()
@@ -123,7 +184,7 @@ def image_batches(
 
     def picture(serialized: tf.Tensor) -> tf.Tensor:
         decoded = images.decode(records.parse(serialized)["image"])
-        return images.resize(decoded, preprocess.image_size, preprocess.resize)
+        return images.resize(decoded, preprocess.image_size, preprocess.resize, preprocess.filter)
 
     dataset = tf.data.Dataset.range(first, batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
     dataset = dataset.map(example, num_parallel_calls=parallel, deterministic=True)

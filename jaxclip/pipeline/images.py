@@ -29,28 +29,35 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(picture, (None, None, 3))
 
 
-def resize(picture: tf.Tensor, size: int, policy: str) -> tf.Tensor:
-    """Returns the picture as (size, size, 3) uint8, bicubic with antialiasing.
+def resize(picture: tf.Tensor, size: int, policy: str, filter: str = "bicubic") -> tf.Tensor:
+    """Returns the picture as (size, size, 3) uint8, resized with antialiasing as Pillow does it.
 
-    Policy "squash" ignores its shape; "crop" scales the shorter side to `size` and cuts the centre, as CLIP does.
+    Policy "squash" ignores its shape; "crop" scales the shorter side to `size` and cuts the centre, as CLIP does. The
+    filter is bicubic or bilinear.
     """
     if policy == "squash":
-        return _scale(picture, (size, size))
-    shape = tf.cast(tf.shape(picture)[:2], tf.float32)
-    scaled = tf.cast(tf.math.floor(shape * (size / tf.reduce_min(shape))), tf.int32)
-    picture = _scale(picture, tf.maximum(scaled, size))
+        return tf.ensure_shape(_scale_as_pillow(picture, tf.constant([size, size]), filter), (size, size, 3))
+    shape = tf.shape(picture)[:2]
+    picture = _scale_as_pillow(picture, size * shape // tf.reduce_min(shape), filter)
     top, left = tf.unstack((tf.shape(picture)[:2] - size) // 2)
     return tf.ensure_shape(picture[top : top + size, left : left + size], (size, size, 3))
 
 
-def augment(picture: tf.Tensor, size: int, policy: str, augmentation: ImageAugmentation, seed: tf.Tensor) -> tf.Tensor:
+def augment(
+    picture: tf.Tensor,
+    size: int,
+    policy: str,
+    augmentation: ImageAugmentation,
+    seed: tf.Tensor,
+    filter: str = "bicubic",
+) -> tf.Tensor:
     """Returns a random crop of the picture as (size, size, 3) uint8, perhaps mirrored; a pure function of `seed` (2,).
 
     The crop's area is drawn uniformly and its aspect log-uniformly: relative to the whole picture's where that is
     squashed to a square anyway, relative to a square where the policy keeps shapes. A side never exceeds the picture's.
     """
     if augmentation.crop_area == (1.0, 1.0) and augmentation.crop_aspect == (1.0, 1.0):
-        picture = resize(picture, size, policy)
+        picture = resize(picture, size, policy, filter)
     else:
         draws = tf.random.stateless_uniform([4], seed)
         shape = tf.cast(tf.shape(picture)[:2], tf.float32)
@@ -61,7 +68,7 @@ def augment(picture: tf.Tensor, size: int, policy: str, augmentation: ImageAugme
         extent = tf.clip_by_value(tf.round(wanted), 1.0, shape)
         begin = tf.floor(draws[2:] * (shape - extent + 1.0))
         (top, left), (bottom, right) = (tf.unstack(tf.cast(edge, tf.int32)) for edge in (begin, begin + extent))
-        picture = _scale(picture[top:bottom, left:right], (size, size))
+        picture = _scale(picture[top:bottom, left:right], (size, size), filter)
     if augmentation.flip:
         picture = tf.image.stateless_random_flip_left_right(picture, seed + 1)
     return tf.ensure_shape(picture, (size, size, 3))
@@ -71,6 +78,20 @@ def _between(draw: tf.Tensor, low: float, high: float) -> tf.Tensor:
     return low + (high - low) * draw
 
 
-def _scale(picture: tf.Tensor, size) -> tf.Tensor:
-    scaled = tf.image.resize(picture, size, method="bicubic", antialias=True)
-    return tf.saturate_cast(tf.round(scaled), tf.uint8)
+def _scale_as_pillow(picture: tf.Tensor, size: tf.Tensor, filter: str) -> tf.Tensor:
+    """Scales one side, rounds and clips, then the other: overshoots at white do not reach the second pass.
+
+    As of Pillow 13 the height comes first where it loses more than twice as many pixels as the width, before it never
+    did.
+    """
+    before = tf.shape(picture)[:2]
+    lost_height, lost_width = tf.unstack(before - size)
+    height_first = lost_height > tf.maximum(0, 2 * lost_width)
+    between = tf.where(height_first, tf.stack([size[0], before[1]]), tf.stack([before[0], size[1]]))
+    return _scale(_scale(picture, between, filter), size, filter)
+
+
+def _scale(picture: tf.Tensor, size, filter: str) -> tf.Tensor:
+    scaled = tf.image.resize(picture, size, method=filter, antialias=True)
+    # Halves, which bilinear scaling often makes, go up as in Pillow; the bit more is what float32 loses on the way.
+    return tf.saturate_cast(tf.floor(scaled + 0.5001), tf.uint8)

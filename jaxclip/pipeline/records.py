@@ -1,7 +1,7 @@
 """Random access to the records of a prepared dataset."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,12 @@ READ_AT_ONCE = 1024
 
 
 class Records:
-    """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0."""
+    """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0.
 
-    def __init__(self, prepared: Path, split: str):
+    With `first`, only so many of them; a prepared dataset stores its records in random order.
+    """
+
+    def __init__(self, prepared: Path, split: str, first: int = 0):
         info = tfds.builder_from_directory(builder.folder(prepared)).info
         present = list(info.splits)
         names = present if split == "all" else [split]
@@ -32,11 +35,19 @@ class Records:
         paths = [path for name in names for path in info.splits[name].filepaths]
         lengths = [length for name in names for length in info.splits[name].shard_lengths]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
+        self._length = first or int(self._starts[-1])
+        if self._length > self._starts[-1]:
+            raise UserError(f"config.data.train = {first} is more than the {self._starts[-1]:,} training products")
         # Without read-ahead a random read touches one chunk instead of megabytes.
         self._readers = [ArrayRecordReader(str(path), options="readahead_buffer_size:0") for path in paths]
 
+    @staticmethod
+    def has(prepared: Path, split: str) -> bool:
+        """Returns whether a prepared dataset has a split."""
+        return split in tfds.builder_from_directory(builder.folder(prepared)).info.splits
+
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._length
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the serialized records of these numbers, (n,) of bytes, in the order asked for."""
@@ -55,18 +66,48 @@ class Records:
         """Returns the encoded picture of one record."""
         return _fields(self.read(np.asarray([number]))[0])["image"].bytes_list.value[0]
 
+    def columns(self, names: Sequence[str]) -> dict[str, np.ndarray | list[tuple[str, ...]]]:
+        """Returns stored values of all records by name: (N, ...) float32, or N tuples of texts.
+
+        Raises:
+          UserError: the dataset was prepared without one of them.
+        """
+        if missing := [name for name in names if name not in self.features]:
+            raise UserError(
+                f"the prepared dataset has no {', '.join(missing)}: prepare it with "
+                "--config.features.detector=foreground or another detector"
+            )
+        texts = {name for name in names if isinstance(self.features[name], tfds.features.Sequence)}
+        rows: dict[str, list] = {name: [] for name in names}
+        for serialized in self._all():
+            fields = _fields(serialized)
+            for name, values in rows.items():
+                stored = fields[name]
+                values.append(_texts(stored) if name in texts else np.asarray(stored.float_list.value, np.float32))
+        return {
+            name: values if name in texts else np.stack(values).reshape(len(self), *self.features[name].shape)
+            for name, values in rows.items()
+        }
+
     def products(self) -> Iterator[tuple[Product, int]]:
         """Yields every product in order, without its picture, and its group's number."""
+        for serialized in self._all():
+            fields = _fields(serialized)
+            (ident,), (category,), (attributes,) = (_texts(fields[name]) for name in ("id", "category", "attributes"))
+            group = fields["group"].int64_list.value[0]
+            yield (
+                Product(ident, Path(), _texts(fields["captions"]), category, json.loads(attributes), str(group)),
+                group,
+            )
+
+    def _all(self) -> Iterator[bytes]:
         for start in range(0, len(self), READ_AT_ONCE):
-            for serialized in self.read(np.arange(start, min(start + READ_AT_ONCE, len(self)))):
-                fields = _fields(serialized)
-                ident, category, attributes = (
-                    fields[name].bytes_list.value[0].decode() for name in ("id", "category", "attributes")
-                )
-                group = fields["group"].int64_list.value[0]
-                captions = tuple(caption.decode() for caption in fields["captions"].bytes_list.value)
-                yield Product(ident, Path(), captions, category, json.loads(attributes), str(group)), group
+            yield from self.read(np.arange(start, min(start + READ_AT_ONCE, len(self))))
 
 
 def _fields(serialized: bytes) -> Mapping[str, tf.train.Feature]:
     return tf.train.Example.FromString(serialized).features.feature
+
+
+def _texts(stored: tf.train.Feature) -> tuple[str, ...]:
+    return tuple(text.decode() for text in stored.bytes_list.value)

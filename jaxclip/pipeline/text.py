@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jaxclip.catalog import captions
 from jaxclip.errors import UserError
+from jaxclip.pipeline.clip_tokenizer import clip_tokenizer
 from jaxclip.pipeline.preprocess import Preprocess
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_DRAWS = 40
+DESCRIBED_BY = ("tokenizer.json", "tokenizer_config.json", "config.json")
+LEFTOVERS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only")
+"""Settings that a tokenizer keeps from how it was last loaded or used."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +48,42 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=END)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Returns the Hugging Face tokenizer in a folder.
+def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
+    """Returns the Hugging Face tokenizer in a folder, or CLIP's from OpenAI's own file of its vocabulary.
+
+    A folder that holds no more than vocab.json and merges.txt is taken for CLIP's. No code of a folder is ever run.
 
     Raises:
       UserError: there is none, or it does not end a caption with its end token, which the text tower reads.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no Hugging Face tokenizer: {str(error).splitlines()[0]}") from None
+        if source.name.endswith(".txt.gz"):
+            tokenizer = clip_tokenizer(source)
+        elif (source / "vocab.json").exists() and not any((source / name).exists() for name in DESCRIBED_BY):
+            tokenizer = CLIPTokenizer.from_pretrained(str(source), local_files_only=True)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{source} holds no Hugging Face tokenizer: {(str(error).splitlines() or [''])[0]}") from None
+    except ImportError:
+        raise UserError(f"the tokenizer in {source} needs sentencepiece: pip install sentencepiece") from None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if tokenizer.eos_token_id is None or encode(tokenizer, ["a " * 99], 8)[0, -1] != tokenizer.eos_token_id:
-        raise UserError(f"the tokenizer in {folder} does not put an end token behind a caption; CLIP's does")
+        raise UserError(f"the tokenizer in {source} does not put an end token behind a caption; CLIP's does")
     return tokenizer
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], context_length: int) -> np.ndarray:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the tokenizer into a folder, without the length of captions that `encode` left in it."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    for setting in LEFTOVERS:
+        tokenizer.init_kwargs.pop(setting, None)
+    tokenizer.save_pretrained(folder)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context_length: int) -> np.ndarray:
     """Returns the token ids, (n, context_length) int32: padded, over-long captions cut but still with their end."""
     encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=context_length)
     return np.asarray(encoded["input_ids"], np.int32)

@@ -62,7 +62,7 @@ def evaluate(
       text_embeddings: (Q, D), normalised. image_embeddings: (G, D), normalised.
       text_groups: (Q,) the group of each text. image_groups: (G,) of each image.
       categories_of_texts: (Q,) names; "" is shown as "(none)".
-      ks: depths of hit, recall, precision and nDCG.
+      ks: depths of hit, recall, precision and nDCG; rows of categories have 1, 5 and 10 too.
       top_k: how many items per query the details keep.
       seed: of the trials and of the resampling.
       progress: wraps the sequence of query blocks.
@@ -87,7 +87,7 @@ def evaluate(
     result = {
         "text_to_image": _figures(details.text_to_image, seed),
         "image_to_text": _figures(details.image_to_text, seed),
-        "by_category": _by_category(details.text_to_image, categories_of_texts, relevance[0], found, seed),
+        "by_category": _by_category(details.text_to_image, categories_of_texts, relevance[0], found, ks, seed),
         "trials": _trials(texts, images, text_groups, image_groups, ks, seed),
         "chance": _chance(details.text_to_image, len(images), ks),
         "chance_image_to_text": _chance(details.image_to_text, len(texts), ks),
@@ -129,10 +129,11 @@ def means(values: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, fl
     }
 
 
-def _by_category(rankings, categories, relevance, found, seed):
+def _by_category(rankings, categories, relevance, found, ks, seed):
     """Returns a row per category, most queries first, then by name."""
     names, members = np.unique([name or UNCATEGORISED for name in categories], return_inverse=True)
-    values = {f"hit@{k}": metrics.hit(found.ranks, relevance.indptr, k) for k in CATEGORY_KS}
+    depths = sorted({*CATEGORY_KS, *ks})
+    values = {f"hit@{k}": metrics.hit(found.ranks, relevance.indptr, k) for k in depths}
     values["mrr"] = rankings.values["mrr"]
     counts = np.bincount(members)
     rows = {}

@@ -151,10 +151,11 @@ def _search(
     # The thresholds have to be the scores of the pass itself, to the bit. A small product adds up as a large one does
     # on CPUs; that it did is checked, and elsewhere the pass is made again with the scores that it saw.
     scores = _guess(sides, slots, finite)
-    found = sweep.run(scores, progress)
-    while not np.array_equal(found.scores, scores):
-        scores = found.scores
+    with jax.set_mesh(mesh):  # the caller's may be of other axes
         found = sweep.run(scores, progress)
+        while not np.array_equal(found.scores, scores):
+            scores = found.scores
+            found = sweep.run(scores, progress)
     forth = _result(scores, found.rows, relevance, sides[1].order, found.nans)
     if reverse is None:
         return forth, None
@@ -212,7 +213,7 @@ class _Sweep:
             )
             counts, values, items, scores_seen, nans = map(_fetch, found)
             seen[mine] = scores_seen.reshape(across * count, -1)[cell, spot]
-            parts.append((counts.sum(axis=1), values, items, nans.sum(dtype=np.int64)))
+            parts.append((counts.sum(axis=1), values, items, int(nans.sum(dtype=np.int64))))
         counts, values, items, nans = zip(*parts, strict=True)
         # (A, blocks, R, B), then by slot; the shards of the gallery stand behind each other in a line's best.
         by_slot = np.stack(counts, axis=1).swapaxes(2, 3).reshape(rows.shape[0] * blocks * rows.tile, -1)

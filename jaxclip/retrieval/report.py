@@ -118,7 +118,11 @@ def write(
       failures: by category, the queries that failed most.
       comparison: with a baseline.
     """
-    panels = [charts.training(curve, "loss", "training loss"), charts.training(curve, "hit@1", "hit@1, text to image")]
+    panels = [
+        charts.training(curve, "loss", "training loss"),
+        charts.training(curve, "hit@1", "hit@1, text to image"),
+        charts.training(curve, "ema/hit@1", "hit@1 of the moving average"),
+    ]
     ranked = []
     if best_ranks is not None:
         runs = {comparison.name: comparison.best_ranks, "this run": best_ranks} if comparison else {"": best_ranks}

@@ -12,16 +12,20 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers
 
 from jaxclip.errors import UserError
 from jaxclip.training.mesh import names
-from jaxclip.training.state import Params, TrainState, checksum, finite
+from jaxclip.training.state import Params, TrainState, checksum, finite, overlaid
 
 FOLDER = "checkpoints"
 CORRUPT = "checkpoints.corrupt"
 BEST_BY = "hit@1"
-CHECKSUMS = {"params": "checksum", "rest": "optimizer_checksum"}
+BASE = "base"
+"""Under this name a checkpoint of adapters says beside it what they stand on: its name, step and checksum."""
+AVERAGE_BEST_BY = f"ema/{BEST_BY}"
+CHECKSUMS = {"params": "checksum", "rest": "optimizer_checksum", "ema": "ema_checksum"}
 """Item of a checkpoint -> where the JSON beside it keeps that item's checksum."""
 
 
@@ -33,9 +37,17 @@ class Checkpoints:
     """The checkpoints of a workdir: written in the background, the newest `keep` and the best one kept.
 
     A checkpoint holds the training state and a JSON object beside it (progress, fingerprints, checksum of parameters).
+    `stored` picks the parameters that it holds.
     """
 
-    def __init__(self, workdir: Path, *, keep: int = 1, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        keep: int = 1,
+        read_only: bool = False,
+        stored: Callable[[Params], Params] = lambda params: params,
+    ):
         self.folder = (workdir / FOLDER).resolve()
         if read_only and not self.folder.exists():
             raise UserError(f"{workdir} has no checkpoints: nothing has been trained there yet")
@@ -52,8 +64,11 @@ class Checkpoints:
             create=not read_only,
             cleanup_tmp_directories=not read_only,
         )
+        self._stored = stored
         self._checksum = jax.jit(checksum)
-        self._examine = jax.jit(lambda params, rest: (finite(params), checksum(params), checksum(rest)))
+        self._examine = jax.jit(
+            lambda items: (finite(items["params"]), {CHECKSUMS[name]: checksum(item) for name, item in items.items()})
+        )
         with self._explained("open"):
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -62,8 +77,11 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:
-        """Returns the step of the best checkpoint by hit@1, None where none was evaluated."""
-        evaluated = {step: metrics[BEST_BY] for step in self.steps() if (metrics := self._manager.metrics(step))}
+        """Returns the step of the best checkpoint by hit@1, None where none was evaluated.
+
+        Where a moving average is kept, it is that one's hit@1.
+        """
+        evaluated = {step: _merit(metrics) for step in self.steps() if (metrics := self._manager.metrics(step))}
         return max(evaluated, key=evaluated.__getitem__, default=None)
 
     def save(self, state: TrainState, beside: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
@@ -79,25 +97,22 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self.wait()
-        rest = {"step": state.step, "optimizer": state.optimizer}
-        is_finite, *sums = map(int, self._examine(state.params, rest))
+        items = self._items(state)
+        is_finite, sums = jax.device_get(self._examine(items))
         if not is_finite:
             raise UserError(f"parameters are not finite at step {step}, which is not saved; {self._intact()}")
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(
                 f"the disk of {self.folder} is full: the checkpoint of step {step} needs up to "
                 f"{needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free; {self._intact()}"
             )
-        beside = {**beside, **dict(zip(CHECKSUMS.values(), sums, strict=True))}
+        beside = {**beside, **{name: int(value) for name, value in sums.items()}}
         with self._explained(f"write the checkpoint of step {step} to"):
-            items = ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                rest=ocp.args.StandardSave(rest),
-                beside=ocp.args.JsonSave(beside),
-            )
-            self._manager.save(step, args=items, metrics=metrics or {})
+            arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+            composite = ocp.args.Composite(**arguments, beside=ocp.args.JsonSave(beside))
+            self._manager.save(step, args=composite, metrics=metrics or {})
 
     def wait(self) -> None:
         """Returns when all that was begun is on disk; UserError where it could not be written."""
@@ -108,17 +123,41 @@ class Checkpoints:
     def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """Returns a checkpoint's state, placed as `abstract` says, and the JSON beside it.
 
+        Its parameters are those that are stored.
+
         Raises:
           UserError: there is no such checkpoint, its arrays are not those of `abstract`, or it is corrupt
             (CorruptCheckpoint).
         """
-        rest = {"step": abstract.step, "optimizer": abstract.optimizer}
-        restored = self._read(step, params=abstract.params, rest=rest)
-        return TrainState(params=restored["params"], **restored["rest"]), restored["beside"]
+        restored = self._read(step, **self._items(abstract))
+        rest = restored["rest"]
+        return TrainState(rest["step"], restored["params"], rest["optimizer"], restored.get("ema")), restored["beside"]
 
-    def restore_params(self, abstract: Params, step: int) -> Params:
-        """Returns a checkpoint's parameters alone; errors as `restore`."""
-        return self._read(step, params=abstract)["params"]
+    def restore_params(self, abstract: Params, step: int, which: str = "") -> Params:
+        """Returns a checkpoint's parameters alone; errors as `restore`.
+
+        `which` is "ema" for the moving average, "raw" for what was averaged, "" for the average where there is one.
+
+        Raises:
+          UserError: there is no average and "ema" was asked for.
+        """
+        kept = self.keeps_average(step)
+        if which == "ema" and not kept:
+            raise UserError(f"{self.folder} has no moving average of step {step}: optimizer.ema was 0 in training")
+        params = self._read(step, params=abstract)["params"]
+        if which == "raw" or not kept:
+            return params
+        averaged = _shapes(ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "ema").tree)
+        wanted = {path: leaf for path, leaf in flatten_dict(abstract).items() if "/".join(map(str, path)) in averaged}
+        return overlaid(self._read(step, ema=unflatten_dict(wanted))["ema"], params)
+
+    def keeps_average(self, step: int) -> bool:
+        """Returns whether a checkpoint holds a moving average of its parameters."""
+        return (self.folder / str(step) / "ema").exists()
+
+    def beside(self, step: int) -> dict[str, Any]:
+        """Returns the JSON beside a checkpoint's state; errors as `restore`."""
+        return self._read(step)["beside"]
 
     def restore_latest(
         self, abstract: TrainState, say: Callable[[str], None]
@@ -171,13 +210,19 @@ class Checkpoints:
                 f"the parameters of {folder} do not match the configuration: {', '.join(differing[:3])}{more}; "
                 "take the configuration it was trained with or another --workdir"
             )
-        for name, expected in sums.items():
+        for name in items:
+            expected = sums[name]
             if expected is not None and int(self._checksum(restored[name])) != expected:
                 raise CorruptCheckpoint(f"the checkpoint {folder} is corrupt: the checksum of its {name} is wrong")
         return restored
 
     def close(self) -> None:
         self._manager.close()
+
+    def _items(self, state: TrainState) -> dict[str, Any]:
+        rest = {"step": state.step, "optimizer": state.optimizer}
+        ema = {} if state.ema is None else {"ema": state.ema}
+        return {"params": self._stored(state.params), "rest": rest, **ema}
 
     def _intact(self) -> str:
         steps = self.steps()
@@ -191,8 +236,22 @@ class Checkpoints:
             raise UserError(f"could not {what} {self.folder}: {_first_line(error)}") from error
 
 
+def chosen(which: str, checkpoints: Checkpoints) -> int:
+    """Returns the step that --step names: "latest", "best" or a number; UserError where there is none."""
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{checkpoints.folder} has no complete checkpoint")
+    if which == "latest":
+        return steps[-1]
+    if which == "best":
+        return checkpoints.best() or steps[-1]
+    if not which.isdigit() or int(which) not in steps:
+        raise UserError(f"--step={which} is none of latest, best, {', '.join(map(str, steps))}")
+    return int(which)
+
+
 def _merit(metrics: dict[str, float]) -> float:
-    return metrics.get(BEST_BY, -math.inf)
+    return metrics.get(AVERAGE_BEST_BY, metrics.get(BEST_BY, -math.inf))
 
 
 @cache

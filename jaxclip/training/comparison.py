@@ -83,16 +83,18 @@ def write_sheet(
     which: str,
     sentences: Sequence[str],
     *,
+    parameters: str = "",
     command: str,
     say: Callable[[str], None],
 ) -> None:
     """Writes the page of the ten pictures that each workdir's checkpoint finds for each sentence.
 
-    Every workdir looks at the split that its configuration names; captions are not needed.
+    Every workdir looks at the split that its configuration names; captions are not needed. `which` and `parameters` as
+    in `evaluation.load`.
     """
     sheet: dict[str, dict[str, list[report.Item]]] = {sentence: {} for sentence in sentences}
     for workdir, config in runs.items():
-        loaded = evaluation.load(config, workdir, which, say=say)
+        loaded = evaluation.load(config, workdir, which, parameters=parameters, say=say)
         products = [product for product, _ in loaded.records.products()]
         with jax.set_mesh(loaded.towers.mesh):
             encoders = Encoders(loaded.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +17,18 @@ from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import labels, marqo, protocols, results
 from jaxclip.training import pages, setup, writers
-from jaxclip.training.checkpoint import Checkpoints
+from jaxclip.training.base import checkpoint_params
+from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.encoders import Encoders
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import Params, checksum
+from jaxclip.training.state import Params, TrainState, checksum, overlaid
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
 
 Result = tuple[dict[str, Any], protocols.Details]
+Embedded = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,19 @@ class Evaluator:
     Attributes:
       queries: the split's captions and products.
       encoders: the towers.
+      last: what the newest `rank_state` returned, None before the first.
     """
 
-    def __init__(self, towers: Towers, records: Records, *, batch_size: int, workers: int = 0):
-        self.towers, self.records = towers, records
+    def __init__(
+        self,
+        towers: Towers,
+        records: Records,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        ks: Sequence[int] = protocols.CATEGORY_KS,
+    ):
+        self.towers, self.records, self.ks = towers, records, sorted(ks)
         self.encoders = Encoders(towers, batch_size=batch_size, workers=workers)
         self.queries = read_queries(records, towers)
         if not self.queries.captions:
@@ -57,33 +68,55 @@ class Evaluator:
                 "(evaluate --query='...' shows what is found there), but there is nothing to train on and no query to "
                 "rank"
             )
-        self._last: tuple[np.ndarray, np.ndarray, Result] | None = None
+        self.last: dict[str, Result] | None = None
+        self._embedded: dict[str, Embedded] = {}
 
-    def rank(self, params: Params, *, store: Path | None = None) -> Result:
-        """Returns the metrics of the split and the rankings behind them (see `protocols.evaluate`).
+    def embed(self, params: Params, *, store: Path | None = None) -> Embedded:
+        """Returns the unit vectors of all captions (Q, D) and of all pictures (G, D).
 
-        Embeddings are kept in the folder `store` as they are made, and found there again.
+        They are kept in the folder `store` as they are made, and found there again.
         """
-        queries, groups = self.queries, self.queries.product_groups
         images = self.encoders.pictures(params, self.records, store=store and store / "pictures")
-        texts = self.encoders.captions(params, queries.captions, store=store and store / "captions")
+        return self.encoders.captions(params, self.queries.captions, store=store and store / "captions"), images
+
+    def rank(self, params: Params) -> Result:
+        """Returns the metrics of the split and the rankings behind them (see `protocols.evaluate`)."""
+        return self._rank(*self.embed(params))
+
+    def rank_state(self, state: TrainState) -> dict[str, Result]:
+        """Returns the ranking of the state's parameters as "raw" and, where it has one, of their average as "ema"."""
+        self._embedded = {which: self.embed(params) for which, params in _parameters(state).items()}
+        self.last = {which: self._rank(*embedded) for which, embedded in self._embedded.items()}
+        return self.last
+
+    def complete_state(self, state: TrainState) -> dict[str, Result]:
+        """Returns what `rank_state` returned last, ranking where it has not yet, with the rest of `complete`."""
+        results = self.last or self.rank_state(state)
+        return {
+            which: self._complete(params, *self._embedded[which], results[which])
+            for which, params in _parameters(state).items()
+        }
+
+    def complete(self, params: Params, *, store: Path | None = None) -> Result:
+        """Returns `rank`'s result with the protocols that are run once; `store` as in `embed`.
+
+        Those are Marqo's, labels as queries and labels as classes (see `retrieval.marqo` and `retrieval.labels`).
+        """
+        embedded = self.embed(params, store=store)
+        return self._complete(params, *embedded, self._rank(*embedded))
+
+    def _rank(self, texts: np.ndarray, images: np.ndarray) -> Result:
+        queries, groups = self.queries, self.queries.product_groups
         categories = [queries.products[owner].category for owner in queries.caption_products]
 
         def shown(blocks):
             return bar(blocks, desc="ranking", unit="block", leave=False)
 
-        result = protocols.evaluate(texts, images, groups[queries.caption_products], groups, categories, progress=shown)
-        self._last = texts, images, result
-        return result
+        text_groups = groups[queries.caption_products]
+        return protocols.evaluate(texts, images, text_groups, groups, categories, ks=self.ks, progress=shown)
 
-    def complete(self, params: Params, *, store: Path | None = None) -> Result:
-        """Returns `rank`'s result, the newest one where there is one already, with the protocols that are run once.
-
-        Those are Marqo's, labels as queries and labels as classes (see `retrieval.marqo` and `retrieval.labels`).
-        """
-        if self._last is None:
-            self.rank(params, store=store)
-        texts, images, (figures, details) = self._last
+    def _complete(self, params: Params, texts: np.ndarray, images: np.ndarray, result: Result) -> Result:
+        figures, details = result
         queries, groups = self.queries, self.queries.product_groups
         owned, first = np.unique(queries.caption_products, return_index=True)
         titles = np.zeros_like(images)
@@ -103,6 +136,11 @@ class Evaluator:
             figures["label_queries"][field.name] = labels.retrieve(field, embeddings, images)
             figures["zero_shot"][field.name] = labels.classify(field, embeddings, images)
         return figures, details
+
+
+def _parameters(state: TrainState) -> dict[str, Params]:
+    averaged = {} if state.ema is None else {"ema": overlaid(state.ema, state.params)}
+    return {"raw": state.params, **averaged}
 
 
 def read_queries(records: Records, towers: Towers) -> Queries:
@@ -133,7 +171,7 @@ def write(
     """
     figures, details = result
     metrics = {**figures, "checkpoint_step": step}
-    metrics |= {name: fingerprints[name] for name in ("config_fingerprint", "data_fingerprint")}
+    metrics |= {name: fingerprints[name] for name in ("parameters", "config_fingerprint", "data_fingerprint")}
     queries = evaluator.queries
     results.write_metrics(folder, metrics)
     results.write_queries(
@@ -147,9 +185,10 @@ def write(
     run = {
         "workdir": workdir.name,
         "step": str(step),
+        "parameters": metrics["parameters"],
         "config": metrics["config_fingerprint"],
         "data": metrics["data_fingerprint"],
-        "command": command or f"python -m jaxclip.evaluate --workdir={workdir} --step={step}",
+        "command": command or _command(workdir, step, metrics["parameters"]),
     }
     pages.write_report(
         folder / "report.html",
@@ -164,31 +203,50 @@ def write(
     return metrics
 
 
+def _command(workdir: Path, step: int, parameters: str) -> str:
+    return f"python -m jaxclip.evaluate --workdir={workdir} --step={step} --parameters={parameters}"
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """Returns what a folder's metrics.json holds, None where it has none."""
+    path = folder / "metrics.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """A workdir's checkpoint and the records that it is to look at."""
+    """A workdir's checkpoint and the records that it is to look at.
+
+    `parameters` says which they are, "raw" or "ema"; `averaged` whether the run kept an average.
+    """
 
     towers: Towers
     params: Params
     records: Records
     step: int
     data_fingerprint: str
+    parameters: str
+    averaged: bool
 
 
-def load(config: "Config", workdir: Path, which: str, *, say: Callable[[str], None]) -> Loaded:
+def load(config: "Config", workdir: Path, which: str, *, parameters: str = "", say: Callable[[str], None]) -> Loaded:
     """Returns the checkpoint `which` ("latest", "best" or a step) of a workdir and the configured split.
 
+    `parameters` is "raw", "ema" or "", which is ema where the run kept one.
+
     Raises:
-      UserError: there is no such checkpoint, or the catalogue is unreadable.
+      UserError: there is no such checkpoint or average, or the catalogue is unreadable.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = _chosen(which, checkpoints)
+    step = chosen(which, checkpoints)
     prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
     records = Records(prepared, config.data.split)
     towers = setup.load_towers(config, workdir)
     with jax.set_mesh(towers.mesh):
-        params = checkpoints.restore_params(towers.abstract.params, step)
-    return Loaded(towers, params, records, step, setup.data_fingerprint(prepared))
+        params = checkpoint_params(config, towers, checkpoints, step, parameters)
+    averaged = checkpoints.keeps_average(step)
+    taken = parameters or ("ema" if averaged else "raw")
+    return Loaded(towers, params, records, step, setup.data_fingerprint(prepared), taken, averaged)
 
 
 def store_of(workdir: Path, loaded: Loaded, config: "Config", captions: list[str]) -> Path:
@@ -211,57 +269,82 @@ def evaluate_checkpoint(
     which: str,
     folder: Path,
     *,
+    parameters: str = "",
     fingerprint: str,
     say: Callable[[str], None],
     command: str = "",
-) -> dict[str, Any]:
-    """Returns the metrics of a workdir's checkpoint on the configured catalogue, written into the folder.
+) -> tuple[dict[str, Any], Path]:
+    """Returns the metrics of a workdir's checkpoint on the configured catalogue, and the folder they were written into.
 
-    What an interrupted evaluation has embedded is not embedded again. `command` as in `write`.
+    `which` and `parameters` as in `load`; raw ones of a run that kept an average go into a folder of their own (see
+    `folder_of`). What an interrupted evaluation has embedded is not embedded again. `command` as in `write`.
 
     Raises:
       UserError: as `load`.
     """
-    loaded = load(config, workdir, which, say=say)
+    loaded = load(config, workdir, which, parameters=parameters, say=say)
+    given = config.evaluation
     with jax.set_mesh(loaded.towers.mesh):
         evaluator = Evaluator(
-            loaded.towers, loaded.records, batch_size=config.evaluation.batch_size, workers=config.data.workers
+            loaded.towers, loaded.records, batch_size=given.batch_size, workers=config.data.workers, ks=given.ks
         )
         store = store_of(workdir, loaded, config, evaluator.queries.captions)
         result = evaluator.complete(loaded.params, store=store)
-    fingerprints = {"config_fingerprint": fingerprint, "data_fingerprint": loaded.data_fingerprint}
-    return write(
-        folder,
-        result,
-        evaluator,
-        workdir=workdir,
-        step=loaded.step,
-        fingerprints=fingerprints,
-        command=command,
+    folder = folder_of(folder, loaded.parameters, averaged=loaded.averaged)
+    fingerprints = {
+        "parameters": loaded.parameters,
+        "config_fingerprint": fingerprint,
+        "data_fingerprint": loaded.data_fingerprint,
+    }
+    metrics = write(
+        folder, result, evaluator, workdir=workdir, step=loaded.step, fingerprints=fingerprints, command=command
     )
+    return metrics, folder
 
 
-def _chosen(which: str, checkpoints: Checkpoints) -> int:
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"{checkpoints.folder} has no complete checkpoint")
-    if which == "latest":
-        return steps[-1]
-    if which == "best":
-        return checkpoints.best() or steps[-1]
-    if not which.isdigit() or int(which) not in steps:
-        raise UserError(f"--step={which} is none of latest, best, {', '.join(map(str, steps))}")
-    return int(which)
+def folder_of(folder: Path, which: str, *, averaged: bool) -> Path:
+    """Returns where results go: into a folder of their own, where they are raw beside those of a moving average."""
+    return folder.with_name(f"{folder.name}-raw") if which == "raw" and averaged else folder
 
 
-def table(metrics: Mapping[str, Any]) -> str:
-    """Returns the headline figures as lines for the terminal: value [95% interval] beside chance."""
+def table(metrics: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -> str:
+    """Returns the headline figures as lines for the terminal: value [95% interval] beside chance.
+
+    `raw` are the figures of the parameters themselves, where `metrics` are those of their moving average.
+    """
     names = [name for name in metrics["text_to_image"] if name.startswith("hit@")]
     lines = [f"{'':16}" + "".join(f"{name:>24}" for name in names)]
     for direction in ("text_to_image", "image_to_text"):
-        figures = [metrics[direction][name] for name in names]
-        cells = [f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" for f in figures]
-        lines.append(f"{direction.replace('_', '-'):16}" + "".join(f"{cell:>24}" for cell in cells))
+        label = direction.replace("_", "-")
+        for head, found in ((label, metrics), ("  not averaged", raw)):
+            if found:
+                figures = [found[direction][name] for name in names]
+                cells = [f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" for f in figures]
+                lines.append(f"{head:16}" + "".join(f"{cell:>24}" for cell in cells))
     lines.append(f"{'chance':16}" + "".join(f"{metrics['chance'][name]:>24.4f}" for name in names))
     lines.append(f"{metrics['queries']:,} queries, {metrics['gallery']:,} pictures; 95% bootstrap intervals")
+    if metrics.get("parameters") == "ema":
+        lines.append("of the moving average of the parameters (optimizer.ema), but for rows called otherwise")
+    return "\n".join(lines)
+
+
+def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Returns text-to-image hit@k before and after training, then by category, as lines for the terminal.
+
+    These are Tables 2 and 1 of the fit-aware paper, which calls hit@k R@k.
+    """
+    names = [name for name in after["text_to_image"] if name.startswith("hit@")]
+    head = "".join(f"{name.replace('hit@', 'R@'):>8}" for name in names)
+    width = max([24, *(len(category) + 10 for category in after["by_category"])])
+
+    def line(title: str, *rows: Mapping[str, Any]) -> str:
+        cells = ("".join(f"{row[name]['value']:8.3f}" for name in names) for row in rows)
+        return f"{title:{width}}" + "   ".join(cells)
+
+    lines = [f"{'':{width}}{head}"]
+    lines += [line("zero-shot", before["text_to_image"]), line("fine-tuned", after["text_to_image"])]
+    lines += ["", f"{'':{width}}{'zero-shot':<{len(head)}}   fine-tuned", f"{'':{width}}{head}   {head}"]
+    for category, row in after["by_category"].items():
+        lines.append(line(f"{category} ({row['queries']})", before["by_category"][category], row))
+    lines.append("text to image; R@k is hit@k: the share of queries with a right picture in the top k")
     return "\n".join(lines)

@@ -23,6 +23,10 @@ RULES: Rules = (
     (r"mlp_in/bias", PartitionSpec(None, "tensor")),  # (L, M)
     (r"mlp_out/kernel", PartitionSpec(None, "tensor", "fsdp")),  # (L, M, W)
     (r"token_embedding/embedding", PartitionSpec("tensor", "fsdp")),  # (V, W)
+    (r"attention/qkv/lora/b", PartitionSpec(None, None, None, "tensor", None)),  # (L, R, 3, H, D)
+    (r"attention/out/lora/a", PartitionSpec(None, "tensor", None, None)),  # (L, H, D, R)
+    (r"mlp_in/lora/b", PartitionSpec(None, None, "tensor")),  # (L, R, M)
+    (r"mlp_out/lora/a", PartitionSpec(None, "tensor", None)),  # (L, M, R)
 )
 
 

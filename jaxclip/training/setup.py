@@ -1,7 +1,7 @@
 """From a configuration to everything a run needs: data, tokenizer, towers, mesh, optimizer."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,27 +10,33 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from jaxclip.catalog import builder, library
 from jaxclip.catalog.builder import Source
 from jaxclip.errors import UserError
+from jaxclip.features.describe import ProductDescriber
+from jaxclip.losses.objective import Objective
 from jaxclip.models.clip import CLIPConfig
-from jaxclip.models.presets import PRESETS, clip_config
+from jaxclip.models.lora import NAME, LoRAConfig
+from jaxclip.models.presets import CONTEXT_LENGTH, IMAGE_SIZE, PRESETS, clip_config
 from jaxclip.pipeline import text
-from jaxclip.pipeline.batches import Shard, training_batches
+from jaxclip.pipeline.batches import Partners, Shard, training_batches
 from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.preprocess import FILENAME, Preprocess
 from jaxclip.pipeline.records import Records
 from jaxclip.training import mesh as meshes
 from jaxclip.training.optimizer import make_optimizer, make_schedule
+from jaxclip.training.pretrained import open_pretrained
 from jaxclip.training.progress import bar
-from jaxclip.training.state import TrainState, abstract_state, make_model
+from jaxclip.training.queue import with_queue
+from jaxclip.training.shape import TOKENIZER, load_shape, run_as_configured, save_shape
+from jaxclip.training.state import Params, TrainState, abstract_state, make_model
+from jaxclip.training.trainable import Trainable, make_trainable
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
 
-TOKENIZER = "tokenizer"
 VOCABULARY_MULTIPLE = 128
 
 
@@ -39,43 +45,63 @@ class Towers:
     """What it takes to restore and run the towers of a workdir."""
 
     preprocess: Preprocess
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase
     config: CLIPConfig
     graph: nnx.GraphDef
     mesh: Mesh
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
+    trainable: Trainable
     abstract: TrainState
 
+    def stored(self, params: Params) -> Params:
+        """Returns what a checkpoint holds of parameters: all, or where adapters are trained what is trained alone."""
+        return self.trainable.stored(params) if self.config.lora else params
 
-def prepared_dataset(config: "Config", *, whole: bool, say: Callable[[str], None]) -> Path:
+
+def prepared_dataset(
+    config: "Config",
+    *,
+    whole: bool,
+    say: Callable[[str], None],
+    runner: str = "",
+    beam_options: Sequence[str] = (),
+) -> Path:
     """Returns the folder of the configured catalogue's prepared dataset, preparing it first where there is none.
 
-    `whole` asks for all of a catalogue, where no split is needed.
+    `whole` asks for all of a catalogue, where no split is needed; `runner` and `beam_options` prepare it on Apache
+    Beam.
     """
     data = config.data
     columns = {role: name for role, name in vars(data.columns).items() if name}
     path = Path(data.path).expanduser().resolve() if data.path else Path()
-    source = Source(data.reader, path, 0 if whole else data.test, data.split_seed, columns)
+    test = 0 if whole else data.test
+    source = Source(data.reader, path, test, data.split_seed, columns, make_describer(config))
     drawn = (data.drawn_products, data.drawn_seed)
-    return library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say)
+    execution = {"runner": runner, "beam_options": beam_options}
+    return library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say, **execution)
+
+
+def make_describer(config: "Config") -> ProductDescriber | None:
+    """Returns what describes products in preparation, None where the configuration wants no features."""
+    return None if config.features.detector == "none" else ProductDescriber(**vars(config.features))
 
 
 def make_preprocess(config: "Config") -> Preprocess:
     """Returns what the configuration says of pictures and captions."""
     data = config.data
     return Preprocess(
-        image_size=data.image_size,
+        image_size=data.image_size or IMAGE_SIZE,
         resize=data.resize,
         mean=data.mean,
         std=data.std,
         caption_template=data.caption_template,
         lowercase=data.lowercase,
-        context_length=data.context_length,
+        context_length=data.context_length or CONTEXT_LENGTH,
     )
 
 
-def make_tokenizer(config: "Config", preprocess: Preprocess, train: Records) -> PreTrainedTokenizerFast:
+def make_tokenizer(config: "Config", preprocess: Preprocess, train: Records) -> PreTrainedTokenizerBase:
     """Returns the configured Hugging Face tokenizer, or a BPE trained on the captions of the training split."""
     if config.data.tokenizer:
         return text.load_tokenizer(Path(config.data.tokenizer).expanduser())
@@ -87,11 +113,10 @@ def make_tokenizer(config: "Config", preprocess: Preprocess, train: Records) -> 
     return text.train_tokenizer(captions, config.data.vocab_size)
 
 
-def make_towers(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedTokenizerFast, steps: int) -> Towers:
-    """Returns the towers' configuration and shapes, the mesh and the optimizer, allocating nothing."""
-    model = config.model
-    towers = clip_config(
-        PRESETS[model.preset],
+def preset_shape(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedTokenizerBase) -> CLIPConfig:
+    """Returns the towers of config.model.preset for these pictures and captions."""
+    return clip_config(
+        PRESETS[config.model.preset],
         image_size=preprocess.image_size,
         vocab_size=-(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
         context_length=preprocess.context_length,
@@ -99,19 +124,34 @@ def make_towers(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedT
         mean=preprocess.mean,
         std=preprocess.std,
         temperature=config.loss.temperature,
-        patch_dropout=model.patch_dropout,
-        dropout=model.dropout,
-        stochastic_depth=model.stochastic_depth,
-        dtype=model.dtype,
-        execution=model.execution,
-        remat=model.remat,
+        logit_bias=config.loss.bias if config.loss.name == "sigmoid" else None,
     )
+
+
+def make_towers(
+    config: "Config",
+    preprocess: Preprocess,
+    tokenizer: PreTrainedTokenizerBase,
+    steps: int,
+    shape: CLIPConfig | None = None,
+) -> Towers:
+    """Returns the towers' configuration and shapes, the mesh and the optimizer, allocating nothing.
+
+    The towers are those of `shape`, or of the configured preset.
+    """
+    towers = run_as_configured(shape or preset_shape(config, preprocess, tokenizer), config)
+    if config.loss.name == "sigmoid" and towers.logit_bias is None:
+        raise UserError(f"loss.name = 'sigmoid' needs a bias of the logits, and {config.model.init_from} has none")
+    rates = config.optimizer.rates
+    if config.task == "adapter":
+        towers = replace(towers, lora=LoRAConfig(**vars(config.lora)))
+        rates = (*rates, (f"/{NAME}/", 1.0), ("", 0.0))
+    if not config.loss.learned_temperature:
+        rates = ((r"^logit_scale$", 0.0), *rates)
     graph, shapes = make_model(towers)
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    rates = dict(config.optimizer.rates)
-    if not config.loss.learned_temperature:
-        rates = {r"^logit_scale$": 0.0, **rates}
     given = config.optimizer
+    trainable = make_trainable(shapes, rates, layer_decay=given.layer_decay)
     schedule = make_schedule(given.learning_rate, given.schedule, warmup_steps=given.warmup_steps, steps=steps)
     optimizer = make_optimizer(
         shapes,
@@ -122,11 +162,12 @@ def make_towers(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedT
         beta2=given.beta2,
         epsilon=given.epsilon,
         clip_norm=given.clip_norm,
-        rates=rates,
+        trainable=trainable,
     )
-    return Towers(
-        preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, abstract_state(shapes, optimizer, mesh)
-    )
+    if config.loss.queue:
+        optimizer = with_queue(optimizer, config.loss.queue, towers.embedding)
+    abstract = abstract_state(shapes, optimizer, mesh, trainable, ema=given.ema > 0)
+    return Towers(preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, trainable, abstract)
 
 
 def number_of_steps(config: "Config", train: Records) -> int:
@@ -137,36 +178,49 @@ def number_of_steps(config: "Config", train: Records) -> int:
 
 
 def make_or_load_towers(config: "Config", workdir: Path, train: Records, steps: int) -> Towers:
-    """Returns the towers of a workdir, made as configured where it has none yet; `save_towers` puts them there."""
+    """Returns the towers of a workdir, made as configured where it has none yet; `save_towers` puts them there.
+
+    Where config.model.init_from names a checkpoint, preprocessing and tokenizer are that one's.
+    """
     if (workdir / FILENAME).exists():
         return load_towers(config, workdir, steps)
+    if config.model.init_from:
+        begun = open_pretrained(config)
+        return make_towers(config, begun.preprocess, begun.tokenizer, steps, begun.config)
     preprocess = make_preprocess(config)
     tokenizer = make_tokenizer(config, preprocess, train)
     return make_towers(config, preprocess, tokenizer, steps)
 
 
 def save_towers(towers: Towers, workdir: Path) -> None:
-    """Writes tokenizer/ and then preprocess.json into a workdir that has none yet."""
+    """Writes tokenizer/, towers.json and then preprocess.json into a workdir that has none yet."""
     if not (workdir / FILENAME).exists():
-        towers.tokenizer.save_pretrained(workdir / TOKENIZER)
+        text.save_tokenizer(towers.tokenizer, workdir / TOKENIZER)
+        save_shape(replace(towers.config, lora=None), workdir)  # adapters are the configuration's
         towers.preprocess.save(workdir)
 
 
 def load_towers(config: "Config", workdir: Path, steps: int = 1) -> Towers:
     """Returns the towers of a workdir as its own files describe them."""
-    return make_towers(config, Preprocess.load(workdir), text.load_tokenizer(workdir / TOKENIZER), steps)
+    tokenizer = text.load_tokenizer(workdir / TOKENIZER)
+    return make_towers(config, Preprocess.load(workdir), tokenizer, steps, load_shape(workdir))
 
 
 def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes, dtypes and sharding of a training batch; UserError where the mesh does not divide it."""
     rows, size = meshes.rows(towers.mesh), towers.preprocess.image_size
-    if config.batch_size % rows:
-        raise UserError(f"config.batch_size = {config.batch_size} is no multiple of mesh data x fsdp = {rows}")
-    shapes = {
-        "image": ((size, size, 3), np.uint8),
-        "text": ((towers.preprocess.context_length,), np.int32),
-        "group": ((), np.int32),
-    }
+    if config.batch_size < rows:
+        raise UserError(
+            f"config.batch_size = {config.batch_size} is smaller than the number of devices that share it, mesh data x "
+            f"fsdp = {rows}: take a larger batch, or put devices on mesh.tensor"
+        )
+    for name, given in (("batch_size", config.batch_size), ("loss.microbatch", config.loss.microbatch)):
+        if given % rows:
+            raise UserError(f"config.{name} = {given} is no multiple of mesh data x fsdp = {rows}")
+    tokens = ((towers.preprocess.context_length,), np.int32)
+    shapes = {"image": ((size, size, 3), np.uint8), "text": tokens, "group": ((), np.int32)}
+    if config.loss.name == "incorrect_pairs":
+        shapes |= {"incorrect_text": tokens, "similarity": ((), np.float32), "has_incorrect": ((), np.bool_)}
     sharding = meshes.batch_sharding(towers.mesh)
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)
@@ -174,7 +228,9 @@ def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtype
     }
 
 
-def device_batches(config: "Config", towers: Towers, train: Records, *, first: int, last: int) -> tuple[Any, Callable]:
+def device_batches(
+    config: "Config", towers: Towers, train: Records, partners: Partners | None = None, *, first: int, last: int
+) -> tuple[Any, Callable]:
     """Returns the batches of steps first to last - 1 on the host, and the function that places one on the devices."""
     given = config.augmentation
     batches = training_batches(
@@ -183,6 +239,7 @@ def device_batches(config: "Config", towers: Towers, train: Records, *, first: i
         towers.preprocess,
         ImageAugmentation(given.crop_area, given.crop_aspect, given.flip),
         text.TextAugmentation(given.keep_attributes, given.keep_words, given.prompts),
+        partners,
         batch_size=config.batch_size,
         seed=config.seed,
         first_step=first,
@@ -196,6 +253,14 @@ def device_batches(config: "Config", towers: Towers, train: Records, *, first: i
         return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
     return batches, place
+
+
+def make_objective(config: "Config") -> Objective:
+    """Returns the configured loss."""
+    loss = config.loss
+    return Objective(
+        loss.name, loss.implementation, loss.tile, loss.alpha, loss.beta, loss.weighting, info_nce=loss.info_nce
+    )
 
 
 def data_fingerprint(prepared: Path) -> str:

@@ -6,20 +6,27 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip.models.clip import CLIP, CLIPConfig
 from jaxclip.training.mesh import shardings
+from jaxclip.training.trainable import EVERYTHING, Trainable
 
 Params = dict[str, Any]
 
 
 class TrainState(NamedTuple):
-    """Parameters, the optimizer's state and the number of steps taken. All else follows from config and step."""
+    """Parameters, the optimizer's state and the number of steps taken. All else follows from config and step.
+
+    The optimizer's state is of what is trained alone; `ema` is the moving average of the arrays of which any part is
+    trained, None where none is kept.
+    """
 
     step: jax.Array
     params: Params
     optimizer: Any
+    ema: Params | None = None
 
 
 def make_model(config: CLIPConfig) -> tuple[nnx.GraphDef, Params]:
@@ -29,13 +36,16 @@ def make_model(config: CLIPConfig) -> tuple[nnx.GraphDef, Params]:
     return graph, nnx.to_pure_dict(shapes)
 
 
-def abstract_state(shapes: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    shapes: Params,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    trainable: Trainable = EVERYTHING,
+    *,
+    ema: bool = False,
+) -> TrainState:
     """Returns the state's shapes, dtypes and shardings, as a checkpoint is restored into."""
-
-    def make(params: Params) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    state = jax.eval_shape(make, shapes)
+    state = jax.eval_shape(lambda params: _at_start(params, optimizer, trainable, ema), shapes)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
@@ -44,16 +54,35 @@ def abstract_state(shapes: Params, optimizer: optax.GradientTransformation, mesh
 
 
 def initial_state(
-    config: CLIPConfig, optimizer: optax.GradientTransformation, abstract: TrainState, *, seed: int
+    config: CLIPConfig,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    trainable: Trainable = EVERYTHING,
+    *,
+    seed: int,
+    base: Params | None = None,
 ) -> TrainState:
-    """Returns the state of step 0, each array made where `abstract` places it; the same on every mesh."""
+    """Returns the state of step 0, each array made where `abstract` places it; the same on every mesh.
 
-    def make(key: jax.Array) -> TrainState:
+    Parameters that `base` has are taken from it, its arrays going into the state; the others are drawn.
+    """
+
+    def make(key: jax.Array, base: Params) -> TrainState:
         params = nnx.to_pure_dict(nnx.state(CLIP(config, rngs=nnx.Rngs(params=key))))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return _at_start(overlaid(base, params), optimizer, trainable, abstract.ema is not None)
 
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(make, out_shardings=where)(jax.random.key(seed))
+    return jax.jit(make, out_shardings=where, donate_argnums=1)(jax.random.key(seed), base or {})
+
+
+def _at_start(params: Params, optimizer: optax.GradientTransformation, trainable: Trainable, ema: bool) -> TrainState:
+    average = trainable.stored(params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trainable.pick(params)), average)
+
+
+def overlaid(some: Params, params: Params) -> Params:
+    """Returns the parameters with those that `some` has in their place."""
+    return unflatten_dict({**flatten_dict(params), **flatten_dict(some)})
 
 
 def checksum(tree: Any) -> jax.Array:

@@ -1,6 +1,7 @@
 """One training step as a pure function of (state, batch)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,40 +9,122 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from jaxclip.losses.contrastive import info_nce
+from jaxclip.losses.contrastive import Queue
+from jaxclip.losses.objective import Incorrect, Objective
 from jaxclip.models.clip import MAX_LOGIT_SCALE
+from jaxclip.models.transformer import example_keys, shard_batch, split_each
+from jaxclip.training.queue import Queued, push
 from jaxclip.training.state import Params, TrainState
+from jaxclip.training.trainable import EVERYTHING, Trainable
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 
-def make_loss(graph: nnx.GraphDef, *, mask_groups: bool, learned_temperature: bool) -> Callable:
-    """Returns loss(params, batch, rng) -> (value, metrics) for batches of image, text and group."""
+def make_loss(
+    graph: nnx.GraphDef,
+    *,
+    mask_groups: bool,
+    learned_temperature: bool,
+    objective: Callable = Objective(),  # noqa: B008 it is frozen
+    microbatch: int = 0,
+) -> Callable:
+    """Returns loss(params, batch, rng) -> (value, metrics) for batches of image, text and group.
 
-    def loss(params: Params, batch: Batch, rng: Array | None) -> tuple[Array, Metrics]:
-        embeddings = nnx.merge(graph, params)(batch["image"], batch["text"], rng=rng)
-        scale = embeddings.logit_scale
-        scale = scale if learned_temperature else jax.lax.stop_gradient(scale)
-        groups = batch["group"] if mask_groups else None
-        value, accuracy = info_nce(embeddings.image, embeddings.text, scale, groups)
-        return value, {"logit_scale": scale, **accuracy}
+    Batches for incorrect pairs have incorrect_text, similarity and has_incorrect beside them. With a `microbatch` the
+    towers see that many rows at a time, and what they compute inside is computed again for the gradient, while the loss
+    is that of the whole batch: GradCache (Gao et al. 2021, arXiv:2101.06983). Each example draws from a key of its own,
+    so the result is that of the undivided batch.
+
+    With a fourth argument, the queue of earlier embeddings, its pairs are further negatives, and the metrics hold it
+    with this batch pushed, as "queue".
+    """
+
+    def embed(params: Params, rows: Batch, keys: Array | None) -> dict[str, Array]:
+        model = nnx.merge(graph, params)
+        image_keys, text_keys, incorrect_keys = (None,) * 3 if keys is None else split_each(keys, 3)
+        embedded = {
+            "image": model.encode_image(rows["image"], rng=image_keys),
+            "text": model.encode_text(rows["text"], rng=text_keys),
+        }
+        if "incorrect_text" in rows:
+            embedded["incorrect_text"] = model.encode_text(rows["incorrect_text"], rng=incorrect_keys)
+        return embedded
+
+    def loss(params: Params, batch: Batch, rng: Array | None, queue: Queue | None = None) -> tuple[Array, Metrics]:
+        rows = {name: batch[name] for name in ("image", "text", "incorrect_text") if name in batch}
+        keys = None if rng is None else example_keys(rng, len(batch["image"]))
+        run = partial(_by_microbatch, embed, size=microbatch) if microbatch else embed
+        embedded = run(params, rows, keys)
+        model = nnx.merge(graph, params)
+        scale = model.scale() if learned_temperature else jax.lax.stop_gradient(model.scale())
+        wrong = None
+        if "incorrect_text" in batch:
+            wrong = Incorrect(embedded["incorrect_text"], batch["similarity"], batch["has_incorrect"])
+        value, metrics = objective(
+            embedded["image"],
+            embedded["text"],
+            scale,
+            logit_bias=model.bias(),
+            groups=batch["group"] if mask_groups else None,
+            incorrect_texts=wrong,
+            queue=queue,
+        )
+        if queue is not None:
+            metrics["queue"] = push(queue, embedded["image"], embedded["text"], batch["group"])
+        return value, {"logit_scale": scale, **metrics}
 
     return loss
 
 
-def make_step(loss: Callable, optimizer: optax.GradientTransformation, schedule: optax.Schedule, *, seed: int):
+def _by_microbatch(embed: Callable, params: Params, rows: Batch, keys: Array | None, *, size: int) -> dict[str, Array]:
+    """Returns the embeddings of all rows, holding what the towers compute inside for `size` rows at a time."""
+    total = len(rows["image"])
+    if total % size:
+        raise ValueError(f"microbatches of {size} rows do not divide a batch of {total}")
+    count = total // size
+
+    def divide(x: Array) -> Array:
+        # Every count-th row: each device has a part of every microbatch among its own rows.
+        return x.reshape(size, count, *x.shape[1:]).swapaxes(0, 1)  # (N, M, ...)
+
+    def body(_: None, part: tuple[Batch, Array | None]) -> tuple[None, dict[str, Array]]:
+        return None, jax.checkpoint(embed, prevent_cse=False)(params, *jax.tree.map(shard_batch, part))
+
+    _, embedded = jax.lax.scan(body, None, jax.tree.map(divide, (rows, keys)))
+    return jax.tree.map(lambda x: shard_batch(x.swapaxes(0, 1).reshape(total, *x.shape[2:])), embedded)
+
+
+def make_step(
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    trainable: Trainable = EVERYTHING,
+    *,
+    seed: int,
+    ema: float = 0.0,
+):
     """Returns step(state, batch) -> (state, metrics), to be jitted with the state donated.
 
+    Gradients are taken of what is trainable alone; `ema` is the decay of its moving average, where the state has one.
     Dropout's randomness follows from the seed and the step alone. The metrics are float32 scalars: loss,
     gradient_norm, learning_rate, finite (1 where the loss and all gradients are) and what the loss adds.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, rng)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = _clip_logit_scale(optax.apply_updates(state.params, updates))
+        queue = state.optimizer.queue if isinstance(state.optimizer, Queued) else None
+        trained = trainable.pick(state.params)
+
+        def loss_of(trained: Params) -> tuple[Array, Metrics]:
+            return loss(trainable.assemble(trained, state.params), batch, rng, queue)
+
+        (value, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
+        if queue is not None:
+            optimizer_state = optimizer_state._replace(queue=metrics.pop("queue"))
+        trained = _clip_logit_scale(optax.apply_updates(trained, updates))
+        average = None if state.ema is None else _averaged(state.ema, trained, trainable, _decay(ema, state.step))
         norm = optax.tree.norm(gradients)
         metrics = {
             "loss": value,
@@ -50,13 +133,29 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, schedule:
             "finite": (jnp.isfinite(value) & jnp.isfinite(norm)).astype(jnp.float32),
             **metrics,
         }
-        return TrainState(state.step + 1, params, optimizer_state), metrics
+        return TrainState(state.step + 1, trainable.put(trained, state.params), optimizer_state, average), metrics
 
     return step
 
 
+def _averaged(average: Params, trained: Params, trainable: Trainable, decay: Array) -> Params:
+    """Returns decay * average + (1 - decay) * trained, what is not trained as it was."""
+    return trainable.put(optax.incremental_update(trained, trainable.pick(average), 1 - decay), average)
+
+
+def _decay(limit: float, step: Array) -> Array:
+    """Returns the decay of a step, at most (1 + step) / (10 + step): the start is soon forgotten.
+
+    As in TensorFlow's ExponentialMovingAverage with num_updates.
+    """
+    return jnp.minimum(limit, (1 + step) / (10 + step)).astype(jnp.float32)
+
+
 def _clip_logit_scale(params: Params) -> Params:
-    """Clips it where it is stored too: past the limit the loss has no gradient that would bring it back."""
-    if "logit_scale" not in params:
+    """Clips it where it is stored too: past the limit the loss has no gradient that would bring it back.
+
+    Beside a bias it has no limit.
+    """
+    if "logit_scale" not in params or "logit_bias" in params:
         return params
     return {**params, "logit_scale": jnp.minimum(params["logit_scale"], jnp.log(MAX_LOGIT_SCALE))}

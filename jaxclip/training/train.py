@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxclip.errors import UserError
+from jaxclip.pipeline.batches import Partners
 from jaxclip.pipeline.records import Records
 from jaxclip.training import evaluation, loop, setup, writers
-from jaxclip.training.checkpoint import BEST_BY, Checkpoints
+from jaxclip.training.base import completed, initial_params
+from jaxclip.training.checkpoint import BASE, BEST_BY, Checkpoints
+from jaxclip.training.optimizer import warmup_of
 from jaxclip.training.progress import Progress
 from jaxclip.training.setup import Towers
 from jaxclip.training.state import TrainState, initial_state
@@ -20,52 +23,98 @@ if TYPE_CHECKING:
     from jaxclip.config import Config
 
 LOGGED = (BEST_BY, "hit@5", "hit@10", "mrr")
+ZERO_SHOT = "zero_shot"
+"""Folder under eval/ of what a pretrained checkpoint finds before it is trained."""
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the signal that stopped it early (None = it is done), its last step, its final metrics."""
+    """How a run ended.
+
+    Attributes:
+      signal: that stopped it early, None = it is done.
+      step: its last one.
+      metrics: its final ones, of the moving average of the parameters where one was kept.
+      folder: of metrics.json and report.html.
+      raw: metrics of what was averaged, None where nothing was.
+      zero_shot: metrics of model.init_from before the first step, None where there is none.
+    """
 
     signal: int | None
     step: int
     metrics: dict[str, Any] | None
     folder: Path
+    raw: dict[str, Any] | None = None
+    zero_shot: dict[str, Any] | None = None
 
 
-def train(config: "Config", workdir: Path, *, save_config: Callable[[], None], fingerprint: str, say: Say) -> Outcome:
+def train(
+    config: "Config",
+    workdir: Path,
+    *,
+    save_config: Callable[[], None],
+    load_config: Callable[[Path], "Config"],
+    fingerprint: str,
+    say: Say,
+) -> Outcome:
     """Trains the towers in a workdir, from its newest checkpoint where it has one, and evaluates them at the end.
 
-    Writes preprocess.json, tokenizer/, checkpoints/, metrics.jsonl, tensorboard/ and eval/ into the workdir.
+    `load_config` reads the configuration of another workdir, whose towers incorrect pairs may be mined with. Writes
+    preprocess.json, tokenizer/, checkpoints/, metrics.jsonl, tensorboard/ and eval/ into the workdir.
 
     Raises:
       UserError: bad data, a full disk, a loss that is not finite.
     """
     prepared = setup.prepared_dataset(config, whole=False, say=say)
-    train_records, test_records = Records(prepared, "train"), Records(prepared, config.data.split)
+    train_records = Records(prepared, "train", config.data.train)
+    test_records = Records(prepared, config.data.split)
     steps = setup.number_of_steps(config, train_records)
     towers = setup.make_or_load_towers(config, workdir, train_records, steps)
+    given, warmup = config.optimizer.warmup_steps, warmup_of(config.optimizer.warmup_steps, steps)
+    if warmup < given:
+        say(f"optimizer.warmup_steps = {given} is more than half of the {steps} steps of this run: it takes {warmup}")
     setup.abstract_batch(config, towers)
+    partners = _partners(config, prepared, load_config, say)
     beside = {"data_fingerprint": setup.data_fingerprint(prepared), "config_fingerprint": fingerprint}
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, stored=towers.stored)
     with jax.set_mesh(towers.mesh):
         state, beside = _start(config, towers, checkpoints, beside, say)
         save_config()
         setup.save_towers(towers, workdir)
         evaluator = evaluation.Evaluator(
-            towers, test_records, batch_size=config.evaluation.batch_size, workers=config.data.workers
+            towers,
+            test_records,
+            batch_size=config.evaluation.batch_size,
+            workers=config.data.workers,
+            ks=config.evaluation.ks,
         )
+        if config.model.init_from and not int(state.step):
+            say(f"ranking with {config.model.init_from} as it is")
+            result, before = evaluator.rank(state.params), workdir / "eval" / ZERO_SHOT
+            about = beside | {"parameters": "raw"}
+            zero_shot = evaluation.write(before, result, evaluator, workdir=workdir, step=0, fingerprints=about)
+            say(evaluation.table(zero_shot))
         stopped = None
         if int(state.step) < steps:
-            state, stopped = _train(config, workdir, towers, train_records, state, beside, checkpoints, evaluator, say)
+            state, stopped = _train(
+                config, workdir, towers, train_records, partners, state, beside, checkpoints, evaluator, say
+            )
     checkpoints.close()
     folder = workdir / "eval" / config.data.split
     if stopped is not None:
         return Outcome(stopped, int(state.step), None, folder)
     with jax.set_mesh(towers.mesh):
-        result = evaluator.complete(state.params)
-    metrics = evaluation.write(folder, result, evaluator, workdir=workdir, step=int(state.step), fingerprints=beside)
-    return Outcome(None, int(state.step), metrics, folder)
+        results = evaluator.complete_state(state)
+    written = {}
+    for which, result in results.items():
+        beside |= {"parameters": which}
+        place = evaluation.folder_of(folder, which, averaged=len(results) > 1)
+        step = int(state.step)
+        written[which] = evaluation.write(place, result, evaluator, workdir=workdir, step=step, fingerprints=beside)
+    metrics = written.get("ema", written["raw"])
+    raw = written["raw"] if "ema" in written else None
+    return Outcome(None, int(state.step), metrics, folder, raw, evaluation.read(workdir / "eval" / ZERO_SHOT))
 
 
 def _start(
@@ -74,8 +123,17 @@ def _start(
     """Returns the state to go on from and what is to be saved beside it."""
     restored = checkpoints.restore_latest(towers.abstract, say)
     if restored is None:
-        return initial_state(towers.config, towers.optimizer, towers.abstract, seed=config.seed), beside
+        params = {}
+        if config.model.init_from:
+            say(f"beginning from {config.model.init_from}")
+            params, about = initial_params(config, towers)
+            beside |= {BASE: about} if towers.config.lora else {}
+        start = initial_state(
+            towers.config, towers.optimizer, towers.abstract, towers.trainable, seed=config.seed, base=params
+        )
+        return start, beside
     state, saved = restored
+    state = state._replace(params=completed(state.params, config, towers, saved))
     if saved["data_fingerprint"] != beside["data_fingerprint"]:
         raise UserError(
             f"{checkpoints.folder} was trained on other data (fingerprint {saved['data_fingerprint']}, now "
@@ -85,24 +143,43 @@ def _start(
     return state, {**saved, **beside}
 
 
-def _train(config, workdir, towers, records, state, beside, checkpoints, evaluator, say):
+def _partners(config: "Config", prepared: Path, load_config: Callable[[Path], "Config"], say: Say) -> Partners | None:
+    if config.loss.name != "incorrect_pairs":
+        return None
+    from jaxclip.training import mining  # with scikit-learn, which nothing else here needs
+
+    pairs = mining.find_or_mine(config, prepared, load_config=load_config, say=say)
+    return Partners(pairs.partner, pairs.similarity)
+
+
+def _train(config, workdir, towers, records, partners, state, beside, checkpoints, evaluator, say):
     first, steps = int(state.step), setup.number_of_steps(config, records)
     loss = make_loss(
-        towers.graph, mask_groups=config.loss.mask_groups, learned_temperature=config.loss.learned_temperature
+        towers.graph,
+        mask_groups=config.loss.mask_groups,
+        learned_temperature=config.loss.learned_temperature,
+        objective=setup.make_objective(config),
+        microbatch=config.loss.microbatch,
     )
-    step = make_step(loss, towers.optimizer, towers.schedule, seed=config.seed)
+    step = make_step(
+        loss, towers.optimizer, towers.schedule, towers.trainable, seed=config.seed, ema=config.optimizer.ema
+    )
     device = jax.devices()[0].device_kind
     say(f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind {device}")
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
-    batches, place = setup.device_batches(config, towers, records, first=first, last=steps)
+    batches, place = setup.device_batches(config, towers, records, partners, first=first, last=steps)
     written = writers.Writers(workdir, first=first)
     progress = Progress(
         first=first, steps=steps, batch_size=config.batch_size, flops=flops, saved=beside.get("progress", {})
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        metrics, _ = evaluator.rank(state.params)
-        return {name: metrics["text_to_image"][name]["value"] for name in LOGGED}
+        return {
+            f"{'ema/' if which == 'ema' else ''}{name}": metrics["text_to_image"][name]["value"]
+            for which, (metrics, _) in evaluator.rank_state(state).items()
+            for name in LOGGED
+            if name in metrics["text_to_image"]
+        }
 
     try:
         return loop.run(

@@ -5,10 +5,11 @@ import io
 from collections import Counter
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclip.catalog import card
+from jaxclip.catalog import card, card_figures
 from jaxclip.catalog.product import Oddity, Product
 
 HOSTILE = '<script>alert("x")</script> & "quotes" <img src=http://example.com/x.png>'
@@ -71,7 +72,7 @@ def some_products(number):
     ]
 
 
-def write(path, products, oddities=(), pictures=None, **facts):
+def write(path, products, oddities=(), pictures=None, sizes=None, descriptions=None, **facts):
     def count(dropped):
         return dict(Counter(o.what for o in oddities if o.dropped == dropped))
 
@@ -84,7 +85,8 @@ def write(path, products, oddities=(), pictures=None, **facts):
         "mended": count(False),
         "fingerprint": "abcdef012345",
     } | facts
-    card.write(path, facts, products, pictures or [picture()] * len(products), oddities)
+    pictures = pictures or [picture()] * len(products)
+    card.write(path, facts, products, pictures, sizes or [(30, 40)] * len(products), descriptions, oddities)
     return path.read_text(encoding="utf-8")
 
 
@@ -126,7 +128,7 @@ def test_counts_are_those_of_the_products(tmp_path):
 
 def test_histogram_holds_every_caption_even_beside_a_very_long_one():
     products = some_products(700) + [Product("long", None, ("word " * 5000,))]
-    captions = card._captions(products)
+    captions = card_figures.histogram([len(product.captions[0].split()) for product in products])
     assert sum(column["count"] for column in captions["columns"]) == 701
     assert [column["count"] for column in captions["columns"]][:6] == [100] * 6
     assert captions["columns"][-1]["label"] == "7+" and captions["columns"][-1]["span"] == "7 to 5000"
@@ -148,13 +150,14 @@ def test_markup_in_names_is_text_and_nothing_is_requested(tmp_path):
     assert "http" not in style and "url(" not in style and "@import" not in style
 
 
-def test_samples_are_the_same_twelve_with_their_own_pictures(tmp_path):
-    products = some_products(50)
-    pictures = [picture((10 + n, 20)) for n in range(50)]
-    first = write(tmp_path / "a.html", products, pictures=pictures)
-    assert first == write(tmp_path / "b.html", products, pictures=pictures)
-    shown = [product for product, _ in card._samples(products, pictures)]
-    assert len({product.id for product in shown}) == 12
+def test_samples_are_the_same_with_their_own_pictures(tmp_path):
+    products = some_products(60)
+    sizes = [(10 + n, 20) for n in range(60)]
+    pictures = [picture(size) for size in sizes]
+    first = write(tmp_path / "a.html", products, pictures=pictures, sizes=sizes)
+    assert first == write(tmp_path / "b.html", products, pictures=pictures, sizes=sizes)
+    shown = [sample.product for sample in card._samples(products, pictures, sizes, None)]
+    assert len({product.id for product in shown}) == 48
     for product in shown:
         own = base64.b64encode(pictures[products.index(product)]).decode()
         item = next(part for part in first.split("<li>")[1:] if own in part)
@@ -164,7 +167,7 @@ def test_samples_are_the_same_twelve_with_their_own_pictures(tmp_path):
 @pytest.mark.parametrize(("form", "size", "mime"), [("PNG", (8, 8), "png"), ("PNG", (1600, 2000), "jpeg")])
 def test_large_pictures_are_made_smaller_and_small_ones_kept(form, size, mime):
     encoded = picture(size, form)
-    head, data = card._data_uri(encoded).split(",")
+    head, data = card.data_uri(encoded).split(",")
     data = base64.b64decode(data)
     assert head == f"data:image/{mime};base64" and (data == encoded) == (mime == "png")
     with Image.open(io.BytesIO(data)) as image:
@@ -184,3 +187,43 @@ def test_shares_are_whole_only_where_they_are_exact():
         "99.9%",
         "100%",
     ]
+
+
+def test_boxes_crops_and_colours_are_drawn_where_they_are(tmp_path):
+    described = {
+        "boxes": np.array([[0.1, 0.2, 0.5, 0.7], [0, 0, 0.2, 0.1]], np.float32),
+        "crops": np.array([[0.05, 0.1, 0.55, 0.8]], np.float32),
+        "colour_rgb": np.array([[255, 0, 16], [0, 0, 0]], np.uint8),
+        "colour_shares": np.array([1.0, 0.0], np.float32),
+        "colour_names": ["Red", "Red"],
+    }
+    source = {
+        "reader": "table",
+        "path": "/p",
+        "test": 0,
+        "split_seed": 0,
+        "columns": {},
+        "features": {"detector": "d1"},
+    }
+    write(tmp_path / "card.html", some_products(1), sizes=[(200, 100)], descriptions=[described], source=source)
+    html = (tmp_path / "card.html").read_text()
+    shapes = [f for tag, f in Elements(html).found if tag == "rect" and f.get("class") in ("found", "crop")]
+    places = [(f["class"], *(float(f[side]) for side in ("x", "y", "width", "height"))) for f in shapes]
+    assert places == [("found", 20, 20, 80, 50), ("found", 0, 0, 40, 10), ("crop", 10, 10, 100, 70)]
+    assert "#ff0010" in html and html.count('<span style="background') == 1 and "d1" in html
+
+
+def test_picture_sizes_are_counted(tmp_path):
+    page = Elements(write(tmp_path / "card.html", some_products(5), sizes=[(60, 80)] * 3 + [(30, 40), (50, 50)]))
+    assert page.row("60 x 80")[1] == "3" and page.row("50 x 50")[1] == "1"
+
+
+def test_a_section_is_put_and_put_again_without_touching_the_rest(tmp_path):
+    path = tmp_path / "card.html"
+    bare = write(path, some_products(5))
+    values = {"tokenizer": HOSTILE, "context": 7, "truncated": 1, "lengths": card_figures.histogram([3, 4, 9])}
+    card.put(path, "tokens", values)
+    once = path.read_text()
+    assert HOSTILE in Elements(once).text and "1 of 3 captions" in once and len(once) > len(bare)
+    card.put(path, "tokens", values)
+    assert path.read_text() == once and [p.name for p in tmp_path.iterdir()] == ["card.html"]

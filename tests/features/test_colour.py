@@ -131,6 +131,14 @@ def test_every_name_is_found_and_has_a_basic_one():
             assert colour_name(to_lab(np.array([*bytes.fromhex(look)], np.uint8))) == name
 
 
+@pytest.mark.parametrize(
+    ("rgb", "name"),
+    [((255, 0, 0), "Red"), ((0, 0, 255), "Blue"), ((0, 0, 128), "Navy Blue"), ((255, 255, 0), "Yellow")],
+)
+def test_colours_that_no_cloth_has_are_named_too(rgb, name):
+    assert colour_name(to_lab(np.array(rgb, np.uint8))) == name
+
+
 def test_the_drawn_palette_is_named_as_it_is():
     for colour in CLOTH + METAL:
         assert MERGED[colour_name(to_lab(np.array(colour.rgb, np.uint8)))] == MERGED[colour.name], colour

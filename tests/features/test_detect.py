@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxclip.catalog.drawn.stock import draw_product
+from jaxclip.catalog.pictures import inspect
+from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
+from jaxclip.features.describe import ProductDescriber
 from jaxclip.features.detect import DETECTORS, Detections, make_detector
 from jaxclip.features.detectors.foreground import foreground_mask
 from jaxclip.features.detectors.yolo import Layout, best, decode, letterbox, recognise
@@ -277,17 +280,30 @@ class TestYolo:
             make_detector(f"onnx:{tmp_path / 'mine.onnx'}")
 
 
+def described(spec, folder, indices):
+    """Returns the values of drawn products, described by a detector."""
+    paths = [folder / f"{index}.png" for index in indices]
+    for index, path in zip(indices, paths, strict=True):
+        Image.fromarray(drawn(index)[0][: 60 + 20 * index]).save(path)
+    describe = pickle.loads(pickle.dumps(ProductDescriber(detector=spec, policy="category")))
+    products = [Product(path.stem, path, (), category="Dials") for path in paths]
+    return [each.values for each in describe(products, [inspect(path) for path in paths])]
+
+
 class TestFasterRCNN:
-    def test_weights_of_ones_own_are_loaded_with_their_classes(self, tmp_path):
+    @pytest.mark.slow
+    def test_weights_of_ones_own_detect_with_their_classes(self, tmp_path):
         torch = pytest.importorskip("torch")
         detection = pytest.importorskip("torchvision.models.detection")
         model = detection.fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=3)
+        torch.nn.init.zeros_(model.roi_heads.box_predictor.cls_score.weight)
+        model.roi_heads.box_predictor.cls_score.bias.data = torch.tensor([0.0, 0.0, 2.0])  # everything is a dial
         torch.save(model.state_dict(), tmp_path / "mine.pth")
         (tmp_path / "mine.names").write_text("sleeve\ndial\n")
-        detect = pickle.loads(pickle.dumps(make_detector(f"faster_rcnn:{tmp_path / 'mine.pth'}")))
-        images = [drawn(0)[0], drawn(1)[0][:90]]
-        found = detect(images, ["0", "1"])
-        assert len(found) == 2 and {label for one in found for label in one.labels} <= {"sleeve", "dial"}
+        (found,) = described(f"faster_rcnn:{tmp_path / 'mine.pth'}", tmp_path, [0])
+        assert set(found["box_labels"]) == {"dial"} and found["crop_label"] == "dial"
+        np.testing.assert_allclose(found["box_scores"], np.exp(2) / (2 + np.exp(2)), rtol=1e-5)
+        assert ((found["boxes"] >= 0) & (found["boxes"] <= 1)).all() and len(found["boxes"])
         (tmp_path / "mine.names").write_text("sleeve\n")
         with pytest.raises(UserError, match="2 classes"):
             make_detector(f"faster_rcnn:{tmp_path / 'mine.pth'}")
@@ -315,10 +331,13 @@ class TestTransformers:
             num_detection_tokens=5, id2label={0: "sleeve", 1: "dial"}, label2id={"sleeve": 0, "dial": 1},
         )  # fmt: skip
         YolosForObjectDetection(config).save_pretrained(tmp_path)
-        YolosImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
-        detect = pickle.loads(pickle.dumps(make_detector(f"transformers:{tmp_path}")))
-        found = detect([drawn(0)[0], drawn(1)[0]], ["0", "1"])
-        assert len(found) == 2 and {label for one in found for label in one.labels} <= {"sleeve", "dial"}
+        YolosImageProcessor(size={"shortest_edge": 64, "longest_edge": 100}).save_pretrained(tmp_path)
+        together = described(f"transformers:{tmp_path}", tmp_path, [0, 1, 2])
+        for index, found in enumerate(together):
+            assert set(found["box_labels"]) <= {"sleeve", "dial"} and len(found["boxes"]) == 5
+            (alone,) = described(f"transformers:{tmp_path}", tmp_path, [index])
+            for name, value in found.items():
+                np.testing.assert_array_equal(value, alone[name], err_msg=f"{name} depends on the block")
 
     def test_a_folder_without_a_detector_is_told(self, tmp_path):
         pytest.importorskip("torch")

@@ -1,7 +1,6 @@
 """An incorrect pair is a mismatch by its rule, every product lends its text about as often, and no N x N is held."""
 
 import itertools
-import os
 import time
 import tracemalloc
 
@@ -12,8 +11,8 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from jaxclip.errors import UserError
-from jaxclip.features import incorrect_pairs
-from jaxclip.features.incorrect_pairs import NONE, load, mine, save
+from jaxclip.features.incorrect_pairs import mine
+from jaxclip.features.pair_table import NONE, fingerprint
 
 VARIANTS = ("random", "below:0.8", "below:0.2", "clustered")
 
@@ -151,6 +150,7 @@ def test_a_seed_gives_the_same_pairs_on_any_number_of_cores_and_another_seed_oth
         again = mine(*products, variant=variant, seed=1)
     assert np.array_equal(first.partner, again.partner)
     assert np.array_equal(first.similarity, again.similarity, equal_nan=True)
+    assert first.fingerprint == again.fingerprint == fingerprint(*products)
     other = mine(*products, variant=variant, seed=2)
     assert (first.partner != other.partner).mean() > 0.5
 
@@ -192,103 +192,6 @@ def test_arrays_that_do_not_fit_together_are_a_mistake():
     images[3, 1] = np.nan
     with pytest.raises(ValueError, match="image features of 1 rows are not finite"):
         mine(images, texts, groups)
-
-
-SETTINGS = {"variant": "clustered", "clusters": 10, "seed": 0, "image_features": "colour"}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_table_is_read_as_it_was_written_and_the_same_pairs_make_the_same_bytes(variant, tmp_path):
-    products = catalogue(200)
-    pairs = mine(*products, variant=variant)
-    path = tmp_path / "pairs.npz"
-    save(path, pairs, SETTINGS)
-    found, found_settings = load(path)
-    assert found_settings == SETTINGS
-    for name, value in vars(pairs).items():
-        np.testing.assert_array_equal(getattr(found, name), value)
-    assert found.fingerprint == incorrect_pairs.fingerprint(*products)
-    save(tmp_path / "again.npz", mine(*products, variant=variant), dict(reversed(SETTINGS.items())))
-    assert (tmp_path / "again.npz").read_bytes() == path.read_bytes()
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["again.npz", "pairs.npz"]
-
-
-def test_a_fingerprint_tells_other_features_groups_and_orders_apart():
-    images, texts, groups = catalogue(20)
-    swapped = np.r_[1, 0, 2:20]
-    others = [
-        (images, texts, groups),
-        (images + np.float32(1e-6), texts, groups),
-        (images, texts[swapped], groups),
-        (images, texts, groups + 1),
-        (texts, images, groups),
-        (images.reshape(40, 16), texts, groups),
-    ]
-    assert len({incorrect_pairs.fingerprint(*other) for other in others}) == len(others)
-
-
-def test_a_table_cut_anywhere_does_not_pass(tmp_path):
-    save(tmp_path / "whole.npz", mine(*catalogue(60)), SETTINGS)
-    whole, cut = (tmp_path / "whole.npz").read_bytes(), tmp_path / "cut.npz"
-    for length in range(0, len(whole), 7):
-        cut.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="cut.npz is not a whole table"):
-            load(cut)
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """A path, and the pairs that were saved there."""
-    path, pairs = tmp_path_factory.mktemp("tables") / "whole.npz", mine(*catalogue(40))
-    save(path, pairs, SETTINGS)
-    return path, pairs
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_a_damaged_table_is_refused_or_reads_as_it_was(table, data):
-    path, pairs = table
-    content = bytearray(path.read_bytes())
-    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-    damaged = path.with_name("damaged.npz")
-    damaged.write_bytes(content)
-    try:
-        found, found_settings = load(damaged)
-    except UserError:
-        return
-    assert found_settings == SETTINGS
-    for name, value in vars(pairs).items():
-        np.testing.assert_array_equal(getattr(found, name), value)
-
-
-def test_a_write_that_fails_leaves_the_table_before_it_and_no_litter(tmp_path, monkeypatch):
-    path = tmp_path / "pairs.npz"
-    save(path, mine(*catalogue(60)), SETTINGS)
-    before = path.read_bytes()
-
-    def full(*_, **__):
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(np, "savez_compressed", full)
-    with pytest.raises(OSError, match="No space left"):
-        save(path, mine(*catalogue(70)), SETTINGS)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-
-
-def test_other_files_are_not_tables(tmp_path):
-    with pytest.raises(UserError, match="missing"):
-        load(tmp_path / "none.npz")
-    np.savez(tmp_path / "other.npz", partner=np.arange(3))
-    (tmp_path / "text.npz").write_text("partner,similarity\n1,0.5\n")
-    np.save(tmp_path / "array.npy", np.arange(3))
-    pairs = mine(*catalogue(60))
-    save(
-        tmp_path / "beyond.npz", incorrect_pairs.IncorrectPairs(pairs.partner + 60, *list(vars(pairs).values())[1:]), {}
-    )
-    save(tmp_path / "short.npz", incorrect_pairs.IncorrectPairs(pairs.partner[1:], *list(vars(pairs).values())[1:]), {})
-    for name in ("other.npz", "text.npz", "array.npy", "beyond.npz", "short.npz"):
-        with pytest.raises(UserError, match="not a whole table"):
-            load(tmp_path / name)
 
 
 @pytest.mark.parametrize("variant", ("below:0.2", "clustered"))

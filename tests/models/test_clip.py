@@ -19,7 +19,7 @@ from jaxclip.models.clip import (
     keep_patches,
     unit,
 )
-from jaxclip.models.transformer import TransformerConfig
+from jaxclip.models.transformer import TransformerConfig, example_keys, split_each
 
 BLOCKS = TransformerConfig(width=32, layers=2, heads=2)
 END, SIZE, CONTEXT = 9, 32, 8
@@ -118,7 +118,7 @@ def test_patch_dropout_keeps_distinct_patches_another_set_of_each_picture():
 
 def test_both_towers_draw_different_randomness_from_one_rng():
     found = towers(*FORMS[0], dropout=0.5)(pictures(), captions(), rng=jax.random.key(0))
-    image_rng, text_rng = jax.random.split(jax.random.key(0))
+    image_rng, text_rng = split_each(example_keys(jax.random.key(0), len(pictures())), 2)
     image = towers(*FORMS[0], method="encode_image", dropout=0.5)(pictures(), rng=image_rng)
     text = towers(*FORMS[0], method="encode_text", dropout=0.5)(captions(), rng=text_rng)
     np.testing.assert_allclose(found.image, image, atol=1e-6)

@@ -106,13 +106,13 @@ def test_an_rng_without_regularisation_changes_nothing():
 
 
 def test_dropout_keeps_the_mean_and_the_share():
-    dropped = dropout(jnp.ones((200, 50)), 0.3, jax.random.key(0))
+    dropped = dropout(jnp.ones((200, 50)), 0.3, jax.random.split(jax.random.key(0), 200))
     assert abs(float((dropped == 0).mean()) - 0.3) < 0.02
     assert abs(float(dropped.mean()) - 1.0) < 0.03
 
 
 def test_stochastic_depth_skips_whole_examples():
-    dropped = dropout(jnp.ones((64, 5, 7)), 0.5, jax.random.key(0), shared_axes=(1, 2))
+    dropped = dropout(jnp.ones((64, 5, 7)), 0.5, jax.random.split(jax.random.key(0), 64), shared_axes=(1, 2))
     per_example = np.asarray(dropped).reshape(64, -1)
     assert (per_example == per_example[:, :1]).all() and set(np.unique(per_example)) == {0.0, 2.0}
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxclip.catalog import builder
 from jaxclip.errors import UserError
-from jaxclip.pipeline.batches import Shard, image_batches, training_batches
+from jaxclip.pipeline.batches import Partners, Shard, image_batches, training_batches
 from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.records import Records
 from jaxclip.pipeline.text import TextAugmentation
@@ -180,3 +180,70 @@ def test_the_context_length_and_the_picture_size_are_those_of_the_preprocessing(
     records = Records(prepared, "train")
     (batch,) = training_batches(records, tokenizer, other, *AUGMENTED, batch_size=2, seed=0, first_step=0, last_step=1)
     assert batch["image"].shape == (2, 16, 16, 3) and batch["text"].shape == (2, 6)
+
+
+def partners_of(total, without=()):
+    partner = (np.arange(total) + 5) % total
+    partner[list(without)] = -1
+    similarity = np.linspace(-0.5, 0.5, total).astype(np.float32)
+    similarity[list(without)] = np.nan
+    return Partners(partner, similarity)
+
+
+def test_with_partners_a_batch_has_their_texts_and_similarities_and_nothing_else_changes(
+    batches, prepared, preprocess, tokenizer
+):
+    records, table = Records(prepared, "train"), partners_of(TOTAL, without=(2, 7))
+    products = list(records.products())
+    number_of = {group: number for number, (_, group) in enumerate(products)}
+    settings = dict(batch_size=BATCH, seed=3, first_step=1, last_step=11)
+    found = list(training_batches(records, tokenizer, preprocess, *PLAIN, table, **settings))
+    left_out = 0
+    for batch, without in zip(found, batches(1, 11, augmentation=PLAIN), strict=True):
+        for name in without:
+            np.testing.assert_array_equal(batch[name], without[name])
+        assert {name: batch[name].dtype.name for name in batch.keys() - without.keys()} == {
+            "incorrect_text": "int32",
+            "similarity": "float32",
+            "has_incorrect": "bool",
+        }
+        for row, group in enumerate(batch["group"]):
+            number = number_of[int(group)]
+            present = number not in (2, 7)
+            other = products[table.partner[number] if present else number][0].id
+            text = tokenizer.decode(batch["incorrect_text"][row], skip_special_tokens=True)
+            assert text == f" item {other} cotton shirt shade{other}"
+            assert batch["has_incorrect"][row] == present
+            assert batch["similarity"][row] == (table.similarity[number] if present else 1.0)
+            left_out += not present
+    assert left_out >= 3
+
+
+def test_incorrect_texts_are_augmented_by_draws_of_their_own_and_resume_exactly(prepared, preprocess, tokenizer):
+    records, itself = Records(prepared, "train"), Partners(np.arange(TOTAL), np.zeros(TOTAL, np.float32))
+
+    def load(first, last, shard=ALONE):
+        settings = dict(batch_size=BATCH, seed=3, first_step=first, last_step=last, shard=shard)
+        return list(training_batches(records, tokenizer, preprocess, *AUGMENTED, itself, **settings))
+
+    whole = load(0, 10)
+    different = [(batch["text"] != batch["incorrect_text"]).any(axis=1).mean() for batch in whole]
+    assert np.mean(different) > 0.5
+    for one, other in zip(load(6, 10), whole[6:], strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+    parts = zip(load(0, 4, Shard(0, 2)), load(0, 4, Shard(1, 2)), strict=True)
+    for (first, second), batch in zip(parts, whole, strict=False):
+        np.testing.assert_array_equal(
+            np.concatenate([first["incorrect_text"], second["incorrect_text"]]), batch["incorrect_text"]
+        )
+
+
+def test_a_table_that_is_empty_not_finite_or_of_another_split_is_told(prepared, preprocess, tokenizer):
+    with pytest.raises(UserError, match="is empty: none of its 4 products has one"):
+        Partners(np.full(4, -1), np.full(4, np.nan, np.float32))
+    with pytest.raises(UserError, match="1 similarities that are not finite, the first one inf of product 2"):
+        Partners(np.asarray([1, 0, 3, -1]), np.asarray([0.1, 0.1, np.inf, np.nan], np.float32))
+    records, other = Records(prepared, "train"), partners_of(7)
+    with pytest.raises(UserError, match=f"is of 7 products, the split has {TOTAL}: mine the pairs again"):
+        training_batches(records, tokenizer, preprocess, *PLAIN, other, batch_size=2, seed=0, first_step=0, last_step=1)

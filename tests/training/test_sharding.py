@@ -1,16 +1,20 @@
 """Whatever the mesh, training takes the same steps."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxclip.models.lora import LoRAConfig
 from jaxclip.models.presets import Preset, clip_config
 from jaxclip.training import loop, mesh
 from jaxclip.training.checkpoint import Checkpoints
 from jaxclip.training.optimizer import make_optimizer, make_schedule
 from jaxclip.training.state import abstract_state, checksum, initial_state, make_model
 from jaxclip.training.step import make_loss, make_step
+from jaxclip.training.trainable import EVERYTHING, make_trainable
 
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1), (4, 1, 2)]
 STEPS, BATCH, CONTEXT, END = 5, 16, 12, 255
@@ -29,9 +33,8 @@ CONFIG = clip_config(
 )
 GRAPH, SHAPES = make_model(CONFIG)
 SCHEDULE = make_schedule(1e-3, "cosine", warmup_steps=2, steps=STEPS)
-OPTIMIZER = make_optimizer(
-    SHAPES, SCHEDULE, name="adamw", weight_decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-6, clip_norm=1.0, rates={}
-)
+ADAM = {"name": "adamw", "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.98, "epsilon": 1e-6, "clip_norm": 1.0}
+OPTIMIZER = make_optimizer(SHAPES, SCHEDULE, **ADAM)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,10 +58,22 @@ def batches():
         yield {"image": pictures, "text": tokens, "group": rng.integers(0, 12, BATCH, dtype=np.int32)}
 
 
-def train(sizes):
+def adapters():
+    """Returns the towers' configuration and graph with adapters, what is trained of them, and its optimizer."""
+    config = replace(CONFIG, lora=LoRAConfig(4, 8.0, 0.1, "/blocks/"))
+    graph, shapes = make_model(config)
+    trainable = make_trainable(shapes, (("/lora/", 1.0), ("text/.*blocks/1/mlp_out", 0.5), ("", 0.0)))
+    return config, graph, shapes, trainable, make_optimizer(shapes, SCHEDULE, **ADAM, trainable=trainable)
+
+
+PLAIN = (CONFIG, GRAPH, SHAPES, EVERYTHING, OPTIMIZER)
+
+
+def train(sizes, towers=PLAIN):
     """Returns the losses and gradient norms of all steps, the state's leaves on the host and the compilations made."""
+    config, graph, shapes_of_params, trainable, optimizer = towers
     devices = make_mesh(sizes)
-    abstract = abstract_state(SHAPES, OPTIMIZER, devices)
+    abstract = abstract_state(shapes_of_params, optimizer, devices, trainable, ema=True)
     placement = mesh.batch_sharding(devices)
     compilations = []
 
@@ -66,9 +81,10 @@ def train(sizes):
         if event == "/jax/core/compile/backend_compile_duration":
             compilations.append(event)
 
-    step = make_step(make_loss(GRAPH, mask_groups=True, learned_temperature=True), OPTIMIZER, SCHEDULE, seed=3)
+    loss = make_loss(graph, mask_groups=True, learned_temperature=True)
+    step = make_step(loss, optimizer, SCHEDULE, trainable, seed=3, ema=0.5)
     with jax.set_mesh(devices):
-        state = initial_state(CONFIG, OPTIMIZER, abstract, seed=7)
+        state = initial_state(config, optimizer, abstract, trainable, seed=7)
         placed = [jax.device_put(batch, placement) for batch in batches()]
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), placed[0])
         jax.monitoring.register_event_duration_secs_listener(count)
@@ -99,6 +115,28 @@ def test_losses_on_any_mesh_are_those_of_one_device_and_the_step_is_compiled_onc
     for found, wanted in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected_state.params), strict=True):
         np.testing.assert_allclose(found, wanted, atol=2e-4)
     assert compilations == 1
+
+
+@pytest.mark.slow
+def test_adapters_and_a_layer_beside_them_are_trained_on_a_mesh_as_on_one_device():
+    expected, expected_state, _ = train((1, 1, 1), adapters())
+    figures, state, compilations = train((2, 2, 2), adapters())
+    np.testing.assert_allclose(figures, expected, rtol=1e-5)
+    for item in ("params", "ema"):
+        leaves = (jax.tree.leaves(getattr(found, item)) for found in (state, expected_state))
+        for found, wanted in zip(*leaves, strict=True):
+            np.testing.assert_allclose(found, wanted, atol=2e-4)
+    assert compilations == 1
+
+
+def test_adapters_are_split_as_the_kernels_that_they_add_to():
+    config, _, shapes, trainable, optimizer = adapters()
+    abstract = abstract_state(shapes, optimizer, make_mesh((1, 1, 8)), trainable).params
+    for tower in ("image", "text"):
+        block = abstract[tower]["transformer"]["blocks"]
+        for map_, matrix in (("mlp_in", "b"), ("mlp_out", "a")):
+            leaf = block[map_]["lora"][matrix]
+            assert np.prod(leaf.sharding.shard_shape(leaf.shape)) * 8 == np.prod(leaf.shape)
 
 
 @pytest.mark.slow

@@ -49,17 +49,16 @@ class FasterRCNN:
         return FasterRCNN, (self._path,)
 
     def __call__(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
+        # One at a time: each takes half a GB, and in a batch of several sizes the padding would change what is found.
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: np.ndarray) -> Detections:
         import torch
 
-        pixels = [
-            torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self._device).float() / 255
-            for image in images
-        ]
+        height, width = image.shape[:2]
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self._device).float() / 255
         with torch.inference_mode():
-            found = self._model(pixels)
-        return [self._detections(one, *image.shape[:2]) for one, image in zip(found, images, strict=True)]
-
-    def _detections(self, found: dict, height: int, width: int) -> Detections:
+            (found,) = self._model([pixels])
         boxes, scores, labels = (found[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
         return Detections.of(
             boxes / np.array([width, height, width, height], np.float32), scores, [self._labels[i] for i in labels]

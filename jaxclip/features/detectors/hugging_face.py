@@ -38,16 +38,20 @@ class HuggingFaceDetector:
         return HuggingFaceDetector, (self._name,)
 
     def __call__(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
+        # One at a time: in a batch of several sizes the padding would change what is found, and memory would grow.
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: np.ndarray) -> Detections:
         import torch
 
-        inputs = self._processor(images=list(images), return_tensors="pt").to(self._device)
+        height, width = image.shape[:2]
+        # A copy: PyTorch warns of arrays that cannot be written to.
+        inputs = self._processor(images=np.array(image), return_tensors="pt").to(self._device)
         with torch.inference_mode():
             outputs = self._model(**inputs)
-        sizes = [image.shape[:2] for image in images]
-        found = self._processor.post_process_object_detection(outputs, threshold=LEAST_SCORE, target_sizes=sizes)
-        return [self._detections(one, *size) for one, size in zip(found, sizes, strict=True)]
-
-    def _detections(self, found: dict, height: int, width: int) -> Detections:
+        (found,) = self._processor.post_process_object_detection(
+            outputs, threshold=LEAST_SCORE, target_sizes=[(height, width)]
+        )
         boxes, scores, labels = (found[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
         names = [self._model.config.id2label[int(number)] for number in labels]
         return Detections.of(boxes / np.array([width, height, width, height], np.float32), scores, names)

@@ -1,0 +1,63 @@
+"""Train with incorrect pairs (Tagami et al.) on Fashion Product Images, after one of the methods of its section 4.1.
+
+    python -m jaxclip.train --config=configs/incorrect_pairs.py:VARIANT --config.data.path=PATH --workdir=W
+
+VARIANT is
+  2     correct pairs only
+  3     and as many incorrect ones, any product's text with another's picture
+  4     and as many incorrect ones, the two pictures' similarity below 0.8
+  5     and as many incorrect ones, the two pictures' similarity below 0.2
+  6     as 5, pairs weighted by the similarity
+  full  incorrect pairs from other clusters of pictures and of texts, weighted: the paper's own
+
+All are trained alike but for their pairs: the same steps on the same pictures, each with a correct and an incorrect
+text (of which 2 learns nothing). The paper fine-tunes OpenAI's weights with these pairs alone. From random weights two
+terms that look at one pair at a time say too little, so InfoNCE is added here; --config.loss.info_nce=0 leaves it out.
+The paper's order of the variants is a hypothesis, not the expected result.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxclip.errors import UserError
+
+# pairs mined, weight of the incorrect pairs' term, weighting
+VARIANTS = {
+    "2": ("random", 0.0, "none"),
+    "3": ("random", 1.0, "none"),
+    "4": ("below:0.8", 1.0, "none"),
+    "5": ("below:0.2", 1.0, "none"),
+    "6": ("below:0.2", 1.0, "similarity"),
+    "full": ("clustered", 1.0, "similarity"),
+}
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    """Returns the configuration of a variant."""
+    if variant not in VARIANTS:
+        raise UserError(f"configs/incorrect_pairs.py:{variant} is none of its variants, {', '.join(VARIANTS)}")
+    mined, beta, weighting = VARIANTS[variant]
+    config = ConfigDict()
+    config.batch_size = 256
+    config.epochs = 4.0
+    config.data = ConfigDict(
+        {
+            "reader": "fashion_product_images",
+            "test": 1500.0,
+            "split_seed": 42,
+            "image_size": 64,
+            "context_length": 16,
+            "vocab_size": 8192,
+            # Product photos are mostly white.
+            "mean": (0.85, 0.83, 0.82),
+            "std": (0.25, 0.25, 0.25),
+        }
+    )
+    config.incorrect_pairs = ConfigDict({"variant": mined})
+    config.augmentation = ConfigDict({"crop_area": (0.4, 1.0), "flip": True, "keep_attributes": 0.7, "keep_words": 0.9})
+    config.model = ConfigDict({"preset": "laptop", "stochastic_depth": 0.1, "patch_dropout": 0.2})
+    config.loss = ConfigDict(
+        {"name": "incorrect_pairs", "alpha": 1.0, "beta": beta, "weighting": weighting, "info_nce": 1.0}
+    )
+    config.optimizer = ConfigDict({"learning_rate": 1e-3, "warmup_steps": 125, "weight_decay": 0.2})
+    config.checkpoint = ConfigDict({"every": 156})
+    return config

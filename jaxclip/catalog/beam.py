@@ -1,0 +1,111 @@
+"""The work on each product on Apache Beam, on the machines of any of its runners."""
+
+import itertools
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import tensorflow_datasets as tfds
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from jaxclip.catalog.dataset import example
+from jaxclip.catalog.describe import Describer
+from jaxclip.catalog.execution import Collected, dropped, mended
+from jaxclip.catalog.parts import PART, Chosen, Parts
+from jaxclip.catalog.product import Oddity, Product
+from jaxclip.catalog.spool import Spool
+from jaxclip.errors import UserError
+
+
+class OnBeam:
+    """Products go through Beam's workers; here come captions, attributes and hashes, but no pictures.
+
+    Groups and splits depend on all products at once, so there are two pipelines: workers check and describe products
+    and leave them in a folder; then, with groups and splits known, TFDS writes its files on workers too. It shuffles
+    the examples by their keys and takes one file's together on one worker: about 200 MB, up to 1 GB.
+
+    Args:
+      runner: as Beam names it, "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner", or a class in full.
+      options: of the runner, "--name=value"; the dashes may be left out.
+      folder: for what workers leave to each other; all see it under this path.
+
+    Raises:
+      UserError: there is no such runner, or it is not installed.
+    """
+
+    def __init__(self, runner: str, options: Sequence[str], folder: Path):
+        try:
+            beam.runners.create_runner(runner)
+        except (ValueError, ImportError, AttributeError) as error:
+            raise UserError(f"--runner={runner} is not a runner of Apache Beam that is installed: {error}") from error
+        self._runner = runner
+        self._options = [f"--{option.lstrip('-')}" for option in options]
+        self._parts = Parts(folder)
+        self._numbers = array("Q")  # of the products kept
+
+    @contextmanager
+    def collect(self, rows: Iterable[Product | Oddity], describer: Describer | None) -> Iterator[Collected]:
+        parts, numbers = self._parts, self._numbers
+        try:
+            oddities: list[Oddity] = []
+            count = parts.write(_without(oddities, rows))
+            with beam.Pipeline(runner=self._runner, options=self._pipeline_options()) as pipeline:
+                _ = pipeline | _each(range(count)) | beam.Map(partial(parts.examine, describer=describer))
+            with Spool[Product](parts.folder) as products:
+                pictures, descriptions = Chosen(parts.picture, numbers), Chosen(parts.description, numbers)
+                found = Collected(products, pictures, descriptions if describer else (), oddities=oddities)
+                for number, product, verdict in parts.verdicts(count):
+                    if verdict.dropped:
+                        oddities.append(dropped(product, verdict.dropped))
+                        continue
+                    numbers.append(number)
+                    products.append(product)
+                    found.sizes.append(verdict.size)
+                    found.hashes.append(verdict.pixels)
+                    oddities += [mended(product, what) for what in verdict.oddities]
+                yield found
+        finally:
+            shutil.rmtree(parts.folder, ignore_errors=True)
+
+    def examples(
+        self, found: Collected, groups: Sequence[int], splits: Mapping[str, Sequence[int]]
+    ) -> Mapping[str, beam.PTransform]:
+        split_of = [""] * len(groups)
+        for split, rows in splits.items():
+            for row in rows:
+                split_of[row] = split
+        filled = []
+        places = zip(self._numbers, split_of, groups, strict=True)
+        for part, members in itertools.groupby(places, lambda place: place[0] // PART):
+            self._parts.place(part, {number % PART: (split, group) for number, split, group in members})
+            filled.append(part)
+        return {split: _each(filled) | beam.FlatMap(partial(_examples, self._parts, split)) for split in splits}
+
+    def download_config(self) -> tfds.download.DownloadConfig:
+        return tfds.download.DownloadConfig(beam_runner=self._runner, beam_options=self._pipeline_options())
+
+    def _pipeline_options(self) -> PipelineOptions:
+        return PipelineOptions(self._options)
+
+
+def _without(oddities: list[Oddity], rows: Iterable[Product | Oddity]) -> Iterator[Product]:
+    """Yields the products and puts the oddities aside."""
+    for row in rows:
+        if isinstance(row, Oddity):
+            oddities.append(row)
+        else:
+            yield row
+
+
+def _each(parts: Iterable[int]) -> beam.PTransform:
+    # Reshuffled, as a runner may fuse this with what follows and do all of it on one worker.
+    return beam.Create(parts) | beam.Reshuffle()
+
+
+def _examples(parts: Parts, split: str, part: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    return (example(*placed) for placed in parts.placed(part, split))

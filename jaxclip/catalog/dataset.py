@@ -1,0 +1,72 @@
+"""The prepared dataset as TFDS knows it: its columns, and how a product becomes an example."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxclip.catalog.describe import TEXT, Column
+from jaxclip.catalog.product import Product
+
+NAME, VERSION = "catalogue", "1.0.0"
+
+
+class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes products with their pictures, captions, category, attributes (a JSON object), group and description."""
+
+    name = NAME
+    VERSION = tfds.core.Version(VERSION)
+    # There are no downloads and no checksums of them. TFDS 4.9.10 would look for these with importlib_resources, which
+    # it does not declare and etils no longer brings along.
+    code_path = None
+
+    def __init__(
+        self, examples: Mapping[str, Any], columns: Mapping[str, Column], about: dict[str, Any], data_dir: Path
+    ):
+        """Takes for each split an iterator of `example`s or a Beam transform that yields them."""
+        self._examples, self._columns, self._about = examples, columns, about
+        super().__init__(file_format="array_record", data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "category": tfds.features.Text(),
+            "attributes": tfds.features.Text(),
+            "group": tfds.features.Scalar(np.int64),
+        } | {name: _feature(column) for name, column in self._columns.items()}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Products prepared for text-to-image retrieval.",
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(self._about),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        return {split: self._generate_examples(split) for split in self._examples}
+
+    def _generate_examples(self, split: str) -> Any:
+        return self._examples[split]
+
+
+def example(product: Product, group: int, picture: bytes, description: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns a product's key, from which its place in the dataset follows, and its example."""
+    return product.id, {
+        "id": product.id,
+        "image": picture,
+        "captions": list(product.captions),
+        "category": product.category,
+        "attributes": json.dumps(dict(product.attributes), ensure_ascii=False),
+        "group": group,
+        **description,
+    }
+
+
+def _feature(column: Column) -> tfds.features.FeatureConnector:
+    if column.dtype != TEXT:
+        return tfds.features.Tensor(shape=column.shape, dtype=np.dtype(column.dtype))
+    return tfds.features.Sequence(tfds.features.Text()) if column.shape else tfds.features.Text()

@@ -1,0 +1,154 @@
+"""A catalogue in files of some hundred products each, by which workers on several machines hand it on."""
+
+import itertools
+import os
+import pickle
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jaxclip.catalog.describe import Describer
+from jaxclip.catalog.examine import BLOCK, blocks, examine_block
+from jaxclip.catalog.product import Product
+from jaxclip.errors import UserError
+
+PART = 4 * BLOCK
+"""Products in a part: a worker's task of a few seconds."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of examining a product.
+
+    Attributes:
+      dropped: the reason why it is left out, "" where it is kept.
+      size: width and height of its picture.
+      pixels: `Picture.pixels`.
+      start: of its picture among those of the part, in bytes.
+      stop: the end of it.
+      oddities: kinds of what was mended.
+    """
+
+    dropped: str = ""
+    size: tuple[int, int] = (0, 0)
+    pixels: str = ""
+    start: int = 0
+    stop: int = 0
+    oddities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Products in a folder that every worker sees under the same path.
+
+    A product's number is part * PART + row, in the order in which products were written. Files are whole or not there,
+    and a file written again holds the same: a worker may die, or do what another one did before.
+    """
+
+    folder: Path
+
+    def write(self, products: Iterable[Product]) -> int:
+        """Writes the products and returns the number of parts."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rows, parts = iter(products), 0
+        while part := list(itertools.islice(rows, PART)):
+            self._dump(parts, "products", part)
+            parts += 1
+        return parts
+
+    def examine(self, part: int, describer: Describer | None) -> None:
+        """Checks and describes the products of a part; memory is that of one block."""
+        products = self._load(part, "products")
+        verdicts, descriptions = [], []
+        with _whole(self._path(part, "pictures")) as file:
+            for block in blocks(products):
+                for done in examine_block(block, describer):
+                    descriptions.append(done.description.values if done.description else {})
+                    if isinstance(done.picture, str):
+                        verdicts.append(Verdict(done.picture))
+                        continue
+                    start = file.tell()
+                    file.write(done.picture.encoded)
+                    mended = done.description.oddities if done.description else ()
+                    size = done.picture.width, done.picture.height
+                    verdicts.append(Verdict("", size, done.picture.pixels, start, file.tell(), mended))
+        self._dump(part, "descriptions", descriptions)
+        self._dump(part, "verdicts", verdicts)
+
+    def verdicts(self, parts: int) -> Iterator[tuple[int, Product, Verdict]]:
+        """Yields number, product and verdict of each product, in order."""
+        for part in range(parts):
+            pairs = zip(self._load(part, "products"), self._load(part, "verdicts"), strict=True)
+            for row, (product, verdict) in enumerate(pairs):
+                yield part * PART + row, product, verdict
+
+    def place(self, part: int, places: Mapping[int, tuple[str, int]]) -> None:
+        """Writes split and group of the kept products of a part, by their rows."""
+        self._dump(part, "places", dict(places))
+
+    def placed(self, part: int, split: str) -> Iterator[tuple[Product, int, bytes, Mapping[str, Any]]]:
+        """Yields product, group, picture and description of a part's products in a split."""
+        places, *columns = (self._load(part, kind) for kind in ("places", "products", "verdicts", "descriptions"))
+        rows = list(zip(*columns, strict=True))
+        with self._path(part, "pictures").open("rb") as file:
+            for row, (its_split, group) in places.items():
+                if its_split == split:
+                    product, verdict, description = rows[row]
+                    yield product, group, _picture(file, verdict), description
+
+    def picture(self, number: int) -> bytes:
+        """Returns the encoded picture of a product that was kept."""
+        part, row = divmod(number, PART)
+        with self._path(part, "pictures").open("rb") as file:
+            return _picture(file, self._load(part, "verdicts")[row])
+
+    def description(self, number: int) -> Mapping[str, Any]:
+        """Returns the describer's values for a product that was kept."""
+        part, row = divmod(number, PART)
+        return self._load(part, "descriptions")[row]
+
+    def _path(self, part: int, kind: str) -> Path:
+        return self.folder / f"{part:06}.{kind}"
+
+    def _dump(self, part: int, kind: str, content: Any) -> None:
+        with _whole(self._path(part, kind)) as file:
+            pickle.dump(content, file, pickle.HIGHEST_PROTOCOL)
+
+    def _load(self, part: int, kind: str) -> Any:
+        path = self._path(part, kind)
+        try:
+            return pickle.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is not seen on every machine: the prepared dataset's folder must be one that all workers "
+                "share under the same path"
+            ) from None
+
+
+class Chosen(Sequence):
+    """What `read` returns for some numbers, read as it is asked for."""
+
+    def __init__(self, read: Callable[[int], Any], numbers: Sequence[int]):
+        self._read, self._numbers = read, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._read(self._numbers[index])
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with temporary.open("wb") as file:
+        yield file
+    os.replace(temporary, path)
+
+
+def _picture(file: BinaryIO, verdict: Verdict) -> bytes:
+    file.seek(verdict.start)
+    return file.read(verdict.stop - verdict.start)

@@ -1,0 +1,42 @@
+"""Export a checkpoint: python -m jaxclip.export --workdir=W --output=DIR [--step=N] [--layouts=LAYOUT,...]
+
+DIR is then a folder that transformers (CLIPModel or SiglipModel, AutoProcessor), open_clip ("local-dir:DIR") and, with
+load_towers.py of the folder itself, JAX alone can load.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from jaxclip import command_line, config
+from jaxclip.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+OUTPUT = flags.DEFINE_string("output", None, "new folder to write")
+STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by hit@1) or a step")
+LAYOUTS = flags.DEFINE_list(
+    "layouts", ["transformers", "open_clip"], "what to write: transformers, open_clip, stablehlo (any towers)"
+)
+
+
+def main(overrides: dict[str, str]) -> None:
+    """Exports as the flags say."""
+    for flag in (WORKDIR, OUTPUT):
+        if not flag.value:
+            raise UserError(f"--{flag.name} is missing")
+    wanted = config.load(Path(WORKDIR.value), overrides)
+    with command_line.quiet_imports():  # they take seconds: bad flags are told before
+        from jaxclip.training import export
+
+    unknown = [layout for layout in LAYOUTS.value if layout not in export.LAYOUTS]
+    if unknown or not LAYOUTS.value:
+        raise UserError(f"--layouts={','.join(LAYOUTS.value)} is none of {', '.join(export.LAYOUTS)}")
+    step, written = export.export_checkpoint(wanted, Path(WORKDIR.value), STEP.value, Path(OUTPUT.value), LAYOUTS.value)
+    print(f"checkpoint of step {step}, in the layout of {', '.join(LAYOUTS.value)}")
+    for path in written:
+        size = path.stat().st_size / 2**20
+        print(f"{size:10.1f} MiB  {path}")
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__)

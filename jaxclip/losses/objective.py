@@ -1,0 +1,85 @@
+"""What training minimises: one of the losses by its name, dense or tiled."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxclip.losses import contrastive, tiled
+from jaxclip.losses import incorrect_pairs as incorrect
+from jaxclip.losses import sigmoid as pairwise
+
+NAMES = ("info_nce", "sigmoid", "incorrect_pairs")
+IMPLEMENTATIONS = ("auto", "dense", "tiled")
+DENSE_ROWS = 4096
+"""The largest batch for which "auto" takes the dense loss: its B x B matrices have 64 MiB each there."""
+
+
+class Incorrect(NamedTuple):
+    """The texts that a batch's images are wrongly shown with: see `incorrect_pairs.incorrect_pairs`."""
+
+    embedding: Float[Array, "B D"]
+    similarity: Float[Array, " B"]
+    present: Bool[Array, " B"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss and its settings; called with a batch's embeddings it returns (value, metrics).
+
+    Attributes:
+      name: "info_nce", "sigmoid" or "incorrect_pairs".
+      implementation: "dense" holds all B x B similarities, "tiled" one tile of them, "auto" is dense up to DENSE_ROWS.
+      tile: rows and columns of a tile.
+      alpha, beta, weighting: of incorrect pairs.
+      info_nce: weight with which InfoNCE is added to incorrect pairs.
+    """
+
+    name: str = "info_nce"
+    implementation: str = "auto"
+    tile: int = tiled.TILE
+    alpha: float = 1.0
+    beta: float = 1.0
+    weighting: str = "similarity"
+    info_nce: float = 0.0
+
+    def __call__(
+        self,
+        image: Float[Array, "B D"],
+        text: Float[Array, "B D"],
+        logit_scale: Float[Array, ""],
+        *,
+        logit_bias: Float[Array, ""] | None = None,
+        groups: Int[Array, " B"] | None = None,
+        incorrect_texts: Incorrect | None = None,
+        queue: contrastive.Queue | None = None,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Returns the loss of unit vectors and what else is worth a line in the log.
+
+        `groups` are of rows that are not each other's negatives; `logit_bias` is for the sigmoid loss and
+        `incorrect_texts` for incorrect pairs. InfoNCE has the `queue`'s negatives beside the batch's.
+        """
+        if self.name == "info_nce":
+            return self._info_nce(image, text, logit_scale, groups, queue)
+        if self.name == "sigmoid":
+            if self._tiled(len(image)):
+                value = tiled.sigmoid(image, text, logit_scale, logit_bias, groups, tile=self.tile)
+            else:
+                value = pairwise.sigmoid(image, text, logit_scale, logit_bias, groups)
+            return value, {"logit_bias": logit_bias}
+        value, metrics = incorrect.incorrect_pairs(
+            image, text, *incorrect_texts, alpha=self.alpha, beta=self.beta, weighting=self.weighting
+        )
+        if self.info_nce:
+            more, accuracy = self._info_nce(image, text, logit_scale, groups, queue)
+            value, metrics = value + self.info_nce * more, {**metrics, "info_nce": more, **accuracy}
+        return jnp.asarray(value), metrics
+
+    def _info_nce(self, image, text, logit_scale, groups, queue):
+        if self._tiled(len(image)):
+            return tiled.info_nce(image, text, logit_scale, groups, queue, tile=self.tile)
+        return contrastive.info_nce(image, text, logit_scale, groups, queue)
+
+    def _tiled(self, rows: int) -> bool:
+        return self.implementation == "tiled" or (self.implementation == "auto" and rows > DENSE_ROWS)

@@ -1,0 +1,165 @@
+"""Two sides of a batch met tile by tile, on one device or around the ring of a mesh's batch axes."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+BATCH_AXES = ("data", "fsdp")
+"""The axes of `training.mesh` that split a batch."""
+
+
+class Side(NamedTuple):
+    """Rows of one side of the batch: embedding (b, D), group (b,) or None, and number (b,), negative for padding."""
+
+    embedding: Array
+    group: Array | None
+    number: Array
+
+
+class Tile(NamedTuple):
+    """Cosines of some rows of one side and some of the other, where they are pairs, and where they do not count."""
+
+    left: Array  # (R, D)
+    right: Array  # (C, D)
+    cosines: Array  # (R, C)
+    pairs: Array  # (R, C) bool
+    left_out: Array  # (R, C) bool
+    near: Array  # () bool, False only where no entry is a pair
+
+
+class Ring(NamedTuple):
+    """The devices that the rows of a batch are split over."""
+
+    axes: tuple[str, ...]
+    size: int
+
+    def place(self) -> Array | int:
+        return lax.axis_index(self.axes) if self.size > 1 else 0
+
+    def total(self, x: Array) -> Array:
+        return lax.psum(x, self.axes) if self.size > 1 else x
+
+    def pass_on(self, tree: Any) -> Any:
+        return lax.ppermute(tree, self.axes, [(i, (i + 1) % self.size) for i in range(self.size)])
+
+
+def walk(ring: Ring, tile: int, image: Side, text: Side, rows: Any, columns: Any, visit: Callable) -> tuple:
+    """Returns (rows, columns) after every image has met every text of the whole batch.
+
+    Args:
+      rows: arrays (b, ...) that belong to this device's images and stay.
+      columns: arrays (b, ...) that belong to its texts and travel with them.
+      visit: (tile, its part of rows, its part of columns) -> the same parts after it.
+    """
+    if ring.size == 1:
+        return meet(tile, image, text, rows, columns, visit)
+
+    def stop(_, carry):
+        rows, text, columns = carry
+        following = ring.pass_on(text)  # on its way while this block is worked on
+        rows, columns = meet(tile, image, text, rows, columns, visit)
+        return rows, following, ring.pass_on(columns)
+
+    rows, _, columns = lax.fori_loop(0, ring.size, stop, (rows, text, columns))
+    return rows, columns
+
+
+def meet(tile: int, left: Side, right: Side, rows: Any, columns: Any, visit: Callable) -> tuple:
+    """Returns (rows, columns) after every row of one side has met every row of the other, a tile at a time."""
+    height, width = min(tile, len(left.number)), min(tile, len(right.number))
+
+    def row_of_tiles(i, carry):
+        rows, columns = carry
+        some = _slice(left, i, height)
+
+        def one_tile(j, carry):
+            row, columns = carry
+            row, column = visit(_tile(some, _slice(right, j, width)), row, _part(columns, j, width))
+            return row, _put(columns, column, j, width)
+
+        steps = -(-len(right.number) // width)
+        row, columns = lax.fori_loop(0, steps, one_tile, (_part(rows, i, height), columns))
+        return _put(rows, row, i, height), columns
+
+    return lax.fori_loop(0, -(-len(left.number) // height), row_of_tiles, (rows, columns))
+
+
+def _tile(left: Side, right: Side) -> Tile:
+    cosines = dot(left.embedding, right.embedding, 1, 1)  # (R, C)
+    pairs = left.number[:, None] == right.number
+    left_out = (left.number < 0)[:, None] | (right.number < 0)
+    if left.group is not None:
+        left_out |= (left.group[:, None] == right.group) & ~pairs
+    apart = jnp.abs(left.number.max() - right.number.max())
+    near = apart < max(len(left.number), len(right.number))
+    return Tile(left.embedding, right.embedding, cosines, pairs & ~left_out, left_out, near)
+
+
+def _slice(side: Side, index: Array, step: int) -> Side:
+    """Returns the index-th part; the last one begins earlier where it would be shorter, what it repeats is padding."""
+    part = _part(side, index, step)
+    length = len(side.number)
+    repeated = jnp.minimum(index * step, length - step) + jnp.arange(step) < index * step
+    return part._replace(number=jnp.where(repeated, -1, part.number))
+
+
+def _part(tree: Any, index: Array, step: int) -> Any:
+    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, index * step, step), tree)
+
+
+def _put(tree: Any, part: Any, index: Array, step: int) -> Any:
+    return jax.tree.map(lambda x, p: lax.dynamic_update_slice_in_dim(x, p, index * step, 0), tree, part)
+
+
+def dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+    return lax.dot_general(
+        a,
+        b,
+        (((axis_a,), (axis_b,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _ring() -> Ring:
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(BATCH_AXES) <= set(mesh.axis_names):
+        return Ring(BATCH_AXES, 1)
+    return Ring(BATCH_AXES, math.prod(mesh.shape[axis] for axis in BATCH_AXES))
+
+
+def on_mesh(run: Callable, *, split_in: int, split_out: int) -> Callable:
+    """Returns run(ring, arrays split by rows, whole values) as a function of whole arrays on the mesh that is set."""
+    ring = _ring()
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return partial(run, ring)
+    rows, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
+    return jax.shard_map(
+        partial(run, ring),
+        in_specs=((rows,) * split_in, everywhere),
+        out_specs=((rows,) * split_out, everywhere),
+        check_vma=False,
+    )
+
+
+def sides(ring, image, text, groups, size):
+    """Returns both sides of this device's rows, padding told by its number."""
+    place = ring.place() * len(image) + jnp.arange(len(image), dtype=jnp.int32)
+    number = jnp.where(place < size, place, -1)
+    return Side(image, groups, number), Side(text, groups, number)
+
+
+def padded(image, text, groups):
+    """Returns float32 rows, as many as the ring's devices divide."""
+    if image.shape != text.shape or image.ndim != 2 or not len(image):
+        raise ValueError(f"image and text embeddings (B, D) of one shape expected, got {image.shape}, {text.shape}")
+    more = -len(image) % _ring().size
+    image, text = (jnp.pad(jnp.asarray(x, jnp.float32), ((0, more), (0, 0))) for x in (image, text))
+    return image, text, None if groups is None else jnp.pad(jnp.asarray(groups), (0, more))

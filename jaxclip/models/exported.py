@@ -1,0 +1,43 @@
+"""Exported towers, run where nothing but JAX is installed: this file lies beside them and imports nothing else.
+
+towers = load("FOLDER")
+image = towers.image(pixels)   # (B, S, S, 3) uint8 RGB -> (B, D) float32 unit vectors, any B
+text = towers.text(tokens)     # (B, T) int32 -> (B, D) float32 unit vectors, any B
+logits = towers.logit_scale * image @ text.T + towers.logit_bias
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+
+PARAMS = "params.npz"
+TOWERS = {"image": "image_tower.stablehlo", "text": "text_tower.stablehlo"}
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Both towers as functions of arrays, and what makes logits of their vectors' products."""
+
+    image: Callable[[jax.Array], jax.Array]
+    text: Callable[[jax.Array], jax.Array]
+    logit_scale: float
+    logit_bias: float
+
+
+def load(folder: str | Path) -> Towers:
+    """Returns the towers in a folder; they are compiled for this machine when they are first called."""
+    with np.load(Path(folder) / PARAMS, allow_pickle=False) as file:
+        params = {name: jax.numpy.asarray(file[name]) for name in file.files}
+    scale, bias = (float(params.pop(name)) for name in ("logit_scale", "logit_bias"))
+    towers = {}
+    for name, program in TOWERS.items():
+        exported = export.deserialize(bytearray((Path(folder) / program).read_bytes()))
+        own = {key: value for key, value in params.items() if key.startswith(f"{name}/")}
+        towers[name] = jax.jit(exported.call)
+        towers[name] = jax.tree_util.Partial(towers[name], own)
+    return Towers(**towers, logit_scale=math.exp(scale), logit_bias=bias)

@@ -1,0 +1,124 @@
+"""The layouts of transformers' ViTModel and BertModel, in one direction: published encoders into ours."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+from huggingface_hub.errors import StrictDataclassError
+
+from jaxclip.errors import UserError
+from jaxclip.models.clip import ImageConfig, ImageTower
+from jaxclip.models.encoders import BERT, BERTConfig, vit_config
+from jaxclip.models.weights.hugging_face import CONFIG, WEIGHTS, transformer
+from jaxclip.models.weights.positions import resize_grid
+from jaxclip.models.weights.table import Row, linear_rows, load, norm_rows, patches, same
+from jaxclip.models.weights.tensors import Tensors, open_tensors, read_json
+
+HEADS = r"^(pooler|cls|classifier)\."
+"""What stands on top of an encoder for the tasks it was trained or tuned for."""
+
+
+def load_vit(folder: Path) -> ImageTower:
+    """Returns the ViT in a folder; it takes uint8 pictures and gives the class token after the last norm, (B, W).
+
+    Mean and standard deviation of the pixels come from preprocessor_config.json.
+
+    Raises:
+      UserError: the checkpoint is broken or no ViT.
+    """
+    theirs = _config(folder, "vit", "ViTConfig")
+    path = folder / "preprocessor_config.json"
+    pixels = read_json(path)
+    if not {"image_mean", "image_std"} <= pixels.keys():
+        raise UserError(f"{path} has no image_mean or no image_std")
+    config = vit_config(
+        theirs.image_size,
+        theirs.patch_size,
+        transformer(theirs),
+        mean=tuple(pixels["image_mean"]),
+        std=tuple(pixels["image_std"]),
+    )
+    width = config.transformer.width
+    return _loaded(lambda: ImageTower(config, width, rngs=nnx.Rngs(0)), _vit_table(config), _tensors(folder, "vit"))
+
+
+def load_bert(folder: Path) -> BERT:
+    """Returns the BERT in a folder; UserError where the checkpoint is broken or no BERT."""
+    theirs = _config(folder, "bert", "BertConfig")
+    blocks = replace(transformer(theirs), post_norm=True)
+    config = BERTConfig(theirs.vocab_size, theirs.max_position_embeddings, blocks, theirs.type_vocab_size)
+    return _loaded(lambda: BERT(config, rngs=nnx.Rngs(0)), _bert_table(), _tensors(folder, "bert"))
+
+
+def _config(folder: Path, kind: str, class_name: str) -> Any:
+    import transformers
+
+    path = folder / CONFIG
+    settings = read_json(path)
+    if settings.get("model_type") != kind:
+        raise UserError(f"{path}: model_type is {settings.get('model_type')!r}, not {kind!r}")
+    try:
+        return getattr(transformers, class_name).from_dict(settings)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"{path} does not describe a {kind} model: {str(error).strip().splitlines()[-1]}") from None
+
+
+def _tensors(folder: Path, prefix: str) -> Tensors:
+    def rename(name: str) -> str | None:
+        name = name.removeprefix(f"{prefix}.").replace(".gamma", ".weight").replace(".beta", ".bias")
+        return None if re.match(HEADS, name) else name
+
+    return open_tensors(folder, WEIGHTS).renamed(rename)
+
+
+def _loaded(make: Callable[[], nnx.Module], table: list[Row], tensors: Tensors) -> Any:
+    graph, shapes = nnx.split(nnx.eval_shape(make))
+    return nnx.merge(graph, load(table, tensors, nnx.to_pure_dict(shapes)))
+
+
+def _vit_table(config: ImageConfig) -> list[Row]:
+    ours, theirs = "transformer/blocks", "encoder.layer.{}"
+    grid = partial(resize_grid, class_token=True)
+    return [
+        Row("class_token", "embeddings.cls_token", same(leading=2)),
+        Row("positions", "embeddings.position_embeddings", same(leading=1), resize=grid),
+        Row("stem/projection/kernel", "embeddings.patch_embeddings.projection.weight", patches(config.patch)),
+        Row("stem/projection/bias", "embeddings.patch_embeddings.projection.bias", same()),
+        *norm_rows(f"{ours}/attention_norm", f"{theirs}.layernorm_before"),
+        *_attention(f"{ours}/attention", f"{theirs}.attention.attention", f"{theirs}.attention.output"),
+        *norm_rows(f"{ours}/mlp_norm", f"{theirs}.layernorm_after"),
+        *_mlp(ours, theirs),
+        *norm_rows("last_norm", "layernorm"),
+    ]
+
+
+def _bert_table() -> list[Row]:
+    ours, theirs = "transformer/blocks", "encoder.layer.{}"
+    return [
+        Row("token_embedding/embedding", "embeddings.word_embeddings.weight", same()),
+        Row("positions", "embeddings.position_embeddings.weight", same()),
+        Row("types", "embeddings.token_type_embeddings.weight", same()),
+        *norm_rows("first_norm", "embeddings.LayerNorm"),
+        *_attention(f"{ours}/attention", f"{theirs}.attention.self", f"{theirs}.attention.output"),
+        *norm_rows(f"{ours}/attention_norm", f"{theirs}.attention.output.LayerNorm"),
+        *_mlp(ours, theirs),
+        *norm_rows(f"{ours}/mlp_norm", f"{theirs}.output.LayerNorm"),
+    ]
+
+
+def _attention(ours: str, theirs: str, output: str) -> list[Row]:
+    return [
+        *linear_rows(f"{ours}/qkv", tuple(f"{theirs}.{part}" for part in ("query", "key", "value"))),
+        *linear_rows(f"{ours}/out", f"{output}.dense", inputs=2),
+    ]
+
+
+def _mlp(ours: str, theirs: str) -> list[Row]:
+    return [
+        *linear_rows(f"{ours}/mlp_in", f"{theirs}.intermediate.dense"),
+        *linear_rows(f"{ours}/mlp_out", f"{theirs}.output.dense"),
+    ]

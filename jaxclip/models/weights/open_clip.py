@@ -1,0 +1,252 @@
+"""The layout of open_clip: open_clip_config.json, open_clip_model.safetensors; CLIP's towers, and timm's of SigLIP."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jaxclip.errors import UserError
+from jaxclip.models.clip import CLIPConfig, ImageConfig, TextConfig
+from jaxclip.models.transformer import TransformerConfig
+from jaxclip.models.weights.hugging_face import is_clip, is_siglip, oddity
+from jaxclip.models.weights.positions import resize_context, resize_grid
+from jaxclip.models.weights.table import Checkpoint, Row, linear_rows, norm_rows, patches, same
+from jaxclip.models.weights.tensors import open_tensors, read_json
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+
+# Of the fields of open_clip's CLIPVisionCfg and CLIPTextCfg, those that are read; others may stand at their defaults.
+READ_VISION = {"width", "layers", "head_width", "mlp_ratio", "patch_size", "image_size", "act_kwargs", "norm_kwargs"}
+READ_TEXT = {"width", "layers", "heads", "mlp_ratio", "vocab_size", "context_length", "act_kwargs", "norm_kwargs",
+             "pool_type", "eos_id", "no_causal_mask", "proj_bias"}  # fmt: skip
+READ_TIMM = {"timm_model_name", "image_size"}
+# These change nothing here: how to train, which tokenizer, what to return.
+HARMLESS = {"patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id",
+            "timm_model_pretrained", "timm_drop", "timm_drop_path", "timm_proj_bias", "hf_model_pretrained",
+            "hf_proj_type", "hf_pooler_type", "attn_pooler_queries", "attn_pooler_heads", "timm_pool",
+            "timm_proj"}  # fmt: skip
+DEFAULTS = {"pos_embed_type": "learnable", "pool_type": "tok", "proj_type": "linear"}
+HEAD = 64
+"""Features of an image tower's head where head_width is not said."""
+TIMM = {
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "giantopt": (1536, 40, 16, 6144),
+}
+"""SigLIP's image towers in timm: width, layers, heads, hidden features."""
+TIMM_PICTURES = {
+    ("base", 32): (256,),
+    ("base", 16): (224, 256, 384, 512),
+    ("large", 16): (256, 384, 512),
+    ("so400m", 14): (224, 378, 384),
+    ("so400m", 16): (256, 384, 512),
+    ("giantopt", 16): (256, 384),
+}
+"""Size and patch -> the sizes of pictures that timm has them for."""
+TIMM_NAME = r"vit_(\w+)_patch(\d+)_siglip_(\d+)"
+TIMM_EXACT_GELU = r"vit_(base_patch16_siglip_\d+|large_patch16_siglip_(256|384)|so400m_patch14_siglip_\d+)"
+
+
+def read(folder: Path) -> Checkpoint:
+    """Returns the checkpoint in a folder; UserError where it is broken or its towers cannot be built here."""
+    path = folder / CONFIG
+    tensors = open_tensors(folder, WEIGHTS)
+    try:
+        model = read_json(path)["model_cfg"]
+        vision, text = model["vision_cfg"], model["text_cfg"]
+        timm = vision.get("timm_model_name")
+        _refuse_unread(path, "vision_cfg", vision, READ_TIMM if timm else READ_VISION)
+        _refuse_unread(path, "text_cfg", text, READ_TEXT)
+        image = _timm(path, vision) if timm else _vision(vision, model)
+        config = CLIPConfig(
+            image, _text(path, text, model), model["embed_dim"], logit_bias=model.get("init_logit_bias")
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} does not describe a CLIP model: {type(error).__name__} {error}") from None
+    return Checkpoint(config, table(config, nested="text.positional_embedding" in tensors.shapes), tensors)
+
+
+def table(config: CLIPConfig, *, nested: bool) -> list[Row]:
+    """Returns the table of names, theirs <-> ours; `nested`: the text tower is a module of its own."""
+    prefix = "text." if nested else ""
+    rows = [
+        Row("logit_scale", "logit_scale", same()),
+        Row("text/token_embedding/embedding", f"{prefix}token_embedding.weight", same()),
+        Row("text/positions", f"{prefix}positional_embedding", same(), resize=resize_context),
+        *_blocks("text", f"{prefix}transformer"),
+        *norm_rows("text/last_norm", f"{prefix}ln_final"),
+    ]
+    if config.text.projection_bias:
+        rows += linear_rows("text/projection", f"{prefix}text_projection")
+    else:
+        rows.append(Row("text/projection/kernel", f"{prefix}text_projection", same()))
+    if config.logit_bias is not None:
+        rows.append(Row("logit_bias", "logit_bias", same()))
+    return rows + (_clip_image(config.image) if config.image.projection else _timm_image(config.image))
+
+
+def write_config(config: CLIPConfig) -> dict[str, Any]:
+    """Returns the model_cfg of these towers; UserError, which says why, where open_clip cannot be them."""
+    image, text = config.image, config.text
+    if not (is_clip(config) or is_siglip(config)):
+        raise UserError(f"open_clip has no tower with {oddity(config)}")
+    quick = {blocks.activation == "quick_gelu" for blocks in (image.transformer, text.transformer)}
+    if len(quick) > 1:
+        raise UserError("open_clip has quick-GELU in both towers or in none, not in one of them")
+    language = {
+        **_written(text.transformer),
+        "heads": text.transformer.heads,
+        "vocab_size": text.vocab_size,
+        "context_length": text.context_length,
+        "hf_tokenizer_name": "tokenizer",
+    }
+    if is_siglip(config):
+        vision = {
+            "timm_model_name": _timm_name(image),
+            "timm_pool": "map",
+            "timm_proj": "none",
+            "image_size": image.size,
+        }
+        language |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+        # The value that training would start from; the one in use is among the weights.
+        extra = {"custom_text": True, "init_logit_bias": config.logit_bias}
+    else:
+        vision = {
+            **_written(image.transformer),
+            "head_width": image.transformer.width // image.transformer.heads,
+            "patch_size": image.patch,
+            "image_size": image.size,
+        }
+        if text.end_token != text.vocab_size - 1:
+            language |= {"pool_type": "eos", "eos_id": text.end_token}
+        extra = {"quick_gelu": True} if quick == {True} else {}
+    return {"embed_dim": config.embedding, "vision_cfg": vision, "text_cfg": language, **extra}
+
+
+def _refuse_unread(path: Path, section: str, settings: Mapping[str, Any], fields: set[str]) -> None:
+    for name, value in settings.items():
+        if name not in fields | HARMLESS and value not in (None, False, DEFAULTS.get(name)):
+            raise UserError(f"{path}: {section}.{name} = {value!r} is not supported")
+
+
+def _blocks_of(settings: Mapping[str, Any], model: Mapping[str, Any], *, width: int, heads: int) -> TransformerConfig:
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    if (settings.get("act_kwargs") or {}).get("approximate") == "tanh":
+        activation = "gelu_tanh"
+    epsilon = (settings.get("norm_kwargs") or {}).get("eps", 1e-5)
+    return TransformerConfig(
+        width, settings.get("layers", 12), heads, settings.get("mlp_ratio", 4.0), activation, epsilon
+    )
+
+
+def _vision(vision: Mapping[str, Any], model: Mapping[str, Any]) -> ImageConfig:
+    width = vision.get("width", 768)
+    blocks = _blocks_of(vision, model, width=width, heads=width // vision.get("head_width", HEAD))
+    return ImageConfig(vision.get("image_size", 224), vision.get("patch_size", 16), blocks)
+
+
+def _timm(path: Path, vision: Mapping[str, Any]) -> ImageConfig:
+    name = vision["timm_model_name"]
+    parts = re.fullmatch(TIMM_NAME, name)
+    if not parts or parts[1] not in TIMM or (vision.get("timm_pool"), vision.get("timm_proj")) != ("map", "none"):
+        raise UserError(f"{path}: of timm's image towers SigLIP's with attention pooling are supported, not {name}")
+    width, layers, heads, hidden = TIMM[parts[1]]
+    activation = "gelu" if re.fullmatch(TIMM_EXACT_GELU, name) else "gelu_tanh"
+    return ImageConfig(
+        vision.get("image_size", int(parts[3])),
+        int(parts[2]),
+        TransformerConfig(width, layers, heads, hidden / width, activation, 1e-6),
+        pooling="map",
+        stem_bias=True,
+        first_norm=False,
+        projection=False,
+    )
+
+
+def _timm_name(image: ImageConfig) -> str:
+    blocks = image.transformer
+    shape = (blocks.width, blocks.layers, blocks.heads, round(blocks.width * blocks.mlp_ratio))
+    size = {known: size for size, known in TIMM.items()}.get(shape)
+    name = f"vit_{size}_patch{image.patch}_siglip_{image.size}"
+    activation = "gelu" if re.fullmatch(TIMM_EXACT_GELU, name) else "gelu_tanh"
+    known = image.size in TIMM_PICTURES.get((size, image.patch), ())
+    if not known or (blocks.activation, blocks.epsilon) != (activation, 1e-6):
+        raise UserError(
+            f"open_clip takes SigLIP's image tower from timm, which has none of width {blocks.width}, {blocks.layers} "
+            f"layers, patch {image.patch} and size {image.size} with {blocks.activation}"
+        )
+    return name
+
+
+def _text(path: Path, text: Mapping[str, Any], model: Mapping[str, Any]) -> TextConfig:
+    blocks = _blocks_of(text, model, width=text.get("width", 512), heads=text.get("heads", 8))
+    vocab_size, pool = text.get("vocab_size", 49408), text.get("pool_type", "argmax")
+    ends = {"argmax": vocab_size - 1, "eos": text.get("eos_id", 2), "last": vocab_size - 1}
+    if pool not in ends or text.get("no_causal_mask", False) != (pool == "last"):
+        raise UserError(f"{path}: text_cfg.pool_type = {pool!r} with this causal mask is not supported")
+    return TextConfig(
+        vocab_size,
+        text.get("context_length", 77),
+        ends[pool],
+        blocks,
+        "last" if pool == "last" else "end",
+        text.get("proj_bias", False),
+    )
+
+
+def _written(blocks: TransformerConfig) -> dict[str, Any]:
+    written = {"width": blocks.width, "layers": blocks.layers, "mlp_ratio": blocks.mlp_ratio}
+    if blocks.activation == "gelu_tanh":
+        written["act_kwargs"] = {"approximate": "tanh"}
+    return written if blocks.epsilon == 1e-5 else {**written, "norm_kwargs": {"eps": blocks.epsilon}}
+
+
+def _blocks(tower: str, prefix: str) -> list[Row]:
+    ours, theirs = f"{tower}/transformer/blocks", f"{prefix}.resblocks.{{}}"
+    return [
+        *norm_rows(f"{ours}/attention_norm", f"{theirs}.ln_1"),
+        *linear_rows(f"{ours}/attention/qkv", f"{theirs}.attn.in_proj", dot="_"),
+        *linear_rows(f"{ours}/attention/out", f"{theirs}.attn.out_proj", inputs=2),
+        *norm_rows(f"{ours}/mlp_norm", f"{theirs}.ln_2"),
+        *linear_rows(f"{ours}/mlp_in", f"{theirs}.mlp.c_fc"),
+        *linear_rows(f"{ours}/mlp_out", f"{theirs}.mlp.c_proj"),
+    ]
+
+
+def _clip_image(image: ImageConfig) -> list[Row]:
+    grid = partial(resize_grid, class_token=True)
+    return [
+        Row("image/stem/projection/kernel", "visual.conv1.weight", patches(image.patch)),
+        Row("image/class_token", "visual.class_embedding", same()),
+        Row("image/positions", "visual.positional_embedding", same(), resize=grid),
+        *norm_rows("image/first_norm", "visual.ln_pre"),
+        *_blocks("image", "visual.transformer"),
+        *norm_rows("image/last_norm", "visual.ln_post"),
+        Row("image/projection/kernel", "visual.proj", same()),
+    ]
+
+
+def _timm_image(image: ImageConfig) -> list[Row]:
+    trunk, pool, ours = "visual.trunk", "visual.trunk.attn_pool", "image/transformer/blocks"
+    theirs = f"{trunk}.blocks.{{}}"
+    grid = partial(resize_grid, class_token=False)
+    return [
+        Row("image/stem/projection/kernel", f"{trunk}.patch_embed.proj.weight", patches(image.patch)),
+        Row("image/stem/projection/bias", f"{trunk}.patch_embed.proj.bias", same()),
+        Row("image/positions", f"{trunk}.pos_embed", same(leading=1), resize=grid),
+        *norm_rows(f"{ours}/attention_norm", f"{theirs}.norm1"),
+        *linear_rows(f"{ours}/attention/qkv", f"{theirs}.attn.qkv"),
+        *linear_rows(f"{ours}/attention/out", f"{theirs}.attn.proj", inputs=2),
+        *norm_rows(f"{ours}/mlp_norm", f"{theirs}.norm2"),
+        *linear_rows(f"{ours}/mlp_in", f"{theirs}.mlp.fc1"),
+        *linear_rows(f"{ours}/mlp_out", f"{theirs}.mlp.fc2"),
+        *norm_rows("image/last_norm", f"{trunk}.norm"),
+        Row("image/pool/probe", f"{pool}.latent", same(leading=2)),
+        *linear_rows("image/pool/attention/qkv", (f"{pool}.q", f"{pool}.kv"), parts=(1, 2)),
+        *linear_rows("image/pool/attention/out", f"{pool}.proj", inputs=2),
+        *norm_rows("image/pool/norm", f"{pool}.norm"),
+        *linear_rows("image/pool/mlp_in", f"{pool}.mlp.fc1"),
+        *linear_rows("image/pool/mlp_out", f"{pool}.mlp.fc2"),
+    ]

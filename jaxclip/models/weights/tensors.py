@@ -1,0 +1,121 @@
+"""Tensors of safetensors files, read one at a time. Nothing is ever unpickled."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  NumPy has no bfloat16 without it
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxclip.errors import UserError
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+PICKLES = {b"PK\x03\x04": "a zip archive", b"\x80\x02": "a pickle", b"\x80\x03": "a pickle", b"\x80\x04": "a pickle"}
+"""How files begin that torch.save or pickle wrote."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a checkpoint: where each lies and what it is; `read` brings one into memory.
+
+    Attributes:
+      folder: of the checkpoint.
+      places: name -> the file that holds the tensor and its name there.
+      shapes: name -> shape.
+    """
+
+    folder: Path
+    places: Mapping[str, tuple[Path, str]]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor as it is stored."""
+        path, stored = self.places[name]
+        with _opened(path) as file:
+            return file.get_tensor(stored)
+
+    def renamed(self, rename: Callable[[str], str | None]) -> "Tensors":
+        """Returns the tensors under other names, without those whose new name is None."""
+        names = {name: new for name in self.places if (new := rename(name)) is not None}
+        places = {new: self.places[name] for name, new in names.items()}
+        return Tensors(self.folder, places, {new: self.shapes[name] for name, new in names.items()})
+
+
+def open_tensors(folder: Path, name: str) -> Tensors:
+    """Returns the tensors of FOLDER/NAME, or of the files that FOLDER/NAME.index.json lists; only headers are read.
+
+    Raises:
+      UserError: there is neither, a file is no safetensors file or cut off, a tensor does not hold floating point
+        numbers, or the index leads out of the folder or disagrees with its files.
+    """
+    index = folder / f"{name}.index.json"
+    if (folder / name).exists():
+        paths = [folder / name]
+        expected = None
+    elif index.exists():
+        expected = _index(index)
+        paths = [folder / file for file in sorted(set(expected.values()))]
+    else:
+        pickled = [path.name for path in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))]
+        instead = f", only {pickled[0]}, which would have to be unpickled: that can run any code" if pickled else ""
+        raise UserError(f"{folder} has no {name}{instead}")
+    places: dict[str, tuple[Path, str]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        with _opened(path) as file:
+            for tensor in file.keys():  # noqa: SIM118  not a dict
+                view = file.get_slice(tensor)
+                places[tensor], shapes[tensor] = (path, tensor), tuple(view.get_shape())
+                if view.get_dtype() not in FLOATS and not tensor.endswith("position_ids"):
+                    raise UserError(f"{path}: {tensor} holds {view.get_dtype()}, not one of {', '.join(FLOATS)}")
+    found = {tensor: path.name for tensor, (path, _) in places.items()}
+    if expected not in (None, found):
+        wrong = sorted(tensor for tensor, _ in found.items() ^ expected.items())
+        raise UserError(f"{index} disagrees with the files it lists, for one about {wrong[0]}")
+    return Tensors(folder, places, shapes)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; UserError where there is none."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}, not an object")
+    return value
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Returns the first names and how many more there are, for a message."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _index(path: Path) -> dict[str, str]:
+    files = read_json(path).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
+        raise UserError(f"{path} has no weight_map from tensors to files")
+    for file in files.values():
+        if Path(file).name != file or "\\" in file or not file.endswith(".safetensors"):
+            raise UserError(f"{path} names {file!r}: only safetensors files of the same folder are read")
+    return files
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="numpy")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        with path.open("rb") as file:
+            start = file.read(4)
+        for begins, what in PICKLES.items():
+            if start.startswith(begins):
+                raise UserError(f"{path} is {what}, not a safetensors file, and is never unpickled") from None
+        raise UserError(f"{path} is no safetensors file or is cut off: {error}") from None

@@ -1,0 +1,109 @@
+"""How transformers' image processors and open_clip prepare pictures, read into a `Preprocess` and written from one."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxclip.errors import UserError
+from jaxclip.pipeline.preprocess import Preprocess
+
+PROCESSOR, ALL_PROCESSORS = "preprocessor_config.json", "processor_config.json"
+FILTERS = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers of the resizing filters."""
+RESIZE_MODES = {"shortest": "crop", "squash": "squash"}
+"""open_clip's names -> ours."""
+
+
+def from_hugging_face(settings: Mapping[str, Any], path: Path, **captions: Any) -> Preprocess:
+    """Returns what a preprocessor_config.json says.
+
+    Args:
+      settings: its contents.
+      path: it, for messages.
+      captions: the fields of Preprocess that a processor does not know: caption_template, lowercase, context_length.
+
+    Raises:
+      UserError: pictures are prepared in a way that is not supported here.
+    """
+    given = settings.get("image_processor", settings)
+    crops = given.get("do_center_crop", "crop_size" in given)
+    size, crop = given.get("size"), given.get("crop_size") if crops else None
+    sides = {"resize": "crop" if crops else "squash"}
+    size = {"shortest_edge": size} if isinstance(size, int) and crops else _square(size)
+    crop = _square(crop) if crops else {"height": size.get("height"), "width": size.get("width")}
+    side = crop.get("height")
+    expected = {"shortest_edge": side} if crops else {"height": side, "width": side}
+    problems = [
+        f"{name} = {given.get(name)!r}"
+        for name, wrong in {
+            "size": not side or size != expected or crop.get("width") != side,
+            "resample": given.get("resample", 3) not in FILTERS,
+            "rescale_factor": not math.isclose(given.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6),
+            "image_mean": len(given.get("image_mean") or ()) != 3,
+            "image_std": len(given.get("image_std") or ()) != 3,
+            **{step: not given.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize")},
+        }.items()
+        if wrong
+    ]
+    if problems:
+        raise UserError(f"{path} prepares pictures in a way that is not supported: {', '.join(problems)}")
+    return Preprocess(
+        image_size=side,
+        mean=tuple(given["image_mean"]),
+        std=tuple(given["image_std"]),
+        filter=FILTERS[given.get("resample", 3)],
+        **sides,
+        **captions,
+    )
+
+
+def to_hugging_face(preprocess: Preprocess, kind: str) -> dict[str, Any]:
+    """Returns the contents of a preprocessor_config.json; `kind` is CLIP or Siglip."""
+    square = {"height": preprocess.image_size, "width": preprocess.image_size}
+    crops = preprocess.resize == "crop"
+    return {
+        "image_processor_type": f"{kind}ImageProcessor",
+        "processor_class": f"{kind}Processor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": preprocess.image_size} if crops else square,
+        "do_center_crop": crops,
+        "crop_size": square,
+        "resample": {name: number for number, name in FILTERS.items()}[preprocess.filter],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+
+
+def from_open_clip(settings: Mapping[str, Any], path: Path, *, image_size: int, **captions: Any) -> Preprocess:
+    """Returns what the preprocess_cfg of an open_clip_config.json says; arguments and errors as `from_hugging_face`."""
+    mode, filter = settings.get("resize_mode", "shortest"), settings.get("interpolation", "bicubic")
+    if mode not in RESIZE_MODES or filter not in FILTERS.values():
+        raise UserError(f"{path}: resize_mode = {mode!r} with interpolation = {filter!r} is not supported")
+    if not all(len(settings.get(name) or ()) == 3 for name in ("mean", "std")):
+        raise UserError(f"{path}: preprocess_cfg has no mean or no std of three channels")
+    mean, std = tuple(settings["mean"]), tuple(settings["std"])
+    return Preprocess(image_size=image_size, resize=RESIZE_MODES[mode], mean=mean, std=std, filter=filter, **captions)
+
+
+def to_open_clip(preprocess: Preprocess) -> dict[str, Any]:
+    """Returns the preprocess_cfg of an open_clip_config.json."""
+    return {
+        "size": preprocess.image_size,
+        "mode": "RGB",
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "interpolation": preprocess.filter,
+        "resize_mode": {ours: theirs for theirs, ours in RESIZE_MODES.items()}[preprocess.resize],
+        "fill_color": 0,
+    }
+
+
+def _square(size: Any) -> dict[str, int]:
+    if isinstance(size, int):
+        return {"height": size, "width": size}
+    return dict(size) if isinstance(size, Mapping) else {}

@@ -1,0 +1,55 @@
+"""Compiled for 256 TPU chips that nobody has here: a million rows fit, and they travel around the ring."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROWS, DIMENSION, CHIPS = 2**20, 768, 256
+
+COMPILE = f"""
+import numpy as np
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxclip.losses import tiled
+from jaxclip.training.mesh import batch_sharding, make_mesh
+
+mesh = make_mesh(16, 16, 1, topologies.get_topology_desc("v5e:16x16", platform="tpu").devices)
+rows = jax.ShapeDtypeStruct(({ROWS}, {DIMENSION}), jnp.float32, sharding=batch_sharding(mesh))
+groups = jax.ShapeDtypeStruct(({ROWS},), jnp.int32, sharding=batch_sharding(mesh))
+scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+with jax.set_mesh(mesh):
+    loss = lambda x, y, s, g: tiled.info_nce(x, y, s, g)[0]
+    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(rows, rows, scale, groups).compile()
+print("temporaries", compiled.memory_analysis().temp_size_in_bytes)
+print(compiled.as_text())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu, which compiles for TPUs, is not installed")
+def test_a_million_rows_compile_for_v5e_16x16_as_a_ring_without_a_large_buffer():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_LOG_DIR": "disabled",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another process may be compiling for TPUs too
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    first, program = done.stdout.split("\n", 1)
+    assert int(first.split()[1]) < 2**28  # 256 MiB of a chip's 16 GiB
+    own = ROWS // CHIPS
+    assert re.search(rf"f32\[{own},{DIMENSION}\]\S* collective-permute", program)
+    assert "all-gather" not in program
+    shapes = re.findall(r"\b(?:f32|bf16|s32|pred)\[([\d,]+)\]", program)
+    largest = max(shapes, key=lambda shape: eval("*".join(shape.split(","))))
+    assert eval("*".join(largest.split(","))) <= own * DIMENSION, largest

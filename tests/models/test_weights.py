@@ -1,0 +1,343 @@
+"""Checkpoints of other libraries: read as they are onto any mesh, or refused in one sentence; nothing is unpickled."""
+
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from jaxclip.errors import UserError
+from jaxclip.models.clip import CLIP, CLIPConfig, ImageConfig, TextConfig
+from jaxclip.models.transformer import TransformerConfig
+from jaxclip.models.weights import hugging_face, open_clip, table
+from jaxclip.models.weights.positions import resize_context
+from jaxclip.models.weights.tensors import open_tensors
+from jaxclip.training import mesh as meshes
+
+BLOCKS = TransformerConfig(width=32, layers=2, heads=2, mlp_ratio=3.0)
+CLIP_TOWERS = CLIPConfig(ImageConfig(32, 8, BLOCKS), TextConfig(64, 12, 63, BLOCKS), 24)
+SIGLIP_TOWERS = CLIPConfig(
+    ImageConfig(32, 8, BLOCKS, pooling="map", stem_bias=True, first_norm=False, projection=False),
+    TextConfig(64, 12, 63, BLOCKS, pooling="last", projection_bias=True),
+    32,
+    logit_bias=0.0,
+)
+LAST = "text_model.final_layer_norm.bias"
+
+
+def shapes_of(config):
+    return nnx.to_pure_dict(nnx.eval_shape(lambda: nnx.state(CLIP(config, rngs=nnx.Rngs(0)))))
+
+
+def random_params(config):
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes_of(config))
+
+
+def write(folder, config=CLIP_TOWERS, change=lambda tensors: tensors, layout=hugging_face):
+    """Writes a checkpoint of random weights and returns them."""
+    params = random_params(config)
+    settings = layout.write_config(config)
+    if layout is open_clip:
+        settings, rows = {"model_cfg": settings}, open_clip.table(config, nested=False)
+    else:
+        rows = hugging_face.table(config)
+    (folder / layout.CONFIG).write_text(json.dumps(settings))
+    save_file(change(table.save(rows, params)), folder / layout.WEIGHTS, {"format": "pt"})
+    return params
+
+
+def load(folder, config=None, layout=hugging_face):
+    found = layout.read(folder)
+    return table.load(found.table, found.tensors, shapes_of(config or found.config))
+
+
+def assert_equal(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), found, expected)
+
+
+@pytest.mark.parametrize("layout", [hugging_face, open_clip], ids=["transformers", "open_clip"])
+@pytest.mark.parametrize("config", [CLIP_TOWERS, SIGLIP_TOWERS], ids=["clip", "siglip"])
+def test_what_is_written_is_read_back_bit_by_bit(tmp_path, config, layout):
+    if layout is open_clip and config is SIGLIP_TOWERS:
+        pytest.skip("timm has no tower as small; see test_open_clip.py")
+    params = write(tmp_path, config, layout=layout)
+    assert layout.read(tmp_path).config == config
+    assert_equal(load(tmp_path, layout=layout), params)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_weights_of_another_precision_become_float32(tmp_path, dtype):
+    params = write(tmp_path, change=lambda tensors: {name: value.astype(dtype) for name, value in tensors.items()})
+    found = load(tmp_path)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
+    assert_equal(found, jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), params))
+
+
+def test_a_checkpoint_in_several_files_is_read_through_its_index(tmp_path):
+    params = write(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {name: f"model-0000{1 + (number % 2)}-of-00002.safetensors" for number, name in enumerate(names)}
+    for file in set(files.values()):
+        save_file({name: tensors[name] for name in names if files[name] == file}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    assert_equal(load(tmp_path), params)
+    index.write_text(json.dumps({"weight_map": {**files, names[0]: files[names[1]]}}))
+    with pytest.raises(UserError, match=f"disagrees with the files it lists, for one about {names[0]}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
+def test_weights_are_read_straight_to_their_places_on_any_mesh(tmp_path, sizes):
+    blocks = replace(BLOCKS, width=64, heads=8)
+    config = CLIPConfig(ImageConfig(32, 8, blocks), TextConfig(128, 12, 127, blocks), 24)
+    params = write(tmp_path, config)
+    shapes = shapes_of(config)
+    where = meshes.shardings(shapes, meshes.make_mesh(*sizes))
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, where
+    )
+    found = hugging_face.read(tmp_path)
+    loaded = table.load(found.table, found.tensors, abstract)
+    assert_equal(loaded, params)
+    jax.tree.map(lambda leaf, sharding: pytest.fail() if leaf.sharding != sharding else None, loaded, where)
+    kernel = loaded["image"]["transformer"]["blocks"]["mlp_in"]["kernel"]
+    assert not kernel.sharding.is_fully_replicated, "the test is of a mesh that splits something"
+
+
+def without(name):
+    return lambda tensors: {key: value for key, value in tensors.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (without(LAST), f"missing: {LAST}$"),
+        (lambda tensors: {**tensors, "adapter.weight": np.zeros(3, np.float32)}, "not known: adapter.weight$"),
+        (
+            lambda tensors: {**tensors, LAST: np.zeros(7, np.float32)},
+            rf"of another shape: {LAST} is \(7,\), not \(32,\)$",
+        ),
+        (lambda tensors: {**without(LAST)(tensors), "a": np.zeros(1, np.float32)}, f"missing: {LAST}; not known: a$"),
+        (lambda tensors: {**tensors, LAST: np.zeros(32, np.int64)}, f"{LAST} holds I64, not one of F64, F32"),
+    ],
+    ids=["missing", "extra", "misshaped", "renamed", "integers"],
+)
+def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, message):
+    write(tmp_path, change=change)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+def test_constants_that_old_releases_stored_are_passed_over(tmp_path):
+    ids = {"text_model.embeddings.position_ids": np.arange(12)[None]}
+    params = write(tmp_path, change=lambda tensors: {**tensors, **ids})
+    assert_equal(load(tmp_path), params)
+
+
+class Bomb:
+    """What runs if it is ever unpickled."""
+
+    def __reduce__(self):
+        return (pytest.exit, ("a pickle was loaded",))
+
+
+def zipped(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Bomb()))
+
+
+def header(text, length=None):
+    data = text.encode()
+    return struct.pack("<Q", len(data) if length is None else length) + data
+
+
+def entry(begin, end, dtype="F32", shape=(2,)):
+    return json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}})
+
+
+BROKEN = {
+    "empty": lambda path: path.write_bytes(b""),
+    "a pickle": lambda path: path.write_bytes(pickle.dumps(Bomb())),
+    "a zipped pickle": zipped,
+    "a header longer than the file": lambda path: path.write_bytes(header("{}", 1 << 40)),
+    "a header that is no JSON": lambda path: path.write_bytes(header("{not json}")),
+    "a tensor beyond the end": lambda path: path.write_bytes(header(entry(0, 8)) + bytes(4)),
+    "a hole": lambda path: path.write_bytes(header(entry(4, 12)) + bytes(12)),
+    "a size that is not the shape's": lambda path: path.write_bytes(header(entry(0, 8, shape=(3,))) + bytes(8)),
+    "a type nobody knows": lambda path: path.write_bytes(header(entry(0, 8, dtype="X9")) + bytes(8)),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "cut off in its header": lambda path: path.write_bytes(path.read_bytes()[:50]),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN.keys())
+def test_a_file_that_is_no_whole_safetensors_file_is_refused_in_one_sentence(tmp_path, damage):
+    write(tmp_path)
+    damage(tmp_path / "model.safetensors")
+    with pytest.raises(UserError) as raised:
+        load(tmp_path)
+    message = str(raised.value)
+    assert "model.safetensors" in message and "\n" not in message
+    assert "never unpickled" in message if damage in (zipped, BROKEN["a pickle"]) else "no safetensors file" in message
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../model.safetensors", "/etc/model.safetensors", "sub/model.safetensors", "model.bin", "..\\m.safetensors"],
+)
+def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path, file):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    write(folder)
+    (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {LAST: file}}))
+    with pytest.raises(UserError, match=r"only safetensors files of the same folder are read"):
+        load(folder)
+
+
+def test_a_folder_that_holds_pickles_alone_is_refused(tmp_path):
+    write(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(UserError, match=r"only pytorch_model\.bin, which would have to be unpickled"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ("", "is not valid JSON"),
+        ("[]", "holds list, not an object"),
+        ('{"model_type": "llama"}', "model_type is 'llama'; clip and siglip can be loaded"),
+        ('{"model_type": "clip", "vision_config": {"hidden_act": "swish"}}', "hidden_act = 'swish' is none of"),
+        ('{"model_type": "clip", "vision_config": {"num_attention_heads": 5}}', "is not a multiple of the number"),
+        ('{"model_type": "clip", "vision_config": 3}', "does not describe a clip model"),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_is_refused_in_one_sentence(tmp_path, settings, message):
+    write(tmp_path)
+    (tmp_path / "config.json").write_text(settings)
+    with pytest.raises(UserError, match=message) as raised:
+        load(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "section, change, message",
+    [
+        ("vision_cfg", {"attentional_pool": True}, "vision_cfg.attentional_pool = True is not supported"),
+        ("vision_cfg", {"timm_model_name": "resnet50"}, "SigLIP's with attention pooling are supported, not resnet50"),
+        ("text_cfg", {"hf_model_name": "roberta"}, "text_cfg.hf_model_name = 'roberta' is not supported"),
+        ("text_cfg", {"pool_type": "first"}, "text_cfg.pool_type = 'first' with this causal mask is not supported"),
+        ("text_cfg", {"no_causal_mask": True}, "with this causal mask is not supported"),
+    ],
+)
+def test_open_clips_other_towers_are_refused_by_name(tmp_path, section, change, message):
+    write(tmp_path, layout=open_clip)
+    path = tmp_path / open_clip.CONFIG
+    settings = json.loads(path.read_text())
+    settings["model_cfg"][section] |= change
+    if "timm_model_name" in change:
+        settings["model_cfg"][section] = change
+    path.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, layout=open_clip)
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        (replace(CLIP_TOWERS, image=replace(CLIP_TOWERS.image, stem="residual_conv")), "a convolutional stem"),
+        (replace(CLIP_TOWERS, image=replace(CLIP_TOWERS.image, pooling="mean")), "an image tower that averages"),
+        (replace(CLIP_TOWERS, text=replace(CLIP_TOWERS.text, pooling="mean")), "a text tower that averages"),
+        (replace(CLIP_TOWERS, logit_bias=0.0), "this mixture of CLIP's and SigLIP's parts"),
+    ],
+)
+def test_towers_that_others_cannot_be_are_refused_with_the_reason(config, reason):
+    for layout in (hugging_face, open_clip):
+        with pytest.raises(UserError, match=reason):
+            layout.write_config(config)
+
+
+def test_an_end_token_that_transformers_would_misread_is_refused():
+    with pytest.raises(UserError, match="end token whose id is 2"):
+        hugging_face.write_config(replace(CLIP_TOWERS, text=replace(CLIP_TOWERS.text, end_token=2)))
+
+
+def test_a_longer_context_keeps_its_first_positions_and_stretches_the_rest():
+    positions = np.random.default_rng(0).normal(size=(77, 3)).astype(np.float32)
+    longer = resize_context(positions, (248, 3))
+    np.testing.assert_array_equal(longer[:20], positions[:20])
+    np.testing.assert_allclose(longer[[20, -1]], positions[[20, -1]], atol=1e-6)
+    places = np.linspace(20, 76, 228)
+    expected = np.stack([np.interp(places, np.arange(77), column) for column in positions.T], axis=1)
+    np.testing.assert_allclose(longer[20:], expected, atol=1e-5)
+    np.testing.assert_array_equal(resize_context(positions, (30, 3)), positions[:30])
+
+
+MEASURED = """
+import sys, threading, time
+from pathlib import Path
+import jax, numpy as np
+from flax import nnx
+from jaxclip.models.clip import CLIP
+from jaxclip.models.weights import hugging_face, table
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+found = hugging_face.read(Path(sys.argv[1]))
+shapes = nnx.to_pure_dict(nnx.eval_shape(lambda: nnx.state(CLIP(found.config, rngs=nnx.Rngs(0)))))
+jax.block_until_ready(jax.numpy.zeros(8) + 1)
+sizes = [leaf.size * 4 / 2**20 for leaf in jax.tree.leaves(shapes)]
+before, peak, running = anonymous(), [0.0], [True]
+
+def watch():
+    while running[0]:
+        peak[0] = max(peak[0], anonymous())
+        time.sleep(0.001)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+params = jax.block_until_ready(table.load(found.table, found.tensors, shapes))
+running[0] = False
+watcher.join()
+print(peak[0] - before, sum(sizes), max(sizes))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_takes_the_memory_of_the_parameters_and_of_the_largest_one(tmp_path):
+    blocks = replace(BLOCKS, width=512, heads=8, layers=6, mlp_ratio=4.0)
+    write(tmp_path, CLIPConfig(ImageConfig(32, 8, blocks), TextConfig(20_000, 12, 63, blocks), 24))
+    # What is freed is given back at once: how much malloc would keep for later is not what is measured.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20), "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", MEASURED, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    peak, parameters, largest = map(float, done.stdout.split())
+    assert parameters > 150 and largest > 35
+    assert peak < parameters + largest, f"{peak:.0f} MiB for {parameters:.0f} MiB, the largest {largest:.0f}"
+    assert peak > 0.9 * parameters, "what is measured is the loading"
+
+
+def test_only_headers_are_read_until_a_tensor_is_asked_for(tmp_path):
+    write(tmp_path)
+    tensors = open_tensors(Path(tmp_path), "model.safetensors")
+    assert tensors.shapes[LAST] == (32,)
+    np.testing.assert_array_equal(tensors.read(LAST), load_file(tmp_path / "model.safetensors")[LAST])

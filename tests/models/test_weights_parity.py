@@ -1,0 +1,261 @@
+"""Towers and encoders with the weights of transformers give what transformers gives, and train as they train there."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxclip.losses.contrastive import info_nce
+from jaxclip.models.clip import CLIP
+from jaxclip.models.weights import hugging_face, table
+from jaxclip.models.weights.encoders import load_bert, load_vit
+from jaxclip.models.weights.positions import resize_grid
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+CLOSE = 1e-5
+VOCABULARY, END = 300, 299
+TEXT = {"vocab_size": VOCABULARY, "eos_token_id": END, "bos_token_id": 298, "pad_token_id": END}
+
+
+def blocks(width, heads, layers=2, hidden=None, **more):
+    size = {"hidden_size": width, "intermediate_size": hidden or 4 * width}
+    return {**size, "num_hidden_layers": layers, "num_attention_heads": heads, **more}
+
+
+def clip(vision, text, projection, **settings):
+    config = transformers.CLIPConfig(
+        vision_config={**vision, **settings}, text_config={**text, **TEXT, **settings}, projection_dim=projection
+    )
+    return transformers.CLIPModel(config)
+
+
+CLIPS = {
+    "vit_b_32": lambda: clip(blocks(768, 12, image_size=224, patch_size=32), blocks(512, 8), 512),
+    "vit_b_16": lambda: clip(blocks(768, 12, image_size=224, patch_size=16), blocks(512, 8), 512),
+    "vit_l_14": lambda: clip(blocks(1024, 16, image_size=224, patch_size=14), blocks(768, 12), 768),
+    "gelu": lambda: clip(blocks(64, 2, image_size=64, patch_size=16), blocks(32, 2), 24, hidden_act="gelu"),
+    "odd_sizes": lambda: clip(
+        blocks(48, 3, hidden=100, image_size=48, patch_size=16, layer_norm_eps=1e-6), blocks(32, 4, hidden=70), 20
+    ),
+    "legacy_end": lambda: clip(blocks(32, 2, image_size=32, patch_size=16), blocks(32, 2), 16),
+}
+
+
+def siglip():
+    config = transformers.SiglipConfig(
+        vision_config=blocks(48, 3, hidden=100, image_size=64, patch_size=16),
+        text_config={**blocks(48, 3, hidden=100), "vocab_size": VOCABULARY, "max_position_embeddings": 16},
+    )
+    return transformers.SiglipModel(config)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Writes a randomly initialised model of transformers, its biases and norms random too, and returns both."""
+
+    def write(make, change=lambda model: None):
+        torch.manual_seed(0)
+        model = make().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim <= 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        change(model)
+        folder = tmp_path_factory.mktemp("checkpoint")
+        model.save_pretrained(folder)
+        return folder, model
+
+    return write
+
+
+def towers(folder):
+    """Returns the configuration, the graph and the parameters of a checkpoint."""
+    found = hugging_face.read(folder)
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: CLIP(found.config, rngs=nnx.Rngs(0))))
+    return found, graph, table.load(found.table, found.tensors, nnx.to_pure_dict(shapes))
+
+
+def pictures(size, count=3):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def pixel_values(pixels, config):
+    scaled = (pixels / 255.0 - np.asarray(config.mean)) / np.asarray(config.std)
+    return torch.tensor(scaled.transpose(0, 3, 1, 2), dtype=torch.float32)
+
+
+def captions(length, count=3):
+    """Returns captions of every length from none to over-long, padded with their end."""
+    random = np.random.default_rng(1)
+    tokens = random.integers(1, 298, (count, length))
+    lengths = np.linspace(0, length - 2, count).astype(int)
+    tokens[:, 0] = 298
+    tokens[np.arange(length) > lengths[:, None]] = END
+    return tokens.astype(np.int32)
+
+
+def assert_same(found, expected):
+    logits = found.logit_scale * found.image @ found.text.T
+    logits = logits if found.logit_bias is None else logits + found.logit_bias
+    np.testing.assert_allclose(found.image, expected.image_embeds.numpy(), atol=CLOSE, rtol=0)
+    np.testing.assert_allclose(found.text, expected.text_embeds.numpy(), atol=CLOSE, rtol=0)
+    np.testing.assert_allclose(logits, expected.logits_per_image.numpy(), atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith("vit") else ()) for name in sorted(CLIPS)]
+)
+def test_clips_embeddings_and_logits_are_those_of_transformers(checkpoint, name):
+    def end_as_of_old(model):
+        model.config.text_config.eos_token_id = model.text_model.eos_token_id = 2
+
+    folder, model = checkpoint(CLIPS[name], end_as_of_old if name == "legacy_end" else lambda model: None)
+    found, graph, params = towers(folder)
+    pixels, tokens = pictures(found.config.image.size), captions(found.config.text.context_length, 6)[-3:]
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor(tokens).long(), pixel_values=pixel_values(pixels, found.config.image))
+    assert_same(jax.jit(nnx.merge(graph, params))(pixels, tokens), expected)
+
+
+def test_captions_of_every_length_are_read_at_their_end(checkpoint):
+    folder, model = checkpoint(CLIPS["gelu"])
+    _, graph, params = towers(folder)
+    tokens = captions(77, 77)
+    with torch.no_grad():
+        expected = model.get_text_features(input_ids=torch.tensor(tokens).long()).pooler_output
+    found = jax.jit(nnx.merge(graph, params).encode_text)(tokens)
+    np.testing.assert_allclose(found, torch.nn.functional.normalize(expected), atol=CLOSE)
+
+
+def test_siglips_embeddings_and_logits_are_those_of_transformers(checkpoint):
+    folder, model = checkpoint(siglip)
+    found, graph, params = towers(folder)
+    pixels, tokens = pictures(64), captions(16)
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor(tokens).long(), pixel_values=pixel_values(pixels, found.config.image))
+    assert_same(jax.jit(nnx.merge(graph, params))(pixels, tokens), expected)
+    assert float(np.abs(params["logit_bias"])) > 0, "the logits are tested with a bias"
+
+
+def test_a_vits_class_token_is_that_of_transformers(checkpoint):
+    config = blocks(48, 3, image_size=64, patch_size=16)
+    folder, model = checkpoint(lambda: transformers.ViTModel(transformers.ViTConfig(**config)))
+    statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
+    vit, pixels = load_vit(folder), pictures(64)
+    with torch.no_grad():
+        expected = model(pixel_values(pixels, vit.config)).last_hidden_state
+    np.testing.assert_allclose(vit(pixels), expected[:, 0], atol=CLOSE)
+
+
+@pytest.mark.parametrize("under", ["", "bert."])
+def test_berts_tokens_are_those_of_transformers(checkpoint, under):
+    settings = {**blocks(48, 3), "vocab_size": VOCABULARY, "max_position_embeddings": 32}
+
+    def make():
+        kind = transformers.BertForMaskedLM if under else transformers.BertModel
+        return kind(transformers.BertConfig(**settings))
+
+    folder, model = checkpoint(make)
+    model = model.bert if under else model
+    bert, tokens = load_bert(folder), captions(20, 5)
+    inside = np.arange(20) < np.asarray([[20], [3], [11], [1], [19]])
+    with torch.no_grad():
+        expected = model(torch.tensor(tokens).long(), attention_mask=torch.tensor(inside).long()).last_hidden_state
+    np.testing.assert_allclose(np.asarray(bert(tokens, inside))[inside], expected.numpy()[inside], atol=CLOSE)
+    np.testing.assert_allclose(bert.features(tokens, inside), expected[:, 0], atol=CLOSE)
+
+
+@pytest.mark.parametrize("make", [CLIPS["odd_sizes"], siglip], ids=["clip", "siglip"])
+def test_what_is_written_is_what_was_read_bit_by_bit_and_transformers_loads_it(checkpoint, tmp_path, make):
+    from safetensors.numpy import load_file, save_file
+
+    folder, model = checkpoint(make)
+    found, _, params = towers(folder)
+    written = table.save(found.table, params)
+    stored = load_file(folder / "model.safetensors")
+    assert written.keys() == stored.keys()
+    for name, value in stored.items():
+        np.testing.assert_array_equal(written[name], value, strict=True)
+    save_file(written, tmp_path / "model.safetensors", {"format": "pt"})
+    settings = hugging_face.write_config(found.config)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert hugging_face.read(tmp_path).config == found.config
+    again, told = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
+    pixels, tokens = pictures(found.config.image.size), captions(found.config.text.context_length)
+    inputs = {"input_ids": torch.tensor(tokens).long(), "pixel_values": pixel_values(pixels, found.config.image)}
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**inputs).logits_per_image, model(**inputs).logits_per_image)
+
+
+@pytest.mark.parametrize("size", [96, 32])
+def test_a_larger_or_smaller_picture_is_read_as_transformers_interpolates_positions(checkpoint, size):
+    folder, model = checkpoint(CLIPS["gelu"])
+    found = hugging_face.read(folder)
+    config = replace(found.config, image=replace(found.config.image, size=size))
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
+    params = table.load(found.table, found.tensors, nnx.to_pure_dict(shapes))
+    pixels = pictures(size)
+    with torch.no_grad():
+        expected = model.get_image_features(pixel_values(pixels, config.image), interpolate_pos_encoding=True)
+    image = jax.jit(nnx.merge(graph, params).encode_image)(pixels)
+    np.testing.assert_allclose(image, torch.nn.functional.normalize(expected.pooler_output), atol=CLOSE)
+
+
+@pytest.mark.parametrize("after", [3, 7, 16, 24])
+def test_positions_are_interpolated_as_torch_does(after):
+    positions = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
+    grid = torch.tensor(positions[1:].reshape(1, 7, 7, 5)).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
+    found = resize_grid(positions, (after * after + 1, 5), class_token=True)
+    np.testing.assert_array_equal(found[0], positions[0])
+    np.testing.assert_allclose(found[1:].reshape(after, after, 5), expected[0].permute(1, 2, 0), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ten_steps_of_adamw_follow_the_losses_of_torch(checkpoint):
+    folder, model = checkpoint(CLIPS["odd_sizes"])
+    found, graph, params = towers(folder)
+    rate, decay, size, length = 1e-3, 0.1, found.config.image.size, found.config.text.context_length
+    random = np.random.default_rng(3)
+    batches = [
+        (random.integers(0, 256, (8, size, size, 3), dtype=np.uint8), random.permutation(captions(length, 8)))
+        for _ in range(10)
+    ]
+    adam = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=decay)
+    expected = []
+    for pixels, tokens in batches:
+        out = model(
+            input_ids=torch.tensor(tokens).long(),
+            pixel_values=pixel_values(pixels, found.config.image),
+            return_loss=True,
+        )
+        adam.zero_grad()
+        out.loss.backward()
+        adam.step()
+        expected.append(out.loss.item())
+    ours = optax.adamw(rate, 0.9, 0.98, 1e-6, weight_decay=decay)
+
+    @jax.jit
+    def step(params, state, pixels, tokens):
+        def loss(params):
+            return info_nce(*nnx.merge(graph, params)(pixels, tokens)[:3])[0]
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, state = ours.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    losses, state = [], ours.init(params)
+    for pixels, tokens in batches:
+        params, state, value = step(params, state, jnp.asarray(pixels), jnp.asarray(tokens))
+        losses.append(float(value))
+    np.testing.assert_allclose(losses, expected, atol=1e-4)
+    assert np.ptp(expected) > 0.1, "the losses move, so that following them says something"

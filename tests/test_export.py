@@ -1,0 +1,127 @@
+"""Exported towers give the same vectors in transformers and, by themselves, where only JAX is installed."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxclip import config
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.batch_size, config.steps = 16, 2
+    config.data = ConfigDict(
+        {"drawn_products": 150, "image_size": 64, "context_length": 12, "vocab_size": 300}
+        | {"test": 0.2, "resize": "crop"}
+    )
+    config.model = ConfigDict({"preset": "vit_b_32"})
+    return config
+"""
+ALONE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("jaxclip", "flax", "optax", "transformers", "safetensors", "tensorflow", "orbax"):
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Absent())
+folder, inputs, out = sys.argv[1:]
+sys.path.insert(0, folder)
+import numpy as np
+import load_towers
+
+towers, given = load_towers.load(folder), np.load(inputs)
+found = {"image": towers.image(given["pixels"]), "text": towers.text(given["tokens"]),
+         "one": towers.image(given["pixels"][:1])}
+np.savez(out, **found, scale=towers.logit_scale, bias=towers.logit_bias)
+"""
+
+
+def encode(workdir, pixels, tokens):
+    """Returns what the towers of a workdir give."""
+    import jax
+    from flax import nnx
+
+    from jaxclip.training import setup
+    from jaxclip.training.checkpoint import Checkpoints
+
+    towers = setup.load_towers(config.load(workdir), workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    with jax.set_mesh(towers.mesh):
+        params = checkpoints.restore_params(towers.abstract.params, checkpoints.steps()[-1])
+    return nnx.merge(towers.graph, params)(pixels, tokens)
+
+
+def inputs_of(workdir):
+    """Returns pictures and captions as a workdir's towers take them."""
+    from jaxclip.pipeline import text
+
+    preprocess = json.loads((workdir / "preprocess.json").read_text())
+    size, length = preprocess["image_size"], preprocess["context_length"]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    tokens = text.encode(text.load_tokenizer(workdir / "tokenizer"), ["a red shirt", "", "blue " * 50], length)
+    return pixels, tokens
+
+
+def test_towers_that_transformers_lacks_are_refused_and_run_with_jax_alone(run, trained, tmp_path):
+    refused = run("export", f"--workdir={trained}", f"--output={tmp_path / 'refused'}")
+    assert refused.returncode == 2, refused.stderr
+    assert "error: neither CLIPModel nor SiglipModel has a convolutional stem" in refused.stderr
+    assert not (tmp_path / "refused").exists()
+
+    out, (pixels, tokens) = tmp_path / "out", inputs_of(trained)
+    done = run("export", f"--workdir={trained}", f"--output={out}", "--layouts=stablehlo")
+    assert done.returncode == 0 and "checkpoint of step 12" in done.stdout, done.stderr
+    np.savez(tmp_path / "inputs.npz", pixels=pixels, tokens=tokens)
+    command = [sys.executable, "-c", ALONE, out, tmp_path / "inputs.npz", tmp_path / "found.npz"]
+    alone = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    found, expected = np.load(tmp_path / "found.npz"), encode(trained, pixels, tokens)
+    np.testing.assert_allclose(found["image"], expected.image, atol=1e-5)
+    np.testing.assert_allclose(found["text"], expected.text, atol=1e-5)
+    np.testing.assert_allclose(found["one"], found["image"][:1], atol=1e-5)
+    np.testing.assert_allclose(found["scale"], expected.logit_scale, rtol=1e-5)
+    assert found["bias"] == 0
+
+
+@pytest.mark.slow
+def test_transformers_loads_an_export_with_its_processor_and_gives_the_same_vectors(run, tmp_path):
+    torch = pytest.importorskip("torch")
+    from PIL import Image
+    from transformers import AutoProcessor, CLIPModel
+
+    (tmp_path / "small.py").write_text(CONFIG)
+    workdir, out = tmp_path / "workdir", tmp_path / "out"
+    done = run("train", f"--config={tmp_path / 'small.py'}", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    done = run("export", f"--workdir={workdir}", f"--output={out}", "--layouts=transformers")
+    assert done.returncode == 0, done.stderr
+    pixels, tokens = inputs_of(workdir)
+    processor, model = AutoProcessor.from_pretrained(out), CLIPModel.from_pretrained(out).eval()
+    captions = ["A Red SHIRT", "", "blue " * 50]  # the run lowercased its captions, and so does the export's tokenizer
+    given = processor(
+        text=captions,
+        images=[Image.fromarray(picture) for picture in pixels],
+        return_tensors="pt",
+        padding="max_length",
+        truncation=True,
+    )
+    np.testing.assert_array_equal(given["input_ids"], tokens)
+    with torch.no_grad():
+        theirs = model(**given)
+    ours = encode(workdir, pixels, tokens)
+    np.testing.assert_allclose(theirs.image_embeds.numpy(), ours.image, atol=1e-5)
+    np.testing.assert_allclose(theirs.text_embeds.numpy(), ours.text, atol=1e-5)
+
+
+def test_layouts_that_do_not_exist_are_refused(run, trained, tmp_path):
+    done = run("export", f"--workdir={trained}", f"--output={tmp_path / 'out'}", "--layouts=onnx")
+    assert done.returncode == 2
+    assert "error: --layouts=onnx is none of transformers, open_clip, stablehlo" in done.stderr

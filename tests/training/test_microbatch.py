@@ -1,0 +1,103 @@
+"""Microbatches have the loss and gradients of the undivided batch, with all that is drawn at random, in less memory."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxclip.losses.objective import Objective
+from jaxclip.models.clip import CLIP
+from jaxclip.models.presets import Preset, clip_config
+from jaxclip.training import mesh
+from jaxclip.training.state import make_model
+from jaxclip.training.step import make_loss
+
+BATCH, CONTEXT, END = 32, 8, 63
+CONFIG = clip_config(
+    Preset(8, (32, 2, 2), (32, 2, 2), 32, "conv", "mean", "mean", "gelu_tanh"),
+    image_size=32,
+    vocab_size=64,
+    context_length=CONTEXT,
+    end_token=END,
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    temperature=0.07,
+    logit_bias=-10.0,
+    dropout=0.2,
+    stochastic_depth=0.4,
+    patch_dropout=0.5,
+    execution="scan",
+)
+GRAPH, _ = make_model(CONFIG)
+PARAMS = nnx.to_pure_dict(nnx.state(CLIP(CONFIG, rngs=nnx.Rngs(0))))
+INFO_NCE, TILED = Objective(implementation="dense"), Objective(implementation="tiled", tile=8)
+SIGMOID = Objective("sigmoid", "tiled", tile=8)
+INCORRECT = Objective("incorrect_pairs", info_nce=1.0)
+
+
+def batch_for(objective, rows=BATCH):
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, END, (2, rows, CONTEXT), dtype=np.int32)
+    tokens[..., -1] = END
+    batch = {"image": random.integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8), "text": tokens[0]}
+    batch["group"] = random.integers(0, rows // 2, rows, dtype=np.int32)
+    if objective is INCORRECT:
+        similarity = random.uniform(-1, 1, rows).astype(np.float32)
+        batch |= {"incorrect_text": tokens[1], "similarity": similarity, "has_incorrect": similarity < 0.8}
+    return batch
+
+
+def compiled(objective, microbatch, batch, key):
+    loss = make_loss(GRAPH, mask_groups=True, learned_temperature=True, objective=objective, microbatch=microbatch)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(PARAMS, batch, key).compile()
+
+
+def run(objective, microbatch, key=7):
+    batch, key = batch_for(objective), jax.random.key(key)
+    (value, metrics), gradients = compiled(objective, microbatch, batch, key)(PARAMS, batch, key)
+    return float(value), jax.device_get(metrics), jax.device_get(gradients)
+
+
+def assert_same(found, expected):
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    assert found[1].keys() == expected[1].keys()
+    for ours, right in zip(jax.tree.leaves(found[1:]), jax.tree.leaves(expected[1:]), strict=True):
+        assert np.linalg.norm(ours - right) <= 2e-5 * np.linalg.norm(right) + 1e-7
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective", [INFO_NCE, TILED, SIGMOID, INCORRECT], ids=lambda o: f"{o.name} {o.implementation}"
+)
+def test_a_batch_in_microbatches_has_the_loss_and_the_gradients_of_the_whole_batch(objective):
+    whole = run(objective, 0)
+    assert_same(run(objective, 8), whole)
+    assert abs(run(objective, 8, key=8)[0] - whole[0]) > 1e-4  # dropout and the like are on
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("microbatch", [0, 8])
+def test_so_it_has_on_a_mesh(microbatch):
+    whole = run(INFO_NCE, 0)
+    with jax.set_mesh(mesh.make_mesh(2, 2, 2, jax.devices("cpu"))):
+        assert_same(run(TILED, microbatch), whole)
+
+
+def test_memory_is_that_of_a_microbatch():
+    def temporaries(microbatch):
+        batch, key = batch_for(INFO_NCE, 512), jax.random.key(0)
+        return compiled(INFO_NCE, microbatch, batch, key).memory_analysis().temp_size_in_bytes
+
+    assert temporaries(32) < temporaries(0) / 6
+
+
+def test_a_microbatch_that_does_not_divide_the_batch_is_refused():
+    with pytest.raises(ValueError, match="microbatches of 9 rows do not divide a batch of 32"):
+        run(INFO_NCE, 9)
