@@ -53,9 +53,9 @@ def measure(items: int = ITEMS) -> dict[str, Any]:
     one_to_one = Relevance.from_groups(np.arange(size), np.arange(size))
     add("both ways, small", lambda: both_ways(few, some, one_to_one), size)
     add("numpy sort, small", lambda: _sort(few, some), size)
-    if _installed("open_clip_train"):
+    if _installed("open_clip_train", "torchvision"):
         add("open_clip, small", lambda: _open_clip(few, some), size)
-    if _installed("torchmetrics"):
+    if _installed("torchmetrics", "lightning_utilities"):
         add("torchmetrics hit rate, small", lambda: _torchmetrics(few[:512], some), 512, warm=False)
     return rows
 
@@ -82,8 +82,8 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+def _installed(*names: str) -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in names)
 
 
 def _faiss(texts: np.ndarray, images: np.ndarray) -> None:
