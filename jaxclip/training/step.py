@@ -114,10 +114,11 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         queue = state.optimizer.queue if isinstance(state.optimizer, Queued) else None
+        earlier = () if queue is None else (queue,)
         trained = trainable.pick(state.params)
 
         def loss_of(trained: Params) -> tuple[Array, Metrics]:
-            return loss(trainable.assemble(trained, state.params), batch, rng, queue)
+            return loss(trainable.assemble(trained, state.params), batch, rng, *earlier)
 
         (value, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)

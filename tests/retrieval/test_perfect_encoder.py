@@ -100,8 +100,10 @@ def by_chance(side, seed):
 def test_a_perfect_encoder_finds_everything_and_the_files_say_so(evaluator, raw, tmp_path):
     memory = Memory(raw, evaluator.towers.tokenizer)
     result = rank(evaluator, memory.encode_image, memory.encode_text)
-    folder, fingerprints = tmp_path / "run" / "eval" / "all", {"config_fingerprint": "c", "data_fingerprint": "d"}
-    fingerprints["parameters"] = "raw"
+    folder, fingerprints = (
+        tmp_path / "run" / "eval" / "all",
+        {"parameters": "raw", "config_fingerprint": "c", "data_fingerprint": "d"},
+    )
     evaluation.write(folder, result, evaluator, workdir=tmp_path / "run", step=7, fingerprints=fingerprints)
     metrics = json.loads((folder / "metrics.json").read_text())
 
