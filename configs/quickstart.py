@@ -2,7 +2,7 @@
 
     python -m jaxclip.train --config=configs/quickstart.py
 
-Takes between three and four minutes on two CPU cores and ends at a text-to-image hit@1 between .65 and .7 (chance: .003).
+Takes three to four minutes on two CPU cores and ends at a text-to-image hit@1 between .65 and .7 (chance: .003).
 """
 
 from ml_collections import ConfigDict
