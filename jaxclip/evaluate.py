@@ -1,8 +1,14 @@
 """Evaluate a checkpoint: python -m jaxclip.evaluate --workdir=W [--step=N] [--config.data.path=PATH ...]
 
 The workdir's own configuration is where it starts from; overrides name another catalogue or split.
+
+    python -m jaxclip.evaluate --compare W1 W2       what W2 does better and worse than W1, and whether by chance
+    python -m jaxclip.evaluate --workdir=W1,W2 --query="red shoes" --query="..." [--config.data.path=PATH ...]
+                                                     the ten pictures that each finds; needs no captions
 """
 
+import shlex
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -10,7 +16,7 @@ from absl import flags
 from jaxclip import command_line, config
 from jaxclip.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+WORKDIR = flags.DEFINE_list("workdir", [], "folder of the run; several, separated by commas, with --query")
 STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by hit@1) or a step")
 PARAMETERS = flags.DEFINE_enum(
     "parameters",
@@ -23,35 +29,90 @@ NAME = flags.DEFINE_string(
     None,
     "the results go into WORKDIR/eval/NAME; default: the split, and the catalogue's folder where it is another one",
 )
+COMPARE = flags.DEFINE_list("compare", [], "two workdirs, the baseline first")
+QUERY = flags.DEFINE_multi_string("query", [], "a sentence to look for; may be given several times")
 
 
 def main(overrides: dict[str, str]) -> None:
-    """Evaluates as the flags say."""
-    if not WORKDIR.value:
+    """Evaluates, compares or looks for sentences as the flags say."""
+    workdirs = [Path(workdir) for workdir in COMPARE.value or WORKDIR.value]
+    if not workdirs:
         raise UserError("--workdir is missing: give the folder of a run")
-    workdir = Path(WORKDIR.value)
-    own, wanted = config.load(workdir), config.load(workdir, overrides)
+    if COMPARE.value and (len(workdirs) != 2 or WORKDIR.value or QUERY.value or PARAMETERS.value):
+        raise UserError("--compare takes two workdirs, as --compare W1 W2, and no --workdir, --query or --parameters")
+    if len(workdirs) > 1 and not COMPARE.value and not QUERY.value:
+        raise UserError("--workdir names several runs: that is for --query; --compare W1 W2 compares two")
+    wanted = {workdir: config.load(workdir, overrides) for workdir in workdirs}
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import evaluation
+        from jaxclip.training import comparison, evaluation
 
-    name = NAME.value or wanted.data.split
+    if QUERY.value:
+        page = workdirs[0] / "eval" / (NAME.value or "queries") / "sheet.html"
+        sentences = list(dict.fromkeys(QUERY.value))
+        comparison.write_sheet(
+            page,
+            wanted,
+            STEP.value,
+            sentences,
+            parameters=PARAMETERS.value or "",
+            command=_command(),
+            say=command_line.say,
+        )
+        print(f"{'sheet':10}{page}")
+        return
+    if not COMPARE.value:
+        _evaluate(workdirs[0], overrides, evaluation, shown=True)
+        return
+    for workdir in workdirs:
+        if flags.FLAGS["step"].present or not (workdir / "eval" / _name(workdir, overrides) / "queries.npz").exists():
+            command_line.say(f"evaluating {workdir} first")
+            _evaluate(workdir, overrides, evaluation, shown=False)
+    name = _name(workdirs[1], overrides)
+    figures, folder = comparison.compare(wanted[workdirs[1]], *workdirs, name, command=_command(), say=command_line.say)
+    print(f"\n{comparison.table(figures)}\n")
+    for path in ("comparison.json", "report.html"):
+        print(f"{Path(path).stem:12}{folder / path}")
+
+
+def _name(workdir: Path, overrides: dict[str, str]) -> str:
+    own, wanted = config.load(workdir), config.load(workdir, overrides)
     if not NAME.value and (wanted.data.path, wanted.data.reader) != (own.data.path, own.data.reader):
-        name = f"{Path(wanted.data.path).name or wanted.data.reader}-{wanted.data.split}"
-    folder = workdir / "eval" / name
+        return f"{Path(wanted.data.path).name or wanted.data.reader}-{wanted.data.split}"
+    return NAME.value or wanted.data.split
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "jaxclip.evaluate", *sys.argv[1:]])
+
+
+def _evaluate(workdir: Path, overrides: dict[str, str], evaluation, *, shown: bool) -> None:
+    own, wanted = config.load(workdir), config.load(workdir, overrides)
     metrics, folder = evaluation.evaluate_checkpoint(
         wanted,
         workdir,
         STEP.value,
-        folder,
+        workdir / "eval" / _name(workdir, overrides),
         parameters=PARAMETERS.value or "",
         fingerprint=config.fingerprint(own),
         say=command_line.say,
+        command=_command() if shown else "",
     )
+    if not shown:
+        return
     print(f"\n{evaluation.table(metrics)}\n")
     print(f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}")
     for path in ("metrics.json", "report.html"):
         print(f"{Path(path).stem:10}{folder / path}")
 
 
+def _joined(argv: list[str]) -> list[str]:
+    """Returns the arguments with `--compare W1 W2` as the one flag that absl knows."""
+    if "--compare" not in argv:
+        return argv
+    at = argv.index("--compare")
+    return [*argv[:at], "--compare=" + ",".join(argv[at + 1 : at + 3]), *argv[at + 3 :]]
+
+
 if __name__ == "__main__":
+    sys.argv = _joined(sys.argv)
     command_line.run(main, __doc__)

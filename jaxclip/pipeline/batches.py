@@ -153,11 +153,17 @@ def training_batches(
 
 
 def image_batches(
-    records: Records, preprocess: Preprocess, *, batch_size: int, shard: Shard = Shard(), workers: int = 0
+    records: Records,
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    shard: Shard = Shard(),
+    workers: int = 0,
+    first: int = 0,
 ) -> Iterator[np.ndarray]:
     """Yields this process's rows of batches of the split's pictures in order, (b, S, S, 3) uint8.
 
-    The last batch is filled up with black pictures.
+    The last batch is filled up with black pictures. `first` is the number of the batch to begin with.
     """
     local = batch_size // shard.count
     batches = -(-len(records) // batch_size)
@@ -180,6 +186,6 @@ def image_batches(
         decoded = images.decode(records.parse(serialized)["image"])
         return images.resize(decoded, preprocess.image_size, preprocess.resize, preprocess.filter)
 
-    dataset = tf.data.Dataset.range(batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
+    dataset = tf.data.Dataset.range(first, batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
     dataset = dataset.map(example, num_parallel_calls=parallel, deterministic=True)
     return dataset.batch(local, drop_remainder=True).prefetch(2).as_numpy_iterator()

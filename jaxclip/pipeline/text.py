@@ -94,6 +94,11 @@ def caption(name: str, attributes: Mapping[str, str], preprocess: Preprocess) ->
     return _cased(captions.build(name, attributes, preprocess.caption_template), preprocess)
 
 
+def prompts(name: str, preprocess: Preprocess) -> list[str]:
+    """Returns OpenFashionCLIP's wordings of a name, for ensembles."""
+    return [_cased(captions.build(name, {}, prompt), preprocess) for prompt in captions.PROMPTS]
+
+
 def augmented_caption(
     name: str, attributes: Mapping[str, str], preprocess: Preprocess, augmentation: TextAugmentation, draws: np.ndarray
 ) -> str:

@@ -55,8 +55,8 @@ def per_query(ranks: np.ndarray, indptr: np.ndarray, ks: Sequence[int] = (1, 5, 
     at_k = {"hit": hit, "ndcg": ndcg, "recall": recall, "precision": precision}
     values = {f"{name}@{k}": metric(ranks, indptr, k) for name, metric in at_k.items() for k in ks}
     hits = {name: values.pop(name) for name in [f"hit@{k}" for k in ks]}
-    mean_ranks = {"mrr": reciprocal_rank(ranks, indptr), "map": average_precision(ranks, indptr)}
-    return hits | mean_ranks | values
+    over_all = {"mrr": reciprocal_rank(ranks, indptr), "map": average_precision(ranks, indptr)}
+    return hits | over_all | values
 
 
 def chance_hit(relevant_counts: np.ndarray, gallery: int, k: int) -> float:

@@ -1,14 +1,15 @@
 """The evaluation protocols: the full gallery in both directions, rows by category, and 100-image trials."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from jaxclip.retrieval import metrics, significance
-from jaxclip.retrieval.ranks import Ranks, Relevance, ranks
+from jaxclip.errors import UserError
+from jaxclip.retrieval import metrics, significance, trials
+from jaxclip.retrieval.ranks import Ranks, both_ways
+from jaxclip.retrieval.relevance import Relevance
 
-TRIALS, TRIAL_SIZE, TRIAL_TILE = 100, 100, 128
 UNCATEGORISED = "(none)"
 CATEGORY_KS = (1, 5, 10)
 
@@ -61,10 +62,10 @@ def evaluate(
       text_embeddings: (Q, D), normalised. image_embeddings: (G, D), normalised.
       text_groups: (Q,) the group of each text. image_groups: (G,) of each image.
       categories_of_texts: (Q,) names; "" is shown as "(none)".
-      ks: depths of hit, recall, precision and nDCG.
+      ks: depths of hit, recall, precision and nDCG; rows of categories have 1, 5 and 10 too.
       top_k: how many items per query the details keep.
       seed: of the trials and of the resampling.
-      progress: wraps the sequence of query blocks, once per direction.
+      progress: wraps the sequence of query blocks.
 
     Raises:
       UserError: a text or an image has no counterpart of its group.
@@ -78,8 +79,7 @@ def evaluate(
             f"{len(images)} images with {len(image_groups)} groups"
         )
     relevance = Relevance.from_groups(text_groups, image_groups), Relevance.from_groups(image_groups, text_groups)
-    found = ranks(texts, images, relevance[0], top_k=top_k, progress=progress)
-    found_back = ranks(images, texts, relevance[1], top_k=top_k, progress=progress)
+    found, found_back = both_ways(texts, images, relevance[0], top_k=top_k, progress=progress)
     details = Details(
         _rankings(found, relevance[0], text_groups, image_groups, ks),
         _rankings(found_back, relevance[1], image_groups, text_groups, ks),
@@ -87,7 +87,7 @@ def evaluate(
     result = {
         "text_to_image": _figures(details.text_to_image, seed),
         "image_to_text": _figures(details.image_to_text, seed),
-        "by_category": _by_category(details.text_to_image, categories_of_texts, relevance[0], found, seed),
+        "by_category": _by_category(details.text_to_image, categories_of_texts, relevance[0], found, ks, seed),
         "trials": _trials(texts, images, text_groups, image_groups, ks, seed),
         "chance": _chance(details.text_to_image, len(images), ks),
         "chance_image_to_text": _chance(details.image_to_text, len(texts), ks),
@@ -112,14 +112,14 @@ def _rankings(found: Ranks, relevance, query_groups, gallery_groups, ks):
 
 def _figures(rankings, seed):
     """Returns every mean, and the median rank, with intervals; the hits first."""
-    figures = _means(rankings.values, seed)
+    figures = means(rankings.values | {"mean_rank": rankings.best_ranks.astype(np.float64)}, seed)
     low, high = significance.bootstrap_interval(rankings.best_ranks, statistic=significance.median, seed=seed)
     median = {"median_rank": {"value": float(np.median(rankings.best_ranks)), "low": low, "high": high}}
-    first = [name for name in figures if name.startswith("hit@") or name == "mrr"]
-    return {name: figures[name] for name in first} | median | figures
+    first = {name: figures[name] for name in figures if name.startswith("hit@") or name == "mrr"}
+    return first | median | {"mean_rank": figures["mean_rank"]} | figures
 
 
-def _means(values, seed):
+def means(values: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, float]]:
     """Returns {"value", "low", "high"} of the mean of each of the named (Q,) values, all on the same resamples."""
     stacked = np.stack(list(values.values()))  # (M, Q)
     low, high = significance.bootstrap_interval(stacked, seed=seed)
@@ -129,44 +129,28 @@ def _means(values, seed):
     }
 
 
-def _by_category(rankings, categories, relevance, found, seed):
+def _by_category(rankings, categories, relevance, found, ks, seed):
     """Returns a row per category, most queries first, then by name."""
     names, members = np.unique([name or UNCATEGORISED for name in categories], return_inverse=True)
-    values = {f"hit@{k}": metrics.hit(found.ranks, relevance.indptr, k) for k in CATEGORY_KS}
+    depths = sorted({*CATEGORY_KS, *ks})
+    values = {f"hit@{k}": metrics.hit(found.ranks, relevance.indptr, k) for k in depths}
     values["mrr"] = rankings.values["mrr"]
     counts = np.bincount(members)
     rows = {}
     for row in np.lexsort((names, -counts)):
         of_category = {name: value[members == row] for name, value in values.items()}
-        rows[str(names[row])] = {"queries": int(counts[row])} | _means(of_category, seed)
+        rows[str(names[row])] = {"queries": int(counts[row])} | means(of_category, seed)
     return rows
 
 
 def _trials(texts, images, text_groups, image_groups, ks, seed):
-    """Returns the mean hit@k of 100 trials of 100 images and a text of each, both ways, as FashionBERT evaluates.
-
-    The images of a trial are of distinct groups, each with one random image and one random text, so that exactly one
-    item is right. With fewer groups than that there is nothing to draw from, and the reason stands in its place.
-    """
-    groups = np.unique(image_groups)
-    if len(groups) < TRIAL_SIZE:
-        return {"reason": f"{TRIAL_SIZE} distinct groups are needed for a trial, and there are {len(groups)}"}
-    random = np.random.default_rng(seed)
-    one_to_one = Relevance(np.arange(TRIAL_SIZE + 1), np.arange(TRIAL_SIZE))
-    image_of, text_of = Relevance.from_groups(groups, image_groups), Relevance.from_groups(groups, text_groups)
-    best = np.empty((2, TRIALS, TRIAL_SIZE), np.int64)
-    for trial in range(TRIALS):
-        drawn = random.choice(len(groups), TRIAL_SIZE, replace=False)
-        some_images, some_texts = images[_one_each(image_of, drawn, random)], texts[_one_each(text_of, drawn, random)]
-        best[0, trial] = ranks(some_texts, some_images, one_to_one, tile=TRIAL_TILE).ranks
-        best[1, trial] = ranks(some_images, some_texts, one_to_one, tile=TRIAL_TILE).ranks
-    figures = [_means({f"hit@{k}": (side <= k).mean(axis=1) for k in ks}, seed) for side in best]
-    return {"trials": TRIALS, "images": TRIAL_SIZE, "text_to_image": figures[0], "image_to_text": figures[1]}
-
-
-def _one_each(members: Relevance, drawn, random):
-    """Returns a random member of each of the drawn groups."""
-    return members.indices[members.indptr[drawn] + random.integers(members.counts[drawn])]
+    """Returns the mean hit@k over the trials, or the reason why there are none."""
+    try:
+        best = trials.best_ranks(texts, images, text_groups, image_groups, seed=seed)
+    except UserError as error:
+        return {"reason": str(error)}
+    figures = [means({f"hit@{k}": (side <= k).mean(axis=1) for k in ks}, seed) for side in best]
+    return {"trials": trials.TRIALS, "images": trials.SIZE, "text_to_image": figures[0], "image_to_text": figures[1]}
 
 
 def _chance(rankings, gallery, ks):

@@ -1,78 +1,21 @@
-"""Exact ranks of the relevant items, by counting: the score matrix exists one tile at a time, never whole."""
+"""Exact ranks of the relevant items, by counting, in both directions at once: every score is computed once."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from jaxclip.errors import UserError
+from jaxclip.retrieval import tiles
+from jaxclip.retrieval.relevance import Relevance
 
-# Below every finite score, in this order, so that top-k needs no second key: -inf scores, then NaN, then padding.
-_MINUS_INFINITY, _NAN, _EMPTY = -3.2e38, -3.3e38, -np.inf
-
-
-@dataclass(frozen=True, eq=False)
-class Relevance:
-    """Which gallery items are right for each query, in compressed sparse rows.
-
-    Attributes:
-      indptr: (Q+1,) where each query's items start in `indices`; every query has at least one.
-      indices: (nnz,) gallery items, ascending within a query, none twice.
-    """
-
-    indptr: np.ndarray
-    indices: np.ndarray
-
-    def __post_init__(self):
-        if self.indptr.ndim != 1 or self.indices.ndim != 1 or not self.indptr.size:
-            raise ValueError(
-                f"indptr (Q+1,) and indices (nnz,) expected, got {self.indptr.shape}, {self.indices.shape}"
-            )
-        if self.indptr[0] != 0 or self.indptr[-1] != len(self.indices) or (np.diff(self.indptr) < 1).any():
-            raise ValueError("indptr must rise from 0 to len(indices), at least one relevant item per query")
-        within_row = np.diff(self.rows) == 0
-        if len(self.indices) and (self.indices.min() < 0 or (np.diff(self.indices)[within_row] <= 0).any()):
-            raise ValueError("indices must be non-negative and strictly ascending within a query")
-
-    @classmethod
-    def from_groups(cls, query_groups, gallery_groups) -> "Relevance":
-        """Returns the relevance that says: same group, relevant.
-
-        Args:
-          query_groups: (Q,) group names or numbers.
-          gallery_groups: (G,) of the same kind.
-
-        Raises:
-          UserError: a query's group has no item in the gallery.
-        """
-        query_groups, gallery_groups = np.asarray(query_groups), np.asarray(gallery_groups)
-        order = np.argsort(gallery_groups, kind="stable")  # (G,)
-        ordered = gallery_groups[order]
-        first = np.searchsorted(ordered, query_groups, side="left")  # (Q,)
-        counts = np.searchsorted(ordered, query_groups, side="right") - first  # (Q,)
-        missing = np.flatnonzero(counts == 0)
-        if missing.size:
-            named = ", ".join(f"query {row} (group {query_groups[row].item()!r})" for row in missing[:3])
-            raise UserError(
-                f"{missing.size} of {len(query_groups)} queries have no relevant item in the gallery of "
-                f"{len(gallery_groups)}: {named}{', ...' if missing.size > 3 else ''}; give each query's group an item"
-            )
-        indptr = np.concatenate([[0], np.cumsum(counts)])  # (Q+1,)
-        return cls(indptr, order[np.repeat(first - indptr[:-1], counts) + np.arange(indptr[-1])])
-
-    @property
-    def counts(self) -> np.ndarray:
-        """(Q,) how many items are relevant to each query."""
-        return np.diff(self.indptr)
-
-    @property
-    def rows(self) -> np.ndarray:
-        """(nnz,) the query of each (query, relevant item) pair."""
-        return np.repeat(np.arange(len(self.indptr) - 1), self.counts)
+TILE = 2048
+_GUESS = 256  # side of the small tiles that the relevant scores are first taken from
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +25,8 @@ class Ranks:
     Attributes:
       ranks: (nnz,) int64, 1-based, aligned with `Relevance.indices`; distinct within a query.
       top_scores: (Q, k) float32, descending, NaN last.
-      top_items: (Q, k) int64 gallery items; equal scores by ascending index, relevant or not.
+      top_items: (Q, k) int64 gallery items; equal scores by index, but items of one group and of groups of like size
+        stay together (see `_orders`).
       nan_count: how many of the Q x G scores are NaN.
     """
 
@@ -92,135 +36,288 @@ class Ranks:
     nan_count: int
 
 
-def ranks(
-    queries,
-    gallery,
-    relevance: Relevance,
-    *,
-    top_k: int = 0,
-    tile: int = 1024,
-    progress: Callable[[Iterable], Iterable] = iter,
-) -> Ranks:
-    """Returns the rank of each relevant item by dot product in float32, and each query's `top_k` items.
+def make_mesh(queries: int = -1, gallery: int = 1) -> Mesh:
+    """Returns all devices of all processes as a mesh of `queries` x `gallery`; one may be -1 for what is left."""
+    count = jax.device_count()
+    sizes = (count // gallery if queries == -1 else queries, count // queries if gallery == -1 else gallery)
+    return jax.make_mesh(sizes, tiles.AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def ranks(queries, gallery, relevance: Relevance, **options: Any) -> Ranks:
+    """Returns the rank of each relevant item for each query, and each query's best items; see `both_ways`."""
+    return _search(queries, gallery, relevance, None, **options)[0]
+
+
+def both_ways(queries, gallery, relevance: Relevance, **options: Any) -> tuple[Ranks, Ranks]:
+    """Returns the ranks of gallery items for queries, and of queries for gallery items, from one pass over the scores.
 
     A non-relevant item with an equal score ranks above a relevant one; relevant items with equal scores rank by index.
-    A NaN score ranks below every other, and a relevant one below the non-relevant NaNs too. All scores come from one
-    matrix product of one shape, so equal pairs of embeddings score equal to the last bit.
+    A NaN score ranks below every other, and a relevant one below the non-relevant NaNs too.
 
     Args:
       queries: (Q, D) embeddings, normalised by the caller if cosines are meant.
       gallery: (G, D) embeddings.
-      relevance: the relevant items of the Q queries.
-      top_k: k is the smaller of this and G.
-      tile: queries and gallery items per tile; memory is about D * G + 3 * tile**2 floats.
+      relevance: the relevant items of the Q queries; read backwards it is that of the G items.
+      top_k: how many of the best each line keeps; at most as many as there are.
+      tile: queries and gallery items of a tile, at most. Memory beside the embeddings: one copy of the gallery, a few
+        tiles of floats, 8 bytes for each kept item.
+      dtype: of the embeddings in the products, which accumulate in float32: float32 or bfloat16.
+      mesh: from `make_mesh`; default: all devices along the queries. The result is the same on any.
       progress: wraps the sequence of query blocks, for a progress bar.
 
     Raises:
-      ValueError: the shapes, or the relevance, do not belong together.
+      ValueError: the shapes, or the relevance, do not belong together; an item is relevant to no query.
     """
+    return _search(queries, gallery, relevance, relevance.transpose(len(gallery)), **options)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Queries or gallery items in the order of the sweep, cut into tiles: `order[slot]` is the line in a slot."""
+
+    embeddings: np.ndarray
+    order: np.ndarray
+    shards: int
+    least: int
+    most: int
+    dtype: Any
+
+    @property
+    def blocks(self) -> int:
+        return -(-len(self.order) // (self.shards * self.most))
+
+    @property
+    def tile(self) -> int:
+        lines = max(-(-len(self.order) // (self.shards * self.blocks)), self.least)
+        return -(-lines // tiles.MULTIPLE) * tiles.MULTIPLE
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.shards, self.blocks, self.tile
+
+    def lines(self, start: int, size: int) -> np.ndarray:
+        """Returns the (size, D) embeddings in the slots from `start` on; empty slots are zero."""
+        rows = self.embeddings[self.order[start : start + size]].astype(self.dtype)
+        return np.pad(rows, ((0, size - len(rows)), (0, 0)))
+
+    def slots(self) -> np.ndarray:
+        """Returns the slot of each line."""
+        slots = np.empty(len(self.order), np.int64)
+        slots[self.order] = np.arange(len(self.order))
+        return slots
+
+    def thresholds(self, slots: np.ndarray, within: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the scores of each line's pairs, (shards, blocks, R, tile), and how many of the R a block uses.
+
+        `within` numbers the pairs of a line; R is a power of two.
+        """
+        limits = np.full((*self.shape, 1 << int(within.max(initial=0)).bit_length()), np.inf, np.float32)
+        limits.reshape(-1, limits.shape[-1])[slots, within] = scores
+        widths = np.ones(self.shape[:2], np.int32)
+        np.maximum.at(widths.reshape(-1), slots // self.tile, within.astype(np.int32) + 1)
+        return limits.swapaxes(2, 3), widths
+
+
+def _search(
+    queries,
+    gallery,
+    relevance: Relevance,
+    reverse: Relevance | None,
+    *,
+    top_k: int = 0,
+    tile: int = TILE,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> tuple[Ranks, Ranks | None]:
     queries, gallery = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)
     _check(queries, gallery, relevance)
-    tiles = -(-len(gallery) // tile)
-    tiled = jnp.asarray(_pad(gallery, _bucket(tiles) * tile).reshape(-1, tile, gallery.shape[1]))  # (N, T, D)
-    order = _block_order(relevance, tile)
-    scores, at_or_above = np.empty(len(relevance.indices), np.float32), np.empty(len(relevance.indices), np.int64)
-    top_shape = (len(queries), min(top_k, len(gallery)))
-    top_scores, top_items = np.empty(top_shape, np.float32), np.empty(top_shape, np.int64)
-    nan_count = -len(queries) * (tiles * tile - len(gallery))  # padding scores NaN
-
-    for start in progress(range(0, len(queries), tile)):
-        rows = order[start : start + tile]  # (B,)
-        pairs, relevant = _relevant_of(rows, relevance)  # (P,), (B, R)
-        schedule, gathering = _schedule(relevance.indices[pairs] // tile, tiles, 2 * len(tiled))
-        block = _rank_block(
-            _pad(queries[rows], tile),
-            tiled,
-            schedule,
-            gathering,
-            gathering + tiles,
-            _pad(relevant, tile, fill=-1),
-            np.int32(relevance.counts[rows].max()),
-            np.int32(len(gallery)),
-            top_k=top_shape[1],
+    mesh = make_mesh() if mesh is None else mesh
+    least = tiles.WORD * min(top_k, max(len(queries), len(gallery)))
+    sides = [
+        _Side(embeddings, order, shards, least, max(tile, least), dtype)
+        for embeddings, order, shards in zip(
+            (queries, gallery), _orders(relevance, reverse, len(gallery)), mesh.devices.shape, strict=True
         )
-        block = [np.asarray(part)[: len(rows)] for part in block]
-        scores[pairs], at_or_above[pairs] = block[0][relevant >= 0], block[1][relevant >= 0]
-        nan_count += int(block[2].sum(dtype=np.int64))
-        top_scores[rows], top_items[rows] = block[3], block[4]
-    return Ranks(_from_counts(scores, at_or_above, relevance, len(gallery)), top_scores, top_items, nan_count)
+    ]
+    slots = sides[0].slots()[relevance.rows], sides[1].slots()[relevance.indices]  # (nnz,) each
+    within = [np.arange(len(slots[0])) - relevance.indptr[relevance.rows], np.zeros(len(slots[0]), np.int64)]
+    if reverse is not None:
+        turned = np.argsort(relevance.indices, kind="stable")
+        within[1][turned] = np.arange(len(turned)) - reverse.indptr[reverse.rows]
+    ks = min(top_k, len(gallery)), min(top_k, len(queries)) if reverse is not None else 0
+    finite = _all_finite(queries, gallery)
+    sweep = _Sweep(mesh, sides, slots, within, ks, back=reverse is not None, finite=finite)
+    # The thresholds have to be the scores of the pass itself, to the bit. A small product adds up as a large one does
+    # on CPUs; that it did is checked, and elsewhere the pass is made again with the scores that it saw.
+    scores = _guess(sides, slots, finite)
+    with jax.set_mesh(mesh):  # the caller's may be of other axes
+        found = sweep.run(scores, progress)
+        while not np.array_equal(found.scores, scores):
+            scores = found.scores
+            found = sweep.run(scores, progress)
+    forth = _result(scores, found.rows, relevance, sides[1].order, found.nans)
+    if reverse is None:
+        return forth, None
+    columns = (found.columns[0][turned], *found.columns[1:])
+    return forth, _result(scores[turned], columns, reverse, sides[0].order, found.nans)
 
 
-@partial(jax.jit, static_argnames="top_k")
-def _rank_block(queries, tiled, schedule, gathering, steps, relevant, width, size, *, top_k):
-    """Returns, for one block of queries, (scores, at_or_above, nans, top_scores, top_items).
+@dataclass(frozen=True)
+class _Found:
+    """What a sweep found: the pairs' scores, and for each direction the pairs' counts and the lines' best."""
 
-    The schedule visits first the tiles that hold relevant items, to gather their scores, then every tile, to count the
-    scores at or above those. Both happen in one loop with one product in it: a second product, compiled apart, could
-    add in another order and break ties in the last bit.
+    scores: np.ndarray
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray]
+    columns: tuple[np.ndarray, np.ndarray, np.ndarray]
+    nans: int
 
-    Args:
-      queries: (B, D). tiled: (N, T, D). schedule: (S,) tiles to visit. gathering: how many of them are for gathering.
-      steps: how many there are. relevant: (B, R) items, -1 for none. width: relevant columns in use. size: G.
+
+class _Sweep:
+    """One pass over all tiles: blocks of queries in turn, each shard of them against each shard of the gallery."""
+
+    def __init__(self, mesh, sides, slots, within, ks, *, back, finite):
+        self.mesh, self.sides, self.slots, self.within, self.ks, self.back = mesh, sides, slots, within, ks, back
+        self.visit = tiles.make_visit(mesh, blocks=sides[0].blocks, ks=ks, back=back, finite=finite)
+
+    def run(self, scores: np.ndarray, progress) -> _Found:
+        """Returns what the pass finds where the pairs' scores are taken to be `scores`."""
+        rows, columns = self.sides
+        (across, blocks, _), (along, per_shard, _) = rows.shape, columns.shape
+        count = along * per_shard  # tiles of the gallery
+        row_limits, row_widths = rows.thresholds(self.slots[0], self.within[0], scores)
+        column_limits, column_widths = columns.thresholds(self.slots[1], self.within[1], scores)
+        shard, block_of, row = np.unravel_index(self.slots[0], rows.shape)
+        tile_of, column = np.divmod(self.slots[1], columns.tile)
+        a, c, ac = P(tiles.AXES[0]), P(tiles.AXES[1]), P(*tiles.AXES)
+        gallery = self._place((count, columns.tile), c, columns, lambda tile: tile[0].indices(count)[0] * columns.tile)
+        fixed = [self._host(part.reshape(count, *part.shape[2:]), c) for part in (column_limits, column_widths)]
+        state = tiles.empty_state(self.mesh, across, count, column_limits.shape[2], columns.tile, self.ks[1])
+        seen, parts = np.empty_like(scores), []
+        for block in progress(range(blocks)):
+            mine = np.flatnonzero(block_of == block)
+            cell = shard[mine] * count + tile_of[mine]
+            spot = _numbered(cell)
+            spots = np.zeros((across, count, 1 << int(spot.max(initial=63)).bit_length(), 2), np.int32)
+            spots.reshape(across * count, -1, 2)[cell, spot] = np.stack([row[mine], column[mine]], axis=1)
+            state, *found = self.visit(
+                np.int32(block),
+                np.array([len(rows.order), len(columns.order)], np.int32),
+                self._place((across, rows.tile), a, rows, lambda s, b=block: self._first_slot(s, b)),
+                gallery,
+                self._host(row_limits[:, block], a),
+                row_widths[:, block].max(),
+                *fixed,
+                self._host(spots, ac),
+                state,
+            )
+            counts, values, items, scores_seen, nans = map(_fetch, found)
+            seen[mine] = scores_seen.reshape(across * count, -1)[cell, spot]
+            parts.append((counts.sum(axis=1), values, items, int(nans.sum(dtype=np.int64))))
+        counts, values, items, nans = zip(*parts, strict=True)
+        # (A, blocks, R, B), then by slot; the shards of the gallery stand behind each other in a line's best.
+        by_slot = np.stack(counts, axis=1).swapaxes(2, 3).reshape(rows.shape[0] * blocks * rows.tile, -1)
+        best = [np.stack(p, axis=1).transpose(0, 1, 4, 2, 3).reshape(len(by_slot), -1) for p in (values, items)]
+        found_rows = by_slot[self.slots[0], self.within[0]], *_best(*best, rows.order, self.ks[0])
+        if not self.back:
+            return _Found(seen, found_rows, found_rows, sum(nans))
+        counts, values, items = map(_fetch, state)
+        by_slot = counts.sum(axis=0).swapaxes(1, 2).reshape(count * columns.tile, -1)
+        best = [p.transpose(1, 3, 0, 2).reshape(len(by_slot), -1) for p in (values, items)]
+        found_columns = by_slot[self.slots[1], self.within[1]], *_best(*best, columns.order, self.ks[1])
+        return _Found(seen, found_rows, found_columns, sum(nans))
+
+    def _first_slot(self, index, block: int) -> int:
+        shards, blocks, tile = self.sides[0].shape
+        return (index[0].indices(shards)[0] * blocks + block) * tile
+
+    def _place(self, shape: tuple[int, int], spec: P, side: _Side, first: Callable) -> jax.Array:
+        """Returns the global array (*shape, D) whose part with some index holds the lines from slot first(index) on."""
+
+        def part(index):
+            start, stop, _ = index[0].indices(shape[0])
+            return side.lines(first(index), (stop - start) * shape[1]).reshape(stop - start, shape[1], -1)
+
+        whole = (*shape, side.embeddings.shape[1])
+        return jax.make_array_from_callback(whole, NamedSharding(self.mesh, spec), part)
+
+    def _host(self, array: np.ndarray, spec: P) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), array.__getitem__)
+
+
+def _fetch(array: jax.Array) -> np.ndarray:
+    """Returns the whole array, on every process."""
+    return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
+
+
+def _numbered(cells: np.ndarray) -> np.ndarray:
+    """Returns for each entry how many equal ones come before it."""
+    order = np.argsort(cells, kind="stable")
+    ordered = cells[order]
+    numbers = np.empty(len(cells), np.int64)
+    numbers[order] = np.arange(len(cells)) - np.searchsorted(ordered, ordered)
+    return numbers
+
+
+def _best(values, items, order, k):
+    """Returns the k best (lines, k) of each line and their slots, from lists in any order, by slot of the line."""
+    lines = np.empty(len(order), np.int64)
+    lines[order] = np.arange(len(order))
+    values, items = values[lines], items[lines]
+    by_item = np.argsort(items, axis=1, kind="stable")
+    values, items = np.take_along_axis(values, by_item, axis=1), np.take_along_axis(items, by_item, axis=1)
+    by_value = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(values, by_value, axis=1), np.take_along_axis(items, by_value, axis=1)
+
+
+def _guess(sides, slots, finite) -> np.ndarray:
+    """Returns (nnz,) the scores of the pairs, from small tiles that hold them."""
+    tile_of, place = zip(*(np.divmod(s, _GUESS) for s in slots), strict=True)
+    number = tile_of[0] * (1 + tile_of[1].max()) + tile_of[1]
+    order = np.argsort(number, kind="stable")
+    scores = np.empty(len(number), np.float32)
+    for some in np.split(order, np.flatnonzero(np.diff(number[order])) + 1):
+        parts = (side.lines(tile[some[0]] * _GUESS, _GUESS) for side, tile in zip(sides, tile_of, strict=True))
+        scores[some] = np.asarray(tiles.product_keys(*parts, finite=finite))[place[0][some], place[1][some]]
+    return scores
+
+
+def _orders(relevance: Relevance, reverse: Relevance | None, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the orders in which queries and gallery items are swept: pairs near the diagonal, like counts together.
+
+    Each item comes where the first query that it is relevant to has its first item. So few small tiles hold all pairs,
+    and a tile is hardly wider than its lines need. Where each query has one item and each item one query, the gallery
+    keeps its order.
     """
-    tile = tiled.shape[1]
-    columns = jnp.arange(tile, dtype=jnp.int32)
-
-    def gather(number, scores, carry):
-        relevant_scores, *rest = carry
-        local = relevant - number * tile
-        found = jnp.take_along_axis(scores, jnp.clip(local, 0, tile - 1), axis=1)  # (B, R)
-        return jnp.where((local >= 0) & (local < tile), found, relevant_scores), *rest
-
-    def count(number, scores, carry):
-        relevant_scores, at_or_above, nans, top = carry
-
-        def column(j, at_or_above):
-            threshold = lax.dynamic_slice_in_dim(relevant_scores, j, 1, axis=1)  # (B, 1)
-            return at_or_above.at[:, j].add((scores >= threshold).sum(axis=1, dtype=jnp.int32))
-
-        at_or_above = lax.fori_loop(0, width, column, at_or_above)
-        nans += jnp.isnan(scores).sum(axis=1, dtype=jnp.int32)
-        if top_k:
-            top = _merge_top(top, scores, number * tile + columns, size)
-        return relevant_scores, at_or_above, nans, top
-
-    def visit(step, carry):
-        number = schedule[step]
-        scores = lax.dot_general(
-            queries,
-            tiled[number],
-            (((1,), (1,)), ((), ())),
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )  # (B, T)
-        scores = jnp.where(number * tile + columns < size, scores, jnp.nan)
-        return lax.cond(step < gathering, gather, count, number, scores, carry)
-
-    rows = len(queries)
-    top = (jnp.full((rows, top_k), _EMPTY), jnp.full((rows, top_k), jnp.nan), jnp.full((rows, top_k), -1, jnp.int32))
-    start = (jnp.full(relevant.shape, jnp.nan), jnp.zeros(relevant.shape, jnp.int32), jnp.zeros(rows, jnp.int32), top)
-    relevant_scores, at_or_above, nans, top = lax.fori_loop(0, steps, visit, start)
-    return relevant_scores, at_or_above, nans, top[1], top[2]
+    first = relevance.indices[relevance.indptr[:-1]]  # (Q,)
+    of_item = np.arange(size)
+    np.minimum.at(of_item, relevance.indices, first[relevance.rows])
+    width = np.ceil(np.log2(np.maximum(1, np.bincount(relevance.indices, minlength=size)))) if reverse else of_item * 0
+    return np.lexsort((first, np.ceil(np.log2(relevance.counts)))), np.lexsort((of_item, width))
 
 
-def _merge_top(top, scores, items, size):
-    """Returns the best of `top` (three (B, k) arrays: keys, scores, items) and of one tile: score down, index up."""
-    keys = jnp.where(jnp.isnan(scores), _NAN, jnp.maximum(scores, _MINUS_INFINITY))
-    keys = jnp.where(items < size, keys, _EMPTY)  # (B, T)
-    news = (keys, scores, jnp.broadcast_to(items, scores.shape))
-    both = [jnp.concatenate(pair, axis=1) for pair in zip(top, news, strict=True)]  # (B, k + T) each
-    # lax.top_k puts the lower position first among equals, and what is already in `top` has the lower indices.
-    best, where = lax.top_k(both[0], top[0].shape[1])
-    return best, *(jnp.take_along_axis(part, where, axis=1) for part in both[1:])
+def _all_finite(queries, gallery) -> bool:
+    """Returns whether no product of these embeddings can be infinite or NaN."""
+    largest = [np.abs(side).max(initial=0.0) for side in (queries, gallery)]
+    return bool(np.isfinite(largest).all() and float(largest[0]) * float(largest[1]) * queries.shape[1] < 1e38)
 
 
-def _from_counts(scores, at_or_above, relevance, size):
-    """Returns (nnz,) ranks: the counts include relevant items, which are put in their order here."""
-    rows, nan = relevance.rows, np.isnan(scores)
-    at_or_above = np.where(nan, size, at_or_above)
-    order = np.lexsort((relevance.indices, -scores, nan, rows))  # (nnz,)
+def _result(scores, found, relevance, order, nans):
+    counts, values, slots = found
+    values = np.where(values == tiles.NAN, np.nan, np.where(values == tiles.MINUS_INFINITY, -np.inf, values))
+    ranks = order_relevant(scores, counts, relevance)
+    return Ranks(ranks, values.astype(np.float32), order[slots].astype(np.int64), nans)
+
+
+def order_relevant(scores: np.ndarray, at_or_above: np.ndarray, relevance: Relevance) -> np.ndarray:
+    """Returns (nnz,) ranks from the pairs' scores and the counts of scores at or above each of them.
+
+    The counts include the query's other relevant items, which are put in their order here.
+    """
+    rows = relevance.rows
+    order = np.lexsort((relevance.indices, -scores, rows))  # (nnz,)
     score, row = scores[order], rows[order]
-    tied = (row[1:] == row[:-1]) & ((score[1:] == score[:-1]) | (nan[order][1:] & nan[order][:-1]))
+    tied = (row[1:] == row[:-1]) & (score[1:] == score[:-1])
     ends = np.flatnonzero(np.append(~tied, True)) + 1  # where each run of equal scores of one query ends
     run = np.cumsum(np.append(0, ~tied))[: len(order)]
     relevant_at_or_above = ends[run] - relevance.indptr[row]
@@ -228,42 +325,6 @@ def _from_counts(scores, at_or_above, relevance, size):
     result = np.empty(len(order), np.int64)
     result[order] = at_or_above[order] - relevant_at_or_above + position + 1
     return result
-
-
-def _block_order(relevance, tile):
-    """Returns (Q,) the order to take queries in: like counts together, then neighbours by where their first item is.
-
-    So a block is hardly wider than its queries need, and with one item per query few tiles are visited to gather.
-    """
-    width = np.ceil(np.log2(relevance.counts))
-    return np.lexsort((relevance.indices[relevance.indptr[:-1]] // tile, width))
-
-
-def _relevant_of(rows, relevance):
-    """Returns (P,) the pairs of these queries and (B, R) their items, -1 for none, R a power of two."""
-    counts = relevance.counts[rows]
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # (P,)
-    pairs = np.repeat(relevance.indptr[rows], counts) + within
-    relevant = np.full((len(rows), 1 << (int(counts.max()) - 1).bit_length()), -1, np.int32)
-    relevant[np.repeat(np.arange(len(rows)), counts), within] = relevance.indices[pairs]
-    return pairs, relevant
-
-
-def _schedule(tiles_of_relevant, tiles, length):
-    """Returns (length,) int32 tiles to visit, and how many of them come first to gather scores."""
-    gather = np.unique(tiles_of_relevant)
-    schedule = np.concatenate([gather, np.arange(tiles)])
-    return np.resize(schedule, length).astype(np.int32), np.int32(len(gather))
-
-
-def _bucket(tiles):
-    """Returns the next of 1, 2, 3, 4, 6, 8, 12, ...: few distinct shapes, hence few compilations, for any gallery."""
-    power = 1 << (tiles - 1).bit_length()
-    return power * 3 // 4 if tiles <= power * 3 // 4 and power >= 4 else power
-
-
-def _pad(array, length, fill=0):
-    return np.pad(array, ((0, length - len(array)), (0, 0)), constant_values=fill)
 
 
 def _check(queries, gallery, relevance):

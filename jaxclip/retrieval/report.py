@@ -1,16 +1,19 @@
 """The evaluation report: one HTML file that needs nothing beside it, for a reader who was not there."""
 
 import base64
-import math
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
 import numpy as np
+from PIL import Image
+
+from jaxclip.retrieval import charts
 
 SHOWN_QUERIES, SHOWN_SEED, SHOWN_CATEGORIES = 24, 0, 20
-_LEFT, _RIGHT, _TOP, _BOTTOM, _WIDTH, _HEIGHT = 56, 24, 14, 44, 440, 250  # of a curve, in SVG units
+THUMBNAIL_BYTES, THUMBNAIL_SIDE = 12_000, 220
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,48 @@ class QueryRow:
     answer: Item | None = None
 
 
+@dataclass(frozen=True)
+class Change:
+    """A query that two runs rank differently: its text, and how the baseline and this run answer it."""
+
+    caption: str
+    before: QueryRow
+    after: QueryRow
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the report says of a baseline.
+
+    Attributes:
+      name: of the baseline.
+      figures: of `results.compare`.
+      best_ranks: (Q,) the baseline's ranks.
+      improved, worsened: the queries that changed most, most first.
+    """
+
+    name: str
+    figures: Mapping
+    best_ranks: np.ndarray
+    improved: Sequence[Change]
+    worsened: Sequence[Change]
+
+
 def sample_queries(queries: int) -> np.ndarray:
     """Returns up to 24 of the numbers 0..queries-1, at random under a fixed seed: never chosen by how well they did."""
     random = np.random.default_rng(SHOWN_SEED)
     return random.choice(queries, min(SHOWN_QUERIES, queries), replace=False)
+
+
+def thumbnail(encoded: bytes) -> tuple[bytes, str]:
+    """Returns a picture small enough for a page that holds hundreds, and its mime type; small ones stay as they are."""
+    if len(encoded) <= THUMBNAIL_BYTES:
+        return encoded, "image/png" if encoded.startswith(b"\x89PNG") else "image/jpeg"
+    picture = Image.open(io.BytesIO(encoded)).convert("RGB")
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=80)
+    return file.getvalue(), "image/jpeg"
 
 
 def write(
@@ -60,6 +101,9 @@ def write(
     run: Mapping[str, str],
     queries: Sequence[QueryRow] = (),
     curve: Sequence[Mapping] = (),
+    best_ranks: np.ndarray | None = None,
+    failures: Mapping[str, Sequence[QueryRow]] | None = None,
+    comparison: Comparison | None = None,
 ) -> Path:
     """Returns `path`, having written the report there: pictures and style inside, no request to anywhere.
 
@@ -70,22 +114,23 @@ def write(
       run: what identifies and reproduces the run, name to text; "command" is set as code.
       queries: rows of the queries that `sample_queries` names.
       curve: rows of training, {"step", "loss", "hit@1"}, each figure where it was measured; may be empty.
+      best_ranks: (Q,) the rank of each text's first right picture, for the curve of hit@k and the histogram.
+      failures: by category, the queries that failed most.
+      comparison: with a baseline.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"percent": _percent, "number": _number, "interval": _interval, "chance": _chance}
     panels = [
-        _panel(curve, "loss", "training loss"),
-        _panel(curve, "hit@1", "hit@1, text to image"),
-        _panel(curve, "ema/hit@1", "hit@1 of the moving average"),
+        charts.training(curve, "loss", "training loss"),
+        charts.training(curve, "hit@1", "hit@1, text to image"),
+        charts.training(curve, "ema/hit@1", "hit@1 of the moving average"),
     ]
+    ranked = []
+    if best_ranks is not None:
+        runs = {comparison.name: comparison.best_ranks, "this run": best_ranks} if comparison else {"": best_ranks}
+        ranked = [charts.hit_curve(runs, metrics["gallery"]), charts.rank_histogram(best_ranks, metrics["gallery"])]
     categories = list(metrics["by_category"].items())
-    html = environment.get_template("report.html.j2").render(
+    return _render(
+        "report.html.j2",
+        path,
         title=title,
         run=run,
         metrics=metrics,
@@ -100,12 +145,36 @@ def write(
         queries=queries,
         seed=SHOWN_SEED,
         panels=[panel for panel in panels if panel],
-        frame={"left": _LEFT, "right": _WIDTH - _RIGHT, "top": _TOP, "bottom": _HEIGHT - _BOTTOM}
-        | {"width": _WIDTH, "height": _HEIGHT},
+        ranked=ranked,
+        failures=failures or {},
+        comparison=comparison,
+        frame=charts.FRAME,
     )
+
+
+def write_sheet(path: Path, sheet: Mapping[str, Mapping[str, Sequence[Item]]], *, command: str) -> Path:
+    """Returns `path`, having written what was found for queries to which no right answer is known.
+
+    Args:
+      sheet: query -> name of the run -> pictures, best first; the runs stand as rows below their query.
+      command: what makes the sheet again.
+    """
+    return _render("sheet.html.j2", path, sheet=sheet, command=command)
+
+
+def _render(template: str, path: Path, **values) -> Path:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"percent": _percent, "number": _number, "interval": _interval, "chance": _chance}
+    environment.filters |= {"named": _named, "signed": _signed}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    path.write_text(environment.get_template(template).render(**values), encoding="utf-8")
     return path
 
 
@@ -119,9 +188,9 @@ def _chance(share: float) -> str:
 
 
 def _number(value: float, name: str) -> str:
-    if name == "median_rank":
+    if name.endswith("_rank"):
         return f"{value:,.1f}".removesuffix(".0")
-    return f"{value:.3f}" if name == "mrr" else _percent(value)
+    return f"{value:.3f}" if name.startswith("mrr") else _percent(value)
 
 
 def _interval(entry: Mapping[str, float], name: str) -> str:
@@ -129,41 +198,11 @@ def _interval(entry: Mapping[str, float], name: str) -> str:
     return f"{low.removesuffix('%')}–{high}"
 
 
-def _panel(curve: Sequence[Mapping], key: str, label: str) -> dict | None:
-    """Returns what the template draws of one figure over steps: points and ticks in SVG units, None without points."""
-    points = [(row["step"], row[key]) for row in curve if row.get(key) is not None and math.isfinite(row[key])]
-    if not points:
-        return None
-    points.sort()
-    steps, values = [step for step, _ in points], [value for _, value in points]
-    x_ticks, y_ticks = _ticks(min(steps), max(steps), whole=True), _ticks(min(values), max(values))
-    x_low, x_high = min(x_ticks[0], steps[0]), max(x_ticks[-1], steps[-1])
-
-    def x(step):
-        return round(_LEFT + (step - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT), 1)
-
-    def y(value):
-        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
-
-    return {
-        "label": label,
-        "line": " ".join(f"{x(step)},{y(value)}" for step, value in points),
-        "last": (x(steps[-1]), y(values[-1])),
-        "summary": f"{label} from {values[0]:.3g} at step {steps[0]:,} to {values[-1]:.3g} at step {steps[-1]:,}",
-        "x_ticks": [(x(tick), f"{tick:,.0f}") for tick in x_ticks],
-        "y_ticks": [(y(tick), f"{tick:.4g}") for tick in y_ticks],
-    }
+def _signed(value: float, name: str) -> str:
+    return ("+" if value > 0 else "−" if value < 0 else "±") + _number(abs(value), name)
 
 
-def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Returns three to seven round numbers, the first at most `low` and the last at least `high`."""
-    if high == low:
-        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-    rough = (high - low) / 4
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
-    if whole:
-        step = max(1, math.ceil(step))
-    first = math.floor(low / step)
-    return [tick * step for tick in range(first, math.ceil(high / step) + 1)]
+def _named(name: str) -> str:
+    """Returns a metric's name as a reader knows it."""
+    words = {"mrr": "MRR", "mrr@10": "MRR@10", "map": "mAP", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
+    return words.get(name, name.replace("ndcg", "nDCG").replace("_", " "))

@@ -55,31 +55,36 @@ def bootstrap_interval(values, *, statistic: Statistic = mean, samples: int = SA
     return (low, high) if values.ndim == 2 else (float(low[0]), float(high[0]))
 
 
-def paired_bootstrap(a, b, *, samples: int = 10_000, seed: int = 0) -> float:
+def paired_bootstrap(a, b, *, samples: int = 10_000, seed: int = 0):
     """Returns the two-sided p-value of mean(a) - mean(b), when both were measured on the same queries.
 
     The differences are shifted to mean zero and resampled; p is the share of resampled means at least as far from zero
-    as the one seen, the one seen counted in (so never below 1 / (samples + 1)). Same seed, same p.
+    as the one seen, the one seen counted in (so never below 1 / (samples + 1)). Same seed, same p; metrics passed
+    together share their resamples.
 
     Args:
-      a: (Q,) one metric of one run, per query.
-      b: (Q,) of the other run, the same queries in the same order.
+      a: (Q,) one metric of one run, per query, or (M, Q) several.
+      b: of the other run, the same queries in the same order.
       samples: how many resamples.
       seed: of the resampling.
+
+    Returns: a float for (Q,), an (M,) array for (M, Q).
 
     Raises:
       ValueError: the shapes differ or there are no queries.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.shape != b.shape or a.ndim != 1 or not a.size:
+    if a.shape != b.shape or a.ndim not in (1, 2) or not a.shape[-1]:
         raise ValueError(f"the same queries are needed on both sides, got {a.shape} and {b.shape}")
-    difference = a - b
-    seen = abs(difference.mean())
-    centred = (difference - difference.mean())[None]
+    difference = np.atleast_2d(a - b)
+    seen = np.abs(difference.mean(axis=1, keepdims=True))  # (M, 1)
+    centred = difference - difference.mean(axis=1, keepdims=True)
     # Sums of equal fractions differ in the last bits: without slack a tie with what was seen counts or not by chance.
-    reached = seen - 1e-12 * max(1.0, seen)
-    beyond = sum(int((np.abs(mean(centred, weights)) >= reached).sum()) for weights in _weights(a.size, samples, seed))
-    return (beyond + 1) / (samples + 1)
+    reached = seen - 1e-12 * np.maximum(1.0, seen)
+    blocks = _weights(difference.shape[1], samples, seed)
+    beyond = sum((np.abs(mean(centred, weights)) >= reached).sum(axis=1) for weights in blocks)
+    p = (beyond + 1) / (samples + 1)
+    return p if a.ndim == 2 else float(p[0])
 
 
 def _weights(size: int, samples: int, seed: int) -> Iterator[np.ndarray]:

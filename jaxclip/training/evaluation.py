@@ -1,35 +1,34 @@
-"""A checkpoint's towers over a split: embeddings, metrics, the report with pictures."""
+"""A checkpoint's towers over a split: embeddings, metrics, and what is left in the folder of the results."""
 
+import dataclasses
+import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
-from jaxclip.pipeline.batches import Shard, image_batches
 from jaxclip.pipeline.records import Records
-from jaxclip.retrieval import protocols, report, significance
-from jaxclip.retrieval.embed import embed, padded_blocks
-from jaxclip.training import mesh as meshes
-from jaxclip.training import setup, writers
+from jaxclip.retrieval import labels, marqo, protocols, results
+from jaxclip.training import pages, setup, writers
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
+from jaxclip.training.encoders import Encoders
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import Params, TrainState, overlaid, replicated
+from jaxclip.training.state import Params, TrainState, checksum, overlaid
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
 
 Result = tuple[dict[str, Any], protocols.Details]
+Embedded = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Evaluator:
 
     Attributes:
       queries: the split's captions and products.
+      encoders: the towers.
       last: what the newest `rank_state` returned, None before the first.
     """
 
@@ -59,67 +59,88 @@ class Evaluator:
         workers: int = 0,
         ks: Sequence[int] = protocols.CATEGORY_KS,
     ):
-        self.towers, self.records, self.workers, self.ks = towers, records, workers, sorted(ks)
-        multiple = meshes.rows(towers.mesh)
-        self.batch_size = -(-batch_size // multiple) * multiple
+        self.towers, self.records, self.ks = towers, records, sorted(ks)
+        self.encoders = Encoders(towers, batch_size=batch_size, workers=workers)
         self.queries = read_queries(records, towers)
         if not self.queries.captions:
             raise UserError(
-                f"none of the {len(records):,} products has a caption: pictures alone can be a gallery, "
-                "but there is nothing to train on and no query to rank"
+                f"none of the {len(records):,} products has a caption: pictures alone can be a gallery "
+                "(evaluate --query='...' shows what is found there), but there is nothing to train on and no query to "
+                "rank"
             )
         self.last: dict[str, Result] | None = None
-        graph, out = towers.graph, replicated(towers.mesh)
-        self._encode_image = jax.jit(lambda params, x: nnx.merge(graph, params).encode_image(x), out_shardings=out)
-        self._encode_text = jax.jit(lambda params, x: nnx.merge(graph, params).encode_text(x), out_shardings=out)
+        self._embedded: dict[str, Embedded] = {}
 
-    def embed(self, params: Params) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the unit vectors of all captions (Q, D) and of all pictures (G, D)."""
-        size, towers = self.batch_size, self.towers
-        sharding = meshes.batch_sharding(towers.mesh)
-        shard = Shard(jax.process_index(), jax.process_count())
-        pictures = image_batches(self.records, towers.preprocess, batch_size=size, shard=shard, workers=self.workers)
-        tokens = text.encode(towers.tokenizer, self.queries.captions, towers.preprocess.context_length)
-        parts = (np.split(block, shard.count)[shard.index] for block in padded_blocks(tokens, size))
+    def embed(self, params: Params, *, store: Path | None = None) -> Embedded:
+        """Returns the unit vectors of all captions (Q, D) and of all pictures (G, D).
 
-        def encoder(encode: Callable) -> Callable[[np.ndarray], jax.Array]:
-            return lambda rows: encode(params, jax.make_array_from_process_local_data(sharding, rows))
+        They are kept in the folder `store` as they are made, and found there again.
+        """
+        images = self.encoders.pictures(params, self.records, store=store and store / "pictures")
+        return self.encoders.captions(params, self.queries.captions, store=store and store / "captions"), images
 
-        def shown(blocks: Iterable, rows: int, what: str) -> Iterable:
-            return bar(blocks, total=-(-rows // size), desc=f"embedding {what}", unit="batch", leave=False)
-
-        images = embed(encoder(self._encode_image), shown(pictures, len(self.records), "pictures"), len(self.records))
-        texts = embed(encoder(self._encode_text), shown(parts, len(tokens), "captions"), len(tokens))
-        return texts, images
-
-    def rank(self, params: Params) -> "Result":
+    def rank(self, params: Params) -> Result:
         """Returns the metrics of the split and the rankings behind them (see `protocols.evaluate`)."""
-        texts, images = self.embed(params)
-        queries = self.queries
-        categories = [queries.products[owner].category for owner in queries.caption_products]
-        groups = queries.product_groups
-        texts_groups = groups[queries.caption_products]
-        metrics, details = protocols.evaluate(texts, images, texts_groups, groups, categories, ks=self.ks)
-        _deepen(metrics["by_category"], details.text_to_image.best_ranks, categories, self.ks)
-        return metrics, details
+        return self._rank(*self.embed(params))
 
-    def rank_state(self, state: TrainState) -> dict[str, "Result"]:
+    def rank_state(self, state: TrainState) -> dict[str, Result]:
         """Returns the ranking of the state's parameters as "raw" and, where it has one, of their average as "ema"."""
-        self.last = {"raw": self.rank(state.params)}
-        if state.ema is not None:
-            self.last["ema"] = self.rank(overlaid(state.ema, state.params))
+        self._embedded = {which: self.embed(params) for which, params in _parameters(state).items()}
+        self.last = {which: self._rank(*embedded) for which, embedded in self._embedded.items()}
         return self.last
 
+    def complete_state(self, state: TrainState) -> dict[str, Result]:
+        """Returns what `rank_state` returned last, ranking where it has not yet, with the rest of `complete`."""
+        results = self.last or self.rank_state(state)
+        return {
+            which: self._complete(params, *self._embedded[which], results[which])
+            for which, params in _parameters(state).items()
+        }
 
-def _deepen(rows: dict[str, dict], best_ranks: np.ndarray, categories: Sequence[str], ks: Sequence[int]) -> None:
-    """Adds hit@k at depths that the rows of categories lack, each with its interval."""
-    of = np.asarray([name or protocols.UNCATEGORISED for name in categories])
-    for name, row in rows.items():
-        for k in ks:
-            if f"hit@{k}" not in row:
-                hits = (best_ranks[of == name] <= k).astype(np.float64)
-                low, high = significance.bootstrap_interval(hits)
-                row[f"hit@{k}"] = {"value": float(hits.mean()), "low": low, "high": high}
+    def complete(self, params: Params, *, store: Path | None = None) -> Result:
+        """Returns `rank`'s result with the protocols that are run once; `store` as in `embed`.
+
+        Those are Marqo's, labels as queries and labels as classes (see `retrieval.marqo` and `retrieval.labels`).
+        """
+        embedded = self.embed(params, store=store)
+        return self._complete(params, *embedded, self._rank(*embedded))
+
+    def _rank(self, texts: np.ndarray, images: np.ndarray) -> Result:
+        queries, groups = self.queries, self.queries.product_groups
+        categories = [queries.products[owner].category for owner in queries.caption_products]
+
+        def shown(blocks):
+            return bar(blocks, desc="ranking", unit="block", leave=False)
+
+        text_groups = groups[queries.caption_products]
+        return protocols.evaluate(texts, images, text_groups, groups, categories, ks=self.ks, progress=shown)
+
+    def _complete(self, params: Params, texts: np.ndarray, images: np.ndarray, result: Result) -> Result:
+        figures, details = result
+        queries, groups = self.queries, self.queries.product_groups
+        owned, first = np.unique(queries.caption_products, return_index=True)
+        titles = np.zeros_like(images)
+        titles[owned] = texts[first]
+        text_groups = groups[queries.caption_products]
+        figures = {**figures, "marqo": marqo.evaluate(texts, images, titles, text_groups, groups)}
+        names = ["category", *sorted({name for product in queries.products for name in product.attributes})]
+        fields = labels.fields({
+            name: [p.category if name == "category" else p.attributes.get(name, "") for p in queries.products]
+            for name in names
+        })  # fmt: skip
+        figures |= {"label_queries": {}, "zero_shot": {}}
+        for field in fields:
+            wordings = [text.prompts(label, self.towers.preprocess) for label in field.labels]
+            flat = self.encoders.captions(params, [wording for each in wordings for wording in each])
+            embeddings = labels.ensemble(flat.reshape(len(wordings), -1, flat.shape[1]))
+            figures["label_queries"][field.name] = labels.retrieve(field, embeddings, images)
+            figures["zero_shot"][field.name] = labels.classify(field, embeddings, images)
+        return figures, details
+
+
+def _parameters(state: TrainState) -> dict[str, Params]:
+    averaged = {} if state.ema is None else {"ema": overlaid(state.ema, state.params)}
+    return {"raw": state.params, **averaged}
 
 
 def read_queries(records: Records, towers: Towers) -> Queries:
@@ -135,32 +156,55 @@ def read_queries(records: Records, towers: Towers) -> Queries:
 
 
 def write(
-    folder: Path, result: Result, evaluator: Evaluator, *, workdir: Path, step: int, fingerprints: Mapping[str, str]
+    folder: Path,
+    result: Result,
+    evaluator: Evaluator,
+    *,
+    workdir: Path,
+    step: int,
+    fingerprints: Mapping[str, str],
+    command: str = "",
 ) -> dict[str, Any]:
-    """Writes metrics.json and report.html into the folder; returns what metrics.json holds."""
+    """Writes metrics.json, its tables, queries.npz and report.html into the folder; returns what metrics.json holds.
+
+    `command` is what reproduces the results; default: this workdir's checkpoint on its own data.
+    """
     figures, details = result
     metrics = {**figures, "checkpoint_step": step}
     metrics |= {name: fingerprints[name] for name in ("parameters", "config_fingerprint", "data_fingerprint")}
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "metrics.json.tmp"
-    temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-    os.replace(temporary, folder / "metrics.json")
+    queries = evaluator.queries
+    results.write_metrics(folder, metrics)
+    results.write_queries(
+        folder,
+        details,
+        captions=queries.captions,
+        owners=queries.caption_products,
+        ids=[product.id for product in queries.products],
+        data_fingerprint=metrics["data_fingerprint"],
+    )
     run = {
         "workdir": workdir.name,
         "step": str(step),
+        "parameters": metrics["parameters"],
         "config": metrics["config_fingerprint"],
         "data": metrics["data_fingerprint"],
-        "command": f"python -m jaxclip.evaluate --workdir={workdir} --step={step}",
+        "command": command or _command(workdir, step, metrics["parameters"]),
     }
-    report.write(
+    pages.write_report(
         folder / "report.html",
         metrics,
+        results.read_queries(folder),
+        queries.products,
+        evaluator.records,
         title=f"{workdir.name}: {folder.name}",
         run=run,
-        queries=_query_rows(details.text_to_image, evaluator.queries, evaluator.records),
         curve=writers.read(workdir),
     )
     return metrics
+
+
+def _command(workdir: Path, step: int, parameters: str) -> str:
+    return f"python -m jaxclip.evaluate --workdir={workdir} --step={step} --parameters={parameters}"
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -169,20 +213,26 @@ def read(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def evaluate_checkpoint(
-    config: "Config",
-    workdir: Path,
-    which: str,
-    folder: Path,
-    *,
-    parameters: str = "",
-    fingerprint: str,
-    say: Callable[[str], None],
-) -> tuple[dict[str, Any], Path]:
-    """Returns the metrics of a workdir's checkpoint on the configured catalogue, and the folder they were written into.
+@dataclass(frozen=True)
+class Loaded:
+    """A workdir's checkpoint and the records that it is to look at.
 
-    `which` is "latest", "best" or a step; `parameters` is "raw", "ema" or "", which is ema where the run kept one. Raw
-    ones of a run that kept an average go into a folder of their own (see `folder_of`).
+    `parameters` says which they are, "raw" or "ema"; `averaged` whether the run kept an average.
+    """
+
+    towers: Towers
+    params: Params
+    records: Records
+    step: int
+    data_fingerprint: str
+    parameters: str
+    averaged: bool
+
+
+def load(config: "Config", workdir: Path, which: str, *, parameters: str = "", say: Callable[[str], None]) -> Loaded:
+    """Returns the checkpoint `which` ("latest", "best" or a step) of a workdir and the configured split.
+
+    `parameters` is "raw", "ema" or "", which is ema where the run kept one.
 
     Raises:
       UserError: there is no such checkpoint or average, or the catalogue is unreadable.
@@ -194,40 +244,67 @@ def evaluate_checkpoint(
     towers = setup.load_towers(config, workdir)
     with jax.set_mesh(towers.mesh):
         params = checkpoint_params(config, towers, checkpoints, step, parameters)
-        given = config.evaluation
-        evaluator = Evaluator(towers, records, batch_size=given.batch_size, workers=config.data.workers, ks=given.ks)
-        result = evaluator.rank(params)
     averaged = checkpoints.keeps_average(step)
     taken = parameters or ("ema" if averaged else "raw")
-    folder = folder_of(folder, taken, averaged=averaged)
-    fingerprints = {
-        "parameters": taken,
-        "config_fingerprint": fingerprint,
-        "data_fingerprint": setup.data_fingerprint(prepared),
+    return Loaded(towers, params, records, step, setup.data_fingerprint(prepared), taken, averaged)
+
+
+def store_of(workdir: Path, loaded: Loaded, config: "Config", captions: list[str]) -> Path:
+    """Returns the folder of a checkpoint's embeddings of some data; its name changes with all they depend on."""
+    depends = {
+        "parameters": int(jax.jit(checksum)(loaded.params)),
+        "data": [loaded.data_fingerprint, config.data.split, len(loaded.records)],
+        "preprocess": dataclasses.asdict(loaded.towers.preprocess),
+        "dtype": config.model.dtype,
+        "batch": config.evaluation.batch_size,
+        "captions": hashlib.sha256("\0".join(captions).encode()).hexdigest(),
     }
-    return write(folder, result, evaluator, workdir=workdir, step=step, fingerprints=fingerprints), folder
+    key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
+    return workdir / "eval" / "embeddings" / f"step-{loaded.step}-{key}"
+
+
+def evaluate_checkpoint(
+    config: "Config",
+    workdir: Path,
+    which: str,
+    folder: Path,
+    *,
+    parameters: str = "",
+    fingerprint: str,
+    say: Callable[[str], None],
+    command: str = "",
+) -> tuple[dict[str, Any], Path]:
+    """Returns the metrics of a workdir's checkpoint on the configured catalogue, and the folder they were written into.
+
+    `which` and `parameters` as in `load`; raw ones of a run that kept an average go into a folder of their own (see
+    `folder_of`). What an interrupted evaluation has embedded is not embedded again. `command` as in `write`.
+
+    Raises:
+      UserError: as `load`.
+    """
+    loaded = load(config, workdir, which, parameters=parameters, say=say)
+    given = config.evaluation
+    with jax.set_mesh(loaded.towers.mesh):
+        evaluator = Evaluator(
+            loaded.towers, loaded.records, batch_size=given.batch_size, workers=config.data.workers, ks=given.ks
+        )
+        store = store_of(workdir, loaded, config, evaluator.queries.captions)
+        result = evaluator.complete(loaded.params, store=store)
+    folder = folder_of(folder, loaded.parameters, averaged=loaded.averaged)
+    fingerprints = {
+        "parameters": loaded.parameters,
+        "config_fingerprint": fingerprint,
+        "data_fingerprint": loaded.data_fingerprint,
+    }
+    metrics = write(
+        folder, result, evaluator, workdir=workdir, step=loaded.step, fingerprints=fingerprints, command=command
+    )
+    return metrics, folder
 
 
 def folder_of(folder: Path, which: str, *, averaged: bool) -> Path:
     """Returns where results go: into a folder of their own, where they are raw beside those of a moving average."""
     return folder.with_name(f"{folder.name}-raw") if which == "raw" and averaged else folder
-
-
-def _query_rows(rankings: protocols.Rankings, queries: Queries, records: Records) -> list[report.QueryRow]:
-    def item(number: int, *, relevant: bool, score: float) -> report.Item:
-        picture = records.picture(number)
-        mime = "image/png" if picture.startswith(b"\x89PNG") else "image/jpeg"
-        return report.Item(picture, mime, queries.products[number].title, relevant, score)
-
-    rows = []
-    for query in report.sample_queries(len(queries.captions)):
-        found = zip(rankings.top_items[query], rankings.top_relevant[query], rankings.top_scores[query], strict=True)
-        items = [item(int(number), relevant=bool(right), score=float(score)) for number, right, score in found]
-        answer = None
-        if not any(shown.relevant for shown in items):
-            answer = item(int(queries.caption_products[query]), relevant=True, score=float("nan"))
-        rows.append(report.QueryRow(queries.captions[query], int(rankings.best_ranks[query]), items, answer))
-    return rows
 
 
 def table(metrics: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -> str:

@@ -105,7 +105,7 @@ def train(
     if stopped is not None:
         return Outcome(stopped, int(state.step), None, folder)
     with jax.set_mesh(towers.mesh):
-        results = evaluator.last or evaluator.rank_state(state)
+        results = evaluator.complete_state(state)
     written = {}
     for which, result in results.items():
         beside |= {"parameters": which}

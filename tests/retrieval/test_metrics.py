@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxclip.retrieval import metrics
@@ -54,3 +54,18 @@ def test_chance_keeps_its_digits_in_a_large_gallery():
 def test_chance_of_an_impossible_count_raises():
     with pytest.raises(ValueError, match="1..5"):
         metrics.chance_hit(np.array([6]), 5, 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rankings(), st.integers(1, 12))
+def test_metrics_equal_those_of_ranx(rows, k):
+    ranx = pytest.importorskip("ranx")
+    right = {f"q{q}": {f"d{rank}": 1 for rank in row} for q, row in enumerate(rows)}
+    found = {f"q{q}": {f"d{rank}": 1.0 / rank for rank in range(1, 16)} for q in range(len(rows))}
+    names = {f"hit@{k}": f"hit_rate@{k}", "mrr": "mrr", "map": "map", f"recall@{k}": f"recall@{k}"}
+    names |= {f"precision@{k}": f"precision@{k}", f"ndcg@{k}": f"ndcg@{k}"}
+    theirs = ranx.evaluate(ranx.Qrels(right), ranx.Run(found), list(names.values()))
+    ranks = np.concatenate([np.array(row) for row in rows])
+    ours = metrics.per_query(ranks, np.cumsum([0] + [len(row) for row in rows]), ks=(k,))
+    for our, their in names.items():
+        assert ours[our].mean() == pytest.approx(theirs[their], abs=1e-9), our

@@ -84,7 +84,7 @@ class Memory:
 
 
 def rank(evaluator, encode_image, encode_text):
-    evaluator._encode_image, evaluator._encode_text = encode_image, encode_text
+    evaluator.encoders.image, evaluator.encoders.text = encode_image, encode_text
     return evaluator.rank({})
 
 

@@ -1,8 +1,11 @@
 """Ranks by counting equal ranks by sorting, whatever ties, duplicates and NaNs there are."""
 
+import socket
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxclip.errors import UserError
-from jaxclip.retrieval.ranks import Relevance, _rank_block, ranks
+from jaxclip.retrieval import ranks as module
+from jaxclip.retrieval import tiles
+from jaxclip.retrieval.many import ranks_of_many
+from jaxclip.retrieval.ranks import both_ways, make_mesh, ranks
+from jaxclip.retrieval.relevance import Relevance
+
+ONE = jax.make_mesh((1, 1), tiles.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
 
 
 def brute_force(queries, gallery, relevance):
@@ -42,22 +51,98 @@ def cases(draw):
     )
 
 
-@settings(max_examples=150, deadline=None)
-@given(cases())
-def test_ranks_equal_a_sort_in_float64(case):
-    queries, gallery, relevance = case
-    expected, scores = brute_force(queries, gallery, relevance)
-    result = ranks(queries, gallery, relevance, top_k=3, tile=8)
+def assert_equal_a_sort(result, expected, scores, k):
     np.testing.assert_array_equal(result.ranks, expected)
     assert result.nan_count == np.isnan(scores).sum()
-    top = np.lexsort((np.broadcast_to(np.arange(len(gallery)), scores.shape), -np.nan_to_num(scores), np.isnan(scores)))
-    np.testing.assert_array_equal(result.top_items, top[:, :3])
-    np.testing.assert_array_equal(result.top_scores, np.take_along_axis(scores, top[:, :3], axis=1))
+    assert all(len(set(row)) == len(row) for row in result.top_items.tolist())
+    best = -np.sort(np.where(np.isnan(scores), np.inf, -scores), axis=1)[:, :k]
+    np.testing.assert_array_equal(np.where(np.isnan(result.top_scores), -np.inf, result.top_scores), best)
+    np.testing.assert_array_equal(np.take_along_axis(scores, result.top_items, axis=1), result.top_scores)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_ranks_equal_a_sort_in_float64_in_both_directions(case):
+    queries, gallery, relevance = case
+    forth = ranks(queries, gallery, relevance, top_k=3, mesh=ONE)
+    expected, scores = brute_force(queries, gallery, relevance)
+    assert_equal_a_sort(forth, expected, scores, 3)
+    if len(set(relevance.indices.tolist())) == len(gallery):
+        forth, back = both_ways(queries, gallery, relevance, top_k=3, mesh=ONE)
+        assert_equal_a_sort(forth, expected, scores, 3)
+        reverse = relevance.transpose(len(gallery))
+        assert_equal_a_sort(back, brute_force(gallery, queries, reverse)[0], scores.T, 3)
+
+
+def integers(seed, queries, items, per_group):
+    """Many ties, groups of several items on both sides; small whole numbers multiply exactly in float32."""
+    random = np.random.default_rng(seed)
+    groups = random.permutation(np.arange(items) % (items // per_group))
+    of_queries = np.concatenate([np.unique(groups), random.choice(groups, queries - len(np.unique(groups)))])
+    embeddings = (random.integers(-3, 4, (size, 4)).astype(np.float32) for size in (queries, items))
+    return *embeddings, Relevance.from_groups(random.permutation(of_queries), groups)
+
+
+@pytest.mark.parametrize(("per_group", "tile"), [(1, 128), (7, 320), (40, 2048)])
+def test_ranks_do_not_depend_on_the_tile(per_group, tile):
+    queries, gallery, relevance = integers(1, 430, 400, per_group)
+    expected, scores = brute_force(queries, gallery, relevance)
+    forth, back = both_ways(queries, gallery, relevance, top_k=8, tile=tile, mesh=ONE)
+    assert_equal_a_sort(forth, expected, scores, 8)
+    reverse = relevance.transpose(len(gallery))
+    assert_equal_a_sort(back, brute_force(gallery, queries, reverse)[0], scores.T, 8)
+    np.testing.assert_array_equal(ranks_of_many(queries, gallery, relevance), expected)
+
+
+@pytest.mark.parametrize("layout", [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_any_layout_of_eight_devices_gives_what_one_gives(layout):
+    queries, gallery, relevance = integers(2, 530, 470, 3)
+    queries[3], gallery[7] = np.nan, np.inf
+    alone = both_ways(queries, gallery, relevance, top_k=5, tile=128, mesh=ONE)
+    for one, many in zip(
+        alone, both_ways(queries, gallery, relevance, top_k=5, tile=128, mesh=make_mesh(*layout)), strict=True
+    ):
+        np.testing.assert_array_equal(many.ranks, one.ranks)
+        np.testing.assert_array_equal(many.top_scores, one.top_scores)
+        np.testing.assert_array_equal(many.top_items, one.top_items)
+        assert many.nan_count == one.nan_count > 0
+
+
+def test_the_best_of_real_scores_are_those_of_a_full_sort():
+    random = np.random.default_rng(3)
+    queries, gallery = random.normal(size=(900, 48)), random.normal(size=(1100, 48))
+    relevance = Relevance.from_groups(np.arange(900), np.arange(1100) % 900)
+    for result, scores in zip(
+        both_ways(queries, gallery, relevance, top_k=20, tile=320, mesh=ONE),
+        (queries @ gallery.T, gallery @ queries.T),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(result.top_items, np.argsort(-scores, axis=1)[:, :20])
+
+
+def test_a_pass_is_made_again_where_the_first_guess_of_a_score_is_a_bit_off(monkeypatch):
+    queries, gallery, relevance = integers(4, 210, 200, 2)
+    guess = module._guess
+    monkeypatch.setattr(module, "_guess", lambda *given: np.nextafter(guess(*given), np.float32(np.inf)))
+    expected, _ = brute_force(queries, gallery, relevance)
+    np.testing.assert_array_equal(ranks(queries, gallery, relevance, mesh=ONE).ranks, expected)
+
+
+def test_bfloat16_moves_ranks_little():
+    random = np.random.default_rng(5)
+    gallery = random.normal(size=(1000, 64))
+    queries = gallery + 2 * random.normal(size=(1000, 64))
+    queries, gallery = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (queries, gallery))
+    relevance = Relevance.from_groups(np.arange(1000), np.arange(1000))
+    exact, half = (ranks(queries, gallery, relevance, mesh=ONE, dtype=d).ranks for d in (jnp.float32, jnp.bfloat16))
+    assert 0 < (exact != half).mean() < 0.05
+    assert abs(np.mean(exact <= 10) - np.mean(half <= 10)) < 0.005
 
 
 def test_the_answer_among_equals_comes_last_and_several_answers_by_index():
     queries, gallery = np.ones((2, 4)), np.ones((6, 4))
-    result = ranks(queries, gallery, Relevance.from_groups(["a", "b"], ["a", "b", "c", "b", "c", "b"]), tile=8)
+    result = ranks(queries, gallery, Relevance.from_groups(["a", "b"], ["a", "b", "c", "b", "c", "b"]))
     assert result.ranks.tolist() == [6, 4, 5, 6]
 
 
@@ -65,38 +150,65 @@ def test_equal_embeddings_score_equal_to_the_last_bit_wherever_they_stand():
     random = np.random.default_rng(0)
     gallery = np.repeat(random.normal(size=(1, 257)), 1500, axis=0)
     queries = random.normal(size=(1500, 257))
-    result = ranks(queries, gallery, Relevance.from_groups(np.arange(1500), np.arange(1500)), tile=256)
+    result = ranks(queries, gallery, Relevance.from_groups(np.arange(1500), np.arange(1500)), tile=256, mesh=ONE)
     assert (result.ranks == 1500).all()
 
 
 def test_infinite_scores_keep_their_place_before_nan():
     gallery = np.array([[np.nan], [-np.inf], [0.0], [np.inf]])
-    result = ranks(np.ones((4, 1)), gallery, Relevance.from_groups(range(4), range(4)), top_k=4, tile=8)
+    result = ranks(np.ones((4, 1)), gallery, Relevance.from_groups(range(4), range(4)), top_k=4)
     assert result.ranks.tolist() == [4, 3, 2, 1]
     assert result.top_items[0].tolist() == [3, 2, 1, 0]
     np.testing.assert_array_equal(result.top_scores[0], [np.inf, 0, -np.inf, np.nan])
     assert result.nan_count == 4
 
 
-@pytest.mark.parametrize("relevant_per_query", [1, 7, 60])
-def test_ranks_do_not_depend_on_the_tile(relevant_per_query):
-    random = np.random.default_rng(1)
-    queries, gallery = random.integers(-3, 4, (83, 3)), random.integers(-3, 4, (120, 3))
-    groups = np.arange(120) % (120 // relevant_per_query)
-    relevance = Relevance.from_groups(random.choice(groups, 83), groups)
-    expected, _ = brute_force(queries, gallery, relevance)
-    for tile in (16, 64, 256):
-        result = ranks(queries, gallery, relevance, top_k=5, tile=tile)
-        np.testing.assert_array_equal(result.ranks, expected)
-
-
-def test_few_compilations_serve_any_number_of_queries_and_items():
-    before = _rank_block._cache_size()
+def test_sizes_that_round_to_the_same_tile_compile_once():
     random = np.random.default_rng(2)
-    for size in range(1, 200, 9):
+    visit = tiles.make_visit(ONE, blocks=1, ks=(0, 0), back=True, finite=True)
+    before = visit._cache_size()
+    for size in (70, 100, 128):
         embeddings = random.normal(size=(size, 5))
-        ranks(embeddings, embeddings, Relevance.from_groups(np.arange(size), np.arange(size)), tile=8)
-    assert _rank_block._cache_size() - before <= 10  # galleries of 1 to 25 tiles: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32
+        both_ways(embeddings, embeddings, Relevance.from_groups(np.arange(size), np.arange(size)), mesh=ONE)
+    assert visit._cache_size() - before == 1
+
+
+PROCESS = """
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, numpy as np
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
+from jaxclip.retrieval.ranks import both_ways, make_mesh
+from jaxclip.retrieval.relevance import Relevance
+random = np.random.default_rng(6)
+queries, gallery = random.integers(-3, 4, (2, 300, 4)).astype(np.float32)
+relevance = Relevance.from_groups(np.arange(300) % 90, random.permutation(np.arange(300) % 90))
+forth, back = both_ways(queries, gallery, relevance, top_k=5, tile=128, mesh=make_mesh(2, 2))
+np.savez(sys.argv[3], *(getattr(f, n) for f in (forth, back) for n in ("ranks", "top_scores", "top_items")))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_both_find_what_one_finds(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    files = [tmp_path / f"{number}.npz" for number in range(2)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", PROCESS, str(number), str(port), str(file)])
+        for number, file in enumerate(files)
+    ]
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    random = np.random.default_rng(6)
+    queries, gallery = random.integers(-3, 4, (2, 300, 4)).astype(np.float32)
+    relevance = Relevance.from_groups(np.arange(300) % 90, random.permutation(np.arange(300) % 90))
+    alone = both_ways(queries, gallery, relevance, top_k=5, mesh=ONE)
+    expected = [getattr(found, n) for found in alone for n in ("ranks", "top_scores", "top_items")]
+    for file in files:
+        with np.load(file) as arrays:
+            for name, array in zip(arrays.files, expected, strict=True):
+                np.testing.assert_array_equal(arrays[name], array)
 
 
 def test_groups_become_ascending_items_and_a_query_without_an_answer_is_named():

@@ -1,0 +1,77 @@
+"""Which gallery items are right for which query, in compressed sparse rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxclip.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Relevance:
+    """Which gallery items are right for each query, in compressed sparse rows.
+
+    Attributes:
+      indptr: (Q+1,) where each query's items start in `indices`; every query has at least one.
+      indices: (nnz,) gallery items, ascending within a query, none twice.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+
+    def __post_init__(self):
+        if self.indptr.ndim != 1 or self.indices.ndim != 1 or not self.indptr.size:
+            raise ValueError(
+                f"indptr (Q+1,) and indices (nnz,) expected, got {self.indptr.shape}, {self.indices.shape}"
+            )
+        if self.indptr[0] != 0 or self.indptr[-1] != len(self.indices) or (np.diff(self.indptr) < 1).any():
+            raise ValueError("indptr must rise from 0 to len(indices), at least one relevant item per query")
+        within_row = np.diff(self.rows) == 0
+        if len(self.indices) and (self.indices.min() < 0 or (np.diff(self.indices)[within_row] <= 0).any()):
+            raise ValueError("indices must be non-negative and strictly ascending within a query")
+
+    @classmethod
+    def from_groups(cls, query_groups, gallery_groups) -> "Relevance":
+        """Returns the relevance that says: same group, relevant.
+
+        Args:
+          query_groups: (Q,) group names or numbers.
+          gallery_groups: (G,) of the same kind.
+
+        Raises:
+          UserError: a query's group has no item in the gallery.
+        """
+        query_groups, gallery_groups = np.asarray(query_groups), np.asarray(gallery_groups)
+        order = np.argsort(gallery_groups, kind="stable")  # (G,)
+        ordered = gallery_groups[order]
+        first = np.searchsorted(ordered, query_groups, side="left")  # (Q,)
+        counts = np.searchsorted(ordered, query_groups, side="right") - first  # (Q,)
+        missing = np.flatnonzero(counts == 0)
+        if missing.size:
+            named = ", ".join(f"query {row} (group {query_groups[row].item()!r})" for row in missing[:3])
+            raise UserError(
+                f"{missing.size} of {len(query_groups)} queries have no relevant item in the gallery of "
+                f"{len(gallery_groups)}: {named}{', ...' if missing.size > 3 else ''}; give each query's group an item"
+            )
+        indptr = np.concatenate([[0], np.cumsum(counts)])  # (Q+1,)
+        return cls(indptr, order[np.repeat(first - indptr[:-1], counts) + np.arange(indptr[-1])])
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(Q,) how many items are relevant to each query."""
+        return np.diff(self.indptr)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(nnz,) the query of each (query, relevant item) pair."""
+        return np.repeat(np.arange(len(self.indptr) - 1), self.counts)
+
+    def transpose(self, gallery: int) -> "Relevance":
+        """Returns the same pairs seen from `gallery` items: which queries each of them is relevant to.
+
+        Raises:
+          ValueError: an item is relevant to no query.
+        """
+        order = np.argsort(self.indices, kind="stable")  # (nnz,) by item, then by query
+        counts = np.bincount(self.indices, minlength=gallery)
+        return Relevance(np.concatenate([[0], np.cumsum(counts)]), self.rows[order])
