@@ -49,6 +49,13 @@ class Partners:
                 f"{self.similarity[wrong[0]]} of product {wrong[0]}: mine the pairs again"
             )
 
+    def among(self, numbers: np.ndarray) -> "Partners":
+        """Returns those of records `take`n by number, numbered anew; one whose partner was not taken has none."""
+        anew = np.full(len(self.partner), -1)
+        anew[numbers] = np.arange(len(numbers))
+        partner = self.partner[numbers]
+        return Partners(np.where(partner >= 0, anew[partner], -1), self.similarity[numbers])
+
 
 def training_batches(
     records: Records,
@@ -160,10 +167,12 @@ def image_batches(
     shard: Shard = Shard(),
     workers: int = 0,
     first: int = 0,
+    crops: bool = False,
 ) -> Iterator[np.ndarray]:
     """Yields this process's rows of batches of the split's pictures in order, (b, S, S, 3) uint8.
 
-    The last batch is filled up with black pictures. `first` is the number of the batch to begin with.
+    With `crops` it is the best crop that preparation stored of each. The last batch is filled up with black pictures.
+    `first` is the number of the batch to begin with.
     """
     local = batch_size // shard.count
     batches = -(-len(records) // batch_size)
@@ -183,7 +192,10 @@ def image_batches(
         return tf.cond(tf.strings.length(serialized) == 0, lambda: blank, lambda: picture(serialized))
 
     def picture(serialized: tf.Tensor) -> tf.Tensor:
-        decoded = images.decode(records.parse(serialized)["image"])
+        record = records.parse(serialized)
+        decoded = images.decode(record["image"])
+        if crops:
+            decoded = images.cut(decoded, record["crops"][0])
         return images.resize(decoded, preprocess.image_size, preprocess.resize, preprocess.filter)
 
     dataset = tf.data.Dataset.range(first, batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()

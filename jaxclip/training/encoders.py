@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -23,6 +24,8 @@ class Encoders:
 
     Attributes:
       image, text: (params, batch) -> (B, D) unit vectors.
+      image_tokens, text_tokens: (params, batch) -> (B, T, W), what the last block makes of each token, and of captions
+        zeros past the end.
       batch_size: rows of a batch, over all devices.
     """
 
@@ -33,10 +36,22 @@ class Encoders:
         graph, out = towers.graph, replicated(towers.mesh)
         self.image = jax.jit(lambda params, x: nnx.merge(graph, params).encode_image(x), out_shardings=out)
         self.text = jax.jit(lambda params, x: nnx.merge(graph, params).encode_text(x), out_shardings=out)
+
+        def text_tokens(params: Params, x: jax.Array) -> jax.Array:
+            found, inside = nnx.merge(graph, params).text.tokens(x)
+            return jnp.where(inside[..., None], found, 0)
+
+        self.image_tokens = jax.jit(lambda params, x: nnx.merge(graph, params).image.tokens(x), out_shardings=out)
+        self.text_tokens = jax.jit(text_tokens, out_shardings=out)
         self._shard = Shard(jax.process_index(), jax.process_count())
 
-    def pictures(self, params: Params, records: Records, *, store: Path | None = None) -> np.ndarray:
-        """Returns the unit vectors of all pictures, (G, D); parts of them are kept in the folder `store`."""
+    def pictures(
+        self, params: Params, records: Records, *, crops: bool = False, tokens: bool = False, store: Path | None = None
+    ) -> np.ndarray:
+        """Returns the unit vectors of all pictures, (G, D), or of their tokens, (G, T, W).
+
+        With `crops` it is of the best crop of each. Parts of them are kept in the folder `store`.
+        """
 
         def batches(first: int) -> Iterable[np.ndarray]:
             return image_batches(
@@ -46,20 +61,28 @@ class Encoders:
                 shard=self._shard,
                 workers=self.workers,
                 first=first,
+                crops=crops,
             )
 
-        return self._embed(self.image, params, batches, len(records), "pictures", store)
+        encoder, what = self.image_tokens if tokens else self.image, "crops" if crops else "pictures"
+        return self._embed(encoder, params, batches, len(records), what, store)
 
-    def captions(self, params: Params, captions: Sequence[str], *, store: Path | None = None) -> np.ndarray:
-        """Returns the unit vectors of captions as they are worded, (Q, D); parts are kept in the folder `store`."""
+    def captions(
+        self, params: Params, captions: Sequence[str], *, tokens: bool = False, store: Path | None = None
+    ) -> np.ndarray:
+        """Returns the unit vectors of captions as they are worded, (Q, D), or of their tokens, (Q, T, W).
+
+        Parts of them are kept in the folder `store`.
+        """
         towers = self.towers
-        tokens = text.encode(towers.tokenizer, captions, towers.preprocess.context_length)
+        ids = text.encode(towers.tokenizer, captions, towers.preprocess.context_length)
 
         def batches(first: int) -> Iterable[np.ndarray]:
-            for block in islice(padded_blocks(tokens, self.batch_size), first, None):
+            for block in islice(padded_blocks(ids, self.batch_size), first, None):
                 yield np.split(block, self._shard.count)[self._shard.index]
 
-        return self._embed(self.text, params, batches, len(tokens), "captions", store)
+        encoder = self.text_tokens if tokens else self.text
+        return self._embed(encoder, params, batches, len(ids), "captions", store)
 
     def _embed(self, encoder: Callable, params: Params, batches: Callable, rows: int, what: str, store: Path | None):
         sharding = meshes.batch_sharding(self.towers.mesh)

@@ -15,7 +15,7 @@ from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
-from jaxclip.retrieval import labels, marqo, protocols, results
+from jaxclip.retrieval import labels, marqo, protocols, results, second_stage
 from jaxclip.training import pages, setup, writers
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Result = tuple[dict[str, Any], protocols.Details]
 Embedded = tuple[np.ndarray, np.ndarray]
+FINGERPRINTS = ("parameters", "config_fingerprint", "data_fingerprint", "first_stage_fingerprint")
+"""What metrics.json says of where its figures come from."""
 
 
 @dataclass(frozen=True)
@@ -167,21 +169,33 @@ def write(
 ) -> dict[str, Any]:
     """Writes metrics.json, its tables, queries.npz and report.html into the folder; returns what metrics.json holds.
 
+    Where the rankings were re-ranked, those before go into first_stage/ and are what the report compares with.
     `command` is what reproduces the results; default: this workdir's checkpoint on its own data.
     """
     figures, details = result
     metrics = {**figures, "checkpoint_step": step}
-    metrics |= {name: fingerprints[name] for name in ("parameters", "config_fingerprint", "data_fingerprint")}
-    queries = evaluator.queries
+    metrics |= {name: fingerprints[name] for name in FINGERPRINTS if name in fingerprints}
+    queries, baseline = evaluator.queries, None
+
+    def write_queries(folder: Path, details: protocols.Details) -> results.Stored:
+        results.write_queries(
+            folder,
+            details,
+            captions=queries.captions,
+            owners=queries.caption_products,
+            ids=[product.id for product in queries.products],
+            data_fingerprint=metrics["data_fingerprint"],
+        )
+        return results.read_queries(folder)
+
+    found = write_queries(folder, details)
+    if details.first_stage is not None:
+        before = dataclasses.replace(details, text_to_image=details.first_stage, first_stage=None)
+        first = write_queries(folder / results.FIRST_STAGE, before)
+        compared = results.compare(first, found)
+        metrics["reranked"] = {**metrics["reranked"], "compared": compared["text_to_image"]}
+        baseline = ("the first stage", first, compared)
     results.write_metrics(folder, metrics)
-    results.write_queries(
-        folder,
-        details,
-        captions=queries.captions,
-        owners=queries.caption_products,
-        ids=[product.id for product in queries.products],
-        data_fingerprint=metrics["data_fingerprint"],
-    )
     run = {
         "workdir": workdir.name,
         "step": str(step),
@@ -193,12 +207,13 @@ def write(
     pages.write_report(
         folder / "report.html",
         metrics,
-        results.read_queries(folder),
+        found,
         queries.products,
         evaluator.records,
         title=f"{workdir.name}: {folder.name}",
         run=run,
         curve=writers.read(workdir),
+        baseline=baseline,
     )
     return metrics
 
@@ -237,6 +252,8 @@ def load(config: "Config", workdir: Path, which: str, *, parameters: str = "", s
     Raises:
       UserError: there is no such checkpoint or average, or the catalogue is unreadable.
     """
+    if config.task == "rerank":
+        raise UserError(f"{workdir} re-ranks what towers find: name those, {config.first_stage}")
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)
     prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
@@ -310,8 +327,11 @@ def folder_of(folder: Path, which: str, *, averaged: bool) -> Path:
 def table(metrics: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -> str:
     """Returns the headline figures as lines for the terminal: value [95% interval] beside chance.
 
-    `raw` are the figures of the parameters themselves, where `metrics` are those of their moving average.
+    `raw` are the figures of the parameters themselves, where `metrics` are those of their moving average. Of rankings
+    that were re-ranked see `second_stage.table`.
     """
+    if "reranked" in metrics:
+        return second_stage.table(metrics)
     names = [name for name in metrics["text_to_image"] if name.startswith("hit@")]
     lines = [f"{'':16}" + "".join(f"{name:>24}" for name in names)]
     for direction in ("text_to_image", "image_to_text"):
