@@ -3,6 +3,8 @@
 loss     InfoNCE's value and gradient [--rows=16384] [--dimension=512] [--repeats=5]: implementations are run in turns;
          medians are shown, and ratios to the first
 ranks    ranks and the best 20 of texts and pictures [--items=41446], beside faiss, open_clip, torchmetrics and a sort
+rerank   second stages over the best 100 of 1,000 queries [--items=41446] [--candidates=100] [--dimension=128]
+         [--batch-size=64] [--repeats=5]: medians, and ratios to the retrieval of these candidates
 """
 
 import argparse
@@ -53,7 +55,36 @@ def ranks(arguments: Sequence[str]) -> tuple[Rows, str]:
     return [{"implementation": name, **row} for name, row in rows.items()], measure.table(rows)
 
 
-BENCHMARKS: dict[str, Callable[[Sequence[str]], tuple[Rows, str]]] = {"loss": loss, "ranks": ranks}
+def rerank(arguments: Sequence[str]) -> tuple[Rows, str]:
+    """Returns what `training.benchmarks.rerank.measure` returns, and a table of it."""
+    from jaxclip.config.schema import Config, Rerank
+    from jaxclip.training.benchmarks import rerank as benchmark
+    from jaxclip.training.progress import bar
+
+    stages = {
+        "gated": Rerank(),
+        "gated, hubness, image and attributes": Rerank(features="hubness,image,attributes"),
+        "paper": Rerank(preset="paper"),
+        "cross-attention": Rerank(preset="cross_attention", hidden=128),
+    }
+    parser = argparse.ArgumentParser(prog="python -m jaxclip.bench rerank")
+    parser.add_argument("--items", type=_positive, default=41446, help="products of the gallery")
+    parser.add_argument("--candidates", type=_positive, default=100, help="of each query")
+    parser.add_argument("--dimension", type=_positive, default=128, help="of the embeddings")
+    parser.add_argument("--batch-size", type=_positive, default=64, help="queries that are scored at a time")
+    parser.add_argument("--repeats", type=_positive, default=5, help="timed runs of each")
+    given = vars(parser.parse_args(arguments))
+    configs = {name: Config(rerank=stage) for name, stage in stages.items()}
+    rows = benchmark.measure(configs, **given, progress=lambda runs: bar(runs, desc="measuring", unit="round"))
+    lines = [
+        f"{given['candidates']} candidates of {given['items']:,} products",
+        f"{'':40}{'s per 1,000 queries':>20}{'ratio':>8}",
+    ]
+    lines += [f"{row['implementation']:40}{row['seconds']:>20.3f}{row['time_ratio']:>8.2f}" for row in rows]
+    return rows, "\n".join(lines)
+
+
+BENCHMARKS: dict[str, Callable[[Sequence[str]], tuple[Rows, str]]] = {"loss": loss, "ranks": ranks, "rerank": rerank}
 
 
 def main(argv: Sequence[str]) -> int:

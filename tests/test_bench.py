@@ -23,6 +23,17 @@ def test_the_losses_are_measured_side_by_side(run, tmp_path):
     assert rows["dense"]["temporaries"] >= 4 * 512 * 512
 
 
+def test_second_stages_are_measured_beside_retrieval(run, tmp_path):
+    path = tmp_path / "rerank.json"
+    sizes = ("--items=120", "--candidates=5", "--dimension=16", "--batch-size=500", "--repeats=1")
+    done = run("bench", "rerank", *sizes, f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    rows = {row["implementation"]: row for row in json.loads(path.read_text())["rows"]}
+    assert {name.split(",")[0] for name in rows} == {"retrieval", "gated", "paper", "cross-attention"}
+    assert rows["retrieval"]["time_ratio"] == 1.0
+    assert all(name in done.stdout and row["seconds"] > 0 for name, row in rows.items())
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -28,7 +28,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "loss.implementation": objective.IMPLEMENTATIONS,
     "loss.weighting": WEIGHTINGS,
     "rerank.preset": ("gated", "paper", "cross_attention"),
-    "rerank.loss": ("softmax", "lambda", "binary"),
+    "rerank.loss": ("softmax", "lambda", "binary", "contrastive"),
     "rerank.negatives": ("random", "worst", "top", "mixed"),
     "rerank.combine": ("add", "concatenate"),
     "optimizer.name": ("adamw", "adam"),
@@ -217,6 +217,8 @@ def _of_second_stage(config: Config) -> list[str]:
         problems.append(
             f"rerank.hidden = {config.rerank.hidden} is no multiple of rerank.heads = {config.rerank.heads}"
         )
+    if config.rerank.sampled and config.rerank.loss in ("binary", "contrastive"):
+        problems.append(f"rerank.sampled is of lists: rerank.loss = {config.rerank.loss!r} takes none")
     if config.rerank.sampled == 1:
         problems.append("rerank.sampled = 1 leaves an answer nothing to be told from: 0 for all, or 2 and more")
     return problems

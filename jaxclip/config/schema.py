@@ -132,7 +132,9 @@ class Rerank:
     # of a candidate (gated), of these: hubness, image, crop, colour, geometry, texture, attributes, caption_attributes
     features: str = "hubness,image,crop,colour,geometry,texture,attributes"
     wordings: int = 4  # of each training caption; the first as evaluation words it, the others augmented
-    loss: str = "softmax"  # over the list: softmax or lambda; binary: over pairs of an answer and a negative
+    # over the list: softmax or lambda; over pairs of an answer and a negative: binary; over the batch's answers to
+    # other queries: contrastive
+    loss: str = "softmax"
     sampled: int = 0  # candidates of a list that a step looks at, an answer among them; 0 = all
     negatives: str = "top"  # of binary pairs: random, worst (the paper's), top or mixed
     hidden: int = 256  # features of the query that gates and matches are computed from (gated); width (cross_attention)

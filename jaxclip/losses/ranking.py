@@ -34,6 +34,14 @@ def lambda_loss(scores: Float[Array, "B K"], relevant: Bool[Array, "B K"]) -> Fl
     return jnp.mean(losses.sum(axis=(1, 2)))
 
 
+def contrastive(scores: Float[Array, "B B"], relevant: Bool[Array, "B B"]) -> Float[Array, ""]:
+    """Returns `list_softmax` over the answers for each query and over the queries for each answer, the mean of both.
+
+    Row i are the scores of query i with one answer to each query of the batch.
+    """
+    return 0.5 * (list_softmax(scores, relevant) + list_softmax(scores.T, relevant.T))
+
+
 def binary_cross_entropy(scores: Float[Array, "..."], relevant: Bool[Array, "..."]) -> Float[Array, ""]:
     """Returns the mean cross-entropy of sigmoid(score) against relevance."""
     return jnp.mean(jax.nn.softplus(jnp.where(relevant, -scores, scores)))

@@ -88,7 +88,7 @@ class CrossAttention(nnx.Module):
         self,
         query: Float[Array, "B T V"],
         first: Float[Array, "B K"],
-        features: Mapping[str, Float[Array, "B K P*W"]],
+        features: Mapping[str, Float[Array, "B K P W"]],
         present: Mapping[str, Bool[Array, "B K"]],
         *,
         rng: Key[Array, ""] | None = None,
@@ -98,7 +98,7 @@ class CrossAttention(nnx.Module):
         Query tokens past the caption's end are zero vectors. Of the features it reads `image_tokens` alone.
         """
         batch, candidates = first.shape
-        image = features["image_tokens"].reshape(batch * candidates, self.config.image_tokens, -1)
+        image = features["image_tokens"].reshape(batch * candidates, *features["image_tokens"].shape[2:])
         text = jnp.repeat(query.astype(jnp.float32), candidates, axis=0)  # (B * K, T, V)
         image_class, text_class = self.fuse(image, text, (text != 0).any(axis=-1), rng=rng)
         both = self.norm(jnp.concatenate([image_class, text_class], axis=-1))

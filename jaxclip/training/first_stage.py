@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jaxclip.config import Config
 
 IMAGE_TOKENS = "image_tokens"
-FORMAT = 2
+FORMAT = 3
 """Of the arrays kept on disk: another number, and they are computed again."""
 CONTRAST = slice(10, 14)
 """Where a texture has its contrasts, in levels of grey squared, up to 225; all else lies within [-1, 1]."""
@@ -75,7 +75,7 @@ class Split:
       attributes: (G,) each product's columns, a JSON object.
       captions: (Q,) texts. queries: (Q, D) their unit vectors. owners: (Q,) the product of each.
       query_tokens: (Q, T, V) float16, what the text tower's last block makes of each caption's tokens, zeros past its
-        end; the feature IMAGE_TOKENS, (G, P * W), is the same of pictures. Only where tokens are asked for.
+        end; the feature IMAGE_TOKENS, (G, P, W), is the same of pictures. Only where tokens are asked for.
     """
 
     groups: np.ndarray
@@ -222,8 +222,7 @@ def _embed(first, records, wordings, tokens, batch_size, workers) -> Split:
         "texture": texture,
     }
     if tokens:
-        found = encoders.pictures(first.params, records, tokens=True)
-        features[IMAGE_TOKENS] = found.reshape(len(products), -1).astype(np.float16)
+        features[IMAGE_TOKENS] = encoders.pictures(first.params, records, tokens=True).astype(np.float16)
     present = {name: np.ones(len(products), bool) for name in features}
     # The whole picture as crop: nothing was detected, or what was found fills it; either way the crop adds nothing.
     present["crop"] = present["geometry"] = stored["geometry"][:, 2] < 1.0

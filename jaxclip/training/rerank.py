@@ -102,7 +102,7 @@ def train(
     if len(lists) < config.batch_size:
         raise UserError(f"config.batch_size = {config.batch_size} is more than the {len(lists)} lists to train on")
     steps = config.steps or max(1, round(config.epochs * len(lists) / config.batch_size))
-    model = reranking.make_reranker(config, first, split, steps)
+    model = reranking.make_reranker(config, split, steps, mesh=first.towers.mesh, logit_scale=first.logit_scale)
     beside = {
         "data_fingerprint": setup.data_fingerprint(prepared),
         "config_fingerprint": fingerprint,
@@ -126,6 +126,8 @@ def train(
         stopped = None
         if int(state.step) < steps:
             tables = reranking.make_tables(split, candidates, model, lists)
+            if config.rerank.loss == "contrastive":
+                tables |= reranking.contrastive_tables(split, model, lists)
             state, stopped = _train(
                 config, workdir, model, tables, len(lists), steps, state, beside, checkpoints, evaluator, say
             )
@@ -216,7 +218,7 @@ def evaluate_checkpoint(
     first = reranking_data.find_first_stage(config, workdir, load_config)
     prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
     evaluator = Evaluator(config, first, prepared, workdir)
-    model = reranking.make_reranker(config, first, evaluator.split, 1)
+    model = reranking.make_reranker(config, evaluator.split, 1, mesh=first.towers.mesh, logit_scale=first.logit_scale)
     fingerprints = {
         "parameters": "raw",
         "config_fingerprint": fingerprint,

@@ -17,7 +17,7 @@ from jaxclip.models.cross_attention import CrossAttention, CrossAttentionConfig
 from jaxclip.models.reranker import RerankerConfig
 from jaxclip.retrieval.second_stage import Candidates
 from jaxclip.training import mesh as meshes
-from jaxclip.training.first_stage import IMAGE_TOKENS, FirstStage, Split
+from jaxclip.training.first_stage import IMAGE_TOKENS, Split
 from jaxclip.training.optimizer import make_optimizer, make_schedule
 from jaxclip.training.state import Params, TrainState, abstract_state, make_model, replicated
 from jaxclip.training.trainable import Trainable, make_trainable
@@ -44,10 +44,13 @@ class Reranker:
     abstract: TrainState
 
 
-def make_reranker(config: "Config", first: FirstStage, split: Split, steps: int) -> Reranker:
-    """Returns the model's configuration and shapes, the mesh and the optimizer, allocating nothing."""
-    mesh, names, model = first.towers.mesh, features(config), MODELS[config.rerank.preset]
-    settings = _settings(config, first, split, names)
+def make_reranker(config: "Config", split: Split, steps: int, *, mesh: Mesh, logit_scale: float) -> Reranker:
+    """Returns the model's configuration and shapes and the optimizer, allocating nothing.
+
+    `logit_scale` is the factor by which the first stage's scores are logits.
+    """
+    names, model = features(config), MODELS[config.rerank.preset]
+    settings = _settings(config, split, names, logit_scale)
     graph, shapes = make_model(settings, model)
     of_optimizer = config.optimizer
     schedule = make_schedule(
@@ -70,16 +73,17 @@ def make_reranker(config: "Config", first: FirstStage, split: Split, steps: int)
     return Reranker(settings, names, model, graph, mesh, optimizer, schedule, trainable, abstract)
 
 
-def _settings(config, first: FirstStage, split: Split, names: tuple[str, ...]) -> RerankerConfig | CrossAttentionConfig:
+def _settings(config, split: Split, names: tuple[str, ...], logit_scale: float):
     given = config.rerank
     if given.preset == "cross_attention":
-        image_width = first.towers.config.image.transformer.width
+        _, image_tokens, image_width = split.features[IMAGE_TOKENS].shape
+        _, text_tokens, text_width = split.query_tokens.shape
         return CrossAttentionConfig(
-            image_tokens=split.features[IMAGE_TOKENS].shape[1] // image_width,
+            image_tokens=image_tokens,
             image_width=image_width,
-            text_tokens=split.query_tokens.shape[1],
-            text_width=split.query_tokens.shape[2],
-            logit_scale=first.logit_scale,
+            text_tokens=text_tokens,
+            text_width=text_width,
+            logit_scale=logit_scale,
             width=given.hidden,
             layers=given.layers,
             heads=given.heads,
@@ -88,7 +92,7 @@ def _settings(config, first: FirstStage, split: Split, names: tuple[str, ...]) -
     return RerankerConfig(
         embedding=split.queries.shape[1],
         features=tuple((name, split.features[name].shape[1]) for name in names),
-        logit_scale=first.logit_scale,
+        logit_scale=logit_scale,
         hidden=given.hidden,
         matching=given.matching,
         dropout=given.dropout,
@@ -109,13 +113,20 @@ def make_tables(split: Split, candidates: Candidates, model: Reranker, queries: 
     """Returns, on every device, what the lists of these (N,) queries need: a step is then sent row numbers alone."""
     names = model.features
     tables = {
-        "query": (split.queries if split.query_tokens is None else split.query_tokens)[queries],
+        "query": (split.query_tokens if IMAGE_TOKENS in names else split.queries)[queries],
         "items": candidates.items[queries].astype(np.int32),
         "first": candidates.scores[queries],
         "relevant": candidates.relevant[queries],
         "features": {name: split.features[name] for name in names},
         "present": {name: split.present[name] for name in names},
     }
+    return jax.device_put(tables, replicated(model.mesh))
+
+
+def contrastive_tables(split: Split, model: Reranker, queries: np.ndarray) -> Tables:
+    """Returns what the contrastive loss needs beside `make_tables`: first-stage scores of any query with any item."""
+    groups = np.unique(split.groups, return_inverse=True)[1].astype(np.int32)
+    tables = {"embedding": split.queries[queries], "image": split.features["image"], "group": groups}
     return jax.device_put(tables, replicated(model.mesh))
 
 
@@ -139,7 +150,8 @@ def batch_rows(total: int, batch_size: int, seed: int, *, first: int, last: int)
 def make_loss(model: Reranker, *, loss: str, negatives: str, sampled: int) -> Callable:
     """Returns loss(params, batch, rng) -> (value, metrics) for batches of tables and the rows to take from them.
 
-    `sampled`: how many candidates of each list a step looks at, one of them relevant; 0 for all.
+    `sampled`: how many candidates of each list a step looks at, one of them relevant; 0 for all. The contrastive loss
+    looks at no list but at one answer to each query of the batch: B x B pairs.
     """
 
     def of_lists(params: Params, batch: Tables, rng: jax.Array | None) -> tuple[jax.Array, dict[str, Any]]:
@@ -149,11 +161,13 @@ def make_loss(model: Reranker, *, loss: str, negatives: str, sampled: int) -> Ca
         chosen = None
         if loss == "binary":
             chosen = ranking.choose_pair(lists[-1], negatives, choice_rng)  # (B, 2)
+        elif loss == "contrastive":
+            chosen = ranking.choose_some(lists[-1], 1, choice_rng)  # (B, 1)
         elif sampled:
             chosen = ranking.choose_some(lists[-1], sampled, choice_rng)  # (B, N)
         if chosen is not None:
             lists = [jnp.take_along_axis(part, chosen, axis=1) for part in lists]
-        items, first, relevant = lists
+        items, first, relevant = _answers_of_batch(batch, lists[0][:, 0]) if loss == "contrastive" else lists
         known, there = look_up(batch, items)
         extra = {}
         if isinstance(network, reranker.Paper):
@@ -167,7 +181,19 @@ def make_loss(model: Reranker, *, loss: str, negatives: str, sampled: int) -> Ca
     return of_lists
 
 
-LOSSES = {"softmax": ranking.list_softmax, "lambda": ranking.lambda_loss, "binary": ranking.binary_cross_entropy}
+LOSSES = {
+    "softmax": ranking.list_softmax,
+    "lambda": ranking.lambda_loss,
+    "binary": ranking.binary_cross_entropy,
+    "contrastive": ranking.contrastive,
+}
+
+
+def _answers_of_batch(batch: Tables, answers: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns items, first-stage scores and relevance (B, B) where each query is shown every query's answer (B,)."""
+    first = batch["embedding"][batch["rows"]] @ batch["image"][answers].T
+    groups = batch["group"][answers]
+    return jnp.broadcast_to(answers, first.shape), first, groups[:, None] == groups
 
 
 def take_lists(batch: Tables) -> tuple[jax.Array, ...]:
@@ -182,10 +208,13 @@ def look_up(batch: Tables, items: jax.Array) -> tuple[dict[str, jax.Array], dict
 
 
 class Scorer:
-    """Scores lists with whatever parameters it is given, in blocks of one shape: compiled once."""
+    """Scores lists with whatever parameters it is given, in blocks of one shape: compiled once.
 
-    def __init__(self, model: Reranker, split: Split, candidates: Candidates, *, batch_size: int):
-        self.count, multiple = len(split.queries), meshes.rows(model.mesh)
+    With a `count`, those of so many queries alone.
+    """
+
+    def __init__(self, model: Reranker, split: Split, candidates: Candidates, *, batch_size: int, count: int = 0):
+        self.count, multiple = count or len(split.queries), meshes.rows(model.mesh)
         self.size = -(-min(batch_size, self.count) // multiple) * multiple
         self.tables = make_tables(split, candidates, model, np.arange(self.count))
         self._where = meshes.batch_sharding(model.mesh)

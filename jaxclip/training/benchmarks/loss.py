@@ -1,7 +1,7 @@
 """Time, temporaries and achieved FLOP/s of InfoNCE: value and gradient, dense, tiled and by others."""
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.losses import contrastive, tiled
-from jaxclip.training.benchmarks.timing import available_memory, interleaved
+from jaxclip.training.benchmarks.timing import Progress, available_memory, interleaved
 
 SCALE = 1 / 0.07
 STRIP = 256
 OPEN_CLIP = ("torch", "open_clip")
 OPEN_CLIP_MATRICES = 6
 """B x B arrays that PyTorch holds at once: both directions' logits, log-probabilities and gradients."""
-Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
 def measure(

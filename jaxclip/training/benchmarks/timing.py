@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+Progress = Callable[[Iterable[int]], Iterable[int]]
+"""Wraps the rounds of a measurement, for a progress bar."""
 
-def interleaved(
-    calls: Mapping[str, Callable[[], object]], repeats: int, progress: Callable[[Iterable[int]], Iterable[int]] = iter
-) -> dict[str, float]:
+
+def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int, progress: Progress = iter) -> dict[str, float]:
     """Returns the median seconds of each call, which returns when its work is done; one call of each warms up."""
     for call in calls.values():
         call()
