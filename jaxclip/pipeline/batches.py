@@ -160,20 +160,24 @@ def image_batches(
     shard: Shard = Shard(),
     workers: int = 0,
     first: int = 0,
+    numbers: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields this process's rows of batches of the split's pictures in order, (b, S, S, 3) uint8.
+    """Yields this process's rows of batches of pictures in order, (b, S, S, 3) uint8: all, or of the given numbers.
 
     The last batch is filled up with black pictures. `first` is the number of the batch to begin with.
     """
+    wanted = np.arange(len(records)) if numbers is None else numbers
     local = batch_size // shard.count
-    batches = -(-len(records) // batch_size)
+    batches = -(-len(wanted) // batch_size)
     parallel = workers or tf.data.AUTOTUNE
 
     def read(step: tf.Tensor) -> tf.Tensor:
-        numbers = step * batch_size + shard.index * local + tf.range(local, dtype=tf.int64)
+        places = step * batch_size + shard.index * local + tf.range(local, dtype=tf.int64)
         return tf.numpy_function(
-            lambda n: np.concatenate([records.read(n[n < len(records)]), np.full((n >= len(records)).sum(), b"")]),
-            [numbers],
+            lambda p: np.concatenate(
+                [records.read(wanted[p[p < len(wanted)]]), np.full((p >= len(wanted)).sum(), b"")]
+            ),
+            [places],
             tf.string,
             stateful=False,
         )
