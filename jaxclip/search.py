@@ -1,6 +1,6 @@
 """Search a catalogue: python -m jaxclip.search --workdir=W [--gallery=PATH] [--port=8000]
 
-Embeds the catalogue once (kept in W/index; only new products are embedded later), then serves a page and an HTTP API.
+Embeds the catalogue once, into W/embeddings (later only what is new), then serves a page and an HTTP API.
 SIGTERM and Ctrl-C answer what was asked and stop.
 """
 

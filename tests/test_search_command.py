@@ -88,12 +88,13 @@ def test_sigterm_during_load_answers_what_was_asked(start, searched):
 def test_a_killed_embedding_goes_on_where_it_was(start, run, searched, shop):
     arguments = [f"--workdir={searched}", f"--gallery={shop}", "--port=0", "--config.evaluation.batch_size=1"]
     process = start("search", *arguments)
-    while process.poll() is None and not any(file.stat().st_size > 20_000 for file in searched.glob("index/*.rows")):
+    kept = "embeddings/*.rows"
+    while process.poll() is None and not any(file.stat().st_size > 20_000 for file in searched.glob(kept)):
         time.sleep(0.005)
     process.kill()
     process.communicate(timeout=120)
-    (file,) = searched.glob("index/*.rows")
-    kept = file.read_bytes()
+    (file,) = searched.glob(kept)
+    begun = file.read_bytes()
     process = start("search", *arguments)
     here = address(process)
     found = get(f"{here}v1/products?k=100")
@@ -101,4 +102,4 @@ def test_a_killed_embedding_goes_on_where_it_was(start, run, searched, shop):
     process.communicate(timeout=120)
     whole = file.read_bytes()
     row = len(whole) // len(found["results"])
-    assert 0 < len(kept) < len(whole) and whole.startswith(kept[: len(kept) // row * row])
+    assert 0 < len(begun) < len(whole) and whole.startswith(begun[: len(begun) // row * row])

@@ -159,25 +159,20 @@ def image_batches(
     batch_size: int,
     shard: Shard = Shard(),
     workers: int = 0,
-    first: int = 0,
-    numbers: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields this process's rows of batches of pictures in order, (b, S, S, 3) uint8: all, or of the given numbers.
+    """Yields this process's rows of batches of the records' pictures in order, (b, S, S, 3) uint8.
 
-    The last batch is filled up with black pictures. `first` is the number of the batch to begin with.
+    The last batch is filled up with black pictures.
     """
-    wanted = np.arange(len(records)) if numbers is None else numbers
     local = batch_size // shard.count
-    batches = -(-len(wanted) // batch_size)
+    batches = -(-len(records) // batch_size)
     parallel = workers or tf.data.AUTOTUNE
 
     def read(step: tf.Tensor) -> tf.Tensor:
-        places = step * batch_size + shard.index * local + tf.range(local, dtype=tf.int64)
+        numbers = step * batch_size + shard.index * local + tf.range(local, dtype=tf.int64)
         return tf.numpy_function(
-            lambda p: np.concatenate(
-                [records.read(wanted[p[p < len(wanted)]]), np.full((p >= len(wanted)).sum(), b"")]
-            ),
-            [places],
+            lambda n: np.concatenate([records.read(n[n < len(records)]), np.full((n >= len(records)).sum(), b"")]),
+            [numbers],
             tf.string,
             stateful=False,
         )
@@ -190,6 +185,6 @@ def image_batches(
         decoded = images.decode(records.parse(serialized)["image"])
         return images.resize(decoded, preprocess.image_size, preprocess.resize, preprocess.filter)
 
-    dataset = tf.data.Dataset.range(first, batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
+    dataset = tf.data.Dataset.range(batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
     dataset = dataset.map(example, num_parallel_calls=parallel, deterministic=True)
     return dataset.batch(local, drop_remainder=True).prefetch(2).as_numpy_iterator()

@@ -1,5 +1,6 @@
 """Random access to the records of a prepared dataset."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,10 @@ class Records:
     """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0.
 
     With `first`, only so many of them; a prepared dataset stores its records in random order.
+
+    Attributes:
+      features: of a record, as TFDS describes them.
+      numbers: (N,) the number in the split of each record; not 0..N-1 only where `take` left some out.
     """
 
     def __init__(self, prepared: Path, split: str, first: int = 0):
@@ -36,8 +41,8 @@ class Records:
         paths = [path for name in names for path in info.splits[name].filepaths]
         lengths = [length for name in names for length in info.splits[name].shard_lengths]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
-        self._length = first or int(self._starts[-1])
-        if self._length > self._starts[-1]:
+        self.numbers = np.arange(first or self._starts[-1])
+        if len(self.numbers) > self._starts[-1]:
             raise UserError(f"config.data.train = {first} is more than the {self._starts[-1]:,} training products")
         # Without read-ahead a random read touches one chunk instead of megabytes.
         self._readers = [ArrayRecordReader(str(path), options="readahead_buffer_size:0") for path in paths]
@@ -48,10 +53,17 @@ class Records:
         return split in tfds.builder_from_directory(builder.folder(prepared)).info.splits
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.numbers)
+
+    def take(self, numbers: np.ndarray) -> "Records":
+        """Returns these records alone, numbered anew from 0 in the order given."""
+        taken = copy.copy(self)
+        taken.numbers = self.numbers[numbers]
+        return taken
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the serialized records of these numbers, (n,) of bytes, in the order asked for."""
+        numbers = self.numbers[numbers]
         shards = np.searchsorted(self._starts, numbers, side="right") - 1
         found = np.empty(len(numbers), dtype=object)
         for shard in np.unique(shards):

@@ -23,7 +23,7 @@ PICTURE_BATCHES = (1, 4)
 
 
 @dataclass(frozen=True)
-class Encoders:
+class QueryEncoders:
     """What turns queries into unit vectors, for any number of rows but compiled for each; and pictures into rows.
 
     Attributes:
@@ -73,7 +73,7 @@ class Searcher:
       picture_size: side of the pictures that the image tower sees, pixels.
     """
 
-    def __init__(self, gallery: Gallery, neighbours: NearestNeighbours, encoders: Encoders):
+    def __init__(self, gallery: Gallery, neighbours: NearestNeighbours, encoders: QueryEncoders):
         self.gallery, self._neighbours, self._encoders = gallery, neighbours, encoders
         self.picture_size = encoders.picture_size
 

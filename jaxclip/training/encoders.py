@@ -1,8 +1,6 @@
 """A checkpoint's towers as functions from pictures and captions to embeddings, over all devices and processes."""
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +10,7 @@ from jaxclip.pipeline import text
 from jaxclip.pipeline.batches import Shard, image_batches
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval.embed import embed, embed_stored, padded_blocks
+from jaxclip.retrieval.store import EmbeddingStore, content_key
 from jaxclip.training import mesh as meshes
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
@@ -35,42 +34,63 @@ class Encoders:
         self.text = jax.jit(lambda params, x: nnx.merge(graph, params).encode_text(x), out_shardings=out)
         self._shard = Shard(jax.process_index(), jax.process_count())
 
-    def pictures(self, params: Params, records: Records, *, store: Path | None = None) -> np.ndarray:
-        """Returns the unit vectors of all pictures, (G, D); parts of them are kept in the folder `store`."""
+    def pictures(
+        self,
+        params: Params,
+        records: Records,
+        *,
+        store: EmbeddingStore | None = None,
+        keys: Sequence[bytes] | None = None,
+    ) -> np.ndarray:
+        """Returns the unit vectors of all pictures, (G, D); those that the store has are read there.
 
-        def batches(first: int) -> Iterable[np.ndarray]:
+        `keys` are the pictures' content keys, where they are known already.
+        """
+
+        def batches(numbers: np.ndarray) -> Iterable[np.ndarray]:
             return image_batches(
-                records,
+                records.take(numbers),
                 self.towers.preprocess,
                 batch_size=self.batch_size,
                 shard=self._shard,
                 workers=self.workers,
-                first=first,
             )
 
-        return self._embed(self.image, params, batches, len(records), "pictures", store)
+        if store is not None and keys is None:
+            keys = [content_key(picture) for _, picture in records.pictured()]
+        return self._embed(self.image, params, batches, len(records), "pictures", store, keys)
 
-    def captions(self, params: Params, captions: Sequence[str], *, store: Path | None = None) -> np.ndarray:
-        """Returns the unit vectors of captions as they are worded, (Q, D); parts are kept in the folder `store`."""
+    def captions(self, params: Params, captions: Sequence[str], *, store: EmbeddingStore | None = None) -> np.ndarray:
+        """Returns the unit vectors of captions as they are worded, (Q, D); those that the store has are read there."""
         towers = self.towers
         tokens = text.encode(towers.tokenizer, captions, towers.preprocess.context_length)
 
-        def batches(first: int) -> Iterable[np.ndarray]:
-            for block in islice(padded_blocks(tokens, self.batch_size), first, None):
+        def batches(numbers: np.ndarray) -> Iterable[np.ndarray]:
+            for block in padded_blocks(tokens[numbers], self.batch_size):
                 yield np.split(block, self._shard.count)[self._shard.index]
 
-        return self._embed(self.text, params, batches, len(tokens), "captions", store)
+        keys = [content_key(row.tobytes()) for row in tokens]
+        return self._embed(self.text, params, batches, len(tokens), "captions", store, keys)
 
-    def _embed(self, encoder: Callable, params: Params, batches: Callable, rows: int, what: str, store: Path | None):
+    def _embed(
+        self,
+        encoder: Callable,
+        params: Params,
+        batches: Callable[[np.ndarray], Iterable[np.ndarray]],
+        rows: int,
+        what: str,
+        store: EmbeddingStore | None,
+        keys: Sequence[bytes] | None,
+    ) -> np.ndarray:
         sharding = meshes.batch_sharding(self.towers.mesh)
 
         def encode(batch: np.ndarray) -> jax.Array:
             return encoder(params, jax.make_array_from_process_local_data(sharding, batch))
 
-        def shown(first: int) -> Iterable[np.ndarray]:
-            total = -(-rows // self.batch_size)
-            return bar(batches(first), initial=first, total=total, desc=f"embedding {what}", unit="batch", leave=False)
+        def shown(numbers: np.ndarray) -> Iterable[np.ndarray]:
+            total = -(-len(numbers) // self.batch_size)
+            return bar(batches(numbers), total=total, desc=f"embedding {what}", unit="batch", leave=False)
 
         if store is None:
-            return embed(encode, shown(0), rows)
-        return embed_stored(store, encode, shown, rows, self.batch_size)
+            return embed(encode, shown(np.arange(rows)), rows)
+        return embed_stored(store, keys, encode, shown)

@@ -16,6 +16,7 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import labels, marqo, protocols, results
+from jaxclip.retrieval.store import EmbeddingStore
 from jaxclip.training import pages, setup, writers
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
@@ -71,13 +72,13 @@ class Evaluator:
         self.last: dict[str, Result] | None = None
         self._embedded: dict[str, Embedded] = {}
 
-    def embed(self, params: Params, *, store: Path | None = None) -> Embedded:
+    def embed(self, params: Params, *, store: EmbeddingStore | None = None) -> Embedded:
         """Returns the unit vectors of all captions (Q, D) and of all pictures (G, D).
 
-        They are kept in the folder `store` as they are made, and found there again.
+        They are kept in the store as they are made, and found there again.
         """
-        images = self.encoders.pictures(params, self.records, store=store and store / "pictures")
-        return self.encoders.captions(params, self.queries.captions, store=store and store / "captions"), images
+        images = self.encoders.pictures(params, self.records, store=store)
+        return self.encoders.captions(params, self.queries.captions, store=store), images
 
     def rank(self, params: Params) -> Result:
         """Returns the metrics of the split and the rankings behind them (see `protocols.evaluate`)."""
@@ -97,7 +98,7 @@ class Evaluator:
             for which, params in _parameters(state).items()
         }
 
-    def complete(self, params: Params, *, store: Path | None = None) -> Result:
+    def complete(self, params: Params, *, store: EmbeddingStore | None = None) -> Result:
         """Returns `rank`'s result with the protocols that are run once; `store` as in `embed`.
 
         Those are Marqo's, labels as queries and labels as classes (see `retrieval.marqo` and `retrieval.labels`).
@@ -229,17 +230,26 @@ class Loaded:
     averaged: bool
 
 
-def load(config: "Config", workdir: Path, which: str, *, parameters: str = "", say: Callable[[str], None]) -> Loaded:
+def load(
+    config: "Config",
+    workdir: Path,
+    which: str,
+    *,
+    parameters: str = "",
+    prepared: Path | None = None,
+    say: Callable[[str], None],
+) -> Loaded:
     """Returns the checkpoint `which` ("latest", "best" or a step) of a workdir and the configured split.
 
-    `parameters` is "raw", "ema" or "", which is ema where the run kept one.
+    `parameters` is "raw", "ema" or "", which is ema where the run kept one; `prepared` the dataset, where it is not
+    the configured catalogue's.
 
     Raises:
       UserError: there is no such checkpoint or average, or the catalogue is unreadable.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)
-    prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
+    prepared = prepared or setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
     records = Records(prepared, config.data.split)
     towers = setup.load_towers(config, workdir)
     with jax.set_mesh(towers.mesh):
@@ -249,18 +259,17 @@ def load(config: "Config", workdir: Path, which: str, *, parameters: str = "", s
     return Loaded(towers, params, records, step, setup.data_fingerprint(prepared), taken, averaged)
 
 
-def store_of(workdir: Path, loaded: Loaded, config: "Config", captions: list[str]) -> Path:
-    """Returns the folder of a checkpoint's embeddings of some data; its name changes with all they depend on."""
+def store_of(workdir: Path, loaded: Loaded, config: "Config", *, say: Callable[[str], None]) -> EmbeddingStore:
+    """Returns the store of a checkpoint's embeddings; the name of its file changes with all they depend on."""
     depends = {
         "parameters": int(jax.jit(checksum)(loaded.params)),
-        "data": [loaded.data_fingerprint, config.data.split, len(loaded.records)],
         "preprocess": dataclasses.asdict(loaded.towers.preprocess),
         "dtype": config.model.dtype,
         "batch": config.evaluation.batch_size,
-        "captions": hashlib.sha256("\0".join(captions).encode()).hexdigest(),
     }
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
-    return workdir / "eval" / "embeddings" / f"step-{loaded.step}-{key}"
+    path = workdir / "embeddings" / f"step-{loaded.step}-{key}.rows"
+    return EmbeddingStore(path, fingerprint=key, dimension=loaded.towers.config.embedding, say=say)
 
 
 def evaluate_checkpoint(
@@ -288,7 +297,7 @@ def evaluate_checkpoint(
         evaluator = Evaluator(
             loaded.towers, loaded.records, batch_size=given.batch_size, workers=config.data.workers, ks=given.ks
         )
-        store = store_of(workdir, loaded, config, evaluator.queries.captions)
+        store = store_of(workdir, loaded, config, say=say)
         result = evaluator.complete(loaded.params, store=store)
     folder = folder_of(folder, loaded.parameters, averaged=loaded.averaged)
     fingerprints = {

@@ -10,8 +10,8 @@ from PIL import Image
 import jaxclip
 from jaxclip.catalog import builder
 from jaxclip.errors import UserError
-from jaxclip.retrieval.index import EmbeddingIndex
 from jaxclip.retrieval.searcher import Query
+from jaxclip.retrieval.store import EmbeddingStore
 
 pytestmark = pytest.mark.slow
 
@@ -103,19 +103,19 @@ def test_what_cannot_be_searched_for_is_told(searcher, arguments, words):
 
 @pytest.fixture
 def embedded(monkeypatch):
-    """Counts the vectors that are written to indices."""
+    """Counts the vectors that are written to stores."""
     counted = []
-    append = EmbeddingIndex.append
+    append = EmbeddingStore.append
 
     def count(self, keys, vectors):
         counted.append(len(keys))
         append(self, keys, vectors)
 
-    monkeypatch.setattr(EmbeddingIndex, "append", count)
+    monkeypatch.setattr(EmbeddingStore, "append", count)
     return counted
 
 
-def test_an_index_is_taken_up_extended_repaired_or_left_for_another_checkpoint(trained, shop, embedded, tmp_path):
+def test_a_store_is_taken_up_extended_repaired_or_left_for_another_checkpoint(trained, shop, embedded, tmp_path):
     workdir, grown = tmp_path / "run", tmp_path / "shop"
     shutil.copytree(trained, workdir)
     shutil.copytree(shop, grown)
@@ -139,7 +139,7 @@ def test_an_index_is_taken_up_extended_repaired_or_left_for_another_checkpoint(t
         atol=1e-5,
     )
 
-    (file,) = (workdir / "index").glob("*.rows")
+    (file,) = (workdir / "embeddings").glob("*.rows")
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 4
     file.write_bytes(raw[:-10])
