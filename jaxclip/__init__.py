@@ -16,6 +16,7 @@ def load(
     gallery: str | Path | None = None,
     *,
     step: str = "latest",
+    rerank: str | Path | None = None,
     overrides: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> "Searcher":
@@ -24,12 +25,13 @@ def load(
     Args:
       workdir: of a run.
       gallery: the catalogue to search, raw or prepared; None for the whole of the workdir's own.
-      step: the checkpoint: latest, best or a step.
+      step: the checkpoint: latest, best or a step; with a re-ranker it is the one that this was trained on.
+      rerank: workdir of a re-ranker of these towers.
       overrides: fields of the configuration, as on the command line: {"data.reader": "folder"}.
       say: takes a line for the user.
 
     Raises:
-      jaxclip.errors.UserError: there is no such workdir, checkpoint or catalogue.
+      jaxclip.errors.UserError: there is no such workdir, checkpoint or catalogue, or the re-ranker is of other towers.
     """
     from jaxclip import config  # what these import takes seconds, and a caller of __version__ need not wait for it
 
@@ -45,7 +47,8 @@ def load(
     else:
         other = (wanted.data.path, wanted.data.reader) != (own.data.path, own.data.reader)
         prepared = setup.prepared_dataset(wanted, whole=other, say=say)
-    return serving.open_searcher(wanted, workdir, prepared, step=step, say=say)
+    second = None if rerank is None else (Path(rerank), config.load(Path(rerank)))
+    return serving.open_searcher(wanted, workdir, prepared, step=step, rerank=second, say=say)
 
 
 def _pointed_at(gallery: Path, own_reader: str, overrides: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ The workdir's own configuration is where it starts from; overrides name another 
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -44,7 +45,7 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("--workdir names several runs: that is for --query; --compare W1 W2 compares two")
     wanted = {workdir: config.load(workdir, overrides) for workdir in workdirs}
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import comparison, evaluation
+        from jaxclip.training import comparison
 
     if QUERY.value:
         page = workdirs[0] / "eval" / (NAME.value or "queries") / "sheet.html"
@@ -61,12 +62,12 @@ def main(overrides: dict[str, str]) -> None:
         print(f"{'sheet':10}{page}")
         return
     if not COMPARE.value:
-        _evaluate(workdirs[0], overrides, evaluation, shown=True)
+        _evaluate(workdirs[0], overrides, shown=True)
         return
     for workdir in workdirs:
         if flags.FLAGS["step"].present or not (workdir / "eval" / _name(workdir, overrides) / "queries.npz").exists():
             command_line.say(f"evaluating {workdir} first")
-            _evaluate(workdir, overrides, evaluation, shown=False)
+            _evaluate(workdir, overrides, shown=False)
     name = _name(workdirs[1], overrides)
     figures, folder = comparison.compare(wanted[workdirs[1]], *workdirs, name, command=_command(), say=command_line.say)
     print(f"\n{comparison.table(figures)}\n")
@@ -85,9 +86,14 @@ def _command() -> str:
     return shlex.join(["python", "-m", "jaxclip.evaluate", *sys.argv[1:]])
 
 
-def _evaluate(workdir: Path, overrides: dict[str, str], evaluation, *, shown: bool) -> None:
+def _evaluate(workdir: Path, overrides: dict[str, str], *, shown: bool) -> None:
+    from jaxclip.training import evaluation, rerank
+
     own, wanted = config.load(workdir), config.load(workdir, overrides)
-    metrics, folder = evaluation.evaluate_checkpoint(
+    evaluate = evaluation.evaluate_checkpoint
+    if wanted.task == "rerank":
+        evaluate = partial(rerank.evaluate_checkpoint, load_config=config.load)
+    metrics, folder = evaluate(
         wanted,
         workdir,
         STEP.value,

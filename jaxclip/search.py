@@ -1,4 +1,4 @@
-"""Search a catalogue: python -m jaxclip.search --workdir=W [--gallery=PATH] [--port=8000]
+"""Search a catalogue: python -m jaxclip.search --workdir=W [--rerank=W2] [--gallery=PATH] [--port=8000]
 
 Embeds the catalogue once, into W/embeddings (later only what is new), then serves a page and an HTTP API.
 SIGTERM and Ctrl-C answer what was asked and stop.
@@ -16,7 +16,10 @@ from jaxclip import command_line, config
 from jaxclip.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
-STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by hit@1) or a step")
+STEP = flags.DEFINE_string(
+    "step", "latest", "the checkpoint: latest, best (by hit@1) or a step; --rerank knows its own"
+)
+RERANK = flags.DEFINE_string("rerank", None, "folder of a re-ranker of these towers (task = rerank)")
 GALLERY = flags.DEFINE_string(
     "gallery", None, "catalogue to search, raw or prepared; default: all of the workdir's own"
 )
@@ -34,6 +37,8 @@ def main(overrides: dict[str, str]) -> None:
     if not WORKDIR.value:
         raise UserError("--workdir is missing: give the folder of a run")
     config.load(Path(WORKDIR.value), {"data.split": "all", **overrides})
+    if RERANK.value:
+        config.load(Path(RERANK.value))
     listening = _listen()  # a taken port is told before minutes of embedding
     with command_line.quiet_imports():
         import uvicorn
@@ -41,7 +46,8 @@ def main(overrides: dict[str, str]) -> None:
         import jaxclip.training.serving
         from jaxclip.web.app import make_app
 
-    searcher = jaxclip.load(WORKDIR.value, GALLERY.value, step=STEP.value, overrides=overrides, say=command_line.say)
+    wanted = {"step": STEP.value, "rerank": RERANK.value, "overrides": overrides, "say": command_line.say}
+    searcher = jaxclip.load(WORKDIR.value, GALLERY.value, **wanted)
     command_line.say("compiling for batches of searches")
     searcher.warm_up()
     token = os.environ.get("JAXCLIP_TOKEN", "") if TOKEN.value is None else TOKEN.value

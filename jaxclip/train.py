@@ -1,4 +1,6 @@
-"""Train the towers: python -m jaxclip.train --config=configs/quickstart.py [--workdir=W] [--config.a.b=value ...]
+"""Train towers or a re-ranker:
+
+    python -m jaxclip.train --config=configs/quickstart.py [--workdir=W] [--config.a.b=value ...]
 
 Started again with the same workdir, it goes on from the newest checkpoint. SIGTERM and Ctrl-C save and stop.
 """
@@ -16,7 +18,16 @@ from jaxclip.config import Config
 from jaxclip.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/ and the name of the config file")
-MAY_CHANGE = ("checkpoint.", "evaluation.", "log_every", "mesh.", "data.path", "data.prepared", "data.workers")
+MAY_CHANGE = (
+    "checkpoint.",
+    "evaluation.",
+    "log_every",
+    "mesh.",
+    "data.path",
+    "data.prepared",
+    "data.workers",
+    "first_stage",
+)
 
 
 def main(overrides: dict[str, str]) -> int:
@@ -25,11 +36,13 @@ def main(overrides: dict[str, str]) -> int:
     workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)
     _check_workdir(workdir, wanted)
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import evaluation
+        from jaxclip.training import evaluation, rerank
         from jaxclip.training.train import train
 
     started = time.perf_counter()
-    outcome = train(
+    if wanted.rerank.ablation:
+        return _ablate(wanted, workdir)
+    outcome = (rerank.train if wanted.task == "rerank" else train)(
         wanted,
         workdir,
         save_config=lambda: _save(workdir, wanted),
@@ -38,11 +51,7 @@ def main(overrides: dict[str, str]) -> int:
         say=command_line.say,
     )
     if outcome.signal is not None:
-        print(
-            f"stopped by {signal.Signals(outcome.signal).name} at step {outcome.step}, saved; "
-            f"the same command goes on from there"
-        )
-        return 0 if outcome.signal == signal.SIGTERM else 128 + outcome.signal
+        return _stopped(outcome.signal, f" at step {outcome.step}, saved")
     if outcome.zero_shot is not None:
         print(f"\n{evaluation.comparison(outcome.zero_shot, outcome.metrics)}")
     print(f"\n{evaluation.table(outcome.metrics, outcome.raw)}\n")
@@ -54,6 +63,29 @@ def main(overrides: dict[str, str]) -> int:
         print(f"{what:10}{path}")
     print(f"{'time':10}{(time.perf_counter() - started) / 60:.1f} min")
     return 0
+
+
+def _ablate(wanted: Config, workdir: Path) -> int:
+    from jaxclip.training import ablation
+
+    _save(workdir, wanted)
+    stopped, result = ablation.run(
+        wanted,
+        workdir,
+        load_config=config.load,
+        save_config=_save,
+        fingerprint=config.fingerprint,
+        say=command_line.say,
+    )
+    if stopped is not None:
+        return _stopped(stopped, "")
+    print(f"\n{ablation.table(result)}\n\n{'ablation':10}{workdir / ablation.FILENAME}")
+    return 0
+
+
+def _stopped(number: int, where: str) -> int:
+    print(f"stopped by {signal.Signals(number).name}{where}; the same command goes on from there")
+    return 0 if number == signal.SIGTERM else 128 + number
 
 
 def _check_workdir(workdir: Path, wanted: Config) -> None:

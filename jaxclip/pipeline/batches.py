@@ -49,6 +49,13 @@ class Partners:
                 f"{self.similarity[wrong[0]]} of product {wrong[0]}: mine the pairs again"
             )
 
+    def among(self, numbers: np.ndarray) -> "Partners":
+        """Returns those of records `take`n by number, numbered anew; one whose partner was not taken has none."""
+        anew = np.full(len(self.partner), -1)
+        anew[numbers] = np.arange(len(numbers))
+        partner = self.partner[numbers]
+        return Partners(np.where(partner >= 0, anew[partner], -1), self.similarity[numbers])
+
 
 def training_batches(
     records: Records,
@@ -159,10 +166,11 @@ def image_batches(
     batch_size: int,
     shard: Shard = Shard(),
     workers: int = 0,
+    crops: bool = False,
 ) -> Iterator[np.ndarray]:
     """Yields this process's rows of batches of the records' pictures in order, (b, S, S, 3) uint8.
 
-    The last batch is filled up with black pictures.
+    With `crops` it is the best crop that preparation stored of each. The last batch is filled up with black pictures.
     """
     local = batch_size // shard.count
     batches = -(-len(records) // batch_size)
@@ -182,7 +190,10 @@ def image_batches(
         return tf.cond(tf.strings.length(serialized) == 0, lambda: blank, lambda: picture(serialized))
 
     def picture(serialized: tf.Tensor) -> tf.Tensor:
-        decoded = images.decode(records.parse(serialized)["image"])
+        record = records.parse(serialized)
+        decoded = images.decode(record["image"])
+        if crops:
+            decoded = images.cut(decoded, record["crops"][0])
         return images.resize(decoded, preprocess.image_size, preprocess.resize, preprocess.filter)
 
     dataset = tf.data.Dataset.range(batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()

@@ -108,11 +108,15 @@ class Records:
             product = _product(_fields(serialized))
             yield product, int(product.group)
 
-    def pictured(self) -> Iterator[tuple[Product, bytes]]:
-        """Yields every product in order with its encoded picture."""
+    def pictured(self) -> Iterator[tuple[Product, bytes, np.ndarray | None]]:
+        """Yields every product in order with its encoded picture and its best crop.
+
+        That is (4,) float32: left, top, right, bottom as shares of the picture; None where none was prepared.
+        """
         for serialized in self._all():
             fields = _fields(serialized)
-            yield _product(fields), fields["image"].bytes_list.value[0]
+            crop = np.asarray(fields["crops"].float_list.value[:4], np.float32) if "crops" in self.features else None
+            yield _product(fields), fields["image"].bytes_list.value[0], crop
 
     def described(self, number: int) -> tuple[Product, dict[str, np.ndarray | str | tuple[str, ...]]]:
         """Returns the product of one record and what preparation measured of it, by column; pictures are left out."""

@@ -1,7 +1,6 @@
 """A checkpoint's towers over a split: embeddings, metrics, and what is left in the folder of the results."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
-from jaxclip.retrieval import labels, marqo, protocols, results
+from jaxclip.retrieval import labels, marqo, protocols, results, second_stage
 from jaxclip.retrieval.store import EmbeddingStore
 from jaxclip.training import pages, setup, writers
 from jaxclip.training.base import checkpoint_params
@@ -23,13 +22,15 @@ from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.encoders import Encoders
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import Params, TrainState, checksum, overlaid
+from jaxclip.training.state import Params, TrainState, overlaid
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
 
 Result = tuple[dict[str, Any], protocols.Details]
 Embedded = tuple[np.ndarray, np.ndarray]
+FINGERPRINTS = ("parameters", "config_fingerprint", "data_fingerprint", "first_stage_fingerprint")
+"""What metrics.json says of where its figures come from."""
 
 
 @dataclass(frozen=True)
@@ -168,21 +169,33 @@ def write(
 ) -> dict[str, Any]:
     """Writes metrics.json, its tables, queries.npz and report.html into the folder; returns what metrics.json holds.
 
+    Where the rankings were re-ranked, those before go into first_stage/ and are what the report compares with.
     `command` is what reproduces the results; default: this workdir's checkpoint on its own data.
     """
     figures, details = result
     metrics = {**figures, "checkpoint_step": step}
-    metrics |= {name: fingerprints[name] for name in ("parameters", "config_fingerprint", "data_fingerprint")}
-    queries = evaluator.queries
+    metrics |= {name: fingerprints[name] for name in FINGERPRINTS if name in fingerprints}
+    queries, baseline = evaluator.queries, None
+
+    def write_queries(folder: Path, details: protocols.Details) -> results.Stored:
+        results.write_queries(
+            folder,
+            details,
+            captions=queries.captions,
+            owners=queries.caption_products,
+            ids=[product.id for product in queries.products],
+            data_fingerprint=metrics["data_fingerprint"],
+        )
+        return results.read_queries(folder)
+
+    found = write_queries(folder, details)
+    if details.first_stage is not None:
+        before = dataclasses.replace(details, text_to_image=details.first_stage, first_stage=None)
+        first = write_queries(folder / results.FIRST_STAGE, before)
+        compared = results.compare(first, found)
+        metrics["reranked"] = {**metrics["reranked"], "compared": compared["text_to_image"]}
+        baseline = ("the first stage", first, compared)
     results.write_metrics(folder, metrics)
-    results.write_queries(
-        folder,
-        details,
-        captions=queries.captions,
-        owners=queries.caption_products,
-        ids=[product.id for product in queries.products],
-        data_fingerprint=metrics["data_fingerprint"],
-    )
     run = {
         "workdir": workdir.name,
         "step": str(step),
@@ -194,12 +207,13 @@ def write(
     pages.write_report(
         folder / "report.html",
         metrics,
-        results.read_queries(folder),
+        found,
         queries.products,
         evaluator.records,
         title=f"{workdir.name}: {folder.name}",
         run=run,
         curve=writers.read(workdir),
+        baseline=baseline,
     )
     return metrics
 
@@ -247,6 +261,8 @@ def load(
     Raises:
       UserError: there is no such checkpoint or average, or the catalogue is unreadable.
     """
+    if config.task == "rerank":
+        raise UserError(f"{workdir} re-ranks what towers find: name those, {config.first_stage}")
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)
     prepared = prepared or setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
@@ -257,19 +273,6 @@ def load(
     averaged = checkpoints.keeps_average(step)
     taken = parameters or ("ema" if averaged else "raw")
     return Loaded(towers, params, records, step, setup.data_fingerprint(prepared), taken, averaged)
-
-
-def store_of(workdir: Path, loaded: Loaded, config: "Config", *, say: Callable[[str], None]) -> EmbeddingStore:
-    """Returns the store of a checkpoint's embeddings; the name of its file changes with all they depend on."""
-    depends = {
-        "parameters": int(jax.jit(checksum)(loaded.params)),
-        "preprocess": dataclasses.asdict(loaded.towers.preprocess),
-        "dtype": config.model.dtype,
-        "batch": config.evaluation.batch_size,
-    }
-    key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
-    path = workdir / "embeddings" / f"step-{loaded.step}-{key}.rows"
-    return EmbeddingStore(path, fingerprint=key, dimension=loaded.towers.config.embedding, say=say)
 
 
 def evaluate_checkpoint(
@@ -297,7 +300,7 @@ def evaluate_checkpoint(
         evaluator = Evaluator(
             loaded.towers, loaded.records, batch_size=given.batch_size, workers=config.data.workers, ks=given.ks
         )
-        store = store_of(workdir, loaded, config, say=say)
+        store = evaluator.encoders.store(workdir, loaded.params, loaded.step, say=say)
         result = evaluator.complete(loaded.params, store=store)
     folder = folder_of(folder, loaded.parameters, averaged=loaded.averaged)
     fingerprints = {
@@ -319,8 +322,11 @@ def folder_of(folder: Path, which: str, *, averaged: bool) -> Path:
 def table(metrics: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -> str:
     """Returns the headline figures as lines for the terminal: value [95% interval] beside chance.
 
-    `raw` are the figures of the parameters themselves, where `metrics` are those of their moving average.
+    `raw` are the figures of the parameters themselves, where `metrics` are those of their moving average. Of rankings
+    that were re-ranked see `second_stage.table`.
     """
+    if "reranked" in metrics:
+        return second_stage.table(metrics)
     names = [name for name in metrics["text_to_image"] if name.startswith("hit@")]
     lines = [f"{'':16}" + "".join(f"{name:>24}" for name in names)]
     for direction in ("text_to_image", "image_to_text"):

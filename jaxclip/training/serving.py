@@ -20,10 +20,10 @@ from jaxclip.pipeline.records import Records
 from jaxclip.retrieval.gallery import Details, Gallery
 from jaxclip.retrieval.index import NearestNeighbours
 from jaxclip.retrieval.searcher import MOST, QueryEncoders, Searcher
-from jaxclip.retrieval.store import content_key
-from jaxclip.training import evaluation
+from jaxclip.training import evaluation, serving_second_stage
 from jaxclip.training import mesh as meshes
-from jaxclip.training.encoders import Encoders
+from jaxclip.training.encoders import Encoders, picture_key
+from jaxclip.training.first_stage import embed_gallery
 from jaxclip.training.progress import bar
 from jaxclip.training.state import Params
 
@@ -38,29 +38,52 @@ LOOKED_AT = 1024
 
 
 def open_searcher(
-    config: "Config", workdir: Path, prepared: Path, *, step: str, say: Callable[[str], None]
+    config: "Config",
+    workdir: Path,
+    prepared: Path,
+    *,
+    step: str,
+    rerank: "tuple[Path, Config] | None" = None,
+    say: Callable[[str], None],
 ) -> Searcher:
     """Returns the searcher of a workdir's checkpoint over the configured split of a prepared dataset.
 
     Vectors are kept in the workdir by content, those of evaluations among them; only pictures that have none are
-    embedded.
+    embedded. `rerank` is the workdir of a re-ranker of these towers and its configuration.
 
     Raises:
-      UserError: there is no such checkpoint or split, the split holds no product, or the vectors are not finite.
+      UserError: there is no such checkpoint or split, the split holds no product, the vectors are not finite, or the
+        re-ranker does not fit.
     """
-    loaded = evaluation.load(config, workdir, step, prepared=prepared, say=say)
-    if not len(loaded.records):
+    if rerank is None:
+        found = evaluation.load(config, workdir, step, prepared=prepared, say=say)
+    else:
+        found = serving_second_stage.find_first_stage(rerank[1], rerank[0], config, workdir, step)
+    records = Records(prepared, config.data.split)
+    if not len(records):
         raise UserError(f"{prepared} has no product in its split {config.data.split}: there is nothing to search")
-    products, keys = _read(loaded.records)
-    encoders = Encoders(loaded.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
-    store = evaluation.store_of(workdir, loaded, config, say=say)
-    with jax.set_mesh(loaded.towers.mesh):
-        vectors = encoders.pictures(loaded.params, loaded.records, store=store, keys=keys)
+    products, *keys = _read(records)
+    encoders = Encoders(found.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
+    store = encoders.store(workdir, found.params, found.step, say=say)
+    with jax.set_mesh(found.towers.mesh):
+        vectors = encoders.pictures(found.params, records, store=store, keys=keys[0])
     if not np.isfinite(vectors).all():
-        raise UserError(f"step {loaded.step} of {workdir} gives vectors that are not finite: take another --step")
-    name = Path(builder.about(prepared)["source"]["path"]).name
-    gallery = Gallery(name, products, loaded.records.picture, lambda n: Details(*loaded.records.described(n)))
-    return Searcher(gallery, NearestNeighbours(vectors, most=MOST + 1), query_encoders(encoders, loaded.params))
+        raise UserError(f"step {found.step} of {workdir} gives vectors that are not finite: take another --step")
+    second, depth = None, MOST + 1
+    if rerank is not None:
+        folder, own = rerank
+        tokens = serving_second_stage.needs_tokens(own)
+        with jax.set_mesh(found.towers.mesh):
+            known = embed_gallery(found, records, products, encoders, tokens=tokens, store=store, keys=keys)
+        second = serving_second_stage.open_second_stage(own, folder, found, known, encoders)
+        depth = max(depth, second.candidates + 1)
+    gallery = Gallery(
+        Path(builder.about(prepared)["source"]["path"]).name,
+        _with_colours(products, records),
+        records.picture,
+        lambda number: Details(*records.described(number)),
+    )
+    return Searcher(gallery, NearestNeighbours(vectors, most=depth), query_encoders(encoders, found.params), second)
 
 
 def query_encoders(encoders: Encoders, params: Params) -> QueryEncoders:
@@ -108,16 +131,23 @@ def read_picture(image: Any, preprocess: Preprocess) -> np.ndarray:
     return images.resize(seen, preprocess.image_size, preprocess.resize, preprocess.filter).numpy()
 
 
-def _read(records: Records) -> tuple[list[Product], list[bytes]]:
-    """Returns the products and the content keys of their pictures."""
-    products, keys = [], []
-    for product, picture in bar(records.pictured(), total=len(records), desc="reading products", unit="product"):
+def _read(records: Records) -> tuple[list[Product], list[bytes], list[bytes]]:
+    """Returns the products, and what stands for their pictures and for their crops in a store."""
+    products, pictures, crops = [], [], []
+    for product, picture, crop in bar(records.pictured(), total=len(records), desc="reading products", unit="product"):
         products.append(product)
-        keys.append(content_key(picture))
-    if "colour_names" in records.features and colour_attribute([product.attributes for product in products]) is None:
-        colours = records.columns(("colour_names",))["colour_names"]
-        products = [
-            dataclasses.replace(product, attributes={**product.attributes, COMPUTED_COLOUR: names[0]})
-            for product, names in zip(products, colours, strict=True)
-        ]
-    return products, keys
+        pictures.append(picture_key(picture))
+        crops.append(picture_key(picture, crop))
+    return products, pictures, crops
+
+
+def _with_colours(products: Sequence[Product], records: Records) -> Sequence[Product]:
+    """Returns the products with the dominant colour that preparation measured, where the catalogue names no colours."""
+    named = colour_attribute([product.attributes for product in products]) is not None
+    if named or "colour_names" not in records.features:
+        return products
+    colours = records.columns(("colour_names",))["colour_names"]
+    return [
+        dataclasses.replace(product, attributes={**product.attributes, COMPUTED_COLOUR: names[0]})
+        for product, names in zip(products, colours, strict=True)
+    ]

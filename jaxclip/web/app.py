@@ -20,6 +20,7 @@ import jaxclip.retrieval.searcher as searching
 from jaxclip.catalog import pictures
 from jaxclip.errors import UserError
 from jaxclip.retrieval.gallery import Filters
+from jaxclip.retrieval.rows import mime
 from jaxclip.retrieval.searcher import BATCHES, MOST, Searcher
 from jaxclip.web import shown, uploads
 from jaxclip.web.batching import Batcher, Overloaded
@@ -65,6 +66,10 @@ Filter = Annotated[
         description="ATTRIBUTE:VALUE; several values of an attribute are alternatives, several attributes all count",
     ),
 ]
+Rerank = Annotated[
+    bool | None,
+    Query(description="whether the second stage orders what a sentence finds; as a rule where the server has one"),
+]
 Identity = Annotated[str, Path(max_length=LIMITS.query, description="id of a product")]
 Size = Annotated[int | None, Query(ge=16, le=1024, description="of the longer side, pixels, where it is larger")]
 
@@ -91,7 +96,7 @@ class Service:
         except TimeoutError:
             raise HTTPException(503, "the search took too long: try again", AGAIN) from None
         matching = len(self.gallery) if allowed is None else int(allowed.sum())
-        return shown.results(self.gallery, found.numbers.tolist(), found.scores.tolist(), matching)
+        return shown.found(self.gallery, self.searcher.second, found, matching)
 
     async def uploaded(self, request: Request) -> np.ndarray:
         """Returns the picture of a request, as the towers see it."""
@@ -158,17 +163,22 @@ def make_app(searcher: Searcher, *, loopback: bool = True, token: str = "", limi
 
 
 def _add_search(app: FastAPI, service: Service) -> None:
-    def query(q: str, k: int, filter: Sequence[str], like: str | None, **picture: Any) -> searching.Query:
+    def query(
+        q: str, k: int, filter: Sequence[str], like: str | None, rerank: bool | None, **picture: Any
+    ) -> searching.Query:
         number = None if like is None else service.gallery.number(like)
         if like is not None and number is None:
             raise UserError("like: there is no such product")
         if not q.strip() and number is None and not picture:
             raise UserError("nothing is searched for: give q, like or a picture")
-        return searching.Query(text=q, like=number, filters=_filters(filter), k=k, **picture)
+        ordered = service.searcher.reranks(rerank)
+        return searching.Query(text=q, like=number, filters=_filters(filter), k=k, rerank=ordered, **picture)
 
     @app.get("/v1/search", summary="Products by a sentence, or like a product, or both")
-    async def search(q: Text = "", k: Number = 10, filter: Filter = (), like: Like = None) -> shown.Results:
-        return await service.search(query(q, k, filter, like))
+    async def search(
+        q: Text = "", k: Number = 10, filter: Filter = (), like: Like = None, rerank: Rerank = None
+    ) -> shown.Results:
+        return await service.search(query(q, k, filter, like, rerank))
 
     @app.post(
         "/v1/search",
@@ -182,14 +192,15 @@ def _add_search(app: FastAPI, service: Service) -> None:
         k: Number = 10,
         filter: Filter = (),
         like: Like = None,
+        rerank: Rerank = None,
     ) -> shown.Results:
         picture = await service.uploaded(request)
-        return await service.search(query(q, k, filter, like, picture=picture))
+        return await service.search(query(q, k, filter, like, rerank, picture=picture))
 
 
 def _add_products(app: FastAPI, service: Service) -> None:
     absent = {404: {"model": shown.Problem}}
-    whole = shown.gallery(service.gallery, service.searcher.picture_size)
+    whole = shown.gallery(service.searcher)
 
     @app.get("/v1/gallery", summary="What there is to search and to filter by")
     async def gallery() -> shown.GalleryShown:
@@ -214,7 +225,7 @@ def _add_products(app: FastAPI, service: Service) -> None:
     )
     async def image(id: Identity, size: Size = None) -> Response:
         encoded = await service.aside(service.picture, service.number(id), size)
-        return Response(encoded, media_type=searching.mime(encoded), headers={"Cache-Control": "private, max-age=3600"})
+        return Response(encoded, media_type=mime(encoded), headers={"Cache-Control": "private, max-age=3600"})
 
 
 def _add_operation(app: FastAPI, service: Service, measures: Measures) -> None:

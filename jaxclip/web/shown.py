@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field
 
 from jaxclip.features.palette import PROTOTYPES
 from jaxclip.retrieval.gallery import Details, Facet, Gallery
+from jaxclip.retrieval.reordering import SecondStage
+from jaxclip.retrieval.searcher import Found, Searcher, reasons
 
 
 def _chroma(look: str) -> int:
@@ -26,14 +28,26 @@ class Problem(BaseModel):
     detail: str
 
 
+class Reason(BaseModel):
+    """What the second stage did with a feature of a product."""
+
+    feature: str
+    gate: float = Field(description="its weight for this query, from 0 to 2")
+    added: float = Field(description="what it added to the product's score")
+
+
 class Result(BaseModel):
     """A product in a list."""
 
     id: str
-    score: float | None = Field(description="cosine of the picture with the query; null where nothing was asked")
+    score: float | None = Field(
+        description="cosine of the picture with the query, or the second stage's score; null where nothing was asked"
+    )
     caption: str = Field(description="its name, empty where the catalogue has none")
     category: str
     image: str = Field(description="address of its picture")
+    before: int | None = Field(None, description="its place in the first stage, from 1; null where that is this list")
+    why: list[Reason] = Field([], description="why it is where it is; empty where the second stage has no gates")
 
 
 class Results(BaseModel):
@@ -41,6 +55,9 @@ class Results(BaseModel):
 
     results: list[Result]
     matching: int = Field(description="products that pass the filters")
+    first_stage: list[Result] | None = Field(
+        None, description="as the first stage has them, where a second one came after"
+    )
 
 
 class Colour(BaseModel):
@@ -80,6 +97,13 @@ class FacetShown(BaseModel):
     colour: bool = Field(description="whether most values name colours")
 
 
+class SecondStageShown(BaseModel):
+    """A re-ranker."""
+
+    name: str
+    candidates: int = Field(description="of the first stage's products, how many it looks at")
+
+
 class GalleryShown(BaseModel):
     """What there is to search."""
 
@@ -88,6 +112,7 @@ class GalleryShown(BaseModel):
     facets: list[FacetShown]
     suggestions: list[str] = Field(description="sentences to begin with")
     picture_size: int = Field(description="side of the picture that the towers see, in pixels")
+    second_stage: SecondStageShown | None = Field(description="what can order sentences' results anew")
 
 
 def address(id: str) -> str:
@@ -97,7 +122,28 @@ def address(id: str) -> str:
 
 def results(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | None], matching: int) -> Results:
     """Returns products by number."""
-    rows = [
+    return Results(results=_list(gallery, numbers, scores), matching=matching)
+
+
+def found(gallery: Gallery, stage: SecondStage | None, found: Found, matching: int) -> Results:
+    """Returns what a search found, in both orders where there are two."""
+    shown = results(gallery, found.numbers.tolist(), found.scores.tolist(), matching)
+    second = found.reordered
+    if second is None:
+        return shown
+    for place, result in enumerate(shown.results):
+        result.before = int(second.before[place])
+        result.why = [
+            Reason(feature=name, gate=round(reason.gate, 4), added=round(reason.added, 6))
+            for name, reason in reasons(stage, second, place).items()
+        ]
+    first = np.argsort(second.before)[: len(found.numbers)]
+    shown.first_stage = _list(gallery, second.numbers[first].tolist(), second.first[first].tolist())
+    return shown
+
+
+def _list(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | None]) -> list[Result]:
+    return [
         Result(
             id=gallery.ids[number],
             score=None if score is None else round(float(score), 6),
@@ -107,7 +153,6 @@ def results(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | N
         )
         for number, score in zip(numbers, scores, strict=True)
     ]
-    return Results(results=rows, matching=matching)
 
 
 def product(details: Details) -> Product:
@@ -125,8 +170,9 @@ def product(details: Details) -> Product:
     )
 
 
-def gallery(shown: Gallery, picture_size: int) -> GalleryShown:
+def gallery(searcher: Searcher) -> GalleryShown:
     """Returns what there is to search and to filter by."""
+    shown, second = searcher.gallery, searcher.second
     facets = [_facet(facet) for facet in shown.facets()]
     captions = sorted({caption for caption in shown.captions if caption})
     chosen = np.random.default_rng(SUGGESTED_SEED).permutation(len(captions))[:SUGGESTIONS]
@@ -135,7 +181,8 @@ def gallery(shown: Gallery, picture_size: int) -> GalleryShown:
         products=len(shown),
         facets=facets[:1] + sorted(facets[1:], key=lambda facet: not facet.colour),
         suggestions=[captions[number] for number in chosen],
-        picture_size=picture_size,
+        picture_size=searcher.picture_size,
+        second_stage=second and SecondStageShown(name=second.name, candidates=second.candidates),
     )
 
 
