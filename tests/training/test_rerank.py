@@ -104,8 +104,12 @@ def test_the_first_stages_figures_are_those_of_its_own_evaluation(towers, rerank
     assert {name: figure["value"] for name, figure in both["first_stage"].items()} == pytest.approx(expected)
     assert both["text_to_image"] != both["first_stage"] and both["image_to_text"] == own["image_to_text"]
     assert both["reranked"]["k"] == 20 and both["queries"] == own["queries"] == 30
+    compared = both["reranked"]["compared"]["hit@5"]
+    assert compared["difference"] == pytest.approx(
+        both["text_to_image"]["hit@5"]["value"] - both["first_stage"]["hit@5"]["value"]
+    )
     page = (reranked / "eval" / "test" / "report.html").read_text()
-    assert "(first stage; " in page and "(re-ranked; " in page
+    assert "Against the first stage" in page and "Improved most" in page
 
 
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, rerank_file, reranked, read_params, tmp_path):
