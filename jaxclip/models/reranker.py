@@ -77,10 +77,6 @@ class Gated(nnx.Module):
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(config.logit_scale)))
         self.config = config
 
-    def gates(self, query: Float[Array, "B D"]) -> Float[Array, "B F"]:
-        """Returns the weight, from 0 to 2, of each feature for each query."""
-        return 2.0 * jax.nn.sigmoid(self.gate(self._hidden(query)))
-
     def __call__(
         self,
         query: Float[Array, "B D"],
@@ -91,30 +87,37 @@ class Gated(nnx.Module):
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K"]:
         """Returns the score of each candidate, on the first stage's scale; an rng switches dropout on."""
+        return first + self.added(query, features, present, rng=rng)[1].sum(axis=1)
+
+    def added(
+        self,
+        query: Float[Array, "B D"],
+        features: Mapping[str, Float[Array, "B K S"]],
+        present: Mapping[str, Bool[Array, "B K"]],
+        *,
+        rng: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B F"], Float[Array, "B F K"]]:
+        """Returns the gate of each feature, from 0 to 2, and what it adds to each candidate's score."""
         names = [name for name, _ in self.config.features]
         count = len(names) + 1
         rngs = [None] * count if rng is None else split_each(example_keys(rng, len(query)), count)
-        hidden = dropout(self._hidden(query), self.config.dropout, rngs[-1])  # (B, H)
-        gates = 2.0 * jax.nn.sigmoid(self.gate(hidden))  # (B, F)
         # Around unit size, as the other inputs are: a unit vector's entries shrink with the dimension.
-        wide = query[:, None] * self.config.embedding**0.5  # (B, 1, D)
-        added = jnp.zeros_like(first)
+        wide = query * self.config.embedding**0.5  # (B, D)
+        hidden = jax.nn.gelu(self.norm(self.query(wide)), approximate=True)
+        hidden = dropout(hidden, self.config.dropout, rngs[-1])  # (B, H)
+        gates = 2.0 * jax.nn.sigmoid(self.gate(hidden))  # (B, F)
+        matches = []
         for number, name in enumerate(names):
-            x, there = features[name], present[name]
+            x = features[name]
             if name in SHARED_SPACE:
                 x = x * self.config.embedding**0.5
-                x = jnp.concatenate([x, wide * x], axis=-1)  # (B, K, 2D)
-            match = self.matches[name](hidden, x, rngs[number])  # (B, K)
-            added += gates[:, number, None] * _centred(match, there)
-        return first + added / self.config.logit_scale
+                x = jnp.concatenate([x, wide[:, None] * x], axis=-1)  # (B, K, 2D)
+            matches.append(_centred(self.matches[name](hidden, x, rngs[number]), present[name]))  # (B, K)
+        return gates, gates[..., None] * jnp.stack(matches, axis=1) / self.config.logit_scale
 
     def logits(self, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
         """Returns what a loss takes: scores times exp(logit scale), which is learned and leaves their order alone."""
         return scores * jnp.exp(self.logit_scale[...])
-
-    def _hidden(self, query: Array) -> Array:
-        wide = query * self.config.embedding**0.5
-        return jax.nn.gelu(self.norm(self.query(wide)), approximate=True)
 
 
 def _centred(match: Float[Array, "B K"], there: Bool[Array, "B K"]) -> Float[Array, "B K"]:

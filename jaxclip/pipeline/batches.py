@@ -166,13 +166,11 @@ def image_batches(
     batch_size: int,
     shard: Shard = Shard(),
     workers: int = 0,
-    first: int = 0,
     crops: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yields this process's rows of batches of the split's pictures in order, (b, S, S, 3) uint8.
+    """Yields this process's rows of batches of the records' pictures in order, (b, S, S, 3) uint8.
 
     With `crops` it is the best crop that preparation stored of each. The last batch is filled up with black pictures.
-    `first` is the number of the batch to begin with.
     """
     local = batch_size // shard.count
     batches = -(-len(records) // batch_size)
@@ -198,6 +196,6 @@ def image_batches(
             decoded = images.cut(decoded, record["crops"][0])
         return images.resize(decoded, preprocess.image_size, preprocess.resize, preprocess.filter)
 
-    dataset = tf.data.Dataset.range(first, batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
+    dataset = tf.data.Dataset.range(batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
     dataset = dataset.map(example, num_parallel_calls=parallel, deterministic=True)
     return dataset.batch(local, drop_remainder=True).prefetch(2).as_numpy_iterator()

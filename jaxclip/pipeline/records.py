@@ -15,6 +15,7 @@ from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 
 READ_AT_ONCE = 1024
+_OF_PRODUCT = {"id", "image", "captions", "category", "attributes", "group"}
 
 
 class Records:
@@ -104,17 +105,44 @@ class Records:
     def products(self) -> Iterator[tuple[Product, int]]:
         """Yields every product in order, without its picture, and its group's number."""
         for serialized in self._all():
+            product = _product(_fields(serialized))
+            yield product, int(product.group)
+
+    def pictured(self) -> Iterator[tuple[Product, bytes, np.ndarray | None]]:
+        """Yields every product in order with its encoded picture and its best crop.
+
+        That is (4,) float32: left, top, right, bottom as shares of the picture; None where none was prepared.
+        """
+        for serialized in self._all():
             fields = _fields(serialized)
-            (ident,), (category,), (attributes,) = (_texts(fields[name]) for name in ("id", "category", "attributes"))
-            group = fields["group"].int64_list.value[0]
-            yield (
-                Product(ident, Path(), _texts(fields["captions"]), category, json.loads(attributes), str(group)),
-                group,
-            )
+            crop = np.asarray(fields["crops"].float_list.value[:4], np.float32) if "crops" in self.features else None
+            yield _product(fields), fields["image"].bytes_list.value[0], crop
+
+    def described(self, number: int) -> tuple[Product, dict[str, np.ndarray | str | tuple[str, ...]]]:
+        """Returns the product of one record and what preparation measured of it, by column; pictures are left out."""
+        fields = _fields(self.read(np.asarray([number]))[0])
+        measured = {}
+        for name in self.features.keys() - _OF_PRODUCT:
+            stored, feature = fields[name], self.features[name]
+            if isinstance(feature, tfds.features.Sequence):
+                measured[name] = _texts(stored)
+            elif isinstance(feature, tfds.features.Text):
+                (measured[name],) = _texts(stored)
+            else:
+                values = stored.float_list.value or stored.int64_list.value
+                shape = [-1 if side is None else side for side in feature.shape]
+                measured[name] = np.asarray(values, feature.np_dtype).reshape(shape)
+        return _product(fields), measured
 
     def _all(self) -> Iterator[bytes]:
         for start in range(0, len(self), READ_AT_ONCE):
             yield from self.read(np.arange(start, min(start + READ_AT_ONCE, len(self))))
+
+
+def _product(fields: Mapping[str, tf.train.Feature]) -> Product:
+    (ident,), (category,), (attributes,) = (_texts(fields[name]) for name in ("id", "category", "attributes"))
+    group = fields["group"].int64_list.value[0]
+    return Product(ident, Path(), _texts(fields["captions"]), category, json.loads(attributes), str(group))
 
 
 def _fields(serialized: bytes) -> Mapping[str, tf.train.Feature]:

@@ -1,7 +1,6 @@
 """A checkpoint's towers over a split: embeddings, metrics, and what is left in the folder of the results."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import labels, marqo, protocols, results, second_stage
+from jaxclip.retrieval.store import EmbeddingStore
 from jaxclip.training import pages, setup, writers
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.encoders import Encoders
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import Params, TrainState, checksum, overlaid
+from jaxclip.training.state import Params, TrainState, overlaid
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
@@ -73,13 +73,13 @@ class Evaluator:
         self.last: dict[str, Result] | None = None
         self._embedded: dict[str, Embedded] = {}
 
-    def embed(self, params: Params, *, store: Path | None = None) -> Embedded:
+    def embed(self, params: Params, *, store: EmbeddingStore | None = None) -> Embedded:
         """Returns the unit vectors of all captions (Q, D) and of all pictures (G, D).
 
-        They are kept in the folder `store` as they are made, and found there again.
+        They are kept in the store as they are made, and found there again.
         """
-        images = self.encoders.pictures(params, self.records, store=store and store / "pictures")
-        return self.encoders.captions(params, self.queries.captions, store=store and store / "captions"), images
+        images = self.encoders.pictures(params, self.records, store=store)
+        return self.encoders.captions(params, self.queries.captions, store=store), images
 
     def rank(self, params: Params) -> Result:
         """Returns the metrics of the split and the rankings behind them (see `protocols.evaluate`)."""
@@ -99,7 +99,7 @@ class Evaluator:
             for which, params in _parameters(state).items()
         }
 
-    def complete(self, params: Params, *, store: Path | None = None) -> Result:
+    def complete(self, params: Params, *, store: EmbeddingStore | None = None) -> Result:
         """Returns `rank`'s result with the protocols that are run once; `store` as in `embed`.
 
         Those are Marqo's, labels as queries and labels as classes (see `retrieval.marqo` and `retrieval.labels`).
@@ -244,10 +244,19 @@ class Loaded:
     averaged: bool
 
 
-def load(config: "Config", workdir: Path, which: str, *, parameters: str = "", say: Callable[[str], None]) -> Loaded:
+def load(
+    config: "Config",
+    workdir: Path,
+    which: str,
+    *,
+    parameters: str = "",
+    prepared: Path | None = None,
+    say: Callable[[str], None],
+) -> Loaded:
     """Returns the checkpoint `which` ("latest", "best" or a step) of a workdir and the configured split.
 
-    `parameters` is "raw", "ema" or "", which is ema where the run kept one.
+    `parameters` is "raw", "ema" or "", which is ema where the run kept one; `prepared` the dataset, where it is not
+    the configured catalogue's.
 
     Raises:
       UserError: there is no such checkpoint or average, or the catalogue is unreadable.
@@ -256,7 +265,7 @@ def load(config: "Config", workdir: Path, which: str, *, parameters: str = "", s
         raise UserError(f"{workdir} re-ranks what towers find: name those, {config.first_stage}")
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)
-    prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
+    prepared = prepared or setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
     records = Records(prepared, config.data.split)
     towers = setup.load_towers(config, workdir)
     with jax.set_mesh(towers.mesh):
@@ -264,20 +273,6 @@ def load(config: "Config", workdir: Path, which: str, *, parameters: str = "", s
     averaged = checkpoints.keeps_average(step)
     taken = parameters or ("ema" if averaged else "raw")
     return Loaded(towers, params, records, step, setup.data_fingerprint(prepared), taken, averaged)
-
-
-def store_of(workdir: Path, loaded: Loaded, config: "Config", captions: list[str]) -> Path:
-    """Returns the folder of a checkpoint's embeddings of some data; its name changes with all they depend on."""
-    depends = {
-        "parameters": int(jax.jit(checksum)(loaded.params)),
-        "data": [loaded.data_fingerprint, config.data.split, len(loaded.records)],
-        "preprocess": dataclasses.asdict(loaded.towers.preprocess),
-        "dtype": config.model.dtype,
-        "batch": config.evaluation.batch_size,
-        "captions": hashlib.sha256("\0".join(captions).encode()).hexdigest(),
-    }
-    key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
-    return workdir / "eval" / "embeddings" / f"step-{loaded.step}-{key}"
 
 
 def evaluate_checkpoint(
@@ -305,7 +300,7 @@ def evaluate_checkpoint(
         evaluator = Evaluator(
             loaded.towers, loaded.records, batch_size=given.batch_size, workers=config.data.workers, ks=given.ks
         )
-        store = store_of(workdir, loaded, config, evaluator.queries.captions)
+        store = evaluator.encoders.store(workdir, loaded.params, loaded.step, say=say)
         result = evaluator.complete(loaded.params, store=store)
     folder = folder_of(folder, loaded.parameters, averaged=loaded.averaged)
     fingerprints = {

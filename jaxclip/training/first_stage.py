@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from jaxclip.features import colour_match
 from jaxclip.pipeline import text
 from jaxclip.pipeline.preprocess import FILENAME
 from jaxclip.pipeline.records import Records
+from jaxclip.retrieval.store import EmbeddingStore
 from jaxclip.training import setup
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
@@ -195,27 +196,42 @@ def hubness(images: np.ndarray, bank: np.ndarray, logit_scale: float) -> np.ndar
 
 
 def _embed(first, records, wordings, tokens, batch_size, workers) -> Split:
-    stored = records.columns(("geometry", "texture", "colour_shares", "colour_names"))
-    products, groups = [], []
-    for product, group in bar(records.products(), total=len(records), desc="reading captions", unit="product"):
-        products.append(product)
-        groups.append(group)
+    products = list(bar(_products(records), total=len(records), desc="reading captions", unit="product"))
     captions, owners = _wordings(products, first, wordings)
     if not captions:
         raise UserError(f"none of the {len(records):,} products has a caption: there is no query to rank for")
     encoders = Encoders(first.towers, batch_size=batch_size, workers=workers)
+    gallery = embed_gallery(first, records, products, encoders, tokens=tokens)
+    queries = _embed_texts(first, encoders, captions)
+    query_tokens = _embed_texts(first, encoders, captions, tokens=True).astype(np.float16) if tokens else None
+    return replace(gallery, captions=np.asarray(captions), queries=queries, owners=owners, query_tokens=query_tokens)
 
-    def embed_texts(texts: Sequence[str], **options: bool) -> np.ndarray:
-        different, back = np.unique(np.asarray(texts), return_inverse=True)
-        return encoders.captions(first.params, different.tolist(), **options)[back]
 
+def embed_gallery(
+    first: FirstStage,
+    records: Records,
+    products: Sequence[Product],
+    encoders: Encoders,
+    *,
+    tokens: bool,
+    store: EmbeddingStore | None = None,
+    keys: tuple[Sequence[bytes] | None, Sequence[bytes] | None] = (None, None),
+) -> Split:
+    """Returns the products of the records as the first stage sees them, without any query.
+
+    `tokens` as for `embed_split`; of `keys`, those of pictures and of crops, and of the store see `Encoders.pictures`.
+
+    Raises:
+      UserError: the dataset was prepared without features.
+    """
+    stored = records.columns(("geometry", "texture", "colour_shares", "colour_names"))
     dominant = [names[0] for names in stored["colour_names"]]
     texture = np.array(stored["texture"])
     texture[:, CONTRAST] = np.sqrt(texture[:, CONTRAST]) / 15
-    named = embed_texts(colour_match.NAMES)
+    named = _embed_texts(first, encoders, colour_match.NAMES)
     features = {
-        "image": encoders.pictures(first.params, records),
-        "crop": encoders.pictures(first.params, records, crops=True),
+        "image": encoders.pictures(first.params, records, store=store, keys=keys[0]),
+        "crop": encoders.pictures(first.params, records, crops=True, store=store, keys=keys[1]),
         "colour": colour_match.soft_colours(stored["colour_names"], stored["colour_shares"]),
         "colour_embedding": named[[colour_match.NAMES.index(name) for name in dominant]],
         "geometry": stored["geometry"],
@@ -227,9 +243,19 @@ def _embed(first, records, wordings, tokens, batch_size, workers) -> Split:
     # The whole picture as crop: nothing was detected, or what was found fills it; either way the crop adds nothing.
     present["crop"] = present["geometry"] = stored["geometry"][:, 2] < 1.0
     attributes = np.array([json.dumps(dict(product.attributes)) for product in products])
-    queries = embed_texts(captions)
-    query_tokens = embed_texts(captions, tokens=True).astype(np.float16) if tokens else None
-    return Split(np.asarray(groups), features, present, attributes, np.asarray(captions), queries, owners, query_tokens)
+    groups = np.asarray([int(product.group) for product in products])
+    nothing = np.empty(0, np.int64)
+    queries = np.empty((0, features["image"].shape[1]), np.float32)
+    return Split(groups, features, present, attributes, nothing.astype(str), queries, nothing)
+
+
+def _products(records: Records) -> Iterator[Product]:
+    return (product for product, _ in records.products())
+
+
+def _embed_texts(first: FirstStage, encoders: Encoders, texts: Sequence[str], **options: bool) -> np.ndarray:
+    different, back = np.unique(np.asarray(texts), return_inverse=True)
+    return encoders.captions(first.params, different.tolist(), **options)[back]
 
 
 def _wordings(products: Sequence[Product], first: FirstStage, wordings: int) -> tuple[list[str], np.ndarray]:

@@ -133,6 +133,11 @@ def embedded(
             batch_size=config.evaluation.batch_size,
             workers=config.data.workers,
         )
+    return with_hubness(split, first, bank)
+
+
+def with_hubness(split: Split, first: FirstStage, bank: np.ndarray) -> Split:
+    """Returns the split with its pictures' hubness by the bank."""
     hubness = first_stage.hubness(split.features["image"], bank, first.logit_scale)
     features = {"hubness": hubness, **split.features}
     return replace(split, features=features, present={"hubness": np.ones(len(hubness), bool), **split.present})

@@ -67,8 +67,11 @@ def test_a_candidate_without_a_feature_stands_where_the_lists_mean_is(inputs):
 
 
 def test_gates_depend_on_the_query_and_lie_between_0_and_2(inputs):
-    assert np.asarray(gated(False).gates(inputs[0])).tolist() == np.ones((QUERIES, len(SIZES))).tolist()
-    gates = np.asarray(gated(True).gates(inputs[0]))
+    query, first, features, present = inputs
+    untrained, nothing = gated(False).added(query, features, present)
+    assert np.asarray(untrained).tolist() == np.ones((QUERIES, len(SIZES))).tolist() and not np.any(nothing)
+    gates, added = map(np.asarray, gated(True).added(query, features, present))
+    np.testing.assert_allclose(first + added.sum(axis=1), gated(True)(*inputs), atol=1e-6)
     assert ((gates > 0) & (gates < 2)).all() and gates.std(axis=0).min() > 0.01
 
 
