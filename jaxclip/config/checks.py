@@ -43,7 +43,7 @@ AT_LEAST: dict[str, float] = {
     "checkpoint.keep": 1, "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01,
     "lora.rank": 1,
     "rerank.candidates": 2, "rerank.wordings": 1, "rerank.hidden": 1, "rerank.matching": 1, "rerank.seeds": 1,
-    "rerank.layers": 1, "rerank.heads": 1, "rerank.sampled": 0,
+    "rerank.layers": 1, "rerank.heads": 1, "rerank.sampled": 0, "rerank.segments": 1,
     "loss.tile": 1, "loss.microbatch": 0, "loss.queue": 0, "loss.alpha": 0, "loss.beta": 0, "loss.info_nce": 0,
 }  # fmt: skip
 PROBABILITIES = ("augmentation.keep_attributes", "augmentation.keep_words")

@@ -132,6 +132,7 @@ class Rerank:
     # of a candidate (gated), of these: hubness, image, crop, colour, geometry, texture, attributes, caption_attributes
     features: str = "hubness,image,crop,colour,geometry,texture,attributes"
     wordings: int = 4  # of each training caption; the first as evaluation words it, the others augmented
+    segments: int = 1  # parts that a query beyond the context length is read in, their vectors pooled; 1 = cut off
     # over the list: softmax or lambda; over pairs of an answer and a negative: binary; over the batch's answers to
     # other queries: contrastive
     loss: str = "softmax"

@@ -89,6 +89,37 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context_len
     return np.asarray(encoded["input_ids"], np.int32)
 
 
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Captions cut into parts of so many tokens that the text tower reads each whole.
+
+    Attributes:
+      ids: (M, context_length) int32 token ids of the parts, each with its start and end, padded.
+      owners: (M,) the caption of each, ascending.
+      lengths: (M,) tokens that are no padding.
+    """
+
+    ids: np.ndarray
+    owners: np.ndarray
+    lengths: np.ndarray
+
+
+def segments(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], context_length: int, most: int) -> Segments:
+    """Returns the parts of captions, at most `most` of each; what is longer is cut, as `encode` cuts it."""
+    encoded = tokenizer(
+        list(texts),
+        padding="max_length",
+        truncation=True,
+        max_length=context_length,
+        return_overflowing_tokens=True,
+        return_attention_mask=True,
+    )
+    owners = np.asarray(encoded["overflow_to_sample_mapping"])
+    kept = np.arange(len(owners)) - np.searchsorted(owners, owners) < most
+    ids, inside = (np.asarray(encoded[name], np.int32)[kept] for name in ("input_ids", "attention_mask"))
+    return Segments(ids, owners[kept], inside.sum(axis=1))
+
+
 def caption(name: str, attributes: Mapping[str, str], preprocess: Preprocess) -> str:
     """Returns the caption that evaluation uses for a product's name (or other caption) and attributes."""
     return _cased(captions.build(name, attributes, preprocess.caption_template), preprocess)

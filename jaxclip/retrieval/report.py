@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.retrieval import charts
+from jaxclip.retrieval.second_stage import moved
 
 SHOWN_QUERIES, SHOWN_SEED, SHOWN_CATEGORIES = 24, 0, 20
 THUMBNAIL_BYTES, THUMBNAIL_SIDE = 12_000, 220
@@ -148,6 +149,7 @@ def write(
         ranked=ranked,
         failures=failures or {},
         comparison=comparison,
+        moved=moved(comparison.best_ranks, best_ranks) if comparison else {},
         frame=charts.FRAME,
     )
 

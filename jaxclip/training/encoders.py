@@ -107,7 +107,27 @@ class Encoders:
         """
         towers = self.towers
         ids = text.encode(towers.tokenizer, captions, towers.preprocess.context_length)
+        return self._tokenized(params, ids, tokens=tokens, store=store)
 
+    def segmented(self, params: Params, captions: Sequence[str], segments: int, *, tokens: bool = False) -> np.ndarray:
+        """Returns what `captions` does, of captions that are read in up to so many parts rather than cut off.
+
+        A caption's vector is the mean of its parts' weighted by their tokens, at unit length; its tokens are those of
+        its parts, (Q, segments * T, W), zeros where it has fewer.
+        """
+        towers = self.towers
+        parts = text.segments(towers.tokenizer, captions, towers.preprocess.context_length, segments)
+        number = np.arange(len(parts.owners)) - np.searchsorted(parts.owners, parts.owners)
+        found = self._tokenized(params, parts.ids, tokens=tokens, store=None)
+        if tokens:
+            whole = np.zeros((len(captions), segments, *found.shape[1:]), found.dtype)
+            whole[parts.owners, number] = found
+            return whole.reshape(len(captions), -1, found.shape[-1])
+        pooled = np.zeros((len(captions), found.shape[1]), found.dtype)
+        np.add.at(pooled, parts.owners, found * parts.lengths[:, None])
+        return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+
+    def _tokenized(self, params: Params, ids: np.ndarray, *, tokens: bool, store: EmbeddingStore | None) -> np.ndarray:
         def batches(numbers: np.ndarray) -> Iterable[np.ndarray]:
             for block in padded_blocks(ids[numbers], self.batch_size):
                 yield np.split(block, self._shard.count)[self._shard.index]

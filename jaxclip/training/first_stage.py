@@ -115,7 +115,15 @@ def data_fingerprint(first: FirstStage) -> str:
 
 
 def embed_split(
-    first: FirstStage, prepared: Path, records: Records, *, wordings: int, tokens: bool, batch_size: int, workers: int
+    first: FirstStage,
+    prepared: Path,
+    records: Records,
+    *,
+    wordings: int,
+    segments: int,
+    tokens: bool,
+    batch_size: int,
+    workers: int,
 ) -> Split:
     """Returns the products of the records as the first stage sees them, from disk where they were embedded before.
 
@@ -123,6 +131,7 @@ def embed_split(
       first: the towers.
       prepared: the dataset of the records, with features.
       wordings: of each caption: the first as evaluation words it, the others as the towers' training augments them.
+      segments: parts that a caption beyond the context length is read in, at most; 1 = cut off.
       tokens: whether to keep what the towers make of each token too.
       batch_size: of embedding.
       workers: parallel decoders.
@@ -138,12 +147,13 @@ def embed_split(
         "features": facts["source"].get(builder.DESCRIBED),
         "records": hashlib.sha256(records.numbers.tobytes()).hexdigest(),
         "tokens": tokens,
+        "segments": segments,
         "wordings": [wordings, asdict(first.config.augmentation)] if wordings > 1 else 1,
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = library.cache() / "embeddings" / first.fingerprint / f"{name}.npz"
     if not path.exists():
-        split = _embed(first, records, wordings, tokens, batch_size, workers)
+        split = _embed(first, records, wordings, segments, tokens, batch_size, workers)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
         np.savez(temporary, **_flat(split))
@@ -168,14 +178,14 @@ def training_records(first: FirstStage) -> Records:
     return setup.training_records(first.config, prepared)[0]
 
 
-def querybank(first: FirstStage, *, batch_size: int) -> np.ndarray:
+def querybank(first: FirstStage, *, segments: int, batch_size: int) -> np.ndarray:
     """Returns (M, D) the embeddings of up to 4,096 captions that the towers were trained on, drawn at random."""
     records = training_records(first)
     random = np.random.default_rng(BANK_SEED)
     records = records.take(np.sort(random.choice(len(records), min(BANK, len(records)), replace=False)))
     captions, _ = _wordings([product for product, _ in records.products()], first, 1)
     with jax.set_mesh(first.towers.mesh):
-        return Encoders(first.towers, batch_size=batch_size).captions(first.params, captions[:BANK])
+        return _embed_texts(first, Encoders(first.towers, batch_size=batch_size), captions[:BANK], segments)
 
 
 def hubness(images: np.ndarray, bank: np.ndarray, logit_scale: float) -> np.ndarray:
@@ -195,15 +205,16 @@ def hubness(images: np.ndarray, bank: np.ndarray, logit_scale: float) -> np.ndar
     return logit_scale * (columns - columns.mean(axis=0))
 
 
-def _embed(first, records, wordings, tokens, batch_size, workers) -> Split:
+def _embed(first, records, wordings, segments, tokens, batch_size, workers) -> Split:
     products = list(bar(_products(records), total=len(records), desc="reading captions", unit="product"))
     captions, owners = _wordings(products, first, wordings)
     if not captions:
         raise UserError(f"none of the {len(records):,} products has a caption: there is no query to rank for")
     encoders = Encoders(first.towers, batch_size=batch_size, workers=workers)
     gallery = embed_gallery(first, records, products, encoders, tokens=tokens)
-    queries = _embed_texts(first, encoders, captions)
-    query_tokens = _embed_texts(first, encoders, captions, tokens=True).astype(np.float16) if tokens else None
+    queries, query_tokens = _embed_texts(first, encoders, captions, segments), None
+    if tokens:
+        query_tokens = _embed_texts(first, encoders, captions, segments, tokens=True).astype(np.float16)
     return replace(gallery, captions=np.asarray(captions), queries=queries, owners=owners, query_tokens=query_tokens)
 
 
@@ -253,9 +264,13 @@ def _products(records: Records) -> Iterator[Product]:
     return (product for product, _ in records.products())
 
 
-def _embed_texts(first: FirstStage, encoders: Encoders, texts: Sequence[str], **options: bool) -> np.ndarray:
+def _embed_texts(
+    first: FirstStage, encoders: Encoders, texts: Sequence[str], segments: int = 1, *, tokens: bool = False
+) -> np.ndarray:
     different, back = np.unique(np.asarray(texts), return_inverse=True)
-    return encoders.captions(first.params, different.tolist(), **options)[back]
+    if segments > 1:
+        return encoders.segmented(first.params, different.tolist(), segments, tokens=tokens)[back]
+    return encoders.captions(first.params, different.tolist(), tokens=tokens)[back]
 
 
 def _wordings(products: Sequence[Product], first: FirstStage, wordings: int) -> tuple[list[str], np.ndarray]:

@@ -75,7 +75,7 @@ def find_querybank(config: "Config", first: FirstStage, workdir: Path) -> np.nda
     """
     if (workdir / FILENAME).exists():
         return np.load(workdir / QUERYBANK)
-    return first_stage.querybank(first, batch_size=config.evaluation.batch_size)
+    return first_stage.querybank(first, segments=config.rerank.segments, batch_size=config.evaluation.batch_size)
 
 
 def training_split(config: "Config", first: FirstStage, prepared: Path, bank: np.ndarray) -> Split:
@@ -129,6 +129,7 @@ def embedded(
             prepared,
             records,
             wordings=wordings,
+            segments=config.rerank.segments,
             tokens=config.rerank.preset == "cross_attention",
             batch_size=config.evaluation.batch_size,
             workers=config.data.workers,

@@ -66,9 +66,9 @@ def open_second_stage(
 
     def tokens(sentences: Sequence[str]) -> jax.Array:
         worded = [text.caption(sentence, {}, towers.preprocess) for sentence in sentences]
-        return encoders.text_tokens(
-            first.params, text.encode(towers.tokenizer, worded, towers.preprocess.context_length)
-        )
+        context = towers.preprocess.context_length
+        found = encoders.text_tokens(first.params, text.encode(towers.tokenizer, worded, context))
+        return jnp.pad(found, ((0, 0), (0, (config.rerank.segments - 1) * context), (0, 0)))
 
     rows = meshes.rows(towers.mesh)
     with jax.set_mesh(towers.mesh):
@@ -77,7 +77,7 @@ def open_second_stage(
         gallery = reranking_data.with_hubness(gallery, first, reranking_data.find_querybank(config, first, workdir))
         vocabulary = reranking_data.find_vocabulary(gallery, workdir)
         gallery = reranking_data.with_attributes(gallery, vocabulary, towers.preprocess.caption_template)
-        model = reranking.make_reranker(config, first, gallery, 1)
+        model = reranking.make_reranker(config, gallery, 1, mesh=towers.mesh, logit_scale=first.logit_scale)
         params = checkpoints.restore_params(model.abstract.params, step)
         tables = {
             "features": {name: gallery.features[name] for name in model.features},

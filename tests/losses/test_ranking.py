@@ -85,3 +85,12 @@ def test_some_of_a_list_are_one_relevant_candidate_and_others(lists):
         assert chosen.shape == (5, 4) and all(len(set(row)) == 4 for row in chosen.tolist())
         assert relevant[np.arange(5), chosen[:, 0]].all()
     assert sorted(np.asarray(ranking.choose_some(relevant, 50, key))[0].tolist()) == list(range(12))
+
+
+def test_the_contrastive_loss_looks_from_queries_and_from_answers():
+    random = np.random.default_rng(0)
+    scores, groups = random.normal(size=(6, 6)).astype(np.float32), np.array([0, 1, 2, 2, 3, 4])
+    relevant = groups[:, None] == groups
+    shares = [np.exp(s) / np.exp(s).sum(axis=1, keepdims=True) for s in (scores, scores.T)]
+    expected = np.mean([-np.log((share * relevant).sum(axis=1)).mean() for share in shares])
+    np.testing.assert_allclose(ranking.contrastive(scores, relevant), expected, rtol=1e-5)

@@ -154,3 +154,17 @@ def test_a_batch_of_augmented_captions_is_tokenized_row_by_row():
         for name, value, row in zip(names, values, draws, strict=True)
     ]
     np.testing.assert_array_equal(found, text.encode(TOKENIZER, expected, 16))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text("abc shirt", max_size=60), min_size=1, max_size=4), st.integers(4, 12), st.integers(1, 9))
+def test_the_segments_of_a_caption_are_its_tokens_one_after_the_other(values, length, most):
+    found = text.segments(TOKENIZER, values, length, most)
+    assert found.ids.shape == (len(found.owners), length) and found.ids.dtype == np.int32
+    assert (found.ids[:, 0] == TOKENIZER.bos_token_id).all() and (np.diff(found.owners) >= 0).all()
+    for number, whole in enumerate(TOKENIZER(values)["input_ids"]):
+        parts = zip(found.ids[found.owners == number], found.lengths[found.owners == number], strict=True)
+        inside = [token for part, size in parts for token in part[1 : size - 1].tolist()]
+        assert inside == whole[1:-1][: most * (length - 2)]
+    first = np.unique(found.owners, return_index=True)[1]
+    np.testing.assert_array_equal(found.ids[first], text.encode(TOKENIZER, values, length))

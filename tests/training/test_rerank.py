@@ -2,15 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxclip import config as configs
 from jaxclip.errors import UserError
+from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
-from jaxclip.training import first_stage, reranking, reranking_data, setup
+from jaxclip.training import first_stage, rerank, reranking, reranking_data, setup
+from jaxclip.training.encoders import Encoders
+from jaxclip.training.state import initial_state
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +83,67 @@ def test_a_reranker_learns_from_exactly_the_products_that_its_towers_never_saw(t
         configs.load(reranked), first, prepared, np.load(reranked / reranking_data.QUERYBANK)
     )
     assert sorted(split.groups) == sorted(group for _, group in held.products())
+
+
+@pytest.fixture(scope="module")
+def evaluator(towers, reranked, prepared):
+    """Returns the test products as a re-ranker evaluates them, its configuration and its towers."""
+    config = configs.load(reranked)
+    first = first_stage.load(towers, configs.load(towers))
+    return rerank.Evaluator(config, first, prepared, reranked), config, first
+
+
+def test_an_untrained_reranker_gives_the_first_stages_order_bit_for_bit(evaluator):
+    evaluated, config, first = evaluator
+    mesh, scores = first.towers.mesh, {}
+    for preset in ("gated", "trained"):
+        model = reranking.make_reranker(config, evaluated.split, 1, mesh=mesh, logit_scale=first.logit_scale)
+        state = initial_state(model.config, model.optimizer, model.abstract, model.trainable, seed=3, model=model.model)
+        params = state.params
+        if preset == "trained":
+            params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+        retrieved = reranking_data.retrieve(config, evaluated.split)
+        with jax.set_mesh(mesh):
+            scores[preset] = reranking.Scorer(model, evaluated.split, retrieved, batch_size=8)(params)
+    assert scores["gated"].tobytes() == np.ascontiguousarray(retrieved.scores).tobytes()
+    assert scores["trained"].tobytes() != scores["gated"].tobytes()
+    after = retrieved.reordered(scores["gated"])
+    np.testing.assert_array_equal(after.ranks, retrieved.first.ranks)
+    np.testing.assert_array_equal(after.top_items, retrieved.items)
+
+
+def test_evaluation_never_sees_an_answer_that_the_first_stage_did_not_retrieve(evaluator):
+    evaluated, config, _ = evaluator
+    split = evaluated.split
+    found = reranking_data.retrieve(replace(config, rerank=replace(config.rerank, candidates=3)), split)
+    cosines = split.queries @ split.features["image"].T
+    np.testing.assert_allclose(found.scores, -np.sort(-cosines, axis=1)[:, :3], atol=1e-6)
+    answers = split.groups[split.owners]
+    retrieved = (split.groups[np.argsort(-cosines, axis=1)[:, :3]] == answers[:, None]).any(axis=1)
+    np.testing.assert_array_equal(found.found, retrieved)
+    assert 0 < retrieved.sum() < len(retrieved)
+
+
+def test_a_long_caption_is_read_in_segments(evaluator):
+    _, _, first = evaluator
+    encoders = Encoders(first.towers, batch_size=8)
+    long, short = "a red cotton shirt with long sleeves and a blue collar, worn in summer by men and women", "red shirt"
+    with jax.set_mesh(first.towers.mesh):
+        cut, whole = (
+            encoders.captions(first.params, [long, short]),
+            encoders.segmented(first.params, [long, short], 9),
+        )
+        tokens = encoders.segmented(first.params, [long, short], 9, tokens=True)
+        parts = text.segments(first.towers.tokenizer, [long], first.towers.preprocess.context_length, 9)
+        vectors = np.asarray(encoders.text(first.params, np.resize(parts.ids, (8, parts.ids.shape[1]))))
+    assert 1 < len(parts.ids) < 8
+    np.testing.assert_allclose(whole[1], cut[1], atol=1e-6)
+    mean = (vectors[: len(parts.ids)] * parts.lengths[:, None]).sum(axis=0)
+    np.testing.assert_allclose(whole[0], mean / np.linalg.norm(mean), atol=1e-5)
+    assert np.abs(whole[0] - cut[0]).max() > 1e-3
+    assert tokens.shape[1] == 9 * parts.ids.shape[1]
+    read = (tokens != 0).any(axis=-1).sum(axis=1)
+    assert read.tolist() == [parts.lengths.sum(), len(first.towers.tokenizer(short)["input_ids"])]
 
 
 def test_towers_really_train_on_the_rest_alone(towers):
@@ -184,8 +250,16 @@ def test_an_ablation_compares_its_subsets_and_is_not_done_twice(run, rerank_file
     [
         {"preset": "paper", "loss": "binary", "negatives": "mixed", "batch_norm": "true"},
         {"preset": "cross_attention", "hidden": "16", "heads": "2", "layers": "1", "sampled": "5"},
+        {
+            "preset": "cross_attention",
+            "hidden": "16",
+            "heads": "2",
+            "layers": "1",
+            "loss": "contrastive",
+            "segments": 2,
+        },
     ],
-    ids=lambda options: options["preset"],
+    ids=["paper", "cross-attention", "contrastive, in segments"],
 )
 def test_the_other_networks_train_and_are_evaluated(run, rerank_file, tmp_path, options):
     overrides = [f"--config.rerank.{name}={value}" for name, value in options.items()]
