@@ -1,6 +1,7 @@
 """Train the towers: python -m jaxclip.train --config=configs/quickstart.py [--workdir=W] [--config.a.b=value ...]
 
-Started again with the same workdir, it goes on from the newest checkpoint. SIGTERM and Ctrl-C save and stop.
+Started again with the same workdir, it goes on from the newest checkpoint. SIGTERM and Ctrl-C save and stop. Several
+processes are one run where SLURM, GKE or Cloud TPU started them, or where each is told its place by --process_id.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -15,19 +17,27 @@ from jaxclip import command_line, config
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 
+if TYPE_CHECKING:
+    from jaxclip.training.train import Outcome
+
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/ and the name of the config file")
+PROFILE = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, steps to trace for TensorBoard and Perfetto")
+STOPPED = flags.DEFINE_integer("stopped_status", 0, "exit status after SIGTERM, for schedulers that take 0 for done")
 MAY_CHANGE = ("checkpoint.", "evaluation.", "log_every", "mesh.", "data.path", "data.prepared", "data.workers")
 
 
 def main(overrides: dict[str, str]) -> int:
     """Trains as the flags say; returns the exit status."""
+    command_line.join_processes()
     wanted = command_line.from_file(overrides)
     workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)
     _check_workdir(workdir, wanted)
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import evaluation
+        from jaxclip.training import distributed, profile
         from jaxclip.training.train import train
 
+    profiled = profile.parse_steps(PROFILE.value) if PROFILE.value else range(0)
+    distributed.check_identical("config", config.flat(wanted), "Start all with the same --config and overrides")
     started = time.perf_counter()
     outcome = train(
         wanted,
@@ -36,24 +46,31 @@ def main(overrides: dict[str, str]) -> int:
         load_config=config.load,
         fingerprint=config.fingerprint(wanted),
         say=command_line.say,
+        profiled=profiled,
     )
+    _report(workdir, outcome, (time.perf_counter() - started) / 60)
+    return {None: 0, signal.SIGTERM: STOPPED.value, signal.SIGINT: 130}[outcome.signal]
+
+
+def _report(workdir: Path, outcome: "Outcome", minutes: float) -> None:
     if outcome.signal is not None:
-        print(
+        command_line.show(
             f"stopped by {signal.Signals(outcome.signal).name} at step {outcome.step}, saved; "
             f"the same command goes on from there"
         )
-        return 0 if outcome.signal == signal.SIGTERM else 128 + outcome.signal
+        return
+    from jaxclip.training import evaluation
+
     if outcome.zero_shot is not None:
-        print(f"\n{evaluation.comparison(outcome.zero_shot, outcome.metrics)}")
-    print(f"\n{evaluation.table(outcome.metrics, outcome.raw)}\n")
+        command_line.show(f"\n{evaluation.comparison(outcome.zero_shot, outcome.metrics)}")
+    command_line.show(f"\n{evaluation.table(outcome.metrics, outcome.raw)}\n")
     for what, path in (
         ("workdir", workdir),
         ("metrics", outcome.folder / "metrics.json"),
         ("report", outcome.folder / "report.html"),
     ):
-        print(f"{what:10}{path}")
-    print(f"{'time':10}{(time.perf_counter() - started) / 60:.1f} min")
-    return 0
+        command_line.show(f"{what:10}{path}")
+    command_line.show(f"{'time':10}{minutes:.1f} min")
 
 
 def _check_workdir(workdir: Path, wanted: Config) -> None:
@@ -77,4 +94,5 @@ def _save(workdir: Path, wanted: Config) -> None:
 
 if __name__ == "__main__":
     command_line.define_config_file()
+    command_line.define_processes()
     command_line.run(main, __doc__)

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from jaxclip.pipeline import text
-from jaxclip.pipeline.batches import Shard, image_batches
+from jaxclip.pipeline.batches import image_batches
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval.embed import embed, embed_stored, padded_blocks
 from jaxclip.training import mesh as meshes
@@ -33,7 +33,8 @@ class Encoders:
         graph, out = towers.graph, replicated(towers.mesh)
         self.image = jax.jit(lambda params, x: nnx.merge(graph, params).encode_image(x), out_shardings=out)
         self.text = jax.jit(lambda params, x: nnx.merge(graph, params).encode_text(x), out_shardings=out)
-        self._shard = Shard(jax.process_index(), jax.process_count())
+        self._sharding = meshes.batch_sharding(towers.mesh)
+        self._rows = meshes.process_rows(self._sharding, self.batch_size)
 
     def pictures(self, params: Params, records: Records, *, store: Path | None = None) -> np.ndarray:
         """Returns the unit vectors of all pictures, (G, D); parts of them are kept in the folder `store`."""
@@ -43,7 +44,7 @@ class Encoders:
                 records,
                 self.towers.preprocess,
                 batch_size=self.batch_size,
-                shard=self._shard,
+                rows=self._rows,
                 workers=self.workers,
                 first=first,
             )
@@ -57,15 +58,13 @@ class Encoders:
 
         def batches(first: int) -> Iterable[np.ndarray]:
             for block in islice(padded_blocks(tokens, self.batch_size), first, None):
-                yield np.split(block, self._shard.count)[self._shard.index]
+                yield block[self._rows]
 
         return self._embed(self.text, params, batches, len(tokens), "captions", store)
 
     def _embed(self, encoder: Callable, params: Params, batches: Callable, rows: int, what: str, store: Path | None):
-        sharding = meshes.batch_sharding(self.towers.mesh)
-
         def encode(batch: np.ndarray) -> jax.Array:
-            return encoder(params, jax.make_array_from_process_local_data(sharding, batch))
+            return encoder(params, meshes.place_rows(self._sharding, self.batch_size, batch))
 
         def shown(first: int) -> Iterable[np.ndarray]:
             total = -(-rows // self.batch_size)

@@ -16,7 +16,7 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import labels, marqo, protocols, results
-from jaxclip.training import pages, setup, writers
+from jaxclip.training import distributed, pages, setup, writers
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.encoders import Encoders
@@ -165,13 +165,21 @@ def write(
     fingerprints: Mapping[str, str],
     command: str = "",
 ) -> dict[str, Any]:
-    """Writes metrics.json, its tables, queries.npz and report.html into the folder; returns what metrics.json holds.
+    """Returns what metrics.json holds; the first process writes it, its tables, queries.npz and report.html.
 
-    `command` is what reproduces the results; default: this workdir's checkpoint on its own data.
+    They go into the folder. `command` is what reproduces the results; default: this workdir's checkpoint on its own
+    data.
     """
     figures, details = result
     metrics = {**figures, "checkpoint_step": step}
     metrics |= {name: fingerprints[name] for name in ("parameters", "config_fingerprint", "data_fingerprint")}
+    if distributed.is_primary():
+        _write(folder, metrics, details, evaluator, workdir, command or _command(workdir, step, metrics["parameters"]))
+    distributed.meet("written")
+    return metrics
+
+
+def _write(folder: Path, metrics, details, evaluator: Evaluator, workdir: Path, command: str) -> None:
     queries = evaluator.queries
     results.write_metrics(folder, metrics)
     results.write_queries(
@@ -184,11 +192,11 @@ def write(
     )
     run = {
         "workdir": workdir.name,
-        "step": str(step),
+        "step": str(metrics["checkpoint_step"]),
         "parameters": metrics["parameters"],
         "config": metrics["config_fingerprint"],
         "data": metrics["data_fingerprint"],
-        "command": command or _command(workdir, step, metrics["parameters"]),
+        "command": command,
     }
     pages.write_report(
         folder / "report.html",
@@ -200,7 +208,6 @@ def write(
         run=run,
         curve=writers.read(workdir),
     )
-    return metrics
 
 
 def _command(workdir: Path, step: int, parameters: str) -> str:
@@ -241,12 +248,15 @@ def load(config: "Config", workdir: Path, which: str, *, parameters: str = "", s
     step = chosen(which, checkpoints)
     prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
     records = Records(prepared, config.data.split)
+    data_fingerprint = setup.data_fingerprint(prepared)
+    facts = {"data fingerprint": data_fingerprint, "checkpoint": step}
+    distributed.check_identical("run", facts, "All need the same prepared dataset and a workdir that they share")
     towers = setup.load_towers(config, workdir)
     with jax.set_mesh(towers.mesh):
         params = checkpoint_params(config, towers, checkpoints, step, parameters)
     averaged = checkpoints.keeps_average(step)
     taken = parameters or ("ema" if averaged else "raw")
-    return Loaded(towers, params, records, step, setup.data_fingerprint(prepared), taken, averaged)
+    return Loaded(towers, params, records, step, data_fingerprint, taken, averaged)
 
 
 def store_of(workdir: Path, loaded: Loaded, config: "Config", captions: list[str]) -> Path:

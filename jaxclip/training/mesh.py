@@ -72,9 +72,38 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     return jax.tree.map(place, names(tree), tree)
 
 
+def table(params: Any, mesh: Mesh) -> str:
+    """Returns a line for each parameter (array, or shape with sharding): name, shape, axes it is split over, bytes."""
+    lines = [f"{'parameter':44}{'shape':>24}  {'spec':34}{'per device':>12}"]
+    total = 0
+    for name, leaf in zip(jax.tree.leaves(names(params)), jax.tree.leaves(params), strict=True):
+        size = int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        total += size
+        spec = ", ".join(str(axis or "-") for axis in leaf.sharding.spec) or "replicated"
+        lines.append(f"{name:44}{str(leaf.shape):>24}  {spec:34}{size / 2**10:>8,.1f} KiB")
+    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    lines.append(f"mesh {sizes}: {total / 2**20:,.2f} MiB of parameters per device")
+    return "\n".join(lines)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: its rows over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """Returns which rows of a global batch lie on this process's devices, ascending.
+
+    They need not be neighbours: a mesh follows the wires between the chips, not the numbers of the hosts.
+    """
+    held = sharding.addressable_devices_indices_map((batch_size,)).values()
+    spans = sorted({rows.indices(batch_size)[:2] for (rows,) in held})
+    return np.concatenate([np.arange(*span) for span in spans])
+
+
+def place_rows(sharding: NamedSharding, batch_size: int, rows: np.ndarray) -> jax.Array:
+    """Returns the global array of `batch_size` rows of which this process has those of `process_rows`."""
+    return jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
 
 
 def rows(mesh: Mesh) -> int:
