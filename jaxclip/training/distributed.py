@@ -50,6 +50,8 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
         place = {**given, "cluster_detection_method": "deactivate"}
     # Its place is taken by `stopping`: Orbax would ask it about older steps, which can make a process miss the stop.
     jax.config.update("jax_enable_preemption_service", False)
+    # Where CPUs are the devices, programs at once could each hold the threads that the other one's collectives need.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(**place)
     except (RuntimeError, ValueError) as error:
@@ -124,11 +126,7 @@ def check_identical(name: str, facts: Mapping[str, Any], remedy: str) -> None:
 
 
 def meet(name: str) -> None:
-    """Returns when all processes have come here.
-
-    A computation that others take part in fails where one of them is late (after 30 seconds with Gloo, on CPU): so they
-    meet after what takes each its own time, such as compiling.
-    """
+    """Returns when all processes have come here."""
     if store() is not None:
         store().wait_at_barrier(_key("meet", name), DAY)
 

@@ -17,6 +17,7 @@ from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import labels, marqo, protocols, results
 from jaxclip.training import distributed, pages, setup, writers
+from jaxclip.training import mesh as meshes
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.encoders import Encoders
@@ -252,6 +253,7 @@ def load(config: "Config", workdir: Path, which: str, *, parameters: str = "", s
     facts = {"data fingerprint": data_fingerprint, "checkpoint": step}
     distributed.check_identical("run", facts, "All need the same prepared dataset and a workdir that they share")
     towers = setup.load_towers(config, workdir)
+    meshes.connect(towers.mesh)
     with jax.set_mesh(towers.mesh):
         params = checkpoint_params(config, towers, checkpoints, step, parameters)
     averaged = checkpoints.keeps_average(step)

@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Sequence
+from itertools import chain, combinations
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxclip.errors import UserError
 from jaxclip.models.transformer import BATCH_AXES
+from jaxclip.training import distributed
 
 AXES = ("data", "fsdp", "tensor")
 Rules = Sequence[tuple[str, PartitionSpec]]
@@ -46,6 +49,30 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] |
             f"config.mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} does not match {len(devices)} devices"
         )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def connect(mesh: Mesh) -> None:
+    """Opens what the collectives on a mesh of several processes' devices need, in one place that all come to.
+
+    Else it is opened where it is first needed, and there Gloo, which connects CPUs, gives up after 30 seconds if one
+    process is late, as by compiling or by waiting for data. Once open, collectives wait for as long as it takes.
+    """
+    if distributed.process_count() == 1:
+        return
+    wide = [axis for axis in AXES if mesh.shape[axis] > 1]
+    groups = list(chain.from_iterable(combinations(wide, size) for size in range(1, len(wide) + 1)))
+    whole = NamedSharding(mesh, PartitionSpec())
+    add = jax.shard_map(
+        lambda x: [jax.lax.psum(x, axes) for axes in groups],
+        mesh=mesh,
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+    )
+    one = jax.ShapeDtypeStruct((), np.float32, sharding=whole)
+    compiled = jax.jit(add).lower(one).compile()
+    distributed.meet("connect")
+    jax.block_until_ready(compiled(jax.make_array_from_callback((), whole, lambda _: np.ones((), np.float32))))
+    multihost_utils.sync_global_devices("connect")  # as Orbax and `embed` use
 
 
 def names(tree: Any) -> Any:

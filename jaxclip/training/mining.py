@@ -15,6 +15,7 @@ from jaxclip.features import classical, incorrect_pairs, pair_table
 from jaxclip.features.pair_table import IncorrectPairs
 from jaxclip.pipeline.records import Records
 from jaxclip.training import distributed, evaluation, setup
+from jaxclip.training import mesh as meshes
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints
 from jaxclip.training.progress import bar
@@ -130,6 +131,7 @@ def _from_towers(own: "Config", workdir: Path, records: Records, say: Callable[[
     checkpoints, step = _checkpoint(workdir)
     say(f"embedding {len(records):,} training products with step {step} of {workdir}")
     towers = setup.load_towers(own, workdir)
+    meshes.connect(towers.mesh)
     with jax.set_mesh(towers.mesh):
         params = checkpoint_params(own, towers, checkpoints, step)
         evaluator = evaluation.Evaluator(towers, records, batch_size=own.evaluation.batch_size)

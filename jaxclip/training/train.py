@@ -91,6 +91,7 @@ def train(
         },
         "All need the same prepared dataset and a workdir that they share",
     )
+    meshes.connect(towers.mesh)
     with jax.set_mesh(towers.mesh):
         state, beside = _start(config, towers, checkpoints, beside, say)
         if distributed.is_primary():
@@ -195,7 +196,6 @@ def _train(config, workdir, towers, data, state, kept, evaluator, profile, say):
     device = jax.devices()[0].device_kind
     say(f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind {device}")
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
-    distributed.meet("compiled")
     batches, place = setup.device_batches(config, towers, records, partners, first=first, last=steps)
     written = writers.Writers(workdir, first=first) if distributed.is_primary() else writers.Silent()
     progress = Progress(
