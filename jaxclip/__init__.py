@@ -1,3 +1,58 @@
 """Text-to-image product retrieval with CLIP in JAX, from a laptop to a TPU pod."""
 
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxclip.retrieval.searcher import Searcher
+
 __version__ = "0.1.0"
+
+
+def load(
+    workdir: str | Path,
+    gallery: str | Path | None = None,
+    *,
+    step: str = "latest",
+    rerank: str | Path | None = None,
+    overrides: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> "Searcher":
+    """Returns the searcher of a trained workdir: `jaxclip.load("runs/quickstart").search("blue ballet shoes", k=10)`.
+
+    Args:
+      workdir: of a run.
+      gallery: the catalogue to search, raw or prepared; None for the whole of the workdir's own.
+      step: the checkpoint: latest, best or a step; with a re-ranker it is the one that this was trained on.
+      rerank: workdir of a re-ranker of these towers.
+      overrides: fields of the configuration, as on the command line: {"data.reader": "folder"}.
+      say: takes a line for the user.
+
+    Raises:
+      jaxclip.errors.UserError: there is no such workdir, checkpoint or catalogue, or the re-ranker is of other towers.
+    """
+    from jaxclip import config  # what these import takes seconds, and a caller of __version__ need not wait for it
+
+    workdir, overrides = Path(workdir), {"data.split": "all", **(overrides or {})}
+    own = config.load(workdir)
+    with_gallery = overrides if gallery is None else _pointed_at(Path(gallery), own.data.reader, overrides)
+    wanted = config.load(workdir, with_gallery)
+    from jaxclip.catalog import builder
+    from jaxclip.training import serving, setup
+
+    if gallery is not None and builder.is_prepared(Path(gallery)):
+        prepared = Path(gallery)
+    else:
+        other = (wanted.data.path, wanted.data.reader) != (own.data.path, own.data.reader)
+        prepared = setup.prepared_dataset(wanted, whole=other, say=say)
+    second = None if rerank is None else (Path(rerank), config.load(Path(rerank)))
+    return serving.open_searcher(wanted, workdir, prepared, step=step, rerank=second, say=say)
+
+
+def _pointed_at(gallery: Path, own_reader: str, overrides: Mapping[str, str]) -> dict[str, str]:
+    from jaxclip.catalog import library
+
+    reader = library.reader_of(gallery, own_reader)
+    return {"data.path": str(gallery), "data.reader": reader, "data.prepared": "", **overrides}

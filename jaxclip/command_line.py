@@ -85,7 +85,7 @@ def from_file(overrides: dict[str, str]) -> Config:
     """Returns the configuration of the parsed --config flag with the overrides on top; UserError as `config.build`."""
     if flags.FLAGS["config"].value is None:
         raise UserError("--config is missing: give a file of configs/, as --config=configs/quickstart.py")
-    return config.build(flags.FLAGS["config"].value, overrides)
+    return config.build(config.on_first_stage(flags.FLAGS["config"].value, overrides), overrides)
 
 
 def reuse_memory() -> None:

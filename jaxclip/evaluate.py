@@ -9,6 +9,7 @@ The workdir's own configuration is where it starts from; overrides name another 
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -45,32 +46,25 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("--workdir names several runs: that is for --query; --compare W1 W2 compares two")
     wanted = {workdir: config.load(workdir, overrides) for workdir in workdirs}
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import comparison, distributed, evaluation
+        from jaxclip.training import comparison, distributed
 
-    for given in wanted.values():
-        distributed.check_identical("config", config.flat(given), "Start all with the same overrides")
+    for each in wanted.values():
+        distributed.check_identical("config", config.flat(each), "Start all with the same overrides")
     if QUERY.value:
         page = workdirs[0] / "eval" / (NAME.value or "queries") / "sheet.html"
         sentences = list(dict.fromkeys(QUERY.value))
-        comparison.write_sheet(
-            page,
-            wanted,
-            STEP.value,
-            sentences,
-            parameters=PARAMETERS.value or "",
-            command=_command(),
-            say=command_line.say,
-        )
+        options = {"parameters": PARAMETERS.value or "", "command": _command(), "say": command_line.say}
+        comparison.write_sheet(page, wanted, STEP.value, sentences, **options)
         command_line.show(f"{'sheet':10}{page}")
         return
     if not COMPARE.value:
-        _evaluate(workdirs[0], overrides, evaluation, shown=True)
+        _evaluate(workdirs[0], overrides, shown=True)
         return
     for workdir in workdirs:
         kept = workdir / "eval" / _name(workdir, overrides) / "queries.npz"
         if flags.FLAGS["step"].present or not distributed.from_primary("kept", kept.exists):
             command_line.say(f"evaluating {workdir} first")
-            _evaluate(workdir, overrides, evaluation, shown=False)
+            _evaluate(workdir, overrides, shown=False)
     name = _name(workdirs[1], overrides)
     figures, folder = comparison.compare(wanted[workdirs[1]], *workdirs, name, command=_command(), say=command_line.say)
     command_line.show(f"\n{comparison.table(figures)}\n")
@@ -89,9 +83,14 @@ def _command() -> str:
     return shlex.join(["python", "-m", "jaxclip.evaluate", *sys.argv[1:]])
 
 
-def _evaluate(workdir: Path, overrides: dict[str, str], evaluation, *, shown: bool) -> None:
+def _evaluate(workdir: Path, overrides: dict[str, str], *, shown: bool) -> None:
+    from jaxclip.training import evaluation, rerank
+
     own, wanted = config.load(workdir), config.load(workdir, overrides)
-    metrics, folder = evaluation.evaluate_checkpoint(
+    evaluate = evaluation.evaluate_checkpoint
+    if wanted.task == "rerank":
+        evaluate = partial(rerank.evaluate_checkpoint, load_config=config.load)
+    metrics, folder = evaluate(
         wanted,
         workdir,
         STEP.value,

@@ -58,6 +58,8 @@ def main(overrides: dict[str, str]) -> None:
 
     jax.config.update("jax_platforms", "cpu")  # devices that are here take no part
     wanted = command_line.from_file({"data.path": "(not read)", **overrides})
+    if wanted.task == "rerank":
+        raise UserError("task = 'rerank': what is planned are towers; a re-ranker trains on one device in minutes")
     if not TOPOLOGY.value:
         raise UserError("--topology is missing: give KIND:SHAPE, as --topology=v5e:16x16")
     with command_line.quiet_imports():

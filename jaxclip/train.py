@@ -1,4 +1,6 @@
-"""Train the towers: python -m jaxclip.train --config=configs/quickstart.py [--workdir=W] [--config.a.b=value ...]
+"""Train towers or a re-ranker:
+
+    python -m jaxclip.train --config=configs/quickstart.py [--workdir=W] [--config.a.b=value ...]
 
 Started again with the same workdir, it goes on from the newest checkpoint. SIGTERM and Ctrl-C save and stop. Several
 processes are one run where SLURM, GKE or Cloud TPU started them, or where each is told its place by --process_id.
@@ -9,7 +11,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -17,13 +18,19 @@ from jaxclip import command_line, config
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 
-if TYPE_CHECKING:
-    from jaxclip.training.train import Outcome
-
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/ and the name of the config file")
 PROFILE = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, steps to trace for TensorBoard and Perfetto")
 STOPPED = flags.DEFINE_integer("stopped_status", 0, "exit status after SIGTERM, for schedulers that take 0 for done")
-MAY_CHANGE = ("checkpoint.", "evaluation.", "log_every", "mesh.", "data.path", "data.prepared", "data.workers")
+MAY_CHANGE = (
+    "checkpoint.",
+    "evaluation.",
+    "log_every",
+    "mesh.",
+    "data.path",
+    "data.prepared",
+    "data.workers",
+    "first_stage",
+)
 
 
 def main(overrides: dict[str, str]) -> int:
@@ -33,13 +40,15 @@ def main(overrides: dict[str, str]) -> int:
     workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)
     _check_workdir(workdir, wanted)
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import distributed, profile
+        from jaxclip.training import distributed, evaluation, profile, rerank
         from jaxclip.training.train import train
 
     profiled = profile.parse_steps(PROFILE.value) if PROFILE.value else range(0)
     distributed.check_identical("config", config.flat(wanted), "Start all with the same --config and overrides")
     started = time.perf_counter()
-    outcome = train(
+    if wanted.rerank.ablation:
+        return _ablate(wanted, workdir)
+    outcome = (rerank.train if wanted.task == "rerank" else train)(
         wanted,
         workdir,
         save_config=lambda: _save(workdir, wanted),
@@ -48,19 +57,8 @@ def main(overrides: dict[str, str]) -> int:
         say=command_line.say,
         profiled=profiled,
     )
-    _report(workdir, outcome, (time.perf_counter() - started) / 60)
-    return {None: 0, signal.SIGTERM: STOPPED.value, signal.SIGINT: 130}[outcome.signal]
-
-
-def _report(workdir: Path, outcome: "Outcome", minutes: float) -> None:
     if outcome.signal is not None:
-        command_line.show(
-            f"stopped by {signal.Signals(outcome.signal).name} at step {outcome.step}, saved; "
-            f"the same command goes on from there"
-        )
-        return
-    from jaxclip.training import evaluation
-
+        return _stopped(outcome.signal, f" at step {outcome.step}, saved")
     if outcome.zero_shot is not None:
         command_line.show(f"\n{evaluation.comparison(outcome.zero_shot, outcome.metrics)}")
     command_line.show(f"\n{evaluation.table(outcome.metrics, outcome.raw)}\n")
@@ -70,7 +68,31 @@ def _report(workdir: Path, outcome: "Outcome", minutes: float) -> None:
         ("report", outcome.folder / "report.html"),
     ):
         command_line.show(f"{what:10}{path}")
-    command_line.show(f"{'time':10}{minutes:.1f} min")
+    command_line.show(f"{'time':10}{(time.perf_counter() - started) / 60:.1f} min")
+    return 0
+
+
+def _ablate(wanted: Config, workdir: Path) -> int:
+    from jaxclip.training import ablation
+
+    _save(workdir, wanted)
+    stopped, result = ablation.run(
+        wanted,
+        workdir,
+        load_config=config.load,
+        save_config=_save,
+        fingerprint=config.fingerprint,
+        say=command_line.say,
+    )
+    if stopped is not None:
+        return _stopped(stopped, "")
+    command_line.show(f"\n{ablation.table(result)}\n\n{'ablation':10}{workdir / ablation.FILENAME}")
+    return 0
+
+
+def _stopped(number: int, where: str) -> int:
+    command_line.show(f"stopped by {signal.Signals(number).name}{where}; the same command goes on from there")
+    return STOPPED.value if number == signal.SIGTERM else 128 + number
 
 
 def _check_workdir(workdir: Path, wanted: Config) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,6 +130,32 @@ def catalogue(trained, cache) -> Path:
     """The raw drawn catalogue that `trained` was trained on, prepared in the cache."""
     (path,) = (cache / "drawn").iterdir()
     return path
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory) -> Path:
+    """A raw catalogue of 60 drawn products; the name of the first is markup, that of the second a formula."""
+    from jaxclip.catalog.drawn import draw_catalogue
+
+    folder = tmp_path_factory.mktemp("shops") / "shop"
+    draw_catalogue(folder, 60, 5)
+    header, first, second, *rest = (folder / "styles.csv").read_text().splitlines()
+    named = [
+        first.rpartition(",")[0] + ",<img src=x onerror=alert(1)> & <b>bold</b> shoes",
+        second.rpartition(",")[0] + ",</title><script>alert(2)</script> dress",
+    ]
+    (folder / "styles.csv").write_text("\n".join([header, *named, *rest]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def searcher(trained, shop, tmp_path_factory):
+    """The towers of `trained` over the products of `shop`."""
+    import jaxclip
+
+    workdir = tmp_path_factory.mktemp("searched") / "run"
+    shutil.copytree(trained, workdir)
+    return jaxclip.load(workdir, shop)
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def test_evaluating_a_folder_that_is_no_workdir_is_told(refuse, tmp_path):
     refuse("evaluate", f"--workdir={tmp_path / 'nowhere'}", words=["nowhere is not a workdir"])
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "prepare"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "prepare", "search"])
 def test_help_lists_flags_and_configuration_fields(run, command):
     done = run(command, "--help")
     assert done.returncode == 0
@@ -106,6 +106,7 @@ def test_help_lists_flags_and_configuration_fields(run, command):
         "train": ["--workdir", "--config:", "optimizer.learning_rate", "mesh.fsdp", "{'^image/stem': 0.0}"],
         "evaluate": ["--workdir", "--step", "--name", "optimizer.learning_rate", "data.path"],
         "prepare": ["--config:", "data.reader", "data.path"],
+        "search": ["--workdir", "--gallery", "--port", "--host", "--token", "data.reader"],
     }[command]
     assert not [word for word in listed if word not in done.stdout.replace("\n    ", " ")]
 

@@ -293,3 +293,30 @@ def test_every_field_is_read_somewhere():
     unread = [name for name in config.fields() if not re.search(rf"\.{name.rsplit('.', 1)[-1]}\b", code)]
     # The columns go to a reader as one mapping; of these two the configuration knows a single value.
     assert [n for n in unread if not n.startswith("data.columns.") and n not in ("loss.name", "task")] == []
+
+
+@pytest.mark.parametrize("variant", ["gated", "ablation", "paper"])
+def test_every_variant_of_the_reranker_is_a_configuration(variant):
+    spec = importlib.util.spec_from_file_location("variants", ROOT / "configs" / "rerank_fashion_products.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    built = config.build(module.get_config(variant))
+    assert built.rerank.preset == ("paper" if variant == "paper" else "gated")
+    assert bool(built.rerank.ablation) == (built.rerank.seeds == 3) == (variant == "ablation")
+
+
+def test_what_does_not_go_together_in_a_second_stage_is_told():
+    told = []
+    for overrides in (
+        {"first_stage": ""},
+        {"rerank.features": "image,crops"},
+        {"rerank.features": "image,image"},
+        {"rerank.batch_norm": "true"},
+        {"rerank.seeds": "3"},
+        {"task": "towers"},
+    ):
+        with pytest.raises(UserError) as error:
+            config.build({"task": "rerank", "first_stage": "w", "steps": 1}, overrides)
+        told.append(str(error.value))
+    words = ("first_stage is missing", "did you mean crop", "each once", "batch_norm", "one seed", "is for task")
+    assert all(word in message for word, message in zip(words, told, strict=True)), told

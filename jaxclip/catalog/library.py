@@ -68,6 +68,17 @@ def find_or_prepare(
     return target
 
 
+def reader_of(path: Path, otherwise: str) -> str:
+    """Returns the reader of a raw catalogue by its layout where that is plain to see, else `otherwise`.
+
+    Where that is "drawn", which reads only what it has drawn, it is "folder".
+    """
+    if (path / "styles.csv").exists():
+        return "fashion_product_images"
+    by_suffix = {".csv": "table", ".tsv": "table", ".tar": "webdataset", ".h5": "fashion_gen", ".hdf5": "fashion_gen"}
+    return by_suffix.get(path.suffix.lower(), "folder" if otherwise == "drawn" else otherwise)
+
+
 def summary(prepared: Path) -> str:
     """Returns the line that says what a preparation kept, dropped and mended."""
     facts = builder.about(prepared)

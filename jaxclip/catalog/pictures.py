@@ -4,14 +4,19 @@ import hashlib
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from jaxclip.catalog.product import Embedded
+
+T = TypeVar("T")
 
 MAX_PIXELS = 50_000_000
 METADATA_BYTES = 4096
@@ -87,7 +92,18 @@ def inspect(image: Path | Embedded, max_pixels: int = MAX_PIXELS) -> Picture | s
         return "image empty"
     if len(data) > limit:
         return f"image file over {limit} bytes"
-    return _decode(data, max_pixels)
+    return _decode(data, max_pixels, partial(_stored, data))
+
+
+def look(data: bytes, *, most: int, max_pixels: int = MAX_PIXELS) -> np.ndarray | str:
+    """Returns the picture in encoded bytes, upright, as (H, W, 3) uint8, or the reason why there is none (`inspect`).
+
+    Args:
+      data: whatever somebody sent; nothing is raised.
+      most: of the longer side, pixels: larger pictures are scaled down, JPEGs while they are decoded.
+      max_pixels: as for `inspect`.
+    """
+    return _decode(data, max_pixels, partial(_seen, most)) if data else "image empty"
 
 
 def pixels(encoded: bytes, most: int) -> np.ndarray:
@@ -109,24 +125,38 @@ def _read(image: Path | Embedded, most: int) -> bytes:
         return file.read(most)
 
 
-def _decode(data: bytes, max_pixels: int) -> Picture | str:
+def _decode(data: bytes, max_pixels: int, make: Callable[[Image.Image], T]) -> T | str:
+    """Returns make(image), which reads its pixels, or the reason why there is none."""
     broken = "image truncated" if SIGNATURE.match(data) else "not an image"
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             broken = "image truncated"
             if image.width * image.height > max_pixels:
                 return f"image over {max_pixels} pixels"
-            image.load()
-            turn = _UPRIGHT.get(_orientation(image))
-            encoded = _kept(data, image) if turn is None else None
-            upright = _rgb(image if turn is None else image.transpose(turn))
-            if encoded is None:
-                encoded = _png(upright)
+            return make(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return f"image over {max_pixels} pixels"
     except _DECODE_ERRORS:
         return broken
-    return Picture(encoded, upright.width, upright.height, _hash(upright))
+
+
+def _stored(data: bytes, image: Image.Image) -> Picture:
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    encoded = _kept(data, image) if turn is None else None
+    upright = _rgb(image if turn is None else image.transpose(turn))
+    return Picture(encoded or _png(upright), upright.width, upright.height, _hash(upright))
+
+
+def _seen(most: int, image: Image.Image) -> np.ndarray:
+    turn = _UPRIGHT.get(_orientation(image))
+    if max(image.size) > most:
+        image.draft(None, (most, most))
+    image.load()
+    picture = _rgb(image if turn is None else image.transpose(turn))
+    if max(picture.size) > most:
+        picture.thumbnail((most, most), Image.Resampling.BOX)
+    return np.asarray(picture)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxclip.catalog import captions
 from jaxclip.catalog.readers import READERS
-from jaxclip.config.schema import Columns, Config, LoRA, Loss
+from jaxclip.config.schema import Augmentation, Columns, Config, LoRA, Loss, Model, Rerank
 from jaxclip.errors import UserError
 from jaxclip.features import crop
 from jaxclip.features.detect import DETECTORS
@@ -16,7 +16,7 @@ from jaxclip.models.presets import IMAGE_SIZE, PRESETS
 from jaxclip.models.transformer import EXECUTIONS, REMAT_POLICIES
 
 CHOICES: dict[str, Sequence[str]] = {
-    "task": ("towers", "adapter"),
+    "task": ("towers", "adapter", "rerank"),
     "data.reader": tuple(READERS),
     "data.split": ("train", "test", "all"),
     "data.resize": ("squash", "crop"),
@@ -27,24 +27,32 @@ CHOICES: dict[str, Sequence[str]] = {
     "loss.name": objective.NAMES,
     "loss.implementation": objective.IMPLEMENTATIONS,
     "loss.weighting": WEIGHTINGS,
+    "rerank.preset": ("gated", "paper", "cross_attention"),
+    "rerank.loss": ("softmax", "lambda", "binary"),
+    "rerank.negatives": ("random", "worst", "top", "mixed"),
+    "rerank.combine": ("add", "concatenate"),
     "optimizer.name": ("adamw", "adam"),
     "optimizer.schedule": ("cosine", "constant"),
 }
 AT_LEAST: dict[str, float] = {
     "batch_size": 1, "steps": 0, "epochs": 0, "log_every": 1, "data.drawn_products": 1, "data.image_size": 8,
-    "data.train": 0, "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0, "features.colours": 1,
+    "data.train": 0, "data.second_stage": 0, "data.vocab_size": 258, "data.context_length": 4, "data.workers": 0,
+    "features.colours": 1,
     "incorrect_pairs.clusters": 2, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
     "checkpoint.keep": 1, "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01,
     "lora.rank": 1,
+    "rerank.candidates": 2, "rerank.wordings": 1, "rerank.hidden": 1, "rerank.matching": 1, "rerank.seeds": 1,
+    "rerank.layers": 1, "rerank.heads": 1, "rerank.sampled": 0,
     "loss.tile": 1, "loss.microbatch": 0, "loss.queue": 0, "loss.alpha": 0, "loss.beta": 0, "loss.info_nce": 0,
 }  # fmt: skip
 PROBABILITIES = ("augmentation.keep_attributes", "augmentation.keep_words")
 BELOW_ONE = (
     "model.dropout", "model.stochastic_depth", "model.patch_dropout", "optimizer.beta1", "optimizer.beta2",
-    "optimizer.ema", "lora.dropout",
+    "optimizer.ema", "lora.dropout", "rerank.dropout",
 )  # fmt: skip
 NO_DETECTOR = "none"
+RERANK_FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture", "attributes", "caption_attributes")
 OF_CHECKPOINT_UNLESS_SET = ("data.image_size", "data.context_length")
 OF_CHECKPOINT = (
     "model.preset", "data.resize", "data.mean", "data.std", "data.lowercase", "data.vocab_size",
@@ -102,6 +110,7 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
     if config.data.reader not in WITH_COLUMNS and config.data.columns != Columns():
         problems.append(f"data.columns is for data.reader = {' or '.join(WITH_COLUMNS)}, not {config.data.reader!r}")
     problems += _of_features(config)
+    problems += _of_second_stage(config)
     if config.model.init_from:
         defaults = Config()
         for name in OF_CHECKPOINT:
@@ -111,7 +120,8 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
     if not config.evaluation.ks or min(config.evaluation.ks) < 1 or 1 not in config.evaluation.ks:
         problems.append(f"evaluation.ks = {config.evaluation.ks} must be depths >= 1, and 1 among them")
     preset = PRESETS.get(config.model.preset)
-    if preset and not config.model.init_from and (config.data.image_size or IMAGE_SIZE) % preset.patch:
+    own_towers = config.task != "rerank" and not config.model.init_from
+    if preset and own_towers and (config.data.image_size or IMAGE_SIZE) % preset.patch:
         size, patch = config.data.image_size or IMAGE_SIZE, preset.patch
         problems.append(
             f"data.image_size = {size} is no multiple of the patch of model.preset = {config.model.preset!r}, {patch}; "
@@ -163,6 +173,52 @@ def _adapter_problems(config: Config) -> list[str]:
     problems = [] if config.model.init_from else ["task = 'adapter' needs model.init_from, the workdir it stands on"]
     if config.lora.alpha <= 0:
         problems.append(f"lora.alpha = {config.lora.alpha} must be greater than 0")
+    return problems
+
+
+def _of_second_stage(config: Config) -> list[str]:
+    if config.task != "rerank":
+        problems = [f"rerank is for task = 'rerank', not {config.task!r}"] if config.rerank != Rerank() else []
+        if config.first_stage:
+            problems.append(f"first_stage = {config.first_stage!r} is for task = 'rerank'")
+        return problems
+    problems = [
+        f"{name} is of towers: a re-ranker takes those of first_stage as they are"
+        for name, given, default in (
+            ("model", config.model, Model()),
+            ("loss", config.loss, Loss()),
+            ("augmentation", config.augmentation, Augmentation()),
+            ("optimizer.ema", config.optimizer.ema, 0.0),
+            ("optimizer.layer_decay", config.optimizer.layer_decay, 1.0),
+        )
+        if given != default
+    ]
+    if not config.first_stage:
+        problems.append("first_stage is missing: set --config.first_stage, the workdir of the towers to re-rank")
+    if config.features.detector == NO_DETECTOR:
+        problems.append("features.detector = 'none': a re-ranker needs the features of the products")
+    for field, features in {
+        "features": config.rerank.features,
+        **{f"ablation[{name!r}]": features for name, features in config.rerank.ablation},
+    }.items():
+        names = [name.strip() for name in features.split(",") if name.strip()]
+        problems += [
+            f"rerank.{field}: {name!r} is none of {', '.join(RERANK_FEATURES)}" + _nearest(name, RERANK_FEATURES)
+            for name in names
+            if name not in RERANK_FEATURES
+        ]
+        if not names or len(set(names)) < len(names):
+            problems.append(f"rerank.{field} = {features!r} must name features, each once")
+    if config.rerank.seeds > 1 and not config.rerank.ablation:
+        problems.append("rerank.seeds is for rerank.ablation: one run has one seed")
+    if config.rerank.preset != "paper" and config.rerank.batch_norm:
+        problems.append("rerank.batch_norm is for rerank.preset = 'paper'")
+    if config.rerank.preset == "cross_attention" and config.rerank.hidden % config.rerank.heads:
+        problems.append(
+            f"rerank.hidden = {config.rerank.hidden} is no multiple of rerank.heads = {config.rerank.heads}"
+        )
+    if config.rerank.sampled == 1:
+        problems.append("rerank.sampled = 1 leaves an answer nothing to be told from: 0 for all, or 2 and more")
     return problems
 
 

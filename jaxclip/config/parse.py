@@ -66,6 +66,16 @@ def load(workdir: Path, overrides: Mapping[str, str] | None = None) -> Config:
     return build(settings, overrides)
 
 
+def on_first_stage(settings: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
+    """Returns a re-ranker's settings over the catalogue (data and features) of its first stage; others as they are."""
+    settings = settings.to_dict() if isinstance(settings, ConfigDict) else dict(settings)
+    first, task = (overrides.get(name) or settings.get(name) for name in ("first_stage", "task"))
+    if task != "rerank" or not first:
+        return settings
+    towers = dump(load(Path(str(first)).expanduser()))
+    return settings | {part: towers[part] | dict(settings.get(part, {})) for part in ("data", "features")}
+
+
 def dump(config: Config) -> dict[str, Any]:
     """Returns the configuration as nested dicts of JSON values; `build` of it gives the configuration back."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

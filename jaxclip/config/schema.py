@@ -30,6 +30,7 @@ class Data:
     test: float = 0.1  # products held back for testing: a number (>= 1) or a share (< 1); whole groups only
     train: int = 0  # training products used, a random choice that is always the same; 0 = all
     split_seed: int = 42  # of the split alone, so that runs with other seeds share their test products
+    second_stage: float = 0.0  # training products the towers never see, to train a re-ranker on: a number or a share
     columns: Columns = field(default_factory=Columns)
     drawn_products: int = 4000  # size of the drawn catalogue
     drawn_seed: int = 0
@@ -123,6 +124,29 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Rerank:
+    """The second stage (task = rerank)."""
+
+    preset: str = "gated"  # gated, paper (the fit-aware paper's network) or cross_attention (over tokens)
+    candidates: int = 100  # K, how many products the first stage retrieves for each query
+    # of a candidate (gated), of these: hubness, image, crop, colour, geometry, texture, attributes, caption_attributes
+    features: str = "hubness,image,crop,colour,geometry,texture,attributes"
+    wordings: int = 4  # of each training caption; the first as evaluation words it, the others augmented
+    loss: str = "softmax"  # over the list: softmax or lambda; binary: over pairs of an answer and a negative
+    sampled: int = 0  # candidates of a list that a step looks at, an answer among them; 0 = all
+    negatives: str = "top"  # of binary pairs: random, worst (the paper's), top or mixed
+    hidden: int = 256  # features of the query that gates and matches are computed from (gated); width (cross_attention)
+    matching: int = 64  # features in which a query and a feature of a candidate are compared (gated)
+    layers: int = 6  # (cross_attention)
+    heads: int = 8  # (cross_attention)
+    dropout: float = 0.1
+    combine: str = "add"  # embeddings of crop and colour (paper): add or concatenate
+    batch_norm: bool = False  # (paper)
+    ablation: tuple[tuple[str, str], ...] = ()  # name -> features: train and compare all of these instead
+    seeds: int = 1  # of each of them, from `seed` up
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """The optimizer and its schedule."""
 
@@ -171,7 +195,9 @@ class Config:
     """One experiment."""
 
     seed: int = 0
-    task: str = "towers"  # towers, or adapter: LoRA on the towers of model.init_from
+    # towers; adapter: LoRA on the towers of model.init_from; rerank: a second stage on those of first_stage
+    task: str = "towers"
+    first_stage: str = ""  # workdir of the towers that a re-ranker works on; its catalogue is theirs unless set
     batch_size: int = 256  # pairs of a step, over all devices
     steps: int = 0  # length of the run, in steps ...
     epochs: float = 0.0  # ... or in passes over the training split; exactly one of the two
@@ -183,6 +209,7 @@ class Config:
     model: Model = field(default_factory=Model)
     lora: LoRA = field(default_factory=LoRA)
     loss: Loss = field(default_factory=Loss)
+    rerank: Rerank = field(default_factory=Rerank)
     optimizer: Optimizer = field(default_factory=Optimizer)
     mesh: Mesh = field(default_factory=Mesh)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

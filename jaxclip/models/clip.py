@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from jaxclip.models.lora import LoRAConfig, adapt
 from jaxclip.models.stem import ConvStem, PatchStem
@@ -134,14 +134,28 @@ class ImageTower(nnx.Module):
         self.config = config
 
     def __call__(self, pixels: UInt8[Array, "B S S 3"], *, rng: Key[Array, "..."] | None = None) -> Float[Array, "B D"]:
+        rngs = (None,) * 3 if rng is None else split_each(example_keys(rng, pixels.shape[0]), 3)
+        x = self.tokens(pixels, patch_rng=rngs[0], block_rng=rngs[1])
+        if self.config.pooling == "map":
+            x = self.pool(self.last_norm(x))  # (B, W)
+        else:
+            x = self.last_norm(x[:, 0] if self.config.pooling == "class" else x.mean(axis=1))  # (B, W)
+        return self.projection(x, rng=rngs[2]) if self.config.projection else x
+
+    def tokens(
+        self,
+        pixels: UInt8[Array, "B S S 3"],
+        *,
+        patch_rng: Key[Array, " B"] | None = None,
+        block_rng: Key[Array, " B"] | None = None,
+    ) -> Float[Array, "B T W"]:
+        """Returns what the last block makes of the patches, behind the class token where there is one."""
         mean, std = (jnp.asarray(v, jnp.float32) * 255.0 for v in (self.config.mean, self.config.std))
         normalised = (pixels.astype(jnp.float32) - mean) / std
         x = self.stem(normalised.astype(self.config.transformer.dtype))  # (B, P, W)
         positions = self.positions[...].astype(x.dtype)
         x = x + positions[-x.shape[1] :]
-        block_rng = projection_rng = None
-        if rng is not None:
-            patch_rng, block_rng, projection_rng = split_each(example_keys(rng, x.shape[0]), 3)
+        if patch_rng is not None:
             x = keep_patches(x, self.config.patch_dropout, patch_rng)
         if self.config.pooling == "class":
             class_token = jnp.broadcast_to(
@@ -149,12 +163,7 @@ class ImageTower(nnx.Module):
             )
             x = jnp.concatenate([class_token, x], axis=1)  # (B, 1 + P, W)
         x = self.first_norm(x) if self.config.first_norm else x
-        x = self.transformer(shard_batch(x), rng=block_rng)
-        if self.config.pooling == "map":
-            x = self.pool(self.last_norm(x))  # (B, W)
-        else:
-            x = self.last_norm(x[:, 0] if self.config.pooling == "class" else x.mean(axis=1))  # (B, W)
-        return self.projection(x, rng=projection_rng) if self.config.projection else x
+        return self.transformer(shard_batch(x), rng=block_rng)
 
 
 class TextTower(nnx.Module):
@@ -177,19 +186,26 @@ class TextTower(nnx.Module):
         self.config = config
 
     def __call__(self, tokens: Int[Array, "B T"], *, rng: Key[Array, "..."] | None = None) -> Float[Array, "B D"]:
-        end = jnp.argmax(tokens == self.config.end_token, axis=1)  # (B,)
         block_rng, projection_rng = (None, None) if rng is None else split_each(example_keys(rng, tokens.shape[0]), 2)
-        x = self.token_embedding(tokens) + self.positions[...].astype(self.config.transformer.dtype)  # (B, T, W)
+        x, inside = self.tokens(tokens, rng=block_rng)
+        length = inside.sum(axis=1, keepdims=True)  # (B, 1)
         if self.config.pooling == "end":
-            x = self.transformer(shard_batch(x), causal=True, rng=block_rng)
-            pooled = self.last_norm(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])  # (B, W)
+            pooled = self.last_norm(jnp.take_along_axis(x, length[..., None] - 1, axis=1)[:, 0])  # (B, W)
         elif self.config.pooling == "last":
-            pooled = self.last_norm(self.transformer(shard_batch(x), rng=block_rng)[:, -1])  # (B, W)
+            pooled = self.last_norm(x[:, -1])  # (B, W)
         else:
-            inside = jnp.arange(tokens.shape[1]) <= end[:, None]  # (B, T)
-            x = self.last_norm(self.transformer(shard_batch(x), mask=inside, rng=block_rng))
-            pooled = jnp.where(inside[..., None], x, 0).sum(axis=1) / (end[:, None] + 1).astype(x.dtype)
+            pooled = jnp.where(inside[..., None], self.last_norm(x), 0).sum(axis=1) / length.astype(x.dtype)
         return self.projection(pooled, rng=projection_rng)
+
+    def tokens(
+        self, tokens: Int[Array, "B T"], *, rng: Key[Array, " B"] | None = None
+    ) -> tuple[Float[Array, "B T W"], Bool[Array, "B T"]]:
+        """Returns what the last block makes of the tokens, and which are the caption's, its end included."""
+        end = jnp.argmax(tokens == self.config.end_token, axis=1)  # (B,)
+        inside = jnp.arange(tokens.shape[1]) <= end[:, None]  # (B, T)
+        x = self.token_embedding(tokens) + self.positions[...].astype(self.config.transformer.dtype)  # (B, T, W)
+        causal, mask = self.config.pooling == "end", inside if self.config.pooling == "mean" else None
+        return self.transformer(shard_batch(x), causal=causal, mask=mask, rng=rng), inside
 
 
 class CLIP(nnx.Module):

@@ -41,6 +41,13 @@ class Partners:
                 f"{self.similarity[wrong[0]]} of product {wrong[0]}: mine the pairs again"
             )
 
+    def among(self, numbers: np.ndarray) -> "Partners":
+        """Returns those of records `take`n by number, numbered anew; one whose partner was not taken has none."""
+        anew = np.full(len(self.partner), -1)
+        anew[numbers] = np.arange(len(numbers))
+        partner = self.partner[numbers]
+        return Partners(np.where(partner >= 0, anew[partner], -1), self.similarity[numbers])
+
 
 def training_batches(
     records: Records,
@@ -151,11 +158,11 @@ def image_batches(
     batch_size: int,
     rows: np.ndarray | None = None,
     workers: int = 0,
-    first: int = 0,
+    crops: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yields `rows` (None = all) of batches of the split's pictures in order, (b, S, S, 3) uint8.
+    """Yields `rows` (None = all) of batches of the records' pictures in order, (b, S, S, 3) uint8.
 
-    The last batch is filled up with black pictures. `first` is the number of the batch to begin with.
+    With `crops` it is the best crop that preparation stored of each. The last batch is filled up with black pictures.
     """
     rows = np.arange(batch_size) if rows is None else rows
     batches = -(-len(records) // batch_size)
@@ -175,9 +182,12 @@ def image_batches(
         return tf.cond(tf.strings.length(serialized) == 0, lambda: blank, lambda: picture(serialized))
 
     def picture(serialized: tf.Tensor) -> tf.Tensor:
-        decoded = images.decode(records.parse(serialized)["image"])
+        record = records.parse(serialized)
+        decoded = images.decode(record["image"])
+        if crops:
+            decoded = images.cut(decoded, record["crops"][0])
         return images.resize(decoded, preprocess.image_size, preprocess.resize, preprocess.filter)
 
-    dataset = tf.data.Dataset.range(first, batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
+    dataset = tf.data.Dataset.range(batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
     dataset = dataset.map(example, num_parallel_calls=parallel, deterministic=True)
     return dataset.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()

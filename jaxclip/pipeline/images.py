@@ -29,6 +29,16 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(picture, (None, None, 3))
 
 
+def cut(picture: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
+    """Returns the part of a picture that a box (left, top, right, bottom as shares of it) touches, a pixel at least."""
+    height, width = tf.unstack(tf.shape(picture)[:2])
+    extent = tf.cast(tf.stack([width, height]), tf.float32)
+    # A thousandth of a pixel is rounding (shares are float32), not a pixel touched.
+    start = tf.clip_by_value(tf.cast(tf.floor(box[:2] * extent + 1e-3), tf.int32), 0, [width - 1, height - 1])
+    end = tf.clip_by_value(tf.cast(tf.math.ceil(box[2:] * extent - 1e-3), tf.int32), start + 1, [width, height])
+    return picture[start[1] : end[1], start[0] : end[0]]
+
+
 def resize(picture: tf.Tensor, size: int, policy: str, filter: str = "bicubic") -> tf.Tensor:
     """Returns the picture as (size, size, 3) uint8, resized with antialiasing as Pillow does it.
 

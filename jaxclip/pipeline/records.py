@@ -1,5 +1,6 @@
 """Random access to the records of a prepared dataset."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,17 @@ from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 
 READ_AT_ONCE = 1024
+_OF_PRODUCT = {"id", "image", "captions", "category", "attributes", "group"}
 
 
 class Records:
     """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0.
 
     With `first`, only so many of them; a prepared dataset stores its records in random order.
+
+    Attributes:
+      features: of a record, as TFDS describes them.
+      numbers: (N,) the number in the split of each record; not 0..N-1 only where `take` left some out.
     """
 
     def __init__(self, prepared: Path, split: str, first: int = 0):
@@ -35,8 +41,8 @@ class Records:
         paths = [path for name in names for path in info.splits[name].filepaths]
         lengths = [length for name in names for length in info.splits[name].shard_lengths]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
-        self._length = first or int(self._starts[-1])
-        if self._length > self._starts[-1]:
+        self.numbers = np.arange(first or self._starts[-1])
+        if len(self.numbers) > self._starts[-1]:
             raise UserError(f"config.data.train = {first} is more than the {self._starts[-1]:,} training products")
         # Without read-ahead a random read touches one chunk instead of megabytes.
         self._readers = [ArrayRecordReader(str(path), options="readahead_buffer_size:0") for path in paths]
@@ -47,10 +53,17 @@ class Records:
         return split in tfds.builder_from_directory(builder.folder(prepared)).info.splits
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.numbers)
+
+    def take(self, numbers: np.ndarray) -> "Records":
+        """Returns these records alone, numbered anew from 0 in the order given."""
+        taken = copy.copy(self)
+        taken.numbers = self.numbers[numbers]
+        return taken
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the serialized records of these numbers, (n,) of bytes, in the order asked for."""
+        numbers = self.numbers[numbers]
         shards = np.searchsorted(self._starts, numbers, side="right") - 1
         found = np.empty(len(numbers), dtype=object)
         for shard in np.unique(shards):
@@ -92,17 +105,44 @@ class Records:
     def products(self) -> Iterator[tuple[Product, int]]:
         """Yields every product in order, without its picture, and its group's number."""
         for serialized in self._all():
+            product = _product(_fields(serialized))
+            yield product, int(product.group)
+
+    def pictured(self) -> Iterator[tuple[Product, bytes, np.ndarray | None]]:
+        """Yields every product in order with its encoded picture and its best crop.
+
+        That is (4,) float32: left, top, right, bottom as shares of the picture; None where none was prepared.
+        """
+        for serialized in self._all():
             fields = _fields(serialized)
-            (ident,), (category,), (attributes,) = (_texts(fields[name]) for name in ("id", "category", "attributes"))
-            group = fields["group"].int64_list.value[0]
-            yield (
-                Product(ident, Path(), _texts(fields["captions"]), category, json.loads(attributes), str(group)),
-                group,
-            )
+            crop = np.asarray(fields["crops"].float_list.value[:4], np.float32) if "crops" in self.features else None
+            yield _product(fields), fields["image"].bytes_list.value[0], crop
+
+    def described(self, number: int) -> tuple[Product, dict[str, np.ndarray | str | tuple[str, ...]]]:
+        """Returns the product of one record and what preparation measured of it, by column; pictures are left out."""
+        fields = _fields(self.read(np.asarray([number]))[0])
+        measured = {}
+        for name in self.features.keys() - _OF_PRODUCT:
+            stored, feature = fields[name], self.features[name]
+            if isinstance(feature, tfds.features.Sequence):
+                measured[name] = _texts(stored)
+            elif isinstance(feature, tfds.features.Text):
+                (measured[name],) = _texts(stored)
+            else:
+                values = stored.float_list.value or stored.int64_list.value
+                shape = [-1 if side is None else side for side in feature.shape]
+                measured[name] = np.asarray(values, feature.np_dtype).reshape(shape)
+        return _product(fields), measured
 
     def _all(self) -> Iterator[bytes]:
         for start in range(0, len(self), READ_AT_ONCE):
             yield from self.read(np.arange(start, min(start + READ_AT_ONCE, len(self))))
+
+
+def _product(fields: Mapping[str, tf.train.Feature]) -> Product:
+    (ident,), (category,), (attributes,) = (_texts(fields[name]) for name in ("id", "category", "attributes"))
+    group = fields["group"].int64_list.value[0]
+    return Product(ident, Path(), _texts(fields["captions"]), category, json.loads(attributes), str(group))
 
 
 def _fields(serialized: bytes) -> Mapping[str, tf.train.Feature]:

@@ -1,16 +1,14 @@
-"""All pictures or captions of a split into embeddings, kept on disk part by part."""
+"""All pictures or captions of a split into embeddings, kept on disk as they are made."""
 
-import os
-from collections.abc import Callable, Iterable
-from itertools import islice
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-PART = 16  # batches of a stored part
+from jaxclip.retrieval.store import EmbeddingStore
 
 
 def embed(encode: Callable[[Array], Array], batches: Iterable[Array], count: int) -> np.ndarray:
@@ -19,19 +17,21 @@ def embed(encode: Callable[[Array], Array], batches: Iterable[Array], count: int
     The batches have one shape, so that `encode` is compiled once; rows beyond `count` fill up the last one and are cut
     off. One batch is computed while the one before is copied back.
     """
-    blocks: list[np.ndarray] = []
+    rows = np.concatenate(list(_encoded(encode, batches)))
+    if len(rows) < count:
+        raise ValueError(f"{count} rows expected, the batches hold {len(rows)}")
+    return rows[:count]
+
+
+def _encoded(encode: Callable[[Array], Array], batches: Iterable[Array]) -> Iterator[np.ndarray]:
     running = None
     for batch in batches:
         started = encode(batch)
         if running is not None:
-            blocks.append(np.asarray(running))
+            yield np.asarray(running)
         running = started
     if running is not None:
-        blocks.append(np.asarray(running))
-    rows = np.concatenate(blocks)
-    if len(rows) < count:
-        raise ValueError(f"{count} rows expected, the batches hold {len(rows)}")
-    return rows[:count]
+        yield np.asarray(running)
 
 
 def padded_blocks(rows: np.ndarray, size: int) -> Iterable[np.ndarray]:
@@ -42,44 +42,35 @@ def padded_blocks(rows: np.ndarray, size: int) -> Iterable[np.ndarray]:
 
 
 def embed_stored(
-    folder: Path, encode: Callable[[Array], Array], batches: Callable[[int], Iterable[Array]], count: int, size: int
+    store: EmbeddingStore,
+    keys: Sequence[bytes],
+    encode: Callable[[Array], Array],
+    batches: Callable[[np.ndarray], Iterable[Array]],
 ) -> np.ndarray:
-    """Returns what `embed` returns, reading from the folder what an earlier call has left there and adding the rest.
+    """Returns the embeddings of what the keys stand for, (len(keys), D), from the store where it has them.
 
-    A part is written as soon as it is there, whole or not at all, so that what is interrupted goes on where it was.
-    Where several processes embed together the first one keeps the files and tells the others.
+    The others are embedded, equal ones once, and kept there batch by batch, so that what is interrupted goes on where
+    it was. Where several processes embed together the first one keeps the store and tells the others.
 
     Args:
-      folder: of these embeddings alone: its name has to change with whatever they depend on.
-      batches: batches(n) yields the batches from the n-th on, of `size` rows each over all processes.
+      batches: batches(numbers) yields the batches of what these numbers of keys stand for, as `embed` takes them.
     """
     first = jax.process_index() == 0
-    parts = _stored(folder) if first else []
-    known = len(parts)
-    if jax.process_count() > 1:
-        known, width = multihost_utils.broadcast_one_to_all(np.asarray([known, parts[0].shape[1] if parts else 0]))
-        rows = np.concatenate(parts) if parts else np.zeros((_rows(known, size, count), width), np.float32)
-        parts = [np.asarray(multihost_utils.broadcast_one_to_all(rows))] if known else []
-    remaining = iter(batches(int(known) * PART)) if _rows(known, size, count) < count else iter(())
-    for number in range(int(known), -(-count // (PART * size))):
-        rows = embed(encode, islice(remaining, PART), _rows(number + 1, size, count) - _rows(number, size, count))
-        parts.append(rows)
+    wanted = np.zeros(len(keys), bool)
+    with store if first else nullcontext():
         if first:
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f"{number:06d}.tmp"
-            with temporary.open("wb") as file:
-                np.save(file, rows)
-            os.replace(temporary, folder / f"{number:06d}.npy")
-    return np.concatenate(parts)
+            wanted[store.missing(keys)] = True
+        numbers = np.flatnonzero(_of_the_first(wanted))
+        start = 0
+        for rows in _encoded(encode, batches(numbers)) if len(numbers) else ():
+            new = numbers[start : start + len(rows)]
+            start += len(rows)
+            if first:
+                store.append([keys[number] for number in new], rows[: len(new)])
+        vectors = store.vectors(keys) if first else np.zeros((len(keys), store.dimension), np.float32)
+    return _of_the_first(vectors)
 
 
-def _rows(parts, size: int, count: int) -> int:
-    return min(int(parts) * PART * size, count)
-
-
-def _stored(folder: Path) -> list[np.ndarray]:
-    """Returns the parts that are there, from the first on without a gap."""
-    parts = []
-    while (path := folder / f"{len(parts):06d}.npy").exists():
-        parts.append(np.load(path))
-    return parts
+def _of_the_first(array: np.ndarray) -> np.ndarray:
+    """Returns what the first process has, on every process."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(array)) if jax.process_count() > 1 else array

@@ -1,4 +1,4 @@
-"""The evaluation protocols: the full gallery in both directions, rows by category, and 100-image trials."""
+"""The evaluation protocols: the full gallery in both directions, by category, re-ranked, and 100-image trials."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from jaxclip.errors import UserError
 from jaxclip.retrieval import metrics, significance, trials
 from jaxclip.retrieval.ranks import Ranks, both_ways
 from jaxclip.retrieval.relevance import Relevance
+from jaxclip.retrieval.second_stage import Candidates, moved
 
 UNCATEGORISED = "(none)"
 CATEGORY_KS = (1, 5, 10)
@@ -35,10 +36,11 @@ class Rankings:
 
 @dataclass(frozen=True, eq=False)
 class Details:
-    """The rankings behind the metrics, in both directions."""
+    """The rankings behind the metrics, in both directions; where they were re-ranked also those of the first stage."""
 
     text_to_image: Rankings
     image_to_text: Rankings
+    first_stage: Rankings | None = None
 
 
 def evaluate(
@@ -52,11 +54,17 @@ def evaluate(
     top_k: int = 10,
     seed: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
+    second_stage: Callable[[Candidates], np.ndarray] | None = None,
+    candidates: int = 100,
 ) -> tuple[dict, Details]:
     """Returns (metrics, details): the content of metrics.json but for the run's fingerprints, and what is behind it.
 
     Every figure is `{"value", "low", "high"}` with a 95% bootstrap interval over queries (over trials, in `trials`).
     Text-to-image queries are texts and its gallery all images, image-to-text the reverse; relevant means same group.
+
+    With a `second_stage`, text-to-image is what it makes of the images that the embeddings retrieve, and what they make
+    of the texts themselves is under "first_stage". "reranked" then has k, the share of texts to which an answer was
+    retrieved (their hit@k: what no second stage can exceed) and the shares that it improved and worsened.
 
     Args:
       text_embeddings: (Q, D), normalised. image_embeddings: (G, D), normalised.
@@ -66,6 +74,8 @@ def evaluate(
       top_k: how many items per query the details keep.
       seed: of the trials and of the resampling.
       progress: wraps the sequence of query blocks.
+      second_stage: scores (Q, K) of the candidates, which alone are re-ordered.
+      candidates: K.
 
     Raises:
       UserError: a text or an image has no counterpart of its group.
@@ -79,34 +89,48 @@ def evaluate(
             f"{len(images)} images with {len(image_groups)} groups"
         )
     relevance = Relevance.from_groups(text_groups, image_groups), Relevance.from_groups(image_groups, text_groups)
-    found, found_back = both_ways(texts, images, relevance[0], top_k=top_k, progress=progress)
+    deep = max(top_k, candidates) if second_stage else top_k
+    found, found_back = both_ways(texts, images, relevance[0], top_k=deep, progress=progress)
+    first, reranked = None, {}
+    if second_stage:
+        retrieved = Candidates.among(found, relevance[0], text_groups, image_groups, candidates)
+        first = _rankings(found, relevance[0], text_groups, image_groups, ks, top_k)
+        found = retrieved.reordered(second_stage(retrieved))
+        reranked = {"k": retrieved.items.shape[1], "retrieved": float(retrieved.found.mean())}
     details = Details(
-        _rankings(found, relevance[0], text_groups, image_groups, ks),
-        _rankings(found_back, relevance[1], image_groups, text_groups, ks),
+        _rankings(found, relevance[0], text_groups, image_groups, ks, top_k),
+        _rankings(found_back, relevance[1], image_groups, text_groups, ks, top_k),
+        first,
     )
     result = {
         "text_to_image": _figures(details.text_to_image, seed),
         "image_to_text": _figures(details.image_to_text, seed),
         "by_category": _by_category(details.text_to_image, categories_of_texts, relevance[0], found, ks, seed),
-        "trials": _trials(texts, images, text_groups, image_groups, ks, seed),
+        "trials": {"reason": "trials are of embeddings alone, which is the first stage"}
+        if second_stage
+        else _trials(texts, images, text_groups, image_groups, ks, seed),
         "chance": _chance(details.text_to_image, len(images), ks),
         "chance_image_to_text": _chance(details.image_to_text, len(texts), ks),
         "queries": len(texts),
         "gallery": len(images),
         "nan_scores": found.nan_count,
     }
+    if first is not None:
+        result["first_stage"] = _figures(first, seed)
+        result["reranked"] = reranked | moved(first.best_ranks, details.text_to_image.best_ranks)
     return result, details
 
 
-def _rankings(found: Ranks, relevance, query_groups, gallery_groups, ks):
+def _rankings(found: Ranks, relevance, query_groups, gallery_groups, ks, top_k):
     """Returns one direction's rankings, by query."""
+    top_items = found.top_items[:, :top_k]
     return Rankings(
         best_ranks=metrics.best_rank(found.ranks, relevance.indptr),
         relevant_counts=relevance.counts,
         values=metrics.per_query(found.ranks, relevance.indptr, ks),
-        top_items=found.top_items,
-        top_scores=found.top_scores,
-        top_relevant=gallery_groups[found.top_items] == query_groups[:, None],
+        top_items=top_items,
+        top_scores=found.top_scores[:, :top_k],
+        top_relevant=gallery_groups[top_items] == query_groups[:, None],
     )
 
 

@@ -16,6 +16,8 @@ from jaxclip.retrieval import significance
 from jaxclip.retrieval.protocols import Details
 
 QUERIES = "queries.npz"
+FIRST_STAGE = "first_stage"
+"""Folder in that of a re-ranked evaluation, of the queries.npz before re-ranking."""
 DIRECTIONS = ("text_to_image", "image_to_text")
 _ARRAYS = ("best_ranks", "top_items", "top_relevant", "top_scores")
 

@@ -101,8 +101,8 @@ def write_sheet(
         products = [product for product, _ in loaded.records.products()]
         with jax.set_mesh(loaded.towers.mesh):
             encoders = Encoders(loaded.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
-            store = evaluation.store_of(workdir, loaded, config, [])
-            images = encoders.pictures(loaded.params, loaded.records, store=store / "pictures")
+            store = encoders.store(workdir, loaded.params, loaded.step, say=say)
+            images = encoders.pictures(loaded.params, loaded.records, store=store)
             words = [text.caption(sentence, {}, loaded.towers.preprocess) for sentence in sentences]
             texts = encoders.captions(loaded.params, words)
         scores = np.asarray(tiles.product_keys(texts, images, finite=False))  # (sentences, G)

@@ -78,6 +78,14 @@ def process_count() -> int:
     return 1 if store() is None else jax_distributed.global_state.num_processes
 
 
+def require_one_process(what: str) -> None:
+    """Raises a UserError where the run has several processes: for what one of them does in minutes."""
+    if process_count() > 1:
+        raise UserError(
+            f"{what} takes one process, which drives all devices of its machine: here are {process_count()}"
+        )
+
+
 def is_primary() -> bool:
     """Returns whether this is process 0, which alone prints and writes what is no checkpoint."""
     return process_id() == 0

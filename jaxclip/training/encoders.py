@@ -1,10 +1,13 @@
 """A checkpoint's towers as functions from pictures and captions to embeddings, over all devices and processes."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -12,10 +15,13 @@ from jaxclip.pipeline import text
 from jaxclip.pipeline.batches import image_batches
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval.embed import embed, embed_stored, padded_blocks
+from jaxclip.retrieval.store import EmbeddingStore, content_key
 from jaxclip.training import mesh as meshes
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import Params, replicated
+from jaxclip.training.state import Params, checksum, replicated
+
+STORES = "embeddings"
 
 
 class Encoders:
@@ -23,6 +29,8 @@ class Encoders:
 
     Attributes:
       image, text: (params, batch) -> (B, D) unit vectors.
+      image_tokens, text_tokens: (params, batch) -> (B, T, W), what the last block makes of each token, and of captions
+        zeros past the end.
       batch_size: rows of a batch, over all devices.
     """
 
@@ -36,40 +44,102 @@ class Encoders:
         self._sharding = meshes.batch_sharding(towers.mesh)
         self._rows = meshes.process_rows(self._sharding, self.batch_size)
 
-    def pictures(self, params: Params, records: Records, *, store: Path | None = None) -> np.ndarray:
-        """Returns the unit vectors of all pictures, (G, D); parts of them are kept in the folder `store`."""
+        def text_tokens(params: Params, x: jax.Array) -> jax.Array:
+            found, inside = nnx.merge(graph, params).text.tokens(x)
+            return jnp.where(inside[..., None], found, 0)
 
-        def batches(first: int) -> Iterable[np.ndarray]:
+        self.image_tokens = jax.jit(lambda params, x: nnx.merge(graph, params).image.tokens(x), out_shardings=out)
+        self.text_tokens = jax.jit(text_tokens, out_shardings=out)
+
+    def store(self, workdir: Path, params: Params, step: int, *, say: Callable[[str], None]) -> EmbeddingStore:
+        """Returns where a workdir keeps what these parameters make; the file's name changes with all it depends on."""
+        depends = {
+            "parameters": int(jax.jit(checksum)(params)),
+            "preprocess": asdict(self.towers.preprocess),
+            "towers": asdict(self.towers.config),
+            "batch": self.batch_size,
+        }
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
+        path = workdir / STORES / f"step-{step}-{key}.rows"
+        return EmbeddingStore(path, fingerprint=key, dimension=self.towers.config.embedding, say=say)
+
+    def pictures(
+        self,
+        params: Params,
+        records: Records,
+        *,
+        crops: bool = False,
+        tokens: bool = False,
+        store: EmbeddingStore | None = None,
+        keys: Sequence[bytes] | None = None,
+    ) -> np.ndarray:
+        """Returns the unit vectors of all pictures, (G, D), or of their tokens, (G, T, W).
+
+        With `crops` it is of the best crop of each. Vectors that the store has are read there; `keys` are those of the
+        pictures in it (see `picture_key`), where they are known already. Tokens are in no store.
+        """
+
+        def batches(numbers: np.ndarray) -> Iterable[np.ndarray]:
             return image_batches(
-                records,
+                records.take(numbers),
                 self.towers.preprocess,
                 batch_size=self.batch_size,
                 rows=self._rows,
                 workers=self.workers,
-                first=first,
+                crops=crops,
             )
 
-        return self._embed(self.image, params, batches, len(records), "pictures", store)
+        if store is not None and keys is None:
+            keys = [picture_key(picture, crop if crops else None) for _, picture, crop in records.pictured()]
+        encoder, what = self.image_tokens if tokens else self.image, "crops" if crops else "pictures"
+        return self._embed(encoder, params, batches, len(records), what, store, keys)
 
-    def captions(self, params: Params, captions: Sequence[str], *, store: Path | None = None) -> np.ndarray:
-        """Returns the unit vectors of captions as they are worded, (Q, D); parts are kept in the folder `store`."""
+    def captions(
+        self,
+        params: Params,
+        captions: Sequence[str],
+        *,
+        tokens: bool = False,
+        store: EmbeddingStore | None = None,
+    ) -> np.ndarray:
+        """Returns the unit vectors of captions as they are worded, (Q, D), or of their tokens, (Q, T, W).
+
+        Vectors that the store has are read there; tokens are in none.
+        """
         towers = self.towers
-        tokens = text.encode(towers.tokenizer, captions, towers.preprocess.context_length)
+        ids = text.encode(towers.tokenizer, captions, towers.preprocess.context_length)
 
-        def batches(first: int) -> Iterable[np.ndarray]:
-            for block in islice(padded_blocks(tokens, self.batch_size), first, None):
+        def batches(numbers: np.ndarray) -> Iterable[np.ndarray]:
+            for block in padded_blocks(ids[numbers], self.batch_size):
                 yield block[self._rows]
 
-        return self._embed(self.text, params, batches, len(tokens), "captions", store)
+        keys = [content_key(row.tobytes()) for row in ids]
+        return self._embed(
+            self.text_tokens if tokens else self.text, params, batches, len(ids), "captions", store, keys
+        )
 
-    def _embed(self, encoder: Callable, params: Params, batches: Callable, rows: int, what: str, store: Path | None):
+    def _embed(
+        self,
+        encoder: Callable,
+        params: Params,
+        batches: Callable[[np.ndarray], Iterable[np.ndarray]],
+        rows: int,
+        what: str,
+        store: EmbeddingStore | None,
+        keys: Sequence[bytes] | None,
+    ) -> np.ndarray:
         def encode(batch: np.ndarray) -> jax.Array:
             return encoder(params, meshes.place_rows(self._sharding, self.batch_size, batch))
 
-        def shown(first: int) -> Iterable[np.ndarray]:
-            total = -(-rows // self.batch_size)
-            return bar(batches(first), initial=first, total=total, desc=f"embedding {what}", unit="batch", leave=False)
+        def shown(numbers: np.ndarray) -> Iterable[np.ndarray]:
+            total = -(-len(numbers) // self.batch_size)
+            return bar(batches(numbers), total=total, desc=f"embedding {what}", unit="batch", leave=False)
 
         if store is None:
-            return embed(encode, shown(0), rows)
-        return embed_stored(store, encode, shown, rows, self.batch_size)
+            return embed(encode, shown(np.arange(rows)), rows)
+        return embed_stored(store, keys, encode, shown)
+
+
+def picture_key(picture: bytes, crop: np.ndarray | None = None) -> bytes:
+    """Returns what stands for a picture, or for a crop of it (left, top, right, bottom as shares), in a store."""
+    return content_key(picture if crop is None else picture + crop.tobytes())

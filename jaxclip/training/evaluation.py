@@ -1,7 +1,6 @@
 """A checkpoint's towers over a split: embeddings, metrics, and what is left in the folder of the results."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
-from jaxclip.retrieval import labels, marqo, protocols, results
+from jaxclip.retrieval import labels, marqo, protocols, results, second_stage
+from jaxclip.retrieval.store import EmbeddingStore
 from jaxclip.training import distributed, pages, setup, writers
 from jaxclip.training import mesh as meshes
 from jaxclip.training.base import checkpoint_params
@@ -23,13 +23,15 @@ from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.encoders import Encoders
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import Params, TrainState, checksum, overlaid
+from jaxclip.training.state import Params, TrainState, overlaid
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
 
 Result = tuple[dict[str, Any], protocols.Details]
 Embedded = tuple[np.ndarray, np.ndarray]
+FINGERPRINTS = ("parameters", "config_fingerprint", "data_fingerprint", "first_stage_fingerprint")
+"""What metrics.json says of where its figures come from."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,13 @@ class Evaluator:
         self.last: dict[str, Result] | None = None
         self._embedded: dict[str, Embedded] = {}
 
-    def embed(self, params: Params, *, store: Path | None = None) -> Embedded:
+    def embed(self, params: Params, *, store: EmbeddingStore | None = None) -> Embedded:
         """Returns the unit vectors of all captions (Q, D) and of all pictures (G, D).
 
-        They are kept in the folder `store` as they are made, and found there again.
+        They are kept in the store as they are made, and found there again.
         """
-        images = self.encoders.pictures(params, self.records, store=store and store / "pictures")
-        return self.encoders.captions(params, self.queries.captions, store=store and store / "captions"), images
+        images = self.encoders.pictures(params, self.records, store=store)
+        return self.encoders.captions(params, self.queries.captions, store=store), images
 
     def rank(self, params: Params) -> Result:
         """Returns the metrics of the split and the rankings behind them (see `protocols.evaluate`)."""
@@ -98,7 +100,7 @@ class Evaluator:
             for which, params in _parameters(state).items()
         }
 
-    def complete(self, params: Params, *, store: Path | None = None) -> Result:
+    def complete(self, params: Params, *, store: EmbeddingStore | None = None) -> Result:
         """Returns `rank`'s result with the protocols that are run once; `store` as in `embed`.
 
         Those are Marqo's, labels as queries and labels as classes (see `retrieval.marqo` and `retrieval.labels`).
@@ -168,29 +170,43 @@ def write(
 ) -> dict[str, Any]:
     """Returns what metrics.json holds; the first process writes it, its tables, queries.npz and report.html.
 
-    They go into the folder. `command` is what reproduces the results; default: this workdir's checkpoint on its own
-    data.
+    Where the rankings were re-ranked, those before go into first_stage/ and are what the report compares with.
+    `command` is what reproduces the results; default: this workdir's checkpoint on its own data.
     """
     figures, details = result
     metrics = {**figures, "checkpoint_step": step}
-    metrics |= {name: fingerprints[name] for name in ("parameters", "config_fingerprint", "data_fingerprint")}
+    metrics |= {name: fingerprints[name] for name in FINGERPRINTS if name in fingerprints}
     if distributed.is_primary():
-        _write(folder, metrics, details, evaluator, workdir, command or _command(workdir, step, metrics["parameters"]))
+        command = command or _command(workdir, step, metrics["parameters"])
+        metrics = _write(folder, metrics, details, evaluator, workdir, command)
     distributed.meet("written")
     return metrics
 
 
-def _write(folder: Path, metrics, details, evaluator: Evaluator, workdir: Path, command: str) -> None:
-    queries = evaluator.queries
+def _write(
+    folder: Path, metrics: dict[str, Any], details: protocols.Details, evaluator: Evaluator, workdir: Path, command: str
+) -> dict[str, Any]:
+    queries, baseline = evaluator.queries, None
+
+    def write_queries(folder: Path, details: protocols.Details) -> results.Stored:
+        results.write_queries(
+            folder,
+            details,
+            captions=queries.captions,
+            owners=queries.caption_products,
+            ids=[product.id for product in queries.products],
+            data_fingerprint=metrics["data_fingerprint"],
+        )
+        return results.read_queries(folder)
+
+    found = write_queries(folder, details)
+    if details.first_stage is not None:
+        before = dataclasses.replace(details, text_to_image=details.first_stage, first_stage=None)
+        first = write_queries(folder / results.FIRST_STAGE, before)
+        compared = results.compare(first, found)
+        metrics["reranked"] = {**metrics["reranked"], "compared": compared["text_to_image"]}
+        baseline = ("the first stage", first, compared)
     results.write_metrics(folder, metrics)
-    results.write_queries(
-        folder,
-        details,
-        captions=queries.captions,
-        owners=queries.caption_products,
-        ids=[product.id for product in queries.products],
-        data_fingerprint=metrics["data_fingerprint"],
-    )
     run = {
         "workdir": workdir.name,
         "step": str(metrics["checkpoint_step"]),
@@ -202,13 +218,15 @@ def _write(folder: Path, metrics, details, evaluator: Evaluator, workdir: Path, 
     pages.write_report(
         folder / "report.html",
         metrics,
-        results.read_queries(folder),
+        found,
         queries.products,
         evaluator.records,
         title=f"{workdir.name}: {folder.name}",
         run=run,
         curve=writers.read(workdir),
+        baseline=baseline,
     )
+    return metrics
 
 
 def _command(workdir: Path, step: int, parameters: str) -> str:
@@ -237,17 +255,28 @@ class Loaded:
     averaged: bool
 
 
-def load(config: "Config", workdir: Path, which: str, *, parameters: str = "", say: Callable[[str], None]) -> Loaded:
+def load(
+    config: "Config",
+    workdir: Path,
+    which: str,
+    *,
+    parameters: str = "",
+    prepared: Path | None = None,
+    say: Callable[[str], None],
+) -> Loaded:
     """Returns the checkpoint `which` ("latest", "best" or a step) of a workdir and the configured split.
 
-    `parameters` is "raw", "ema" or "", which is ema where the run kept one.
+    `parameters` is "raw", "ema" or "", which is ema where the run kept one; `prepared` the dataset, where it is not
+    the configured catalogue's.
 
     Raises:
       UserError: there is no such checkpoint or average, or the catalogue is unreadable.
     """
+    if config.task == "rerank":
+        raise UserError(f"{workdir} re-ranks what towers find: name those, {config.first_stage}")
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)
-    prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
+    prepared = prepared or setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
     records = Records(prepared, config.data.split)
     data_fingerprint = setup.data_fingerprint(prepared)
     facts = {"data fingerprint": data_fingerprint, "checkpoint": step}
@@ -259,20 +288,6 @@ def load(config: "Config", workdir: Path, which: str, *, parameters: str = "", s
     averaged = checkpoints.keeps_average(step)
     taken = parameters or ("ema" if averaged else "raw")
     return Loaded(towers, params, records, step, data_fingerprint, taken, averaged)
-
-
-def store_of(workdir: Path, loaded: Loaded, config: "Config", captions: list[str]) -> Path:
-    """Returns the folder of a checkpoint's embeddings of some data; its name changes with all they depend on."""
-    depends = {
-        "parameters": int(jax.jit(checksum)(loaded.params)),
-        "data": [loaded.data_fingerprint, config.data.split, len(loaded.records)],
-        "preprocess": dataclasses.asdict(loaded.towers.preprocess),
-        "dtype": config.model.dtype,
-        "batch": config.evaluation.batch_size,
-        "captions": hashlib.sha256("\0".join(captions).encode()).hexdigest(),
-    }
-    key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
-    return workdir / "eval" / "embeddings" / f"step-{loaded.step}-{key}"
 
 
 def evaluate_checkpoint(
@@ -300,7 +315,7 @@ def evaluate_checkpoint(
         evaluator = Evaluator(
             loaded.towers, loaded.records, batch_size=given.batch_size, workers=config.data.workers, ks=given.ks
         )
-        store = store_of(workdir, loaded, config, evaluator.queries.captions)
+        store = evaluator.encoders.store(workdir, loaded.params, loaded.step, say=say)
         result = evaluator.complete(loaded.params, store=store)
     folder = folder_of(folder, loaded.parameters, averaged=loaded.averaged)
     fingerprints = {
@@ -322,8 +337,11 @@ def folder_of(folder: Path, which: str, *, averaged: bool) -> Path:
 def table(metrics: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -> str:
     """Returns the headline figures as lines for the terminal: value [95% interval] beside chance.
 
-    `raw` are the figures of the parameters themselves, where `metrics` are those of their moving average.
+    `raw` are the figures of the parameters themselves, where `metrics` are those of their moving average. Of rankings
+    that were re-ranked see `second_stage.table`.
     """
+    if "reranked" in metrics:
+        return second_stage.table(metrics)
     names = [name for name in metrics["text_to_image"] if name.startswith("hit@")]
     lines = [f"{'':16}" + "".join(f"{name:>24}" for name in names)]
     for direction in ("text_to_image", "image_to_text"):

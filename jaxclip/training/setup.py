@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from jaxclip.catalog import builder, library
+from jaxclip.catalog import builder, groups, library
 from jaxclip.catalog.builder import Source
 from jaxclip.errors import UserError
 from jaxclip.features.describe import ProductDescriber
@@ -96,6 +96,22 @@ def prepared_dataset(
             "processes share with --config.data.prepared or $JAXCLIP_CACHE, or copy it to each machine"
         )
     return prepared
+
+
+def training_records(config: "Config", prepared: Path) -> tuple[Records, Records | None]:
+    """Returns the training records that the towers see, and those held back from them for a second stage.
+
+    Whole groups are held back, which ones depends on `data.split_seed` alone; None where `data.second_stage` is 0.
+
+    Raises:
+      UserError: `data.second_stage` leaves the towers nothing, or is too few for one group.
+    """
+    records = Records(prepared, "train", config.data.train)
+    if not config.data.second_stage:
+        return records, None
+    names = [product.group for product, _ in bar(records.products(), total=len(records), desc="reading groups")]
+    held = np.asarray(groups.split(names, config.data.second_stage, config.data.split_seed))
+    return records.take(np.flatnonzero(~held)), records.take(np.flatnonzero(held))
 
 
 def make_describer(config: "Config") -> ProductDescriber | None:

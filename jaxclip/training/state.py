@@ -9,7 +9,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxclip.models.clip import CLIP, CLIPConfig
+from jaxclip.models.clip import CLIP
 from jaxclip.training.mesh import shardings
 from jaxclip.training.trainable import EVERYTHING, Trainable
 
@@ -29,10 +29,9 @@ class TrainState(NamedTuple):
     ema: Params | None = None
 
 
-def make_model(config: CLIPConfig) -> tuple[nnx.GraphDef, Params]:
-    """Returns the towers' graph and the shapes of their parameters, allocating nothing."""
-    model = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0)))
-    graph, shapes = nnx.split(model)
+def make_model(config: Any, model: type[nnx.Module] = CLIP) -> tuple[nnx.GraphDef, Params]:
+    """Returns the graph of the towers (or another model) and the shapes of its parameters, allocating nothing."""
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(shapes)
 
 
@@ -54,13 +53,14 @@ def abstract_state(
 
 
 def initial_state(
-    config: CLIPConfig,
+    config: Any,
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
     trainable: Trainable = EVERYTHING,
     *,
     seed: int,
     base: Params | None = None,
+    model: type[nnx.Module] = CLIP,
 ) -> TrainState:
     """Returns the state of step 0, each array made where `abstract` places it; the same on every mesh.
 
@@ -68,7 +68,7 @@ def initial_state(
     """
 
     def make(key: jax.Array, base: Params) -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(CLIP(config, rngs=nnx.Rngs(params=key))))
+        params = nnx.to_pure_dict(nnx.state(model(config, rngs=nnx.Rngs(params=key))))
         return _at_start(overlaid(base, params), optimizer, trainable, abstract.ema is not None)
 
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)

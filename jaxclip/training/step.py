@@ -108,7 +108,8 @@ def make_step(
 
     Gradients are taken of what is trainable alone; `ema` is the decay of its moving average, where the state has one.
     Dropout's randomness follows from the seed and the step alone. The metrics are float32 scalars: loss,
-    gradient_norm, learning_rate, finite (1 where the loss and all gradients are) and what the loss adds.
+    gradient_norm, learning_rate, finite (1 where the loss and all gradients are) and what the loss adds. What the loss
+    puts under "statistics" are parameters by name that no gradient reaches: they replace the old ones.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -124,6 +125,7 @@ def make_step(
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
         if queue is not None:
             optimizer_state = optimizer_state._replace(queue=metrics.pop("queue"))
+        statistics = metrics.pop("statistics", {})
         trained = _clip_logit_scale(optax.apply_updates(trained, updates))
         average = None if state.ema is None else _averaged(state.ema, trained, trainable, _decay(ema, state.step))
         norm = optax.tree.norm(gradients)
@@ -134,7 +136,8 @@ def make_step(
             "finite": (jnp.isfinite(value) & jnp.isfinite(norm)).astype(jnp.float32),
             **metrics,
         }
-        return TrainState(state.step + 1, trainable.put(trained, state.params), optimizer_state, average), metrics
+        params = trainable.put(trained, state.params) | statistics
+        return TrainState(state.step + 1, params, optimizer_state, average), metrics
 
     return step
 

@@ -71,7 +71,7 @@ def train(
       UserError: bad data, a full disk, a loss that is not finite.
     """
     prepared = setup.prepared_dataset(config, whole=False, say=say)
-    train_records = Records(prepared, "train", config.data.train)
+    train_records, _ = setup.training_records(config, prepared)
     test_records = Records(prepared, config.data.split)
     steps = setup.number_of_steps(config, train_records)
     towers = setup.make_or_load_towers(config, workdir, train_records, steps)
@@ -79,7 +79,7 @@ def train(
     if warmup < given:
         say(f"optimizer.warmup_steps = {given} is more than half of the {steps} steps of this run: it takes {warmup}")
     setup.abstract_batch(config, towers)
-    partners = _partners(config, prepared, load_config, say)
+    partners = _partners(config, prepared, train_records, load_config, say)
     beside = {"data_fingerprint": setup.data_fingerprint(prepared), "config_fingerprint": fingerprint}
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, stored=towers.stored)
     distributed.check_identical(
@@ -180,13 +180,15 @@ def _start(
     return state, {**saved, **beside}
 
 
-def _partners(config: "Config", prepared: Path, load_config: Callable[[Path], "Config"], say: Say) -> Partners | None:
+def _partners(
+    config: "Config", prepared: Path, records: Records, load_config: Callable[[Path], "Config"], say: Say
+) -> Partners | None:
     if config.loss.name != "incorrect_pairs":
         return None
     from jaxclip.training import mining  # with scikit-learn, which nothing else here needs
 
     pairs = mining.find_or_mine(config, prepared, load_config=load_config, say=say)
-    return Partners(pairs.partner, pairs.similarity)
+    return Partners(pairs.partner, pairs.similarity).among(records.numbers)
 
 
 def _train(config, workdir, towers, data, state, kept, evaluator, profile, say):

@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from jaxclip.features import crop
+from jaxclip.pipeline import images
 from jaxclip.pipeline.batches import image_batches
 from jaxclip.pipeline.images import ImageAugmentation, augment, decode, resize
 from jaxclip.pipeline.records import Records
@@ -106,3 +108,13 @@ def test_no_augmentation_is_the_evaluations_resize():
     none = ImageAugmentation((1.0, 1.0), (1.0, 1.0), False)
     picture, seed = tf.constant(np.asarray(SMOOTH)), tf.constant([1, 2])
     np.testing.assert_array_equal(augment(picture, 32, "squash", none, seed), resize(picture, 32, "squash"))
+
+
+@pytest.mark.parametrize(
+    "box", [(0, 0, 1, 1), (0.25, 0.1, 0.7, 0.33), (0.5, 0.5, 0.5, 0.5), (0.999, 0, 1, 1), (-1, 0.2, 2, 0.21)]
+)
+def test_a_crop_is_the_part_of_the_picture_that_its_box_touches(box):
+    picture = np.asarray(SMOOTH)
+    np.testing.assert_array_equal(
+        images.cut(tf.constant(picture), tf.constant(box, tf.float32)), crop.cut(picture, box)
+    )

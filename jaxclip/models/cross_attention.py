@@ -1,0 +1,114 @@
+"""A second stage that reads a query's and a candidate's tokens together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Key
+
+from jaxclip.models.transformer import Transformer, TransformerConfig, normal
+
+LAYERS, HEADS = 6, 8
+
+
+@dataclass(frozen=True)
+class CrossAttentionConfig:
+    """The shape of a cross-attention scorer.
+
+    Attributes:
+      image_tokens, image_width: P and W of the image tower's token sequences.
+      text_tokens, text_width: T and V of the text tower's.
+      logit_scale: exp(logit scale) of the first stage, by which its scores are logits.
+      width, layers, heads: of the transformer (the paper's: 6 layers, 8 heads).
+      dropout: share of features zeroed after attention and MLP in training.
+    """
+
+    image_tokens: int
+    image_width: int
+    text_tokens: int
+    text_width: int
+    logit_scale: float
+    width: int = 128
+    layers: int = LAYERS
+    heads: int = HEADS
+    dropout: float = 0.1
+
+
+class CrossAttention(nnx.Module):
+    """Scores (query, candidate) pairs by a transformer over the token sequences of both towers.
+
+    As the cross-modal paper describes the block: features of unit length, a CLS token of zeros before each modality,
+    the two sequences one after the other with positional encodings, 6 layers of 8 heads, a feed-forward head on both
+    final CLS tokens. Unlike there, a picture is read together with the query that is asked, never with its own caption,
+    and the head's score is added to the first stage's; it is 0 for any input before training.
+    """
+
+    def __init__(self, config: CrossAttentionConfig, *, rngs: nnx.Rngs):
+        width = config.width
+        self.image = nnx.Linear(config.image_width, width, rngs=rngs)
+        self.text = nnx.Linear(config.text_width, width, rngs=rngs)
+        self.image_class = nnx.Param(jnp.zeros(width))
+        self.text_class = nnx.Param(jnp.zeros(width))
+        length = 2 + config.image_tokens + config.text_tokens
+        self.positions = nnx.Param(normal(0.02)(rngs.params(), (length, width)))
+        self.transformer = Transformer(
+            TransformerConfig(width, config.layers, config.heads, dropout=config.dropout), rngs=rngs
+        )
+        self.norm = nnx.LayerNorm(2 * width, rngs=rngs)
+        self.hidden = nnx.Linear(2 * width, width, rngs=rngs)
+        self.out = nnx.Linear(width, 1, use_bias=False, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.log(jnp.float32(config.logit_scale)))
+        self.config = config
+
+    def fuse(
+        self,
+        image: Float[Array, "N P W"],
+        text: Float[Array, "N T V"],
+        inside: Bool[Array, "N T"],
+        *,
+        rng: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
+        """Returns the final CLS tokens of image and text of each pair; `inside` says which tokens are the caption's."""
+        count, patches = image.shape[:2]
+        parts = []
+        for tokens, project, start in (
+            (image, self.image, self.image_class),
+            (text, self.text, self.text_class),
+        ):
+            start = jnp.broadcast_to(start[...], (count, 1, self.config.width))
+            parts += [start, project(_unit(tokens) * tokens.shape[-1] ** 0.5)]
+        x = jnp.concatenate(parts, axis=1) + self.positions[...]  # (N, 2 + P + T, D)
+        mask = jnp.concatenate([jnp.ones((count, patches + 2), bool), inside], axis=1)
+        x = self.transformer(x, mask=mask, rng=rng)
+        return x[:, 0], x[:, 1 + patches]
+
+    def __call__(
+        self,
+        query: Float[Array, "B T V"],
+        first: Float[Array, "B K"],
+        features: Mapping[str, Float[Array, "B K P*W"]],
+        present: Mapping[str, Bool[Array, "B K"]],
+        *,
+        rng: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B K"]:
+        """Returns the score of each candidate, on the first stage's scale; an rng switches dropout on.
+
+        Query tokens past the caption's end are zero vectors. Of the features it reads `image_tokens` alone.
+        """
+        batch, candidates = first.shape
+        image = features["image_tokens"].reshape(batch * candidates, self.config.image_tokens, -1)
+        text = jnp.repeat(query.astype(jnp.float32), candidates, axis=0)  # (B * K, T, V)
+        image_class, text_class = self.fuse(image, text, (text != 0).any(axis=-1), rng=rng)
+        both = self.norm(jnp.concatenate([image_class, text_class], axis=-1))
+        added = self.out(jax.nn.gelu(self.hidden(both), approximate=True)).reshape(batch, candidates)
+        return first + added / self.config.logit_scale
+
+    def logits(self, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
+        """Returns what a loss takes: scores times exp(logit scale), which is learned and leaves their order alone."""
+        return scores * jnp.exp(self.logit_scale[...])
+
+
+def _unit(x: Array) -> Array:
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))

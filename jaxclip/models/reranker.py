@@ -1,0 +1,204 @@
+"""Second stages that score a query's candidates from stored embeddings and features of the products."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Key
+
+from jaxclip.models.transformer import dropout, example_keys, split_each
+
+SHARED_SPACE = ("image", "crop")
+"""Features that are embeddings of the towers: their product with the query, entry by entry, says what agrees."""
+
+
+@dataclass(frozen=True)
+class RerankerConfig:
+    """The shape of a re-ranker.
+
+    Attributes:
+      embedding: D, of the first stage's towers.
+      features: (name, size) of what is known of a candidate, in order.
+      logit_scale: exp(logit scale) of the first stage, by which its scores are logits.
+      hidden: features of the query that gates and matches are computed from.
+      matching: features in which a query and a feature of a candidate are compared.
+      dropout: share of hidden features zeroed in training.
+      combine: "add" or "concatenate", what the paper's network does with the embeddings of crop and colour.
+      batch_norm: whether it normalises hidden features over the batch.
+    """
+
+    embedding: int
+    features: tuple[tuple[str, int], ...]
+    logit_scale: float
+    hidden: int = 256
+    matching: int = 64
+    dropout: float = 0.1
+    combine: str = "add"
+    batch_norm: bool = False
+
+
+class Match(nnx.Module):
+    """How well one feature of a candidate suits a query: a scalar that is 0 for any input before training."""
+
+    def __init__(self, size: int, config: RerankerConfig, *, rngs: nnx.Rngs):
+        self.query = nnx.Linear(config.hidden, config.matching, rngs=rngs)
+        self.candidate = nnx.Linear(size, config.matching, rngs=rngs)
+        self.out = nnx.Linear(config.matching, 1, use_bias=False, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.dropout = config.dropout
+
+    def __call__(self, query: Float[Array, "B H"], x: Float[Array, "B K S"], rng: Array | None) -> Array:
+        query, x = self.query(query)[:, None], self.candidate(x)  # (B, 1, M), (B, K, M)
+        hidden = jax.nn.gelu(query * x + query + x, approximate=True)
+        return self.out(dropout(hidden, self.dropout, rng))[..., 0]
+
+
+class Gated(nnx.Module):
+    """The first stage's score plus what each feature adds to it, weighted by a gate computed from the query.
+
+    score = first + sum over features f of gate_f(q) * (match_f(q, x_f) - mean over the list of match_f) / logit scale.
+    A candidate without a feature is where the list's mean is: the feature says nothing of it. Before training every
+    match is 0 and the scores are the first stage's, bit for bit.
+    """
+
+    def __init__(self, config: RerankerConfig, *, rngs: nnx.Rngs):
+        self.query = nnx.Linear(config.embedding, config.hidden, rngs=rngs)
+        self.norm = nnx.LayerNorm(config.hidden, rngs=rngs)
+        self.gate = nnx.Linear(
+            config.hidden, len(config.features), kernel_init=nnx.initializers.zeros_init(), rngs=rngs
+        )
+        self.matches = nnx.Dict(
+            {
+                name: Match(size + config.embedding * (name in SHARED_SPACE), config, rngs=rngs)
+                for name, size in config.features
+            }
+        )
+        self.logit_scale = nnx.Param(jnp.log(jnp.float32(config.logit_scale)))
+        self.config = config
+
+    def __call__(
+        self,
+        query: Float[Array, "B D"],
+        first: Float[Array, "B K"],
+        features: Mapping[str, Float[Array, "B K S"]],
+        present: Mapping[str, Bool[Array, "B K"]],
+        *,
+        rng: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B K"]:
+        """Returns the score of each candidate, on the first stage's scale; an rng switches dropout on."""
+        return first + self.added(query, features, present, rng=rng)[1].sum(axis=1)
+
+    def added(
+        self,
+        query: Float[Array, "B D"],
+        features: Mapping[str, Float[Array, "B K S"]],
+        present: Mapping[str, Bool[Array, "B K"]],
+        *,
+        rng: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B F"], Float[Array, "B F K"]]:
+        """Returns the gate of each feature, from 0 to 2, and what it adds to each candidate's score."""
+        names = [name for name, _ in self.config.features]
+        count = len(names) + 1
+        rngs = [None] * count if rng is None else split_each(example_keys(rng, len(query)), count)
+        # Around unit size, as the other inputs are: a unit vector's entries shrink with the dimension.
+        wide = query * self.config.embedding**0.5  # (B, D)
+        hidden = jax.nn.gelu(self.norm(self.query(wide)), approximate=True)
+        hidden = dropout(hidden, self.config.dropout, rngs[-1])  # (B, H)
+        gates = 2.0 * jax.nn.sigmoid(self.gate(hidden))  # (B, F)
+        matches = []
+        for number, name in enumerate(names):
+            x = features[name]
+            if name in SHARED_SPACE:
+                x = x * self.config.embedding**0.5
+                x = jnp.concatenate([x, wide[:, None] * x], axis=-1)  # (B, K, 2D)
+            matches.append(_centred(self.matches[name](hidden, x, rngs[number]), present[name]))  # (B, K)
+        return gates, gates[..., None] * jnp.stack(matches, axis=1) / self.config.logit_scale
+
+    def logits(self, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
+        """Returns what a loss takes: scores times exp(logit scale), which is learned and leaves their order alone."""
+        return scores * jnp.exp(self.logit_scale[...])
+
+
+def _centred(match: Float[Array, "B K"], there: Bool[Array, "B K"]) -> Float[Array, "B K"]:
+    """Returns each match less the mean of those that are there, and 0 for the others."""
+    mean = jnp.sum(jnp.where(there, match, 0.0), axis=1, keepdims=True) / jnp.maximum(
+        there.sum(axis=1, keepdims=True), 1
+    )
+    return jnp.where(there, match - mean, 0.0)
+
+
+HIDDEN = (512, 256, 64)
+STATISTICS = "statistics"
+MOMENTUM, EPSILON = 0.9, 1e-5
+
+
+class Paper(nnx.Module):
+    """The network of the fit-aware paper (section 3, 5): the probability that a candidate is the query's product.
+
+    The query's embedding beside the sum (or, with `combine`, beside each) of the embeddings of crop and dominant
+    colour; hidden layers of 512, 256 and 64, ReLU, dropout, Kaiming-uniform weights. It sees neither the whole picture
+    nor the first stage's score. Missing crops and colours are zero vectors, as the paper has nothing else for them.
+
+    Attributes:
+      statistics: of each hidden layer over all training batches, where `batch_norm` is on; no gradient reaches them.
+    """
+
+    FEATURES = ("crop", "colour_embedding")
+
+    def __init__(self, config: RerankerConfig, *, rngs: nnx.Rngs):
+        parts = 2 if config.combine == "add" else 1 + len(self.FEATURES)
+        sizes = (config.embedding * parts, *HIDDEN)
+        uniform = nnx.initializers.he_uniform()
+        self.layers = nnx.List(
+            [
+                nnx.Linear(before, after, kernel_init=uniform, rngs=rngs)
+                for before, after in zip(sizes[:-1], sizes[1:], strict=True)
+            ]
+        )
+        self.out = nnx.Linear(HIDDEN[-1], 1, kernel_init=uniform, rngs=rngs)
+        if config.batch_norm:
+            self.scales = nnx.List([nnx.Param(jnp.ones(size)) for size in HIDDEN])
+            self.shifts = nnx.List([nnx.Param(jnp.zeros(size)) for size in HIDDEN])
+            self.statistics = nnx.Param(jnp.concatenate([jnp.zeros(sum(HIDDEN)), jnp.ones(sum(HIDDEN))]))
+        self.config = config
+
+    def __call__(
+        self,
+        query: Float[Array, "B D"],
+        first: Float[Array, "B K"],
+        features: Mapping[str, Float[Array, "B K D"]],
+        present: Mapping[str, Bool[Array, "B K"]],
+        *,
+        rng: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B K"]:
+        """Returns the logit of each candidate; `first` is not looked at. An rng means training."""
+        return self.train(query, first, features, present, rng=rng)[0]
+
+    def logits(self, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
+        """Returns what a loss takes: the scores, which are logits."""
+        return scores
+
+    def train(self, query, first, features, present, *, rng):
+        """Returns the logits as `__call__` does, and the new `statistics` (None without batch norm)."""
+        rngs = [None] * len(HIDDEN) if rng is None else split_each(example_keys(rng, len(query)), len(HIDDEN))
+        custom = [jnp.where(present[name][..., None], features[name], 0.0) for name in self.FEATURES]
+        custom = [custom[0] + custom[1]] if self.config.combine == "add" else custom
+        x = jnp.concatenate([jnp.broadcast_to(query[:, None], custom[0].shape), *custom], axis=-1)
+        means, variances, start = [], [], 0
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if self.config.batch_norm:
+                stored = [part[start : start + HIDDEN[number]] for part in jnp.split(self.statistics[...], 2)]
+                seen = (x.mean(axis=(0, 1)), x.var(axis=(0, 1))) if rng is not None else stored
+                means.append(MOMENTUM * stored[0] + (1 - MOMENTUM) * seen[0])
+                variances.append(MOMENTUM * stored[1] + (1 - MOMENTUM) * seen[1])
+                start += HIDDEN[number]
+                x = (x - seen[0]) * jax.lax.rsqrt(seen[1] + EPSILON) * self.scales[number][...]
+                x = x + self.shifts[number][...]
+            x = dropout(jax.nn.relu(x), self.config.dropout, rngs[number])
+        statistics = jax.lax.stop_gradient(jnp.concatenate(means + variances)) if means else None
+        return self.out(x)[..., 0], statistics
+
+
+PRESETS: dict[str, type[nnx.Module]] = {"gated": Gated, "paper": Paper}

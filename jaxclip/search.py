@@ -1,0 +1,89 @@
+"""Search a catalogue: python -m jaxclip.search --workdir=W [--rerank=W2] [--gallery=PATH] [--port=8000]
+
+Embeds the catalogue once, into W/embeddings (later only what is new), then serves a page and an HTTP API.
+SIGTERM and Ctrl-C answer what was asked and stop.
+"""
+
+import errno
+import os
+import signal
+import socket
+from pathlib import Path
+
+from absl import flags
+
+from jaxclip import command_line, config
+from jaxclip.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+STEP = flags.DEFINE_string(
+    "step", "latest", "the checkpoint: latest, best (by hit@1) or a step; --rerank knows its own"
+)
+RERANK = flags.DEFINE_string("rerank", None, "folder of a re-ranker of these towers (task = rerank)")
+GALLERY = flags.DEFINE_string(
+    "gallery", None, "catalogue to search, raw or prepared; default: all of the workdir's own"
+)
+HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at; the default is reached from this machine alone")
+PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0 takes a free one", 0, 65535)
+TOKEN = flags.DEFINE_string("token", None, "what requests have to bring; default: $JAXCLIP_TOKEN, else nothing")
+CONNECTIONS = 2048
+"""Open at the same time at most."""
+DRAINED = 30
+"""Seconds that running requests have to end after SIGTERM."""
+
+
+def main(overrides: dict[str, str]) -> None:
+    """Serves as the flags say until it is told to stop."""
+    if not WORKDIR.value:
+        raise UserError("--workdir is missing: give the folder of a run")
+    config.load(Path(WORKDIR.value), {"data.split": "all", **overrides})
+    if RERANK.value:
+        config.load(Path(RERANK.value))
+    listening = _listen()  # a taken port is told before minutes of embedding
+    with command_line.quiet_imports():
+        import uvicorn
+
+        import jaxclip.training.serving
+        from jaxclip.web.app import make_app
+
+    wanted = {"step": STEP.value, "rerank": RERANK.value, "overrides": overrides, "say": command_line.say}
+    searcher = jaxclip.load(WORKDIR.value, GALLERY.value, **wanted)
+    command_line.say("compiling for batches of searches")
+    searcher.warm_up()
+    token = os.environ.get("JAXCLIP_TOKEN", "") if TOKEN.value is None else TOKEN.value
+    app = make_app(searcher, loopback=_loopback(), token=token)
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=DRAINED,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # uvicorn has its own, and raises the signal again when it is done
+    shown = f"[{HOST.value}]" if ":" in HOST.value else HOST.value
+    print(f"{len(searcher.gallery):,} products at http://{shown}:{listening.getsockname()[1]}/", flush=True)
+    uvicorn.Server(settings).run([listening])
+    print("stopped")
+
+
+def _listen() -> socket.socket:
+    family = socket.AF_INET6 if ":" in HOST.value else socket.AF_INET
+    try:
+        return socket.create_server((HOST.value, PORT.value), family=family, backlog=2048)
+    except OSError as error:
+        reasons = {
+            errno.EADDRINUSE: "is taken; give another --port",
+            errno.EACCES: "may not be used; give a --port >= 1024",
+        }
+        reason = reasons.get(error.errno, f"cannot be listened at: {error.strerror or error}")
+        raise UserError(f"port {PORT.value} of --host={HOST.value} {reason}") from None
+
+
+def _loopback() -> bool:
+    return HOST.value in ("localhost", "::1") or HOST.value.startswith("127.")
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__)

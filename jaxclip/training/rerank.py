@@ -1,0 +1,240 @@
+"""A whole run of a second stage in a workdir: set up or resume, train, evaluate beside its first stage."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxclip.errors import UserError
+from jaxclip.pipeline.records import Records
+from jaxclip.retrieval import protocols
+from jaxclip.retrieval.second_stage import Candidates
+from jaxclip.training import distributed, evaluation, loop, reranking, reranking_data, setup, writers
+from jaxclip.training import mesh as meshes
+from jaxclip.training.checkpoint import Checkpoints, chosen
+from jaxclip.training.evaluation import Queries, Result
+from jaxclip.training.first_stage import FirstStage
+from jaxclip.training.profile import Profile
+from jaxclip.training.progress import Progress
+from jaxclip.training.reranking import Reranker, Scorer
+from jaxclip.training.state import Params, initial_state
+from jaxclip.training.step import make_step
+from jaxclip.training.train import LOGGED, Outcome, Say
+
+if TYPE_CHECKING:
+    from jaxclip.config import Config
+
+Load = Callable[[Path], "Config"]
+
+
+class Evaluator:
+    """Re-ranks one split with whatever parameters it is given; embedded once.
+
+    Attributes:
+      records: of the split. queries: its captions and products.
+      split: as the first stage embeds it.
+      last: what the newest evaluation of a training run found, None before the first.
+    """
+
+    def __init__(self, config: "Config", first: FirstStage, prepared: Path, workdir: Path):
+        self.records = Records(prepared, config.data.split)
+        bank = reranking_data.find_querybank(config, first, workdir)
+        split = reranking_data.embedded(config, first, prepared, self.records, bank=bank)
+        vocabulary = reranking_data.find_vocabulary(split, workdir)
+        self.split = reranking_data.with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
+        products = [product for product, _ in self.records.products()]
+        self.queries = Queries(products, split.groups, split.captions.tolist(), split.owners)
+        self.last: Result | None = None
+        self._config, self._scorer = config, None
+
+    def rank(self, model: Reranker, params: Params) -> Result:
+        """Returns the metrics of the split and the rankings behind them (see `protocols.evaluate`)."""
+
+        def score(candidates: Candidates) -> np.ndarray:
+            if self._scorer is None:
+                self._scorer = Scorer(model, self.split, candidates, batch_size=self._config.evaluation.batch_size)
+            return self._scorer(params)
+
+        split, products = self.split, self.queries.products
+        return protocols.evaluate(
+            split.queries,
+            split.features["image"],
+            split.groups[split.owners],
+            split.groups,
+            [products[owner].category for owner in split.owners],
+            ks=sorted(self._config.evaluation.ks),
+            second_stage=score,
+            candidates=self._config.rerank.candidates,
+        )
+
+
+def train(
+    config: "Config",
+    workdir: Path,
+    *,
+    load_config: Load,
+    save_config: Callable[[], None],
+    fingerprint: str,
+    say: Say,
+    profiled: range = range(0),
+) -> Outcome:
+    """Trains a second stage in a workdir, from its newest checkpoint where it has one, and evaluates it at the end.
+
+    Writes first_stage.json, querybank.npy, attributes.json, checkpoints/, metrics.jsonl, tensorboard/ and eval/ there,
+    and a trace of the `profiled` steps into its tensorboard/.
+
+    Raises:
+      UserError: several processes, another first stage than the one begun with, products that its towers have seen, a
+        full disk, a loss that is not finite.
+    """
+    distributed.require_one_process("a re-ranker")
+    first = reranking_data.find_first_stage(config, workdir, load_config)
+    prepared = setup.prepared_dataset(config, whole=False, say=say)
+    say(f"re-ranking step {first.step} of {first.workdir} ({first.fingerprint})")
+    bank = reranking_data.find_querybank(config, first, workdir)
+    split = reranking_data.training_split(config, first, prepared, bank)
+    vocabulary = reranking_data.find_vocabulary(split, workdir)
+    split = reranking_data.with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
+    candidates = reranking_data.retrieve(config, split)
+    lists = np.flatnonzero(candidates.found & ~candidates.relevant.all(axis=1))
+    say(
+        f"{len(split.groups):,} products that the towers have not seen, {len(split.queries):,} queries, of which "
+        f"{len(lists):,} have an answer among their {candidates.items.shape[1]} candidates"
+    )
+    if len(lists) < config.batch_size:
+        raise UserError(f"config.batch_size = {config.batch_size} is more than the {len(lists)} lists to train on")
+    steps = config.steps or max(1, round(config.epochs * len(lists) / config.batch_size))
+    model = reranking.make_reranker(config, first, split, steps)
+    beside = {
+        "data_fingerprint": setup.data_fingerprint(prepared),
+        "config_fingerprint": fingerprint,
+        "first_stage_fingerprint": first.fingerprint,
+        "parameters": "raw",
+    }
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    with jax.set_mesh(model.mesh):
+        restored = checkpoints.restore_latest(model.abstract, say)
+        if restored is None:
+            state = initial_state(
+                model.config, model.optimizer, model.abstract, model.trainable, seed=config.seed, model=model.model
+            )
+        else:
+            state, saved = restored
+            beside = {**saved, **beside}
+            say(f"resuming from step {int(state.step)} of {checkpoints.folder}")
+        save_config()
+        reranking_data.save_first_stage(first, bank, vocabulary, workdir)
+        evaluator = Evaluator(config, first, prepared, workdir)
+        stopped = None
+        if int(state.step) < steps:
+            tables = reranking.make_tables(split, candidates, model, lists)
+            profile = Profile(workdir / "tensorboard", profiled)
+            state, stopped = _train(
+                config, workdir, model, tables, len(lists), steps, state, beside, checkpoints, evaluator, profile, say
+            )
+        checkpoints.close()
+        folder = workdir / "eval" / config.data.split
+        if stopped is not None:
+            return Outcome(stopped, int(state.step), None, folder)
+        metrics = evaluation.write(
+            folder,
+            evaluator.last or evaluator.rank(model, state.params),
+            evaluator,
+            workdir=workdir,
+            step=int(state.step),
+            fingerprints=beside,
+        )
+    return Outcome(None, int(state.step), metrics, folder)
+
+
+def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoints, evaluator, profile, say):
+    first = int(state.step)
+    loss = reranking.make_loss(
+        model, loss=config.rerank.loss, negatives=config.rerank.negatives, sampled=config.rerank.sampled
+    )
+    step = make_step(loss, model.optimizer, model.schedule, model.trainable, seed=config.seed)
+    say(f"compiling the step of {config.batch_size} lists of {tables['items'].shape[1]} candidates")
+    where = meshes.batch_sharding(model.mesh)
+    if config.batch_size % meshes.rows(model.mesh):
+        raise UserError(
+            f"config.batch_size = {config.batch_size} is no multiple of mesh data x fsdp = {meshes.rows(model.mesh)}"
+        )
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+    rows = jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=where)
+    compiled, flops = loop.compile_step(step, model.abstract, {"rows": rows, **jax.tree.map(shape, tables)})
+    written = writers.Writers(workdir, first=first)
+    progress = Progress(
+        first=first, steps=steps, batch_size=config.batch_size, flops=flops, saved=beside.get("progress", {})
+    )
+
+    def evaluate(state):
+        evaluator.last = evaluator.rank(model, state.params)
+        metrics, _ = evaluator.last
+        return {name: metrics["text_to_image"][name]["value"] for name in LOGGED if name in metrics["text_to_image"]}
+
+    try:
+        return loop.run(
+            state,
+            compiled,
+            reranking.batch_rows(lists, config.batch_size, config.seed, first=first, last=steps),
+            lambda rows: {"rows": jax.device_put(rows, where), **tables},
+            rhythm=loop.Rhythm(steps, config.log_every, config.evaluation.every, config.checkpoint.every),
+            progress=progress,
+            writers=written,
+            checkpoints=checkpoints,
+            beside=beside,
+            evaluate=evaluate,
+            profile=profile,
+        )
+    finally:
+        profile.close()
+        progress.close()
+        written.close()
+
+
+def evaluate_checkpoint(
+    config: "Config",
+    workdir: Path,
+    which: str,
+    folder: Path,
+    *,
+    load_config: Load,
+    parameters: str = "",
+    fingerprint: str,
+    say: Say,
+    command: str = "",
+) -> tuple[dict[str, Any], Path]:
+    """Returns the metrics of a re-ranker's checkpoint and of its first stage, and the folder they were written into.
+
+    `which` is "latest", "best" or a step; `command` as in `evaluation.write`.
+
+    Raises:
+      UserError: there is no such checkpoint, or the first stage is another one.
+    """
+    distributed.require_one_process("a re-ranker")
+    if parameters == "ema":
+        raise UserError(f"{workdir} is a re-ranker, of which no moving average is kept: leave --parameters out")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = chosen(which, checkpoints)
+    first = reranking_data.find_first_stage(config, workdir, load_config)
+    prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
+    evaluator = Evaluator(config, first, prepared, workdir)
+    model = reranking.make_reranker(config, first, evaluator.split, 1)
+    fingerprints = {
+        "parameters": "raw",
+        "config_fingerprint": fingerprint,
+        "data_fingerprint": setup.data_fingerprint(prepared),
+        "first_stage_fingerprint": first.fingerprint,
+    }
+    with jax.set_mesh(model.mesh):
+        params = checkpoints.restore_params(model.abstract.params, step)
+        result = evaluator.rank(model, params)
+    metrics = evaluation.write(
+        folder, result, evaluator, workdir=workdir, step=step, fingerprints=fingerprints, command=command
+    )
+    return metrics, folder

@@ -1,0 +1,114 @@
+"""A re-ranker's workdir as the second stage of a search."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxclip.errors import UserError
+from jaxclip.models.reranker import Gated
+from jaxclip.pipeline import text
+from jaxclip.retrieval.reordering import Judged, SecondStage
+from jaxclip.training import mesh as meshes
+from jaxclip.training import reranking, reranking_data
+from jaxclip.training.checkpoint import Checkpoints, chosen
+from jaxclip.training.encoders import Encoders
+from jaxclip.training.first_stage import FirstStage, Split
+from jaxclip.training.state import Params, replicated
+
+if TYPE_CHECKING:
+    from jaxclip.config import Config
+
+
+def find_first_stage(config: "Config", workdir: Path, own: "Config", towers: Path, step: str) -> FirstStage:
+    """Returns the towers of a workdir at the step that a re-ranker was trained on.
+
+    Args:
+      config: of the re-ranker. workdir: where it was trained.
+      own: configuration of the towers. towers: their workdir.
+      step: "latest", which is whatever the re-ranker needs, or a checkpoint that has to be the one.
+
+    Raises:
+      UserError: it was trained on other towers or on another step of them, or is no re-ranker.
+    """
+    if config.task != "rerank":
+        raise UserError(f"--rerank={workdir} is no re-ranker: it was trained with task = {config.task}")
+    try:
+        first = reranking_data.find_first_stage(replace(config, first_stage=str(towers)), workdir, lambda path: own)
+    except UserError as error:
+        raise UserError(f"--rerank={workdir}: {error}") from None
+    if step != "latest" and chosen(step, Checkpoints(towers, read_only=True)) != first.step:
+        raise UserError(f"--step={step}: --rerank={workdir} re-orders what step {first.step} finds; leave --step out")
+    return first
+
+
+def open_second_stage(
+    config: "Config", workdir: Path, first: FirstStage, gallery: Split, encoders: Encoders
+) -> SecondStage:
+    """Returns the newest checkpoint of a re-ranker over a gallery, whose features lie on every device.
+
+    Args:
+      config: of the re-ranker. workdir: where it was trained.
+      first: its towers. encoders: the same, compiled.
+      gallery: the products as the towers see them (`first_stage.embed_gallery`).
+
+    Raises:
+      UserError: there is no checkpoint.
+    """
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step, towers = chosen("latest", checkpoints), first.towers
+    of_tokens = needs_tokens(config)
+
+    def tokens(sentences: Sequence[str]) -> jax.Array:
+        worded = [text.caption(sentence, {}, towers.preprocess) for sentence in sentences]
+        return encoders.text_tokens(
+            first.params, text.encode(towers.tokenizer, worded, towers.preprocess.context_length)
+        )
+
+    rows = meshes.rows(towers.mesh)
+    with jax.set_mesh(towers.mesh):
+        if of_tokens:
+            gallery = replace(gallery, query_tokens=np.asarray(tokens([""] * rows))[:0])
+        gallery = reranking_data.with_hubness(gallery, first, reranking_data.find_querybank(config, first, workdir))
+        vocabulary = reranking_data.find_vocabulary(gallery, workdir)
+        gallery = reranking_data.with_attributes(gallery, vocabulary, towers.preprocess.caption_template)
+        model = reranking.make_reranker(config, first, gallery, 1)
+        params = checkpoints.restore_params(model.abstract.params, step)
+        tables = {
+            "features": {name: gallery.features[name] for name in model.features},
+            "present": {name: gallery.present[name] for name in model.features},
+        }
+        tables = jax.device_put(tables, replicated(model.mesh))
+    gated = issubclass(model.model, Gated)
+
+    @jax.jit
+    def score(params: Params, tables: reranking.Tables, query, items, first_scores, there):
+        known, present = reranking.look_up(tables, items)
+        present = {name: here & there for name, here in present.items()}
+        network = nnx.merge(model.graph, params)
+        if gated:
+            gates, added = network.added(query, known, present)
+            return first_scores + added.sum(axis=1), gates, added
+        return network(query, first_scores, known, present), jnp.zeros((len(items), 0)), jnp.zeros((len(items), 0, 0))
+
+    def judge(sentences, vectors, items, first_scores, there) -> Judged:
+        padding = -len(items) % rows
+        given = [np.concatenate([part, np.repeat(part[-1:], padding, axis=0)]) for part in (items, first_scores, there)]
+        with jax.set_mesh(towers.mesh):
+            filled = [*sentences, *sentences[-1:] * padding]
+            query = tokens(filled) if of_tokens else np.concatenate([vectors, np.repeat(vectors[-1:], padding, axis=0)])
+            found = score(params, tables, query, *given)
+        return Judged(*(np.asarray(part)[: len(items)] for part in found))
+
+    features = model.features if gated else ()
+    return SecondStage(workdir.name, min(config.rerank.candidates, len(gallery.groups)), features, judge)
+
+
+def needs_tokens(config: "Config") -> bool:
+    """Returns whether a re-ranker reads the tokens of pictures."""
+    return config.rerank.preset == "cross_attention"

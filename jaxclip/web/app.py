@@ -1,0 +1,275 @@
+"""The HTTP API and the page over a searcher."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from io import BytesIO
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from PIL import Image
+
+import jaxclip.retrieval.searcher as searching
+from jaxclip.catalog import pictures
+from jaxclip.errors import UserError
+from jaxclip.retrieval.gallery import Filters
+from jaxclip.retrieval.rows import mime
+from jaxclip.retrieval.searcher import BATCHES, MOST, Searcher
+from jaxclip.web import shown, uploads
+from jaxclip.web.batching import Batcher, Overloaded
+from jaxclip.web.guard import Guard
+from jaxclip.web.measures import CONTENT_TYPE, Measures
+
+KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+SCALED_ABOVE = 40_000
+"""Bytes of a picture that is scaled down for a list."""
+AGAIN = {"Retry-After": "1"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server takes on.
+
+    Attributes:
+      query: characters of a sentence.
+      filters: filters of one search.
+      body: bytes of an uploaded picture.
+      uploads: pictures received and decoded at the same time.
+      requests: answered at the same time.
+      seconds: for a picture to arrive, and for an answer.
+    """
+
+    query: int = 1000
+    filters: int = 64
+    body: int = 10_000_000
+    uploads: int = 32
+    requests: int = 512
+    seconds: float = 10.0
+
+
+LIMITS = Limits()
+Text = Annotated[str, Query(max_length=LIMITS.query, description="a sentence")]
+Number = Annotated[int, Query(ge=1, le=MOST, description="how many products")]
+Start = Annotated[int, Query(ge=0, le=2**31, description="how many to pass over")]
+Like = Annotated[str | None, Query(max_length=LIMITS.query, description="id of a product to find neighbours of")]
+Filter = Annotated[
+    list[Annotated[str, Query(max_length=LIMITS.query)]],
+    Query(
+        max_length=LIMITS.filters,
+        description="ATTRIBUTE:VALUE; several values of an attribute are alternatives, several attributes all count",
+    ),
+]
+Rerank = Annotated[
+    bool | None,
+    Query(description="whether the second stage orders what a sentence finds; as a rule where the server has one"),
+]
+Identity = Annotated[str, Path(max_length=LIMITS.query, description="id of a product")]
+Size = Annotated[int | None, Query(ge=16, le=1024, description="of the longer side, pixels, where it is larger")]
+
+
+class Service:
+    """The searcher as requests use it: one batch at a time on the devices, two pictures at a time decoded."""
+
+    def __init__(self, searcher: Searcher, limits: Limits, measures: Measures):
+        self.searcher, self.gallery, self.limits = searcher, searcher.gallery, limits
+        self.batcher = Batcher(
+            searcher.find, size=BATCHES[-1], waiting=limits.requests, seconds=limits.seconds, observe=measures.batch
+        )
+        self.uploading = 0
+        self.decoders = ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        measures.watch(len(self.gallery), lambda: self.batcher.waiting)
+
+    async def search(self, query: searching.Query) -> shown.Results:
+        """Returns what is found; HTTPException where the server is too busy."""
+        allowed = self.gallery.allowed(query.filters)
+        try:
+            found = await self.batcher(query)
+        except Overloaded:
+            raise HTTPException(429, "too many searches are waiting: try again", AGAIN) from None
+        except TimeoutError:
+            raise HTTPException(503, "the search took too long: try again", AGAIN) from None
+        matching = len(self.gallery) if allowed is None else int(allowed.sum())
+        return shown.found(self.gallery, self.searcher.second, found, matching)
+
+    async def uploaded(self, request: Request) -> np.ndarray:
+        """Returns the picture of a request, as the towers see it."""
+        if self.uploading >= self.limits.uploads:
+            raise HTTPException(429, "too many pictures at once: try again", AGAIN)
+        self.uploading += 1
+        try:
+            body = await uploads.read(request, most=self.limits.body, seconds=self.limits.seconds)
+            return await self.aside(self.searcher.read_picture, body)
+        finally:
+            self.uploading -= 1
+
+    async def aside(self, work: Any, *arguments: Any) -> Any:
+        """Returns work(*arguments), done where it does not hold up other requests."""
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, work, *arguments)
+
+    def picture(self, number: int, size: int | None) -> bytes:
+        """Returns a product's picture, scaled down where it is a large file and a size is given."""
+        encoded = self.gallery.picture(number)
+        if size is None or len(encoded) <= SCALED_ABOVE:
+            return encoded
+        buffer = BytesIO()
+        Image.fromarray(pictures.pixels(encoded, size)).save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
+
+    def number(self, id: str) -> int:
+        """Returns a product's number; 404 where there is none."""
+        number = self.gallery.number(id)
+        if number is None:
+            raise HTTPException(404, "there is no such product")
+        return number
+
+
+def make_app(searcher: Searcher, *, loopback: bool = True, token: str = "", limits: Limits = LIMITS) -> FastAPI:
+    """Returns the ASGI application over a searcher that is warmed up (see `guard.Guard` for loopback and token)."""
+    measures = Measures()
+    service = Service(searcher, limits, measures)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        serving = asyncio.create_task(service.batcher.serve())
+        yield
+        serving.cancel()
+        service.decoders.shutdown(wait=False, cancel_futures=True)
+
+    problems = {code: {"model": shown.Problem} for code in (401, 421, 422, 429, 503)}
+    app = FastAPI(
+        title="jaxclip search",
+        version="1",
+        description="Products of a gallery by sentence, picture, or both.",
+        lifespan=lifespan,
+        responses=problems,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+    )
+    app.add_middleware(Guard, loopback=loopback, token=token, most=limits.requests, measures=measures)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(UserError, _refused)
+    _add_search(app, service)
+    _add_products(app, service)
+    _add_operation(app, service, measures)
+    _add_page(app)
+    return app
+
+
+def _add_search(app: FastAPI, service: Service) -> None:
+    def query(
+        q: str, k: int, filter: Sequence[str], like: str | None, rerank: bool | None, **picture: Any
+    ) -> searching.Query:
+        number = None if like is None else service.gallery.number(like)
+        if like is not None and number is None:
+            raise UserError("like: there is no such product")
+        if not q.strip() and number is None and not picture:
+            raise UserError("nothing is searched for: give q, like or a picture")
+        ordered = service.searcher.reranks(rerank)
+        return searching.Query(text=q, like=number, filters=_filters(filter), k=k, rerank=ordered, **picture)
+
+    @app.get("/v1/search", summary="Products by a sentence, or like a product, or both")
+    async def search(
+        q: Text = "", k: Number = 10, filter: Filter = (), like: Like = None, rerank: Rerank = None
+    ) -> shown.Results:
+        return await service.search(query(q, k, filter, like, rerank))
+
+    @app.post(
+        "/v1/search",
+        summary="Products by a picture, or with a sentence or product beside it",
+        openapi_extra={"requestBody": uploads.REQUEST_BODY},
+        responses={code: {"model": shown.Problem} for code in (408, 413, 415)},
+    )
+    async def search_picture(
+        request: Request,
+        q: Text = "",
+        k: Number = 10,
+        filter: Filter = (),
+        like: Like = None,
+        rerank: Rerank = None,
+    ) -> shown.Results:
+        picture = await service.uploaded(request)
+        return await service.search(query(q, k, filter, like, rerank, picture=picture))
+
+
+def _add_products(app: FastAPI, service: Service) -> None:
+    absent = {404: {"model": shown.Problem}}
+    whole = shown.gallery(service.searcher)
+
+    @app.get("/v1/gallery", summary="What there is to search and to filter by")
+    async def gallery() -> shown.GalleryShown:
+        return whole
+
+    @app.get("/v1/products", summary="Products in the catalogue's order")
+    async def products(k: Number = 10, start: Start = 0, filter: Filter = ()) -> shown.Results:
+        allowed = service.gallery.allowed(_filters(filter))
+        numbers = np.arange(len(service.gallery)) if allowed is None else np.flatnonzero(allowed)
+        chosen = numbers[start : start + k].tolist()
+        return shown.results(service.gallery, chosen, [None] * len(chosen), len(numbers))
+
+    @app.get("/v1/products/{id:path}", summary="All that is known of a product", responses=absent)
+    async def product(id: Identity) -> shown.Product:
+        return shown.product(service.gallery.details(service.number(id)))
+
+    @app.get(
+        "/v1/images/{id:path}",
+        summary="A product's picture",
+        response_class=Response,
+        responses=absent | {200: {"content": {"image/jpeg": {}, "image/png": {}}}},
+    )
+    async def image(id: Identity, size: Size = None) -> Response:
+        encoded = await service.aside(service.picture, service.number(id), size)
+        return Response(encoded, media_type=mime(encoded), headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _add_operation(app: FastAPI, service: Service, measures: Measures) -> None:
+    @app.get("/healthz", summary="Whether the process answers")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", summary="Whether a search is answered now")
+    async def readyz() -> dict[str, str]:
+        await service.search(searching.Query(text="ready", k=1))
+        return {"status": "ok"}
+
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(measures.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _add_page(app: FastAPI) -> None:
+    folder = resources.files("jaxclip.web") / "page"
+
+    async def send(content: bytes, kind: str) -> Response:
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    for file in folder.iterdir():
+        path = "/" if file.name == "index.html" else f"/{file.name}"
+        kind = KINDS[file.name[file.name.rindex(".") :]]
+        app.add_api_route(path, partial(send, file.read_bytes(), kind), include_in_schema=False)
+
+
+def _filters(given: Sequence[str]) -> Filters:
+    """Returns "ATTRIBUTE:VALUE" texts as attribute -> values; UserError where one is none."""
+    filters: dict[str, list[str]] = {}
+    for text in given:
+        name, colon, value = text.partition(":")
+        if not colon:
+            raise UserError(f"filter: {text!r} is not of the form ATTRIBUTE:VALUE")
+        filters.setdefault(name, []).append(value)
+    return filters
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    found = [f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in error.errors()]
+    return JSONResponse({"detail": "; ".join(found)}, 422)
+
+
+async def _refused(request: Request, error: UserError) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 422)

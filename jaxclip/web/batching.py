@@ -1,0 +1,87 @@
+"""Queries of many requests, answered together."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from jaxclip.retrieval.searcher import Found, Query
+
+Find = Callable[[Sequence[Query]], list[Found]]
+
+
+class Overloaded(Exception):
+    """More queries wait than will be answered in good time."""
+
+
+class Batcher:
+    """Gathers what arrives while the devices are busy into the next batch.
+
+    An idle server answers at once and a busy one answers many together; nothing ever waits for company.
+
+    Args:
+      find: answers a batch; it runs in one thread of its own.
+      size: queries answered together at most.
+      waiting: queries that may wait; the next is refused.
+      seconds: after which a query is given up.
+      observe: told the size of each batch.
+    """
+
+    def __init__(self, find: Find, *, size: int, waiting: int, seconds: float, observe: Callable[[int], None]):
+        self._find, self._size, self._limit, self._seconds, self._observe = find, size, waiting, seconds, observe
+        self._waiting: deque[tuple[Query, asyncio.Future[Found]]] = deque()
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
+
+    @property
+    def waiting(self) -> int:
+        """How many queries wait."""
+        return len(self._waiting)
+
+    async def __call__(self, query: Query) -> Found:
+        """Returns what was found.
+
+        Raises:
+          Overloaded: too many wait already.
+          TimeoutError: it took too long.
+        """
+        if len(self._waiting) >= self._limit:
+            raise Overloaded
+        answer: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        self._waiting.append((query, answer))
+        self._arrived.set()
+        async with asyncio.timeout(self._seconds):
+            return await answer
+
+    async def serve(self) -> None:
+        """Answers until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                await self._arrived.wait()
+                if batch := self._next():
+                    self._observe(len(batch))
+                    try:
+                        found = await loop.run_in_executor(self._thread, self._find, [query for query, _ in batch])
+                    except Exception as error:  # of one batch: those who asked are told, the next one is tried
+                        _tell(batch, [error] * len(batch))
+                    else:
+                        _tell(batch, found)
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _next(self) -> list[tuple[Query, asyncio.Future[Found]]]:
+        batch = []
+        while self._waiting and len(batch) < self._size:
+            query, answer = self._waiting.popleft()
+            if not answer.done():  # given up meanwhile
+                batch.append((query, answer))
+        if not self._waiting:
+            self._arrived.clear()
+        return batch
+
+
+def _tell(batch: Sequence[tuple[Query, asyncio.Future[Found]]], results: Sequence[Found | Exception]) -> None:
+    for (_, answer), result in zip(batch, results, strict=True):
+        if not answer.done():
+            answer.set_exception(result) if isinstance(result, Exception) else answer.set_result(result)

@@ -1,0 +1,99 @@
+"""What every request passes first: who may ask, how many at once, what is counted, what the browser is told."""
+
+import hmac
+import time
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs
+
+from starlette.responses import JSONResponse, RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jaxclip.web.measures import Measures
+
+LOOPBACK = ("localhost", "[::1]")
+OPEN = ("/healthz", "/readyz")
+"""Paths that need no token: they tell nothing."""
+COOKIE = "jaxclip_token"
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+class Guard:
+    """Refuses strangers and crowds, counts and times requests, and sets the headers that confine the page.
+
+    Args:
+      app: what it guards.
+      loopback: True where it serves this machine alone. Then the Host header has to name it: a web page elsewhere whose
+        name is pointed at 127.0.0.1 could otherwise read the catalogue (DNS rebinding).
+      token: what requests have to bring as `Authorization: Bearer TOKEN`; "" for nothing. The page brings it as a
+        cookie that it gets where it is opened once as /?token=TOKEN.
+      most: requests answered at the same time; the next is told to come back.
+      measures: where it counts.
+    """
+
+    def __init__(self, app: ASGIApp, *, loopback: bool, token: str, most: int, measures: Measures):
+        self._app, self._loopback, self._token = app, loopback, token
+        self._most, self._measures, self._running = most, measures, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status, started = 500, time.perf_counter()
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in HEADERS.items())]
+            await send(message)
+
+        self._running += 1
+        try:
+            await (self._refusal(scope) or self._app)(scope, receive, answer)
+        finally:
+            self._running -= 1
+            route = getattr(scope.get("route"), "path", "other")
+            self._measures.request(route, status, time.perf_counter() - started)
+
+    def _refusal(self, scope: Scope) -> ASGIApp | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if self._loopback and not _names_this_machine(headers.get(b"host", "")):
+            return _problem(421, "this server answers to localhost alone")
+        if scope["path"] in OPEN:
+            return None
+        if self._token and not self._known(headers):
+            given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            if scope["path"] != "/" or not self._right(given):
+                return _problem(401, "a token is needed: Authorization: Bearer TOKEN, or open /?token=TOKEN")
+            welcome = RedirectResponse("/", 303)
+            welcome.set_cookie(COOKIE, given, httponly=True, samesite="strict")
+            return welcome
+        if self._running > self._most:
+            return _problem(429, "too many requests at once: try again")
+        return None
+
+    def _known(self, headers: dict[bytes, str]) -> bool:
+        scheme, _, given = headers.get(b"authorization", "").partition(" ")
+        try:
+            cookie = SimpleCookie(headers.get(b"cookie", "")).get(COOKIE)
+        except CookieError:
+            cookie = None
+        return (scheme.lower() == "bearer" and self._right(given)) or (cookie is not None and self._right(cookie.value))
+
+    def _right(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self._token.encode())
+
+
+def _names_this_machine(host: str) -> bool:
+    name, _, port = host.rpartition(":")
+    name = (name if name and port.isdigit() else host).lower()
+    return name in LOOPBACK or name.startswith("127.") and name.replace(".", "").isdigit()
+
+
+def _problem(status: int, detail: str) -> ASGIApp:
+    return JSONResponse({"detail": detail}, status, {"Retry-After": "1"} if status == 429 else None)

@@ -1,0 +1,49 @@
+import { $, make, words } from "./elements.js";
+
+const SHOWN_VALUES = 6;
+
+// Fills the side with checkboxes; `choose` takes the filters whenever one changes.
+export function buildFilters(facets, choose) {
+  for (const facet of facets) {
+    const values = facet.values.map((value) => {
+      const box = make("input", { type: "checkbox", name: "filter", value: `${facet.name}:${value.value}` });
+      if (facet.colour) {
+        const label = make("label", { className: "swatch", title: `${value.value} (${value.products.toLocaleString("en")})` }, box);
+        box.setAttribute("aria-label", `${value.value}, ${value.products} products`);
+        if (value.swatch) label.style.background = value.swatch;
+        return label;
+      }
+      return make("label", { className: "value" }, box, make("span", { textContent: value.value, title: value.value }),
+        make("small", { textContent: value.products.toLocaleString("en") }));
+    });
+    const set = make("fieldset", {}, make("legend", { textContent: words(facet.name) }));
+    if (facet.colour) {
+      set.append(make("div", { className: "swatches" }, ...values));
+    } else {
+      set.append(...values);
+      const rest = values.slice(SHOWN_VALUES);
+      if (rest.length > 1) {
+        for (const label of rest) label.hidden = true;
+        const button = make("button", { className: "rest", type: "button", textContent: `${rest.length} more` });
+        button.onclick = () => {
+          for (const label of rest) label.hidden = false;
+          button.remove();
+          rest[0].querySelector("input").focus();
+        };
+        set.append(button);
+      }
+    }
+    $("facets").append(set);
+  }
+  $("facets").onchange = () => {
+    choose([...$("facets").querySelectorAll(":checked")].map((box) => box.value));
+  };
+}
+
+export function showFilters(filters) {
+  for (const box of $("facets").querySelectorAll("input")) {
+    box.checked = filters.includes(box.value);
+    if (box.checked) box.parentElement.hidden = false;
+  }
+  $("chosen").textContent = filters.length ? `(${filters.length})` : "";
+}

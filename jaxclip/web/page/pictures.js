@@ -1,0 +1,26 @@
+import { make } from "./elements.js";
+
+// Pictures: the server needs no more pixels than the towers see, so that few travel, and fit into the address.
+
+export async function shrink(file, size) {
+  const bitmap = await createImageBitmap(file);
+  const shorter = Math.min(bitmap.width, bitmap.height), longer = Math.max(bitmap.width, bitmap.height);
+  const scale = Math.min(1, size / shorter, (3 * size) / longer);
+  const canvas = make("canvas", {
+    width: Math.max(1, Math.round(bitmap.width * scale)), height: Math.max(1, Math.round(bitmap.height * scale)),
+  });
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const encoded = canvas.toDataURL("image/jpeg", 0.85).split(",")[1];
+  return encoded.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}
+
+export const dataUri = (picture) => `data:image/jpeg;base64,${picture.replaceAll("-", "+").replaceAll("_", "/")}`;
+
+export function bytes(picture) {
+  const text = atob(picture.replaceAll("-", "+").replaceAll("_", "/"));
+  return Uint8Array.from(text, (character) => character.charCodeAt(0));
+}

@@ -1,0 +1,29 @@
+// The address bar is the state: everything is read from it and every change is written to it.
+
+export const PAGE = 24, MOST = 100;
+
+export function read() {
+  const query = new URLSearchParams(location.search);
+  const k = Number.parseInt(query.get("k"), 10);
+  return {
+    q: query.get("q") ?? "",
+    like: query.get("like"),
+    filters: query.getAll("filter"),
+    k: k >= 1 && k <= MOST ? k : PAGE,
+    open: query.get("open"),
+    picture: new URLSearchParams(location.hash.slice(1)).get("picture"),
+  };
+}
+
+export function address(state) {
+  const query = new URLSearchParams();
+  if (state.q) query.set("q", state.q);
+  if (state.like !== null) query.set("like", state.like);
+  for (const filter of state.filters) query.append("filter", filter);
+  if (state.k !== PAGE) query.set("k", state.k);
+  if (state.open !== null) query.set("open", state.open);
+  const text = query.toString();
+  return location.pathname + (text && `?${text}`) + (state.picture ? `#picture=${state.picture}` : "");
+}
+
+export const searching = (state) => Boolean(state.q.trim() || state.like !== null || state.picture);

@@ -1,0 +1,83 @@
+"""A picture out of a request's body, whatever else may be in it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import HTTPException, Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+FIELD = "image"
+FORM = "multipart/form-data"
+RAW = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+REQUEST_BODY = {
+    "required": True,
+    "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in RAW}
+    | {
+        FORM: {
+            "schema": {
+                "type": "object",
+                "properties": {FIELD: {"type": "string", "format": "binary"}},
+                "required": [FIELD],
+                "additionalProperties": False,
+            }
+        }
+    },
+}
+"""The body in terms of OpenAPI."""
+
+
+async def read(request: Request, *, most: int, seconds: float) -> bytes:
+    """Returns the encoded picture that a request carries, as its body or in the one field of a form.
+
+    Raises:
+      HTTPException: 408 it took too long; 413 it is over `most` bytes; 415 it is neither picture nor form; 422 there is
+        none.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != FORM and kind != "application/octet-stream" and not kind.startswith("image/"):
+        raise HTTPException(415, f"send a picture as image/* or in the field {FIELD!r} of a form, not {kind[:80]!r}")
+    try:
+        async with asyncio.timeout(seconds):
+            body = await _body(request, most)
+    except TimeoutError:
+        raise HTTPException(408, f"the picture did not arrive within {seconds:g} seconds") from None
+    if kind == FORM:
+        body = await _field(request, body)
+    if not body:
+        raise HTTPException(422, "the picture is empty")
+    return body
+
+
+async def _body(request: Request, most: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    parts, size = [], int(declared) if declared.isdigit() and len(declared) < 20 else 0
+    if size <= most:
+        size = 0
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                break
+            parts.append(part)
+    if size > most:
+        raise HTTPException(413, f"a picture may have {most:,} bytes", {"Connection": "close"})
+    return b"".join(parts)
+
+
+async def _field(request: Request, body: bytes) -> bytes:
+    async def stream() -> AsyncIterator[bytes]:
+        yield body
+        yield b""
+
+    try:
+        form = await MultiPartParser(request.headers, stream(), max_files=1, max_fields=1).parse()
+    except (MultiPartException, KeyError, UnicodeDecodeError, LookupError) as error:
+        reason = getattr(error, "message", "it is broken")
+        raise HTTPException(422, f"the form cannot be read: {reason}") from None
+    try:
+        (name, field), *others = form.multi_items() or [("", "")]
+        if name != FIELD or others or not isinstance(field, UploadFile):
+            raise HTTPException(422, f"the form has to hold one file, in the field {FIELD!r}, and nothing else")
+        return await field.read()
+    finally:
+        await form.close()

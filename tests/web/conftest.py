@@ -1,0 +1,43 @@
+"""A real server over a real searcher."""
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+
+
+@contextlib.contextmanager
+def serving(app):
+    """Serves an application from a thread; yields its address and its port."""
+    import uvicorn
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    try:
+        for _ in range(600):
+            if server.started:
+                break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def serve():
+    return serving
+
+
+@pytest.fixture(scope="session")
+def server(searcher):
+    """The address of a server over `searcher`."""
+    from jaxclip.web.app import make_app
+
+    searcher.warm_up()
+    with serving(make_app(searcher)) as address:
+        yield address

@@ -1,0 +1,269 @@
+"""The page in a real browser: type, filter, upload, open, share by address; nothing on the console, no foreign host."""
+
+import json
+import os
+import re
+import shutil
+import time
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.slow
+
+STATUS = "document.querySelector('#status').textContent"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser is installed: one of {', '.join(BROWSERS)}")
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, server):
+    """Opens an address of the server in a browser of its own; at the end nothing may have gone wrong in any."""
+    complaints, contexts = [], []
+
+    def visit(path="/", width=1280, height=800, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(f"alert {dialog.message}"))
+        page.on("request", lambda r: r.url.startswith((server, "data:", "blob:")) or complaints.append(r.url))
+        page.goto(server + path if path.startswith("/") else path)
+        settle(page)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+def until(page, condition):
+    """Waits for a JavaScript condition; Playwright's own wait_for_function is stopped by the page's policy."""
+    deadline = time.monotonic() + 30
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(20)
+
+
+def settle(page):
+    until(page, "document.querySelector('#status').textContent.trim() && !document.querySelector('[aria-busy]')")
+
+
+def cards(page):
+    return page.eval_on_selector_all(".card", "cards => cards.map(card => card.dataset.id)")
+
+
+def query(page):
+    return parse_qs(urlsplit(page.url).query)
+
+
+def ids(results):
+    return [row.id for row in results]
+
+
+def search(page, text):
+    page.fill("#q", text)
+    page.press("#q", "Enter")
+    until(page, f"document.title.startsWith({json.dumps(text)})")
+    until(page, "/nearest|No product/.test(document.querySelector('#status').textContent)")
+    settle(page)
+
+
+def test_a_typed_sentence_shows_what_the_searcher_finds_and_its_address_shows_it_again(visit, searcher):
+    page = visit()
+    assert cards(page) == searcher.gallery.ids[:24]
+    search(page, "blue shoes")
+    found = cards(page)
+    assert found == ids(searcher.search("blue shoes", k=24)) and query(page) == {"q": ["blue shoes"]}
+    score = page.text_content(".card .under span:last-child")
+    assert float(score) == pytest.approx(searcher.search("blue shoes")[0].score, abs=1e-3)
+    assert cards(visit(page.url)) == found
+    page.go_back()
+    until(page, "!/nearest/.test(document.querySelector('#status').textContent)")
+    assert cards(page) == searcher.gallery.ids[:24] and page.input_value("#q") == ""
+
+
+def test_results_follow_the_typing_without_enter(visit, searcher):
+    page = visit()
+    page.type("#q", "red dress", delay=20)
+    page.wait_for_url("**/?q=red+dress")
+    settle(page)
+    assert cards(page) == ids(searcher.search("red dress", k=24))
+
+
+def test_filters_are_taken_from_the_catalogue_and_kept_in_the_address(visit, searcher):
+    page = visit("/?q=shoes")
+    page.check("input[value='gender:Women']")
+    page.wait_for_url("**filter=gender*")
+    settle(page)
+    swatch = page.locator(".swatch input").first
+    colour = swatch.get_attribute("value").partition(":")[2]
+    swatch.check()
+    page.wait_for_url("**Colour*")
+    settle(page)
+    expected = searcher.search("shoes", k=24, filters={"gender": "Women", "baseColour": colour})
+    assert cards(page) == ids(expected)
+    again = visit(page.url)
+    assert cards(again) == ids(expected) and again.is_checked("input[value='gender:Women']")
+    again.click("#clear")
+    until(again, "document.querySelectorAll('.card').length === 24")
+    assert query(again) == {} and not again.is_checked("input[value='gender:Women']")
+
+
+def test_an_uploaded_picture_is_searched_with_and_travels_in_the_address(visit, searcher, tmp_path):
+    (tmp_path / "mine.jpg").write_bytes(searcher.gallery.picture(13))
+    page = visit()
+    page.set_input_files("#picture", str(tmp_path / "mine.jpg"))
+    page.wait_for_url("**#picture=*")
+    until(page, "/nearest/.test(document.querySelector('#status').textContent)")
+    settle(page)
+    assert searcher.gallery.ids[13] in cards(page)[:3] and page.locator(".chip img").count() == 1
+    assert len(page.url) < 8000
+    shared = visit(page.url)
+    assert cards(shared) == cards(page)
+    search(shared, "green")
+    assert cards(shared) != cards(page) and "#picture=" in shared.url
+    shared.click(".chip")
+    shared.wait_for_url(re.compile(r"^[^#]*$"))
+    settle(shared)
+    assert cards(shared) == ids(searcher.search("green", k=24))
+
+
+def test_a_product_opens_with_crop_and_colours_and_leads_to_more_like_it(visit, searcher):
+    page = visit("/?q=shoes")
+    id = cards(page)[2]
+    page.click(f".card[data-id='{id}']")
+    page.wait_for_selector("dialog[open]")
+    details = searcher.gallery.details(searcher.gallery.number(id))
+    assert page.text_content("#name") == details.product.title
+    assert details.product.attributes["gender"] in page.text_content("#attributes")
+    assert details.features["colour_names"][0] in page.text_content("#colours")
+    until(page, "document.querySelector('#large').complete && document.querySelector('#shot').style.width")
+    left, top, right, bottom = details.features["crops"][0]
+    shot, crop = page.locator("#shot").bounding_box(), page.locator("#crop").bounding_box()
+    assert crop["x"] - shot["x"] == pytest.approx(left * shot["width"], abs=2)
+    assert crop["height"] == pytest.approx((bottom - top) * shot["height"], abs=2)
+    opened = visit(page.url)
+    opened.wait_for_selector("dialog[open]")
+    assert opened.text_content("#name") == details.product.title
+    page.keyboard.press("Escape")
+    until(page, "!location.search.includes('open=')")
+    assert page.evaluate("document.activeElement.dataset.id") == id
+    opened.click("#similar")
+    opened.wait_for_url("**like=*")
+    until(opened, "/nearest/.test(document.querySelector('#status').textContent)")
+    settle(opened)
+    assert cards(opened) == ids(searcher.search(like=id, k=24))
+    assert not opened.locator("dialog[open]").count()
+
+
+def test_markup_in_names_is_shown_as_text(visit, searcher):
+    page = visit("/?k=60")
+    titles = page.eval_on_selector_all(".card .title", "all => all.map(one => one.textContent)")
+    assert "<img src=x onerror=alert(1)> & <b>bold</b> shoes" in titles
+    assert not page.locator(".card b, .card script, img[src$='/x']").count()
+    hostile = next(row for row in searcher.search("shoes", k=60) if "onerror" in row.caption)
+    page = visit(f"/?open={hostile.id}")
+    page.wait_for_selector("dialog[open]")
+    assert page.text_content("#name") == hostile.caption
+
+
+def test_markup_in_the_address_is_shown_as_text(visit):
+    page = visit("/?q=%3Cimg+src%3Dx+onerror%3Dalert(3)%3E&k=99999#picture=")
+    assert page.input_value("#q") == "<img src=x onerror=alert(3)>"
+    assert len(cards(page)) == 24
+
+
+def test_everything_is_reached_with_keys_alone(visit):
+    page = visit("/?q=shoes", height=900)
+    page.keyboard.press("Tab")
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "q"
+    page.keyboard.press("ArrowDown")
+    active = "document.activeElement.dataset.id"
+    found = cards(page)
+    assert page.evaluate(active) == found[0]
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(active) == found[1]
+    page.keyboard.press("ArrowDown")
+    below = found.index(page.evaluate(active))
+    assert below > 2
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate(active) == found[1]
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open]")
+    assert page.evaluate("document.activeElement.id") == "similar"
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280, 1920])
+def test_nothing_overflows_at_any_width(visit, width):
+    page = visit("/?q=shoes", width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    columns = page.evaluate("getComputedStyle(document.querySelector('#cards')).gridTemplateColumns.split(' ').length")
+    assert columns >= 2
+    page.click(".card")
+    page.wait_for_selector("dialog[open]")
+    box = page.locator("dialog").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+
+
+NAMELESS = """
+[...document.querySelectorAll('button, a, input, select, img, dialog[open]')].filter(element =>
+  element.checkVisibility() && element.tagName !== 'IMG' && !(
+    element.getAttribute('aria-label') || element.textContent.trim() || element.labels?.length ||
+    element.getAttribute('aria-labelledby')) || (element.tagName === 'IMG' && !element.hasAttribute('alt'))
+).map(element => element.outerHTML)
+"""
+CONTRAST = """
+() => {
+  const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const rgba = colour => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const linear = value => value / 255 <= .04045 ? value / 255 / 12.92 : ((value / 255 + .055) / 1.055) ** 2.4;
+  const luminance = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
+  const behind = element => {
+    const colour = rgba(getComputedStyle(element).backgroundColor);
+    return colour[3] > 250 ? colour : element.parentElement ? behind(element.parentElement) : [255, 255, 255];
+  };
+  return ['.card .title', '.card .under', '.value span', '.value small', '#status', '.go', 'legend'].map(name => {
+    const element = document.querySelector(name);
+    const both = [luminance(rgba(getComputedStyle(element).color)), luminance(behind(element))];
+    return [name, (Math.max(...both) + .05) / (Math.min(...both) + .05)];
+  });
+}
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_controls_have_names_and_text_has_contrast(visit, scheme):
+    page = visit("/?q=shoes", color_scheme=scheme)
+    assert page.evaluate(NAMELESS) == []
+    assert [(name, ratio) for name, ratio in page.evaluate(CONTRAST) if ratio < 4.5] == []
+    assert page.get_attribute("html", "lang") == "en" and page.get_attribute("#status", "aria-live") == "polite"
+
+
+def test_a_mistaken_address_is_told_on_the_page(browser, server):
+    page = browser.new_page()
+    page.goto(f"{server}/?q=a&filter=gendr:Men")
+    page.wait_for_selector("h1.wrong")
+    assert "did you mean 'gender'" in page.text_content("h1")
+    page.close()
