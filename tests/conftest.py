@@ -188,6 +188,7 @@ def read_rows() -> Callable[[Path], list[dict[str, float]]]:
 
     return read
 
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -204,6 +205,7 @@ def browser():
         yield browser
         browser.close()
 
+
 # Lazy pictures load when they are seen; this looks at all.
 BROKEN_PICTURES = """async () => {
   const broken = [];
@@ -217,7 +219,7 @@ BROKEN_PICTURES = """async () => {
 
 @pytest.fixture
 def opened(browser):
-    """Opens a file in Chromium, offline; a complaint of its console, or a picture that does not load, fails the test."""
+    """Opens a file in Chromium, offline; what its console says, or a picture that does not load, fails the test."""
     contexts = []
 
     def opened(path: Path, width: int = 1280, scheme: str = "light"):
