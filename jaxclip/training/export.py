@@ -52,8 +52,8 @@ def export_checkpoint(
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)
     towers = setup.load_towers(config, workdir)
-    if not merge and not towers.config.lora:
-        raise UserError(f"--nomerge is for adapters, and {workdir} has none")
+    if not merge:
+        _check_apart(towers, workdir)
     settings = {layout: LAYOUTS[layout][0](towers) for layout in (layouts if merge else ["transformers"])}
     with jax.set_mesh(towers.mesh):
         params = checkpoint_params(config, towers, checkpoints, step)
@@ -105,15 +105,21 @@ def _write_stablehlo(towers: Towers, settings: None, params: Params, folder: Pat
     towers.preprocess.save(folder)
 
 
-def _write_adapters(towers: Towers, base: str, params: Params, folder: Path) -> None:
-    """Writes what PEFT puts on the base as transformers loads it; a learned temperature has no place there."""
-    trained = flatten_dict(towers.stored(params), sep="/")
+def _check_apart(towers: Towers, workdir: Path) -> None:
+    """UserError where what was trained is not adapters alone, for which PEFT's layout has a place."""
+    if not towers.config.lora:
+        raise UserError(f"--nomerge is for adapters, and {workdir} has none")
+    trained = flatten_dict(towers.stored(towers.abstract.params), sep="/")
     beside = [name for name in trained if f"/{lora.NAME}/" not in name and name not in TEMPERATURE]
     if beside:
         raise UserError(
             f"{', '.join(beside)} are trained beside the adapters, and PEFT's layout has no place for them: leave "
             "--nomerge out"
         )
+
+
+def _write_adapters(towers: Towers, base: str, params: Params, folder: Path) -> None:
+    """Writes what PEFT puts on the base as transformers loads it; a learned temperature has no place there."""
     tensors = peft.tensors(hugging_face.table(replace(towers.config, lora=None)), params)
     save_file(tensors, folder / peft.WEIGHTS, METADATA)
     _write_json(folder / peft.CONFIG, peft.settings(towers.config.lora, base, list(tensors)))
