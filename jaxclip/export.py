@@ -17,6 +17,9 @@ STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by h
 LAYOUTS = flags.DEFINE_list(
     "layouts", ["transformers", "open_clip"], "what to write: transformers, open_clip, stablehlo (any towers)"
 )
+MERGE = flags.DEFINE_bool(
+    "merge", True, "add adapters to the towers; --nomerge writes them alone, as the PEFT library loads them"
+)
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -31,8 +34,12 @@ def main(overrides: dict[str, str]) -> None:
     unknown = [layout for layout in LAYOUTS.value if layout not in export.LAYOUTS]
     if unknown or not LAYOUTS.value:
         raise UserError(f"--layouts={','.join(LAYOUTS.value)} is none of {', '.join(export.LAYOUTS)}")
-    step, written = export.export_checkpoint(wanted, Path(WORKDIR.value), STEP.value, Path(OUTPUT.value), LAYOUTS.value)
-    print(f"checkpoint of step {step}, in the layout of {', '.join(LAYOUTS.value)}")
+    if not MERGE.value and flags.FLAGS["layouts"].present:
+        raise UserError("--nomerge writes adapters alone, in PEFT's layout: leave --layouts out")
+    step, written = export.export_checkpoint(
+        wanted, Path(WORKDIR.value), STEP.value, Path(OUTPUT.value), LAYOUTS.value, merge=MERGE.value
+    )
+    print(f"checkpoint of step {step}, in the layout of {', '.join(LAYOUTS.value) if MERGE.value else 'PEFT'}")
     for path in written:
         size = path.stat().st_size / 2**20
         print(f"{size:10.1f} MiB  {path}")

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase
 
 from jaxclip.errors import UserError
 from jaxclip.models import lora, stablehlo
-from jaxclip.models.weights import hugging_face, open_clip
+from jaxclip.models.weights import hugging_face, open_clip, peft
 from jaxclip.models.weights.table import save
 from jaxclip.pipeline import processor, text
 from jaxclip.training import setup
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 Params = dict[str, Any]
 # safetensors files name the library whose conventions they follow; transformers reads no others.
 METADATA = {"format": "pt"}
+TEMPERATURE = ("logit_scale", "logit_bias")
 
 
 def export_checkpoint(
-    config: "Config", workdir: Path, which: str, output: Path, layouts: Sequence[str]
+    config: "Config", workdir: Path, which: str, output: Path, layouts: Sequence[str], *, merge: bool = True
 ) -> tuple[int, list[Path]]:
     """Writes a workdir's checkpoint into a new folder; returns its step and the paths written.
 
@@ -40,6 +42,7 @@ def export_checkpoint(
       config: the workdir's.
       which: "latest", "best" or a step.
       layouts: keys of LAYOUTS.
+      merge: whether adapters become part of the towers; otherwise they alone are written, in PEFT's layout.
 
     Raises:
       UserError: the folder holds something, or a layout cannot be what the towers are; nothing is written then.
@@ -49,18 +52,23 @@ def export_checkpoint(
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)
     towers = setup.load_towers(config, workdir)
-    settings = {layout: LAYOUTS[layout][0](towers) for layout in layouts}
+    if not merge:
+        _check_apart(towers, workdir)
+    settings = {layout: LAYOUTS[layout][0](towers) for layout in (layouts if merge else ["transformers"])}
     with jax.set_mesh(towers.mesh):
         params = checkpoint_params(config, towers, checkpoints, step)
-        if towers.config.lora:
+        if towers.config.lora and merge:
             params = lora.merge(params, towers.config.lora.scale)
             towers = replace(towers, config=replace(towers.config, lora=None))
     temporary = output.with_name(f"{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     text.save_tokenizer(_tokenizer(towers), temporary)
-    for layout in layouts:
-        LAYOUTS[layout][1](towers, settings[layout], params, temporary)
+    if merge:
+        for layout in layouts:
+            LAYOUTS[layout][1](towers, settings[layout], params, temporary)
+    else:
+        _write_adapters(towers, config.model.init_from, params, temporary)
     if output.exists():
         output.rmdir()
     os.replace(temporary, output)
@@ -95,6 +103,28 @@ def _write_open_clip(towers: Towers, settings: dict[str, Any], params: Params, f
 def _write_stablehlo(towers: Towers, settings: None, params: Params, folder: Path) -> None:
     stablehlo.write(towers.config, params, folder)
     towers.preprocess.save(folder)
+
+
+def _check_apart(towers: Towers, workdir: Path) -> None:
+    """UserError where what was trained is not adapters alone, for which PEFT's layout has a place."""
+    if not towers.config.lora:
+        raise UserError(f"--nomerge is for adapters, and {workdir} has none")
+    trained = flatten_dict(towers.stored(towers.abstract.params), sep="/")
+    beside = [name for name in trained if f"/{lora.NAME}/" not in name and name not in TEMPERATURE]
+    if beside:
+        raise UserError(
+            f"{', '.join(beside)} are trained beside the adapters, and PEFT's layout has no place for them: leave "
+            "--nomerge out"
+        )
+
+
+def _write_adapters(towers: Towers, base: str, params: Params, folder: Path) -> None:
+    """Writes what PEFT puts on the base as transformers loads it; a learned temperature has no place there."""
+    tensors = peft.tensors(hugging_face.table(replace(towers.config, lora=None)), params)
+    save_file(tensors, folder / peft.WEIGHTS, METADATA)
+    _write_json(folder / peft.CONFIG, peft.settings(towers.config.lora, base, list(tensors)))
+    kind = "CLIP" if hugging_face.is_clip(towers.config) else "Siglip"
+    _write_json(folder / processor.PROCESSOR, processor.to_hugging_face(towers.preprocess, kind))
 
 
 LAYOUTS: dict[str, tuple[Callable[[Towers], Any], Callable[..., None]]] = {

@@ -9,10 +9,13 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
 
 from jaxclip.losses.contrastive import info_nce
 from jaxclip.models.clip import CLIP
-from jaxclip.models.weights import hugging_face, table
+from jaxclip.models.lora import LoRAConfig
+from jaxclip.models.weights import hugging_face, peft, table
 from jaxclip.models.weights.encoders import load_bert, load_vit
 from jaxclip.models.weights.positions import resize_grid
 
@@ -142,6 +145,41 @@ def test_siglips_embeddings_and_logits_are_those_of_transformers(checkpoint):
         expected = model(input_ids=torch.tensor(tokens).long(), pixel_values=pixel_values(pixels, found.config.image))
     assert_same(jax.jit(nnx.merge(graph, params))(pixels, tokens), expected)
     assert float(np.abs(params["logit_bias"])) > 0, "the logits are tested with a bias"
+
+
+def adapted(folder, targets):
+    """Returns the configuration, the graph and the parameters of a checkpoint with adapters that say something."""
+    found = hugging_face.read(folder)
+    config = replace(found.config, lora=LoRAConfig(3, 6.0, 0.0, targets))
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
+    shapes = flatten_dict(nnx.to_pure_dict(shapes))
+    random = np.random.default_rng(0)
+    adapters = {
+        path: jnp.asarray(0.1 * random.normal(size=s.shape), s.dtype) for path, s in shapes.items() if "lora" in path
+    }
+    plain = unflatten_dict({path: s for path, s in shapes.items() if path not in adapters})
+    params = flatten_dict(table.load(found.table, found.tensors, plain)) | adapters
+    return config, graph, unflatten_dict(params)
+
+
+@pytest.mark.parametrize("targets", ["blocks|/projection$", "text/.*qkv"])
+def test_adapters_kept_apart_do_in_peft_what_they_do_here(checkpoint, tmp_path, targets):
+    library = pytest.importorskip("peft")
+    folder, model = checkpoint(CLIPS["odd_sizes"])
+    config, graph, params = adapted(folder, targets)
+    tensors = peft.tensors(hugging_face.table(replace(config, lora=None)), params)
+    save_file(tensors, tmp_path / peft.WEIGHTS, {"format": "pt"})
+    settings = peft.settings(config.lora, str(folder), list(tensors))
+    (tmp_path / peft.CONFIG).write_text(json.dumps(settings))
+    loaded = library.PeftModel.from_pretrained(model, tmp_path)
+    assert sum("lora_A" in name for name, _ in loaded.named_parameters()) == len(settings["target_modules"])
+    pixels, tokens = pictures(config.image.size), captions(config.text.context_length)
+    with torch.no_grad():
+        expected = loaded(input_ids=torch.tensor(tokens).long(), pixel_values=pixel_values(pixels, config.image))
+    found = jax.jit(nnx.merge(graph, params))(pixels, tokens)
+    assert_same(found, expected)
+    _, plain_graph, plain = towers(folder)
+    assert np.abs(found.text - jax.jit(nnx.merge(plain_graph, plain))(pixels, tokens).text).max() > 0.01
 
 
 def test_a_vits_class_token_is_that_of_transformers(checkpoint):

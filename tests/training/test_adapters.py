@@ -110,6 +110,7 @@ def test_what_the_adapters_cannot_stand_on_is_told(run, continued_file, adapted,
             ["evaluate", f"--workdir={adapted}", f"--config.model.init_from={tmp_path / 'no'}"],
             "is neither a folder nor",
         ),
+        (["export", f"--workdir={trained}", f"--output={tmp_path / 'new'}", "--nomerge"], "--nomerge is for adapters"),
         (["evaluate", f"--workdir={trained}", "--parameters=ema"], "has no moving average of step 12"),
         (arguments(continued_file, adapted, tmp_path / "new"), "holds adapters alone"),
     ):

@@ -1,0 +1,58 @@
+"""Adapters in the layout of the PEFT library, for transformers' models: one way, ours -> theirs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from jaxclip.models.lora import NAME, LoRAConfig
+from jaxclip.models.weights.table import Params, Row
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+
+def tensors(table: Sequence[Row], params: Params) -> dict[str, np.ndarray]:
+    """Returns PEFT's tensors by name, float32, of all adapters among the parameters.
+
+    Where one of our maps holds several of theirs (query, key, value), each gets the whole of A and its part of B.
+
+    Args:
+      table: transformers' layout of the towers without adapters.
+      params: nested, with adapters.
+    """
+    leaves, rows = flatten_dict(params, sep="/"), {row.ours: row for row in table}
+    found = {}
+    for name in leaves:
+        target, is_adapter, _ = name.partition(f"/{NAME}/a")
+        if not is_adapter:
+            continue
+        row = rows[f"{target}/kernel"]
+        every_a, every_b = (
+            np.asarray(leaves[f"{target}/{NAME}/{leaf}"], np.float32)[() if row.stacked else None] for leaf in "ab"
+        )
+        for layer, (a, b) in enumerate(zip(every_a, every_b, strict=True)):
+            rank = len(b)
+            down, up = a.reshape(-1, rank).T, b.reshape(rank, -1).T  # (R, in), (out, R)
+            for theirs, part in zip(row.names(layer), row.pieces(up), strict=True):
+                module = _PREFIX + theirs.removesuffix(".weight")
+                found[module + _DOWN] = np.ascontiguousarray(down)
+                found[module + _UP] = np.ascontiguousarray(part)
+    return found
+
+
+def settings(config: LoRAConfig, base: str, names: Sequence[str]) -> dict[str, Any]:
+    """Returns adapter_config.json of tensors called so, for adapters on what `base` names."""
+    modules = {name.removeprefix(_PREFIX).removesuffix(_DOWN) for name in names if name.endswith(_DOWN)}
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": sorted(modules),
+        "bias": "none",
+        "inference_mode": True,
+    }
