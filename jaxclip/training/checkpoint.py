@@ -5,13 +5,14 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers
 
@@ -61,6 +62,7 @@ class Checkpoints:
             best_fn=_merit,  # without it Orbax writes no metrics, and a restarted run would forget its best checkpoint
             enable_async_checkpointing=True,
             read_only=read_only,
+            save_interval_steps=0 if read_only else 1,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
         )
@@ -69,7 +71,7 @@ class Checkpoints:
         self._examine = jax.jit(
             lambda items: (finite(items["params"]), {CHECKSUMS[name]: checksum(item) for name, item in items.items()})
         )
-        with self._explained("open"):
+        with self._explained("open"), _unwarned() if read_only else nullcontext():
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
@@ -295,3 +297,14 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Leaves out what Orbax warns of whenever it opens a folder only to read, as it is told to."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
