@@ -6,8 +6,9 @@
     python -m jaxclip.train --config=configs/rerank_fashion_products.py:paper --config.first_stage=W --workdir=P
 
 The first is the gated re-ranker; `ablation` trains it on subsets of all features, three seeds each, and prints one
-table; `paper` is the fit-aware paper's network with its settings. On the towers of the `tiny` preset (12 passes, 36,000
-products, hit@1 .420) expect a hit@1 of .459 and a hit@10 of .848 from the first, trained on 4,000 products in a minute.
+table; `paper` is the fit-aware paper's network with its settings. On towers of the `tiny` preset (12 passes over 36,000
+products) expect the first, trained on 4,000 products in a minute, to raise hit@1 by four to five points: from .420 to
+.459 on the split whose seed is 42, on which its features were chosen, and from .365 to .41 on another one.
 """
 
 from ml_collections import ConfigDict
