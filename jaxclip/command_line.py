@@ -5,8 +5,11 @@ import glob
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
+from typing import TextIO
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -50,10 +53,24 @@ def define_config_file(default: str | None = None) -> None:
     )
 
 
+def define_processes() -> None:
+    """Defines the flags of a command that may run as several processes."""
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where no scheduler tells it")
+    flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator_address", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "number of this process, from 0, with --coordinator_address")
+
+
+def join_processes() -> None:
+    """Makes this process one of a run's, as the flags or the scheduler say (see `distributed.join`)."""
+    from jaxclip.training import distributed
+
+    distributed.join(*(flags.FLAGS[name].value for name in distributed.FOUND_BY))
+
+
 def usage(help: str) -> str:
     """Returns a command's help: what it does, its flags and every field of the configuration."""
     defined = [*flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-    defined += [flags.FLAGS["config"]] if "config" in flags.FLAGS else []
+    defined += flags.FLAGS.get_key_flags_for_module(__name__)
     lines = [help.strip(), "", "flags:", *(f"  --{flag.name}: {flag.help}" for flag in defined)]
     fields = textwrap.wrap(", ".join(config.fields()), 110, initial_indent="    ", subsequent_indent="    ")
     lines += ["  --config.section.field=VALUE: overrides one field of", *fields]
@@ -123,19 +140,46 @@ def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
         try:
             if rest[1:]:
                 raise UserError(f"{' '.join(rest[1:])!r} is not understood: flags are written --name=value")
-            return main(overrides) or 0
+            status = main(overrides) or 0
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return USER_ERROR
-        except OSError as error:
-            if error.errno not in SURROUNDINGS:
+            return _failed(error, f"error: {error}", USER_ERROR)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+                where = f": {error.filename}" if error.filename else ""
+                return _failed(error, f"error: {error.strerror}{where}", USER_ERROR)
+            if not _processes():
                 raise
-            print(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
-            return USER_ERROR
+            return _failed(error, traceback.format_exc(), 1)
+        except KeyboardInterrupt as error:
+            if _processes():
+                _failed(error, "interrupted", 130)
+            raise
+        if _processes():
+            _processes().leave()
+        return status
 
     app.run(guarded, argv=argv)
 
 
 def say(line: str) -> None:
-    """Prints a line for the user, beside the results that go to standard output."""
-    print(line, file=sys.stderr, flush=True)
+    """Prints a line for the user, beside the results that go to standard output; of several processes the first one."""
+    show(line, file=sys.stderr)
+
+
+def show(text: str, *, file: TextIO | None = None) -> None:
+    """Prints results; of several processes the first one."""
+    if not _processes() or _processes().is_primary():
+        print(text, file=file, flush=True)
+
+
+def _processes() -> ModuleType | None:
+    """Returns the module of a run's processes once this one has joined them; importing it takes a second."""
+    module = sys.modules.get("jaxclip.training.distributed")
+    return module if module and module.store() is not None else None
+
+
+def _failed(error: BaseException, sentence: str, status: int) -> int:
+    if _processes():
+        _processes().fail(error, sentence, status)
+    print(sentence, file=sys.stderr)
+    return status

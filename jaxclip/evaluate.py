@@ -36,6 +36,7 @@ QUERY = flags.DEFINE_multi_string("query", [], "a sentence to look for; may be g
 
 def main(overrides: dict[str, str]) -> None:
     """Evaluates, compares or looks for sentences as the flags say."""
+    command_line.join_processes()
     workdirs = [Path(workdir) for workdir in COMPARE.value or WORKDIR.value]
     if not workdirs:
         raise UserError("--workdir is missing: give the folder of a run")
@@ -45,34 +46,30 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("--workdir names several runs: that is for --query; --compare W1 W2 compares two")
     wanted = {workdir: config.load(workdir, overrides) for workdir in workdirs}
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import comparison
+        from jaxclip.training import comparison, distributed
 
+    for each in wanted.values():
+        distributed.check_identical("config", config.flat(each), "Start all with the same overrides")
     if QUERY.value:
         page = workdirs[0] / "eval" / (NAME.value or "queries") / "sheet.html"
         sentences = list(dict.fromkeys(QUERY.value))
-        comparison.write_sheet(
-            page,
-            wanted,
-            STEP.value,
-            sentences,
-            parameters=PARAMETERS.value or "",
-            command=_command(),
-            say=command_line.say,
-        )
-        print(f"{'sheet':10}{page}")
+        options = {"parameters": PARAMETERS.value or "", "command": _command(), "say": command_line.say}
+        comparison.write_sheet(page, wanted, STEP.value, sentences, **options)
+        command_line.show(f"{'sheet':10}{page}")
         return
     if not COMPARE.value:
         _evaluate(workdirs[0], overrides, shown=True)
         return
     for workdir in workdirs:
-        if flags.FLAGS["step"].present or not (workdir / "eval" / _name(workdir, overrides) / "queries.npz").exists():
+        kept = workdir / "eval" / _name(workdir, overrides) / "queries.npz"
+        if flags.FLAGS["step"].present or not distributed.from_primary("kept", kept.exists):
             command_line.say(f"evaluating {workdir} first")
             _evaluate(workdir, overrides, shown=False)
     name = _name(workdirs[1], overrides)
     figures, folder = comparison.compare(wanted[workdirs[1]], *workdirs, name, command=_command(), say=command_line.say)
-    print(f"\n{comparison.table(figures)}\n")
+    command_line.show(f"\n{comparison.table(figures)}\n")
     for path in ("comparison.json", "report.html"):
-        print(f"{Path(path).stem:12}{folder / path}")
+        command_line.show(f"{Path(path).stem:12}{folder / path}")
 
 
 def _name(workdir: Path, overrides: dict[str, str]) -> str:
@@ -105,10 +102,10 @@ def _evaluate(workdir: Path, overrides: dict[str, str], *, shown: bool) -> None:
     )
     if not shown:
         return
-    print(f"\n{evaluation.table(metrics)}\n")
-    print(f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}")
+    command_line.show(f"\n{evaluation.table(metrics)}\n")
+    command_line.show(f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}")
     for path in ("metrics.json", "report.html"):
-        print(f"{Path(path).stem:10}{folder / path}")
+        command_line.show(f"{Path(path).stem:10}{folder / path}")
 
 
 def _joined(argv: list[str]) -> list[str]:
@@ -121,4 +118,5 @@ def _joined(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     sys.argv = _joined(sys.argv)
+    command_line.define_processes()
     command_line.run(main, __doc__)

@@ -2,7 +2,8 @@
 
     python -m jaxclip.train --config=configs/quickstart.py [--workdir=W] [--config.a.b=value ...]
 
-Started again with the same workdir, it goes on from the newest checkpoint. SIGTERM and Ctrl-C save and stop.
+Started again with the same workdir, it goes on from the newest checkpoint. SIGTERM and Ctrl-C save and stop. Several
+processes are one run where SLURM, GKE or Cloud TPU started them, or where each is told its place by --process_id.
 """
 
 import json
@@ -18,6 +19,8 @@ from jaxclip.config import Config
 from jaxclip.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/ and the name of the config file")
+PROFILE = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, steps to trace for TensorBoard and Perfetto")
+STOPPED = flags.DEFINE_integer("stopped_status", 0, "exit status after SIGTERM, for schedulers that take 0 for done")
 MAY_CHANGE = (
     "checkpoint.",
     "evaluation.",
@@ -32,13 +35,16 @@ MAY_CHANGE = (
 
 def main(overrides: dict[str, str]) -> int:
     """Trains as the flags say; returns the exit status."""
+    command_line.join_processes()
     wanted = command_line.from_file(overrides)
     workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)
     _check_workdir(workdir, wanted)
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import evaluation, rerank
+        from jaxclip.training import distributed, evaluation, profile, rerank
         from jaxclip.training.train import train
 
+    profiled = profile.parse_steps(PROFILE.value) if PROFILE.value else range(0)
+    distributed.check_identical("config", config.flat(wanted), "Start all with the same --config and overrides")
     started = time.perf_counter()
     if wanted.rerank.ablation:
         return _ablate(wanted, workdir)
@@ -49,19 +55,20 @@ def main(overrides: dict[str, str]) -> int:
         load_config=config.load,
         fingerprint=config.fingerprint(wanted),
         say=command_line.say,
+        profiled=profiled,
     )
     if outcome.signal is not None:
         return _stopped(outcome.signal, f" at step {outcome.step}, saved")
     if outcome.zero_shot is not None:
-        print(f"\n{evaluation.comparison(outcome.zero_shot, outcome.metrics)}")
-    print(f"\n{evaluation.table(outcome.metrics, outcome.raw)}\n")
+        command_line.show(f"\n{evaluation.comparison(outcome.zero_shot, outcome.metrics)}")
+    command_line.show(f"\n{evaluation.table(outcome.metrics, outcome.raw)}\n")
     for what, path in (
         ("workdir", workdir),
         ("metrics", outcome.folder / "metrics.json"),
         ("report", outcome.folder / "report.html"),
     ):
-        print(f"{what:10}{path}")
-    print(f"{'time':10}{(time.perf_counter() - started) / 60:.1f} min")
+        command_line.show(f"{what:10}{path}")
+    command_line.show(f"{'time':10}{(time.perf_counter() - started) / 60:.1f} min")
     return 0
 
 
@@ -79,13 +86,13 @@ def _ablate(wanted: Config, workdir: Path) -> int:
     )
     if stopped is not None:
         return _stopped(stopped, "")
-    print(f"\n{ablation.table(result)}\n\n{'ablation':10}{workdir / ablation.FILENAME}")
+    command_line.show(f"\n{ablation.table(result)}\n\n{'ablation':10}{workdir / ablation.FILENAME}")
     return 0
 
 
 def _stopped(number: int, where: str) -> int:
-    print(f"stopped by {signal.Signals(number).name}{where}; the same command goes on from there")
-    return 0 if number == signal.SIGTERM else 128 + number
+    command_line.show(f"stopped by {signal.Signals(number).name}{where}; the same command goes on from there")
+    return STOPPED.value if number == signal.SIGTERM else 128 + number
 
 
 def _check_workdir(workdir: Path, wanted: Config) -> None:
@@ -109,4 +116,5 @@ def _save(workdir: Path, wanted: Config) -> None:
 
 if __name__ == "__main__":
     command_line.define_config_file()
+    command_line.define_processes()
     command_line.run(main, __doc__)

@@ -88,8 +88,13 @@ def fingerprint(config: Config) -> str:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Returns one line "field: old -> new" for each field in which two configurations differ."""
-    before, after = (dict(_flatten(dump(c), fields())) for c in (old, new))
+    before, after = flat(old), flat(new)
     return [f"{name}: {before[name]!r} -> {after[name]!r}" for name in before if before[name] != after[name]]
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Returns every field by its dotted name, as JSON values."""
+    return dict(_flatten(dump(config), fields()))
 
 
 def fields() -> dict[str, Any]:

@@ -31,11 +31,12 @@ def info_nce(
     under jit with sharded rows the compiler gathers them.
     """
     logits = logit_scale * _cosines(image_embedding, text_embedding)  # (B, B) images x texts
+    pairs = jnp.eye(len(logits), dtype=bool)
     if groups is not None:
         same = groups[:, None] == groups[None, :]
-        others = same & ~jnp.eye(len(groups), dtype=bool)
-        logits = jnp.where(others, -jnp.inf, logits)
-    positives = jnp.diagonal(logits)  # (B,)
+        logits = jnp.where(same & ~pairs, -jnp.inf, logits)
+    # Not jnp.diagonal: on a mesh its gather has collectives, and those inside a condition.
+    positives = jnp.sum(jnp.where(pairs, logits, 0.0), axis=1)  # (B,)
     of_images = of_texts = logits  # (B, B + Q) an image in each row, (B + Q, B) a text in each column
     if queue is not None:
         usable = (groups[:, None] != queue.group) & (queue.group >= 0)  # (B, Q)

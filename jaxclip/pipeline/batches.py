@@ -16,14 +16,6 @@ Batch = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Shard:
-    """The rows of a global batch that this process loads: the `index`-th of `count` equal parts."""
-
-    index: int = 0
-    count: int = 1
-
-
-@dataclass(frozen=True)
 class Partners:
     """Whose text each record's picture is wrongly shown with.
 
@@ -69,10 +61,10 @@ def training_batches(
     seed: int,
     first_step: int,
     last_step: int,
-    shard: Shard = Shard(),
+    rows: np.ndarray | None = None,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Yields this process's rows of the batches of steps first_step to last_step - 1.
+    """Yields `rows` (None = all) of the batches of steps first_step to last_step - 1; no other records are read.
 
     Row i of step s is the record at position s * batch_size + i of an endless stream, in which every pass over the
     split is another permutation (`index_shuffle`, a cipher: nothing is shuffled in memory). Its augmentation is drawn
@@ -85,8 +77,8 @@ def training_batches(
     Raises:
       UserError: the partners are not those of these records.
     """
-    local = batch_size // shard.count
-    total = len(records)
+    rows = np.arange(batch_size) if rows is None else rows
+    local, total = len(rows), len(records)
     if partners is not None and len(partners.partner) != total:
         raise UserError(
             f"the table of incorrect pairs is of {len(partners.partner)} products, the split has {total}: "
@@ -95,7 +87,7 @@ def training_batches(
     parallel = workers or tf.data.AUTOTUNE
 
     def positions(step: tf.Tensor) -> tf.Tensor:
-        return step * batch_size + shard.index * local + tf.range(local, dtype=tf.int64)
+        return step * batch_size + tf.constant(rows, tf.int64)
 
     def load(numbers: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.numpy_function(records.read, [numbers], tf.string, stateful=False), [local])
@@ -164,20 +156,20 @@ def image_batches(
     preprocess: Preprocess,
     *,
     batch_size: int,
-    shard: Shard = Shard(),
+    rows: np.ndarray | None = None,
     workers: int = 0,
     crops: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yields this process's rows of batches of the records' pictures in order, (b, S, S, 3) uint8.
+    """Yields `rows` (None = all) of batches of the records' pictures in order, (b, S, S, 3) uint8.
 
     With `crops` it is the best crop that preparation stored of each. The last batch is filled up with black pictures.
     """
-    local = batch_size // shard.count
+    rows = np.arange(batch_size) if rows is None else rows
     batches = -(-len(records) // batch_size)
     parallel = workers or tf.data.AUTOTUNE
 
     def read(step: tf.Tensor) -> tf.Tensor:
-        numbers = step * batch_size + shard.index * local + tf.range(local, dtype=tf.int64)
+        numbers = step * batch_size + tf.constant(rows, tf.int64)
         return tf.numpy_function(
             lambda n: np.concatenate([records.read(n[n < len(records)]), np.full((n >= len(records)).sum(), b"")]),
             [numbers],
@@ -198,4 +190,4 @@ def image_batches(
 
     dataset = tf.data.Dataset.range(batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
     dataset = dataset.map(example, num_parallel_calls=parallel, deterministic=True)
-    return dataset.batch(local, drop_remainder=True).prefetch(2).as_numpy_iterator()
+    return dataset.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()

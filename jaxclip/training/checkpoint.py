@@ -5,7 +5,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,8 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """Returns the newest checkpoint that is whole, None where there is none at all.
 
-        A corrupt one is said, moved to checkpoints.corrupt/ and passed over.
+        A corrupt one is said, moved to checkpoints.corrupt/ and passed over. Where several processes read it, one may
+        find corrupt what the others could read: then the run ends, and started again it finds the one before.
 
         Raises:
           UserError: there are checkpoints, and all of them are corrupt; or the newest whole one has other arrays than
@@ -177,6 +178,10 @@ class Checkpoints:
             except CorruptCheckpoint as error:
                 aside = self.folder.parent / CORRUPT / str(step)
                 aside.parent.mkdir(exist_ok=True)
+                if jax.process_count() > 1:
+                    with suppress(FileNotFoundError, FileExistsError):  # another process was first
+                        (self.folder / str(step)).rename(aside)
+                    raise UserError(f"{error}; moved to {aside}: start again, from the one before") from error
                 shutil.rmtree(aside, ignore_errors=True)
                 shutil.move(self.folder / str(step), aside)
                 self._manager.reload()

@@ -12,7 +12,7 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import report, results, tiles
-from jaxclip.training import evaluation, pages, setup, writers
+from jaxclip.training import distributed, evaluation, pages, setup, writers
 from jaxclip.training.encoders import Encoders
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def compare(
 ) -> tuple[Mapping[str, Any], Path]:
     """Returns what `results.compare` says of the evaluations called `name` of two workdirs, and the folder of its page.
 
-    Writes comparison.json and report.html into `workdir`/eval/NAME/against-BASELINE. `config` is of `workdir`.
+    The first process writes comparison.json and report.html into `workdir`/eval/NAME/against-BASELINE. `config` is of
+    `workdir`.
 
     Raises:
       UserError: one of them has no such evaluation, or they ranked other products.
@@ -34,13 +35,15 @@ def compare(
     before, after = (results.read_queries(folder / "eval" / name) for folder in (baseline, workdir))
     figures = results.compare(before, after)
     folder = workdir / "eval" / name / f"against-{baseline.name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.json").write_text(json.dumps(figures, indent=2) + "\n")
     prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
     if setup.data_fingerprint(prepared) != after.data_fingerprint:
         raise UserError(
             f"{workdir}/eval/{name} is of another catalogue than the configured one: name that with --config"
         )
+    if not distributed.is_primary():
+        return figures, folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "comparison.json").write_text(json.dumps(figures, indent=2) + "\n")
     records = Records(prepared, config.data.split)
     metrics = json.loads((workdir / "eval" / name / "metrics.json").read_text())
     run = {
@@ -109,4 +112,5 @@ def write_sheet(
             sheet[sentence][name] = [
                 pages.picture(int(n), products, loaded.records, relevant=False, score=float(row[n])) for n in best
             ]
-    report.write_sheet(path, sheet, command=command)
+    if distributed.is_primary():
+        report.write_sheet(path, sheet, command=command)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxclip.pipeline import text
-from jaxclip.pipeline.batches import Shard, image_batches
+from jaxclip.pipeline.batches import image_batches
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval.embed import embed, embed_stored, padded_blocks
 from jaxclip.retrieval.store import EmbeddingStore, content_key
@@ -41,6 +41,8 @@ class Encoders:
         graph, out = towers.graph, replicated(towers.mesh)
         self.image = jax.jit(lambda params, x: nnx.merge(graph, params).encode_image(x), out_shardings=out)
         self.text = jax.jit(lambda params, x: nnx.merge(graph, params).encode_text(x), out_shardings=out)
+        self._sharding = meshes.batch_sharding(towers.mesh)
+        self._rows = meshes.process_rows(self._sharding, self.batch_size)
 
         def text_tokens(params: Params, x: jax.Array) -> jax.Array:
             found, inside = nnx.merge(graph, params).text.tokens(x)
@@ -48,7 +50,6 @@ class Encoders:
 
         self.image_tokens = jax.jit(lambda params, x: nnx.merge(graph, params).image.tokens(x), out_shardings=out)
         self.text_tokens = jax.jit(text_tokens, out_shardings=out)
-        self._shard = Shard(jax.process_index(), jax.process_count())
 
     def store(self, workdir: Path, params: Params, step: int, *, say: Callable[[str], None]) -> EmbeddingStore:
         """Returns where a workdir keeps what these parameters make; the file's name changes with all it depends on."""
@@ -83,7 +84,7 @@ class Encoders:
                 records.take(numbers),
                 self.towers.preprocess,
                 batch_size=self.batch_size,
-                shard=self._shard,
+                rows=self._rows,
                 workers=self.workers,
                 crops=crops,
             )
@@ -110,7 +111,7 @@ class Encoders:
 
         def batches(numbers: np.ndarray) -> Iterable[np.ndarray]:
             for block in padded_blocks(ids[numbers], self.batch_size):
-                yield np.split(block, self._shard.count)[self._shard.index]
+                yield block[self._rows]
 
         keys = [content_key(row.tobytes()) for row in ids]
         return self._embed(
@@ -127,10 +128,8 @@ class Encoders:
         store: EmbeddingStore | None,
         keys: Sequence[bytes] | None,
     ) -> np.ndarray:
-        sharding = meshes.batch_sharding(self.towers.mesh)
-
         def encode(batch: np.ndarray) -> jax.Array:
-            return encoder(params, jax.make_array_from_process_local_data(sharding, batch))
+            return encoder(params, meshes.place_rows(self._sharding, self.batch_size, batch))
 
         def shown(numbers: np.ndarray) -> Iterable[np.ndarray]:
             total = -(-len(numbers) // self.batch_size)

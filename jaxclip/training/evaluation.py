@@ -16,7 +16,8 @@ from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import labels, marqo, protocols, results, second_stage
 from jaxclip.retrieval.store import EmbeddingStore
-from jaxclip.training import pages, setup, writers
+from jaxclip.training import distributed, pages, setup, writers
+from jaxclip.training import mesh as meshes
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.encoders import Encoders
@@ -167,7 +168,7 @@ def write(
     fingerprints: Mapping[str, str],
     command: str = "",
 ) -> dict[str, Any]:
-    """Writes metrics.json, its tables, queries.npz and report.html into the folder; returns what metrics.json holds.
+    """Returns what metrics.json holds; the first process writes it, its tables, queries.npz and report.html.
 
     Where the rankings were re-ranked, those before go into first_stage/ and are what the report compares with.
     `command` is what reproduces the results; default: this workdir's checkpoint on its own data.
@@ -175,6 +176,16 @@ def write(
     figures, details = result
     metrics = {**figures, "checkpoint_step": step}
     metrics |= {name: fingerprints[name] for name in FINGERPRINTS if name in fingerprints}
+    if distributed.is_primary():
+        command = command or _command(workdir, step, metrics["parameters"])
+        metrics = _write(folder, metrics, details, evaluator, workdir, command)
+    distributed.meet("written")
+    return metrics
+
+
+def _write(
+    folder: Path, metrics: dict[str, Any], details: protocols.Details, evaluator: Evaluator, workdir: Path, command: str
+) -> dict[str, Any]:
     queries, baseline = evaluator.queries, None
 
     def write_queries(folder: Path, details: protocols.Details) -> results.Stored:
@@ -198,11 +209,11 @@ def write(
     results.write_metrics(folder, metrics)
     run = {
         "workdir": workdir.name,
-        "step": str(step),
+        "step": str(metrics["checkpoint_step"]),
         "parameters": metrics["parameters"],
         "config": metrics["config_fingerprint"],
         "data": metrics["data_fingerprint"],
-        "command": command or _command(workdir, step, metrics["parameters"]),
+        "command": command,
     }
     pages.write_report(
         folder / "report.html",
@@ -267,12 +278,16 @@ def load(
     step = chosen(which, checkpoints)
     prepared = prepared or setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
     records = Records(prepared, config.data.split)
+    data_fingerprint = setup.data_fingerprint(prepared)
+    facts = {"data fingerprint": data_fingerprint, "checkpoint": step}
+    distributed.check_identical("run", facts, "All need the same prepared dataset and a workdir that they share")
     towers = setup.load_towers(config, workdir)
+    meshes.connect(towers.mesh)
     with jax.set_mesh(towers.mesh):
         params = checkpoint_params(config, towers, checkpoints, step, parameters)
     averaged = checkpoints.keeps_average(step)
     taken = parameters or ("ema" if averaged else "raw")
-    return Loaded(towers, params, records, step, setup.data_fingerprint(prepared), taken, averaged)
+    return Loaded(towers, params, records, step, data_fingerprint, taken, averaged)
 
 
 def evaluate_checkpoint(

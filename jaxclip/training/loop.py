@@ -1,11 +1,8 @@
 """The training loop: restore, then for each step: batch, step, write, maybe evaluate, maybe save."""
 
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import jax
@@ -13,10 +10,13 @@ import jax
 from jaxclip.errors import UserError
 from jaxclip.pipeline.prefetch import prefetch
 from jaxclip.training.checkpoint import Checkpoints
+from jaxclip.training.flops import matmul_flops
+from jaxclip.training.profile import Profile, chapter
 from jaxclip.training.progress import Progress
 from jaxclip.training.state import TrainState
 from jaxclip.training.step import Batch, Metrics
-from jaxclip.training.writers import Writers
+from jaxclip.training.stopping import stop_on_signals
+from jaxclip.training.writers import Silent, Writers
 
 Evaluate = Callable[[TrainState], dict[str, float]]
 
@@ -31,37 +31,13 @@ class Rhythm:
     save: int
 
 
-class Stop:
-    """Remembers the signal that asked the run to end; a second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Yields a Stop that SIGTERM and SIGINT set, and puts the former handlers back."""
-    stop = Stop()
-    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Callable, float | None]:
-    """Returns the step compiled ahead of time, its state donated, and its FLOPs per device where XLA counts them.
+def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Callable, float]:
+    """Returns the step compiled ahead of time, its state donated, and the FLOPs of its matrix products per device.
 
     A compiled step refuses a batch of another shape, so that nothing is ever compiled twice unnoticed.
     """
-    compiled = jax.jit(step, donate_argnums=0).lower(abstract, batch).compile()
-    costs = compiled.cost_analysis() or {}
-    return compiled, costs.get("flops")
+    traced = jax.jit(step, donate_argnums=0).trace(abstract, batch)
+    return traced.lower().compile(), matmul_flops(traced.jaxpr) / jax.device_count()
 
 
 def run(
@@ -72,10 +48,11 @@ def run(
     *,
     rhythm: Rhythm,
     progress: Progress,
-    writers: Writers,
+    writers: Writers | Silent,
     checkpoints: Checkpoints,
     beside: dict[str, Any],
     evaluate: Evaluate,
+    profile: Profile,
 ) -> tuple[TrainState, int | None]:
     """Trains from the state's step to the last one; returns the final state and the signal that ended it early, if any.
 
@@ -95,17 +72,19 @@ def run(
     placed = prefetch(batches, place)
     with stop_on_signals() as stop:
         for number in range(first + 1, rhythm.steps + 1):
-            waiting = time.perf_counter()
-            batch = next(placed)
-            progress.waited(time.perf_counter() - waiting)
-            state, metrics = step(state, batch)
+            with profile.step(number):
+                waiting = time.perf_counter()
+                with chapter("wait for data"):
+                    batch = next(placed)
+                progress.waited(time.perf_counter() - waiting)
+                state, metrics = step(state, batch)
             if previous is not None:
                 _check_finite(previous, number - 1, checkpoints)
             previous = metrics
             last = number == rhythm.steps
             logs = number % rhythm.log == 0 or last
             evaluates = last or (rhythm.evaluate and number % rhythm.evaluate == 0)
-            stops = stop.signal is not None
+            stops = stop.after(number)
             saves = evaluates or stops or number % rhythm.save == 0
             if logs or saves:
                 _check_finite(metrics, number, checkpoints)
@@ -114,11 +93,14 @@ def run(
                 _write(number, metrics, progress, writers)
             if saves:
                 progress.pause()
-                found = evaluate(state) if evaluates and (last or not stops) else None
+                with chapter("evaluate"):
+                    found = evaluate(state) if evaluates and (last or not stops) else None
                 if found:
                     writers.write(number, found)
-                save(found)
+                with chapter("save"):
+                    save(found)
                 progress.resume()
+            profile.after(number, metrics)
             if stops:
                 break
         placed.close()

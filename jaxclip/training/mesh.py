@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Sequence
+from itertools import chain, combinations
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxclip.errors import UserError
 from jaxclip.models.transformer import BATCH_AXES
+from jaxclip.training import distributed
 
 AXES = ("data", "fsdp", "tensor")
 Rules = Sequence[tuple[str, PartitionSpec]]
@@ -48,6 +51,30 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] |
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def connect(mesh: Mesh) -> None:
+    """Opens what the collectives on a mesh of several processes' devices need, in one place that all come to.
+
+    Else it is opened where it is first needed, and there Gloo, which connects CPUs, gives up after 30 seconds if one
+    process is late, as by compiling or by waiting for data. Once open, collectives wait for as long as it takes.
+    """
+    if distributed.process_count() == 1:
+        return
+    wide = [axis for axis in AXES if mesh.shape[axis] > 1]
+    groups = list(chain.from_iterable(combinations(wide, size) for size in range(1, len(wide) + 1)))
+    whole = NamedSharding(mesh, PartitionSpec())
+    add = jax.shard_map(
+        lambda x: [jax.lax.psum(x, axes) for axes in groups],
+        mesh=mesh,
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+    )
+    one = jax.ShapeDtypeStruct((), np.float32, sharding=whole)
+    compiled = jax.jit(add).lower(one).compile()
+    distributed.meet("connect")
+    jax.block_until_ready(compiled(jax.make_array_from_callback((), whole, lambda _: np.ones((), np.float32))))
+    multihost_utils.sync_global_devices("connect")  # as Orbax and `embed` use
+
+
 def names(tree: Any) -> Any:
     """Returns the tree with each leaf replaced by its path, as "image/projection/kernel"."""
     return jax.tree_util.tree_map_with_path(
@@ -72,9 +99,38 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     return jax.tree.map(place, names(tree), tree)
 
 
+def table(params: Any, mesh: Mesh) -> str:
+    """Returns a line for each parameter (array, or shape with sharding): name, shape, axes it is split over, bytes."""
+    lines = [f"{'parameter':44}{'shape':>24}  {'spec':34}{'per device':>12}"]
+    total = 0
+    for name, leaf in zip(jax.tree.leaves(names(params)), jax.tree.leaves(params), strict=True):
+        size = int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        total += size
+        spec = ", ".join(str(axis or "-") for axis in leaf.sharding.spec) or "replicated"
+        lines.append(f"{name:44}{str(leaf.shape):>24}  {spec:34}{size / 2**10:>8,.1f} KiB")
+    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    lines.append(f"mesh {sizes}: {total / 2**20:,.2f} MiB of parameters per device")
+    return "\n".join(lines)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: its rows over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """Returns which rows of a global batch lie on this process's devices, ascending.
+
+    They need not be neighbours: a mesh follows the wires between the chips, not the numbers of the hosts.
+    """
+    held = sharding.addressable_devices_indices_map((batch_size,)).values()
+    spans = sorted({rows.indices(batch_size)[:2] for (rows,) in held})
+    return np.concatenate([np.arange(*span) for span in spans])
+
+
+def place_rows(sharding: NamedSharding, batch_size: int, rows: np.ndarray) -> jax.Array:
+    """Returns the global array of `batch_size` rows of which this process has those of `process_rows`."""
+    return jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
 
 
 def rows(mesh: Mesh) -> int:

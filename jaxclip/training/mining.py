@@ -14,7 +14,8 @@ from jaxclip.errors import UserError
 from jaxclip.features import classical, incorrect_pairs, pair_table
 from jaxclip.features.pair_table import IncorrectPairs
 from jaxclip.pipeline.records import Records
-from jaxclip.training import evaluation, setup
+from jaxclip.training import distributed, evaluation, setup
+from jaxclip.training import mesh as meshes
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints
 from jaxclip.training.progress import bar
@@ -42,18 +43,33 @@ def find_or_mine(
     """
     wanted = settings(config, prepared)
     path = table(prepared, wanted)
-    if path.exists():
-        return pair_table.load(path)[0]
-    records = Records(prepared, TRAIN)
-    images, texts, groups = _features(config, records, load_config, say)
+    if not distributed.from_primary("mined", path.exists):
+        _mine(config, Records(prepared, TRAIN), path, wanted, load_config, say)
+        distributed.meet("mined")
+    return pair_table.load(path)[0]
+
+
+def _mine(
+    config: "Config",
+    records: Records,
+    path: Path,
+    wanted: dict[str, Any],
+    load_config: Callable[[Path], "Config"],
+    say: Callable[[str], None],
+) -> None:
+    """Writes the table: the first process does, and the others only help towers to embed."""
     given = config.incorrect_pairs
+    if not (distributed.is_primary() or given.features.startswith(TOWERS)):
+        return
+    images, texts, groups = _features(config, records, load_config, say)
+    if not distributed.is_primary():
+        return
     say(f"mining incorrect pairs ({given.variant}) of {len(records):,} training products")
     pairs = incorrect_pairs.mine(
         images, texts, groups, variant=given.variant, clusters=given.clusters, seed=given.seed, progress=bar
     )
     path.parent.mkdir(exist_ok=True)
     pair_table.save(path, pairs, wanted)
-    return pairs
 
 
 def settings(config: "Config", prepared: Path) -> dict[str, Any]:
@@ -115,6 +131,7 @@ def _from_towers(own: "Config", workdir: Path, records: Records, say: Callable[[
     checkpoints, step = _checkpoint(workdir)
     say(f"embedding {len(records):,} training products with step {step} of {workdir}")
     towers = setup.load_towers(own, workdir)
+    meshes.connect(towers.mesh)
     with jax.set_mesh(towers.mesh):
         params = checkpoint_params(own, towers, checkpoints, step)
         evaluator = evaluation.Evaluator(towers, records, batch_size=own.evaluation.batch_size)

@@ -8,22 +8,17 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-PEAK_BF16_FLOPS = {
-    "A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "TPU v4": 275e12, "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12,
-}  # fmt: skip
-
-
-def peak_flops(device: jax.Device) -> float | None:
-    """Returns the dense bf16 FLOP/s of a device by its name (vendors' data sheets), None where it is unknown."""
-    return next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in device.device_kind), None)
+from jaxclip.training import distributed, hardware
 
 
 def bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
-    """Returns a progress bar with ETA; into a file it writes a line now and then instead of redrawing."""
+    """Returns a progress bar with ETA; into a file it writes a line now and then instead of redrawing.
+
+    Of several processes the first shows it.
+    """
     terminal = sys.stderr.isatty()
-    options = {"dynamic_ncols": True, "mininterval": 0.2 if terminal else 15.0, "leave": True, **options}
-    return tqdm(iterable, **options)
+    defaults = {"dynamic_ncols": True, "mininterval": 0.2 if terminal else 15.0, "leave": True}
+    return tqdm(iterable, disable=not distributed.is_primary(), **{**defaults, **options})
 
 
 class Progress:
@@ -35,7 +30,8 @@ class Progress:
     def __init__(self, *, first: int, steps: int, batch_size: int, flops: float | None, saved: dict[str, Any]):
         self.batch_size, self.flops = batch_size, flops
         self.trained_seconds = float(saved.get("trained_seconds", 0.0))
-        self._peak = peak_flops(jax.devices()[0])
+        device = hardware.chip(jax.devices()[0])
+        self._peak = device.peak if device else None
         self._bar = bar(total=steps, initial=first, desc="training", unit="step", smoothing=0.05)
         self._since = self._mark = time.perf_counter()
         self._steps = 0

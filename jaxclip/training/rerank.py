@@ -11,11 +11,12 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import protocols
 from jaxclip.retrieval.second_stage import Candidates
-from jaxclip.training import evaluation, loop, reranking, reranking_data, setup, writers
+from jaxclip.training import distributed, evaluation, loop, reranking, reranking_data, setup, writers
 from jaxclip.training import mesh as meshes
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.evaluation import Queries, Result
 from jaxclip.training.first_stage import FirstStage
+from jaxclip.training.profile import Profile
 from jaxclip.training.progress import Progress
 from jaxclip.training.reranking import Reranker, Scorer
 from jaxclip.training.state import Params, initial_state
@@ -77,15 +78,18 @@ def train(
     save_config: Callable[[], None],
     fingerprint: str,
     say: Say,
+    profiled: range = range(0),
 ) -> Outcome:
     """Trains a second stage in a workdir, from its newest checkpoint where it has one, and evaluates it at the end.
 
-    Writes first_stage.json, querybank.npy, attributes.json, checkpoints/, metrics.jsonl, tensorboard/ and eval/ there.
+    Writes first_stage.json, querybank.npy, attributes.json, checkpoints/, metrics.jsonl, tensorboard/ and eval/ there,
+    and a trace of the `profiled` steps into its tensorboard/.
 
     Raises:
-      UserError: another first stage than the one begun with, products that its towers have seen, a full disk, a loss
-        that is not finite.
+      UserError: several processes, another first stage than the one begun with, products that its towers have seen, a
+        full disk, a loss that is not finite.
     """
+    distributed.require_one_process("a re-ranker")
     first = reranking_data.find_first_stage(config, workdir, load_config)
     prepared = setup.prepared_dataset(config, whole=False, say=say)
     say(f"re-ranking step {first.step} of {first.workdir} ({first.fingerprint})")
@@ -126,8 +130,9 @@ def train(
         stopped = None
         if int(state.step) < steps:
             tables = reranking.make_tables(split, candidates, model, lists)
+            profile = Profile(workdir / "tensorboard", profiled)
             state, stopped = _train(
-                config, workdir, model, tables, len(lists), steps, state, beside, checkpoints, evaluator, say
+                config, workdir, model, tables, len(lists), steps, state, beside, checkpoints, evaluator, profile, say
             )
         checkpoints.close()
         folder = workdir / "eval" / config.data.split
@@ -144,7 +149,7 @@ def train(
     return Outcome(None, int(state.step), metrics, folder)
 
 
-def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoints, evaluator, say):
+def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoints, evaluator, profile, say):
     first = int(state.step)
     loss = reranking.make_loss(
         model, loss=config.rerank.loss, negatives=config.rerank.negatives, sampled=config.rerank.sampled
@@ -184,8 +189,10 @@ def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoi
             checkpoints=checkpoints,
             beside=beside,
             evaluate=evaluate,
+            profile=profile,
         )
     finally:
+        profile.close()
         progress.close()
         written.close()
 
@@ -209,6 +216,7 @@ def evaluate_checkpoint(
     Raises:
       UserError: there is no such checkpoint, or the first stage is another one.
     """
+    distributed.require_one_process("a re-ranker")
     if parameters == "ema":
         raise UserError(f"{workdir} is a re-ranker, of which no moving average is kept: leave --parameters out")
     checkpoints = Checkpoints(workdir, read_only=True)

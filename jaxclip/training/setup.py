@@ -1,5 +1,7 @@
 """From a configuration to everything a run needs: data, tokenizer, towers, mesh, optimizer."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +23,11 @@ from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.lora import NAME, LoRAConfig
 from jaxclip.models.presets import CONTEXT_LENGTH, IMAGE_SIZE, PRESETS, clip_config
 from jaxclip.pipeline import text
-from jaxclip.pipeline.batches import Partners, Shard, training_batches
+from jaxclip.pipeline.batches import Partners, training_batches
 from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.preprocess import FILENAME, Preprocess
 from jaxclip.pipeline.records import Records
+from jaxclip.training import distributed
 from jaxclip.training import mesh as meshes
 from jaxclip.training.optimizer import make_optimizer, make_schedule
 from jaxclip.training.pretrained import open_pretrained
@@ -70,7 +73,10 @@ def prepared_dataset(
     """Returns the folder of the configured catalogue's prepared dataset, preparing it first where there is none.
 
     `whole` asks for all of a catalogue, where no split is needed; `runner` and `beam_options` prepare it on Apache
-    Beam.
+    Beam. Of several processes the first prepares.
+
+    Raises:
+      UserError: there is nothing to prepare, or another process does not see what the first one prepared.
     """
     data = config.data
     columns = {role: name for role, name in vars(data.columns).items() if name}
@@ -78,8 +84,18 @@ def prepared_dataset(
     test = 0 if whole else data.test
     source = Source(data.reader, path, test, data.split_seed, columns, make_describer(config))
     drawn = (data.drawn_products, data.drawn_seed)
-    execution = {"runner": runner, "beam_options": beam_options}
-    return library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say, **execution)
+
+    def find_or_prepare() -> str:
+        execution = {"runner": runner, "beam_options": beam_options}
+        return str(library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say, **execution))
+
+    prepared = Path(distributed.from_primary("prepare", find_or_prepare))
+    if not builder.is_prepared(prepared):
+        raise UserError(
+            f"process {distributed.process_id()} sees no prepared dataset in {prepared}: name a folder that all "
+            "processes share with --config.data.prepared or $JAXCLIP_CACHE, or copy it to each machine"
+        )
+    return prepared
 
 
 def training_records(config: "Config", prepared: Path) -> tuple[Records, Records | None]:
@@ -150,10 +166,11 @@ def make_towers(
     tokenizer: PreTrainedTokenizerBase,
     steps: int,
     shape: CLIPConfig | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Towers:
-    """Returns the towers' configuration and shapes, the mesh and the optimizer, allocating nothing.
+    """Returns the towers' configuration and shapes, the mesh (of all devices, or the given) and the optimizer.
 
-    The towers are those of `shape`, or of the configured preset.
+    Nothing is allocated. The towers are those of `shape`, or of the configured preset.
     """
     towers = run_as_configured(shape or preset_shape(config, preprocess, tokenizer), config)
     if config.loss.name == "sigmoid" and towers.logit_bias is None:
@@ -165,7 +182,7 @@ def make_towers(
     if not config.loss.learned_temperature:
         rates = ((r"^logit_scale$", 0.0), *rates)
     graph, shapes = make_model(towers)
-    mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     given = config.optimizer
     trainable = make_trainable(shapes, rates, layer_decay=given.layer_decay)
     schedule = make_schedule(given.learning_rate, given.schedule, warmup_steps=given.warmup_steps, steps=steps)
@@ -209,8 +226,8 @@ def make_or_load_towers(config: "Config", workdir: Path, train: Records, steps: 
 
 
 def save_towers(towers: Towers, workdir: Path) -> None:
-    """Writes tokenizer/, towers.json and then preprocess.json into a workdir that has none yet."""
-    if not (workdir / FILENAME).exists():
+    """Writes tokenizer/, towers.json and then preprocess.json into a workdir that has none, in the first process."""
+    if distributed.is_primary() and not (workdir / FILENAME).exists():
         text.save_tokenizer(towers.tokenizer, workdir / TOKENIZER)
         save_shape(replace(towers.config, lora=None), workdir)  # adapters are the configuration's
         towers.preprocess.save(workdir)
@@ -248,7 +265,7 @@ def device_batches(
     config: "Config", towers: Towers, train: Records, partners: Partners | None = None, *, first: int, last: int
 ) -> tuple[Any, Callable]:
     """Returns the batches of steps first to last - 1 on the host, and the function that places one on the devices."""
-    given = config.augmentation
+    given, sharding = config.augmentation, meshes.batch_sharding(towers.mesh)
     batches = training_batches(
         train,
         towers.tokenizer,
@@ -260,13 +277,12 @@ def device_batches(
         seed=config.seed,
         first_step=first,
         last_step=last,
-        shard=Shard(jax.process_index(), jax.process_count()),
+        rows=meshes.process_rows(sharding, config.batch_size),
         workers=config.data.workers,
     )
-    sharding = meshes.batch_sharding(towers.mesh)
 
     def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        return {name: meshes.place_rows(sharding, config.batch_size, rows) for name, rows in batch.items()}
 
     return batches, place
 
@@ -277,6 +293,11 @@ def make_objective(config: "Config") -> Objective:
     return Objective(
         loss.name, loss.implementation, loss.tile, loss.alpha, loss.beta, loss.weighting, info_nce=loss.info_nce
     )
+
+
+def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns 12 hex digits that change with any token or its number."""
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def data_fingerprint(prepared: Path) -> str:

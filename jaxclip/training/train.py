@@ -10,10 +10,12 @@ import jax
 from jaxclip.errors import UserError
 from jaxclip.pipeline.batches import Partners
 from jaxclip.pipeline.records import Records
-from jaxclip.training import evaluation, loop, setup, writers
+from jaxclip.training import distributed, evaluation, loop, setup, writers
+from jaxclip.training import mesh as meshes
 from jaxclip.training.base import completed, initial_params
 from jaxclip.training.checkpoint import BASE, BEST_BY, Checkpoints
 from jaxclip.training.optimizer import warmup_of
+from jaxclip.training.profile import Profile
 from jaxclip.training.progress import Progress
 from jaxclip.training.setup import Towers
 from jaxclip.training.state import TrainState, initial_state
@@ -57,11 +59,13 @@ def train(
     load_config: Callable[[Path], "Config"],
     fingerprint: str,
     say: Say,
+    profiled: range = range(0),
 ) -> Outcome:
     """Trains the towers in a workdir, from its newest checkpoint where it has one, and evaluates them at the end.
 
     `load_config` reads the configuration of another workdir, whose towers incorrect pairs may be mined with. Writes
-    preprocess.json, tokenizer/, checkpoints/, metrics.jsonl, tensorboard/ and eval/ into the workdir.
+    preprocess.json, tokenizer/, sharding.txt, checkpoints/, metrics.jsonl, tensorboard/ and eval/ into the workdir,
+    and a trace of the `profiled` steps into its tensorboard/.
 
     Raises:
       UserError: bad data, a full disk, a loss that is not finite.
@@ -78,9 +82,21 @@ def train(
     partners = _partners(config, prepared, train_records, load_config, say)
     beside = {"data_fingerprint": setup.data_fingerprint(prepared), "config_fingerprint": fingerprint}
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, stored=towers.stored)
+    distributed.check_identical(
+        "run",
+        {
+            "data fingerprint": beside["data_fingerprint"],
+            "vocabulary": setup.vocabulary_fingerprint(towers.tokenizer),
+            "checkpoints in the workdir": checkpoints.steps(),
+        },
+        "All need the same prepared dataset and a workdir that they share",
+    )
+    meshes.connect(towers.mesh)
     with jax.set_mesh(towers.mesh):
         state, beside = _start(config, towers, checkpoints, beside, say)
-        save_config()
+        if distributed.is_primary():
+            save_config()
+            _tell_sharding(towers, workdir, say)
         setup.save_towers(towers, workdir)
         evaluator = evaluation.Evaluator(
             towers,
@@ -97,9 +113,9 @@ def train(
             say(evaluation.table(zero_shot))
         stopped = None
         if int(state.step) < steps:
-            state, stopped = _train(
-                config, workdir, towers, train_records, partners, state, beside, checkpoints, evaluator, say
-            )
+            profile = Profile(workdir / "tensorboard", profiled)
+            data, kept = (train_records, partners), (checkpoints, beside)
+            state, stopped = _train(config, workdir, towers, data, state, kept, evaluator, profile, say)
     checkpoints.close()
     folder = workdir / "eval" / config.data.split
     if stopped is not None:
@@ -115,6 +131,27 @@ def train(
     metrics = written.get("ema", written["raw"])
     raw = written["raw"] if "ema" in written else None
     return Outcome(None, int(state.step), metrics, folder, raw, evaluation.read(workdir / "eval" / ZERO_SHOT))
+
+
+def _tell_sharding(towers: Towers, workdir: Path, say: Say) -> None:
+    table = meshes.table(towers.abstract.params, towers.mesh)
+    (workdir / "sharding.txt").write_text(table + "\n")
+    if towers.mesh.size > 1:
+        say(table)
+
+
+def train_step(config: "Config", towers: Towers) -> Callable:
+    """Returns the configured step(state, batch) -> (state, metrics), to be compiled."""
+    loss = make_loss(
+        towers.graph,
+        mask_groups=config.loss.mask_groups,
+        learned_temperature=config.loss.learned_temperature,
+        objective=setup.make_objective(config),
+        microbatch=config.loss.microbatch,
+    )
+    return make_step(
+        loss, towers.optimizer, towers.schedule, towers.trainable, seed=config.seed, ema=config.optimizer.ema
+    )
 
 
 def _start(
@@ -154,23 +191,15 @@ def _partners(
     return Partners(pairs.partner, pairs.similarity).among(records.numbers)
 
 
-def _train(config, workdir, towers, records, partners, state, beside, checkpoints, evaluator, say):
+def _train(config, workdir, towers, data, state, kept, evaluator, profile, say):
+    (records, partners), (checkpoints, beside) = data, kept
     first, steps = int(state.step), setup.number_of_steps(config, records)
-    loss = make_loss(
-        towers.graph,
-        mask_groups=config.loss.mask_groups,
-        learned_temperature=config.loss.learned_temperature,
-        objective=setup.make_objective(config),
-        microbatch=config.loss.microbatch,
-    )
-    step = make_step(
-        loss, towers.optimizer, towers.schedule, towers.trainable, seed=config.seed, ema=config.optimizer.ema
-    )
+    step = train_step(config, towers)
     device = jax.devices()[0].device_kind
     say(f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind {device}")
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
     batches, place = setup.device_batches(config, towers, records, partners, first=first, last=steps)
-    written = writers.Writers(workdir, first=first)
+    written = writers.Writers(workdir, first=first) if distributed.is_primary() else writers.Silent()
     progress = Progress(
         first=first, steps=steps, batch_size=config.batch_size, flops=flops, saved=beside.get("progress", {})
     )
@@ -195,7 +224,9 @@ def _train(config, workdir, towers, records, partners, state, beside, checkpoint
             checkpoints=checkpoints,
             beside=beside,
             evaluate=evaluate,
+            profile=profile,
         )
     finally:
+        profile.close()
         progress.close()
         written.close()

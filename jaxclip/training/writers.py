@@ -39,6 +39,16 @@ class Writers:
         self._events.close()
 
 
+class Silent:
+    """Writes nothing: what all processes of a run have but the first."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read(workdir: Path) -> list[dict[str, float]]:
     """Returns the rows of a workdir's metrics.jsonl, [] where there is none; a row cut off by a kill is left out."""
     path = workdir / FILENAME

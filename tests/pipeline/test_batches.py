@@ -7,13 +7,12 @@ import pytest
 
 from jaxclip.catalog import builder
 from jaxclip.errors import UserError
-from jaxclip.pipeline.batches import Partners, Shard, image_batches, training_batches
+from jaxclip.pipeline.batches import Partners, image_batches, training_batches
 from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.records import Records
 from jaxclip.pipeline.text import TextAugmentation
 
 TOTAL, BATCH = 19, 4
-ALONE = Shard()
 AUGMENTED = ImageAugmentation((0.3, 0.9), (0.5, 2.0), True), TextAugmentation(0.5, 0.5, False)
 PLAIN = ImageAugmentation((1.0, 1.0), (1.0, 1.0), False), TextAugmentation(1.0, 1.0, False)
 
@@ -23,7 +22,7 @@ def batches(prepared, preprocess, tokenizer):
     """Returns what training_batches yields, as a list."""
     records = Records(prepared, "train")
 
-    def load(first, last, *, batch=BATCH, seed=3, shard=ALONE, augmentation=AUGMENTED):
+    def load(first, last, *, batch=BATCH, seed=3, rows=None, augmentation=AUGMENTED):
         return list(
             training_batches(
                 records,
@@ -34,7 +33,7 @@ def batches(prepared, preprocess, tokenizer):
                 seed=seed,
                 first_step=first,
                 last_step=last,
-                shard=shard,
+                rows=rows,
             )
         )
 
@@ -83,7 +82,7 @@ def test_another_seed_is_another_order(batches):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_parts_of_all_processes_make_up_the_global_batch(batches, count):
-    parts = [batches(2, 8, shard=Shard(index, count)) for index in range(count)]
+    parts = [batches(2, 8, rows=rows) for rows in np.split(np.arange(BATCH), count)]
     steps = zip(*parts, strict=True)
     together = [{name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in steps]
     assert_same(together, batches(2, 8))
@@ -143,12 +142,25 @@ def test_evaluation_sees_every_picture_once_in_order_and_fills_up_with_black(pre
     assert (rows[5:] == 0).all()
 
 
+def test_a_process_reads_its_share_of_the_records_and_no_other(batches, monkeypatch):
+    read = []
+    whole = Records.read
+    monkeypatch.setattr(Records, "read", lambda self, numbers: read.extend(numbers) or whole(self, numbers))
+    batches(0, 4, rows=np.asarray([1, 2]))
+    half = sorted(read)
+    read.clear()
+    batches(0, 4)
+    assert len(half) == 8 and len(read) == 16 and set(half) < set(read)
+
+
 def test_evaluation_on_several_processes_sees_what_one_sees(prepared, preprocess):
     records = Records(prepared, "test")
     whole = list(image_batches(records, preprocess, batch_size=4))
-    parts = [list(image_batches(records, preprocess, batch_size=4, shard=Shard(index, 2))) for index in range(2)]
+    shares = np.asarray([0, 3]), np.asarray([1, 2])
+    parts = [list(image_batches(records, preprocess, batch_size=4, rows=rows)) for rows in shares]
     for number, batch in enumerate(whole):
-        np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), batch)
+        for rows, part in zip(shares, parts, strict=True):
+            np.testing.assert_array_equal(part[number], batch[rows])
 
 
 def test_records_of_all_splits_are_those_of_each_one_after_the_other(prepared):
@@ -222,8 +234,8 @@ def test_with_partners_a_batch_has_their_texts_and_similarities_and_nothing_else
 def test_incorrect_texts_are_augmented_by_draws_of_their_own_and_resume_exactly(prepared, preprocess, tokenizer):
     records, itself = Records(prepared, "train"), Partners(np.arange(TOTAL), np.zeros(TOTAL, np.float32))
 
-    def load(first, last, shard=ALONE):
-        settings = dict(batch_size=BATCH, seed=3, first_step=first, last_step=last, shard=shard)
+    def load(first, last, rows=None):
+        settings = dict(batch_size=BATCH, seed=3, first_step=first, last_step=last, rows=rows)
         return list(training_batches(records, tokenizer, preprocess, *AUGMENTED, itself, **settings))
 
     whole = load(0, 10)
@@ -232,7 +244,8 @@ def test_incorrect_texts_are_augmented_by_draws_of_their_own_and_resume_exactly(
     for one, other in zip(load(6, 10), whole[6:], strict=True):
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
-    parts = zip(load(0, 4, Shard(0, 2)), load(0, 4, Shard(1, 2)), strict=True)
+    first, second = np.split(np.arange(BATCH), 2)
+    parts = zip(load(0, 4, first), load(0, 4, second), strict=True)
     for (first, second), batch in zip(parts, whole, strict=False):
         np.testing.assert_array_equal(
             np.concatenate([first["incorrect_text"], second["incorrect_text"]]), batch["incorrect_text"]

@@ -1,5 +1,6 @@
 """The loop around a stand-in loss: what it refuses to save, what it writes and how it stops."""
 
+import gzip
 import json
 import signal
 
@@ -12,6 +13,7 @@ import pytest
 from jaxclip.errors import UserError
 from jaxclip.training import loop
 from jaxclip.training.checkpoint import Checkpoints
+from jaxclip.training.profile import Profile, parse_steps
 from jaxclip.training.progress import Progress
 from jaxclip.training.state import TrainState
 from jaxclip.training.step import make_step
@@ -35,7 +37,9 @@ def batches(first=0, poisoned=None):
         yield {"target": np.full((4, 3), np.nan if step + 1 == poisoned else step, np.float32)}
 
 
-def train(workdir, items, state=None, *, save=2, evaluate=0, log=1, step=None, rank=lambda state: {"hit@1": 0.5}):
+def train(
+    workdir, items, state=None, *, save=2, evaluate=0, log=1, step=None, rank=lambda state: {"hit@1": 0.5}, profile=None
+):
     state = state or initial_state()
     checkpoints = Checkpoints(workdir, keep=2)
     written = Writers(workdir, first=int(state.step))
@@ -53,6 +57,7 @@ def train(workdir, items, state=None, *, save=2, evaluate=0, log=1, step=None, r
             checkpoints=checkpoints,
             beside={},
             evaluate=rank,
+            profile=profile or Profile(workdir),
         )
     finally:
         progress.close()
@@ -159,3 +164,19 @@ def test_a_signal_during_the_last_step_leaves_a_run_that_is_done_and_evaluated(t
 
     _, number = train(tmp_path, batches(), step=interrupted, evaluate=3, rank=rank)
     assert number is None and ranked == [3, 6, 8]
+
+
+def test_the_steps_asked_for_are_traced_with_the_chapters_of_the_loop(tmp_path):
+    train(tmp_path, batches(), profile=Profile(tmp_path / "tensorboard", parse_steps("3:4")))
+    (folder,) = (tmp_path / "tensorboard" / "plugins" / "profile").iterdir()
+    assert len(list(folder.glob("*.xplane.pb"))) == 1  # what TensorBoard reads; Perfetto opens the other
+    events = json.loads(gzip.decompress((folder / "perfetto_trace.json.gz").read_bytes()))["traceEvents"]
+    steps = {event["args"]["step_num"] for event in events if event.get("name") == "train"}
+    assert {int(step) for step in steps} == {3, 4}
+    assert {"wait for data", "save"} <= {event.get("name") for event in events}
+
+
+@pytest.mark.parametrize("text", ["3", "4:3", "0:2", "a:b", "1:2:3"])
+def test_steps_to_profile_that_are_none_are_told(text):
+    with pytest.raises(UserError, match="--profile_steps="):
+        parse_steps(text)

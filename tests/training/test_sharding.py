@@ -163,6 +163,18 @@ def test_parameters_are_split_over_fsdp_and_tensor():
             assert np.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 == np.prod(leaf.shape), name
 
 
+def test_the_table_tells_what_each_device_holds():
+    devices = make_mesh((2, 2, 2))
+    abstract = abstract_state(SHAPES, OPTIMIZER, devices)
+    lines = mesh.table(abstract.params, devices).splitlines()
+    leaves = jax.tree.leaves(abstract.params)
+    assert len(lines) == len(leaves) + 2
+    (line,) = [line for line in lines if "text/transformer/blocks/mlp_in/kernel" in line]
+    assert " ".join(line.split()[1:]) == "(2, 64, 256) -, fsdp, tensor 32.0 KiB"
+    held = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 for leaf in leaves)
+    assert lines[-1] == f"mesh data 2 x fsdp 2 x tensor 2: {held / 2**20:,.2f} MiB of parameters per device"
+
+
 @pytest.mark.parametrize(
     ("saved", "restored"), [((1, 8, 1), (2, 2, 2)), ((4, 1, 2), (1, 1, 1)), ((1, 1, 1), (1, 8, 1))]
 )
@@ -184,3 +196,13 @@ def test_a_checkpoint_of_one_mesh_is_restored_under_another_bit_for_bit(tmp_path
     for leaf, wanted, place in zip(*map(jax.tree.leaves, (found, state, abstract)), strict=True):
         np.testing.assert_array_equal(leaf, wanted)
         assert leaf.sharding == place.sharding and leaf.dtype == wanted.dtype
+
+
+@pytest.mark.parametrize("sizes", [*MESHES, (1, 1, 8)], ids=str)
+def test_a_process_holds_the_rows_that_its_devices_are_given(sizes):
+    sharding = mesh.batch_sharding(make_mesh(sizes))
+    rows = mesh.process_rows(sharding, BATCH)
+    np.testing.assert_array_equal(rows, np.arange(BATCH))  # the only process holds them all, each once
+    placed = mesh.place_rows(sharding, BATCH, rows[:, None])
+    np.testing.assert_array_equal(placed, np.arange(BATCH)[:, None])
+    assert placed.sharding == sharding

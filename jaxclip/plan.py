@@ -1,0 +1,110 @@
+"""Plan a training: python -m jaxclip.plan --config=configs/pretrain_large_batch.py:vit_l_14 --topology=v5e:16x16
+
+Compiles the real step for TPUs that are not here (pip install jaxclip[plan]) and prints what each device would hold, do
+and send, and the time its roofline allows. GPUs (h100:64) are estimated from the same program. Nothing is trained.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from jaxclip import command_line
+from jaxclip.config import Config
+from jaxclip.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxclip.training.planning import Plan
+
+TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, as v5e:16x16, v5p:4x4x4 or h100:64 (GPUs: an estimate)")
+COMPARE = flags.DEFINE_list(
+    "compare", [], "further topologies, or meshes of this one as DATAxFSDPxTENSOR, side by side"
+)
+MAX_BATCH = flags.DEFINE_bool("max_batch", False, "find the largest global batch that fits; compiles several")
+JSON = flags.DEFINE_string("json", None, "also write the plans into this file")
+
+ROWS: Sequence[tuple[str, Callable[["Plan"], str]]] = (
+    ("devices", lambda p: f"{p.devices:,}"),
+    ("mesh", lambda p: " x ".join(map(str, p.mesh))),
+    ("global batch", lambda p: f"{p.batch_size:,}"),
+    ("parameters", lambda p: _gib(p.parameters)),
+    ("optimizer", lambda p: _gib(p.optimizer)),
+    ("batch", lambda p: _gib(p.batch)),
+    ("temporaries", lambda p: _gib(p.temporaries)),
+    ("in all, of", lambda p: f"{_gib(p.needed)} / {_gib(p.memory)}"),
+    ("fits", lambda p: "yes" if p.fits else "NO"),
+    ("FLOPs", lambda p: f"{p.flops / 1e12:,.3g} T"),
+    ("memory traffic", lambda p: _gib(p.traffic)),
+    ("all-reduce", lambda p: _gib(p.sent.get("all-reduce", 0))),
+    ("all-gather", lambda p: _gib(p.sent.get("all-gather", 0))),
+    ("reduce-scatter", lambda p: _gib(p.sent.get("reduce-scatter", 0))),
+    ("other sent", lambda p: _gib(sum(p.sent.get(k, 0) for k in ("all-to-all", "collective-permute")))),
+    ("time of compute", lambda p: _ms(p.seconds["compute"])),
+    ("time of memory", lambda p: _ms(p.seconds["memory"])),
+    ("time of network", lambda p: _ms(p.seconds["network"])),
+    ("roofline step", lambda p: _ms(p.step_seconds)),
+    ("MFU it allows", lambda p: f"{p.mfu:.0%}"),
+    ("pairs/s, all", lambda p: f"{p.pairs_per_second:,.0f}"),
+)
+
+
+def main(overrides: dict[str, str]) -> None:
+    """Plans as the flags say."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # devices that are here take no part
+    wanted = command_line.from_file({"data.path": "(not read)", **overrides})
+    if wanted.task == "rerank":
+        raise UserError("task = 'rerank': what is planned are towers; a re-ranker trains on one device in minutes")
+    if not TOPOLOGY.value:
+        raise UserError("--topology is missing: give KIND:SHAPE, as --topology=v5e:16x16")
+    with command_line.quiet_imports():
+        from jaxclip.training import planning
+
+    plans = []
+    for topology, config in [(TOPOLOGY.value, wanted), *(_variant(item, wanted) for item in COMPARE.value)]:
+        if MAX_BATCH.value:
+            plans.append(planning.largest_batch(config, topology, say=command_line.say))
+        else:
+            command_line.say(f"compiling for {topology}")
+            plans.append(planning.plan(config, topology))
+    print(table(plans))
+    if JSON.value:
+        rows = [{**dataclasses.asdict(p), "fits": p.fits, "step_seconds": p.step_seconds} for p in plans]
+        Path(JSON.value).write_text(json.dumps(rows, indent=2) + "\n")
+        print(f"\n{'plans':18}{JSON.value}")
+
+
+def _variant(item: str, config: Config) -> tuple[str, Config]:
+    """Returns the topology and configuration that an item of --compare names."""
+    if ":" in item:
+        return item, config
+    sizes = item.split("x")
+    if len(sizes) != 3 or not all(size.isdigit() for size in sizes):
+        raise UserError(f"--compare={item} is neither a topology (v6e:16x16) nor a mesh (DATAxFSDPxTENSOR, 16x16x1)")
+    data, fsdp, tensor = map(int, sizes)
+    return TOPOLOGY.value, replace(config, mesh=replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor))
+
+
+def table(plans: Sequence["Plan"]) -> str:
+    """Returns the plans as lines, a column each; all figures but the batch and the last are of one device and step."""
+    lines = [f"{'per device':18}" + "".join(f"{plan.topology:>24}" for plan in plans)]
+    lines += [f"{name:18}" + "".join(f"{show(plan):>24}" for plan in plans) for name, show in ROWS]
+    return "\n".join(lines)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**27 else f"{size / 2**20:,.1f} MiB"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms"
+
+
+if __name__ == "__main__":
+    command_line.define_config_file()
+    command_line.run(main, __doc__)

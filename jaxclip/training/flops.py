@@ -1,0 +1,43 @@
+"""Floating-point operations of a program, counted in what JAX traced: XLA's own count takes a loop's body once."""
+
+import math
+from typing import Any
+
+
+def matmul_flops(jaxpr: Any) -> float:
+    """Returns the FLOPs of all matrix products and convolutions of a jaxpr over all devices, loops multiplied out.
+
+    A multiplication and an addition are two. What a backward pass recomputes counts again. Of branches the dearest
+    counts; a loop whose length is not known counts once.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return float(sum(_COUNTS.get(eqn.primitive.name, _inner)(eqn) for eqn in jaxpr.eqns))
+
+
+def _dot(eqn: Any) -> float:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    return 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+
+
+def _convolution(eqn: Any) -> float:
+    kernel = eqn.invars[1].aval.shape
+    out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * eqn.outvars[0].aval.size * math.prod(kernel) / out_features
+
+
+def _inner(eqn: Any) -> float:
+    found = [matmul_flops(part) for value in eqn.params.values() for part in _jaxprs(value)]
+    if eqn.primitive.name == "cond":
+        return max(found)
+    times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+    if eqn.primitive.name == "shard_map":
+        times = eqn.params["mesh"].size
+    return times * sum(found)
+
+
+def _jaxprs(value: Any) -> list[Any]:
+    values = value if isinstance(value, tuple | list) else [value]
+    return [item for item in values if hasattr(getattr(item, "jaxpr", item), "eqns")]
+
+
+_COUNTS = {"dot_general": _dot, "conv_general_dilated": _convolution}

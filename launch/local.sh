@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Several processes on this machine, one GPU each, as one run. Arguments: their number, then a command of jaxclip.
+#   launch/local.sh 4 train --config=configs/pretrain_large_batch.py --workdir=W
+# One process drives all GPUs of a machine as well; several share the host's work. SIGTERM to this script saves and ends.
+set -uo pipefail
+processes=${1:?usage: launch/local.sh PROCESSES COMMAND [ARGUMENTS]}
+command=${2:?usage: launch/local.sh PROCESSES COMMAND [ARGUMENTS]}
+shift 2
+
+pids=()
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+for ((id = 0; id < processes; id++)); do
+  CUDA_VISIBLE_DEVICES=$id python -m "jaxclip.$command" "$@" \
+    --coordinator_address="localhost:${PORT:-12355}" --num_processes="$processes" --process_id="$id" &
+  pids+=($!)
+done
+
+status=0
+for pid in "${pids[@]}"; do
+  while true; do
+    wait "$pid"
+    code=$?
+    kill -0 "$pid" 2>/dev/null || break # a trapped signal ends wait, not the process
+  done
+  ((status == 0)) && status=$code
+done
+exit "$status"

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Submits a run to SLURM, one process per GPU. Settings are variables, arguments those of `python -m jaxclip.train`.
+#   NODES=4 GPUS=8 TIME=12:00:00 launch/slurm.sh --config=configs/pretrain_large_batch.py --workdir=/shared/W
+# Submitted again, the same line goes on where the run was stopped; `singleton` keeps the jobs of one NAME in a row.
+set -euo pipefail
+: "${NODES:=2}" "${GPUS:=8}" "${CPUS:=12}" "${TIME:=24:00:00}" "${NAME:=jaxclip}" "${SETUP:=:}"
+
+exec sbatch --job-name="$NAME" --nodes="$NODES" --ntasks-per-node="$GPUS" --gpus-per-node="$GPUS" \
+  --cpus-per-task="$CPUS" --time="$TIME" --dependency=singleton --requeue --open-mode=append \
+  --output="$NAME-%j.log" --signal=TERM@120 \
+  --wrap="$SETUP && exec srun --kill-on-bad-exit=1 --wait=60 python -m jaxclip.train $(printf '%q ' "$@")"

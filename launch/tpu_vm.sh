@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Starts a run on all hosts of a Cloud TPU slice, where jaxclip is installed. Arguments: those of jaxclip.train.
+#   TPU=my-slice ZONE=us-west4-a launch/tpu_vm.sh --config=configs/pretrain_large_batch.py --workdir=/shared/W
+# SETUP (default: . venv/bin/activate) runs first on every host. /shared is a file system all hosts mount.
+set -euo pipefail
+: "${TPU:?the name of the TPU}" "${ZONE:?its zone}" "${SETUP:=. venv/bin/activate}"
+
+exec gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
+  --command="$SETUP && JAXCLIP_CACHE=${JAXCLIP_CACHE:-/shared/cache} exec python -m jaxclip.train $(printf '%q ' "$@")"
