@@ -37,24 +37,26 @@ def scores_of_evaluation(workdir, towers, shop):
     return split.captions, names[candidates.items], scores
 
 
-@pytest.mark.parametrize("preset", ["gated", "cross_attention"])
-def test_a_search_orders_as_an_evaluation_does(preset, request, train_reranker, trained, shop, tmp_path_factory):
-    if preset == "gated":
-        workdir, found = request.getfixturevalue("reranker"), request.getfixturevalue("reranking_searcher")
-    else:
-        workdir, towers = train_reranker(preset), tmp_path_factory.mktemp(preset) / "towers"
-        shutil.copytree(trained, towers)
-        found = jaxclip.load(towers, shop, rerank=workdir)
-    captions, candidates, scores = scores_of_evaluation(workdir, trained, shop)
+def test_a_search_orders_as_an_evaluation_does(reranker, reranking_searcher, trained, shop):
+    captions, candidates, scores = scores_of_evaluation(reranker, trained, shop)
     moved = 0
     for caption, names, own in list(zip(captions, candidates, scores, strict=True))[:20]:
-        rows = found.search(str(caption), k=K)
+        rows = reranking_searcher.search(str(caption), k=K)
         assert sorted(ids(rows)) == sorted(names)
         expected = dict(zip(names, own, strict=True))
         np.testing.assert_allclose([row.score for row in rows], [expected[row.id] for row in rows], atol=2e-4)
         assert all(a.score >= b.score for a, b in zip(rows, rows[1:], strict=False))
-        moved += ids(rows) != ids(found.search(str(caption), k=K, rerank=False))
+        moved += ids(rows) != ids(reranking_searcher.search(str(caption), k=K, rerank=False))
     assert moved > 10, "the second stage does nothing"
+
+
+def test_a_second_stage_that_reads_tokens_orders_without_reasons(train_reranker, trained, shop, tmp_path):
+    shutil.copytree(trained, tmp_path / "towers")
+    found = jaxclip.load(tmp_path / "towers", shop, rerank=train_reranker("cross_attention"))
+    first, rows = (found.search("blue shoes", k=K, rerank=rerank) for rerank in (False, True))
+    assert sorted(ids(rows)) == sorted(ids(first)) and ids(rows) != ids(first)
+    assert all(a.score >= b.score for a, b in zip(rows, rows[1:], strict=False)) and not rows[0].why
+    assert ids(found.search("red dress", k=K)) != ids(rows)
 
 
 def test_reasons_add_up_and_what_it_does_not_look_at_stays(reranking_searcher, searcher):
