@@ -16,6 +16,7 @@ from absl import flags
 
 from jaxclip import command_line, config
 from jaxclip.errors import UserError
+from jaxclip.retrieval import tables
 
 WORKDIR = flags.DEFINE_list("workdir", [], "folder of the run; several, separated by commas, with --query")
 STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by hit@1) or a step")
@@ -67,7 +68,7 @@ def main(overrides: dict[str, str]) -> None:
             _evaluate(workdir, overrides, shown=False)
     name = _name(workdirs[1], overrides)
     figures, folder = comparison.compare(wanted[workdirs[1]], *workdirs, name, command=_command(), say=command_line.say)
-    command_line.show(f"\n{comparison.table(figures)}\n")
+    command_line.show(f"\n{tables.compared(figures)}\n")
     for path in ("comparison.json", "report.html"):
         command_line.show(f"{Path(path).stem:12}{folder / path}")
 
@@ -90,19 +91,12 @@ def _evaluate(workdir: Path, overrides: dict[str, str], *, shown: bool) -> None:
     evaluate = evaluation.evaluate_checkpoint
     if wanted.task == "rerank":
         evaluate = partial(rerank.evaluate_checkpoint, load_config=config.load)
-    metrics, folder = evaluate(
-        wanted,
-        workdir,
-        STEP.value,
-        workdir / "eval" / _name(workdir, overrides),
-        parameters=PARAMETERS.value or "",
-        fingerprint=config.fingerprint(own),
-        say=command_line.say,
-        command=_command() if shown else "",
-    )
+    folder = workdir / "eval" / _name(workdir, overrides)
+    options = {"parameters": PARAMETERS.value or "", "fingerprint": config.fingerprint(own), "say": command_line.say}
+    metrics, folder = evaluate(wanted, workdir, STEP.value, folder, command=_command() if shown else "", **options)
     if not shown:
         return
-    command_line.show(f"\n{evaluation.table(metrics)}\n")
+    command_line.show(f"\n{tables.headline(metrics)}\n")
     command_line.show(f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}")
     for path in ("metrics.json", "report.html"):
         command_line.show(f"{Path(path).stem:10}{folder / path}")
