@@ -158,6 +158,55 @@ def searcher(trained, shop, tmp_path_factory):
     return jaxclip.load(workdir, shop)
 
 
+RERANKER = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.task, config.first_stage = "rerank", "{towers}"
+    config.batch_size, config.steps = 8, 10
+    config.data = ConfigDict({{"reader": "fashion_product_images", "path": "{others}", "test": 0.2}})
+    config.rerank = ConfigDict({{"candidates": 20, "wordings": 1, "preset": "{preset}", "layers": 1, "hidden": 64}})
+    config.optimizer = ConfigDict({{"warmup_steps": 1, "learning_rate": 0.01}})
+    return config
+"""
+
+
+@pytest.fixture(scope="session")
+def train_reranker(run, trained, tmp_path_factory) -> Callable[[str], Path]:
+    """Trains a re-ranker of `trained` with 20 candidates on other products; returns its workdir."""
+    from jaxclip.catalog.drawn import draw_catalogue
+
+    others = tmp_path_factory.mktemp("others") / "others"
+    draw_catalogue(others, 90, 8)
+
+    def train(preset: str) -> Path:
+        folder = tmp_path_factory.mktemp(preset)
+        (folder / "config.py").write_text(RERANKER.format(towers=trained, others=others, preset=preset))
+        done = run("train", f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}")
+        assert done.returncode == 0, done.stderr
+        return folder / "run"
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def reranker(train_reranker) -> Path:
+    """The workdir of a gated re-ranker of `trained`."""
+    return train_reranker("gated")
+
+
+@pytest.fixture(scope="session")
+def reranking_searcher(trained, reranker, shop, tmp_path_factory):
+    """The towers of `trained` over the products of `shop`, with `reranker` as second stage."""
+    import jaxclip
+
+    workdir = tmp_path_factory.mktemp("reranked") / "run"
+    shutil.copytree(trained, workdir)
+    return jaxclip.load(workdir, shop, rerank=reranker)
+
+
 @pytest.fixture(scope="session")
 def read_params() -> Callable[[Path, int], dict[str, np.ndarray]]:
     """Reads the parameters of a workdir's checkpoint by name, whatever wrote them."""

@@ -106,7 +106,7 @@ def test_help_lists_flags_and_configuration_fields(run, command):
         "train": ["--workdir", "--config:", "optimizer.learning_rate", "mesh.fsdp", "{'^image/stem': 0.0}"],
         "evaluate": ["--workdir", "--step", "--name", "optimizer.learning_rate", "data.path"],
         "prepare": ["--config:", "data.reader", "data.path"],
-        "search": ["--workdir", "--gallery", "--port", "--host", "--token", "data.reader"],
+        "search": ["--workdir", "--rerank", "--gallery", "--port", "--host", "--token", "data.reader"],
     }[command]
     assert not [word for word in listed if word not in done.stdout.replace("\n    ", " ")]
 

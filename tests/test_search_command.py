@@ -37,6 +37,7 @@ def test_mistakes_are_told_before_anything_is_loaded(run, searched, tmp_path):
         ([], "--workdir is missing"),
         ([f"--workdir={tmp_path}"], "is not a workdir"),
         ([f"--workdir={searched}", "--config.data.splt=all"], "did you mean data.split"),
+        ([f"--workdir={searched}", f"--rerank={tmp_path}"], "is not a workdir"),
     ):
         done = run("search", *arguments)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr

@@ -89,10 +89,11 @@ class Encoders:
                 crops=crops,
             )
 
-        if store is not None and keys is None:
-            keys = [picture_key(picture, crop if crops else None) for _, picture, crop in records.pictured()]
+        def own_keys() -> Sequence[bytes]:
+            return [picture_key(picture, crop if crops else None) for _, picture, crop in records.pictured()]
+
         encoder, what = self.image_tokens if tokens else self.image, "crops" if crops else "pictures"
-        return self._embed(encoder, params, batches, len(records), what, store, keys)
+        return self._embed(encoder, params, batches, len(records), what, store, lambda: keys or own_keys())
 
     def captions(
         self,
@@ -133,10 +134,11 @@ class Encoders:
             for block in padded_blocks(ids[numbers], self.batch_size):
                 yield block[self._rows]
 
-        keys = [content_key(row.tobytes()) for row in ids]
-        return self._embed(
-            self.text_tokens if tokens else self.text, params, batches, len(ids), "captions", store, keys
-        )
+        def keys() -> Sequence[bytes]:
+            return [content_key(row.tobytes()) for row in ids]
+
+        encoder = self.text_tokens if tokens else self.text
+        return self._embed(encoder, params, batches, len(ids), "captions", store, keys)
 
     def _embed(
         self,
@@ -146,7 +148,7 @@ class Encoders:
         rows: int,
         what: str,
         store: EmbeddingStore | None,
-        keys: Sequence[bytes] | None,
+        keys: Callable[[], Sequence[bytes]],
     ) -> np.ndarray:
         def encode(batch: np.ndarray) -> jax.Array:
             return encoder(params, meshes.place_rows(self._sharding, self.batch_size, batch))
@@ -157,7 +159,7 @@ class Encoders:
 
         if store is None:
             return embed(encode, shown(np.arange(rows)), rows)
-        return embed_stored(store, keys, encode, shown)
+        return embed_stored(store, keys(), encode, shown)
 
 
 def picture_key(picture: bytes, crop: np.ndarray | None = None) -> bytes:

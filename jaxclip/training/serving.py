@@ -20,7 +20,7 @@ from jaxclip.pipeline.records import Records
 from jaxclip.retrieval.gallery import Details, Gallery
 from jaxclip.retrieval.index import NearestNeighbours
 from jaxclip.retrieval.searcher import MOST, QueryEncoders, Searcher
-from jaxclip.training import evaluation, serving_second_stage
+from jaxclip.training import distributed, evaluation, serving_second_stage
 from jaxclip.training import mesh as meshes
 from jaxclip.training.encoders import Encoders, picture_key
 from jaxclip.training.first_stage import embed_gallery
@@ -55,6 +55,7 @@ def open_searcher(
       UserError: there is no such checkpoint or split, the split holds no product, the vectors are not finite, or the
         re-ranker does not fit.
     """
+    distributed.require_one_process("a search")
     if rerank is None:
         found = evaluation.load(config, workdir, step, prepared=prepared, say=say)
     else:

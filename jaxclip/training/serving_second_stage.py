@@ -94,7 +94,8 @@ def open_second_stage(
         if gated:
             gates, added = network.added(query, known, present)
             return first_scores + added.sum(axis=1), gates, added
-        return network(query, first_scores, known, present), jnp.zeros((len(items), 0)), jnp.zeros((len(items), 0, 0))
+        nothing = jnp.zeros((len(items), 0, items.shape[1]))
+        return network(query, first_scores, known, present), nothing[..., 0], nothing
 
     def judge(sentences, vectors, items, first_scores, there) -> Judged:
         padding = -len(items) % rows

@@ -47,6 +47,7 @@ class Result(BaseModel):
     category: str
     image: str = Field(description="address of its picture")
     before: int | None = Field(None, description="its place in the first stage, from 1; null where that is this list")
+    first: float | None = Field(None, description="its score in the first stage, where it was placed anew")
     why: list[Reason] = Field([], description="why it is where it is; empty where the second stage has no gates")
 
 
@@ -132,7 +133,7 @@ def found(gallery: Gallery, stage: SecondStage | None, found: Found, matching: i
     if second is None:
         return shown
     for place, result in enumerate(shown.results):
-        result.before = int(second.before[place])
+        result.before, result.first = int(second.before[place]), round(float(second.first[place]), 6)
         result.why = [
             Reason(feature=name, gate=round(reason.gate, 4), added=round(reason.added, 6))
             for name, reason in reasons(stage, second, place).items()

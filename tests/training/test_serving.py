@@ -10,8 +10,11 @@ from PIL import Image
 import jaxclip
 from jaxclip.catalog import builder
 from jaxclip.errors import UserError
+from jaxclip.pipeline import images
+from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.retrieval.searcher import Query
 from jaxclip.retrieval.store import EmbeddingStore
+from jaxclip.training import serving
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +77,16 @@ def test_pictures_may_be_paths_bytes_images_or_arrays(searcher, shop):
     for wrong in (b"<svg/>", Path("nowhere.jpg"), np.zeros((4, 4), np.uint8)):
         with pytest.raises(UserError, match="picture"):
             searcher.encode_image(wrong)
+
+
+def test_pictures_are_resized_as_the_workdir_says(shop):
+    encoded = next((shop / "images").iterdir()).read_bytes()
+    seen = {}
+    for filter in ("bicubic", "bilinear"):
+        preprocess = Preprocess(32, "squash", (0, 0, 0), (1, 1, 1), "", True, 12, filter)
+        seen[filter] = serving.read_picture(encoded, preprocess)
+        np.testing.assert_array_equal(seen[filter], images.resize(images.decode(encoded), 32, "squash", filter))
+    assert (seen["bicubic"] != seen["bilinear"]).any()
 
 
 def test_rows_render_their_pictures_with_names_as_text(searcher):

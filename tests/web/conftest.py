@@ -41,3 +41,13 @@ def server(searcher):
     searcher.warm_up()
     with serving(make_app(searcher)) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def reranking_server(reranking_searcher):
+    """The address of a server over `reranking_searcher`."""
+    from jaxclip.web.app import make_app
+
+    reranking_searcher.warm_up()
+    with serving(make_app(reranking_searcher)) as address:
+        yield address

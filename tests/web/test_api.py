@@ -53,6 +53,27 @@ def test_filters_and_likeness(client, searcher):
     )
 
 
+def test_a_second_stage_orders_and_explains_what_a_sentence_finds(reranking_server, reranking_searcher, client):
+    with httpx.Client(base_url=reranking_server, timeout=60) as both:
+        assert both.get("/v1/gallery").json()["second_stage"]["candidates"] == 20
+        answer = both.get("/v1/search", params={"q": "blue shoes", "k": 24}).json()
+        expected = reranking_searcher.search("blue shoes", k=24)
+        for row, own in zip(answer["results"], expected, strict=True):
+            assert (row["id"], row["before"]) == (own.id, own.before)
+            assert row["score"] == pytest.approx(own.score, abs=1e-5)
+            assert [reason["feature"] for reason in row["why"]] == list(own.why)
+            added = sum(reason["added"] for reason in row["why"])
+            assert row["score"] == pytest.approx(row["first"] + added, abs=1e-4)
+        first = reranking_searcher.search("blue shoes", k=24, rerank=False)
+        assert [row["id"] for row in answer["first_stage"]] == [row.id for row in first]
+        plain = both.get("/v1/search", params={"q": "blue shoes", "k": 24, "rerank": "false"})
+        assert ids(plain) == [row.id for row in first] and plain.json()["first_stage"] is None
+        picture = both.post("/v1/search", content=first[0].image_bytes, headers={"Content-Type": "image/jpeg"})
+        assert ids(picture)[0] == first[0].id and picture.json()["results"][0]["before"] is None
+    refused = client.get("/v1/search", params={"q": "shoes", "rerank": "true"})
+    assert refused.status_code == 422 and "--rerank" in refused.json()["detail"]
+
+
 def test_products_are_listed_in_pages(client, searcher):
     pages = [ids(client.get("/v1/products", params={"k": 25, "start": start})) for start in (0, 25, 50, 75)]
     assert sum(pages, []) == searcher.gallery.ids and not pages[3]

@@ -7,12 +7,14 @@ import shutil
 import time
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
 
 STATUS = "document.querySelector('#status').textContent"
+IDS = "all => all.map(one => one.dataset.id)"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -33,7 +35,7 @@ def visit(browser, server):
     """Opens an address of the server in a browser of its own; at the end nothing may have gone wrong in any."""
     complaints, contexts = [], []
 
-    def visit(path="/", width=1280, height=800, **options):
+    def visit(path="/", width=1280, height=800, server=server, **options):
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
@@ -65,7 +67,7 @@ def settle(page):
 
 
 def cards(page):
-    return page.eval_on_selector_all(".card", "cards => cards.map(card => card.dataset.id)")
+    return page.eval_on_selector_all(".card", IDS)
 
 
 def query(page):
@@ -172,6 +174,88 @@ def test_a_product_opens_with_crop_and_colours_and_leads_to_more_like_it(visit, 
     assert not opened.locator("dialog[open]").count()
 
 
+def badges(page, selector):
+    return page.eval_on_selector_all(selector, "all => all.map(one => one.querySelector('.moved')?.textContent ?? '')")
+
+
+def arrow(row):
+    return "" if row.place == row.before else f"{'▲' if row.before > row.place else '▼'}{abs(row.before - row.place)}"
+
+
+ENDS = """
+id => {
+  const box = (name) => [...document.querySelectorAll(`${name}[data-id="${id}"]`)].map(e => e.getBoundingClientRect());
+  const [[left, right], [path]] = [box('.entry'), box('path')];
+  const middles = [left, right].map(entry => (entry.top + entry.bottom) / 2);
+  const [top, bottom] = [Math.min(...middles), Math.max(...middles)];
+  return [path.left - left.right, path.right - right.left, path.top - top, path.bottom - bottom];
+}
+"""
+
+
+def test_both_orders_are_shown_side_by_side_with_what_moved(visit, reranking_server, reranking_searcher):
+    page = visit("/?q=blue+shoes", server=reranking_server)
+    rows = reranking_searcher.search("blue shoes", k=24)
+    first = ids(reranking_searcher.search("blue shoes", k=24, rerank=False))
+    assert cards(page) == ids(rows) != first and badges(page, ".card") == [arrow(row) for row in rows]
+    page.check("input[name=order][value=first]")
+    page.wait_for_url("**order=first*")
+    settle(page)
+    assert cards(page) == first and not any(badges(page, ".card"))
+    page.check("input[name=order][value=both]")
+    page.wait_for_url("**order=both*")
+    settle(page)
+    page = visit(page.url, server=reranking_server)
+    lists = page.eval_on_selector_all(
+        "#compare ol", "all => all.map(o => [...o.children].map(li => li.firstChild.dataset.id))"
+    )
+    assert lists == [first, ids(rows)] and not cards(page)
+    assert badges(page, "#compare section:last-child .entry") == [arrow(row) for row in rows]
+    anywhere = {row.id: arrow(row) for row in reranking_searcher.search("blue shoes", k=60)}
+    assert badges(page, "#compare section:first-child .entry") == [anywhere[id] for id in first]
+    both = set(first) & set(ids(rows))
+    assert page.locator("#compare path").count() == len(both)
+    row = next(row for row in rows if row.place != row.before and row.id in both)
+    ends = page.evaluate(ENDS, row.id)
+    assert max(map(abs, ends)) < 8, "the curve does not join the two places"
+    page.hover(f"#compare section:last-child [data-id='{row.id}']")
+    assert page.eval_on_selector_all(".lit", IDS) == [row.id] * 3
+    page.focus("#q")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.id") == rows[1].id
+
+
+CELLS = "all => all.map(row => [...row.children].map(cell => cell.innerText))"
+ASIDE = """
+all => all.map(cell => {
+  const [outer, inner] = [cell, cell.firstChild].map(e => e.getBoundingClientRect());
+  return (inner.left + inner.right - outer.left - outer.right) / 2;
+})
+"""
+
+
+def test_a_reranked_product_says_why_it_is_where_it_is(visit, reranking_server, reranking_searcher):
+    rows = reranking_searcher.search("blue shoes", k=24)
+    row = next(row for row in rows if row.before > row.place)
+    opened = visit(f"/?q=blue+shoes&open={row.id}", server=reranking_server)
+    opened.wait_for_selector("#why")
+    up = row.before - row.place
+    assert f"up {up} place{'s' * (up > 1)}" in opened.text_content("#verdict")
+    told = opened.eval_on_selector_all(
+        "#reasons tbody tr", "all => all.map(r => [...r.children].map(c => c.innerText))"
+    )
+    assert len(told) == len(row.why) and told[1][0] == "Picture"
+    aside = opened.eval_on_selector_all("#reasons .track", ASIDE)
+    for cells, off, reason in zip(told, aside, row.why.values(), strict=True):
+        assert float(cells[1]) == pytest.approx(reason.gate, abs=0.006)
+        assert float(cells[3].replace("−", "-")) == pytest.approx(reason.added, abs=0.0006)
+        assert abs(off) < 1 or np.sign(off) == np.sign(reason.added)
+    assert max(map(abs, aside)) > 5
+    assert not visit(f"/?open={row.id}", server=reranking_server).is_visible("#why")
+
+
 def test_markup_in_names_is_shown_as_text(visit, searcher):
     page = visit("/?k=60")
     titles = page.eval_on_selector_all(".card .title", "all => all.map(one => one.textContent)")
@@ -211,8 +295,10 @@ def test_everything_is_reached_with_keys_alone(visit):
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280, 1920])
-def test_nothing_overflows_at_any_width(visit, width):
-    page = visit("/?q=shoes", width=width)
+def test_nothing_overflows_at_any_width(visit, width, reranking_server):
+    page = visit("/?q=shoes&order=both", width=width, server=reranking_server)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page = visit("/?q=shoes", width=width, server=reranking_server)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     columns = page.evaluate("getComputedStyle(document.querySelector('#cards')).gridTemplateColumns.split(' ').length")
     assert columns >= 2

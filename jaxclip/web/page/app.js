@@ -1,15 +1,18 @@
-import { $, make } from "./elements.js";
+import { compare } from "./compare.js";
+import { $, make, moved } from "./elements.js";
 import { buildFilters, showFilters } from "./filters.js";
 import { dataUri, shrink } from "./pictures.js";
 import { fill } from "./product.js";
 import { ask, fetchJson } from "./server.js";
 import { MOST, PAGE, address, read, searching } from "./state.js";
+import { explain } from "./why.js";
 
 const PAUSE = 250;        // milliseconds without a key before a search
 
 let gallery = null;
 let asked = null;         // aborts the request before
 let requested = "";       // what the cards show or are about to show
+let found = [];           // the newest results
 const captions = new Map();  // id -> name, for the chip of "more like this"
 
 function change(changes, { replace = false } = {}) {
@@ -40,6 +43,8 @@ async function show() {
   document.title = state.q ? `${state.q} · ${gallery.name}` : `${gallery.name}: product search`;
   showChips(state);
   showFilters(state.filters);
+  $("orders").hidden = !gallery.second_stage || !state.q.trim();
+  for (const radio of $("orders").querySelectorAll("input")) radio.checked = radio.value === state.order;
   $("clear").hidden = !searching(state) && !state.filters.length;
   $("suggestions").hidden = searching(state) || state.filters.length > 0 || !gallery.suggestions.length;
   showProduct(state.open);
@@ -53,13 +58,14 @@ async function show() {
   $("cards").setAttribute("aria-busy", "true");
   try {
     const answer = await ask(state, asked.signal);
-    showCards(answer.results, searching(state));
+    showResults(state, answer);
     tell(summary(state, answer, performance.now() - started));
-    $("more").hidden = answer.results.length < state.k || state.k >= MOST || answer.results.length >= answer.matching;
+    const count = Math.min(answer.results.length, state.k);
+    $("more").hidden = count < state.k || state.k >= MOST || count >= answer.matching;
   } catch (error) {
     if (error.name === "AbortError") return;
     requested = "";
-    $("cards").replaceChildren();
+    showResults(state, { results: [] });
     $("more").hidden = true;
     tell(error instanceof TypeError ? "The server does not answer. Is it still running?" : error.message, true);
   }
@@ -71,18 +77,28 @@ function summary(state, answer, milliseconds) {
   if (!answer.results.length) return "No product passes these filters.";
   const matching = `${number(answer.matching)} ${answer.matching === 1 ? "product" : "products"}`;
   if (!searching(state)) return state.filters.length ? matching : `${matching} in ${gallery.name}`;
-  return `The nearest ${number(answer.results.length)} of ${matching}, in ${Math.round(milliseconds)} ms`;
+  return `The nearest ${number(Math.min(answer.results.length, state.k))} of ${matching}, in ${Math.round(milliseconds)} ms`;
+}
+
+function showResults(state, answer) {
+  found = answer.results;
+  const both = state.order === "both" && Boolean(answer.first_stage);
+  $("cards").hidden = both;
+  $("compare").hidden = !both;
+  showCards(both ? [] : found.slice(0, state.k), searching(state));
+  compare(both ? answer.first_stage : [], both ? found : [], state.k, (id) => change({ open: id }));
+  if (shown !== null) explainShown();
 }
 
 function showCards(results, scored) {
-  $("cards").replaceChildren(...results.map((result) => {
+  $("cards").replaceChildren(...results.map((result, place) => {
     if (result.caption) captions.set(result.id, result.caption);
     const title = result.caption || result.category || result.id;
     const image = make("img", { src: `${result.image.slice(1)}?size=400`, alt: "", loading: "lazy", decoding: "async" });
     const under = make("span", { className: "under" }, make("span", { textContent: result.caption ? result.category : result.id }));
-    if (scored) under.append(make("span", { textContent: result.score.toFixed(3), title: "Cosine of the picture with the query" }));
+    if (scored) under.append(make("span", { textContent: result.score.toFixed(3), title: result.before === null ? "Cosine of the picture with the query" : "Score of the second stage" }));
     const card = make("button", { className: "card", type: "button", onclick: () => change({ open: result.id }) },
-      make("span", { className: "plate" }, image),
+      make("span", { className: "plate" }, image, ...moved(place + 1, result.before)),
       make("span", { className: "text" }, make("span", { className: "title", textContent: title }), under));
     card.dataset.id = result.id;
     const like = make("button", { className: "like", type: "button", textContent: "More like this", onclick: () => similar(result.id) });
@@ -139,6 +155,7 @@ async function showProduct(id) {
     const product = await fetchJson(`v1/products/${encodeURIComponent(id)}`);
     if (shown !== id) return;
     fill(product);
+    explainShown();
     $("similar").onclick = () => similar(id);
     if (!$("product").open) $("product").showModal();
     $("similar").focus();
@@ -148,12 +165,17 @@ async function showProduct(id) {
   }
 }
 
+function explainShown() {
+  const place = found.findIndex((result) => result.id === shown);
+  explain(found[place], place + 1);
+}
+
 $("product").onclose = () => {
   const id = shown;
   if (id === null) return;
   shown = null;
   change({ open: null });
-  document.querySelector(`.card[data-id="${CSS.escape(id)}"]`)?.focus();
+  document.querySelector(`:is(.card, .entry)[data-id="${CSS.escape(id)}"]`)?.focus();
 };
 $("product").onclick = (event) => {
   if (event.target === $("product") || event.target.classList.contains("close")) $("product").close();
@@ -182,9 +204,10 @@ $("picture").onchange = () => {
 };
 $("clear").onclick = () => {
   $("q").value = "";
-  change({ q: "", like: null, filters: [], picture: null, k: PAGE });
+  change({ q: "", like: null, filters: [], picture: null, order: "", k: PAGE });
   $("q").focus();
 };
+$("orders").onchange = (event) => change({ order: event.target.value });
 $("more").onclick = () => change({ k: Math.min(MOST, read().k + PAGE) }, { replace: true });
 
 addEventListener("popstate", () => {
@@ -210,18 +233,21 @@ addEventListener("keydown", (event) => {
     $("q").select();
     return;
   }
-  const cards = [...document.querySelectorAll(".card")];
+  const cards = [...document.querySelectorAll(".card, .entry")];
   const at = cards.indexOf(document.activeElement);
   if (event.key === "ArrowDown" && event.target === $("q") && cards.length) {
     event.preventDefault();
     cards[0].focus();
   }
   if (at < 0) return;
-  const across = cards.filter((card) => card.offsetParent && card.parentElement.offsetTop === cards[0].parentElement.offsetTop).length;
-  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[event.key];
+  const beside = cards[at].matches(".entry");
+  const column = cards.findIndex((card) => card.closest("ol") === cards.at(-1).closest("ol"));  // where the second begins
+  const across = cards.filter((card) => card.parentElement.offsetTop === cards[0].parentElement.offsetTop).length;
+  const [aside, down] = beside ? [column, 1] : [1, across];
+  const step = { ArrowLeft: -aside, ArrowRight: aside, ArrowUp: -down, ArrowDown: down }[event.key];
   if (step === undefined) return;
   event.preventDefault();
-  if (at + step < 0) $("q").focus();
+  if (event.key === "ArrowUp" && (at < down || (beside && at === column))) $("q").focus();
   else cards[at + step]?.focus();
 });
 

@@ -13,3 +13,13 @@ export const words = (name) => {
   const spaced = name.replaceAll("_", " ").replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
   return spaced.charAt(0).toUpperCase() + spaced.slice(1);
 };
+
+// How far a product moved against the first stage: "▲3"; nothing where it has not, or nothing re-ordered it.
+export function moved(place, before, stage = "in the first stage", there = before) {
+  if (before === null || before === place) return [];
+  const up = before > place, far = Math.abs(before - place);
+  const badge = make("span", { className: up ? "moved up" : "moved down", textContent: `${up ? "▲" : "▼"}${far}` });
+  badge.setAttribute("aria-label", `${up ? "up" : "down"} ${far} ${far === 1 ? "place" : "places"}`);
+  badge.title = `Place ${there} ${stage}`;
+  return [badge];
+}

@@ -1,7 +1,7 @@
 // Asking the server.
 
 import { bytes } from "./pictures.js";
-import { searching } from "./state.js";
+import { MOST, searching } from "./state.js";
 
 export async function fetchJson(url, options = {}) {
   const response = await fetch(url, options);
@@ -11,11 +11,12 @@ export async function fetchJson(url, options = {}) {
 }
 
 export function ask(state, signal) {
-  const query = new URLSearchParams({ k: state.k });
+  const query = new URLSearchParams({ k: state.order === "both" ? MOST : state.k });  // all that may have moved
   for (const filter of state.filters) query.append("filter", filter);
   if (!searching(state)) return fetchJson(`v1/products?${query}`, { signal });
   if (state.q.trim()) query.set("q", state.q);
   if (state.like !== null) query.set("like", state.like);
+  if (state.order === "first") query.set("rerank", "false");
   if (!state.picture) return fetchJson(`v1/search?${query}`, { signal });
   const body = new Blob([bytes(state.picture)], { type: "image/jpeg" });
   return fetchJson(`v1/search?${query}`, { signal, method: "POST", headers: { "Content-Type": "image/jpeg" }, body });

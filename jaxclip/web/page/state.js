@@ -1,6 +1,7 @@
 // The address bar is the state: everything is read from it and every change is written to it.
 
 export const PAGE = 24, MOST = 100;
+const ORDERS = ["both", "first"];  // beside "": the second stage's, where there is one
 
 export function read() {
   const query = new URLSearchParams(location.search);
@@ -10,6 +11,7 @@ export function read() {
     like: query.get("like"),
     filters: query.getAll("filter"),
     k: k >= 1 && k <= MOST ? k : PAGE,
+    order: ORDERS.includes(query.get("order")) ? query.get("order") : "",
     open: query.get("open"),
     picture: new URLSearchParams(location.hash.slice(1)).get("picture"),
   };
@@ -21,6 +23,7 @@ export function address(state) {
   if (state.like !== null) query.set("like", state.like);
   for (const filter of state.filters) query.append("filter", filter);
   if (state.k !== PAGE) query.set("k", state.k);
+  if (state.order) query.set("order", state.order);
   if (state.open !== null) query.set("open", state.open);
   const text = query.toString();
   return location.pathname + (text && `?${text}`) + (state.picture ? `#picture=${state.picture}` : "");

@@ -1,0 +1,40 @@
+import { $, make, words } from "./elements.js";
+
+// What the second stage's features are, for people who have not read its configuration.
+const NAMES = {
+  hubness: ["Generality", "Pictures that are near to whatever is searched for are pushed down"],
+  image: ["Picture", "The whole picture against the words"],
+  crop: ["Crop", "The product's crop against the words"],
+  colour: ["Colours", "The names of the crop's colours"],
+  geometry: ["Proportions", "Size and shape of the crop box"],
+  texture: ["Texture", "How patterned the crop is"],
+  attributes: ["Attributes", "What the catalogue says of it"],
+  caption_attributes: ["Attributes in names", "What the catalogue says of it and captions are worded from"],
+};
+const nth = (place) => {
+  const suffix = { one: "st", two: "nd", few: "rd", other: "th" }[new Intl.PluralRules("en", { type: "ordinal" }).select(place)];
+  return `${place.toLocaleString("en")}${suffix}`;
+};
+const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
+
+// Says in the dialog why a product is where it is: its result and its place, from 1; nothing re-ordered it if `before` is null.
+export function explain(result, place) {
+  $("why").hidden = !result || result.before === null;
+  if ($("why").hidden) return;
+  const places = (count) => `${count} ${count === 1 ? "place" : "places"}`;
+  const distance = result.before - place;
+  const verdict = distance === 0 ? "where it was" : distance > 0 ? `up ${places(distance)}` : `down ${places(-distance)}`;
+  $("verdict").textContent = `${nth(result.before)} in the first stage, ${nth(place)} after re-ranking: ${verdict}.`;
+  $("reasons").hidden = !result.why.length;
+  const largest = Math.max(...result.why.map((reason) => Math.abs(reason.added)), 1e-9);
+  $("reasons").tBodies[0].replaceChildren(...result.why.map((reason) => row(reason, largest)));
+  $("sum").textContent = result.why.length ? `${result.first.toFixed(3)} in the first stage, ${result.score.toFixed(3)} with these.` : "";
+}
+
+function row({ feature, gate, added }, largest) {
+  const [name, title] = NAMES[feature] ?? [words(feature), ""];
+  const bar = make("i", { className: added < 0 ? "less" : "more" });
+  bar.style.width = `${(50 * Math.abs(added)) / largest}%`;
+  return make("tr", { title }, make("th", { scope: "row", textContent: name }),
+    make("td", { textContent: gate.toFixed(2) }), make("td", { className: "track" }, bar), make("td", { textContent: signed(added) }));
+}
