@@ -68,8 +68,7 @@ def main(overrides: dict[str, str]) -> None:
     name = _name(workdirs[1], overrides)
     figures, folder = comparison.compare(wanted[workdirs[1]], *workdirs, name, command=_command(), say=command_line.say)
     command_line.show(f"\n{comparison.table(figures)}\n")
-    for path in ("comparison.json", "report.html"):
-        command_line.show(f"{Path(path).stem:12}{folder / path}")
+    command_line.show(f"{'comparison':12}{folder / 'comparison.json'}\n{'report':12}{folder / 'report.html'}")
 
 
 def _name(workdir: Path, overrides: dict[str, str]) -> str:
@@ -104,8 +103,7 @@ def _evaluate(workdir: Path, overrides: dict[str, str], *, shown: bool) -> None:
         return
     command_line.show(f"\n{evaluation.table(metrics)}\n")
     command_line.show(f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}")
-    for path in ("metrics.json", "report.html"):
-        command_line.show(f"{Path(path).stem:10}{folder / path}")
+    command_line.show(f"{'metrics':10}{folder / 'metrics.json'}\n{'report':10}{folder / 'report.html'}")
 
 
 def _joined(argv: list[str]) -> list[str]:
