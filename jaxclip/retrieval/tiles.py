@@ -6,7 +6,7 @@ line's best so far, which sends it to be looked at. Reading a tile costs a thirt
 looked at costs more, and that is a few scores per line and tile.
 """
 
-from functools import cache, partial, reduce
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -136,11 +136,8 @@ def _read(scores, limits, width, best, first, offset, *, axis):
     values, items = best
     floor = jnp.full(limits.shape[1:], jnp.inf)
     if len(values):
-        # fori_loop as in `visit`: only a line's first tile needs a bound of its own.
-        floor = lax.fori_loop(
-            0, first.astype(jnp.int32), lambda _, f: jnp.maximum(f, _bound(scores, len(values), axis)), values.min(0)
-        )
-    words = _pack(scores, jnp.expand_dims(limits[0], axis), jnp.expand_dims(floor, axis), axis)
+        floor = jnp.maximum(values.min(0), _bound(scores, first, len(values), axis))
+    words = _words(scores, limits[0], floor, axis)
     reached = lax.population_count(words & np.uint32(2**WORD - 1)).astype(jnp.int32).sum(axis)
     counts = jnp.zeros(limits.shape, jnp.int32).at[0].set(reached)
 
@@ -159,6 +156,26 @@ def _slices(array, axis):
     return jnp.split(array, WORD, axis=axis)
 
 
+def _words(scores, limit, floor, axis):
+    """Returns what `_pack` does, a quarter of the lines at a time.
+
+    The loop has the words written once; without it XLA packs them anew, and worse, in each place that reads them.
+    """
+    lines = len(limit)
+    some = lines // 4  # tiles' sides are multiples of MULTIPLE
+
+    def pack(part, words):
+        cut = partial(lax.dynamic_slice_in_dim, start_index=part * some, slice_size=some)
+        across = 1 - axis
+        packed = _pack(
+            cut(scores, axis=across), jnp.expand_dims(cut(limit), axis), jnp.expand_dims(cut(floor), axis), axis
+        )
+        return lax.dynamic_update_slice_in_dim(words, packed, part * some, across)
+
+    words = jnp.zeros(_shortened(scores.shape, axis, scores.shape[axis] // WORD), jnp.uint32)
+    return lax.fori_loop(0, 4, pack, words)
+
+
 def _pack(scores, limit, floor, axis):
     """Returns words, `axis` shortened by WORD: bit i says score >= limit, bit WORD + i score > floor.
 
@@ -172,14 +189,28 @@ def _pack(scores, limit, floor, axis):
     return words
 
 
-def _bound(scores, k, axis):
-    """Returns (lines,) a number below the k-th best score of each line: below the maxima of k disjoint parts of it."""
-    maxima = reduce(jnp.maximum, _slices(scores, axis))
-    parts = maxima.T if axis else maxima  # (W, lines)
-    per = len(parts) // k
-    bound = reduce(jnp.maximum, jnp.split(parts[: per * k], per)).min(0)
+def _bound(scores, first, k, axis):
+    """Returns (lines,) a number below the k-th best score of each line: below the maxima of k parts of it.
+
+    Only a line's first tile needs it: where `first` is false it is -inf, and no score is read.
+    """
+    size = scores.shape[axis] // WORD
+
+    def widen(part, maxima):
+        return jnp.maximum(maxima, lax.dynamic_slice_in_dim(scores, part * size, size, axis))
+
+    nothing = jnp.full_like(scores, -jnp.inf, shape=_shortened(scores.shape, axis, size))
+    maxima = lax.fori_loop(0, jnp.where(first, WORD, 0), widen, nothing)
+    maxima = jnp.moveaxis(maxima, axis, 1)
+    bound = lax.cond(
+        first, lambda m: lax.top_k(m, k)[0][:, -1], lambda m: jnp.full_like(m, -jnp.inf, shape=len(m)), maxima
+    )
     bound = jnp.minimum(bound, 3e38)  # below infinity too
     return bound - 1e-6 * jnp.abs(bound) - 1e-30
+
+
+def _shortened(shape, axis, size):
+    return shape[:axis] + (size,) + shape[axis + 1 :]
 
 
 def _look(values, items, scores, words, offset, axis):
