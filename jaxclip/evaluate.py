@@ -16,6 +16,7 @@ from absl import flags
 
 from jaxclip import command_line, config
 from jaxclip.errors import UserError
+from jaxclip.retrieval import tables
 
 WORKDIR = flags.DEFINE_list("workdir", [], "folder of the run; several, separated by commas, with --query")
 STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by hit@1) or a step")
@@ -67,8 +68,9 @@ def main(overrides: dict[str, str]) -> None:
             _evaluate(workdir, overrides, shown=False)
     name = _name(workdirs[1], overrides)
     figures, folder = comparison.compare(wanted[workdirs[1]], *workdirs, name, command=_command(), say=command_line.say)
-    command_line.show(f"\n{comparison.table(figures)}\n")
-    command_line.show(f"{'comparison':12}{folder / 'comparison.json'}\n{'report':12}{folder / 'report.html'}")
+    command_line.show(f"\n{tables.compared(figures)}\n")
+    for path in ("comparison.json", "report.html"):
+        command_line.show(f"{Path(path).stem:12}{folder / path}")
 
 
 def _name(workdir: Path, overrides: dict[str, str]) -> str:
@@ -89,21 +91,15 @@ def _evaluate(workdir: Path, overrides: dict[str, str], *, shown: bool) -> None:
     evaluate = evaluation.evaluate_checkpoint
     if wanted.task == "rerank":
         evaluate = partial(rerank.evaluate_checkpoint, load_config=config.load)
-    metrics, folder = evaluate(
-        wanted,
-        workdir,
-        STEP.value,
-        workdir / "eval" / _name(workdir, overrides),
-        parameters=PARAMETERS.value or "",
-        fingerprint=config.fingerprint(own),
-        say=command_line.say,
-        command=_command() if shown else "",
-    )
+    folder = workdir / "eval" / _name(workdir, overrides)
+    options = {"parameters": PARAMETERS.value or "", "fingerprint": config.fingerprint(own), "say": command_line.say}
+    metrics, folder = evaluate(wanted, workdir, STEP.value, folder, command=_command() if shown else "", **options)
     if not shown:
         return
-    command_line.show(f"\n{evaluation.table(metrics)}\n")
+    command_line.show(f"\n{tables.headline(metrics)}\n")
     command_line.show(f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}")
-    command_line.show(f"{'metrics':10}{folder / 'metrics.json'}\n{'report':10}{folder / 'report.html'}")
+    for path in ("metrics.json", "report.html"):
+        command_line.show(f"{Path(path).stem:10}{folder / path}")
 
 
 def _joined(argv: list[str]) -> list[str]:

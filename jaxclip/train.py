@@ -17,6 +17,7 @@ from absl import flags
 from jaxclip import command_line, config
 from jaxclip.config import Config
 from jaxclip.errors import UserError
+from jaxclip.retrieval import tables
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/ and the name of the config file")
 PROFILE = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, steps to trace for TensorBoard and Perfetto")
@@ -40,7 +41,7 @@ def main(overrides: dict[str, str]) -> int:
     workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)
     _check_workdir(workdir, wanted)
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import distributed, evaluation, profile, rerank
+        from jaxclip.training import distributed, profile, rerank
         from jaxclip.training.train import train
 
     profiled = profile.parse_steps(PROFILE.value) if PROFILE.value else range(0)
@@ -60,14 +61,11 @@ def main(overrides: dict[str, str]) -> int:
     if outcome.signal is not None:
         return _stopped(outcome.signal, f" at step {outcome.step}, saved")
     if outcome.zero_shot is not None:
-        command_line.show(f"\n{evaluation.comparison(outcome.zero_shot, outcome.metrics)}")
-    command_line.show(f"\n{evaluation.table(outcome.metrics, outcome.raw)}\n")
-    for what, path in (
-        ("workdir", workdir),
-        ("metrics", outcome.folder / "metrics.json"),
-        ("report", outcome.folder / "report.html"),
-    ):
-        command_line.show(f"{what:10}{path}")
+        command_line.show(f"\n{tables.before_and_after(outcome.zero_shot, outcome.metrics)}")
+    command_line.show(f"\n{tables.headline(outcome.metrics, outcome.raw)}\n")
+    command_line.show(f"{'workdir':10}{workdir}")
+    for path in ("metrics.json", "report.html"):
+        command_line.show(f"{Path(path).stem:10}{outcome.folder / path}")
     command_line.show(f"{'time':10}{(time.perf_counter() - started) / 60:.1f} min")
     return 0
 

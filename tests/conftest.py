@@ -187,3 +187,54 @@ def read_rows() -> Callable[[Path], list[dict[str, float]]]:
         return [{name: value for name, value in row.items() if name not in clock} for row in rows]
 
     return read
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser is installed: one of {', '.join(BROWSERS)}")
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+# Lazy pictures load when they are seen; this looks at all.
+BROKEN_PICTURES = """async () => {
+  const broken = [];
+  for (const image of document.images) {
+    image.loading = "eager";
+    await image.decode().catch(() => broken.push(image.src));
+  }
+  return broken;
+}"""
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a file in Chromium, offline; what its console says, or a picture that does not load, fails the test."""
+    contexts = []
+
+    def opened(path: Path, width: int = 1280, scheme: str = "light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        page, complaints = context.new_page(), []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(path.as_uri())
+        assert not complaints
+        broken = page.evaluate(BROKEN_PICTURES)
+        assert not broken, f"{len(broken)} pictures do not load, first {broken[0][:80]}"
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"wider than {width} px"
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()

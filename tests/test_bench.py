@@ -23,6 +23,18 @@ def test_the_losses_are_measured_side_by_side(run, tmp_path):
     assert rows["dense"]["temporaries"] >= 4 * 512 * 512
 
 
+@pytest.mark.slow
+def test_ranks_are_measured_beside_what_is_installed(run, tmp_path):
+    path = tmp_path / "ranks.json"
+    done = run("bench", "ranks", "--items=400", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    rows = {row.pop("implementation"): row for row in json.loads(path.read_text())["rows"]}
+    assert {"both ways, top 20", "one way, top 20", "one way, bfloat16", "numpy sort, small", "memory"} <= rows.keys()
+    assert ("two searches of faiss, top 20" in rows) == (importlib.util.find_spec("faiss") is not None)
+    assert all(row["seconds"] > 0 for name, row in rows.items() if name != "memory")
+    assert rows["one way, bfloat16"]["ranks changed"] < 0.1 and rows["memory"]["items"] == 400
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

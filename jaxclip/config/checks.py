@@ -160,9 +160,11 @@ def _of_features(config: Config) -> list[str]:
         except UserError as error:
             problems.append(f"incorrect_pairs.variant: {error}")
     kind, _, where = pairs.features.partition(":")
-    if not (pairs.features == "classical" or (kind == "towers" and where)):
+    encoders = kind == "encoders" and all(where.split(",")) and where.count(",") == 1
+    if not (pairs.features == "classical" or encoders or (kind == "towers" and where)):
         problems.append(
-            f"incorrect_pairs.features = {pairs.features!r} must be classical, or towers:WORKDIR with a trained run"
+            f"incorrect_pairs.features = {pairs.features!r} must be classical, towers:WORKDIR with a trained run, or "
+            "encoders:VIT,BERT with folders or names of a ViT and a BERT"
         )
     return problems
 

@@ -63,7 +63,7 @@ class IncorrectPairs:
     variant: str = "clustered"  # clustered (the paper's rule), random or below:T (cosine of the pictures below T)
     clusters: int = 10  # of pictures, and of texts (clustered only)
     seed: int = 0  # of clusters and draws
-    features: str = "classical"  # what pictures and texts are compared by: classical, or towers:WORKDIR
+    features: str = "classical"  # what pictures and texts are compared by: classical, towers:WORKDIR, encoders:VIT,BERT
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The `rerank` protocol: the first stage's top K in a new order, everything else where the first stage left it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,22 +96,3 @@ def moved(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     direction = np.sign(before - after)
     shares = {"improved": direction > 0, "unchanged": direction == 0, "worsened": direction < 0}
     return {name: float(share.mean()) for name, share in shares.items()}
-
-
-def table(metrics: Mapping) -> str:
-    """Returns the headline figures of both stages as lines for the terminal, beside chance."""
-    names = [name for name in metrics["text_to_image"] if name.startswith("hit@")]
-    lines = [f"{'':16}" + "".join(f"{name:>24}" for name in names)]
-    for title, stage in (("first stage", "first_stage"), ("re-ranked", "text_to_image")):
-        figures = [metrics[stage][hit] for hit in names]
-        cells = [f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" for f in figures]
-        lines.append(f"{title:16}" + "".join(f"{cell:>24}" for cell in cells))
-    seen = metrics["reranked"]
-    cells = [f"{seen['compared'][hit]['difference']:+.3f}, p {seen['compared'][hit]['p']:.4f}" for hit in names]
-    lines.append(f"{'difference':16}" + "".join(f"{cell:>24}" for cell in cells))
-    lines.append(f"{'chance':16}" + "".join(f"{metrics['chance'][hit]:>24.4f}" for hit in names))
-    lines.append(
-        f"{metrics['queries']:,} queries: {seen['improved']:.1%} improved, {seen['unchanged']:.1%} unchanged, "
-        f"{seen['worsened']:.1%} worsened; the top {seen['k']} hold an answer to {seen['retrieved']:.1%}"
-    )
-    return "\n".join(lines)

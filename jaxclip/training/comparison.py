@@ -68,18 +68,6 @@ def compare(
     return figures, folder
 
 
-def table(figures: Mapping[str, Any]) -> str:
-    """Returns the comparison as lines for the terminal."""
-    lines = []
-    for direction, rows in figures.items():
-        lines.append(f"{direction.replace('_', '-'):16}{'baseline':>10}{'this':>10}{'difference':>28}{'p':>10}")
-        for name, row in rows.items():
-            interval = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-            p = "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
-            lines.append(f"  {name:14}{row['baseline']:>10.3f}{row['value']:>10.3f}{interval:>28}{p:>10}")
-    return "\n".join(lines)
-
-
 def write_sheet(
     path: Path,
     runs: Mapping[Path, "Config"],

@@ -14,7 +14,7 @@ from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
-from jaxclip.retrieval import labels, marqo, protocols, results, second_stage
+from jaxclip.retrieval import labels, marqo, protocols, results
 from jaxclip.retrieval.store import EmbeddingStore
 from jaxclip.training import distributed, pages, setup, writers
 from jaxclip.training import mesh as meshes
@@ -332,49 +332,3 @@ def evaluate_checkpoint(
 def folder_of(folder: Path, which: str, *, averaged: bool) -> Path:
     """Returns where results go: into a folder of their own, where they are raw beside those of a moving average."""
     return folder.with_name(f"{folder.name}-raw") if which == "raw" and averaged else folder
-
-
-def table(metrics: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -> str:
-    """Returns the headline figures as lines for the terminal: value [95% interval] beside chance.
-
-    `raw` are the figures of the parameters themselves, where `metrics` are those of their moving average. Of rankings
-    that were re-ranked see `second_stage.table`.
-    """
-    if "reranked" in metrics:
-        return second_stage.table(metrics)
-    names = [name for name in metrics["text_to_image"] if name.startswith("hit@")]
-    lines = [f"{'':16}" + "".join(f"{name:>24}" for name in names)]
-    for direction in ("text_to_image", "image_to_text"):
-        label = direction.replace("_", "-")
-        for head, found in ((label, metrics), ("  not averaged", raw)):
-            if found:
-                figures = [found[direction][name] for name in names]
-                cells = [f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" for f in figures]
-                lines.append(f"{head:16}" + "".join(f"{cell:>24}" for cell in cells))
-    lines.append(f"{'chance':16}" + "".join(f"{metrics['chance'][name]:>24.4f}" for name in names))
-    lines.append(f"{metrics['queries']:,} queries, {metrics['gallery']:,} pictures; 95% bootstrap intervals")
-    if metrics.get("parameters") == "ema":
-        lines.append("of the moving average of the parameters (optimizer.ema), but for rows called otherwise")
-    return "\n".join(lines)
-
-
-def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Returns text-to-image hit@k before and after training, then by category, as lines for the terminal.
-
-    These are Tables 2 and 1 of the fit-aware paper, which calls hit@k R@k.
-    """
-    names = [name for name in after["text_to_image"] if name.startswith("hit@")]
-    head = "".join(f"{name.replace('hit@', 'R@'):>8}" for name in names)
-    width = max([24, *(len(category) + 10 for category in after["by_category"])])
-
-    def line(title: str, *rows: Mapping[str, Any]) -> str:
-        cells = ("".join(f"{row[name]['value']:8.3f}" for name in names) for row in rows)
-        return f"{title:{width}}" + "   ".join(cells)
-
-    lines = [f"{'':{width}}{head}"]
-    lines += [line("zero-shot", before["text_to_image"]), line("fine-tuned", after["text_to_image"])]
-    lines += ["", f"{'':{width}}{'zero-shot':<{len(head)}}   fine-tuned", f"{'':{width}}{head}   {head}"]
-    for category, row in after["by_category"].items():
-        lines.append(line(f"{category} ({row['queries']})", before["by_category"][category], row))
-    lines.append("text to image; R@k is hit@k: the share of queries with a right picture in the top k")
-    return "\n".join(lines)

@@ -14,10 +14,11 @@ from jaxclip.errors import UserError
 from jaxclip.features import classical, incorrect_pairs, pair_table
 from jaxclip.features.pair_table import IncorrectPairs
 from jaxclip.pipeline.records import Records
-from jaxclip.training import distributed, evaluation, setup
+from jaxclip.training import distributed, evaluation, setup, single_encoders
 from jaxclip.training import mesh as meshes
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints
+from jaxclip.training.pretrained import checkpoint_folder
 from jaxclip.training.progress import bar
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 FOLDER = "incorrect_pairs"
 TRAIN = "train"
-CLASSICAL, TOWERS = "classical", "towers"
+KEY = "incorrect_pairs.features"
+CLASSICAL, TOWERS, ENCODERS = "classical", "towers", "encoders"
 Features = tuple[np.ndarray, np.ndarray]
 
 
@@ -106,12 +108,17 @@ def _features(
     for product, group in bar(records.products(), total=len(records), desc="reading captions", unit="product"):
         products.append(product)
         groups.append(group)
-    kind, _, workdir = config.incorrect_pairs.features.partition(":")
+    kind, _, where = config.incorrect_pairs.features.partition(":")
+    worded = [_text(config, product) for product in products]
     if kind == TOWERS:
-        workdir = Path(workdir).expanduser()
+        workdir = Path(where).expanduser()
         images, texts = _from_towers(load_config(workdir), workdir, records, say)
+    elif kind == ENCODERS:
+        vit, bert = (checkpoint_folder(name, KEY) for name in where.split(","))
+        say(f"describing {len(records):,} training products with {vit.name} and {bert.name}")
+        images, texts = single_encoders.picture_features(vit, records), single_encoders.text_features(bert, worded)
     else:
-        images, texts = _classical(records, [_text(config, product) for product in products])
+        images, texts = _classical(records, worded)
     return images, texts, np.asarray(groups)
 
 
@@ -145,5 +152,5 @@ def _from_towers(own: "Config", workdir: Path, records: Records, say: Callable[[
 def _checkpoint(workdir: Path) -> tuple[Checkpoints, int]:
     checkpoints = Checkpoints(workdir, read_only=True)
     if not checkpoints.steps():
-        raise UserError(f"incorrect_pairs.features: {workdir} has no complete checkpoint")
+        raise UserError(f"{KEY}: {workdir} has no complete checkpoint")
     return checkpoints, checkpoints.steps()[-1]

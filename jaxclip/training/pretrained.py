@@ -63,7 +63,7 @@ def open_pretrained(config: "Config", step: int | None = None) -> Pretrained:
     Raises:
       UserError: there is no such checkpoint, it is broken, or its towers cannot be built here.
     """
-    folder = _folder(config.model.init_from)
+    folder = checkpoint_folder(config.model.init_from, "model.init_from")
     source = _workdir(folder, step) if (folder / FILENAME).exists() else _published(folder, config)
     size, length = config.data.image_size, config.data.context_length
     own = source.config
@@ -100,18 +100,22 @@ def pretrained_params(config: "Config", abstract: Params, step: int | None = Non
     return params, source.step
 
 
-def _folder(name: str) -> Path:
+def checkpoint_folder(name: str, key: str) -> Path:
+    """Returns the folder that `name` is, or that the Hugging Face hub gives for it.
+
+    `key` is the configuration's key that named it, for the message of the UserError where it is neither.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if not re.fullmatch(PROPER_NAME, name):
-        raise UserError(f"model.init_from = {name!r} is neither a folder nor a name on the Hugging Face hub")
+        raise UserError(f"{key} = {name!r} is neither a folder nor a name on the Hugging Face hub")
     repository, _, revision = name.partition("@")
     try:
         return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=FETCHED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model.init_from = {name!r} is no folder, and the hub could not give it: {reason}") from None
+        raise UserError(f"{key} = {name!r} is no folder, and the hub could not give it: {reason}") from None
 
 
 def _published(folder: Path, config: "Config") -> Pretrained:

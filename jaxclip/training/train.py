@@ -10,6 +10,7 @@ import jax
 from jaxclip.errors import UserError
 from jaxclip.pipeline.batches import Partners
 from jaxclip.pipeline.records import Records
+from jaxclip.retrieval import tables
 from jaxclip.training import distributed, evaluation, loop, setup, writers
 from jaxclip.training import mesh as meshes
 from jaxclip.training.base import completed, initial_params
@@ -110,7 +111,7 @@ def train(
             result, before = evaluator.rank(state.params), workdir / "eval" / ZERO_SHOT
             about = beside | {"parameters": "raw"}
             zero_shot = evaluation.write(before, result, evaluator, workdir=workdir, step=0, fingerprints=about)
-            say(evaluation.table(zero_shot))
+            say(tables.headline(zero_shot))
         stopped = None
         if int(state.step) < steps:
             profile = Profile(workdir / "tensorboard", profiled)

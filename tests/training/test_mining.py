@@ -11,7 +11,7 @@ from jaxclip.catalog import builder
 from jaxclip.catalog.builder import Source
 from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
-from jaxclip.training import mining, preparation
+from jaxclip.training import mining, preparation, single_encoders
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,33 @@ def test_towers_of_a_workdir_can_be_what_products_are_compared_by(trained, prepa
     assert not np.array_equal(pairs.similarity, classical.similarity)
     with pytest.raises(UserError, match="no checkpoints"):
         find_or_mine(config_of(trained, features=f"towers:{prepared}"), prepared)
+
+
+def test_a_vit_and_a_bert_can_be_what_products_are_compared_by(trained, prepared, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    blocks = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    vit = transformers.ViTModel(transformers.ViTConfig(**blocks, image_size=32, patch_size=8))
+    vit.save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "green", "shoes", "dress", "men", "women"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
+    tokenizer.save_pretrained(tmp_path / "bert")
+    settings = transformers.BertConfig(**blocks, vocab_size=len(words), max_position_embeddings=24)
+    bert = transformers.BertModel(settings).eval()
+    bert.save_pretrained(tmp_path / "bert")
+    named = f"encoders:{tmp_path / 'vit'},{tmp_path / 'bert'}"
+    pairs = find_or_mine(config_of(trained, features=named, clusters=4), prepared)
+    assert len(pairs.products) > 100
+
+    worded = ["red shoes", "blue dress men", "green " * 60]
+    given = tokenizer(worded, padding="longest", truncation=True, max_length=24, return_tensors="pt")
+    with torch.no_grad():
+        expected = bert(**given).last_hidden_state[:, 0].numpy()
+    np.testing.assert_allclose(single_encoders.text_features(tmp_path / "bert", worded), expected, atol=2e-5)
+    with pytest.raises(UserError, match="incorrect_pairs.features = '/nowhere'"):
+        find_or_mine(config_of(trained, features=f"encoders:/nowhere,{tmp_path / 'bert'}"), prepared)
 
 
 def test_a_dataset_without_features_says_how_to_get_them(trained, catalogue, tmp_path):

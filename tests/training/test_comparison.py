@@ -1,0 +1,96 @@
+"""`evaluate --compare` and `evaluate --query`, as processes, and their pages in a browser."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PHONE, DESK = 400, 1400
+
+
+@pytest.fixture(scope="module")
+def two(trained, tmp_path_factory):
+    """Two copies of a run; the second stands two steps earlier and has not been evaluated there."""
+    folder = tmp_path_factory.mktemp("two")
+    first, second = folder / "first", folder / "second"
+    shutil.copytree(trained, first)
+    shutil.copytree(trained, second)
+    shutil.rmtree(second / "checkpoints" / "12")
+    shutil.rmtree(second / "eval")
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def compared(two, run):
+    done = run("evaluate", "--compare", *map(str, two))
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_two_runs_are_compared_and_what_was_not_evaluated_is_first(two, compared):
+    first, second = two
+    folder = second / "eval" / "test" / "against-first"
+    assert f"evaluating {second} first" in compared.stderr and f"evaluating {first} first" not in compared.stderr
+    figures = json.loads((folder / "comparison.json").read_text())
+    for direction, rows in figures.items():
+        for name, row in rows.items():
+            old, new = (
+                json.loads((run / "eval" / "test" / "metrics.json").read_text())[direction][name]["value"]
+                for run in two
+            )
+            assert (row["baseline"], row["value"]) == pytest.approx((old, new), abs=1e-6)
+            assert row["difference"] == pytest.approx(new - old, abs=1e-6)
+    assert "text-to-image" in compared.stdout and "hit@1" in compared.stdout
+    assert str(folder / "report.html") in compared.stdout
+
+
+@pytest.mark.slow
+def test_the_page_of_a_comparison_opens_on_a_phone_and_on_a_desk(two, compared, opened):
+    report = two[1] / "eval" / "test" / "against-first" / "report.html"
+    for width in (PHONE, DESK):
+        for scheme in ("light", "dark"):
+            page = opened(report, width, scheme)
+            assert page.locator("img").count() > 50
+    assert "first" in page.locator("body").inner_text()
+
+
+@pytest.mark.slow
+def test_the_same_evaluations_are_compared_again_without_evaluating(two, compared, run):
+    started = time.time()
+    done = run("evaluate", "--compare", *map(str, two))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == compared.stdout and "evaluating" not in done.stderr
+    assert all((folder / "eval" / "test" / "queries.npz").stat().st_mtime < started for folder in two)
+
+
+@pytest.mark.slow
+def test_sentences_are_looked_for_in_a_gallery_without_captions(two, run, tmp_path, opened):
+    random = np.random.default_rng(0)
+    for n in range(14):
+        pixels = random.integers(0, 255, (40, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{n:02}.png")
+    workdirs = ",".join(map(str, two))
+    data = ["--config.data.reader=folder", f"--config.data.path={tmp_path}", "--config.data.split=all"]
+    done = run("evaluate", f"--workdir={workdirs}", "--query=red <b>shoes</b>", "--query=a blue dress", *data)
+    assert done.returncode == 0, done.stderr
+    sheet = two[0] / "eval" / "queries" / "sheet.html"
+    assert str(sheet) in done.stdout
+    for width in (PHONE, DESK):
+        page = opened(sheet, width)
+        assert page.locator("img").count() == 2 * 2 * 10
+        text = page.locator("body").inner_text()
+        assert "red <b>shoes</b>" in text and "first" in text and "second" in text
+
+
+def test_flags_that_contradict_one_another_are_told(run, trained):
+    for arguments, words in (
+        (["--compare", str(trained)], "--compare takes two workdirs"),
+        (["--compare", str(trained), str(trained), "--query=shoes"], "no --workdir, --query"),
+        ([f"--workdir={trained},{trained}"], "--compare W1 W2 compares two"),
+    ):
+        done = run("evaluate", *arguments)
+        assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr
