@@ -7,12 +7,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
 from jaxclip.errors import UserError
+from jaxclip.models.presets import Preset, clip_config
 from jaxclip.training import hardware, hlo, mesh, planning
 from jaxclip.training.flops import matmul_flops
+from jaxclip.training.state import abstract_state, make_model
+from jaxclip.training.step import make_loss, make_step
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "goldens" / "plans"
@@ -95,29 +99,88 @@ def test_every_chip_is_known_by_its_name():
     assert set(hardware.KINDS.values()) == set(hardware.CHIPS)
 
 
+LARGE = "pretrain_large_batch.py"
+# Golden -> config, topology, overrides.
+PLANS = {
+    "tiny_v5e_2x2": ("quickstart.py", "v5e:2x2", ("model.preset=tiny", "model.dtype=bfloat16", "model.remat=full")),
+    "vit_l_14_v5e_16x16": (f"{LARGE}:vit_l_14", "v5e:16x16", ()),
+    "vit_l_14_v6e_16x16": (f"{LARGE}:vit_l_14", "v6e:16x16", ()),
+    "vit_b_16_cached_v5e_16x16": (
+        f"{LARGE}:vit_b_16",
+        "v5e:16x16",
+        ("batch_size=1048576", "loss.microbatch=65536"),
+    ),
+    **{
+        f"vit_b_16_v5e_{shape}": (
+            f"{LARGE}:vit_b_16",
+            f"v5e:{shape}",
+            (f"batch_size={256 * chips}", "loss.implementation=tiled"),
+        )
+        for shape, chips in (("4x4", 16), ("8x8", 64), ("16x16", 256))
+    },
+}
+EXACT = ("topology", "devices", "mesh", "batch_size", "parameters", "optimizer", "batch", "flops", "model_flops")
+
+
 @pytest.mark.slow
-def test_the_plan_of_a_small_step_is_the_one_kept(run, tmp_path):
-    """JAXCLIP_WRITE_GOLDENS=1 rewrites it: then read what changed."""
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_made_again_is_the_one_kept(run, tmp_path, name):
+    """JAXCLIP_EVERY_PLAN=1 makes the large ones too, minutes each; JAXCLIP_WRITE_GOLDENS=1 keeps what is found."""
     if importlib.util.find_spec("libtpu") is None:  # loaded, it would break the profiler of this very process
         pytest.skip("libtpu is not installed")
-    model = [f"--config.model.{value}" for value in ("preset=tiny", "dtype=bfloat16", "remat=full")]
-    written = tmp_path / "plan.json"
-    quickstart = f"--config={ROOT / 'configs' / 'quickstart.py'}"
-    done = run("plan", quickstart, *model, "--topology=v5e:2x2", f"--json={written}")
+    if name != "tiny_v5e_2x2" and os.environ.get("JAXCLIP_EVERY_PLAN") != "1":
+        pytest.skip("takes minutes; JAXCLIP_EVERY_PLAN=1")
+    config, topology, overrides = PLANS[name]
+    written, golden = tmp_path / "plan.json", GOLDENS / f"{name}.json"
+    arguments = [f"--config={ROOT / 'configs' / config}", f"--topology={topology}", f"--json={written}"]
+    done = run("plan", *arguments, *(f"--config.{override}" for override in overrides))
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(written.read_text())
-    golden = GOLDENS / "tiny_v5e_2x2.json"
     if os.environ.get("JAXCLIP_WRITE_GOLDENS") == "1":
         golden.write_text(json.dumps(found, indent=2) + "\n")
     kept = json.loads(golden.read_text())
-    exact = ("topology", "devices", "mesh", "batch_size", "parameters", "optimizer", "batch", "flops", "model_flops")
-    assert {name: found[name] for name in exact} == {name: kept[name] for name in exact}
+    assert {field: found[field] for field in EXACT} == {field: kept[field] for field in EXACT}
     assert found["fits"] and found["flops"] > found["model_flops"]
     # Another libtpu lays out and schedules otherwise.
-    for name in ("temporaries", "traffic"):
-        assert found[name] == pytest.approx(kept[name], rel=0.25), name
+    for field in ("temporaries", "traffic"):
+        assert found[field] == pytest.approx(kept[field], rel=0.25), field
     assert sum(found["sent"].values()) == pytest.approx(sum(kept["sent"].values()), rel=0.1)
-    assert "roofline step" in done.stdout and "v5e:2x2" in done.stdout
+    assert "roofline step" in done.stdout and topology in done.stdout
+
+
+def test_every_kept_plan_can_be_made_again():
+    assert {path.stem for path in GOLDENS.glob("*.json")} == PLANS.keys()
+
+
+def test_the_program_of_a_deeper_model_is_no_longer():
+    """Layers are scanned: what XLA has to compile does not grow with them, and neither does its time."""
+
+    def program(layers):
+        towers = clip_config(
+            Preset(16, (64, layers, 2), (64, layers, 2), 64, "patch", "class", "end", "gelu"),
+            image_size=32,
+            vocab_size=256,
+            context_length=8,
+            end_token=255,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+            temperature=0.07,
+            execution="scan",
+            remat="full",
+        )
+        graph, shapes = make_model(towers)
+        optimizer = optax.adamw(1e-3)
+        loss = make_loss(graph, mask_groups=True, learned_temperature=True)
+        step = make_step(loss, optimizer, lambda step: 1e-3, seed=0)
+        abstract = abstract_state(shapes, optimizer, mesh.make_mesh(1, 1, 1, jax.devices("cpu")[:1]))
+        batch = {
+            "image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8),
+            "text": jax.ShapeDtypeStruct((4, 8), jnp.int32),
+            "group": jax.ShapeDtypeStruct((4,), jnp.int32),
+        }
+        return len(jax.jit(step).lower(abstract, batch).as_text().splitlines())
+
+    assert program(24) <= 1.01 * program(12)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in GOLDENS.glob("*.json") if "tiny" not in path.stem])

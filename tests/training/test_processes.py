@@ -1,6 +1,6 @@
 """Two processes with four devices each are one run: they end where one does, and end together (real processes)."""
 
-import json
+import os
 import random
 import shutil
 import signal
@@ -19,25 +19,25 @@ ALL_END_WITHIN = 60  # seconds
 
 @pytest.fixture(scope="module")
 def start_all(environment):
-    """Starts a command of jaxclip as two processes of one run; `own` are arguments of the second alone."""
+    """Starts a command of jaxclip as two processes of one run, or as one; `own` are arguments of the second alone."""
     flags = f"--xla_force_host_platform_device_count={DEVICES} --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    # A program at a time: with more devices than cores two can wait for each other's threads.
-    settings = {"XLA_FLAGS": f"{environment['XLA_FLAGS']} {flags}", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
+    settings = {**environment, "XLA_FLAGS": f"{environment['XLA_FLAGS']} {flags}"}
 
-    def start_all(command, *arguments, own=()):
+    def start_all(command, *arguments, own=(), count=2):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        place = [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
+        place = [f"--coordinator_address=localhost:{port}", f"--num_processes={count}"]
         return [
             subprocess.Popen(
                 [sys.executable, "-m", f"jaxclip.{command}", *arguments, *extra, *place, f"--process_id={number}"],
-                env={**environment, **settings},
+                env=settings,
+                cwd=environment["JAXCLIP_CACHE"],
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
-            for number, extra in enumerate([(), own])
+            for number, extra in enumerate([(), own][:count])
         ]
 
     return start_all
@@ -65,44 +65,84 @@ def wait_for_step(processes, workdir, step):
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def together(start_all, config_file, trained, tmp_path_factory):
-    """The workdir of a run of two processes that nothing interrupted, and how they ended."""
-    workdir = tmp_path_factory.mktemp("runs") / "together"
-    return workdir, finish(start_all("train", f"--config={config_file}", f"--workdir={workdir}"))
-
-
-def test_two_processes_end_where_one_does_and_write_once(together, trained, read_params, read_rows):
-    workdir, ended = together
-    assert [status for status, *_ in ended] == [0, 0], ended
+def assert_ends_as_one_process_does(workdir, trained, read_params, read_rows):
     expected, found = read_params(trained, LAST), read_params(workdir, LAST)
     assert expected.keys() == found.keys() and len(expected) > 20
     for name, leaf in expected.items():
         np.testing.assert_allclose(found[name], leaf, atol=1e-5, err_msg=name)
-    rows = [[row["loss"] for row in read_rows(folder) if "loss" in row] for folder in (workdir, trained)]
-    assert len(rows[0]) == LAST
-    np.testing.assert_allclose(*rows, rtol=1e-5)
-    assert len(list((workdir / "tensorboard").iterdir())) == 1
+    losses = [[row["loss"] for row in read_rows(folder) if "loss" in row] for folder in (workdir, trained)]
+    assert len(losses[0]) == LAST
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def killed(start_all, config_file, tmp_path_factory):
+    """Trains as two processes, kills the second at a random moment and starts as many again as it is told.
+
+    Returns the workdir, how the first one ended and how those did that went on.
+    """
+
+    def train(restarted):
+        workdir = tmp_path_factory.mktemp("runs") / "killed"
+        arguments = ["train", f"--config={config_file}", f"--workdir={workdir}"]
+        processes = start_all(*arguments)
+        wait_for_step(processes, workdir, random.randint(1, LAST - 4))
+        time.sleep(random.random())
+        processes[1].kill()
+        (other,) = finish(processes[:1], seconds=ALL_END_WITHIN)
+        finish(processes)
+        return workdir, other, finish(start_all(*arguments, count=restarted))
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def gone_on(killed):
+    return killed(2)
+
+
+def test_the_others_end_in_time_when_one_is_killed_and_say_so(gone_on):
+    _, (status, _, errors), _ = gone_on
+    # The watch names the process after 30 seconds; Gloo or JAX's own service may notice before.
+    assert status != 0 and any(words in errors for words in ("process 1 was killed", "task:1", "Gloo", "gloo")), errors
+
+
+def test_two_processes_go_on_after_a_kill_end_where_one_does_and_write_once(gone_on, trained, read_params, read_rows):
+    workdir, _, ended = gone_on
+    assert [status for status, *_ in ended] == [0, 0], ended
+    assert_ends_as_one_process_does(workdir, trained, read_params, read_rows)
+    assert len(list((workdir / "tensorboard").iterdir())) == 2  # of the first process, before the kill and after it
     assert "text-to-image" in ended[0][1] and "text-to-image" not in ended[1][1]
     assert "training" in ended[0][2] and "training" not in ended[1][2]
 
 
-def test_two_processes_evaluate_as_one(start_all, together, trained, tmp_path):
-    workdir = tmp_path / "copy"
-    shutil.copytree(together[0], workdir)
-    shutil.rmtree(workdir / "eval")
-    ended = finish(start_all("evaluate", f"--workdir={workdir}", "--config.evaluation.batch_size=16"))
-    assert [status for status, *_ in ended] == [0, 0], ended
-    found, expected = (json.loads((folder / "eval/test/metrics.json").read_text()) for folder in (workdir, trained))
-    assert found["text_to_image"] == expected["text_to_image"] and found["image_to_text"] == expected["image_to_text"]
+@pytest.mark.parametrize("number", range(int(os.environ.get("JAXCLIP_KILLS", "0"))))
+def test_whenever_one_is_killed_two_or_one_end_where_an_undisturbed_run_does(
+    killed, trained, read_params, read_rows, number
+):
+    """JAXCLIP_KILLS is how many times: a minute each."""
+    workdir, (status, *_), ended = killed(2 - number % 2)
+    assert status != 0 and [status for status, *_ in ended] == [0] * (2 - number % 2), ended
+    assert_ends_as_one_process_does(workdir, trained, read_params, read_rows)
+
+
+def test_two_processes_evaluate_as_one(start_all, run, gone_on, tmp_path):
+    found = []
+    for count in (2, 1):
+        workdir = tmp_path / f"of {count}"
+        shutil.copytree(gone_on[0], workdir)
+        shutil.rmtree(workdir / "eval")
+        shutil.rmtree(workdir / "embeddings", ignore_errors=True)
+        ended = finish(start_all("evaluate", f"--workdir={workdir}", "--config.evaluation.batch_size=16", count=count))
+        assert [status for status, *_ in ended] == [0] * count, ended
+        found.append((workdir / "eval" / "test" / "metrics.json").read_text())
+    assert found[0] == found[1]
 
 
 def test_processes_with_different_configurations_are_told_so(start_all, config_file, tmp_path):
     workdir = tmp_path / "differing"
     other = ["--config.optimizer.learning_rate=0.5"]
-    began = time.monotonic()
     ended = finish(start_all("train", f"--config={config_file}", f"--workdir={workdir}", own=other))
-    assert time.monotonic() - began < 2 * ALL_END_WITHIN
     for status, _, errors in ended:
         assert status != 0 and "process 1" in errors and "optimizer.learning_rate = 0.5, not 0.001" in errors, errors
     assert not workdir.exists()
@@ -122,29 +162,4 @@ def test_sigterm_to_one_process_saves_and_ends_both_and_one_process_goes_on(
     assert 2 <= step < LAST and f"stopped by SIGTERM at step {step}, saved" in ended[0][1]
     done = run(*arguments)
     assert done.returncode == 0 and f"resuming from step {step} of" in done.stderr, done.stderr
-    for name, leaf in read_params(trained, LAST).items():
-        np.testing.assert_allclose(read_params(workdir, LAST)[name], leaf, atol=1e-5, err_msg=name)
-    losses = [[row["loss"] for row in read_rows(folder) if "loss" in row] for folder in (workdir, trained)]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
-
-
-def test_after_a_kill_of_one_process_the_other_ends_in_time_and_the_next_run_ends_bit_identical(
-    start_all, config_file, together, tmp_path, read_params, read_rows
-):
-    workdir = tmp_path / "killed"
-    arguments = ["train", f"--config={config_file}", f"--workdir={workdir}"]
-    processes = start_all(*arguments)
-    wait_for_step(processes, workdir, 5)
-    time.sleep(random.random())
-    processes[1].kill()
-    (other,) = finish([processes[0]], seconds=ALL_END_WITHIN)
-    finish(processes)
-    # The watch names the process after 30 seconds; Gloo or JAX's own service may notice before.
-    assert other[0] != 0 and any(words in other[2] for words in ("process 1 was killed", "task:1", "Gloo", "gloo")), (
-        other
-    )
-    ended = finish(start_all(*arguments))
-    assert [status for status, *_ in ended] == [0, 0], ended
-    for name, leaf in read_params(together[0], LAST).items():
-        np.testing.assert_array_equal(read_params(workdir, LAST)[name], leaf, err_msg=name)
-    assert read_rows(workdir) == read_rows(together[0])
+    assert_ends_as_one_process_does(workdir, trained, read_params, read_rows)

@@ -1,40 +1,43 @@
 """Whatever the mesh, training takes the same steps."""
 
-from dataclasses import replace
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclip.models.lora import LoRAConfig
-from jaxclip.models.presets import Preset, clip_config
-from jaxclip.training import loop, mesh
+from jaxclip.losses.contrastive import info_nce
+from jaxclip.training import mesh
 from jaxclip.training.checkpoint import Checkpoints
-from jaxclip.training.optimizer import make_optimizer, make_schedule
+from jaxclip.training.optimizer import make_optimizer
 from jaxclip.training.state import abstract_state, checksum, initial_state, make_model
-from jaxclip.training.step import make_loss, make_step
-from jaxclip.training.trainable import EVERYTHING, make_trainable
+
+PROGRAM = Path(__file__).with_name("five_steps.py")
+spec = importlib.util.spec_from_file_location("five_steps", PROGRAM)
+five_steps = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(five_steps)
 
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1), (4, 1, 2)]
-STEPS, BATCH, CONTEXT, END = 5, 16, 12, 255
-CONFIG = clip_config(
-    Preset(16, (64, 2, 2), (64, 2, 2), 64, "conv", "mean", "mean", "gelu_tanh"),
-    image_size=32,
-    vocab_size=256,
-    context_length=CONTEXT,
-    end_token=END,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.25, 0.25, 0.25),
-    temperature=0.07,
-    dropout=0.1,
-    stochastic_depth=0.1,
-    execution="scan",
-)
-GRAPH, SHAPES = make_model(CONFIG)
-SCHEDULE = make_schedule(1e-3, "cosine", warmup_steps=2, steps=STEPS)
-ADAM = {"name": "adamw", "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.98, "epsilon": 1e-6, "clip_norm": 1.0}
-OPTIMIZER = make_optimizer(SHAPES, SCHEDULE, **ADAM)
+BATCH, CONFIG = five_steps.BATCH, five_steps.CONFIG
+SHAPES = make_model(CONFIG)[1]
+OPTIMIZER = make_optimizer(SHAPES, five_steps.SCHEDULE, **five_steps.ADAM)
+EVERY = [(case, sizes) for case in five_steps.CASES for sizes in MESHES]
+# All of them take minutes: JAXCLIP_EVERY_MESH=1. Here each case and each mesh is met.
+SOME = [
+    ("dense", (8, 1, 1)),
+    ("dense", (2, 2, 2)),
+    ("tiled", (1, 8, 1)),
+    ("incorrect", (4, 1, 2)),
+    ("adapters", (2, 2, 2)),
+    ("reranker", (4, 1, 2)),
+]
+JOBS = EVERY if os.environ.get("JAXCLIP_EVERY_MESH") == "1" else SOME
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,88 +52,80 @@ def make_mesh(sizes):
     return mesh.make_mesh(*sizes, jax.devices("cpu")[: int(np.prod(sizes))])
 
 
-def batches():
-    rng = np.random.default_rng(0)
-    for _ in range(STEPS):
-        tokens = rng.integers(0, END, (BATCH, CONTEXT), dtype=np.int32)
-        tokens[np.arange(BATCH), rng.integers(3, CONTEXT, BATCH)] = END
-        pictures = rng.integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
-        yield {"image": pictures, "text": tokens, "group": rng.integers(0, 12, BATCH, dtype=np.int32)}
-
-
-def adapters():
-    """Returns the towers' configuration and graph with adapters, what is trained of them, and its optimizer."""
-    config = replace(CONFIG, lora=LoRAConfig(4, 8.0, 0.1, "/blocks/"))
-    graph, shapes = make_model(config)
-    trainable = make_trainable(shapes, (("/lora/", 1.0), ("text/.*blocks/1/mlp_out", 0.5), ("", 0.0)))
-    return config, graph, shapes, trainable, make_optimizer(shapes, SCHEDULE, **ADAM, trainable=trainable)
-
-
-PLAIN = (CONFIG, GRAPH, SHAPES, EVERYTHING, OPTIMIZER)
-
-
-def train(sizes, towers=PLAIN):
-    """Returns the losses and gradient norms of all steps, the state's leaves on the host and the compilations made."""
-    config, graph, shapes_of_params, trainable, optimizer = towers
-    devices = make_mesh(sizes)
-    abstract = abstract_state(shapes_of_params, optimizer, devices, trainable, ema=True)
-    placement = mesh.batch_sharding(devices)
-    compilations = []
-
-    def count(event, seconds, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compilations.append(event)
-
-    loss = make_loss(graph, mask_groups=True, learned_temperature=True)
-    step = make_step(loss, optimizer, SCHEDULE, trainable, seed=3, ema=0.5)
-    with jax.set_mesh(devices):
-        state = initial_state(config, optimizer, abstract, trainable, seed=7)
-        placed = [jax.device_put(batch, placement) for batch in batches()]
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), placed[0])
-        jax.monitoring.register_event_duration_secs_listener(count)
-        try:
-            compiled, _ = loop.compile_step(step, abstract, shapes)
-            figures = []
-            for batch in placed:
-                state, metrics = compiled(state, batch)
-                figures.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
-        finally:
-            jax.monitoring.unregister_event_duration_listener(count)
-    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
-        assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
-    return np.asarray(figures), jax.device_get(state), len(compilations)
-
-
 @pytest.fixture(scope="module")
-def one_device():
-    return train((1, 1, 1))
+def on_one_device():
+    """Trains a case on one device, once."""
+    found = {}
+
+    def train(case):
+        if case not in found:
+            found[case] = five_steps.train(case, (1, 1, 1))
+        return found[case]
+
+    return train
+
+
+def assert_close(found, wanted):
+    for name, one, other in zip(
+        jax.tree.leaves(mesh.names(wanted)), jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_losses_on_any_mesh_are_those_of_one_device_and_the_step_is_compiled_once(one_device, sizes):
-    expected, expected_state, _ = one_device
-    figures, state, compilations = train(sizes)
+@pytest.mark.parametrize(("case", "sizes"), JOBS, ids=str)
+def test_five_steps_on_any_mesh_are_those_of_one_device_and_the_step_is_compiled_once(on_one_device, case, sizes):
+    expected, expected_state, _ = on_one_device(case)
+    figures, state, compilations = five_steps.train(case, sizes)
     np.testing.assert_allclose(figures, expected, rtol=1e-5)
-    for found, wanted in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected_state.params), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=2e-4)
+    assert_close((state.params, state.ema), (expected_state.params, expected_state.ema))
     assert compilations == 1
 
 
 @pytest.mark.slow
-def test_adapters_and_a_layer_beside_them_are_trained_on_a_mesh_as_on_one_device():
-    expected, expected_state, _ = train((1, 1, 1), adapters())
-    figures, state, compilations = train((2, 2, 2), adapters())
-    np.testing.assert_allclose(figures, expected, rtol=1e-5)
-    for item in ("params", "ema"):
-        leaves = (jax.tree.leaves(getattr(found, item)) for found in (state, expected_state))
-        for found, wanted in zip(*leaves, strict=True):
-            np.testing.assert_allclose(found, wanted, atol=2e-4)
-    assert compilations == 1
+def test_five_steps_of_two_processes_with_four_devices_each_are_those_of_one_device(on_one_device, tmp_path):
+    jobs = JOBS if JOBS is EVERY else [("dense", (2, 2, 2)), ("incorrect", (8, 1, 1)), ("adapters", (1, 8, 1))]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    names = [f"{case}:{'x'.join(map(str, sizes))}" for case, sizes in jobs]
+    flags = "--xla_force_host_platform_device_count=4 --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2]), "XLA_FLAGS": flags}
+    file = tmp_path / "found.npz"
+    processes = [
+        subprocess.Popen([sys.executable, PROGRAM, address, "2", str(number), file, *names], env=environment)
+        for number in range(2)
+    ]
+    try:
+        assert [process.wait(900) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    with np.load(file) as found:
+        for name, (case, _) in zip(names, jobs, strict=True):
+            figures, state, _ = on_one_device(case)
+            np.testing.assert_allclose(found[f"{name}/figures"], figures, rtol=1e-5, err_msg=name)
+            assert_close(
+                jax.tree.map(lambda path, name=name: found[f"{name}/{path}"], mesh.names(state.params)), state.params
+            )
+
+
+def test_no_collective_of_the_dense_loss_is_inside_a_condition_or_a_loop():
+    """XLA on CPUs runs those beside the ones outside, in any order, and Gloo, between processes, mixes them up."""
+    devices = make_mesh((8, 1, 1))
+    rows = mesh.batch_sharding(devices)
+    side = jax.ShapeDtypeStruct((BATCH, 8), jnp.float32, sharding=rows)
+    groups = jax.ShapeDtypeStruct((BATCH,), jnp.int32, sharding=rows)
+    with jax.set_mesh(devices):
+        gradient = jax.grad(lambda sides, groups: info_nce(*sides, 10.0, groups)[0])
+        program = jax.jit(gradient).lower((side, side), groups).compile().as_text()
+    inside, outside = program.split("\nENTRY ")
+    assert " all-reduce(" in outside and " all-reduce(" not in inside and " all-gather(" not in inside
 
 
 def test_adapters_are_split_as_the_kernels_that_they_add_to():
-    config, _, shapes, trainable, optimizer = adapters()
+    _, _, shapes, trainable = five_steps.adapters()
+    optimizer = make_optimizer(shapes, five_steps.SCHEDULE, **five_steps.ADAM, trainable=trainable)
     abstract = abstract_state(shapes, optimizer, make_mesh((1, 1, 8)), trainable).params
     for tower in ("image", "text"):
         block = abstract[tower]["transformer"]["blocks"]

@@ -1,0 +1,165 @@
+"""Five steps of small models on any mesh, in one process or, as a program, in one of several:
+
+    python five_steps.py COORDINATOR PROCESSES NUMBER FILE CASE:DATAxFSDPxTENSOR ...
+
+The first process leaves the losses, gradient norms and final parameters of each in FILE (npz).
+"""
+
+import sys
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+
+from jaxclip.losses.objective import Objective
+from jaxclip.models.lora import LoRAConfig
+from jaxclip.models.presets import Preset, clip_config
+from jaxclip.training import distributed, loop, mesh
+from jaxclip.training.optimizer import make_optimizer, make_schedule
+from jaxclip.training.state import abstract_state, initial_state, make_model, replicated
+from jaxclip.training.step import make_loss, make_step
+from jaxclip.training.trainable import EVERYTHING, make_trainable
+
+STEPS, BATCH, CONTEXT, END = 5, 16, 12, 255
+CONFIG = clip_config(
+    Preset(16, (64, 2, 2), (64, 2, 2), 64, "conv", "mean", "mean", "gelu_tanh"),
+    image_size=32,
+    vocab_size=256,
+    context_length=CONTEXT,
+    end_token=END,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+    temperature=0.07,
+    dropout=0.1,
+    stochastic_depth=0.1,
+    execution="scan",
+)
+SCHEDULE = make_schedule(1e-3, "cosine", warmup_steps=2, steps=STEPS)
+# Epsilon is above the rounding of gradients: below it Adam makes whole steps of noise, which is another on each mesh.
+ADAM = {"name": "adamw", "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.98, "epsilon": 1e-4, "clip_norm": 1.0}
+OBJECTIVES = {
+    "dense": Objective(implementation="dense"),
+    "tiled": Objective(implementation="tiled", tile=1),
+    "incorrect": Objective("incorrect_pairs", "dense", info_nce=0.5),
+    "adapters": Objective(implementation="dense"),
+}
+CASES = (*OBJECTIVES, "reranker")
+
+
+def batches():
+    """Yields the rows of each step on the host: pictures, texts, groups, and partners for incorrect pairs."""
+    rng = np.random.default_rng(0)
+
+    def texts():
+        tokens = rng.integers(0, END, (BATCH, CONTEXT), dtype=np.int32)
+        tokens[np.arange(BATCH), rng.integers(3, CONTEXT, BATCH)] = END
+        return tokens
+
+    for _ in range(STEPS):
+        yield {
+            "image": rng.integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8),
+            "text": texts(),
+            "group": rng.integers(0, 12, BATCH, dtype=np.int32),
+            "incorrect_text": texts(),
+            "similarity": rng.uniform(-1, 1, BATCH).astype(np.float32),
+            "has_incorrect": rng.random(BATCH) < 0.8,
+        }
+
+
+def adapters():
+    """Returns the towers' configuration, graph and shapes with adapters, and what is trained of them."""
+    config = replace(CONFIG, lora=LoRAConfig(4, 8.0, 0.1, "/blocks/"))
+    graph, shapes = make_model(config)
+    return config, graph, shapes, make_trainable(shapes, (("/lora/", 1.0), ("text/.*1/mlp_out", 0.5), ("", 0.0)))
+
+
+def _towers(case, devices):
+    """Returns the step, abstract state, initial state and host batches of towers."""
+    config, graph, shapes, trainable = adapters() if case == "adapters" else (CONFIG, *make_model(CONFIG), EVERYTHING)
+    optimizer = make_optimizer(shapes, SCHEDULE, **ADAM, trainable=trainable)
+    abstract = abstract_state(shapes, optimizer, devices, trainable, ema=True)
+    loss = make_loss(graph, mask_groups=True, learned_temperature=True, objective=OBJECTIVES[case])
+    step = make_step(loss, optimizer, SCHEDULE, trainable, seed=3, ema=0.5)
+    names = ["image", "text", "group"] + ["incorrect_text", "similarity", "has_incorrect"] * (case == "incorrect")
+    rows = [{name: batch[name] for name in names} for batch in batches()]
+    return step, abstract, partial(initial_state, config, optimizer, abstract, trainable, seed=7), rows, {}
+
+
+def _reranker(devices):
+    """Returns what `_towers` returns, and the tables that every device holds."""
+    from jaxclip.models.reranker import PRESETS, RerankerConfig
+    from jaxclip.training import reranking
+
+    config = RerankerConfig(16, (("image", 16), ("colour", 5)), 20.0, hidden=32, matching=16, dropout=0.1)
+    graph, shapes = make_model(config, PRESETS["gated"])
+    optimizer = make_optimizer(shapes, SCHEDULE, **ADAM)
+    abstract = abstract_state(shapes, optimizer, devices)
+    model = reranking.Reranker(
+        config, ("image", "colour"), PRESETS["gated"], graph, devices, optimizer, SCHEDULE, EVERYTHING, abstract
+    )
+    rng, (lists, items, depth) = np.random.default_rng(1), (40, 60, 8)
+    tables = {
+        "query": rng.normal(size=(lists, 16)).astype(np.float32),
+        "items": rng.integers(0, items, (lists, depth), dtype=np.int32),
+        "first": rng.uniform(0, 1, (lists, depth)).astype(np.float32),
+        "relevant": np.arange(depth) == rng.integers(0, depth, (lists, 1)),
+        "features": {name: rng.normal(size=(items, size)).astype(np.float32) for name, size in config.features},
+        "present": {name: rng.random(items) < 0.9 for name, _ in config.features},
+    }
+    loss = reranking.make_loss(model, loss="softmax", negatives="top", sampled=0)
+    step = make_step(loss, optimizer, SCHEDULE, EVERYTHING, seed=3)
+    rows = [{"rows": found} for found in reranking.batch_rows(lists, BATCH, 0, first=0, last=STEPS)]
+    make_state = partial(initial_state, config, optimizer, abstract, seed=7, model=PRESETS["gated"])
+    return step, abstract, make_state, rows, tables
+
+
+def train(case, sizes):
+    """Returns losses and gradient norms (STEPS, 2), the final state on the host and the number of compilations."""
+    devices = mesh.make_mesh(*sizes, jax.devices("cpu")[: int(np.prod(sizes))])
+    split, whole = mesh.batch_sharding(devices), replicated(devices)
+    step, abstract, make_state, rows, tables = _reranker(devices) if case == "reranker" else _towers(case, devices)
+    own = mesh.process_rows(split, BATCH)
+    tables = jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, whole, x.__getitem__), tables)
+    compilations = []
+
+    def count(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(event)
+
+    mesh.connect(devices)
+    with jax.set_mesh(devices):
+        state = make_state()
+        placed = [{**jax.tree.map(lambda x: mesh.place_rows(split, BATCH, x[own]), one), **tables} for one in rows]
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed[0])
+        jax.monitoring.register_event_duration_secs_listener(count)
+        try:
+            compiled, _ = loop.compile_step(step, abstract, shapes)
+            figures = []
+            for batch in placed:
+                state, metrics = compiled(state, batch)
+                figures.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
+        finally:
+            jax.monitoring.unregister_event_duration_listener(count)
+        for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+            assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+        state = jax.jit(lambda state: state, out_shardings=whole)(state)
+    return np.asarray(figures), jax.device_get(state), len(compilations)
+
+
+def main(coordinator, processes, number, file, *jobs):
+    jax.config.update("jax_disable_most_optimizations", True)
+    distributed.join(coordinator, int(processes), int(number))
+    found = {}
+    for job in jobs:
+        case, sizes = job.split(":")
+        figures, state, _ = train(case, tuple(map(int, sizes.split("x"))))
+        leaves = dict(zip(jax.tree.leaves(mesh.names(state.params)), jax.tree.leaves(state.params), strict=True))
+        found |= {f"{job}/figures": figures, **{f"{job}/{name}": leaf for name, leaf in leaves.items()}}
+    if distributed.is_primary():
+        np.savez(file, **found)
+    distributed.leave()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
