@@ -29,7 +29,7 @@ def scores_of_evaluation(workdir, towers, shop):
     evaluator = rerank.Evaluator(config, first, setup.prepared_dataset(config, whole=True, say=print), workdir)
     split = evaluator.split
     candidates = retrieve(split.queries, split.features["image"], split.groups[split.owners], split.groups, K)
-    model = reranking.make_reranker(config, first, split, 1)
+    model = reranking.make_reranker(config, split, 1, mesh=first.towers.mesh, logit_scale=first.logit_scale)
     checkpoints = Checkpoints(workdir, read_only=True)
     params = checkpoints.restore_params(model.abstract.params, checkpoints.steps()[-1])
     scores = reranking.Scorer(model, split, candidates, batch_size=16)(params)
