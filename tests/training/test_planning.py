@@ -149,7 +149,7 @@ def test_a_plan_made_again_is_the_one_kept(run, tmp_path, name):
 
 
 def test_every_kept_plan_can_be_made_again():
-    assert {path.stem for path in GOLDENS.glob("*.json")} == PLANS.keys()
+    assert {path.stem for path in GOLDENS.glob("*.json")} <= PLANS.keys()
 
 
 def test_the_program_of_a_deeper_model_is_no_longer():
