@@ -14,6 +14,7 @@ from jaxclip.retrieval.ranks import both_ways, ranks
 from jaxclip.retrieval.relevance import Relevance
 
 ITEMS, DIMENSION, TOP, SMALL = 41_446, 512, 20, 4096
+NOISE = 8.0  # ranks then spread from 1 to thousands
 
 
 def measure(items: int = ITEMS) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def table(rows: dict[str, Any]) -> str:
 def _embeddings(items: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     images = random.standard_normal((items, DIMENSION), np.float32)
-    texts = images + 2.5 * random.standard_normal(images.shape, np.float32)
+    texts = images + NOISE * random.standard_normal(images.shape, np.float32)
     for side in (texts, images):
         side /= np.linalg.norm(side, axis=1, keepdims=True)
     return texts, images

@@ -97,8 +97,12 @@ class _Side:
 
     def lines(self, start: int, size: int) -> np.ndarray:
         """Returns the (size, D) embeddings in the slots from `start` on; empty slots are zero."""
-        rows = self.embeddings[self.order[start : start + size]].astype(self.dtype)
-        return np.pad(rows, ((0, size - len(rows)), (0, 0)))
+        chosen = self.order[start : start + size]
+        lines = np.zeros((size, self.embeddings.shape[1]), self.dtype)
+        for first in range(0, len(chosen), TILE):  # by parts: the temporary copy stays small
+            some = chosen[first : first + TILE]
+            lines[first : first + len(some)] = self.embeddings[some]
+        return lines
 
     def slots(self) -> np.ndarray:
         """Returns the slot of each line."""
