@@ -156,7 +156,7 @@ def webdataset(folder: Path, size: int, batches: int) -> Callable[[], Iterator[d
     of_batch = _OfBatch(size, _tokenizer(folder))
 
     def stream() -> Iterator[dict[str, np.ndarray]]:
-        dataset = wds.WebDataset(shards, shardshuffle=False, nodesplitter=wds.split_by_worker, empty_check=False)
+        dataset = wds.WebDataset(shards, shardshuffle=False, empty_check=False)
         dataset = dataset.repeat().shuffle(PRODUCTS // 4).to_tuple("jpg", "txt").batched(BATCH, collation_fn=of_batch)
         return iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=CPUS, prefetch_factor=2))
 
