@@ -1,90 +1,62 @@
 """Measure this machine: python -m jaxclip.bench NAME [--json=PATH]
 
-loss     InfoNCE's value and gradient [--rows=16384] [--dimension=512] [--repeats=5]: implementations are run in turns;
-         medians are shown, and ratios to the first
-ranks    ranks and the best 20 of texts and pictures [--items=41446], beside faiss, open_clip, torchmetrics and a sort
-rerank   second stages over the best 100 of 1,000 queries [--items=41446] [--candidates=100] [--dimension=128]
-         [--batch-size=64] [--repeats=5]: medians, and ratios to the retrieval of these candidates
+train_step   a training step, and encoding pictures and captions, beside open_clip and transformers in PyTorch
+input        the input pipeline, beside Pillow in threads, webdataset and grain
+start        from the command to the first step, with nothing compiled before and with everything
+loss         InfoNCE's value and gradient: dense, tiled and by open_clip
+ranks        ranks and the best 20 of texts and pictures, beside faiss, open_clip, torchmetrics and a sort
+rerank       second stages over the candidates of 1,000 queries, beside the retrieval of these
+
+Implementations are run in turns; medians are shown, and ratios to the first. NAME --help tells more flags. The peers
+that are installed take part: pip install -e '.[bench]'
 """
 
 import argparse
+import importlib
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxclip import command_line
+from jaxclip import command_line, config
+from jaxclip.config.schema import Config, Rerank
+from jaxclip.errors import UserError
 
-Rows = list[dict[str, Any]]
-
-
-def loss(arguments: Sequence[str]) -> tuple[Rows, str]:
-    """Returns what `training.benchmarks.loss.measure` returns, and a table of it."""
-    from jaxclip.training.benchmarks import loss as benchmark
-    from jaxclip.training.progress import bar
-
-    parser = argparse.ArgumentParser(prog="python -m jaxclip.bench loss")
-    parser.add_argument("--rows", type=_positive, default=16384, help="pairs of the batch")
-    parser.add_argument("--dimension", type=_positive, default=512, help="of the embeddings")
-    parser.add_argument("--tile", type=_positive, default=benchmark.tiled.TILE, help="rows and columns of a tile")
-    parser.add_argument("--repeats", type=_positive, default=5, help="timed runs of each implementation")
-    given = vars(parser.parse_args(arguments))
-    rows = benchmark.measure(**given, progress=lambda runs: bar(runs, desc="measuring", unit="round"))
-    lines = [
-        f"InfoNCE, value and gradient, {given['rows']:,} x {given['dimension']}",
-        f"{'':22}{'seconds':>10}{'ratio':>8}{'temporaries':>14}{'ratio':>8}{'GFLOP/s':>9}",
-    ]
-    for row in rows:
-        lines.append(
-            f"{row['implementation']:22}{_shown(row['seconds'], '.2f'):>10}{_shown(row['time_ratio'], '.2f'):>8}"
-            f"{_shown(row['temporaries'], '.1f', 2**20, ' MiB'):>14}"
-            f"{_shown(row['temporaries_ratio'], '.4f'):>8}{_shown(row['flops_per_second'], '.0f', 1e9):>9}"
-        )
-    return rows, "\n".join(lines)
+CLIP = {"image_size": 224, "context_length": 77, "vocab_size": 49408}
+"""The data of the ViT presets; the small ones take the defaults."""
 
 
-def ranks(arguments: Sequence[str]) -> tuple[Rows, str]:
-    """Returns what `retrieval.measure.measure` returns, and a table of it."""
-    from jaxclip.retrieval import measure
-
-    parser = argparse.ArgumentParser(prog="python -m jaxclip.bench ranks")
-    parser.add_argument("--items", type=_positive, default=measure.ITEMS, help="texts, and as many pictures")
-    rows = measure.measure(**vars(parser.parse_args(arguments)))
-    return [{"implementation": name, **row} for name, row in rows.items()], measure.table(rows)
-
-
-def rerank(arguments: Sequence[str]) -> tuple[Rows, str]:
-    """Returns what `training.benchmarks.rerank.measure` returns, and a table of it."""
-    from jaxclip.config.schema import Config, Rerank
-    from jaxclip.training.benchmarks import rerank as benchmark
-    from jaxclip.training.progress import bar
-
-    stages = {
-        "gated": Rerank(),
-        "gated, hubness, image and attributes": Rerank(features="hubness,image,attributes"),
-        "paper": Rerank(preset="paper"),
-        "cross-attention": Rerank(preset="cross_attention", hidden=128),
-    }
-    parser = argparse.ArgumentParser(prog="python -m jaxclip.bench rerank")
-    parser.add_argument("--items", type=_positive, default=41446, help="products of the gallery")
-    parser.add_argument("--candidates", type=_positive, default=100, help="of each query")
-    parser.add_argument("--dimension", type=_positive, default=128, help="of the embeddings")
-    parser.add_argument("--batch-size", type=_positive, default=64, help="queries that are scored at a time")
-    parser.add_argument("--repeats", type=_positive, default=5, help="timed runs of each")
-    given = vars(parser.parse_args(arguments))
-    configs = {name: Config(rerank=stage) for name, stage in stages.items()}
-    rows = benchmark.measure(configs, **given, progress=lambda runs: bar(runs, desc="measuring", unit="round"))
-    lines = [
-        f"{given['candidates']} candidates of {given['items']:,} products",
-        f"{'':40}{'s per 1,000 queries':>20}{'ratio':>8}",
-    ]
-    lines += [f"{row['implementation']:40}{row['seconds']:>20.3f}{row['time_ratio']:>8.2f}" for row in rows]
-    return rows, "\n".join(lines)
+ROOM = "jaxclip.training.benchmarks"
+BENCHMARKS = {name: f"{ROOM}.{name}" for name in ("train_step", "input", "start", "loss", "rerank")}
+BENCHMARKS["ranks"] = "jaxclip.retrieval.measure"
+"""Name -> a module with FLAGS (name -> default and meaning), `measure`, which takes them and returns rows, and their
+`table`."""
+SECOND_STAGES = {
+    "gated": {},
+    "gated, hubness, image and attributes": {"features": "hubness,image,attributes"},
+    "paper": {"preset": "paper"},
+    "cross-attention": {"preset": "cross_attention", "hidden": 128},
+}
 
 
-BENCHMARKS: dict[str, Callable[[Sequence[str]], tuple[Rows, str]]] = {"loss": loss, "ranks": ranks, "rerank": rerank}
+def training(flags: dict[str, Any]) -> dict[str, Any]:
+    """Returns the flags of `train_step` with a configuration for those that are parts of one."""
+    preset, batch, dtype = (flags.pop(name) for name in ("preset", "batch", "dtype"))
+    data = CLIP if preset.startswith("vit") else {}
+    model = {"preset": preset, "dtype": dtype}
+    return {"config": config.build({"steps": 1000, "batch_size": batch, "data": data, "model": model}), **flags}
+
+
+def reranking(flags: dict[str, Any]) -> dict[str, Any]:
+    """Returns the flags of `rerank` with the configurations of second stages to measure."""
+    configs = {name: Config(rerank=Rerank(**stage)) for name, stage in SECOND_STAGES.items()}
+    return {"configs": configs, **flags}
+
+
+CONFIGURED = {"train_step": training, "rerank": reranking}
+"""Name -> what adds to its flags what a room below the configuration cannot make."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -97,12 +69,22 @@ def main(argv: Sequence[str]) -> int:
     given, rest = parser.parse_known_args(argv)
     if given.json and not given.json.parent.is_dir():
         parser.error(f"--json: {given.json.parent} is no folder")
-    rows, table = BENCHMARKS[given.name](rest)
-    print(f"\n{table}\n")
+    with command_line.quiet_imports():
+        module = importlib.import_module(BENCHMARKS[given.name])
+    parser = argparse.ArgumentParser(prog=f"python -m jaxclip.bench {given.name}")
+    for name, (default, meaning) in module.FLAGS.items():
+        kind = _positive if isinstance(default, int) else str
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} ({default})")
+    flags = vars(parser.parse_args(rest))
+    try:
+        rows = module.measure(**CONFIGURED.get(given.name, dict)(flags))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return command_line.USER_ERROR
+    print(f"\n{module.table(rows)}\n")
     if given.json:
-        given.json.write_text(
-            json.dumps({"benchmark": given.name, "machine": _machine(), "rows": rows}, indent=2) + "\n"
-        )
+        written = {"benchmark": given.name, "machine": _machine(), "rows": rows}
+        given.json.write_text(json.dumps(written, indent=2) + "\n")
         print(f"{'json':10}{given.json}")
     return 0
 
@@ -119,10 +101,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} must be at least 1")
     return value
-
-
-def _shown(value: float | None, form: str, unit: float = 1.0, suffix: str = "") -> str:
-    return "-" if value is None else f"{value / unit:{form}}{suffix}"
 
 
 if __name__ == "__main__":

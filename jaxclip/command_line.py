@@ -2,7 +2,9 @@
 
 import errno
 import glob
+import hashlib
 import os
+import platform
 import sys
 import textwrap
 import traceback
@@ -11,11 +13,13 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TextIO
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from jaxclip import config
+from jaxclip.catalog import folders
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 
@@ -24,6 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 USER_ERROR = 2
+COMPILED_BYTES = 2 * 2**30
 # A full, read-only or forbidden disk may show at any write.
 SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 HELP = {"--help", "-help", "-h", "--helpshort"}
@@ -105,6 +110,23 @@ def reuse_memory() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def keep_compiled() -> None:
+    """Has JAX keep compiled programs under `folders.cache()`, the latest 2 GiB; JAX_COMPILATION_CACHE_DIR stands.
+
+    For CPUs they are machine code that JAX would load on a CPU without these instructions too: each kind of CPU has a
+    folder of its own.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    cpu = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as file:
+            cpu = next((line for line in file if line.lower().startswith(("flags", "features"))), cpu)
+    kind = hashlib.sha256(cpu.encode()).hexdigest()[:12]
+    jax.config.update("jax_compilation_cache_dir", str(folders.cache() / "compiled" / kind))
+    jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
+
+
 @contextmanager
 def quiet_imports() -> Iterator[None]:
     """Hides what libraries write to the standard error stream itself while they are loaded.
@@ -129,6 +151,7 @@ def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
     A UserError is printed as its one message and exits with status 2.
     """
     reuse_memory()
+    keep_compiled()
     argv, overrides = split_overrides(sys.argv)
     if HELP & set(argv[1:]):
         print(usage(help))

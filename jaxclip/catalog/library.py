@@ -1,6 +1,5 @@
 """Where prepared datasets are kept, and how a raw catalogue becomes one on first use."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +7,10 @@ from pathlib import Path
 from jaxclip.catalog import builder
 from jaxclip.catalog.builder import DESCRIBED, Source
 from jaxclip.catalog.drawn import draw_catalogue
+from jaxclip.catalog.folders import cache
 from jaxclip.errors import UserError
 
 Progress = Callable[..., Iterable]
-
-
-def cache() -> Path:
-    """Returns the folder of drawn catalogues and prepared datasets: $JAXCLIP_CACHE, else ~/.cache/jaxclip."""
-    return Path(os.environ.get("JAXCLIP_CACHE") or Path.home() / ".cache" / "jaxclip").expanduser()
 
 
 def drawn_path(products: int, seed: int) -> Path:

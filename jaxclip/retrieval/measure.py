@@ -3,7 +3,7 @@
 import importlib.util
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,15 +15,17 @@ from jaxclip.retrieval.relevance import Relevance
 
 ITEMS, DIMENSION, TOP, SMALL = 41_446, 512, 20, 4096
 NOISE = 8.0  # ranks then spread from 1 to thousands
+FLAGS = {"items": (ITEMS, "texts, and as many pictures")}
+NAMED = ("implementation", "seconds")
 
 
-def measure(items: int = ITEMS) -> dict[str, Any]:
-    """Returns name -> {"seconds", "items", ...} of one search of `items` texts against as many pictures, seed 0.
+def measure(items: int = ITEMS) -> list[dict[str, Any]]:
+    """Returns rows of "implementation", "seconds", "items", ... of a search of `items` texts in as many pictures.
 
-    Embeddings are 512 wide, each text its picture with noise. Peers are measured where they are installed: faiss's
-    IndexFlatIP at full size; open_clip's metric, torchmetrics and a full numpy sort, which hold the whole score matrix,
-    at 4,096. jaxclip compiles before the clock starts. "bfloat16" tells how far its ranks are from float32's, and
-    "memory" by how many MB the first search raised the peak beyond what was there (the embeddings, the libraries).
+    Embeddings are 512 wide, each text its picture with noise, seed 0. Peers are measured where they are installed:
+    faiss's IndexFlatIP at full size; open_clip's metric, torchmetrics and a full numpy sort, which hold the whole score
+    matrix, at 4,096. jaxclip compiles before the clock starts. "bfloat16" tells how far its ranks are from float32's,
+    and "memory" by how many MB the first search raised the peak beyond what was there (the embeddings, the libraries).
     """
     texts, images = _embeddings(items)
     relevance = Relevance.from_groups(np.arange(items), np.arange(items))
@@ -58,15 +60,16 @@ def measure(items: int = ITEMS) -> dict[str, Any]:
         add("open_clip, small", lambda: _open_clip(few, some), size)
     if _installed("torchmetrics", "lightning_utilities"):
         add("torchmetrics hit rate, small", lambda: _torchmetrics(few[:512], some), 512, warm=False)
-    return rows
+    return [{"implementation": name, **row} for name, row in rows.items()]
 
 
-def table(rows: dict[str, Any]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the measurements as lines for the terminal."""
     lines = [f"{jax.device_count()} device(s) of kind {jax.devices()[0].device_kind}, JAX {jax.__version__}"]
-    for name, row in rows.items():
-        figures = ", ".join(f"{key} {value:,.4g}" for key, value in row.items() if key != "seconds")
-        lines.append(f"{name:34}" + (f"{row['seconds']:9.2f} s   " if "seconds" in row else " " * 14) + figures)
+    for row in rows:
+        figures = ", ".join(f"{key} {value:,.4g}" for key, value in row.items() if key not in NAMED)
+        seconds = f"{row['seconds']:9.2f} s   " if "seconds" in row else " " * 14
+        lines.append(f"{row['implementation']:34}{seconds}{figures}")
     return "\n".join(lines)
 
 

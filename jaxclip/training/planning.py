@@ -75,7 +75,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Vocabulary:
+class Vocabulary:
     """What the towers' shapes need of a tokenizer that is not trained yet."""
 
     size: int
@@ -223,7 +223,7 @@ def _towers(config: "Config", devices: Sequence[jax.Device]) -> setup.Towers:
         begun = open_pretrained(config)
         return setup.make_towers(config, begun.preprocess, begun.tokenizer, steps, begun.config, devices)
     given = config.data.tokenizer
-    vocabulary = text.load_tokenizer(Path(given).expanduser()) if given else _Vocabulary(config.data.vocab_size)
+    vocabulary = text.load_tokenizer(Path(given).expanduser()) if given else Vocabulary(config.data.vocab_size)
     return setup.make_towers(config, setup.make_preprocess(config), vocabulary, steps, devices=devices)
 
 

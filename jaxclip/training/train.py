@@ -197,7 +197,11 @@ def _train(config, workdir, towers, data, state, kept, evaluator, profile, say):
     first, steps = int(state.step), setup.number_of_steps(config, records)
     step = train_step(config, towers)
     device = jax.devices()[0].device_kind
-    say(f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind {device}")
+    compiled_in = jax.config.jax_compilation_cache_dir
+    say(
+        f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind {device}"
+        + (f", or taking it from {compiled_in}" if compiled_in else "")
+    )
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
     batches, place = setup.device_batches(config, towers, records, partners, first=first, last=steps)
     written = writers.Writers(workdir, first=first) if distributed.is_primary() else writers.Silent()

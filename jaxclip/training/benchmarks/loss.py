@@ -1,7 +1,7 @@
 """Time, temporaries and achieved FLOP/s of InfoNCE: value and gradient, dense, tiled and by others."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.losses import contrastive, tiled
-from jaxclip.training.benchmarks.timing import Progress, available_memory, interleaved
+from jaxclip.training.benchmarks.timing import REPEATS, available_memory, interleaved
 
+FLAGS = {
+    "rows": (16384, "pairs of the batch"),
+    "dimension": (512, "of the embeddings"),
+    "tile": (tiled.TILE, "rows and columns of a tile"),
+    "repeats": (5, REPEATS),
+}
 SCALE = 1 / 0.07
 STRIP = 256
 OPEN_CLIP = ("torch", "open_clip")
@@ -19,9 +25,7 @@ OPEN_CLIP_MATRICES = 6
 """B x B arrays that PyTorch holds at once: both directions' logits, log-probabilities and gradients."""
 
 
-def measure(
-    *, rows: int, dimension: int, tile: int = tiled.TILE, repeats: int = 5, progress: Progress = iter
-) -> list[dict[str, Any]]:
+def measure(*, rows: int, dimension: int, tile: int = tiled.TILE, repeats: int = 5) -> list[dict[str, Any]]:
     """Returns a row for each implementation: its temporaries in bytes, median seconds and FLOP/s, and ratios to dense.
 
     FLOP/s count the dense loss's three products of B x B x D for everyone, so that they compare as speeds. What would
@@ -47,7 +51,7 @@ def measure(
     }
     if all(map(importlib.util.find_spec, OPEN_CLIP)) and 4 * OPEN_CLIP_MATRICES * rows**2 < 0.9 * available_memory():
         calls["open_clip ClipLoss"] = _open_clip(images, texts)
-    seconds = interleaved(calls, repeats, progress)
+    seconds = interleaved(calls, repeats)
     work = 3 * 2 * rows**2 * dimension
     return [
         {
@@ -62,6 +66,21 @@ def measure(
         }
         for name in [*compiled, *(calls.keys() - compiled.keys())]
     ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns the measurements as lines for the terminal."""
+    lines = [
+        f"InfoNCE, value and gradient, {rows[0]['rows']:,} x {rows[0]['dimension']}",
+        f"{'':22}{'seconds':>10}{'ratio':>8}{'temporaries':>14}{'ratio':>8}{'GFLOP/s':>9}",
+    ]
+    for row in rows:
+        lines.append(
+            f"{row['implementation']:22}{_shown(row['seconds'], '.2f'):>10}{_shown(row['time_ratio'], '.2f'):>8}"
+            f"{_shown(row['temporaries'], '.1f', 2**20, ' MiB'):>14}"
+            f"{_shown(row['temporaries_ratio'], '.4f'):>8}{_shown(row['flops_per_second'], '.0f', 1e9):>9}"
+        )
+    return "\n".join(lines)
 
 
 def by_strips(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
@@ -101,3 +120,7 @@ def _vectors(rows: int, dimension: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _ratio(values: dict[str, float], name: str) -> float | None:
     return values[name] / values["dense"] if name in values and "dense" in values else None
+
+
+def _shown(value: float | None, form: str, unit: float = 1.0, suffix: str = "") -> str:
+    return "-" if value is None else f"{value / unit:{form}}{suffix}"

@@ -1,6 +1,6 @@
 """How long a second stage takes to order the candidates of a thousand queries, beside what retrieves them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxclip.retrieval import second_stage
 from jaxclip.training import reranking
-from jaxclip.training.benchmarks.timing import Progress, interleaved
+from jaxclip.training.benchmarks.timing import REPEATS, interleaved
 from jaxclip.training.first_stage import IMAGE_TOKENS, Split
 from jaxclip.training.mesh import make_mesh
 from jaxclip.training.reranking import Scorer
@@ -18,6 +18,13 @@ from jaxclip.training.state import initial_state
 if TYPE_CHECKING:
     from jaxclip.config import Config
 
+FLAGS = {
+    "items": (41446, "products of the gallery"),
+    "candidates": (100, "of each query"),
+    "dimension": (128, "of the embeddings"),
+    "batch": (64, "queries that are scored at a time"),
+    "repeats": (5, REPEATS),
+}
 QUERIES, FEW, LOGIT_SCALE = 1000, 40, 20.0
 """FEW queries are scored by what reads tokens: a thousand take minutes on a CPU."""
 TOKENS, WIDTH = {"image": 16, "text": 16}, 128
@@ -31,9 +38,8 @@ def measure(
     items: int,
     candidates: int,
     dimension: int,
-    batch_size: int = 64,
-    repeats: int = 5,
-    progress: Progress = iter,
+    batch: int,
+    repeats: int,
 ) -> list[dict[str, Any]]:
     """Returns a row for the retrieval of 1,000 queries' candidates among the items, and one for each of the configs.
 
@@ -49,8 +55,8 @@ def measure(
     mesh, retrieved = make_mesh(-1, 1, 1), retrieve()
     calls: dict[str, Callable[[], object]] = {"retrieval": retrieve}
     for name, config in configs.items():
-        calls[name] = _second_stage(config, split, retrieved, mesh, batch_size)
-    seconds = interleaved(calls, repeats, progress)
+        calls[name] = _second_stage(config, split, retrieved, mesh, batch)
+    seconds = interleaved(calls, repeats)
     for name, config in configs.items():
         seconds[name] *= QUERIES / _queries(config)
     return [
@@ -64,6 +70,16 @@ def measure(
         }
         for name, taken in seconds.items()
     ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns the measurements as lines for the terminal."""
+    lines = [
+        f"{rows[0]['candidates']} candidates of {rows[0]['items']:,} products",
+        f"{'':40}{'s per 1,000 queries':>20}{'ratio':>8}",
+    ]
+    lines += [f"{row['implementation']:40}{row['seconds']:>20.3f}{row['time_ratio']:>8.2f}" for row in rows]
+    return "\n".join(lines)
 
 
 def _second_stage(config: "Config", split: Split, retrieved: second_stage.Candidates, mesh: Mesh, batch_size: int):

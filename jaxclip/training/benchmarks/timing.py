@@ -5,16 +5,22 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-Progress = Callable[[Iterable[int]], Iterable[int]]
-"""Wraps the rounds of a measurement, for a progress bar."""
+from jaxclip.training.progress import bar
+
+REPEATS = "timed runs of each implementation"
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int, progress: Progress = iter) -> dict[str, float]:
+def rounds(repeats: int) -> Iterable[int]:
+    """Returns the numbers of the rounds, shown as a progress bar."""
+    return bar(range(repeats), desc="measuring", unit="round")
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Returns the median seconds of each call, which returns when its work is done; one call of each warms up."""
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in progress(range(repeats)):
+    for _ in rounds(repeats):
         for name, call in calls.items():
             start = time.perf_counter()
             call()

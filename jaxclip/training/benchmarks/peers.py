@@ -1,0 +1,161 @@
+"""CLIP as open_clip and transformers have it in PyTorch: towers of the same shape, the same work in a training step.
+
+Their weights are random and their pictures come normalised. Both take AdamW fused and clip the gradient's norm, as the
+step that they stand beside does; on a GPU they are compiled, and in bfloat16 where the configuration says so.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from jaxclip.models.clip import CLIPConfig, ImageConfig
+
+ON = "cuda" if torch.cuda.is_available() else "cpu"
+MATRIX = 2048
+
+
+def open_clip(shape: CLIPConfig, rows: int) -> dict[str, Callable[[], Any]]:
+    """Returns the calls of open_clip's CLIP with its ClipLoss for batches of `rows` pairs."""
+    from open_clip.loss import ClipLoss
+    from open_clip.model import CLIP
+
+    image, text = shape.image.transformer, shape.text.transformer
+    tanh = {"approximate": "tanh"} if image.activation == "gelu_tanh" else None
+    model = CLIP(
+        shape.embedding,
+        {
+            "layers": image.layers, "width": image.width, "head_width": image.width // image.heads,
+            "patch_size": shape.image.patch, "image_size": shape.image.size, "act_kwargs": tanh,
+            "pool_type": "tok" if shape.image.pooling == "class" else "avg",
+        },
+        {
+            "context_length": shape.text.context_length, "vocab_size": shape.text.vocab_size, "width": text.width,
+            "heads": text.heads, "layers": text.layers, "act_kwargs": tanh,
+        },
+        quick_gelu=image.activation == "quick_gelu",
+    )  # fmt: skip
+    if shape.image.stem != "patch":
+        model.visual.conv1 = ConvStem(shape.image)
+    loss = ClipLoss()
+
+    def value(pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return loss(*model(pixels, tokens)[:3])
+
+    return _calls(model, value, model.encode_image, model.encode_text, shape, rows)
+
+
+def transformers(shape: CLIPConfig, rows: int) -> dict[str, Callable[[], Any]]:
+    """Returns the calls of transformers' CLIPModel with its own loss for batches of `rows` pairs."""
+    import transformers as hugging_face
+
+    image, text = shape.image.transformer, shape.text.transformer
+    activation = {"gelu_tanh": "gelu_pytorch_tanh"}.get(image.activation, image.activation)
+
+    def tower(of: Any) -> dict[str, Any]:
+        return {
+            "hidden_size": of.width, "intermediate_size": round(of.width * of.mlp_ratio), "hidden_act": activation,
+            "num_hidden_layers": of.layers, "num_attention_heads": of.heads, "projection_dim": shape.embedding,
+        }  # fmt: skip
+
+    model = hugging_face.CLIPModel(
+        hugging_face.CLIPConfig(
+            vision_config=tower(image) | {"image_size": shape.image.size, "patch_size": shape.image.patch},
+            text_config=tower(text)
+            | {
+                "vocab_size": shape.text.vocab_size, "max_position_embeddings": shape.text.context_length,
+                "eos_token_id": shape.text.end_token, "bos_token_id": shape.text.end_token - 1,
+                "pad_token_id": shape.text.end_token,
+            },
+            projection_dim=shape.embedding,
+        )
+    )  # fmt: skip
+    if shape.image.stem != "patch":
+        model.vision_model.embeddings.patch_embedding = ConvStem(shape.image)
+
+    def value(pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=tokens, pixel_values=pixels, return_loss=True).loss
+
+    def encode_image(pixels: torch.Tensor) -> Any:
+        return model.get_image_features(pixel_values=pixels)
+
+    def encode_text(tokens: torch.Tensor) -> Any:
+        return model.get_text_features(input_ids=tokens)
+
+    return _calls(model, value, encode_image, encode_text, shape, rows)
+
+
+class ConvStem(nn.Module):
+    """The convolutional stem of `models.stem`, (B, 3, S, S) -> (B, W, S / patch, S / patch)."""
+
+    def __init__(self, config: ImageConfig):
+        super().__init__()
+        width, halvings = config.transformer.width, config.patch.bit_length() - 1
+        widths = [3] + [max(8, (3 * width // 4) >> (halvings - 1 - i)) for i in range(halvings)]
+        self.halvings = nn.ModuleList(
+            nn.Conv2d(a, b, 3, 2, 1, bias=False) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(b) for b in widths[1:])
+        between = widths[2:-1] if config.stem == "residual_conv" else []
+        self.residuals = nn.ModuleList(nn.Conv2d(b, b, 3, 1, 1, bias=False) for b in between)
+        self.residual_norms = nn.ModuleList(nn.LayerNorm(b) for b in between)
+        self.projection = nn.Conv2d(widths[-1], width, 1)
+        self.weight = self.projection.weight  # transformers asks for its dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def normalised(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+            return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+        for number, (halve, norm) in enumerate(zip(self.halvings, self.norms, strict=True)):
+            x = nn.functional.gelu(normalised(norm, halve(x)), approximate="tanh")
+            if 0 < number <= len(self.residuals):
+                convolve, before = self.residuals[number - 1], self.residual_norms[number - 1]
+                x = x + 0.5 * nn.functional.gelu(convolve(normalised(before, x)), approximate="tanh")
+        return self.projection(x)
+
+
+def _calls(
+    model: nn.Module, value: Callable, encode_image: Callable, encode_text: Callable, shape: CLIPConfig, rows: int
+) -> dict[str, Callable[[], Any]]:
+    random = np.random.default_rng(0)
+    size, length, end = shape.image.size, shape.text.context_length, shape.text.end_token
+    numbers = random.integers(0, end, (rows, length))
+    numbers[:, -1] = end
+    pixels = torch.from_numpy(random.standard_normal((rows, 3, size, size), np.float32)).to(ON)
+    tokens = torch.from_numpy(numbers).to(ON)
+    model.to(ON).train()
+    if ON == "cuda":
+        value, encode_image, encode_text = map(torch.compile, (value, encode_image, encode_text))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, fused=True
+    )
+    half = shape.image.transformer.dtype == "bfloat16"
+    precision = (lambda: torch.autocast(ON, torch.bfloat16)) if half else nullcontext
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with precision():
+            loss = value(pixels, tokens)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    def forward(encode: Callable, batch: torch.Tensor) -> None:
+        with torch.inference_mode(), precision():
+            encode(batch)
+        if ON == "cuda":
+            torch.cuda.synchronize()
+
+    square = torch.ones(MATRIX, MATRIX, dtype=torch.bfloat16 if half else torch.float32, device=ON)
+    return {
+        "images": lambda: forward(encode_image, pixels),
+        "texts": lambda: forward(encode_text, tokens),
+        "train step": step,
+        "parameters": lambda: sum(parameter.numel() for parameter in model.parameters()),
+        "product": lambda: float((square @ square)[0, 0]),
+        "memory": lambda: torch.cuda.max_memory_allocated() if ON == "cuda" else None,
+    }

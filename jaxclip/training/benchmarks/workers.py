@@ -1,0 +1,82 @@
+"""Implementations in processes of their own: each has its memory and its threads, and one runs at a time."""
+
+import importlib
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+from jaxclip.errors import UserError
+
+Calls = Mapping[str, Callable[[], Any]]
+"""Name -> what is measured; it returns when its work is done."""
+
+
+class Worker:
+    """A process that makes its calls once and runs the one that it is asked for; a context manager that ends it.
+
+    Args:
+      name: of the implementation, for messages.
+      make: "module:function", which returns the calls; no other process imports what it needs.
+      given: its arguments.
+
+    Raises:
+      UserError: the process ended before it answered, as for want of memory.
+    """
+
+    def __init__(self, name: str, make: str, *given: Any):
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, given))
+        self._process.start()
+        theirs.close()
+        self.calls: list[str] = self._answer()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._pipe.close()
+        self._process.join(10)
+        self._process.kill()
+
+    def run(self, call: str) -> tuple[float, Any]:
+        """Returns the seconds that a call took, and what it returned."""
+        self._pipe.send(call)
+        return self._answer()
+
+    def peak_memory(self) -> int:
+        """Returns the most bytes of main memory that the process has held so far (Linux)."""
+        with open(f"/proc/{self._process.pid}/status") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["VmHWM"].split()[0]) * 1024
+
+    def _answer(self) -> Any:
+        try:
+            value, failure = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            why = ": too little memory, a smaller --batch needs less" if self._process.exitcode == -9 else ""
+            raise UserError(f"the process of {self.name} ended with status {self._process.exitcode}{why}") from None
+        if failure:
+            raise RuntimeError(f"{self.name} failed:\n{failure}")
+        return value
+
+
+def _serve(pipe: Connection, make: str, given: tuple) -> None:
+    module, _, function = make.partition(":")
+    try:
+        calls: Calls = getattr(importlib.import_module(module), function)(*given)
+        pipe.send((list(calls), None))
+        while True:
+            call = calls[pipe.recv()]
+            start = time.perf_counter()
+            value = call()
+            pipe.send(((time.perf_counter() - start, value), None))
+    except EOFError:
+        return
+    except Exception:
+        pipe.send((None, traceback.format_exc()))

@@ -1,0 +1,116 @@
+"""No change makes a compiled program dearer, or cheaper, unnoticed: FLOPs and bytes as XLA counts them, not seconds.
+
+What XLA makes of a program changes with its version: there is a golden file for each minor version of JAX that was
+looked at, and on another one these tests are skipped. After a wanted change, or on a new version:
+JAXCLIP_WRITE_GOLDENS=1 python -m pytest tests/training/test_costs.py
+"""
+
+import json
+import os
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxclip import config as configuration
+from jaxclip.losses import contrastive, tiled
+from jaxclip.models.clip import CLIP_MEAN, CLIP_STD
+from jaxclip.models.presets import PRESETS, clip_config
+from jaxclip.retrieval import ranks, tiles
+from jaxclip.training import loop, setup
+from jaxclip.training.train import train_step
+
+VERSION = ".".join(jax.__version__.split(".")[:2])
+GOLDEN = Path(__file__).parents[1] / "goldens" / "costs" / f"jax-{VERSION}.json"
+WRITES = os.environ.get("JAXCLIP_WRITE_GOLDENS") == "1"
+TOLERANCE = 0.05  # patch releases of XLA; the same version gives the same figures each time
+
+
+def step_of(preset, **training):
+    """Returns the real step of a preset's shape with two layers a tower, compiled for one device."""
+    config = configuration.build({"steps": 100, "batch_size": 16, **training})
+    small = replace(PRESETS[preset], patch=16, image=(128, 2, 2), text=(128, 2, 2), embedding=64)
+    text = {"vocab_size": 512, "context_length": 16, "end_token": 1}
+    shape = clip_config(small, image_size=64, mean=CLIP_MEAN, std=CLIP_STD, temperature=0.07, **text)
+    preprocess = replace(setup.make_preprocess(config), image_size=64, context_length=16)
+    towers = setup.make_towers(config, preprocess, None, 100, shape, jax.devices("cpu")[:1])
+    with jax.set_mesh(towers.mesh):
+        batch = setup.abstract_batch(config, towers)
+        return loop.compile_step(train_step(config, towers), towers.abstract, batch)[0]
+
+
+def loss_of(loss):
+    sides = jax.ShapeDtypeStruct((1024, 64), jnp.float32)
+    gradient = jax.value_and_grad(lambda *args: loss(*args)[0], argnums=(0, 1, 2))
+    return jax.jit(gradient).lower(sides, sides, jax.ShapeDtypeStruct((), jnp.float32)).compile()
+
+
+def ranks_of(*, top):
+    """Returns the kernel under the ranks for one block of 512 queries against two tiles of 512 items."""
+
+    def shape(*sizes, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    lines, width, real = 512, 64, jnp.float32
+    mesh = jax.make_mesh((1, 1), tiles.AXES, axis_types=ranks.make_mesh().axis_types, devices=jax.devices("cpu")[:1])
+    visit = tiles.make_visit(mesh, blocks=1, ks=(top, top), back=True, finite=True)
+    state = shape(1, 2, 1, lines), shape(1, 2, top, lines, dtype=real), shape(1, 2, top, lines)
+    limits = shape(1, 1, lines, dtype=real), shape(), shape(2, 1, lines, dtype=real), shape(2)
+    sides = shape(1, lines, width, dtype=real), shape(2, lines, width, dtype=real)
+    return visit.lower(shape(), shape(2), *sides, *limits, shape(1, 2, 64, 2), state).compile()
+
+
+PROGRAMS = {
+    "step of a ViT": lambda: step_of("vit_b_32"),
+    "step of a ViT, scanned": lambda: step_of("vit_b_32", model={"execution": "scan"}),
+    "step of a ViT, in microbatches": lambda: step_of("vit_b_32", loss={"microbatch": 8}),
+    "step with a convolutional stem": lambda: step_of("laptop"),
+    "dense InfoNCE": lambda: loss_of(contrastive.info_nce),
+    "tiled InfoNCE": lambda: loss_of(lambda *args: tiled.info_nce(*args, tile=256)),
+    "ranks": lambda: ranks_of(top=0),
+    "ranks with the best 10": lambda: ranks_of(top=10),
+}
+
+
+def cost(compiled):
+    counted, sizes = compiled.cost_analysis(), compiled.memory_analysis()
+    return {
+        "flops": counted["flops"],
+        "bytes accessed": counted["bytes accessed"],
+        "temporaries": sizes.temp_size_in_bytes,
+        "donated": sizes.alias_size_in_bytes,
+    }
+
+
+@pytest.fixture(autouse=True)
+def compiled_quickly():
+    """Leaves out what turns a program into fast machine code: its costs are counted before."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the goldens are of x86-64 CPUs")
+@pytest.mark.skipif(not WRITES and not GOLDEN.exists(), reason=f"no costs are kept for JAX {VERSION}")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_costs_what_it_did(name):
+    found = cost(PROGRAMS[name]())
+    if WRITES:
+        kept = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+        GOLDEN.write_text(json.dumps(kept | {name: found}, indent=2) + "\n")
+    kept = json.loads(GOLDEN.read_text())[name]
+    changed = {
+        what: f"{kept[what]:,.0f} -> {value:,.0f}"
+        for what, value in found.items()
+        if value != pytest.approx(kept[what], rel=TOLERANCE)
+    }
+    assert not changed, f"{name}: {changed}; JAXCLIP_WRITE_GOLDENS=1 keeps the new costs, if they are meant"
+
+
+def test_every_cost_kept_is_of_a_program():
+    for golden in GOLDEN.parent.glob("*.json"):
+        assert json.loads(golden.read_text()).keys() == PROGRAMS.keys(), golden
