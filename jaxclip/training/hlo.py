@@ -61,7 +61,8 @@ def traffic(text: str) -> Traffic:
     computations, entry = _parse(text)
     runs = _runs(computations, entry)
     memory = 0.0
-    # By channel: an asynchronous collective stands in every computation that runs beside it, once where it starts.
+    # By channel: an asynchronous collective stands in every computation that runs beside it, once where it starts. All
+    # permutes have one channel, and stand once.
     collectives: dict[str, tuple[str, float]] = {}
     for name, computation in computations.items():
         for instruction in computation.instructions.values():
@@ -70,7 +71,7 @@ def traffic(text: str) -> Traffic:
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES and name in runs:
                 channel = re.search(r"channel_id=(\d+)", instruction.text)
-                key = channel[1] if channel else instruction.name
+                key = channel[1] if channel and kind != "collective-permute" else instruction.name
                 sent = runs[name][0] * _sent(kind, instruction)
                 collectives[key] = kind, min(sent, collectives.get(key, (kind, sent))[1])
     sent: dict[str, float] = defaultdict(float)

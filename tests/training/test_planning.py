@@ -76,6 +76,24 @@ def test_collectives_in_a_loop_are_counted_as_often_as_it_runs():
     assert moved.memory > 3 * gradient
 
 
+def test_all_permutes_of_a_ring_count_though_they_share_a_channel():
+    devices = mesh.make_mesh(8, 1, 1, jax.devices("cpu")[:8])
+    ring = [(n, (n + 1) % 8) for n in range(8)]
+
+    def turn(_, blocks):
+        return jax.tree.map(lambda block: jax.lax.ppermute(block, "data", ring) * 2, blocks)
+
+    step = jax.shard_map(
+        lambda a, b: jax.lax.fori_loop(0, 8, turn, (a, b)),
+        mesh=devices,
+        in_specs=PartitionSpec("data"),
+        out_specs=PartitionSpec("data"),
+    )
+    blocks = [jax.ShapeDtypeStruct((8 * 16, *more), jnp.float32) for more in ((), (32,))]
+    moved = hlo.traffic(jax.jit(step).lower(*blocks).compile().as_text())
+    assert moved.sent == {"collective-permute": 8 * (16 + 16 * 32) * 4}
+
+
 @pytest.mark.parametrize(
     ("line", "count"),
     [
