@@ -5,7 +5,7 @@
 
 ARG is vit_b_32, vit_b_16 (default) or vit_l_14. Data: webdataset tars in PATH (`data.reader`). Plan first: it tells in
 minutes, on any machine with `pip install jaxclip[plan]`, whether the step fits and how long it takes at best. On a
-v5e:16x16 vit_l_14 needs 14.05 of 15.75 GiB and 1.28 s at best; `--config.mesh.fsdp=16` splits parameters and optimizer.
+v5e:16x16 vit_l_14 needs 13.97 of 15.75 GiB and 1.29 s at best; `--config.mesh.fsdp=16` splits parameters and optimizer.
 """
 
 from ml_collections import ConfigDict
