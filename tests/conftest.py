@@ -241,9 +241,9 @@ def read_rows() -> Callable[[Path], list[dict[str, float]]]:
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium, driven by Playwright."""
+    """A headless Chromium; while Playwright drives it no other event loop can run in this thread."""
     playwright = pytest.importorskip("playwright.sync_api")
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:

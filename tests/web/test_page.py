@@ -1,9 +1,7 @@
 """The page in a real browser: type, filter, upload, open, share by address; nothing on the console, no foreign host."""
 
 import json
-import os
 import re
-import shutil
 import time
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,19 +13,6 @@ pytestmark = pytest.mark.slow
 
 STATUS = "document.querySelector('#status').textContent"
 IDS = "all => all.map(one => one.dataset.id)"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser is installed: one of {', '.join(BROWSERS)}")
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
