@@ -125,6 +125,17 @@ def trained(run, config_file, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Leaves XLA's optimisations out while a module's tests run: compiling what is tiny costs more than running it."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def catalogue(trained, cache) -> Path:
     """The raw drawn catalogue that `trained` was trained on, prepared in the cache."""

@@ -67,9 +67,9 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
     """Returns the compiled function that takes one block of queries of each shard through all tiles of the gallery.
 
     It maps (block, sizes (Q, G), beyond which is padding, queries (A, B, D), gallery (N, T, D), row thresholds
-    (A, R, B), their width in use, column
-    thresholds (N, R', T), their widths (N,), spots (A, N, S, 2), state) to (state, counts (A, C, R, B), best values and
-    items (A, C, k, B), scores at the spots (A, N, S), NaNs (A, C)), A and C the shards of queries and gallery.
+    (A, R, B), their width in use, column thresholds (N, R', T), their widths (N,), spots (A, N, S, 2), state) to
+    (state, counts (A, C, R, B), best values and items (A, C, k, B), scores at the spots (A, N, S), NaNs (A, C)), A and
+    C the shards of queries and gallery.
 
     Args:
       mesh: axes "queries" and "gallery".

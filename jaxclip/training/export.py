@@ -82,9 +82,8 @@ def _transformers_settings(towers: Towers) -> dict[str, Any]:
 
 
 def _write_transformers(towers: Towers, settings: dict[str, Any], params: Params, folder: Path) -> None:
-    kind = "CLIP" if hugging_face.is_clip(towers.config) else "Siglip"
     _write_json(folder / hugging_face.CONFIG, settings)
-    _write_json(folder / processor.PROCESSOR, processor.to_hugging_face(towers.preprocess, kind))
+    _write_processor(towers, folder)
     tensors = save(hugging_face.table(towers.config), params)
     save_file(tensors, folder / hugging_face.WEIGHTS, METADATA)
 
@@ -123,8 +122,7 @@ def _write_adapters(towers: Towers, base: str, params: Params, folder: Path) -> 
     tensors = peft.tensors(hugging_face.table(replace(towers.config, lora=None)), params)
     save_file(tensors, folder / peft.WEIGHTS, METADATA)
     _write_json(folder / peft.CONFIG, peft.settings(towers.config.lora, base, list(tensors)))
-    kind = "CLIP" if hugging_face.is_clip(towers.config) else "Siglip"
-    _write_json(folder / processor.PROCESSOR, processor.to_hugging_face(towers.preprocess, kind))
+    _write_processor(towers, folder)
 
 
 LAYOUTS: dict[str, tuple[Callable[[Towers], Any], Callable[..., None]]] = {
@@ -144,6 +142,11 @@ def _tokenizer(towers: Towers) -> PreTrainedTokenizerBase:
         before = [backend.normalizer] if backend.normalizer else []
         backend.normalizer = normalizers.Sequence([*before, normalizers.Lowercase()])
     return tokenizer
+
+
+def _write_processor(towers: Towers, folder: Path) -> None:
+    kind = "CLIP" if hugging_face.is_clip(towers.config) else "Siglip"
+    _write_json(folder / processor.PROCESSOR, processor.to_hugging_face(towers.preprocess, kind))
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from jaxclip.errors import UserError
 from jaxclip.pipeline.prefetch import prefetch
+from jaxclip.training import distributed
 from jaxclip.training.checkpoint import Checkpoints
 from jaxclip.training.flops import matmul_flops
 from jaxclip.training.profile import Profile, chapter
@@ -17,6 +19,9 @@ from jaxclip.training.state import TrainState
 from jaxclip.training.step import Batch, Metrics
 from jaxclip.training.stopping import stop_on_signals
 from jaxclip.training.writers import Silent, Writers
+
+if TYPE_CHECKING:
+    from jaxclip.config import Config
 
 Evaluate = Callable[[TrainState], dict[str, float]]
 
@@ -106,6 +111,51 @@ def run(
         placed.close()
         checkpoints.wait()
     return state, stop.signal if number < rhythm.steps else None
+
+
+def train(
+    config: "Config",
+    workdir: Path,
+    state: TrainState,
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    batches: Iterator[Any],
+    place: Callable[[Any], Batch],
+    *,
+    steps: int,
+    flops: float,
+    checkpoints: Checkpoints,
+    beside: dict[str, Any],
+    evaluate: Evaluate,
+    profiled: range,
+) -> tuple[TrainState, int | None]:
+    """Returns what `run` does, in the configured rhythm; what it tells goes to the console and into the workdir.
+
+    Args:
+      steps: of the whole run. flops: of one step, per device. profiled: the steps to trace.
+    """
+    first = int(state.step)
+    written = Writers(workdir, first=first) if distributed.is_primary() else Silent()
+    saved = beside.get("progress", {})
+    progress = Progress(first=first, steps=steps, batch_size=config.batch_size, flops=flops, saved=saved)
+    profile = Profile(workdir / "tensorboard", profiled)
+    try:
+        return run(
+            state,
+            step,
+            batches,
+            place,
+            rhythm=Rhythm(steps, config.log_every, config.evaluation.every, config.checkpoint.every),
+            progress=progress,
+            writers=written,
+            checkpoints=checkpoints,
+            beside=beside,
+            evaluate=evaluate,
+            profile=profile,
+        )
+    finally:
+        profile.close()
+        progress.close()
+        written.close()
 
 
 def _check_finite(metrics: Metrics, number: int, checkpoints: Checkpoints) -> None:

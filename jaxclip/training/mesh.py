@@ -138,6 +138,12 @@ def rows(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def check_divides(mesh: Mesh, key: str, given: int) -> None:
+    """UserError where the rows that a key of the configuration gives are not divisible on this mesh."""
+    if given % rows(mesh):
+        raise UserError(f"config.{key} = {given} is no multiple of mesh data x fsdp = {rows(mesh)}")
+
+
 def _divides(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> bool:
     return all(axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(spec, shape, strict=True))
 

@@ -1,7 +1,7 @@
 """The optimizer: AdamW or Adam under a schedule, with decay and rates by parameter name."""
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,9 @@ import optax
 
 from jaxclip.training.mesh import names
 from jaxclip.training.trainable import EVERYTHING, Trainable
+
+if TYPE_CHECKING:
+    from jaxclip.config.schema import Optimizer
 
 DECAYED = r"(kernel|embedding|lora/[ab])$"
 
@@ -58,6 +61,25 @@ def make_optimizer(
     if any(np.any(np.not_equal(factor, 1.0)) for factor in jax.tree.leaves(factors)):
         steps.append(_scale_each(factors))
     return optax.chain(*steps)
+
+
+def configured_optimizer(
+    given: "Optimizer", shapes: Any, trainable: Trainable, steps: int
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Returns the schedule and the optimizer that a configuration describes, for a run of so many steps."""
+    schedule = make_schedule(given.learning_rate, given.schedule, warmup_steps=given.warmup_steps, steps=steps)
+    optimizer = make_optimizer(
+        shapes,
+        schedule,
+        name=given.name,
+        weight_decay=given.weight_decay,
+        beta1=given.beta1,
+        beta2=given.beta2,
+        epsilon=given.epsilon,
+        clip_norm=given.clip_norm,
+        trainable=trainable,
+    )
+    return schedule, optimizer
 
 
 def _scale_each(factors: Any) -> optax.GradientTransformation:

@@ -11,13 +11,11 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import protocols
 from jaxclip.retrieval.second_stage import Candidates
-from jaxclip.training import distributed, evaluation, loop, reranking, reranking_data, setup, writers
+from jaxclip.training import distributed, evaluation, loop, reranking, reranking_data, setup
 from jaxclip.training import mesh as meshes
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.evaluation import Queries, Result
 from jaxclip.training.first_stage import FirstStage
-from jaxclip.training.profile import Profile
-from jaxclip.training.progress import Progress
 from jaxclip.training.reranking import Reranker, Scorer
 from jaxclip.training.state import Params, initial_state
 from jaxclip.training.step import make_step
@@ -132,9 +130,8 @@ def train(
             tables = reranking.make_tables(split, candidates, model, lists)
             if config.rerank.loss == "contrastive":
                 tables |= reranking.contrastive_tables(split, model, lists)
-            profile = Profile(workdir / "tensorboard", profiled)
             state, stopped = _train(
-                config, workdir, model, tables, len(lists), steps, state, beside, checkpoints, evaluator, profile, say
+                config, workdir, model, tables, len(lists), steps, state, beside, checkpoints, evaluator, profiled, say
             )
         checkpoints.close()
         folder = workdir / "eval" / config.data.split
@@ -151,7 +148,7 @@ def train(
     return Outcome(None, int(state.step), metrics, folder)
 
 
-def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoints, evaluator, profile, say):
+def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoints, evaluator, profiled, say):
     first = int(state.step)
     loss = reranking.make_loss(
         model, loss=config.rerank.loss, negatives=config.rerank.negatives, sampled=config.rerank.sampled
@@ -159,44 +156,33 @@ def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoi
     step = make_step(loss, model.optimizer, model.schedule, model.trainable, seed=config.seed)
     say(f"compiling the step of {config.batch_size} lists of {tables['items'].shape[1]} candidates")
     where = meshes.batch_sharding(model.mesh)
-    if config.batch_size % meshes.rows(model.mesh):
-        raise UserError(
-            f"config.batch_size = {config.batch_size} is no multiple of mesh data x fsdp = {meshes.rows(model.mesh)}"
-        )
+    meshes.check_divides(model.mesh, "batch_size", config.batch_size)
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
     rows = jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=where)
     compiled, flops = loop.compile_step(step, model.abstract, {"rows": rows, **jax.tree.map(shape, tables)})
-    written = writers.Writers(workdir, first=first)
-    progress = Progress(
-        first=first, steps=steps, batch_size=config.batch_size, flops=flops, saved=beside.get("progress", {})
-    )
 
     def evaluate(state):
         evaluator.last = evaluator.rank(model, state.params)
         metrics, _ = evaluator.last
         return {name: metrics["text_to_image"][name]["value"] for name in LOGGED if name in metrics["text_to_image"]}
 
-    try:
-        return loop.run(
-            state,
-            compiled,
-            reranking.batch_rows(lists, config.batch_size, config.seed, first=first, last=steps),
-            lambda rows: {"rows": jax.device_put(rows, where), **tables},
-            rhythm=loop.Rhythm(steps, config.log_every, config.evaluation.every, config.checkpoint.every),
-            progress=progress,
-            writers=written,
-            checkpoints=checkpoints,
-            beside=beside,
-            evaluate=evaluate,
-            profile=profile,
-        )
-    finally:
-        profile.close()
-        progress.close()
-        written.close()
+    return loop.train(
+        config,
+        workdir,
+        state,
+        compiled,
+        reranking.batch_rows(lists, config.batch_size, config.seed, first=first, last=steps),
+        lambda rows: {"rows": jax.device_put(rows, where), **tables},
+        steps=steps,
+        flops=flops,
+        checkpoints=checkpoints,
+        beside=beside,
+        evaluate=evaluate,
+        profiled=profiled,
+    )
 
 
 def evaluate_checkpoint(

@@ -18,7 +18,7 @@ from jaxclip.models.reranker import RerankerConfig
 from jaxclip.retrieval.second_stage import Candidates
 from jaxclip.training import mesh as meshes
 from jaxclip.training.first_stage import IMAGE_TOKENS, Split
-from jaxclip.training.optimizer import make_optimizer, make_schedule
+from jaxclip.training.optimizer import configured_optimizer
 from jaxclip.training.state import Params, TrainState, abstract_state, make_model, replicated
 from jaxclip.training.trainable import Trainable, make_trainable
 
@@ -52,23 +52,9 @@ def make_reranker(config: "Config", split: Split, steps: int, *, mesh: Mesh, log
     names, model = features(config), MODELS[config.rerank.preset]
     settings = _settings(config, split, names, logit_scale)
     graph, shapes = make_model(settings, model)
-    of_optimizer = config.optimizer
-    schedule = make_schedule(
-        of_optimizer.learning_rate, of_optimizer.schedule, warmup_steps=of_optimizer.warmup_steps, steps=steps
-    )
     frozen = ((rf"^{reranker.STATISTICS}$", 0.0),) if reranker.STATISTICS in shapes else ()
-    trainable = make_trainable(shapes, (*frozen, *of_optimizer.rates))
-    optimizer = make_optimizer(
-        shapes,
-        schedule,
-        name=of_optimizer.name,
-        weight_decay=of_optimizer.weight_decay,
-        beta1=of_optimizer.beta1,
-        beta2=of_optimizer.beta2,
-        epsilon=of_optimizer.epsilon,
-        clip_norm=of_optimizer.clip_norm,
-        trainable=trainable,
-    )
+    trainable = make_trainable(shapes, (*frozen, *config.optimizer.rates))
+    schedule, optimizer = configured_optimizer(config.optimizer, shapes, trainable, steps)
     abstract = abstract_state(shapes, optimizer, mesh, trainable)
     return Reranker(settings, names, model, graph, mesh, optimizer, schedule, trainable, abstract)
 

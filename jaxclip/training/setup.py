@@ -29,7 +29,7 @@ from jaxclip.pipeline.preprocess import FILENAME, Preprocess
 from jaxclip.pipeline.records import Records
 from jaxclip.training import distributed
 from jaxclip.training import mesh as meshes
-from jaxclip.training.optimizer import make_optimizer, make_schedule
+from jaxclip.training.optimizer import configured_optimizer
 from jaxclip.training.pretrained import open_pretrained
 from jaxclip.training.progress import bar
 from jaxclip.training.queue import with_queue
@@ -185,18 +185,7 @@ def make_towers(
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     given = config.optimizer
     trainable = make_trainable(shapes, rates, layer_decay=given.layer_decay)
-    schedule = make_schedule(given.learning_rate, given.schedule, warmup_steps=given.warmup_steps, steps=steps)
-    optimizer = make_optimizer(
-        shapes,
-        schedule,
-        name=given.name,
-        weight_decay=given.weight_decay,
-        beta1=given.beta1,
-        beta2=given.beta2,
-        epsilon=given.epsilon,
-        clip_norm=given.clip_norm,
-        trainable=trainable,
-    )
+    schedule, optimizer = configured_optimizer(given, shapes, trainable, steps)
     if config.loss.queue:
         optimizer = with_queue(optimizer, config.loss.queue, towers.embedding)
     abstract = abstract_state(shapes, optimizer, mesh, trainable, ema=given.ema > 0)
@@ -248,8 +237,7 @@ def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtype
             f"fsdp = {rows}: take a larger batch, or put devices on mesh.tensor"
         )
     for name, given in (("batch_size", config.batch_size), ("loss.microbatch", config.loss.microbatch)):
-        if given % rows:
-            raise UserError(f"config.{name} = {given} is no multiple of mesh data x fsdp = {rows}")
+        meshes.check_divides(towers.mesh, name, given)
     tokens = ((towers.preprocess.context_length,), np.int32)
     shapes = {"image": ((size, size, 3), np.uint8), "text": tokens, "group": ((), np.int32)}
     if config.loss.name == "incorrect_pairs":

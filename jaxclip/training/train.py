@@ -11,13 +11,11 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline.batches import Partners
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import tables
-from jaxclip.training import distributed, evaluation, loop, setup, writers
+from jaxclip.training import distributed, evaluation, loop, setup
 from jaxclip.training import mesh as meshes
 from jaxclip.training.base import completed, initial_params
 from jaxclip.training.checkpoint import BASE, BEST_BY, Checkpoints
 from jaxclip.training.optimizer import warmup_of
-from jaxclip.training.profile import Profile
-from jaxclip.training.progress import Progress
 from jaxclip.training.setup import Towers
 from jaxclip.training.state import TrainState, initial_state
 from jaxclip.training.step import make_loss, make_step
@@ -114,9 +112,8 @@ def train(
             say(tables.headline(zero_shot))
         stopped = None
         if int(state.step) < steps:
-            profile = Profile(workdir / "tensorboard", profiled)
             data, kept = (train_records, partners), (checkpoints, beside)
-            state, stopped = _train(config, workdir, towers, data, state, kept, evaluator, profile, say)
+            state, stopped = _train(config, workdir, towers, data, state, kept, evaluator, profiled, say)
     checkpoints.close()
     folder = workdir / "eval" / config.data.split
     if stopped is not None:
@@ -192,7 +189,7 @@ def _partners(
     return Partners(pairs.partner, pairs.similarity).among(records.numbers)
 
 
-def _train(config, workdir, towers, data, state, kept, evaluator, profile, say):
+def _train(config, workdir, towers, data, state, kept, evaluator, profiled, say):
     (records, partners), (checkpoints, beside) = data, kept
     first, steps = int(state.step), setup.number_of_steps(config, records)
     step = train_step(config, towers)
@@ -204,10 +201,6 @@ def _train(config, workdir, towers, data, state, kept, evaluator, profile, say):
     )
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
     batches, place = setup.device_batches(config, towers, records, partners, first=first, last=steps)
-    written = writers.Writers(workdir, first=first) if distributed.is_primary() else writers.Silent()
-    progress = Progress(
-        first=first, steps=steps, batch_size=config.batch_size, flops=flops, saved=beside.get("progress", {})
-    )
 
     def evaluate(state: TrainState) -> dict[str, float]:
         return {
@@ -217,21 +210,17 @@ def _train(config, workdir, towers, data, state, kept, evaluator, profile, say):
             if name in metrics["text_to_image"]
         }
 
-    try:
-        return loop.run(
-            state,
-            compiled,
-            batches,
-            place,
-            rhythm=loop.Rhythm(steps, config.log_every, config.evaluation.every, config.checkpoint.every),
-            progress=progress,
-            writers=written,
-            checkpoints=checkpoints,
-            beside=beside,
-            evaluate=evaluate,
-            profile=profile,
-        )
-    finally:
-        profile.close()
-        progress.close()
-        written.close()
+    return loop.train(
+        config,
+        workdir,
+        state,
+        compiled,
+        batches,
+        place,
+        steps=steps,
+        flops=flops,
+        checkpoints=checkpoints,
+        beside=beside,
+        evaluate=evaluate,
+        profiled=profiled,
+    )

@@ -17,6 +17,7 @@ from jaxclip.losses import contrastive, tiled
 from jaxclip.losses import sigmoid as pairwise
 from jaxclip.training.mesh import make_mesh
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[2]
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 4, 1), (2, 2, 2), (8, 1, 1)]
 SCALES = [0.0, 14.3, 100.0]  # the last is the temperature's clip
@@ -119,14 +120,6 @@ def assert_equals_oracle(name, images, texts, scale, groups, tile):
     assert abs(value - expected) <= 1e-5 * abs(expected) + 2e-7 * (1 + scale)
     for ours, right in zip(found, gradients, strict=True):
         assert np.linalg.norm(ours - right) <= 1e-5 * np.linalg.norm(right) + 2e-7 * (1 + scale)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """What is compared is arithmetic and partitioning, not LLVM's work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -23,6 +23,7 @@ from jaxclip.retrieval import ranks, tiles
 from jaxclip.training import loop, setup
 from jaxclip.training.train import train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 VERSION = ".".join(jax.__version__.split(".")[:2])
 GOLDEN = Path(__file__).parents[1] / "goldens" / "costs" / f"jax-{VERSION}.json"
 WRITES = os.environ.get("JAXCLIP_WRITE_GOLDENS") == "1"
@@ -83,15 +84,6 @@ def cost(compiled):
         "temporaries": sizes.temp_size_in_bytes,
         "donated": sizes.alias_size_in_bytes,
     }
-
-
-@pytest.fixture(autouse=True)
-def compiled_quickly():
-    """Leaves out what turns a program into fast machine code: its costs are counted before."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the goldens are of x86-64 CPUs")

@@ -12,6 +12,7 @@ from jaxclip.training import mesh
 from jaxclip.training.state import make_model
 from jaxclip.training.step import make_loss
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH, CONTEXT, END = 32, 8, 63
 CONFIG = clip_config(
     Preset(8, (32, 2, 2), (32, 2, 2), 32, "conv", "mean", "mean", "gelu_tanh"),
@@ -63,13 +64,6 @@ def assert_same(found, expected):
     assert found[1].keys() == expected[1].keys()
     for ours, right in zip(jax.tree.leaves(found[1:]), jax.tree.leaves(expected[1:]), strict=True):
         assert np.linalg.norm(ours - right) <= 2e-5 * np.linalg.norm(right) + 1e-7
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from jaxclip.training.queue import EMPTY, push, with_queue
 from jaxclip.training.state import abstract_state, initial_state, make_model
 from jaxclip.training.step import make_loss, make_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONTEXT, END, ROWS, HELD = 8, 63, 4, 10
 CONFIG = clip_config(
     Preset(8, (16, 1, 1), (16, 1, 1), 16, "conv", "mean", "mean", "gelu_tanh"),
@@ -26,13 +27,6 @@ CONFIG = clip_config(
     temperature=0.07,
     dropout=0.1,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def batch_of(step):

@@ -18,6 +18,7 @@ from jaxclip.training.checkpoint import Checkpoints
 from jaxclip.training.optimizer import make_optimizer
 from jaxclip.training.state import abstract_state, checksum, initial_state, make_model
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 PROGRAM = Path(__file__).with_name("five_steps.py")
 spec = importlib.util.spec_from_file_location("five_steps", PROGRAM)
 five_steps = importlib.util.module_from_spec(spec)
@@ -38,14 +39,6 @@ SOME = [
     ("reranker", (4, 1, 2)),
 ]
 JOBS = EVERY if os.environ.get("JAXCLIP_EVERY_MESH") == "1" else SOME
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiles for eight devices in seconds: what is compared here is the partitioning, not LLVM's work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make_mesh(sizes):

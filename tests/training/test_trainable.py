@@ -15,6 +15,7 @@ from jaxclip.training.state import abstract_state, initial_state, make_model
 from jaxclip.training.step import make_loss, make_step
 from jaxclip.training.trainable import make_trainable
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 LAYERS, BATCH, CONTEXT, END, EMA = 3, 8, 6, 63, 0.15
 UPPER = (("blocks/[12]/", 1.0), ("^[a-z]+/(last_norm|projection)", 1.0), ("", 0.0))
 
@@ -62,13 +63,6 @@ def train(rates, execution="unroll", *, layer_decay=1.0):
     for _ in range(3):
         states.append(compiled(states[-1], batch())[0])
     return states, compiled.cost_analysis()["flops"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("execution", ["unroll", "scan"])
