@@ -1,8 +1,10 @@
-"""Train with incorrect pairs (Tagami et al.) on Fashion Product Images, after one of the methods of its section 4.1.
+"""Fine-tune towers with incorrect pairs (Tagami et al.), after one of the methods of its section 4.1.
 
-    python -m jaxclip.train --config=configs/incorrect_pairs.py:VARIANT --config.data.path=PATH --workdir=W
+    python -m jaxclip.train --config=configs/incorrect_pairs.py:VARIANT --config.model.init_from=BASE \\
+        --config.data.path=PATH --workdir=W
 
-VARIANT is
+BASE is a trained workdir, such as that of configs/pretrain_fashion_products.py, or a checkpoint of transformers or
+open_clip. VARIANT is
   2     correct pairs only
   3     and as many incorrect ones, any product's text with another's picture
   4     and as many incorrect ones, the two pictures' similarity below 0.8
@@ -11,9 +13,13 @@ VARIANT is
   full  incorrect pairs from other clusters of pictures and of texts, weighted: the paper's own
 
 All are trained alike but for their pairs: the same steps on the same pictures, each with a correct and an incorrect
-text (of which 2 learns nothing). The paper fine-tunes OpenAI's weights with these pairs alone. From random weights two
-terms that look at one pair at a time say too little, so InfoNCE is added here; --config.loss.info_nce=0 leaves it out.
-The paper's order of the variants is a hypothesis, not the expected result.
+text (of which 2 learns nothing). --config.loss.info_nce=1 adds InfoNCE. It is needed from random weights, where two
+terms that look at one pair at a time say too little:
+
+    python -m jaxclip.train --config=configs/pretrain_fashion_products.py --config.loss.name=incorrect_pairs \\
+        --config.loss.info_nce=1 --config.data.path=PATH --workdir=W
+
+The paper's order of the variants is a hypothesis; what came out on Fashion Product Images stands in the README.
 """
 
 from ml_collections import ConfigDict
@@ -38,26 +44,12 @@ def get_config(variant: str = "full") -> ConfigDict:
     mined, beta, weighting = VARIANTS[variant]
     config = ConfigDict()
     config.batch_size = 256
-    config.epochs = 4.0
-    config.data = ConfigDict(
-        {
-            "reader": "fashion_product_images",
-            "test": 1500.0,
-            "split_seed": 42,
-            "image_size": 64,
-            "context_length": 16,
-            "vocab_size": 8192,
-            # Product photos are mostly white.
-            "mean": (0.85, 0.83, 0.82),
-            "std": (0.25, 0.25, 0.25),
-        }
-    )
+    config.epochs = 1.0
+    config.data = ConfigDict({"reader": "fashion_product_images", "test": 1500.0, "split_seed": 42})
     config.incorrect_pairs = ConfigDict({"variant": mined})
     config.augmentation = ConfigDict({"crop_area": (0.4, 1.0), "flip": True, "keep_attributes": 0.7, "keep_words": 0.9})
-    config.model = ConfigDict({"preset": "laptop", "stochastic_depth": 0.1, "patch_dropout": 0.2})
-    config.loss = ConfigDict(
-        {"name": "incorrect_pairs", "alpha": 1.0, "beta": beta, "weighting": weighting, "info_nce": 1.0}
-    )
-    config.optimizer = ConfigDict({"learning_rate": 1e-3, "warmup_steps": 125, "weight_decay": 0.2})
+    config.model = ConfigDict({"init_from": "runs/pretrain_fashion_products"})
+    config.loss = ConfigDict({"name": "incorrect_pairs", "alpha": 1.0, "beta": beta, "weighting": weighting})
+    config.optimizer = ConfigDict({"learning_rate": 1e-4, "warmup_steps": 20, "weight_decay": 0.2})
     config.checkpoint = ConfigDict({"every": 156})
     return config
