@@ -29,8 +29,7 @@ CLIP = {"image_size": 224, "context_length": 77, "vocab_size": 49408}
 
 
 ROOM = "jaxclip.training.benchmarks"
-BENCHMARKS = {name: f"{ROOM}.{name}" for name in ("train_step", "input", "start", "loss", "rerank")}
-BENCHMARKS["ranks"] = "jaxclip.retrieval.measure"
+BENCHMARKS = {name: f"{ROOM}.{name}" for name in ("train_step", "input", "start", "loss", "ranks", "rerank")}
 """Name -> a module with FLAGS (name -> default and meaning), `measure`, which takes them and returns rows, and their
 `table`."""
 SECOND_STAGES = {
