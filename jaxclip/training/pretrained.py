@@ -126,17 +126,20 @@ def _published(folder: Path, config: "Config") -> Pretrained:
     if in_open_clip and (settings.get("model_type") not in hugging_face.KINDS or "auto_map" in settings):
         checkpoint = open_clip.read(folder)
         path = folder / open_clip.CONFIG
+        settings = read_json(path)
+        cleaning = open_clip.cleaning(settings, path)
         captions["context_length"] = checkpoint.config.text.context_length
         preprocess = processor.from_open_clip(
-            read_json(path).get("preprocess_cfg") or {}, path, image_size=checkpoint.config.image.size, **captions
+            settings.get("preprocess_cfg") or {}, path, image_size=checkpoint.config.image.size, **captions
         )
     else:
-        checkpoint = hugging_face.read(folder)
+        checkpoint, cleaning = hugging_face.read(folder), "whitespace"
         path = folder / processor.PROCESSOR
         path = path if path.exists() else folder / processor.ALL_PROCESSORS
         captions["context_length"] = checkpoint.config.text.context_length
         preprocess = processor.from_hugging_face(read_json(path), path, **captions)
     tokenizer = text.load_tokenizer(Path(config.data.tokenizer).expanduser() if config.data.tokenizer else folder)
+    tokenizer = text.cleaned(tokenizer, cleaning)
     towers = checkpoint.config
     if len(tokenizer) > towers.text.vocab_size:
         raise UserError(

@@ -21,12 +21,13 @@ READ_VISION = {"width", "layers", "head_width", "mlp_ratio", "patch_size", "imag
 READ_TEXT = {"width", "layers", "heads", "mlp_ratio", "vocab_size", "context_length", "act_kwargs", "norm_kwargs",
              "pool_type", "eos_id", "no_causal_mask", "proj_bias"}  # fmt: skip
 READ_TIMM = {"timm_model_name", "image_size"}
-# These change nothing here: how to train, which tokenizer, what to return.
-HARMLESS = {"patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id",
+# These change nothing of the towers: how to train, which tokenizer (see `cleaning`), what to return.
+HARMLESS = {"patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id",
             "timm_model_pretrained", "timm_drop", "timm_drop_path", "timm_proj_bias", "hf_model_pretrained",
             "hf_proj_type", "hf_pooler_type", "attn_pooler_queries", "attn_pooler_heads", "timm_pool",
             "timm_proj"}  # fmt: skip
 DEFAULTS = {"pos_embed_type": "learnable", "pool_type": "tok", "proj_type": "linear"}
+CLEANINGS = ("whitespace", "lower", "canonicalize")
 HEAD = 64
 """Features of an image tower's head where head_width is not said."""
 TIMM = {
@@ -66,6 +67,19 @@ def read(folder: Path) -> Checkpoint:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} does not describe a CLIP model: {type(error).__name__} {error}") from None
     return Checkpoint(config, table(config, nested="text.positional_embedding" in tensors.shapes), tensors)
+
+
+def cleaning(settings: Mapping[str, Any], path: Path) -> str:
+    """Returns what open_clip does to captions ahead of the tokenizer: "whitespace", "lower" or "canonicalize".
+
+    Args:
+      settings: the contents of an open_clip_config.json that `read` took.
+      path: it, for the message of the UserError where it is something else.
+    """
+    given = settings["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {"clean": CLEANINGS[0]}
+    if given not in [{"clean": cleaning} for cleaning in CLEANINGS]:
+        raise UserError(f"{path}: text_cfg.tokenizer_kwargs = {given!r} is not supported")
+    return given["clean"]
 
 
 def table(config: CLIPConfig, *, nested: bool) -> list[Row]:
