@@ -58,7 +58,8 @@ def open_pretrained(config: "Config", step: int | None = None) -> Pretrained:
     """Returns the checkpoint that config.model.init_from names, of a workdir the newest where no step is given.
 
     config.data.image_size and context_length, where set, replace the checkpoint's own: the positions of pictures are
-    interpolated (`resize_grid`), those of captions stretched (`resize_context`).
+    interpolated (`resize_grid`), those of captions stretched (`resize_context`). Towers without a bias of the logits,
+    which the sigmoid loss needs, get one that starts at config.loss.bias.
 
     Raises:
       UserError: there is no such checkpoint, it is broken, or its towers cannot be built here.
@@ -82,7 +83,10 @@ def open_pretrained(config: "Config", step: int | None = None) -> Pretrained:
         context_length=text_config.context_length,
         caption_template=config.data.caption_template,
     )
-    return replace(source, config=replace(own, image=image, text=text_config), preprocess=preprocess)
+    towers, load = replace(own, image=image, text=text_config), source.load
+    if config.loss.name == "sigmoid" and own.logit_bias is None:
+        towers, load = replace(towers, logit_bias=config.loss.bias), partial(_with_bias, load, config.loss.bias)
+    return replace(source, config=towers, preprocess=preprocess, load=load)
 
 
 def pretrained_params(config: "Config", abstract: Params, step: int | None = None) -> tuple[Params, int | None]:
@@ -116,6 +120,13 @@ def checkpoint_folder(name: str, key: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{key} = {name!r} is no folder, and the hub could not give it: {reason}") from None
+
+
+def _with_bias(load: Callable[[Params], Params], bias: float, abstract: Params) -> Params:
+    """Returns the parameters that `load` reads, and the bias of the logits that their checkpoint lacks."""
+    leaf = abstract["logit_bias"]
+    params = load({name: leaf for name, leaf in abstract.items() if name != "logit_bias"})
+    return params | {"logit_bias": jax.device_put(jnp.asarray(bias, leaf.dtype), leaf.sharding)}
 
 
 def _published(folder: Path, config: "Config") -> Pretrained:

@@ -113,6 +113,15 @@ def test_captions_are_cleaned_as_an_open_clip_checkpoint_says(checkpoint, tmp_pa
         begun(configured(copy))
 
 
+@pytest.mark.parametrize("source", ["published", "workdir"])
+def test_the_sigmoid_loss_takes_towers_without_a_bias_and_starts_from_the_configured_one(request, checkpoint, source):
+    folder = checkpoint if source == "published" else request.getfixturevalue("trained")
+    _, plain = begun(configured(folder))
+    towers, params = begun(configured(folder, loss={"name": "sigmoid", "bias": -3.0}))
+    assert float(params.pop("logit_bias")) == -3.0 == towers.config.logit_bias and "logit_bias" not in plain
+    jax.tree.map(np.testing.assert_array_equal, params, plain)
+
+
 def test_parameters_lie_as_the_mesh_splits_them(checkpoint):
     towers, params = begun(configured(checkpoint, mesh={"data": 2, "fsdp": 2, "tensor": 2}))
     wanted = meshes.shardings(params, towers.mesh)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def table(config: CLIPConfig, *, nested: bool) -> list[Row]:
 def write_config(config: CLIPConfig) -> dict[str, Any]:
     """Returns the model_cfg of these towers; UserError, which says why, where open_clip cannot be them."""
     image, text = config.image, config.text
-    if not (is_clip(config) or is_siglip(config)):
+    if not (is_clip(replace(config, logit_bias=None)) or is_siglip(config)):
         raise UserError(f"open_clip has no tower with {oddity(config)}")
     quick = {blocks.activation == "quick_gelu" for blocks in (image.transformer, text.transformer)}
     if len(quick) > 1:
@@ -124,7 +125,7 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
             "image_size": image.size,
         }
         language |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
-        # The value that training would start from; the one in use is among the weights.
+        # The bias that training would start from; the one in use is among the weights.
         extra = {"custom_text": True, "init_logit_bias": config.logit_bias}
     else:
         vision = {
@@ -136,6 +137,7 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
         if text.end_token != text.vocab_size - 1:
             language |= {"pool_type": "eos", "eos_id": text.end_token}
         extra = {"quick_gelu": True} if quick == {True} else {}
+        extra |= {} if config.logit_bias is None else {"init_logit_bias": config.logit_bias}
     return {"embed_dim": config.embedding, "vision_cfg": vision, "text_cfg": language, **extra}
 
 
