@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import shuffle
 
-from jaxclip.catalog import card, groups
+from jaxclip.catalog import card, groups, shuffler
 from jaxclip.catalog.dataset import NAME, VERSION, CatalogueBuilder
 from jaxclip.catalog.describe import Describer
 from jaxclip.catalog.execution import Execution, InProcess, Progress
@@ -28,8 +27,6 @@ CARD = "card.html"
 WHOLE = "whole"  # the one split of a catalogue that is not split; TFDS keeps the name "all" for itself
 DESCRIBED = "features"
 """Where a source's settings have those of its describer."""
-SORTED_IN_MEMORY = 64 * 2**20
-"""Bytes of examples that TFDS keeps to sort them by their hashed keys; more go to disk first. Its default is 1 GB."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +168,9 @@ def _prepare(source: Source, prepared: Path, execution: Execution) -> None:
         examples = execution.examples(found, [numbers[name] for name in names], splits)
         columns = source.describer.columns if source.describer else {}
         tfds.disable_progress_bar()
-        shuffle.MAX_MEM_BUFFER_SIZE = SORTED_IN_MEMORY
         builder = CatalogueBuilder(examples, columns, facts, prepared)
-        with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
+        silent = contextlib.redirect_stdout(io.StringIO())
+        with tempfile.TemporaryDirectory() as downloads, silent, shuffler.on_disk():
             builder.download_and_prepare(download_dir=downloads, download_config=execution.download_config())
 
 

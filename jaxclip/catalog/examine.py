@@ -19,7 +19,7 @@ from jaxclip.errors import UserError
 
 BLOCK = 64  # products handed to a worker at once
 WORTH_PROCESSES = 1000  # products: starting the processes takes seconds
-BLOCK_BYTES = 2**24  # of their files, from which a block is full too
+BLOCK_BYTES = 2**24  # of their pictures, from which a block is full too
 AHEAD = 2  # blocks waiting for each worker: memory does not grow with the catalogue
 
 
@@ -90,7 +90,7 @@ def blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
     block, size = [], 0
     for product in products:
         block.append(product)
-        size += _file_size(product)
+        size += _size(product)
         if len(block) == BLOCK or size >= BLOCK_BYTES:
             yield block
             block, size = [], 0
@@ -98,10 +98,10 @@ def blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
         yield block
 
 
-def _file_size(product: Product) -> int:
-    """Returns the bytes of a product's file; 0 for one inside another, whose reader would have to fetch it."""
+def _size(product: Product) -> int:
+    """Returns the bytes of a product's picture; 0 where there is none."""
     try:
-        return product.image.stat().st_size if isinstance(product.image, Path) else 0
+        return product.image.stat().st_size if isinstance(product.image, Path) else product.image.size
     except OSError:
         return 0
 

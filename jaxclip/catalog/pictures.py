@@ -83,6 +83,8 @@ def inspect(image: Path | Embedded, max_pixels: int = MAX_PIXELS) -> Picture | s
     """
     limit = 8 * max_pixels + 2**20
     try:
+        if not isinstance(image, Path) and image.size > limit:
+            return f"image file over {limit} bytes"
         data = _read(image, limit + 1)
     except FileNotFoundError:
         return "image missing"

@@ -9,6 +9,11 @@ from typing import Protocol
 class Embedded(Protocol):
     """A picture that lies inside a larger file (HDF5, tar, TFDS). It is read when it is asked for and never kept."""
 
+    @property
+    def size(self) -> int:
+        """About how many bytes `read` will take, known without reading."""
+        ...
+
     def read(self) -> bytes:
         """Returns the encoded picture; OSError where it cannot be read."""
         ...

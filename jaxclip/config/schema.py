@@ -116,7 +116,7 @@ class Loss:
     learned_temperature: bool = True  # clipped so that logits are scaled by at most 100
     mask_groups: bool = True  # rows of one group are not each other's negatives
     queue: int = 0  # pairs of earlier batches kept as further negatives of InfoNCE, in the training state; 0 = none
-    bias: float = -10.0  # of the logits, where training starts but for model.init_from's own (sigmoid only)
+    bias: float = -10.0  # of the logits at the start, where model.init_from brings none of its own (sigmoid only)
     alpha: float = 1.0  # weight of the correct pairs' term (incorrect_pairs only)
     beta: float = 1.0  # weight of the incorrect pairs' term (incorrect_pairs only)
     weighting: str = "similarity"  # of each pair: similarity, none, literal (incorrect_pairs only)

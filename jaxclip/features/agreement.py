@@ -1,7 +1,7 @@
 """How well computed colours agree with the colour names that a catalogue has of its own."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,7 @@ class Agreement:
     confusion: Int64[np.ndarray, "N N"]
 
 
-def colour_attribute(attributes: Sequence[Mapping[str, str]]) -> str | None:
+def colour_attribute(attributes: Iterable[Mapping[str, str]]) -> str | None:
     """Returns the attribute whose values are colour names most often, None where no attribute's are by half."""
     filled, colours = Counter(), Counter()
     for values in attributes:

@@ -1,13 +1,21 @@
 """Names and attributes into captions, captions into token ids."""
 
 import json
+import re
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoTokenizer,
+    CLIPTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    SiglipTokenizer,
+)
 
 from jaxclip.catalog import captions
 from jaxclip.errors import UserError
@@ -17,6 +25,7 @@ from jaxclip.pipeline.preprocess import Preprocess
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_DRAWS = 40
 DESCRIBED_BY = ("tokenizer.json", "tokenizer_config.json", "config.json")
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 LEFTOVERS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only")
 """Settings that a tokenizer keeps from how it was last loaded or used."""
 
@@ -71,6 +80,37 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None or encode(tokenizer, ["a " * 99], 8)[0, -1] != tokenizer.eos_token_id:
         raise UserError(f"the tokenizer in {source} does not put an end token behind a caption; CLIP's does")
     return tokenizer
+
+
+def cleaned(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTrainedTokenizerBase:
+    """Returns a tokenizer that cleans captions itself as open_clip does ahead of its tokenizers.
+
+    "lower" makes letters small; "canonicalize", SigLIP's, also drops ASCII punctuation and superfluous blanks, and
+    takes "_" for a blank; "whitespace" leaves it as it is, as blanks are no matter to the tokenizers that it goes with.
+    The one given may be changed.
+
+    Raises:
+      UserError: it is a tokenizer in Python code, which cannot be told to.
+    """
+    if cleaning == "whitespace" or isinstance(tokenizer, SiglipTokenizer):  # that one canonicalizes by itself
+        return tokenizer
+    if not tokenizer.is_fast:
+        raise UserError(f"captions cannot be cleaned ({cleaning}) for a {type(tokenizer).__name__}: add tokenizer.json")
+    backend, steps = tokenizer.backend_tokenizer, [normalizers.Lowercase()]
+    if cleaning == "canonicalize":
+        steps = [
+            normalizers.Replace("_", " "),
+            normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
+            *steps,
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    backend.normalizer = normalizers.Sequence([*steps, *([backend.normalizer] if backend.normalizer else [])])
+    # T5's class, among others, makes its own normalizer whenever it is loaded: this one takes what tokenizer.json says.
+    tokens = {name: str(token) for name in SPECIAL if (token := getattr(tokenizer, name))}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=tokenizer.model_max_length, padding_side="right", **tokens
+    )
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

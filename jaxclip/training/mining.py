@@ -104,12 +104,11 @@ def _features(
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns what pictures and texts are compared by, a row per product of the split, and the products' groups."""
-    products, groups = [], []
+    worded, groups = [], []
     for product, group in bar(records.products(), total=len(records), desc="reading captions", unit="product"):
-        products.append(product)
+        worded.append(_text(config, product))
         groups.append(group)
     kind, _, where = config.incorrect_pairs.features.partition(":")
-    worded = [_text(config, product) for product in products]
     if kind == TOWERS:
         workdir = Path(where).expanduser()
         images, texts = _from_towers(load_config(workdir), workdir, records, say)

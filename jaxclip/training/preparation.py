@@ -1,5 +1,7 @@
 """What a data card tells beyond the catalogue: captions in tokens, agreement of colours, incorrect pairs."""
 
+import itertools
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxclip.catalog import builder, card, card_figures
-from jaxclip.catalog.product import Product
 from jaxclip.features import agreement
 from jaxclip.features.pair_table import IncorrectPairs
 from jaxclip.pipeline import text
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from jaxclip.config import Config
 
 SHOWN_PAIRS, SHOWN_SEED = 24, 0
+TOKENIZED_AT_ONCE = 1024
 
 
 def complete(
@@ -37,12 +39,11 @@ def complete(
     everything = Records(prepared, "all")
     split = Records.has(prepared, mining.TRAIN)
     training = Records(prepared, mining.TRAIN) if split else everything
-    products = [product for product, _ in everything.products()]
-    if any(product.captions for product in products):
-        card.put(path, "tokens", _tokens(config, products, training))
+    if any(product.captions for product, _ in everything.products()):
+        card.put(path, "tokens", _tokens(config, everything, training))
     described = "colour_names" in everything.features
-    if described and (attribute := agreement.colour_attribute([product.attributes for product in products])):
-        named = [product.attributes.get(attribute, "") for product in products]
+    if described and (attribute := agreement.colour_attribute(p.attributes for p, _ in everything.products())):
+        named = [product.attributes.get(attribute, "") for product, _ in everything.products()]
         found = agreement.compare(named, everything.columns(("colour_names",))["colour_names"])
         card.put(path, "colours", {"attribute": attribute, **vars(found), "confusion": found.confusion.tolist()})
     if not split or not (described or config.incorrect_pairs.features != mining.CLASSICAL):
@@ -52,11 +53,13 @@ def complete(
     return pairs
 
 
-def _tokens(config: "Config", products: list[Product], training: Records) -> dict[str, Any]:
+def _tokens(config: "Config", records: Records, training: Records) -> dict[str, Any]:
     preprocess = setup.make_preprocess(config)
-    texts = [text.caption(caption, p.attributes, preprocess) for p in products for caption in p.captions]
     tokenizer = setup.make_tokenizer(config, preprocess, training)
-    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    texts = (text.caption(caption, p.attributes, preprocess) for p, _ in records.products() for caption in p.captions)
+    lengths = array("L")
+    while some := list(itertools.islice(texts, TOKENIZED_AT_ONCE)):
+        lengths.extend(map(len, tokenizer(some)["input_ids"]))
     return {
         "tokenizer": config.data.tokenizer
         or f"a byte-level BPE of {len(tokenizer):,} tokens, as training would make it",

@@ -58,7 +58,8 @@ def open_pretrained(config: "Config", step: int | None = None) -> Pretrained:
     """Returns the checkpoint that config.model.init_from names, of a workdir the newest where no step is given.
 
     config.data.image_size and context_length, where set, replace the checkpoint's own: the positions of pictures are
-    interpolated (`resize_grid`), those of captions stretched (`resize_context`).
+    interpolated (`resize_grid`), those of captions stretched (`resize_context`). Towers without a bias of the logits,
+    which the sigmoid loss needs, get one that starts at config.loss.bias.
 
     Raises:
       UserError: there is no such checkpoint, it is broken, or its towers cannot be built here.
@@ -82,7 +83,10 @@ def open_pretrained(config: "Config", step: int | None = None) -> Pretrained:
         context_length=text_config.context_length,
         caption_template=config.data.caption_template,
     )
-    return replace(source, config=replace(own, image=image, text=text_config), preprocess=preprocess)
+    towers, load = replace(own, image=image, text=text_config), source.load
+    if config.loss.name == "sigmoid" and own.logit_bias is None:
+        towers, load = replace(towers, logit_bias=config.loss.bias), partial(_with_bias, load, config.loss.bias)
+    return replace(source, config=towers, preprocess=preprocess, load=load)
 
 
 def pretrained_params(config: "Config", abstract: Params, step: int | None = None) -> tuple[Params, int | None]:
@@ -118,6 +122,13 @@ def checkpoint_folder(name: str, key: str) -> Path:
         raise UserError(f"{key} = {name!r} is no folder, and the hub could not give it: {reason}") from None
 
 
+def _with_bias(load: Callable[[Params], Params], bias: float, abstract: Params) -> Params:
+    """Returns the parameters that `load` reads, and the bias of the logits that their checkpoint lacks."""
+    leaf = abstract["logit_bias"]
+    params = load({name: leaf for name, leaf in abstract.items() if name != "logit_bias"})
+    return params | {"logit_bias": jax.device_put(jnp.asarray(bias, leaf.dtype), leaf.sharding)}
+
+
 def _published(folder: Path, config: "Config") -> Pretrained:
     """Returns a checkpoint of another library, in the layout that it knows by its files."""
     captions = {"caption_template": config.data.caption_template, "lowercase": False}
@@ -126,17 +137,20 @@ def _published(folder: Path, config: "Config") -> Pretrained:
     if in_open_clip and (settings.get("model_type") not in hugging_face.KINDS or "auto_map" in settings):
         checkpoint = open_clip.read(folder)
         path = folder / open_clip.CONFIG
+        settings = read_json(path)
+        cleaning = open_clip.cleaning(settings, path)
         captions["context_length"] = checkpoint.config.text.context_length
         preprocess = processor.from_open_clip(
-            read_json(path).get("preprocess_cfg") or {}, path, image_size=checkpoint.config.image.size, **captions
+            settings.get("preprocess_cfg") or {}, path, image_size=checkpoint.config.image.size, **captions
         )
     else:
-        checkpoint = hugging_face.read(folder)
+        checkpoint, cleaning = hugging_face.read(folder), "whitespace"
         path = folder / processor.PROCESSOR
         path = path if path.exists() else folder / processor.ALL_PROCESSORS
         captions["context_length"] = checkpoint.config.text.context_length
         preprocess = processor.from_hugging_face(read_json(path), path, **captions)
     tokenizer = text.load_tokenizer(Path(config.data.tokenizer).expanduser() if config.data.tokenizer else folder)
+    tokenizer = text.cleaned(tokenizer, cleaning)
     towers = checkpoint.config
     if len(tokenizer) > towers.text.vocab_size:
         raise UserError(

@@ -173,8 +173,6 @@ def make_towers(
     Nothing is allocated. The towers are those of `shape`, or of the configured preset.
     """
     towers = run_as_configured(shape or preset_shape(config, preprocess, tokenizer), config)
-    if config.loss.name == "sigmoid" and towers.logit_bias is None:
-        raise UserError(f"loss.name = 'sigmoid' needs a bias of the logits, and {config.model.init_from} has none")
     rates = config.optimizer.rates
     if config.task == "adapter":
         towers = replace(towers, lora=LoRAConfig(**vars(config.lora)))

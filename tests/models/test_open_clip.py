@@ -27,25 +27,26 @@ SIGLIP_TEXT = {
     "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6},
     "act_kwargs": {"approximate": "tanh"},
 }  # fmt: skip
-SIGLIP_MODEL = {
-    "embed_dim": 768,
-    "init_logit_bias": -10.0,
-    "custom_text": True,
-    "vision_cfg": {
-        "image_size": 256,
-        "timm_model_name": "vit_base_patch32_siglip_256",
-        "timm_pool": "map",
-        "timm_proj": "none",
-    },
-    "text_cfg": {**TEXT, **SIGLIP_TEXT},
-}
+
+
+def siglip(name, size, **text):
+    """Returns the configuration of SigLIP with an image tower of timm and a small text tower."""
+    vision = {"image_size": size, "timm_model_name": name, "timm_model_pretrained": False}
+    vision |= {"timm_pool": "map", "timm_proj": "none"}
+    model = {"embed_dim": 768, "init_logit_bias": -10.0, "custom_text": True}
+    return model | {"vision_cfg": vision, "text_cfg": {**TEXT, **text}}
+
+
 MODELS = {
     "gelu": CLIP_MODEL,
     "quick_gelu": {**CLIP_MODEL, "quick_gelu": True},
     "own_text_tower": {**CLIP_MODEL, "custom_text": True},
     "other_end": {**CLIP_MODEL, "text_cfg": {**TEXT, "pool_type": "eos", "eos_id": 7}},
-    "siglip": SIGLIP_MODEL,
+    "bias": {**CLIP_MODEL, "init_logit_bias": -5.0},
+    "siglip2": siglip("vit_base_patch32_siglip_256", 256, **SIGLIP_TEXT),
+    "marqo": siglip("vit_base_patch16_siglip_224", 224, **{**SIGLIP_TEXT, "act_kwargs": None}),
 }
+SLOW = ("siglip2", "marqo")
 
 
 def build(model):
@@ -66,7 +67,7 @@ def write(folder, model, tensors):
     save_file(tensors, folder / open_clip.WEIGHTS, {"format": "pt"})
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "siglip" else ()) for n in MODELS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in MODELS])
 def test_its_checkpoints_give_what_it_gives_and_it_loads_what_is_written(tmp_path, name):
     logging.getLogger().setLevel(logging.ERROR)
     model = build(MODELS[name])
@@ -105,3 +106,22 @@ def test_its_checkpoints_give_what_it_gives_and_it_loads_what_is_written(tmp_pat
         assert all(torch.equal(a, b) for a, b in zip(again(*inputs), model(*inputs), strict=True))
     assert replace(open_clip.read(out).config, logit_bias=found.config.logit_bias) == found.config
     assert load_file(out / open_clip.WEIGHTS).keys() == written.keys()
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "picture"), [(*key, p) for key, ps in open_clip.TIMM_PICTURES.items() for p in ps]
+)
+def test_the_table_of_siglips_image_towers_is_timms(tmp_path, size, patch, picture):
+    name = f"vit_{size}_patch{patch}_siglip_{picture}"
+    with torch.device("meta"):
+        theirs = pytest.importorskip("timm").create_model(name)
+    (block, *_), model = theirs.blocks, siglip(name, picture, **SIGLIP_TEXT)
+    (tmp_path / open_clip.CONFIG).write_text(json.dumps({"model_cfg": model}))
+    save_file({"logit_scale": np.zeros((), np.float32)}, tmp_path / open_clip.WEIGHTS)
+    ours = open_clip.read(tmp_path).config.image
+    blocks = ours.transformer
+    assert (blocks.layers, blocks.width, blocks.heads) == (len(theirs.blocks), theirs.embed_dim, block.attn.num_heads)
+    assert round(blocks.width * blocks.mlp_ratio) == block.mlp.fc1.out_features
+    assert blocks.epsilon == block.norm1.eps and (ours.size, ours.patch) == (picture, patch)
+    tanh = getattr(block.mlp.act, "approximate", "none") == "tanh" or "Tanh" in type(block.mlp.act).__name__
+    assert (blocks.activation == "gelu_tanh") == tanh

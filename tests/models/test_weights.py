@@ -245,6 +245,7 @@ def test_a_configuration_that_cannot_be_built_is_refused_in_one_sentence(tmp_pat
         ("text_cfg", {"hf_model_name": "roberta"}, "text_cfg.hf_model_name = 'roberta' is not supported"),
         ("text_cfg", {"pool_type": "first"}, "text_cfg.pool_type = 'first' with this causal mask is not supported"),
         ("text_cfg", {"no_causal_mask": True}, "with this causal mask is not supported"),
+        ("text_cfg", {"tokenizer_mode": "clips"}, "text_cfg.tokenizer_mode = 'clips' is not supported"),
     ],
 )
 def test_open_clips_other_towers_are_refused_by_name(tmp_path, section, change, message):
@@ -265,13 +266,24 @@ def test_open_clips_other_towers_are_refused_by_name(tmp_path, section, change, 
         (replace(CLIP_TOWERS, image=replace(CLIP_TOWERS.image, stem="residual_conv")), "a convolutional stem"),
         (replace(CLIP_TOWERS, image=replace(CLIP_TOWERS.image, pooling="mean")), "an image tower that averages"),
         (replace(CLIP_TOWERS, text=replace(CLIP_TOWERS.text, pooling="mean")), "a text tower that averages"),
-        (replace(CLIP_TOWERS, logit_bias=0.0), "this mixture of CLIP's and SigLIP's parts"),
+        (
+            replace(CLIP_TOWERS, text=replace(CLIP_TOWERS.text, projection_bias=True)),
+            "this mixture of CLIP's and SigLIP",
+        ),
     ],
 )
 def test_towers_that_others_cannot_be_are_refused_with_the_reason(config, reason):
     for layout in (hugging_face, open_clip):
         with pytest.raises(UserError, match=reason):
             layout.write_config(config)
+
+
+def test_clips_towers_with_a_bias_of_the_logits_are_open_clips_alone():
+    biased = replace(CLIP_TOWERS, logit_bias=-3.0)
+    with pytest.raises(UserError, match="a bias of the logits beside CLIP's towers.*open_clip has"):
+        hugging_face.write_config(biased)
+    assert open_clip.write_config(biased) == open_clip.write_config(CLIP_TOWERS) | {"init_logit_bias": -3.0}
+    assert any(row.theirs == "logit_bias" for row in open_clip.table(biased, nested=False))
 
 
 def test_an_end_token_that_transformers_would_misread_is_refused():

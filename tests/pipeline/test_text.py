@@ -1,13 +1,14 @@
 """Captions into token ids: any text, an end token always, what training leaves out and what it never does."""
 
 import json
+import string
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from jaxclip.catalog import captions
@@ -67,6 +68,45 @@ def test_a_saved_tokenizer_gives_the_same_ids(tmp_path):
     values = ["a cotton shirt", "Ünïcode 棉 🧥", "", "word " * 40]
     np.testing.assert_array_equal(text.encode(loaded, values, 12), text.encode(TOKENIZER, values, 12))
     assert len(loaded) == len(TOKENIZER) and loaded.eos_token_id == TOKENIZER.eos_token_id
+
+
+def t5(folder):
+    """Writes a tokenizer of single letters of the class that SigLIP's checkpoints in open_clip's layout name."""
+    letters = [(letter, -3.0) for letter in string.ascii_letters + string.digits + string.punctuation + "▁"]
+    model = models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *letters], unk_id=2)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(model), eos_token="</s>", pad_token="</s>", unk_token="<unk>", model_max_length=64
+    )
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "T5Tokenizer"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def canonical(tmp_path_factory):
+    """T5's tokenizer as it is, and the one that canonicalizes captions, saved and loaded."""
+    folder = t5(tmp_path_factory.mktemp("t5"))
+    cleaned = text.cleaned(text.load_tokenizer(folder), "canonicalize")
+    text.save_tokenizer(cleaned, folder / "kept")
+    return text.load_tokenizer(folder), text.load_tokenizer(folder / "kept")
+
+
+@given(st.text(st.sampled_from(string.printable + "ÄÖüßé’“"), max_size=40))
+def test_captions_are_canonicalized_as_big_vision_does_it_also_when_the_tokenizer_is_loaded_again(canonical, value):
+    plain, cleaned = canonical
+    wanted = value.replace("_", " ").translate(str.maketrans("", "", string.punctuation)).lower()
+    wanted = text.encode(plain, [" ".join(wanted.split())], 64)
+    np.testing.assert_array_equal(text.encode(cleaned, [value], 64), wanted)
+
+
+def test_only_small_letters_can_be_asked_for_or_nothing(tmp_path):
+    plain = text.load_tokenizer(t5(tmp_path))
+    assert text.cleaned(plain, "whitespace") is plain
+    wanted = text.encode(plain, ["red T.shirt", "red t.shirt"], 16)
+    lower = text.cleaned(plain, "lower")
+    np.testing.assert_array_equal(text.encode(lower, ["Red T.SHIRT"], 16), wanted[1:])
+    assert (lower.eos_token_id, lower.pad_token_id, lower.model_max_length) == (1, 1, 64)
 
 
 def test_a_tokenizer_that_ends_no_caption_is_refused(tmp_path):

@@ -96,6 +96,32 @@ def test_a_temperature_that_is_not_learned_is_the_configured_one(checkpoint):
     )
 
 
+def test_captions_are_cleaned_as_an_open_clip_checkpoint_says(checkpoint, tmp_path):
+    plain, _ = begun(configured(checkpoint))
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    (copy / "config.json").unlink()
+    settings = json.loads((copy / open_clip.CONFIG).read_text())
+    given = settings["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
+    (copy / open_clip.CONFIG).write_text(json.dumps(settings))
+    towers, _ = begun(configured(copy))
+    wanted = text.encode(plain.tokenizer, ["a red tshirt"], 24)
+    np.testing.assert_array_equal(text.encode(towers.tokenizer, ["  A_Red T-Shirt!"], 24), wanted)
+    given["strip_sep_token"] = True
+    (copy / open_clip.CONFIG).write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="tokenizer_kwargs = {'clean': 'canonicalize', 'strip_sep_token': True} is not"):
+        begun(configured(copy))
+
+
+@pytest.mark.parametrize("source", ["published", "workdir"])
+def test_the_sigmoid_loss_takes_towers_without_a_bias_and_starts_from_the_configured_one(request, checkpoint, source):
+    folder = checkpoint if source == "published" else request.getfixturevalue("trained")
+    _, plain = begun(configured(folder))
+    towers, params = begun(configured(folder, loss={"name": "sigmoid", "bias": -3.0}))
+    assert float(params.pop("logit_bias")) == -3.0 == towers.config.logit_bias and "logit_bias" not in plain
+    jax.tree.map(np.testing.assert_array_equal, params, plain)
+
+
 def test_parameters_lie_as_the_mesh_splits_them(checkpoint):
     towers, params = begun(configured(checkpoint, mesh={"data": 2, "fsdp": 2, "tensor": 2}))
     wanted = meshes.shardings(params, towers.mesh)

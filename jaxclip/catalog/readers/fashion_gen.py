@@ -1,6 +1,7 @@
 """Fashion-Gen (Rostamzadeh et al. 2018): photos and their texts in HDF5 files, read a row at a time."""
 
 import io
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ class HDF5Image:
     file: Path
     dataset: str
     row: int
+    size: int
 
     def read(self) -> bytes:
         """Returns the picture as PNG."""
@@ -80,7 +82,7 @@ def _rows(file: Path) -> Iterator[Product | Oddity]:
         if missing:
             raise UserError(f"{file} has no dataset {' and '.join(missing)}: it has {', '.join(sorted(opened))}.")
         present = [name for name in (TEXT, CATEGORY, ARTICLE, *ATTRIBUTES) if name in opened]
-        total = len(opened[IMAGE])
+        total, size = len(opened[IMAGE]), math.prod(opened[IMAGE].shape[1:])  # PNG is smaller than its pixels
         for start in range(0, total, BLOCK):
             block = {name: opened[name][start : start + BLOCK].reshape(-1) for name in present}
             for offset in range(min(BLOCK, total - start)):
@@ -93,7 +95,7 @@ def _rows(file: Path) -> Iterator[Product | Oddity]:
                 article = values.get(ARTICLE, "")
                 yield Product(
                     f"{partition}-{row}",
-                    HDF5Image(file, IMAGE, row),
+                    HDF5Image(file, IMAGE, row, size),
                     (values[TEXT],),
                     values.get(CATEGORY, ""),
                     {**attributes, "partition": partition},

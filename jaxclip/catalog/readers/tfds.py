@@ -29,6 +29,7 @@ class TFDSImage:
     split: str
     row: int
     feature: str
+    size: int
 
     def read(self) -> bytes:
         """Returns the picture as it is stored."""
@@ -70,7 +71,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
             attributes = {name: text for name, f in kept.items() if (text := _text(_values(example, name), f))}
             id_ = _text(_values(example, roles["id"]), features[roles["id"]]) if "id" in roles else ""
             category = attributes.get(roles.get("category", ""), "")
-            picture = TFDSImage(path, split, row, roles["image"])
+            picture = TFDSImage(path, split, row, roles["image"], len(_values(example, roles["image"])))
             yield Product(id_ or f"{split}-{row}", picture, captions, category, {**attributes, "partition": split})
 
 

@@ -1,5 +1,6 @@
 """The layout of transformers' CLIPModel and SiglipModel: config.json and model.safetensors."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,8 @@ def oddity(config: CLIPConfig) -> str:
         return "an image tower that averages its tokens, as these towers do"
     if config.text.pooling == "mean":
         return "a text tower that averages its tokens, as these towers do"
+    if is_clip(replace(config, logit_bias=None)):
+        return "a bias of the logits beside CLIP's towers, trained by the sigmoid loss; open_clip has: ask for it alone"
     return "this mixture of CLIP's and SigLIP's parts"
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ READ_VISION = {"width", "layers", "head_width", "mlp_ratio", "patch_size", "imag
 READ_TEXT = {"width", "layers", "heads", "mlp_ratio", "vocab_size", "context_length", "act_kwargs", "norm_kwargs",
              "pool_type", "eos_id", "no_causal_mask", "proj_bias"}  # fmt: skip
 READ_TIMM = {"timm_model_name", "image_size"}
-# These change nothing here: how to train, which tokenizer, what to return.
-HARMLESS = {"patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id",
+# These change nothing of the towers: how to train, which tokenizer (see `cleaning`), what to return.
+HARMLESS = {"patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id",
             "timm_model_pretrained", "timm_drop", "timm_drop_path", "timm_proj_bias", "hf_model_pretrained",
             "hf_proj_type", "hf_pooler_type", "attn_pooler_queries", "attn_pooler_heads", "timm_pool",
             "timm_proj"}  # fmt: skip
 DEFAULTS = {"pos_embed_type": "learnable", "pool_type": "tok", "proj_type": "linear"}
+CLEANINGS = ("whitespace", "lower", "canonicalize")
 HEAD = 64
 """Features of an image tower's head where head_width is not said."""
 TIMM = {
@@ -68,6 +70,19 @@ def read(folder: Path) -> Checkpoint:
     return Checkpoint(config, table(config, nested="text.positional_embedding" in tensors.shapes), tensors)
 
 
+def cleaning(settings: Mapping[str, Any], path: Path) -> str:
+    """Returns what open_clip does to captions ahead of the tokenizer: "whitespace", "lower" or "canonicalize".
+
+    Args:
+      settings: the contents of an open_clip_config.json that `read` took.
+      path: it, for the message of the UserError where it is something else.
+    """
+    given = settings["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {"clean": CLEANINGS[0]}
+    if given not in [{"clean": cleaning} for cleaning in CLEANINGS]:
+        raise UserError(f"{path}: text_cfg.tokenizer_kwargs = {given!r} is not supported")
+    return given["clean"]
+
+
 def table(config: CLIPConfig, *, nested: bool) -> list[Row]:
     """Returns the table of names, theirs <-> ours; `nested`: the text tower is a module of its own."""
     prefix = "text." if nested else ""
@@ -90,7 +105,7 @@ def table(config: CLIPConfig, *, nested: bool) -> list[Row]:
 def write_config(config: CLIPConfig) -> dict[str, Any]:
     """Returns the model_cfg of these towers; UserError, which says why, where open_clip cannot be them."""
     image, text = config.image, config.text
-    if not (is_clip(config) or is_siglip(config)):
+    if not (is_clip(replace(config, logit_bias=None)) or is_siglip(config)):
         raise UserError(f"open_clip has no tower with {oddity(config)}")
     quick = {blocks.activation == "quick_gelu" for blocks in (image.transformer, text.transformer)}
     if len(quick) > 1:
@@ -110,7 +125,7 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
             "image_size": image.size,
         }
         language |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
-        # The value that training would start from; the one in use is among the weights.
+        # The bias that training would start from; the one in use is among the weights.
         extra = {"custom_text": True, "init_logit_bias": config.logit_bias}
     else:
         vision = {
@@ -122,6 +137,7 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
         if text.end_token != text.vocab_size - 1:
             language |= {"pool_type": "eos", "eos_id": text.end_token}
         extra = {"quick_gelu": True} if quick == {True} else {}
+        extra |= {} if config.logit_bias is None else {"init_logit_bias": config.logit_bias}
     return {"embed_dim": config.embedding, "vision_cfg": vision, "text_cfg": language, **extra}
 
 
