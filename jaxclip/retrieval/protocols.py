@@ -168,12 +168,16 @@ def _by_category(rankings, categories, relevance, found, ks, seed):
 
 
 def _trials(texts, images, text_groups, image_groups, ks, seed):
-    """Returns the mean hit@k over the trials, or the reason why there are none."""
+    """Returns the mean hit@k and mAP over the trials, or the reason why there are none."""
     try:
         best = trials.best_ranks(texts, images, text_groups, image_groups, seed=seed)
     except UserError as error:
         return {"reason": str(error)}
-    figures = [means({f"hit@{k}": (side <= k).mean(axis=1) for k in ks}, seed) for side in best]
+    # One right item each: its average precision is the reciprocal of its rank.
+    figures = [
+        means({f"hit@{k}": (side <= k).mean(axis=1) for k in ks} | {"map": (1.0 / side).mean(axis=1)}, seed)
+        for side in best
+    ]
     return {"trials": trials.TRIALS, "images": trials.SIZE, "text_to_image": figures[0], "image_to_text": figures[1]}
 
 

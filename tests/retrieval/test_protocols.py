@@ -25,6 +25,7 @@ def test_a_perfect_encoder_scores_one_in_every_protocol():
         for direction in ("text_to_image", "image_to_text"):
             for k in (1, 5, 10):
                 assert part[direction][f"hit@{k}"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+            assert part[direction]["map"]["value"] == 1.0
     assert result["text_to_image"]["mrr"]["value"] == result["text_to_image"]["median_rank"]["value"] == 1.0
     assert list(result["by_category"]) == ["shoes", "bags"]
     assert result["by_category"]["bags"]["queries"] == 50
@@ -42,6 +43,8 @@ def test_a_random_encoder_scores_chance_within_its_interval():
     for k in (1, 5, 10):
         figure = result["trials"]["text_to_image"][f"hit@{k}"]
         assert abs(figure["value"] - k / 100) < 0.02 and figure["low"] < figure["value"] < figure["high"]
+    harmonic = (1.0 / np.arange(1, 101)).sum() / 100  # the mean of 1 / rank over uniform ranks
+    assert abs(result["trials"]["text_to_image"]["map"]["value"] - harmonic) < 0.005
     assert list(result["by_category"]) == ["(none)"]
 
 
