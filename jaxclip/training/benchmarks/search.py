@@ -69,8 +69,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="jaxclip_search_") as name, ExitStack() as stack:
         servers = {OURS: stack.enter_context(_serving(workdir, gallery))}
         if all(map(importlib.util.find_spec, NEEDS)) and _write_text_tower(config, Path(workdir), Path(name)):
-            np.save(Path(name) / "vectors.npy", searcher.vectors)
-            (Path(name) / "products.json").write_text(json.dumps([searcher.gallery.ids, searcher.gallery.captions]))
+            _write_gallery(searcher, Path(name))
             worker = Worker(PEER, "jaxclip.training.benchmarks.search_peer:serve", workdir, name)
             servers[PEER] = stack.enter_context(worker).run("address")[1]
         exact = {name: _exact(searcher, address, sentences[:COMPARED], k) for name, address in servers.items()}
@@ -194,6 +193,13 @@ def _exact(searcher: Searcher, address: str, sentences: Sequence[str], k: int) -
     return right / len(sentences)
 
 
+def _write_gallery(searcher: Searcher, folder: Path) -> None:
+    np.save(folder / "vectors.npy", searcher.vectors)
+    (folder / "gallery.json").write_text(
+        json.dumps({"ids": searcher.gallery.ids, "captions": searcher.gallery.captions})
+    )
+
+
 def _write_text_tower(config: "Config", workdir: Path, folder: Path) -> bool:
     """Writes a workdir's newest text tower as transformers' CLIPTextModelWithProjection; False if that has no place."""
     checkpoints, towers = Checkpoints(workdir, read_only=True), setup.load_towers(config, workdir)
@@ -201,12 +207,15 @@ def _write_text_tower(config: "Config", workdir: Path, folder: Path) -> bool:
         params = checkpoint_params(config, towers, checkpoints, chosen("latest", checkpoints))
         if towers.config.lora:
             params = lora.merge(params, towers.config.lora.scale)
-    image = towers.config.image
-    plain = replace(towers.config, image=ImageConfig(image.size, image.patch, image.transformer), lora=None)
-    if not hugging_face.is_clip(plain):
+    image, text = towers.config.image, towers.config.text
+    # Its pictures' tower has no part in this, and what it makes of the last layer's tokens is written beside it.
+    plain = ImageConfig(image.size, image.patch, image.transformer)
+    described = replace(towers.config, image=plain, text=replace(text, pooling="end"), lora=None)
+    if text.pooling not in ("end", "mean") or not hugging_face.is_clip(described):
         return False
-    rows = [row for row in hugging_face.table(plain) if row.ours.startswith("text/")]
-    save_file(save(rows, params), folder / hugging_face.WEIGHTS, {"format": "pt"})
-    settings = hugging_face.write_config(plain)["text_config"] | {"model_type": "clip_text_model"}
+    rows = [row for row in hugging_face.table(described) if row.ours.startswith("text/")]
+    save_file(save(rows, {"text": params["text"]}), folder / hugging_face.WEIGHTS, {"format": "pt"})
+    settings = hugging_face.write_config(described)["text_config"] | {"model_type": "clip_text_model"}
     (folder / hugging_face.CONFIG).write_text(json.dumps(settings))
+    (folder / "pooling").write_text(text.pooling)
     return True
