@@ -38,7 +38,6 @@ def server(searcher):
     """The address of a server over `searcher`."""
     from jaxclip.web.app import make_app
 
-    searcher.warm_up()
     with serving(make_app(searcher)) as address:
         yield address
 
@@ -48,6 +47,5 @@ def reranking_server(reranking_searcher):
     """The address of a server over `reranking_searcher`."""
     from jaxclip.web.app import make_app
 
-    reranking_searcher.warm_up()
     with serving(make_app(reranking_searcher)) as address:
         yield address
