@@ -9,12 +9,12 @@ import pytest
 
 
 @contextlib.contextmanager
-def serving(app):
+def serving(app, **settings):
     """Serves an application from a thread; yields its address and its port."""
     import uvicorn
 
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", **settings))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:

@@ -329,6 +329,25 @@ def test_a_picture_that_does_not_arrive_is_given_up_and_holds_a_place_until_then
         assert httpx.post(f"{address}/v1/search", **picture).status_code == 200
 
 
+@pytest.mark.parametrize("before", ["", "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_connection_that_says_nothing_whole_is_closed(searcher, serve, before):
+    from jaxclip.web.app import make_app
+    from jaxclip.web.connections import Connection
+
+    class Impatient(Connection):
+        seconds = 0.5
+
+    with serve(make_app(searcher), http=Impatient) as address, httpx.Client(base_url=address) as steady:
+        host, _, port = address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as slow:
+            slow.sendall(f"{before}GET /healthz HTTP/1.1\r\nHos".encode())
+            started = time.monotonic()
+            while slow.recv(4000):
+                steady.get("/healthz")
+            assert time.monotonic() - started < 10
+        assert steady.get("/v1/search?q=a").status_code == 200
+
+
 def test_a_search_that_takes_too_long_is_given_up_and_the_rest_goes_on(searcher, serve):
     from jaxclip.web.app import Limits, make_app
 
