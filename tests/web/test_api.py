@@ -272,7 +272,7 @@ def test_a_token_is_asked_for_everywhere_but_of_probes(searcher, serve):
         assert client.get("/v1/gallery", headers={"authorization": "Bearer s3cret"}).status_code == 200
         welcome = client.get("/?token=s3cret")
         assert welcome.status_code == 303 and welcome.headers["location"] == "/"
-        shared = client.get("/?q=red+dress&filter=gender%3AMen&token=s3cret")
+        shared = httpx.get(f"{address}/?q=red+dress&filter=gender%3AMen&token=s3cret")
         assert shared.headers["location"] == "/?q=red+dress&filter=gender%3AMen"
         assert {"HttpOnly", "SameSite=strict"} <= {part.strip() for part in welcome.headers["set-cookie"].split(";")}
         assert client.get("/v1/gallery").status_code == 200
