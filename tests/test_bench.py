@@ -183,7 +183,7 @@ def test_searches_of_many_clients_are_measured_and_exact(run, trained, shop, tmp
     ]
     for row in rows:
         assert row["exact"] == 1 and row["products"] == 60 and 0 < row["p50"] <= row["p99"]
-        assert row["per_second"] == pytest.approx(1000 * row["clients"] / row["p50"], rel=0.9)
+        assert row["per_second"] > 0 and (row["ratio"] is not None) == bool(peers)
 
 
 def test_a_search_to_measure_needs_a_workdir(capsys):
