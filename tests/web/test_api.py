@@ -337,7 +337,10 @@ def test_a_connection_that_says_nothing_whole_is_closed(searcher, serve, before)
     class Impatient(Connection):
         seconds = 0.5
 
-    with serve(make_app(searcher), http=Impatient) as address, httpx.Client(base_url=address) as steady:
+    with (
+        serve(make_app(searcher), http=Impatient, timeout_keep_alive=60) as address,
+        httpx.Client(base_url=address) as steady,
+    ):
         host, _, port = address.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=20) as slow:
             slow.sendall(f"{before}GET /healthz HTTP/1.1\r\nHos".encode())
