@@ -5,6 +5,7 @@ input        the input pipeline, beside Pillow in threads, webdataset and grain
 start        from the command to the first step, with nothing compiled before and with everything
 loss         InfoNCE's value and gradient: dense, tiled and by open_clip
 ranks        ranks and the best 20 of texts and pictures, beside faiss, open_clip, torchmetrics and a sort
+search       `python -m jaxclip.search` under 1, 8 and 64 clients, beside faiss and transformers in PyTorch
 rerank       second stages over the candidates of 1,000 queries, beside the retrieval of these
 
 Implementations are run in turns; medians are shown, and ratios to the first. NAME --help tells more flags. The peers
@@ -14,22 +15,23 @@ that are installed take part: pip install -e '.[bench]'
 import argparse
 import importlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jaxclip
 from jaxclip import command_line, config
 from jaxclip.config.schema import Config, Rerank
 from jaxclip.errors import UserError
 
 CLIP = {"image_size": 224, "context_length": 77, "vocab_size": 49408}
 """The data of the ViT presets; the small ones take the defaults."""
-
-
 ROOM = "jaxclip.training.benchmarks"
-BENCHMARKS = {name: f"{ROOM}.{name}" for name in ("train_step", "input", "start", "loss", "ranks", "rerank")}
+NAMES = ("train_step", "input", "start", "loss", "ranks", "rerank", "search")
+BENCHMARKS = {name: f"{ROOM}.{name}" for name in NAMES}
 """Name -> a module with FLAGS (name -> default and meaning), `measure`, which takes them and returns rows, and their
 `table`."""
 SECOND_STAGES = {
@@ -54,7 +56,17 @@ def reranking(flags: dict[str, Any]) -> dict[str, Any]:
     return {"configs": configs, **flags}
 
 
-CONFIGURED = {"train_step": training, "rerank": reranking}
+def searching(flags: dict[str, Any]) -> dict[str, Any]:
+    """Returns the flags of `search` with the searcher and the configuration of its workdir."""
+    if not flags["workdir"]:
+        raise UserError("--workdir is missing: give the folder of a run")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU the server is beside it
+    own = config.load(Path(flags["workdir"]))
+    searcher = jaxclip.load(flags["workdir"], flags["gallery"] or None, say=command_line.say)
+    return {"searcher": searcher, "config": own, **flags}
+
+
+CONFIGURED = {"train_step": training, "rerank": reranking, "search": searching}
 """Name -> what adds to its flags what a room below the configuration cannot make."""
 
 

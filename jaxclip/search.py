@@ -45,6 +45,7 @@ def main(overrides: dict[str, str]) -> None:
 
         import jaxclip.training.serving
         from jaxclip.web.app import make_app
+        from jaxclip.web.connections import Connection
 
     wanted = {"step": STEP.value, "rerank": RERANK.value, "overrides": overrides, "say": command_line.say}
     searcher = jaxclip.load(WORKDIR.value, GALLERY.value, **wanted)
@@ -54,6 +55,7 @@ def main(overrides: dict[str, str]) -> None:
     app = make_app(searcher, loopback=_loopback(), token=token)
     settings = uvicorn.Config(
         app,
+        http=Connection,
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -1,5 +1,6 @@
 """What tests share: eight CPU devices, a cache of their own, a drawn catalogue and the commands as real processes."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -125,15 +126,22 @@ def trained(run, config_file, tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Leaves XLA's optimisations out while a module's tests run: compiling what is tiny costs more than running it."""
+@contextlib.contextmanager
+def compiled_quickly():
+    """Leaves XLA's optimisations out: compiling what is tiny costs more than running it."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Leaves XLA's optimisations out while a module's tests run."""
+    with compiled_quickly():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -161,12 +169,15 @@ def shop(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def searcher(trained, shop, tmp_path_factory):
-    """The towers of `trained` over the products of `shop`."""
+    """The towers of `trained` over the products of `shop`, warmed up."""
     import jaxclip
 
     workdir = tmp_path_factory.mktemp("searched") / "run"
     shutil.copytree(trained, workdir)
-    return jaxclip.load(workdir, shop)
+    with compiled_quickly():
+        found = jaxclip.load(workdir, shop)
+        found.warm_up()
+    return found
 
 
 RERANKER = """
@@ -210,12 +221,15 @@ def reranker(train_reranker) -> Path:
 
 @pytest.fixture(scope="session")
 def reranking_searcher(trained, reranker, shop, tmp_path_factory):
-    """The towers of `trained` over the products of `shop`, with `reranker` as second stage."""
+    """The towers of `trained` over the products of `shop`, with `reranker` as second stage; warmed up."""
     import jaxclip
 
     workdir = tmp_path_factory.mktemp("reranked") / "run"
     shutil.copytree(trained, workdir)
-    return jaxclip.load(workdir, shop, rerank=reranker)
+    with compiled_quickly():
+        found = jaxclip.load(workdir, shop, rerank=reranker)
+        found.warm_up()
+    return found
 
 
 @pytest.fixture(scope="session")

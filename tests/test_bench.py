@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from jaxclip.errors import UserError
 from jaxclip.models.presets import PRESETS, clip_config
 from jaxclip.training.benchmarks import input as pipelines
+from jaxclip.training.benchmarks import search as searches
 from jaxclip.training.benchmarks import train_step, workers
 from jaxclip.training.state import make_model
 
@@ -167,3 +169,26 @@ def test_the_start_is_shorter_with_what_was_compiled_before(run, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row["start"]: row["seconds"] for row in json.loads(path.read_text())["rows"]}
     assert 0 < rows["imports"] < rows["compiled before"] < rows["cold"]
+
+
+@pytest.mark.slow
+def test_searches_of_many_clients_are_measured_and_exact(run, trained, shop, tmp_path):
+    path, workdir = tmp_path / "search.json", tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    sizes = ("--k=5", "--seconds=1", "--repeats=1")
+    done = run("bench", "search", f"--workdir={workdir}", f"--gallery={shop}", *sizes, f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    peers = [searches.PEER] if all(map(importlib.util.find_spec, searches.NEEDS)) else []
+    assert [(row["clients"], row["implementation"]) for row in rows] == [
+        (clients, name) for clients in searches.CLIENTS for name in ("jaxclip", *peers)
+    ]
+    for row in rows:
+        assert row["exact"] == 1 and row["products"] == 60 and 0 < row["p50"] <= row["p99"]
+        assert row["per_second"] > 0 and (row["ratio"] is not None) == bool(peers)
+
+
+def test_a_search_to_measure_needs_a_workdir(capsys):
+    from jaxclip import bench
+
+    assert bench.main(["search"]) == 2 and "--workdir is missing" in capsys.readouterr().err

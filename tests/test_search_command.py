@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 
+import psutil
 import pytest
 
 
@@ -86,7 +87,7 @@ def test_sigterm_during_load_answers_what_was_asked(start, searched):
 
 
 @pytest.mark.slow
-def test_a_killed_embedding_goes_on_where_it_was(start, run, searched, shop):
+def test_a_killed_embedding_goes_on_where_it_was_behind_a_token_on_this_machine_alone(start, run, searched, shop):
     arguments = [f"--workdir={searched}", f"--gallery={shop}", "--port=0", "--config.evaluation.batch_size=1"]
     process = start("search", *arguments)
     kept = "embeddings/*.rows"
@@ -96,9 +97,13 @@ def test_a_killed_embedding_goes_on_where_it_was(start, run, searched, shop):
     process.communicate(timeout=120)
     (file,) = searched.glob(kept)
     begun = file.read_bytes()
-    process = start("search", *arguments)
+    process = start("search", *arguments, "--token=s3cret")
     here = address(process)
-    found = get(f"{here}v1/products?k=100")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        get(f"{here}v1/products?k=100")
+    found = get(urllib.request.Request(f"{here}v1/products?k=100", headers={"Authorization": "Bearer s3cret"}))
+    listening = [c.laddr.ip for c in psutil.Process(process.pid).net_connections("inet") if c.status == "LISTEN"]
+    assert listening == ["127.0.0.1"], "it can be reached from elsewhere though nobody said so"
     process.terminate()
     process.communicate(timeout=120)
     whole = file.read_bytes()

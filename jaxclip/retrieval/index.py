@@ -49,6 +49,11 @@ class NearestNeighbours:
         """Returns one row of the gallery."""
         return np.asarray(_row(self._gallery, row))
 
+    @property
+    def vectors(self) -> Float[np.ndarray, "G D"]:
+        """The whole gallery, copied from the devices."""
+        return np.asarray(self._gallery)[: self.size]
+
     def _place(self, rows: np.ndarray) -> jax.Array:
         shape = (self._sharding.num_devices * self._tile, *rows.shape[1:])
 

@@ -93,6 +93,11 @@ class Searcher:
         self.gallery, self.second, self._neighbours, self._encoders = gallery, second, neighbours, encoders
         self.picture_size = encoders.picture_size
 
+    @property
+    def vectors(self) -> Float[np.ndarray, "G D"]:
+        """The unit vectors of the gallery's pictures, in the order of `gallery.ids`."""
+        return self._neighbours.vectors
+
     def search(
         self,
         text: str = "",

@@ -3,7 +3,7 @@
 import hmac
 import time
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +14,7 @@ LOOPBACK = ("localhost", "[::1]")
 OPEN = ("/healthz", "/readyz")
 """Paths that need no token: they tell nothing."""
 COOKIE = "jaxclip_token"
+PARAMETER = "token"
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -67,10 +68,10 @@ class Guard:
         if scope["path"] in OPEN:
             return None
         if self._token and not self._known(headers):
-            given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            given, rest = _taken_out(scope["query_string"].decode("latin-1"))
             if scope["path"] != "/" or not self._right(given):
                 return _problem(401, "a token is needed: Authorization: Bearer TOKEN, or open /?token=TOKEN")
-            welcome = RedirectResponse("/", 303)
+            welcome = RedirectResponse(f"/?{rest}" if rest else "/", 303)
             welcome.set_cookie(COOKIE, given, httponly=True, samesite="strict")
             return welcome
         if self._running > self._most:
@@ -87,6 +88,13 @@ class Guard:
 
     def _right(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self._token.encode())
+
+
+def _taken_out(query: str) -> tuple[str, str]:
+    """Returns the token of a query string, "" for none, and the rest: the state of a page that was shared with it."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    token = next((value for name, value in pairs if name == PARAMETER), "")
+    return token, urlencode([(name, value) for name, value in pairs if name != PARAMETER])
 
 
 def _names_this_machine(host: str) -> bool:

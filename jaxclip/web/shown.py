@@ -17,9 +17,15 @@ def _chroma(look: str) -> int:
     return max(bytes.fromhex(look)) - min(bytes.fromhex(look))
 
 
-_LOOKS = {name.casefold(): max(looks, key=_chroma) for name, looks in PROTOTYPES.items()}
+PURE = 255
+"""Chroma of a screen's primaries, which no product has."""
+_LOOKS = {
+    name.casefold(): max((look for look in looks if _chroma(look) < PURE), key=_chroma)
+    for name, looks in PROTOTYPES.items()
+}
 """Of each colour name the look that is least like grey: it is told apart best."""
-SUGGESTIONS, SUGGESTED_SEED = 5, 0
+SUGGESTIONS, LOOKED_AT, SUGGESTED_SEED = 5, 40, 0
+"""The shortest of as many captions, which read more like what people type."""
 
 
 class Problem(BaseModel):
@@ -176,12 +182,12 @@ def gallery(searcher: Searcher) -> GalleryShown:
     shown, second = searcher.gallery, searcher.second
     facets = [_facet(facet) for facet in shown.facets()]
     captions = sorted({caption for caption in shown.captions if caption})
-    chosen = np.random.default_rng(SUGGESTED_SEED).permutation(len(captions))[:SUGGESTIONS]
+    drawn = np.random.default_rng(SUGGESTED_SEED).permutation(len(captions))[:LOOKED_AT]
     return GalleryShown(
         name=shown.name,
         products=len(shown),
-        facets=facets[:1] + sorted(facets[1:], key=lambda facet: not facet.colour),
-        suggestions=[captions[number] for number in chosen],
+        facets=facets[:1] + sorted(facets[1:], key=lambda facet: (not facet.colour, len(facet.values))),
+        suggestions=sorted((captions[number] for number in drawn), key=len)[:SUGGESTIONS],
         picture_size=searcher.picture_size,
         second_stage=second and SecondStageShown(name=second.name, candidates=second.candidates),
     )

@@ -24,6 +24,7 @@ def test_neighbours_equal_brute_force_on_any_number_of_devices(devices, size):
     np.testing.assert_array_equal(rows, order)
     np.testing.assert_allclose(scores, np.take_along_axis(exact, order, 1), atol=1e-6)
     np.testing.assert_array_equal(neighbours.vector(size - 1), gallery[-1])
+    np.testing.assert_array_equal(neighbours.vectors, gallery)
 
 
 def test_only_what_is_allowed_is_found_however_little_that_is():

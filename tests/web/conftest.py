@@ -9,12 +9,12 @@ import pytest
 
 
 @contextlib.contextmanager
-def serving(app):
+def serving(app, **settings):
     """Serves an application from a thread; yields its address and its port."""
     import uvicorn
 
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", **settings))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:
@@ -38,7 +38,6 @@ def server(searcher):
     """The address of a server over `searcher`."""
     from jaxclip.web.app import make_app
 
-    searcher.warm_up()
     with serving(make_app(searcher)) as address:
         yield address
 
@@ -48,6 +47,5 @@ def reranking_server(reranking_searcher):
     """The address of a server over `reranking_searcher`."""
     from jaxclip.web.app import make_app
 
-    reranking_searcher.warm_up()
     with serving(make_app(reranking_searcher)) as address:
         yield address

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 STATUS = "document.querySelector('#status').textContent"
 IDS = "all => all.map(one => one.dataset.id)"
+COLOURS = "all => all.map(one => getComputedStyle(one).color)"
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_filters_are_taken_from_the_catalogue_and_kept_in_the_address(visit, sea
     page.wait_for_url("**Colour*")
     settle(page)
     expected = searcher.search("shoes", k=24, filters={"gender": "Women", "baseColour": colour})
-    assert cards(page) == ids(expected)
+    assert cards(page) == ids(expected) and colour in page.text_content("legend:has(.names)")
     again = visit(page.url)
     assert cards(again) == ids(expected) and again.is_checked("input[value='gender:Women']")
     again.click("#clear")
@@ -200,6 +201,7 @@ def test_both_orders_are_shown_side_by_side_with_what_moved(visit, reranking_ser
     assert badges(page, "#compare section:first-child .entry") == [anywhere[id] for id in first]
     both = set(first) & set(ids(rows))
     assert page.locator("#compare path").count() == len(both)
+    assert len(set(page.eval_on_selector_all(".entry .title", COLOURS))) == 1, "names take the arrows' colours"
     row = next(row for row in rows if row.place != row.before and row.id in both)
     ends = page.evaluate(ENDS, row.id)
     assert max(map(abs, ends)) < 8, "the curve does not join the two places"
@@ -291,6 +293,10 @@ def test_nothing_overflows_at_any_width(visit, width, reranking_server):
     page.wait_for_selector("dialog[open]")
     box = page.locator("dialog").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    assert page.evaluate("document.querySelector('dialog').scrollTop") == 0, "the picture is scrolled out of sight"
+    page.evaluate("document.querySelector('dialog').scrollTo(0, 9999)")
+    close = page.locator("dialog .close").bounding_box()
+    assert box["y"] <= close["y"] and close["x"] + close["width"] <= box["x"] + box["width"], "no way out is in sight"
 
 
 NAMELESS = """
@@ -335,6 +341,6 @@ def test_controls_have_names_and_text_has_contrast(visit, scheme):
 def test_a_mistaken_address_is_told_on_the_page(browser, server):
     page = browser.new_page()
     page.goto(f"{server}/?q=a&filter=gendr:Men")
-    page.wait_for_selector("h1.wrong")
-    assert "did you mean 'gender'" in page.text_content("h1")
+    page.wait_for_selector("#status.wrong")
+    assert "did you mean 'gender'" in page.text_content("#status")
     page.close()

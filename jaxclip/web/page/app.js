@@ -158,7 +158,7 @@ async function showProduct(id) {
     explainShown();
     $("similar").onclick = () => similar(id);
     if (!$("product").open) $("product").showModal();
-    $("similar").focus();
+    $("similar").focus({ preventScroll: true });  // what is seen first is the picture
   } catch (error) {
     shown = null;
     tell(error.message, true);
@@ -180,8 +180,9 @@ $("product").onclose = () => {
 $("product").onclick = (event) => {
   if (event.target === $("product") || event.target.classList.contains("close")) $("product").close();
 };
+$("copy").hidden = !navigator.clipboard;  // browsers keep it from pages that come by plain HTTP from elsewhere
 $("copy").onclick = async () => {
-  await navigator.clipboard?.writeText(location.href);
+  await navigator.clipboard.writeText(location.href);
   $("copy").textContent = "Copied";
   setTimeout(() => { $("copy").textContent = "Copy link"; }, 1500);
 };

@@ -19,6 +19,7 @@ export function moved(place, before, stage = "in the first stage", there = befor
   if (before === null || before === place) return [];
   const up = before > place, far = Math.abs(before - place);
   const badge = make("span", { className: up ? "moved up" : "moved down", textContent: `${up ? "▲" : "▼"}${far}` });
+  badge.setAttribute("role", "img");
   badge.setAttribute("aria-label", `${up ? "up" : "down"} ${far} ${far === 1 ? "place" : "places"}`);
   badge.title = `Place ${there} ${stage}`;
   return [badge];

@@ -16,8 +16,10 @@ export function buildFilters(facets, choose) {
       return make("label", { className: "value" }, box, make("span", { textContent: value.value, title: value.value }),
         make("small", { textContent: value.products.toLocaleString("en") }));
     });
-    const set = make("fieldset", {}, make("legend", { textContent: words(facet.name) }));
+    const legend = make("legend", { textContent: words(facet.name) });
+    const set = make("fieldset", {}, legend);
     if (facet.colour) {
+      legend.append(make("span", { className: "names" }));
       set.append(make("div", { className: "swatches" }, ...values));
     } else {
       set.append(...values);
@@ -44,6 +46,11 @@ export function showFilters(filters) {
   for (const box of $("facets").querySelectorAll("input")) {
     box.checked = filters.includes(box.value);
     if (box.checked) box.parentElement.hidden = false;
+  }
+  // A swatch does not say its colour's name.
+  for (const names of $("facets").querySelectorAll(".names")) {
+    const chosen = names.closest("fieldset").querySelectorAll(":checked");
+    names.textContent = [...chosen].map((box) => box.value.slice(box.value.indexOf(":") + 1)).join(", ");
   }
   $("chosen").textContent = filters.length ? `(${filters.length})` : "";
 }

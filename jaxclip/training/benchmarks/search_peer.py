@@ -1,0 +1,80 @@
+"""Search as one would write it with faiss, PyTorch and transformers, without batches of several requests."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+import uvicorn
+from fastapi import FastAPI
+from transformers import CLIPTextModelWithProjection
+
+from jaxclip.pipeline import text
+from jaxclip.pipeline.preprocess import Preprocess
+
+ON = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def serve(workdir: str, folder: str) -> dict[str, Callable[[], str]]:
+    """Returns the one call of a server that runs beside it: its address.
+
+    The folder holds the text tower, its "pooling", vectors.npy, and gallery.json with the products' "ids" and
+    "captions"; the workdir tokenizer and preprocessing. Each request goes through the tower alone, in one of the
+    threads that FastAPI keeps for such functions, and through an IndexFlatIP over all vectors.
+    """
+    preprocess = Preprocess.load(Path(workdir))
+    tokenizer = text.load_tokenizer(Path(workdir) / "tokenizer")
+    tower = CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True).eval().to(ON)
+    gallery = json.loads((Path(folder) / "gallery.json").read_text())
+    ids, captions, pooling = gallery["ids"], gallery["captions"], (Path(folder) / "pooling").read_text()
+    vectors = np.load(Path(folder) / "vectors.npy")
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    app = FastAPI()
+
+    @app.get("/v1/search")
+    def search(q: str, k: int) -> dict:
+        tokens = text.encode(tokenizer, [text.caption(q, {}, preprocess)], preprocess.context_length)
+        with torch.inference_mode():
+            query = embeddings(tower, torch.from_numpy(tokens).long().to(ON), pooling)
+        query = torch.nn.functional.normalize(query, dim=-1).float().cpu().numpy()
+        scores, numbers = index.search(query, k)
+        found = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
+        results = [
+            {
+                "id": ids[number],
+                "score": score,
+                "caption": captions[number],
+                "image": f"/v1/images/{ids[number]}",
+            }
+            for number, score in found
+            if number >= 0
+        ]
+        return {"results": results}
+
+    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    threading.Thread(target=server.run, args=([listening],), daemon=True).start()
+    while not server.started:
+        time.sleep(0.01)
+    return {"address": lambda: f"http://127.0.0.1:{listening.getsockname()[1]}"}
+
+
+def embeddings(tower: CLIPTextModelWithProjection, ids: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Returns the (B, D) embeddings of token ids (B, T), read at the end token ("end") or averaged ("mean").
+
+    Averaged tokens see each other in both directions, as in `models.clip.TextTower`, with transformers' own layers.
+    """
+    if pooling == "end":
+        return tower(input_ids=ids).text_embeds
+    model = tower.text_model
+    end = (ids == tower.config.eos_token_id).int().argmax(dim=1, keepdim=True)
+    inside = torch.arange(ids.shape[1], device=ids.device) <= end  # (B, T)
+    hidden = model.encoder(inputs_embeds=model.embeddings(input_ids=ids), attention_mask=inside[:, None, None])
+    states = model.final_layer_norm(hidden.last_hidden_state) * inside[..., None]
+    return tower.text_projection(states.sum(dim=1) / inside.sum(dim=1, keepdim=True))
