@@ -159,11 +159,7 @@ PLANS = {
     "tiny_v5e_2x2": ("quickstart.py", "v5e:2x2", ("model.preset=tiny", "model.dtype=bfloat16", "model.remat=full")),
     "vit_l_14_v5e_16x16": (f"{LARGE}:vit_l_14", "v5e:16x16", ()),
     "vit_l_14_v6e_16x16": (f"{LARGE}:vit_l_14", "v6e:16x16", ()),
-    "vit_b_16_cached_v5e_16x16": (
-        f"{LARGE}:vit_b_16",
-        "v5e:16x16",
-        ("batch_size=1048576", "loss.microbatch=65536"),
-    ),
+    "vit_b_16_cached_v5e_16x16": (f"{LARGE}:vit_b_16,1048576", "v5e:16x16", ()),
     **{
         f"vit_b_16_v5e_{shape}": (
             f"{LARGE}:vit_b_16",
