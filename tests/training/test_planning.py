@@ -111,6 +111,25 @@ def test_groups_of_devices_are_read_however_they_are_written(line, count):
     assert hlo.traffic(text).sent["all-reduce"] == pytest.approx(2 * (count - 1) / count * 32)
 
 
+# A block of eight rows is fetched while others are worked on, and put back: as libtpu writes it.
+FETCHING = """
+ENTRY %main (p: f32[64,32]) -> f32[64,32] {
+  %p = f32[64,32]{1,0} parameter(0)
+  %i = s32[]{:S(2)} constant(0)
+  %s = ((f32[64,32]{1,0}, s32[], s32[]), f32[8,32]{1,0:S(1)}, s32[]{:S(2)}) dynamic-slice-start(%p, %i, %i)
+  %d = f32[8,32]{1,0:S(1)} dynamic-slice-done(%s)
+  %t = ((f32[64,32]{1,0}), f32[16,32]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:16], [0:32]}
+  %e = f32[16,32]{1,0:S(1)} slice-done(%t)
+  %u = ((f32[64,32]{1,0}, f32[8,32]{1,0:S(1)}, s32[], s32[]), f32[64,32]{1,0}, s32[]{:S(2)}) dynamic-update-slice-start(%p, %d, %i, %i)
+  ROOT %v = f32[64,32]{1,0} dynamic-update-slice-done(%u)
+}
+"""  # noqa: E501
+
+
+def test_what_is_fetched_and_put_back_beside_other_work_counts_as_the_block_that_it_is():
+    assert hlo.traffic(FETCHING).memory == (8 + 16 + 8) * 32 * 4
+
+
 @pytest.mark.parametrize("topology", ["v5e", "v9:4x4", "h100:7", "16x16"])
 def test_a_topology_that_is_none_is_told(topology):
     with pytest.raises(UserError, match="--topology="):
