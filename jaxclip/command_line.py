@@ -3,6 +3,7 @@
 import errno
 import glob
 import hashlib
+import importlib.util
 import os
 import platform
 import sys
@@ -31,6 +32,7 @@ USER_ERROR = 2
 COMPILED_BYTES = 2 * 2**30
 # A full, read-only or forbidden disk may show at any write.
 SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
 HELP = {"--help", "-help", "-h", "--helpshort"}
 
 
@@ -100,7 +102,7 @@ def reuse_memory() -> None:
     kernel, which clears them page by page: that took a fifth to a quarter of a training step here. The settings are
     read when a process starts, so it has to begin again; GLIBC_TUNABLES set by the user stands.
     """
-    accelerators = any(glob.glob(pattern) for pattern in ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*"))
+    accelerators = any(glob.glob(pattern) for pattern in ACCELERATORS)
     if sys.platform != "linux" or accelerators or "GLIBC_TUNABLES" in os.environ or not sys.orig_argv:
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(
@@ -127,6 +129,17 @@ def keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
 
 
+def leave_absent_tpus_alone() -> None:
+    """Has JAX use CPUs where libtpu is installed, as `plan` needs it, but no TPU is there and no GPU either.
+
+    JAX would load libtpu to look for TPUs, and once loaded it crashes the profiler. JAX_PLATFORMS set by the user
+    stands.
+    """
+    absent = not any(glob.glob(pattern) for pattern in ACCELERATORS)
+    if absent and "JAX_PLATFORMS" not in os.environ and importlib.util.find_spec("libtpu"):
+        jax.config.update("jax_platforms", "cpu")
+
+
 @contextmanager
 def quiet_imports() -> Iterator[None]:
     """Hides what libraries write to the standard error stream itself while they are loaded.
@@ -151,6 +164,7 @@ def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
     A UserError is printed as its one message and exits with status 2.
     """
     reuse_memory()
+    leave_absent_tpus_alone()
     keep_compiled()
     argv, overrides = split_overrides(sys.argv)
     if HELP & set(argv[1:]):

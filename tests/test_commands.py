@@ -4,11 +4,12 @@ import json
 import os
 import shutil
 import subprocess
+from fnmatch import fnmatch
 
 import numpy as np
 import pytest
 
-from jaxclip import config
+from jaxclip import command_line, config
 from jaxclip.catalog.drawn import draw_catalogue
 
 
@@ -112,6 +113,27 @@ def test_help_lists_flags_and_configuration_fields(run, command):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("installed", "devices", "given", "wanted"),
+    [
+        (True, [], None, [("jax_platforms", "cpu")]),
+        (False, [], None, []),
+        (True, ["/dev/accel0"], None, []),
+        (True, [], "cpu", []),
+    ],
+)
+def test_libtpu_is_not_loaded_where_it_is_for_plans_alone(monkeypatch, installed, devices, given, wanted):
+    updates = []
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    if given:
+        monkeypatch.setenv("JAX_PLATFORMS", given)
+    monkeypatch.setattr(command_line.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(command_line.glob, "glob", lambda pattern: [path for path in devices if fnmatch(path, pattern)])
+    monkeypatch.setattr(command_line.jax.config, "update", lambda *setting: updates.append(setting))
+    command_line.leave_absent_tpus_alone()
+    assert updates == wanted
+
+
 def test_a_missing_catalogue_is_told(refuse, config_file, tmp_path):
     path = tmp_path / "nowhere"
     refuse(

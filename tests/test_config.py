@@ -20,6 +20,7 @@ from jaxclip import config
 from jaxclip.catalog.readers import READERS
 from jaxclip.config import Config
 from jaxclip.errors import UserError
+from jaxclip.losses.objective import DENSE_ROWS
 
 ROOT = Path(__file__).parents[1]
 GOLDENS = Path(__file__).parent / "goldens" / "configs"
@@ -295,12 +296,32 @@ def test_every_field_is_read_somewhere():
     assert [n for n in unread if not n.startswith("data.columns.") and n not in ("loss.name", "task")] == []
 
 
-@pytest.mark.parametrize("variant", ["gated", "ablation", "paper"])
-def test_every_variant_of_the_reranker_is_a_configuration(variant):
-    spec = importlib.util.spec_from_file_location("variants", ROOT / "configs" / "rerank_fashion_products.py")
+def variant_of(name, argument):
+    """Returns the configuration that configs/NAME.py:ARGUMENT is."""
+    spec = importlib.util.spec_from_file_location("variants", ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    built = config.build(module.get_config(variant))
+    return config.build(module.get_config(argument), {"data.path": "shop"})
+
+
+@pytest.mark.parametrize(("batch", "microbatch"), [(32768, 0), (65536, 0), (131072, 65536), (1048576, 65536)])
+@pytest.mark.parametrize("preset", ["vit_b_32", "vit_b_16", "vit_l_14"])
+def test_a_large_batch_is_trained_tiled_and_beyond_what_fits_at_once_cached(preset, batch, microbatch):
+    built = variant_of("pretrain_large_batch", f"{preset},{batch}")
+    assert (built.batch_size, built.loss.microbatch, built.model.preset) == (batch, microbatch, preset)
+    assert (built.model.dtype, built.model.remat, built.model.execution) == ("bfloat16", "full", "scan")
+    assert built.loss.implementation == "auto" and batch > DENSE_ROWS
+
+
+@pytest.mark.parametrize("argument", ["vit_h_14", "vit_b_16,", "vit_b_16,many"])
+def test_what_is_no_large_batch_is_told(argument):
+    with pytest.raises(UserError, match=f"configs/pretrain_large_batch.py:{argument} is no PRESET"):
+        variant_of("pretrain_large_batch", argument)
+
+
+@pytest.mark.parametrize("variant", ["gated", "ablation", "paper"])
+def test_every_variant_of_the_reranker_is_a_configuration(variant):
+    built = variant_of("rerank_fashion_products", variant)
     assert built.rerank.preset == ("paper" if variant == "paper" else "gated")
     assert bool(built.rerank.ablation) == (built.rerank.seeds == 3) == (variant == "ablation")
 

@@ -1,6 +1,6 @@
 """Batches whose order is a pure function of (seed, step): any step is resumed at once, on any number of hosts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,10 +144,9 @@ def training_batches(
         }
         return {**batch, **tokens}
 
-    dataset = tf.data.Dataset.range(first_step, last_step).map(positions)
-    dataset = dataset.map(read, num_parallel_calls=2, deterministic=True).unbatch()
-    dataset = dataset.map(example, num_parallel_calls=parallel, deterministic=True)
-    dataset = dataset.batch(local, drop_remainder=True).map(tokenize, num_parallel_calls=2, deterministic=True)
+    dataset = _map(tf.data.Dataset.range(first_step, last_step), positions, parallel=1)
+    dataset = _map(_map(dataset, read, parallel=2).unbatch(), example, parallel=parallel)
+    dataset = _map(dataset.batch(local, drop_remainder=True), tokenize, parallel=2)
     return dataset.prefetch(2).as_numpy_iterator()
 
 
@@ -188,6 +187,16 @@ def image_batches(
             decoded = images.cut(decoded, record["crops"][0])
         return images.resize(decoded, preprocess.image_size, preprocess.resize, preprocess.filter)
 
-    dataset = tf.data.Dataset.range(batches).map(read, num_parallel_calls=2, deterministic=True).unbatch()
-    dataset = dataset.map(example, num_parallel_calls=parallel, deterministic=True)
+    dataset = _map(tf.data.Dataset.range(batches), read, parallel=2).unbatch()
+    dataset = _map(dataset, example, parallel=parallel)
     return dataset.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()
+
+
+def _map(dataset: tf.data.Dataset, function: Callable, *, parallel: int) -> tf.data.Dataset:
+    """Returns the dataset with a function applied to each element, in order, `parallel` at a time.
+
+    AutoGraph is left out: no Python `if` or loop here depends on a tensor, and to find that out it would parse and
+    rewrite everything that is called, TFDS included, for seconds at each start.
+    """
+    mapped = tf.autograph.experimental.do_not_convert(function)
+    return dataset.map(mapped, num_parallel_calls=parallel, deterministic=True)

@@ -141,8 +141,13 @@ def _memory(instruction: _Instruction, computation: _Computation, computations: 
     operands = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
     if instruction.opcode in SLICES:
         return 2 * instruction.memory()
+    if instruction.opcode.removesuffix("-start") in SLICES:
+        size, main = instruction.arrays[len(instruction.operands)]  # behind those it is taken from
+        return 2 * size if main else size
     if instruction.opcode == "dynamic-update-slice":
         return 2 * operands[1].memory()
+    if instruction.opcode == "dynamic-update-slice-start":
+        return operands[1].memory() + (operands[1].bytes() if operands[0].memory() else 0.0)
     called = _CALLS.search(instruction.text)
     if instruction.opcode != "fusion" or not called:
         written = 0.0 if instruction.opcode.endswith("-start") else instruction.memory()

@@ -1,9 +1,24 @@
 """A process alone needs nothing of the others; a process that is told half of its place is told the other half."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from jaxclip.errors import UserError
 from jaxclip.training import distributed
+
+JOINING = """
+from jaxclip.training import distributed
+
+distributed.join(None, None, None)
+agreed = distributed.from_primary("who", distributed.process_id)
+print(distributed.process_id(), distributed.process_count(), agreed)
+distributed.leave()
+"""
 
 
 @pytest.fixture
@@ -59,6 +74,43 @@ def test_schedulers_are_recognised_by_their_variables(alone, variables, one_of_s
     for name, value in variables.items():
         alone.setenv(name, value)
     assert distributed._in_cluster() == one_of_several
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda number: {
+            "SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+            "SLURM_PROCID": number, "SLURM_LOCALID": number,
+        },
+        lambda number: {
+            "TPU_WORKER_HOSTNAMES": "localhost,127.0.0.1", "TPU_WORKER_ID": number, "JAX_FORCE_TPU_INIT": "1",
+            "MEGASCALE_COORDINATOR_ADDRESS": "localhost", "MEGASCALE_NUM_SLICES": "1", "MEGASCALE_SLICE_ID": "0",
+        },
+    ],
+    ids=["SLURM", "GKE"],
+)  # fmt: skip
+def test_two_processes_find_each_other_as_a_scheduler_tells_them(alone, place):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = {"JAX_COORDINATOR_PORT": str(free.getsockname()[1]), "PYTHONPATH": str(Path(__file__).parents[2])}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOINING],
+            env={**os.environ, **port, **place(str(number))},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for number in range(2)
+    ]
+    try:
+        ended = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [out.split() for out, _ in ended] == [["0", "2", "0"], ["1", "2", "0"]], ended
 
 
 def test_who_shows_no_sign_of_life_is_named(alone):

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,6 +13,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from jaxclip import config as configuration
+from jaxclip import plan
 from jaxclip.errors import UserError
 from jaxclip.models.presets import Preset, clip_config
 from jaxclip.training import hardware, hlo, mesh, planning
@@ -107,6 +111,25 @@ def test_groups_of_devices_are_read_however_they_are_written(line, count):
     assert hlo.traffic(text).sent["all-reduce"] == pytest.approx(2 * (count - 1) / count * 32)
 
 
+# A block of eight rows is fetched while others are worked on, and put back: as libtpu writes it.
+FETCHING = """
+ENTRY %main (p: f32[64,32]) -> f32[64,32] {
+  %p = f32[64,32]{1,0} parameter(0)
+  %i = s32[]{:S(2)} constant(0)
+  %s = ((f32[64,32]{1,0}, s32[], s32[]), f32[8,32]{1,0:S(1)}, s32[]{:S(2)}) dynamic-slice-start(%p, %i, %i)
+  %d = f32[8,32]{1,0:S(1)} dynamic-slice-done(%s)
+  %t = ((f32[64,32]{1,0}), f32[16,32]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:16], [0:32]}
+  %e = f32[16,32]{1,0:S(1)} slice-done(%t)
+  %u = ((f32[64,32]{1,0}, f32[8,32]{1,0:S(1)}, s32[], s32[]), f32[64,32]{1,0}, s32[]{:S(2)}) dynamic-update-slice-start(%p, %d, %i, %i)
+  ROOT %v = f32[64,32]{1,0} dynamic-update-slice-done(%u)
+}
+"""  # noqa: E501
+
+
+def test_what_is_fetched_and_put_back_beside_other_work_counts_as_the_block_that_it_is():
+    assert hlo.traffic(FETCHING).memory == (8 + 16 + 8) * 32 * 4
+
+
 @pytest.mark.parametrize("topology", ["v5e", "v9:4x4", "h100:7", "16x16"])
 def test_a_topology_that_is_none_is_told(topology):
     with pytest.raises(UserError, match="--topology="):
@@ -117,17 +140,45 @@ def test_every_chip_is_known_by_its_name():
     assert set(hardware.KINDS.values()) == set(hardware.CHIPS)
 
 
+PLAN = planning.Plan("", 4, (4, 1, 1), 0, 100.0, 200.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, {}, {"compute": 1.0}, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("memory", "temporaries", "largest"),
+    [
+        (1300.0, lambda rows: rows, 1000),  # linear: 1,000 rows beside parameters and optimizer
+        (1300.0, lambda rows: rows + rows**2 / 4000, 828),
+        (303.0, lambda rows: rows, None),  # not even a row for each of the four devices
+    ],
+)
+def test_the_largest_batch_is_the_last_that_fits_within_a_few_compilations(monkeypatch, memory, temporaries, largest):
+    compiled = []
+
+    def plan(config, topology):
+        compiled.append(config.batch_size)
+        needs = float(temporaries(config.batch_size))
+        return replace(PLAN, batch_size=config.batch_size, memory=memory, temporaries=needs)
+
+    monkeypatch.setattr(planning, "topology_devices", lambda topology: jax.devices("cpu")[:4])
+    monkeypatch.setattr(planning, "plan", plan)
+    config = configuration.build({"steps": 1, "batch_size": 64})
+    if largest is None:
+        with pytest.raises(UserError, match="no batch fits v5e:2x2"):
+            planning.largest_batch(config, "v5e:2x2", say=lambda line: None)
+        return
+    found = planning.largest_batch(config, "v5e:2x2", say=lambda line: None)
+    assert found.fits and found.batch_size % 4 == 0
+    assert (1 - planning.CLOSE) * largest <= found.batch_size <= largest
+    assert len(compiled) == len(set(compiled)) <= planning.MOST_PLANS
+
+
 LARGE = "pretrain_large_batch.py"
 # Golden -> config, topology, overrides.
 PLANS = {
     "tiny_v5e_2x2": ("quickstart.py", "v5e:2x2", ("model.preset=tiny", "model.dtype=bfloat16", "model.remat=full")),
     "vit_l_14_v5e_16x16": (f"{LARGE}:vit_l_14", "v5e:16x16", ()),
     "vit_l_14_v6e_16x16": (f"{LARGE}:vit_l_14", "v6e:16x16", ()),
-    "vit_b_16_cached_v5e_16x16": (
-        f"{LARGE}:vit_b_16",
-        "v5e:16x16",
-        ("batch_size=1048576", "loss.microbatch=65536"),
-    ),
+    "vit_b_16_cached_v5e_16x16": (f"{LARGE}:vit_b_16,1048576", "v5e:16x16", ()),
     **{
         f"vit_b_16_v5e_{shape}": (
             f"{LARGE}:vit_b_16",
@@ -166,39 +217,74 @@ def test_a_plan_made_again_is_the_one_kept(run, tmp_path, name):
     assert "roofline step" in done.stdout and topology in done.stdout
 
 
+@pytest.mark.slow
+def test_meshes_and_gpus_are_laid_beside_a_topology(run, tmp_path):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed")
+    written, config = tmp_path / "plans.json", f"--config={ROOT / 'configs' / 'quickstart.py'}"
+    arguments = ["--topology=v5e:2x2", "--compare=2x2x1,h100:16", "--config.model.preset=tiny", f"--json={written}"]
+    done = run("plan", config, *arguments)
+    assert done.returncode == 0, done.stderr
+    one, split, gpus = json.loads(written.read_text())
+    assert [plan["mesh"] for plan in (one, split, gpus)] == [[4, 1, 1], [2, 2, 1], [16, 1, 1]]
+    assert split["parameters"] < 0.6 * one["parameters"]
+    # GPUs: the program of as many TPUs, held against the GPU's own figures and the wire between machines.
+    h100 = hardware.CHIPS["h100"]
+    assert gpus["memory"] == h100.memory and gpus["seconds"]["compute"] == pytest.approx(gpus["flops"] / h100.peak)
+    assert gpus["seconds"]["network"] == pytest.approx(sum(gpus["sent"].values()) / hardware.MACHINE_BANDWIDTH)
+    assert all(name in done.stdout.splitlines()[0] for name in ("v5e:2x2", "h100:16"))
+
+
+@pytest.mark.parametrize("item", ["16x16", "v5e", "axbxc"])
+def test_what_is_no_mesh_to_compare_is_told(item):
+    with pytest.raises(UserError, match=f"--compare={item} is neither a topology"):
+        plan._variant(item, configuration.build({"steps": 1}))
+
+
 def test_every_kept_plan_can_be_made_again():
     assert {path.stem for path in GOLDENS.glob("*.json")} <= PLANS.keys()
 
 
-def test_the_program_of_a_deeper_model_is_no_longer():
-    """Layers are scanned: what XLA has to compile does not grow with them, and neither does its time."""
+def lowered_step(layers):
+    """Returns the training step of towers of so many layers, lowered."""
+    towers = clip_config(
+        Preset(16, (64, layers, 2), (64, layers, 2), 64, "patch", "class", "end", "gelu"),
+        image_size=32,
+        vocab_size=256,
+        context_length=8,
+        end_token=255,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        temperature=0.07,
+        execution="scan",
+        remat="full",
+    )
+    graph, shapes = make_model(towers)
+    optimizer = optax.adamw(1e-3)
+    loss = make_loss(graph, mask_groups=True, learned_temperature=True)
+    step = make_step(loss, optimizer, lambda step: 1e-3, seed=0)
+    abstract = abstract_state(shapes, optimizer, mesh.make_mesh(1, 1, 1, jax.devices("cpu")[:1]))
+    batch = {
+        "image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8),
+        "text": jax.ShapeDtypeStruct((4, 8), jnp.int32),
+        "group": jax.ShapeDtypeStruct((4,), jnp.int32),
+    }
+    return jax.jit(step).lower(abstract, batch)
 
-    def program(layers):
-        towers = clip_config(
-            Preset(16, (64, layers, 2), (64, layers, 2), 64, "patch", "class", "end", "gelu"),
-            image_size=32,
-            vocab_size=256,
-            context_length=8,
-            end_token=255,
-            mean=(0.5, 0.5, 0.5),
-            std=(0.25, 0.25, 0.25),
-            temperature=0.07,
-            execution="scan",
-            remat="full",
-        )
-        graph, shapes = make_model(towers)
-        optimizer = optax.adamw(1e-3)
-        loss = make_loss(graph, mask_groups=True, learned_temperature=True)
-        step = make_step(loss, optimizer, lambda step: 1e-3, seed=0)
-        abstract = abstract_state(shapes, optimizer, mesh.make_mesh(1, 1, 1, jax.devices("cpu")[:1]))
-        batch = {
-            "image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8),
-            "text": jax.ShapeDtypeStruct((4, 8), jnp.int32),
-            "group": jax.ShapeDtypeStruct((4,), jnp.int32),
-        }
-        return len(jax.jit(step).lower(abstract, batch).as_text().splitlines())
 
-    assert program(24) <= 1.01 * program(12)
+def test_a_deeper_model_compiles_as_fast_as_a_shallow_one(quick_compilation):
+    """Layers are scanned: neither the program nor the processor's time to compile it grows with them."""
+
+    def seconds(lowered):
+        began = time.process_time()
+        lowered.compile()
+        return time.process_time() - began
+
+    shallow, deep = lowered_step(12), lowered_step(24)
+    assert len(deep.as_text().splitlines()) <= 1.01 * len(shallow.as_text().splitlines())
+    deep, shallow = seconds(deep), seconds(shallow)
+    print(f"12 layers {shallow:.2f} s, 24 layers {deep:.2f} s")  # shown by pytest -rP
+    assert deep <= 1.3 * shallow
 
 
 @pytest.mark.parametrize("name", [path.stem for path in GOLDENS.glob("*.json") if "tiny" not in path.stem])

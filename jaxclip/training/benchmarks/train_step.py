@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxclip.models.clip import CLIPConfig
-from jaxclip.training import setup
+from jaxclip.training import hardware, setup
 from jaxclip.training.benchmarks.timing import REPEATS, rounds
 from jaxclip.training.benchmarks.workers import Worker
 from jaxclip.training.flops import matmul_flops
@@ -43,8 +43,9 @@ def measure(config: "Config", *, repeats: int = 5, peers: Sequence[str] | None =
     Each implementation runs in a process of its own, they run in turns, and the median of `repeats` counts after one
     call that warms up. A row has its "seconds", "per_second" (pairs, pictures or captions), "time_ratio" (its seconds
     in ours), "flops_per_second" of the model's matrix products (ours, for everyone), their share of "the limit", which
-    is the fastest product of two 2048 x 2048 matrices that any of the processes made in between, and the "memory" that
-    the process held at most, in bytes; that of the device where there is one.
+    is the fastest product of two 2048 x 2048 matrices that any of the processes made in between, their "mfu", the share
+    of the device's bfloat16 peak, where that is known, and the "memory" that the process held at most, in bytes; that
+    of the device where there is one.
 
     Args:
       config: of the training; its model.preset and data say the shapes.
@@ -55,7 +56,7 @@ def measure(config: "Config", *, repeats: int = 5, peers: Sequence[str] | None =
     found: dict[tuple[str, str], list[float]] = {}
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(OURS, f"{__name__}:ours", config))]
-        shape, flops = workers[0].run("about")[1]
+        shape, flops, peak = workers[0].run("about")[1]
         for name in peers:
             make = f"jaxclip.training.benchmarks.peers:{name}"
             workers.append(stack.enter_context(Worker(name, make, shape, config.batch_size)))
@@ -81,6 +82,7 @@ def measure(config: "Config", *, repeats: int = 5, peers: Sequence[str] | None =
             "flops_per_second": flops[call] / medians[name, call],
             "limit": limit,
             "memory": memory[name],
+            **({"mfu": flops[call] / medians[name, call] / peak} if peak else {}),
         }
         for call in MEASURED
         for name in memory
@@ -95,10 +97,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         f"{'':12}{'':14}{'seconds':>9}{'rows/s':>9}{'ratio':>7}{'of limit':>10}{'peak memory':>13}",
     ]
     for row in rows:
-        lines.append(
+        line = (
             f"{row['measured']:12}{row['implementation']:14}{row['seconds']:9.3f}{row['per_second']:9,.1f}"
             f"{row['time_ratio']:7.2f}{row['flops_per_second'] / row['limit']:10.0%}{row['memory'] / 2**20:9,.0f} MiB"
         )
+        lines.append(line + (f"   MFU {row['mfu']:.0%}" if "mfu" in row else ""))
     return "\n".join(lines)
 
 
@@ -106,6 +109,7 @@ def ours(config: "Config") -> dict[str, Callable[[], Any]]:
     """Returns the calls of this package: the step that `train` compiles, and the towers' encoders."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU the peers are beside it
     towers, device = _towers(config), jax.devices()[0]
+    known = hardware.chip(device)
     jax.set_mesh(towers.mesh)
     shapes = setup.abstract_batch(config, towers)
     step, _ = compile_step(train_step(config, towers), towers.abstract, shapes)
@@ -123,7 +127,7 @@ def ours(config: "Config") -> dict[str, Callable[[], Any]]:
         return float(metrics["loss"])
 
     return {
-        "about": lambda: (towers.config, _flops(config, towers)),
+        "about": lambda: (towers.config, _flops(config, towers), known.peak if known else None),
         "images": lambda: np.asarray(encode_image(state.params, batch["image"])).sum(),
         "texts": lambda: np.asarray(encode_text(state.params, batch["text"])).sum(),
         "train step": train,

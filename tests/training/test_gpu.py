@@ -1,0 +1,52 @@
+"""On a GPU, where one is at hand: what the largest batch yields, beside open_clip on the same card in the same run."""
+
+import functools
+import glob
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+ON_GPU = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+BATCHES = tuple(2**power for power in range(13, 4, -1))
+
+
+@functools.cache
+def backend():
+    """Returns what JAX finds in a process of its own: in this one it is told to use CPUs."""
+    if not glob.glob("/dev/nvidia[0-9]*"):
+        return "cpu"
+    program = "import jax; print(jax.default_backend())"
+    done = subprocess.run([sys.executable, "-c", program], env=ON_GPU, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def measure(path, preset, batch, *, repeats=5):
+    """Returns the rows of a training step of so many pairs and the table, None where it does not fit."""
+    arguments = [f"--preset={preset}", f"--batch={batch}", "--dtype=bfloat16", f"--repeats={repeats}", f"--json={path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxclip.bench", "train_step", *arguments], env=ON_GPU, capture_output=True, text=True
+    )
+    if done.returncode:
+        assert "memory" in done.stderr.lower() or "RESOURCE_EXHAUSTED" in done.stderr, done.stderr
+        return None
+    rows = json.loads(path.read_text())["rows"]
+    return {row["implementation"]: row for row in rows if row["measured"] == "train step"}, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["vit_b_32", "vit_b_16"])
+def test_the_largest_batch_that_fits_a_gpu_trains_beside_open_clip(tmp_path, preset):
+    if backend() != "gpu":
+        pytest.skip("there is no GPU that JAX can use")
+    from jaxclip.training.benchmarks import train_step
+
+    fitting = (measure(tmp_path / "step.json", preset, batch) for batch in BATCHES)
+    rows, table = next(found for found in fitting if found)
+    print(table)  # pairs/s and MFU; shown by pytest -rP
+    assert 0 < rows["jaxclip"]["mfu"] < 1 and rows["jaxclip"]["memory"] > 2**30
+    peers = [name for name, needs in train_step.PEERS.items() if all(map(importlib.util.find_spec, needs))]
+    assert rows.keys() == {"jaxclip", *peers}
