@@ -88,7 +88,7 @@ def test_a_killed_preparation_passes_for_complete_at_no_moment_and_its_workers_g
     preparation, tmp_path, fingerprint
 ):
     prepared, killed = tmp_path / "p", 0
-    for longest in (8.0, 4.0, 2.0):
+    for longest in (2.0, 4.0, 8.0):  # the first is shorter than any preparation
         process, delay = preparation(), random.uniform(0, longest)
         time.sleep(delay)
         family = process.children(recursive=True)

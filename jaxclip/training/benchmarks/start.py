@@ -25,7 +25,7 @@ def measure(preset: str, *, repeats: int = 3) -> list[dict[str, Any]]:
     """Returns rows of median "seconds": importing what training needs, and from the command to the first step.
 
     That is until metrics.jsonl tells of the first step, once with nothing compiled before ("cold") and once with the
-    programs that an earlier run kept ("compiled before"), in turns.
+    programs that an earlier run kept ("compiled before"), in turns; "programs" tells how many each compiled and kept.
     """
     with tempfile.TemporaryDirectory(prefix="jaxclip_start_") as name:
         folder = Path(name)
@@ -37,15 +37,18 @@ def measure(preset: str, *, repeats: int = 3) -> list[dict[str, Any]]:
         file.write_text("import json\n\n" + FILE.format(json.dumps(config)))
         kept = folder / "kept"
         _first_step(file, folder / "first", kept)  # prepares the data, and compiles
-        found: dict[str, list[float]] = {"imports": [], "cold": [], "compiled before": []}
+        programs = {"imports": 0, "cold": 0, "compiled before": 0}
+        found: dict[str, list[float]] = {name: [] for name in programs}
         for number in rounds(repeats):
             found["imports"].append(_imports())
-            found["cold"].append(_first_step(file, folder / f"cold{number}", folder / f"nothing{number}"))
-            found["compiled before"].append(_first_step(file, folder / f"warm{number}", kept))
+            for name, compiled in (("cold", folder / f"nothing{number}"), ("compiled before", kept)):
+                before = _programs(compiled)
+                found[name].append(_first_step(file, folder / f"{name}{number}", compiled))
+                programs[name] = _programs(compiled) - before
     medians = {name: float(np.median(values)) for name, values in found.items()}
     return [
-        {"start": name, "preset": preset, "seconds": seconds, "time_ratio": seconds / medians["cold"]}
-        for name, seconds in medians.items()
+        {"start": name, "preset": preset, "seconds": s, "time_ratio": s / medians["cold"], "programs": programs[name]}
+        for name, s in medians.items()
     ]
 
 
@@ -53,6 +56,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the measurements as lines for the terminal."""
     lines = [f"from the command to the first step, {rows[0]['preset']}", f"{'':18}{'seconds':>9}{'ratio':>7}"]
     return "\n".join(lines + [f"{row['start']:18}{row['seconds']:9.1f}{row['time_ratio']:7.2f}" for row in rows])
+
+
+def _programs(compiled: Path) -> int:
+    """Returns how many programs JAX has kept in a folder."""
+    return len(list(compiled.glob("*-cache")))
 
 
 def _imports() -> float:
