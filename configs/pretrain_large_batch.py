@@ -7,7 +7,7 @@ ARG is PRESET or PRESET,BATCH: vit_b_32, vit_b_16 (default) or vit_l_14, and a g
 (65,536 unless given). Above 65,536 the towers see that many pairs at a time, with the gradients of the whole batch.
 Data: webdataset tars in PATH (`data.reader`). Plan first: it tells in minutes, on any machine with `pip install
 jaxclip[plan]`, whether the step fits and how long it takes at best. On v5e:16x16 vit_l_14 needs 13.97 of 15.75 GiB and
-1.29 s at best; `--config.mesh.fsdp=16` splits parameters and optimizer.
+1.28 s at best; `--config.mesh.fsdp=16` splits parameters and optimizer.
 """
 
 from ml_collections import ConfigDict
