@@ -90,7 +90,7 @@ def test_five_steps_of_two_processes_with_four_devices_each_are_those_of_one_dev
         for number in range(2)
     ]
     try:
-        assert [process.wait(900) for process in processes] == [0, 0]
+        assert [process.wait(300 * len(jobs)) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
