@@ -218,6 +218,7 @@ class _Sweep:
             counts, values, items, scores_seen, nans = map(_fetch, found)
             seen[mine] = scores_seen.reshape(across * count, -1)[cell, spot]
             parts.append((counts.sum(axis=1), values, items, int(nans.sum(dtype=np.int64))))
+        del gallery, fixed  # what follows takes memory of its own
         counts, values, items, nans = zip(*parts, strict=True)
         # (A, blocks, R, B), then by slot; the shards of the gallery stand behind each other in a line's best.
         by_slot = np.stack(counts, axis=1).swapaxes(2, 3).reshape(rows.shape[0] * blocks * rows.tile, -1)
@@ -302,7 +303,7 @@ def _orders(relevance: Relevance, reverse: Relevance | None, size: int) -> tuple
 
 def _all_finite(queries, gallery) -> bool:
     """Returns whether no product of these embeddings can be infinite or NaN."""
-    largest = [np.abs(side).max(initial=0.0) for side in (queries, gallery)]
+    largest = [max(side.max(initial=0.0), -side.min(initial=0.0)) for side in (queries, gallery)]
     return bool(np.isfinite(largest).all() and float(largest[0]) * float(largest[1]) * queries.shape[1] < 1e38)
 
 

@@ -19,6 +19,7 @@ AXES = ("queries", "gallery")
 WORD = 16  # scores per word: 16 bits for counting, 16 for looking
 MULTIPLE = 64  # of a tile's sides
 CHUNK = 512  # lines looked at together
+HALVINGS = 10  # in the search for a bound of a line's k-th best
 # Below every finite score, in this order: -inf scores, then NaN; padding is -inf itself.
 MINUS_INFINITY, NAN = np.float32(-3.2e38), np.float32(-3.3e38)
 _NOWHERE = np.iinfo(np.int32).max
@@ -134,26 +135,32 @@ def _read(scores, limits, width, best, first, offset, *, axis):
       axis: along which a line runs.
     """
     values, items = best
-    floor = jnp.full(limits.shape[1:], jnp.inf)
-    if len(values):
-        floor = jnp.maximum(values.min(0), _bound(scores, first, len(values), axis))
-    words = _words(scores, limits[0], floor, axis)
-    reached = lax.population_count(words & np.uint32(2**WORD - 1)).astype(jnp.int32).sum(axis)
-    counts = jnp.zeros(limits.shape, jnp.int32).at[0].set(reached)
 
     def count(j, counts):
         limit = jnp.expand_dims(limits[j], axis)
-        return counts.at[j].set(sum((part >= limit).astype(jnp.int32) for part in _slices(scores, axis)).sum(axis))
+        return counts.at[j].set(_total(sum((part >= limit).astype(jnp.int32) for part in _slices(scores, axis)), axis))
 
-    counts = lax.fori_loop(1, width, count, counts)
-    if len(values):
-        values, items = _look(values, items, scores, words >> WORD, offset, axis)
-    return counts, (values, items)
+    counts = jnp.zeros(limits.shape, jnp.int32)
+    if not len(values):
+        return lax.fori_loop(0, width, count, counts), best
+    floor = jnp.maximum(values.min(0), _bound(scores, first, len(values), axis))
+    words = _words(scores, limits[0], floor, axis)
+    counts = counts.at[0].set(_total(lax.population_count(words & np.uint32(2**WORD - 1)).astype(jnp.int32), axis))
+    if len(limits) > 1:  # a loop over the only one would be counted before it
+        counts = lax.fori_loop(1, width, count, counts)
+    return counts, _look(values, items, scores, words >> WORD, offset, axis)
 
 
 def _slices(array, axis):
     """Returns WORD equal parts of the axis: element w of part i is score i * W + w, bit i of word w."""
     return jnp.split(array, WORD, axis=axis)
+
+
+def _total(counts, axis):
+    """Returns the sums along the axis: by parts of it first, which XLA vectorises along lines too."""
+    while counts.shape[axis] % 2 == 0 and counts.shape[axis] > 8:
+        counts = sum(jnp.split(counts, 2, axis=axis))
+    return counts.sum(axis)
 
 
 def _words(scores, limit, floor, axis):
@@ -199,14 +206,17 @@ def _bound(scores, first, k, axis):
     def widen(part, maxima):
         return jnp.maximum(maxima, lax.dynamic_slice_in_dim(scores, part * size, size, axis))
 
-    nothing = jnp.full_like(scores, -jnp.inf, shape=_shortened(scores.shape, axis, size))
-    maxima = lax.fori_loop(0, jnp.where(first, WORD, 0), widen, nothing)
-    maxima = jnp.moveaxis(maxima, axis, 1)
-    bound = lax.cond(
-        first, lambda m: lax.top_k(m, k)[0][:, -1], lambda m: jnp.full_like(m, -jnp.inf, shape=len(m)), maxima
-    )
-    bound = jnp.minimum(bound, 3e38)  # below infinity too
-    return bound - 1e-6 * jnp.abs(bound) - 1e-30
+    nothing = jnp.full_like(scores, -3.4e38, shape=_shortened(scores.shape, axis, size))  # below NAN
+    maxima = jnp.minimum(lax.fori_loop(0, jnp.where(first, WORD, 0), widen, nothing), 3e38)  # below infinity
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = 0.5 * low + 0.5 * high
+        enough = _total((maxima >= jnp.expand_dims(middle, axis)).astype(jnp.int32), axis) >= k
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    bound, _ = lax.fori_loop(0, jnp.where(first, HALVINGS, 0), halve, (maxima.min(axis), maxima.max(axis)))
+    return jnp.where(first, bound - 1e-6 * jnp.abs(bound) - 1e-30, -jnp.inf)
 
 
 def _shortened(shape, axis, size):
@@ -219,8 +229,8 @@ def _look(values, items, scores, words, offset, axis):
     values, items: (k, lines). scores: (B, T). words: as `_pack`'s high halves.
     """
     lines, size = values.shape[1], words.shape[axis]
-    counts = lax.population_count(words).astype(jnp.int32).sum(axis)  # (lines,)
-    order = jnp.argsort(-counts).astype(jnp.int32)
+    counts = _total(lax.population_count(words).astype(jnp.int32), axis)  # (lines,)
+    order = lax.sort(-counts * lines + jnp.arange(lines, dtype=jnp.int32)) % lines  # a single operand sorts faster
     chunk = min(CHUNK, lines)
     order = jnp.pad(order, (0, -lines % chunk), constant_values=lines)  # beyond: read as the last, written nowhere
     filled = jnp.moveaxis(words != 0, axis, 0)  # (W, lines)

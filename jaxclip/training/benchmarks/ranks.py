@@ -1,8 +1,8 @@
 """How long the ranks take on this machine, beside what else computes them here."""
 
 import importlib.util
-import resource
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,13 +33,15 @@ def measure(items: int = ITEMS, *, repeats: int = 3) -> list[dict[str, Any]]:
     and the median of `repeats` counts. Peers take part where they are installed: faiss's IndexFlatIP at full size;
     open_clip's metric, torchmetrics and a full numpy sort, which hold the whole score matrix, at 4,096 (torchmetrics
     512 texts). "time_ratio" is to our row of the same work, "bfloat16" tells how far its ranks are from float32's, and
-    "memory" by how many MB the first search raised the peak beyond what was there (the embeddings, the libraries).
+    "memory" how many MB the first search took at most, compilation included, beyond what was there (the embeddings, the
+    libraries); it is read where the system is Linux.
     """
     texts, images = _embeddings(items)
     relevance = _pairs(items)
-    before = _peak()
+    jax.devices()
+    before = _resident(peak=False)
     found, _ = both_ways(texts, images, relevance, top_k=TOP)
-    memory = {"items": items, "MB": round((_peak() - before) / 2**20)}
+    memory = {"items": items, "MB": round((_resident(peak=True) - before) / 2**20)}
     half = ranks(texts, images, relevance, dtype=jnp.bfloat16)
     changed = {
         "ranks changed": float((half.ranks != found.ranks).mean()),
@@ -104,8 +106,13 @@ def _embeddings(items: int) -> tuple[np.ndarray, np.ndarray]:
     return texts, images
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _resident(*, peak: bool) -> int:
+    """Returns the bytes that this process has in memory, or had at most since the last call without `peak`."""
+    if not peak:
+        Path("/proc/self/clear_refs").write_text("5")
+    field = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def _installed(*names: str) -> bool:
