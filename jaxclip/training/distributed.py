@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import jax
 from jax._src import cloud_tpu_init
@@ -56,7 +56,9 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
         jax.distributed.initialize(**place)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"could not join the run's other processes: {str(error).splitlines()[0]}") from error
-    threading.Thread(target=_watch, daemon=True, name="watch").start()
+    # A descriptor of its own: what is written to sys.stderr is hidden while libraries are being imported.
+    errors = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    threading.Thread(target=_watch, args=(errors,), daemon=True, name="watch").start()
 
 
 def _in_cluster() -> bool:
@@ -171,7 +173,7 @@ _left = threading.Event()
 _keys = itertools.count()
 
 
-def _watch() -> None:
+def _watch(errors: TextIO) -> None:
     """Gives signs of life, and ends the process as soon as another has failed or, to process 0, shows none."""
     shared, seen = store(), {}
     for beat in itertools.count():
@@ -187,7 +189,7 @@ def _watch() -> None:
             return
         if failure:
             print(f"error: {failure}; all processes end. Started again, a run goes on from its newest checkpoint",
-                  file=sys.stderr, flush=True)  # fmt: skip
+                  file=errors, flush=True)  # fmt: skip
             _exit(1)
         if _left.wait(BEAT):
             return

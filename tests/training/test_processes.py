@@ -141,6 +141,18 @@ def test_two_processes_evaluate_as_one(start_all, run, gone_on, tmp_path):
     assert found[0] == found[1]
 
 
+def test_when_one_process_fails_the_other_says_which_and_why_and_ends_within_a_minute(start_all, config_file, tmp_path):
+    workdir = tmp_path / "failing"
+    processes = start_all("train", f"--config={config_file}", f"--workdir={workdir}", own=["--profile_steps=9"])
+    _, out, errors = finish(processes[1:])[0]
+    began = time.monotonic()
+    ((status, _, told),) = finish(processes[:1], seconds=ALL_END_WITHIN)
+    print(f"the other ended {time.monotonic() - began:.1f} s later")  # shown by pytest -rP
+    reason = "--profile_steps=9 must be FIRST:LAST"
+    assert reason in errors and processes[1].returncode == 2
+    assert status == 1 and "process 1 on " in told and reason in told and not workdir.exists(), told
+
+
 def test_processes_with_different_configurations_are_told_so(start_all, config_file, tmp_path):
     workdir = tmp_path / "differing"
     other = ["--config.optimizer.learning_rate=0.5"]
