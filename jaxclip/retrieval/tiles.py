@@ -15,6 +15,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxclip.models import compiler
+
 AXES = ("queries", "gallery")
 WORD = 16  # scores per word: 16 bits for counting, 16 for looking
 MULTIPLE = 64  # of a tile's sides
@@ -123,7 +125,7 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
         out_specs=(ac, ac, ac, ac, ac, ac),
         check_vma=False,
     )
-    return jax.jit(mapped, donate_argnums=9)
+    return jax.jit(mapped, donate_argnums=9, compiler_options=compiler.options(compiler.RANKS))
 
 
 def _read(scores, limits, width, best, first, offset, *, axis):

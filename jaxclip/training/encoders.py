@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxclip.models import compiler
 from jaxclip.pipeline import text
 from jaxclip.pipeline.batches import image_batches
 from jaxclip.pipeline.records import Records
@@ -39,8 +41,9 @@ class Encoders:
         multiple = meshes.rows(towers.mesh)
         self.batch_size = -(-batch_size // multiple) * multiple
         graph, out = towers.graph, replicated(towers.mesh)
-        self.image = jax.jit(lambda params, x: nnx.merge(graph, params).encode_image(x), out_shardings=out)
-        self.text = jax.jit(lambda params, x: nnx.merge(graph, params).encode_text(x), out_shardings=out)
+        jit = partial(jax.jit, out_shardings=out, compiler_options=compiler.options(compiler.TOWERS))
+        self.image = jit(lambda params, x: nnx.merge(graph, params).encode_image(x))
+        self.text = jit(lambda params, x: nnx.merge(graph, params).encode_text(x))
         self._sharding = meshes.batch_sharding(towers.mesh)
         self._rows = meshes.process_rows(self._sharding, self.batch_size)
 
@@ -48,8 +51,8 @@ class Encoders:
             found, inside = nnx.merge(graph, params).text.tokens(x)
             return jnp.where(inside[..., None], found, 0)
 
-        self.image_tokens = jax.jit(lambda params, x: nnx.merge(graph, params).image.tokens(x), out_shardings=out)
-        self.text_tokens = jax.jit(text_tokens, out_shardings=out)
+        self.image_tokens = jit(lambda params, x: nnx.merge(graph, params).image.tokens(x))
+        self.text_tokens = jit(text_tokens)
 
     def store(self, workdir: Path, params: Params, step: int, *, say: Callable[[str], None]) -> EmbeddingStore:
         """Returns where a workdir keeps what these parameters make; the file's name changes with all it depends on."""

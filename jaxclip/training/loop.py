@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxclip.errors import UserError
+from jaxclip.models import compiler
 from jaxclip.pipeline.prefetch import prefetch
 from jaxclip.training import distributed
 from jaxclip.training.checkpoint import Checkpoints
@@ -42,7 +43,8 @@ def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Ca
     A compiled step refuses a batch of another shape, so that nothing is ever compiled twice unnoticed.
     """
     traced = jax.jit(step, donate_argnums=0).trace(abstract, batch)
-    return traced.lower().compile(), matmul_flops(traced.jaxpr) / jax.device_count()
+    compiled = traced.lower().compile(compiler_options=compiler.options(compiler.TOWERS))
+    return compiled, matmul_flops(traced.jaxpr) / jax.device_count()
 
 
 def run(

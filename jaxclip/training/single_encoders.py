@@ -9,6 +9,7 @@ from flax import nnx
 from transformers import AutoTokenizer
 
 from jaxclip.errors import UserError
+from jaxclip.models import compiler
 from jaxclip.models.weights.encoders import load_bert, load_vit
 from jaxclip.models.weights.tensors import read_json
 from jaxclip.pipeline import processor
@@ -60,6 +61,7 @@ def text_features(folder: Path, texts: Sequence[str]) -> np.ndarray:
 
 def _embed(model: nnx.Module, encode: Callable, batches: Iterable[np.ndarray], count: int, what: str) -> np.ndarray:
     graph, params = nnx.split(model)
-    compiled = jax.jit(lambda params, batch: encode(nnx.merge(graph, params), batch))
+    options = compiler.options(compiler.TOWERS)
+    compiled = jax.jit(lambda params, batch: encode(nnx.merge(graph, params), batch), compiler_options=options)
     shown = bar(batches, total=-(-count // BATCH), desc=f"describing {what}", unit="batch", leave=False)
     return embed(lambda batch: compiled(params, batch), shown, count)

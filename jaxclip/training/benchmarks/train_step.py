@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxclip.models import compiler
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.training import hardware, setup
 from jaxclip.training.benchmarks.timing import REPEATS, rounds
@@ -115,7 +116,8 @@ def ours(config: "Config") -> dict[str, Callable[[], Any]]:
     step, _ = compile_step(train_step(config, towers), towers.abstract, shapes)
     state = initial_state(towers.config, towers.optimizer, towers.abstract, towers.trainable, seed=config.seed)
     batch = {name: jax.device_put(rows, shapes[name].sharding) for name, rows in _batch(config, towers.config).items()}
-    encode_image, encode_text = (jax.jit(encode) for encode in _encoders(towers))
+    options = compiler.options(compiler.TOWERS)
+    encode_image, encode_text = (jax.jit(encode, compiler_options=options) for encode in _encoders(towers))
     dtype = jnp.dtype(config.model.dtype)
     square = jnp.ones((MATRIX, MATRIX), dtype)
     product = jax.jit(jnp.matmul)

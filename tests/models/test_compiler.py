@@ -1,0 +1,23 @@
+"""XLA's CPU compiler is asked for what it knows, and for nothing that it does not."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxclip.models import compiler
+
+
+@pytest.mark.parametrize("wanted", [compiler.TOWERS, compiler.RANKS])
+def test_this_version_of_xla_knows_the_options(wanted):
+    assert compiler.options(wanted) == wanted
+
+
+def test_an_option_that_xla_does_not_know_leaves_its_defaults():
+    assert compiler.options({**compiler.RANKS, "xla_cpu_no_such_option": True}) is None
+
+
+def test_a_product_that_would_go_to_ynnpack_stays_with_xla():
+    square = jax.ShapeDtypeStruct((512, 512), jnp.float32)
+    product = jax.jit(lambda a, b: jax.nn.gelu(a @ b)).lower(square, square)
+    usual, ours = (product.compile(compiler_options=o).as_text() for o in (None, compiler.options(compiler.TOWERS)))
+    assert "__ynn_fusion" in usual and "__ynn_fusion" not in ours
