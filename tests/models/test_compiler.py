@@ -2,14 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from jaxclip.models import compiler
 
 
-@pytest.mark.parametrize("wanted", [compiler.TOWERS, compiler.RANKS])
-def test_this_version_of_xla_knows_the_options(wanted):
-    assert compiler.options(wanted) == wanted
+def test_xla_knows_the_options():
+    assert compiler.options(compiler.TOWERS) == compiler.TOWERS
+    if jax.__version_info__ < (0, 11):
+        assert compiler.options(compiler.RANKS) == compiler.RANKS
 
 
 def test_an_option_that_xla_does_not_know_leaves_its_defaults():
