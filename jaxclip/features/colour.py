@@ -1,9 +1,10 @@
 """The colours of a product: the few that make it up, their names, and the histogram of all of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from skimage.color import deltaE_ciede2000, lab2rgb, rgb2hsv, rgb2lab
 from sklearn import config_context
 from sklearn.cluster import KMeans
@@ -24,6 +25,63 @@ _LOOKS = rgb2lab(np.array([[*bytes.fromhex(look)] for looks in PROTOTYPES.values
 
 
 @dataclass(frozen=True, eq=False)
+class Tally:
+    """The pixels of a product by 5 bits a channel: what all that is said of its colours is computed from.
+
+    Attributes:
+      codes: (B,) the bins that hold pixels, rising: 5 bits of red, of green and of blue.
+      sums: (B, 3) the sums of their pixels' channels.
+      counts: (B,) how many pixels they hold.
+    """
+
+    codes: Int[np.ndarray, "B"]
+    sums: Float[np.ndarray, "B 3"]
+    counts: Float[np.ndarray, "B"]
+
+    @property
+    def means(self) -> Float[np.ndarray, "B 3"]:
+        """The mean colours of the bins, 0 to 255."""
+        return self.sums / self.counts[:, None]
+
+    def coarser(self) -> "Tally":
+        """Returns the same pixels by 4 bits a channel."""
+        red, green, blue = (self.codes >> shift & 31 for shift in (10, 5, 0))
+        return _added(red >> 1 << 8 | green >> 1 << 4 | blue >> 1, self.sums.T, self.counts, 8**4)
+
+
+def tally(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> Tally:
+    """Returns the tally of the pixels in `mask`, or of all of them where it is empty.
+
+    Args:
+      pixels: a picture or a crop of it, sRGB.
+      mask: where the product is.
+
+    Raises:
+      ValueError: the shapes do not fit, or there is no pixel.
+    """
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.shape[:2] != mask.shape or not mask.size:
+        raise ValueError(f"pixels (H, W, 3) and a mask (H, W) expected, got {pixels.shape} and {mask.shape}")
+    if pixels.dtype != np.uint8 or mask.dtype != np.bool_:
+        raise ValueError(f"uint8 pixels and a mask of bool expected, got {pixels.dtype} and {mask.dtype}")
+    chosen = pixels[mask]
+    chosen = chosen if len(chosen) else pixels.reshape(-1, 3)
+    red, green, blue = (chosen[:, channel].astype(np.intp) for channel in range(3))
+    codes = red >> 3 << 10 | green >> 3 << 5 | blue >> 3
+    return _added(codes, (red, green, blue), None, 8**5)
+
+
+def _added(codes: np.ndarray, channels: Iterable[np.ndarray], counts: np.ndarray | None, size: int) -> Tally:
+    """Returns the tally with what has the same code added up; `counts` is how many pixels each stands for, None = 1.
+
+    The sums are of whole numbers and so exact in any order.
+    """
+    totals = np.bincount(codes, weights=counts, minlength=size)
+    filled = np.flatnonzero(totals)
+    sums = [np.bincount(codes, weights=channel, minlength=size)[filled] for channel in channels]
+    return Tally(filled, np.stack(sums, axis=1), totals[filled].astype(np.float64))
+
+
+@dataclass(frozen=True, eq=False)
 class Colours:
     """The colours of a product, dominant first.
 
@@ -41,8 +99,8 @@ class Colours:
     names: tuple[str, ...]
 
 
-def colours(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], k: int = 3) -> Colours:
-    """Returns the k colours of the pixels in `mask`: of all pixels where it is empty.
+def colours(pixels: Tally, k: int = 3) -> Colours:
+    """Returns the k colours of the pixels.
 
     KMeans in CIELAB, lightness at half weight, over the 256 fullest bins of 4 bits a channel, each at the mean of its
     pixels; the first centres are those of k-means++ with each draw replaced by what is likeliest, so nothing is random.
@@ -50,19 +108,14 @@ def colours(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], k
     and so until k are left: shadows and lights count for the cloth they lie on. A colour is that of its largest
     cluster, its share that of all. Where the pixels lie does not matter, only which there are.
 
-    Args:
-      pixels: a picture or a crop of it, sRGB.
-      mask: where the product is.
-      k: how many colours, from 1.
-
     Raises:
-      ValueError: the shapes do not fit, there is no pixel, or k is less than 1.
+      ValueError: k is less than 1.
     """
     if k < 1:
         raise ValueError(f"at least 1 colour expected, got k = {k}")
-    rgb, counts = _binned(_within(pixels, mask), bits=4)
-    fullest = np.argsort(-counts, kind="stable")[:_MOST]
-    lab, counts = to_lab(rgb[fullest]), counts[fullest]
+    coarse = pixels.coarser()
+    fullest = np.argsort(-coarse.counts, kind="stable")[:_MOST]
+    lab, counts = to_lab(coarse.means[fullest]), coarse.counts[fullest]
     centres, shares = _without_shades(*_clusters(lab, counts, max(_CLUSTERS, k)), k)
     order = np.argsort(-shares, kind="stable")
     order = np.concatenate([order, np.repeat(order[:1], k - len(order))])
@@ -88,58 +141,31 @@ def histogram_size(bins: tuple[int, int, int] = BINS) -> int:
     return (hues * saturations + 1) * values
 
 
-def colour_histogram(
-    pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], bins: tuple[int, int, int] = BINS
-) -> Float32[np.ndarray, "B"]:
-    """Returns (B,) shares of HSV colours among the pixels in `mask`, sum 1: of all pixels where it is empty.
+def colour_histogram(pixels: Tally, bins: tuple[int, int, int] = BINS) -> Float32[np.ndarray, "B"]:
+    """Returns (B,) shares of HSV colours among the pixels, sum 1.
 
     B = hues * saturations * values + values. The first are pixels with a hue (saturation from 0.12), in the order hue,
-    saturation, value; hues are centred, so that red is one bin. The last are greys, black first. Pixels are taken
-    together by 5 bits a channel before, each of these at its mean.
+    saturation, value; hues are centred, so that red is one bin. The last are greys, black first. The pixels of a bin
+    of the tally are taken to have its mean colour.
 
     Args:
-      pixels: a picture or a crop of it, sRGB.
-      mask: where the product is.
+      pixels: the tally of a product.
       bins: how many hues, saturations and values.
 
     Raises:
-      ValueError: the shapes do not fit, there is no pixel, or a number of bins is less than 1.
+      ValueError: a number of bins is less than 1.
     """
     if min(bins) < 1:
         raise ValueError(f"at least 1 hue, 1 saturation and 1 value expected, got {bins}")
     hues, saturations, values = bins
-    rgb, counts = _binned(_within(pixels, mask), bits=5)
-    hsv = rgb2hsv(rgb / 255)  # (B, 3)
+    hsv = rgb2hsv(pixels.means / 255)  # (B, 3)
     hue = np.floor(hsv[:, 0] * hues + 0.5).astype(np.intp) % hues
     saturation = ((hsv[:, 1] - _GREY) / (1 - _GREY) * saturations).astype(np.intp).clip(0, saturations - 1)
     value = (hsv[:, 2] * values).astype(np.intp).clip(0, values - 1)
     with_hue = (hue * saturations + saturation) * values + value
     index = np.where(hsv[:, 1] >= _GREY, with_hue, hues * saturations * values + value)
-    histogram = np.bincount(index, weights=counts, minlength=histogram_size(bins))
-    return (histogram / counts.sum()).astype(np.float32)
-
-
-def _within(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "N 3"]:
-    """Returns the pixels in `mask`, or all of them where there is none."""
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.shape[:2] != mask.shape or not mask.size:
-        raise ValueError(f"pixels (H, W, 3) and a mask (H, W) expected, got {pixels.shape} and {mask.shape}")
-    if pixels.dtype != np.uint8 or mask.dtype != np.bool_:
-        raise ValueError(f"uint8 pixels and a mask of bool expected, got {pixels.dtype} and {mask.dtype}")
-    chosen = pixels[mask]
-    return chosen if len(chosen) else pixels.reshape(-1, 3)
-
-
-def _binned(rgb: UInt8[np.ndarray, "N 3"], bits: int) -> tuple[Float[np.ndarray, "B 3"], Float[np.ndarray, "B"]]:
-    """Returns the mean colour, 0 to 255, and the number of pixels of every bin of so many bits a channel in use."""
-    channels = [rgb[:, channel].astype(np.intp) for channel in range(3)]
-    codes = np.zeros(len(rgb), np.intp)
-    for channel in channels:
-        codes = codes << bits | channel >> 8 - bits
-    counts = np.bincount(codes, minlength=8**bits)
-    filled = np.flatnonzero(counts)
-    # The sums are of whole numbers and so exact in any order.
-    sums = [np.bincount(codes, weights=channel, minlength=8**bits)[filled] for channel in channels]
-    return np.stack(sums, axis=1) / counts[filled, None], counts[filled].astype(np.float64)
+    histogram = np.bincount(index, weights=pixels.counts, minlength=histogram_size(bins))
+    return (histogram / pixels.counts.sum()).astype(np.float32)
 
 
 def _clusters(

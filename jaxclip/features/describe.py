@@ -72,7 +72,8 @@ class ProductDescriber:
         crops = crop.choose(found, self.policy, product.category, self.padding)
         box = crops[0].box
         inside, mask = crop.cut(image, box), crop.cut(foreground_mask(image) if found.mask is None else found.mask, box)
-        seen = colour.colours(inside, mask, self.colours)
+        tally = colour.tally(inside, mask)
+        seen = colour.colours(tally, self.colours)
         values = {
             "boxes": found.boxes,
             "box_scores": found.scores,
@@ -83,7 +84,7 @@ class ProductDescriber:
             "colour_rgb": seen.rgb,
             "colour_shares": seen.shares,
             "colour_names": list(seen.names),
-            "colour_histogram": colour.colour_histogram(inside, mask),
+            "colour_histogram": colour.colour_histogram(tally),
             "texture": texture.texture(inside, mask),
         }
         return Description(values, (FELL_BACK,) if crops[0].fell_back else ())
