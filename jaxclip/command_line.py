@@ -33,6 +33,7 @@ COMPILED_BYTES = 2 * 2**30
 # A full, read-only or forbidden disk may show at any write.
 SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
+MALLOC = {"hugetlb": 1, "mmap_threshold": 10**11, "trim_threshold": 10**11, "top_pad": 2**28, "arena_max": 1}
 HELP = {"--help", "-help", "-h", "--helpshort"}
 
 
@@ -99,16 +100,14 @@ def reuse_memory() -> None:
     """Starts the process again, once, with a glibc that reuses large blocks; does nothing beside accelerators.
 
     XLA's CPU backend allocates its temporaries anew in each step, and by default glibc returns such blocks to the
-    kernel, which clears them page by page: that took a fifth to a quarter of a training step here. The settings are
-    read when a process starts, so it has to begin again; GLIBC_TUNABLES set by the user stands.
+    kernel, which clears them page by page: that took a fifth to a quarter of a training step here. Blocks of over 64
+    MiB stay only in the first arena, so it has to be the only one. The settings are read when a process starts, so it
+    has to begin again; GLIBC_TUNABLES set by the user stands.
     """
     accelerators = any(glob.glob(pattern) for pattern in ACCELERATORS)
     if sys.platform != "linux" or accelerators or "GLIBC_TUNABLES" in os.environ or not sys.orig_argv:
         return
-    os.environ["GLIBC_TUNABLES"] = ":".join(
-        f"glibc.malloc.{name}={value}"
-        for name, value in {"hugetlb": 1, "mmap_threshold": 10**11, "trim_threshold": 10**11, "top_pad": 2**28}.items()
-    )
+    os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{name}={value}" for name, value in MALLOC.items())
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
