@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxclip.catalog import builder
 from jaxclip.catalog.builder import DESCRIBED, Source
 from jaxclip.catalog.drawn import draw_catalogue
-from jaxclip.catalog.folders import cache
+from jaxclip.catalog.folders import alone_in, cache
 from jaxclip.errors import UserError
 
 Progress = Callable[..., Iterable]
@@ -45,9 +45,10 @@ def find_or_prepare(
     if source.reader == "drawn":
         products, seed = drawn
         source = replace(source, path=drawn_path(products, seed))
-        if not source.path.exists():
-            say(f"drawing a catalogue of {products:,} products into {source.path}")
-            draw_catalogue(source.path, products, seed, lambda it: progress(it, desc="drawing", unit="img"))
+        with alone_in(source.path.parent, "draws", say):
+            if not source.path.exists():
+                say(f"drawing a catalogue of {products:,} products into {source.path}")
+                draw_catalogue(source.path, products, seed, lambda it: progress(it, desc="drawing", unit="img"))
     if prepared and builder.is_prepared(Path(prepared)):
         _check_source(source, Path(prepared))
         return Path(prepared)
@@ -56,10 +57,15 @@ def find_or_prepare(
     if not source.path.exists():
         raise UserError(f"there is no catalogue at {source.path}; set --config.data.path")
     target = Path(prepared) if prepared else cache() / "prepared" / f"{source.path.name}-{source.key()}"
-    if not builder.is_prepared(target):
-        say(f"preparing {source.path} ({source.reader}) into {target}")
-        builder.prepare(source, target, progress=progress, runner=runner, beam_options=beam_options)
-        say(summary(target))
+    if builder.is_prepared(target):
+        return target
+    with alone_in(target.parent, "prepares", say):
+        if not builder.is_prepared(target):
+            say(f"preparing {source.path} ({source.reader}) into {target}")
+            builder.prepare(source, target, progress=progress, runner=runner, beam_options=beam_options)
+            say(summary(target))
+        elif prepared:
+            _check_source(source, target)
     return target
 
 

@@ -1,5 +1,6 @@
 """Prepared datasets are made once, found again, and never taken for one made otherwise."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,38 @@ def test_a_catalogue_is_prepared_once_and_found_again(source, home):
     assert told[0] == f"preparing {source.path} (folder) into {folder}"
     assert told[1].startswith("8 products in 8 groups (train 6, test 2); data card: ")
     assert find(source) == (folder, [])
+
+
+def test_of_two_that_prepare_at_once_one_waits_and_finds_what_the_other_made(source, home):
+    told, waits, found = [], threading.Event(), []
+
+    def say(line):
+        told.append(line)
+        waits.set()
+
+    def second():
+        found.append(library.find_or_prepare(source, "", drawn=(6, 0), progress=None, say=say))
+
+    other = threading.Thread(target=second)
+
+    def begin_the_other(items, **_):
+        if not other.ident:
+            other.start()
+            assert waits.wait(60)
+        return items
+
+    first = library.find_or_prepare(source, "", drawn=(6, 0), progress=begin_the_other, say=lambda line: None)
+    other.join(60)
+    assert told == [f"another process prepares in {home / 'cache' / 'prepared'}: waiting for it"]
+    assert found == [first] and builder.is_prepared(first)
+
+
+def test_a_preparation_that_fails_leaves_no_folder_behind(source, home):
+    for picture in source.path.glob("*.png"):
+        picture.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="no product has a readable image"):
+        find(source, home / "new" / "prepared")
+    assert not (home / "new").exists() and not (home / "cache").exists()
 
 
 def test_a_catalogue_that_grew_is_prepared_anew(source):
