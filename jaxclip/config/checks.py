@@ -19,6 +19,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "task": ("towers", "adapter", "rerank"),
     "data.reader": tuple(READERS),
     "data.split": ("train", "test", "all"),
+    "data.picture": ("", "whole", "crop"),
     "data.resize": ("squash", "crop"),
     "model.preset": tuple(PRESETS),
     "model.dtype": ("float32", "bfloat16"),
@@ -148,6 +149,8 @@ def _of_features(config: Config) -> list[str]:
         problems.append(
             f"features.detector = {features.detector!r} is none of {', '.join(names)}" + _nearest(name, names)
         )
+    if config.data.picture == "crop" and name == NO_DETECTOR:
+        problems.append("data.picture = 'crop' needs crops: set features.detector to something else than 'none'")
     try:
         crop.check(features.policy, features.padding)
     except UserError as error:

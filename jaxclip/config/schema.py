@@ -34,6 +34,8 @@ class Data:
     columns: Columns = field(default_factory=Columns)
     drawn_products: int = 4000  # size of the drawn catalogue
     drawn_seed: int = 0
+    # What of it the towers see: whole, or crop, the first part that `features` cut out; "" = whole or model.init_from's
+    picture: str = ""
     image_size: int = 0  # side of the towers' square pictures, pixels; 0 = that of model.init_from, else 64
     resize: str = "squash"  # squash: to a square, whatever the shape; crop: shorter side, then the centre (CLIP)
     mean: RGB = CLIP_MEAN  # of the pixels, per channel, in [0, 1]
@@ -115,7 +117,9 @@ class Loss:
     temperature: float = 0.07  # of the softmax; where training starts if it is learned, but for model.init_from's own
     learned_temperature: bool = True  # clipped so that logits are scaled by at most 100
     mask_groups: bool = True  # rows of one group are not each other's negatives
-    queue: int = 0  # pairs of earlier batches kept as further negatives of InfoNCE, in the training state; 0 = none
+    # pairs of earlier batches kept as further negatives of InfoNCE, in the training state; 0 = none. For low rates:
+    # towers that begin at random and at a high one run away from what they made before, and collapse
+    queue: int = 0
     bias: float = -10.0  # of the logits at the start, where model.init_from brings none of its own (sigmoid only)
     alpha: float = 1.0  # weight of the correct pairs' term (incorrect_pairs only)
     beta: float = 1.0  # weight of the incorrect pairs' term (incorrect_pairs only)

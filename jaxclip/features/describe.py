@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from threadpoolctl import threadpool_limits
 
 from jaxclip.catalog import pictures
@@ -67,6 +68,12 @@ class ProductDescriber:
         with threadpool_limits(1):
             found = _loaded(self.detector)(images, [_name(product) for product in products])
             return [self._describe(*each) for each in zip(products, images, found, strict=True)]
+
+    def best_crop(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns the first crop of a picture that is in no catalogue: the whole of it where nothing is detected."""
+        with threadpool_limits(1):
+            (found,) = _loaded(self.detector)([image], [""])
+        return crop.cut(image, crop.choose(found, self.policy, padding=self.padding)[0].box)
 
     def _describe(self, product: Product, image: np.ndarray, found: Detections) -> Description:
         crops = crop.choose(found, self.policy, product.category, self.padding)

@@ -6,9 +6,10 @@ from functools import cache
 import jax
 
 TOWERS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-"""Nothing is handed to YNNPACK: a training step takes 0.8 of the time."""
+"""Nothing is handed to YNNPACK: a training step takes 0.8 of the time on AMD's Zen 4 and the same on Intel's Sapphire
+Rapids, encoding 0.7 to 0.85 on both."""
 RANKS = {"xla_cpu_use_fusion_emitters": False}
-"""The older emitters: their code is as fast, and compiling it takes 80 MB less."""
+"""The older emitters, which JAX 0.12 has no more: their code is as fast, and compiling it takes 80 MB less."""
 
 
 def options(wanted: Mapping[str, str | bool]) -> dict[str, str | bool] | None:

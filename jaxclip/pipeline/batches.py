@@ -116,7 +116,7 @@ def training_batches(
     def example(position: tf.Tensor, serialized: tf.Tensor, *incorrect: tf.Tensor) -> dict[str, tf.Tensor]:
         record = records.parse(serialized)
         draw = tf.stack([tf.constant(seed, tf.int64), 4 * position])
-        picture = images.decode(record["image"])
+        picture = _seen(record, crop=preprocess.picture == "crop")
         fields = {
             "image": images.augment(
                 picture, preprocess.image_size, preprocess.resize, image_augmentation, draw, preprocess.filter
@@ -182,14 +182,23 @@ def image_batches(
 
     def picture(serialized: tf.Tensor) -> tf.Tensor:
         record = records.parse(serialized)
-        decoded = images.decode(record["image"])
-        if crops:
-            decoded = images.cut(decoded, record["crops"][0])
-        return images.resize(decoded, preprocess.image_size, preprocess.resize, preprocess.filter)
+        part = _seen(record, crop=crops or preprocess.picture == "crop")
+        return images.resize(part, preprocess.image_size, preprocess.resize, preprocess.filter)
 
     dataset = _map(tf.data.Dataset.range(batches), read, parallel=2).unbatch()
     dataset = _map(dataset, example, parallel=parallel)
     return dataset.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()
+
+
+def _seen(record: dict[str, tf.Tensor], *, crop: bool) -> tf.Tensor:
+    """Returns a record's picture or the best crop of it, (H, W, 3) uint8."""
+    if crop and "crops" not in record:
+        raise UserError(
+            "the prepared dataset has no crops, which is what the towers see: prepare it with "
+            "--config.features.detector=foreground or another detector"
+        )
+    picture = images.decode(record["image"])
+    return images.cut(picture, record["crops"][0]) if crop else picture
 
 
 def _map(dataset: tf.data.Dataset, function: Callable, *, parallel: int) -> tf.data.Dataset:

@@ -19,6 +19,7 @@ class Preprocess:
       image_size: side of the square pictures, pixels.
       resize: "squash" to the square, or "crop": the shorter side to the size, then the centre.
       filter: of the resizing, with antialiasing.
+      picture: "whole", or "crop": the first part of it that preparation cut out.
       mean, std: of the pixels' channels in [0, 1]; the image tower applies them.
       caption_template: as `catalog.captions.build` takes it.
       lowercase: whether captions are lowercased before they are tokenized.
@@ -33,6 +34,7 @@ class Preprocess:
     lowercase: bool
     context_length: int
     filter: str = "bicubic"
+    picture: str = "whole"
 
     def save(self, workdir: Path) -> None:
         """Writes preprocess.json into the workdir."""

@@ -78,9 +78,12 @@ class Encoders:
     ) -> np.ndarray:
         """Returns the unit vectors of all pictures, (G, D), or of their tokens, (G, T, W).
 
-        With `crops` it is of the best crop of each. Vectors that the store has are read there; `keys` are those of the
-        pictures in it (see `picture_key`), where they are known already. Tokens are in no store.
+        With `crops`, and wherever these are what the towers see, it is of the best crop of each. Vectors that the store
+        has are read there; `keys` are those of the pictures in it (see `picture_key`), where they are known already.
+        Tokens are in no store.
         """
+
+        crops = crops or self.towers.preprocess.picture == "crop"
 
         def batches(numbers: np.ndarray) -> Iterable[np.ndarray]:
             return image_batches(

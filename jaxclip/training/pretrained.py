@@ -82,6 +82,7 @@ def open_pretrained(config: "Config", step: int | None = None) -> Pretrained:
         image_size=image.size,
         context_length=text_config.context_length,
         caption_template=config.data.caption_template,
+        picture=config.data.picture or source.preprocess.picture,
     )
     towers, load = replace(own, image=image, text=text_config), source.load
     if config.loss.name == "sigmoid" and own.logit_bias is None:

@@ -14,6 +14,7 @@ from jaxclip.catalog import builder, pictures
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 from jaxclip.features.agreement import colour_attribute
+from jaxclip.features.describe import ProductDescriber
 from jaxclip.pipeline import images, text
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.pipeline.records import Records
@@ -25,6 +26,7 @@ from jaxclip.training import mesh as meshes
 from jaxclip.training.encoders import Encoders, picture_key
 from jaxclip.training.first_stage import embed_gallery
 from jaxclip.training.progress import bar
+from jaxclip.training.setup import make_describer
 from jaxclip.training.state import Params
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ def open_searcher(
     if not len(records):
         raise UserError(f"{prepared} has no product in its split {config.data.split}: there is nothing to search")
     products, *keys = _read(records)
+    if found.towers.preprocess.picture == "crop":
+        keys[0] = keys[1]
     encoders = Encoders(found.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
     store = encoders.store(workdir, found.params, found.step, say=say)
     with jax.set_mesh(found.towers.mesh):
@@ -84,11 +88,16 @@ def open_searcher(
         records.picture,
         lambda number: Details(*records.described(number)),
     )
-    return Searcher(gallery, NearestNeighbours(vectors, most=depth), query_encoders(encoders, found.params), second)
+    return Searcher(
+        gallery,
+        NearestNeighbours(vectors, most=depth),
+        query_encoders(encoders, found.params, make_describer(config)),
+        second,
+    )
 
 
-def query_encoders(encoders: Encoders, params: Params) -> QueryEncoders:
-    """Returns the towers as functions of sentences and pictures."""
+def query_encoders(encoders: Encoders, params: Params, describer: ProductDescriber | None) -> QueryEncoders:
+    """Returns the towers as functions of sentences and pictures; `describer` crops these where towers see crops."""
     towers, rows = encoders.towers, meshes.rows(encoders.towers.mesh)
 
     def encode(compiled: Callable, batch: np.ndarray) -> np.ndarray:
@@ -103,17 +112,18 @@ def query_encoders(encoders: Encoders, params: Params) -> QueryEncoders:
     return QueryEncoders(
         text=encode_text,
         image=lambda batch: encode(encoders.image, batch),
-        picture=lambda image: read_picture(image, towers.preprocess),
+        picture=lambda image: read_picture(image, towers.preprocess, describer),
         picture_size=towers.preprocess.image_size,
     )
 
 
-def read_picture(image: Any, preprocess: Preprocess) -> np.ndarray:
+def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber | None = None) -> np.ndarray:
     """Returns a picture as the image tower takes it, (S, S, 3) uint8.
 
     Args:
       image: a path, encoded bytes, a Pillow image or an (H, W, 3) uint8 array.
       preprocess: of the workdir.
+      describer: of the workdir's catalogue; what crops the picture where `preprocess` wants that.
 
     Raises:
       UserError: it is no picture, or one of more than 24 million pixels.
@@ -129,6 +139,8 @@ def read_picture(image: Any, preprocess: Preprocess) -> np.ndarray:
         raise UserError(f"the picture cannot be read: {seen}")
     if not isinstance(seen, np.ndarray) or seen.dtype != np.uint8 or seen.ndim != 3 or seen.shape[-1] != 3:
         raise UserError("a picture is a path, encoded bytes, a Pillow image or an (H, W, 3) uint8 array")
+    if preprocess.picture == "crop":
+        seen = describer.best_crop(seen)
     return images.resize(seen, preprocess.image_size, preprocess.resize, preprocess.filter).numpy()
 
 

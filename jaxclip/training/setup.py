@@ -130,6 +130,7 @@ def make_preprocess(config: "Config") -> Preprocess:
         caption_template=data.caption_template,
         lowercase=data.lowercase,
         context_length=data.context_length or CONTEXT_LENGTH,
+        picture=data.picture or "whole",
     )
 
 

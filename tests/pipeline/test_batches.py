@@ -1,12 +1,16 @@
 """The order of training is a pure function of (seed, step); evaluation sees every picture once, in order."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxclip.catalog import builder
 from jaxclip.errors import UserError
+from jaxclip.features.describe import ProductDescriber
+from jaxclip.pipeline import images
 from jaxclip.pipeline.batches import Partners, image_batches, training_batches
 from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.records import Records
@@ -140,6 +144,55 @@ def test_evaluation_sees_every_picture_once_in_order_and_fills_up_with_black(pre
     assert len(rows) == -(-5 // size) * size
     np.testing.assert_array_equal(rows[:5], single)
     assert (rows[5:] == 0).all()
+
+
+def test_towers_that_see_crops_get_those_of_preparation_in_training_and_evaluation(
+    raw, preprocess, tokenizer, tmp_path
+):
+    """The detector is a file of boxes, each a quarter of its picture."""
+    corners = [(x, y) for x in (0, 1) for y in (0, 1)]
+    pictures = sorted(path for path in raw.iterdir() if path.suffix != ".csv")
+    sizes = [Image.open(path).size for path in pictures]
+    boxes = {
+        "images": [
+            {"id": n, "file_name": path.name, "width": width, "height": height}
+            for n, (path, (width, height)) in enumerate(zip(pictures, sizes, strict=True))
+        ],
+        "annotations": [
+            {
+                "image_id": n,
+                "category_id": 1,
+                "bbox": [corners[n % 4][0] * w / 2, corners[n % 4][1] * h / 2, w / 2, h / 2],
+            }
+            for n, (w, h) in enumerate(sizes)
+        ],
+        "categories": [{"id": 1, "name": "shirt"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    describer = ProductDescriber(f"boxes:{tmp_path / 'boxes.json'}", padding=0.0)
+    source = builder.Source("table", raw / "products.csv", 24 - TOTAL, 0, {}, describer)
+    builder.prepare(source, tmp_path / "p", progress=lambda items, **_: items, workers=1)
+    records, crops = Records(tmp_path / "p", "train"), replace(preprocess, picture="crop")
+    expected = {}
+    for product, picture, box in records.pictured():
+        part = images.cut(images.decode(picture), box)
+        expected[int(product.group)] = images.resize(part, crops.image_size, crops.resize).numpy()
+    settings = {"batch_size": TOTAL, "seed": 0, "first_step": 0, "last_step": 1}
+    (batch,) = training_batches(records, tokenizer, crops, *PLAIN, **settings)
+    for group, picture in zip(batch["group"], batch["image"], strict=True):
+        np.testing.assert_array_equal(picture, expected[int(group)])
+    (seen,) = image_batches(records, crops, batch_size=TOTAL)
+    np.testing.assert_array_equal(seen, list(expected.values()))
+    (asked_for,) = image_batches(records, preprocess, batch_size=TOTAL, crops=True)
+    np.testing.assert_array_equal(asked_for, seen)
+    (whole,) = image_batches(records, preprocess, batch_size=TOTAL)
+    assert all((one != other).any() for one, other in zip(whole, seen, strict=True))
+
+
+def test_towers_that_see_crops_need_a_dataset_with_crops(prepared, preprocess):
+    records = Records(prepared, "train")
+    with pytest.raises(UserError, match="has no crops, which is what the towers see"):
+        next(image_batches(records, replace(preprocess, picture="crop"), batch_size=4))
 
 
 def test_a_process_reads_its_share_of_the_records_and_no_other(batches, monkeypatch):

@@ -10,6 +10,7 @@ from PIL import Image
 import jaxclip
 from jaxclip.catalog import builder
 from jaxclip.errors import UserError
+from jaxclip.features.describe import ProductDescriber
 from jaxclip.pipeline import images
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.retrieval.searcher import Query
@@ -87,6 +88,17 @@ def test_pictures_are_resized_as_the_workdir_says(shop):
         seen[filter] = serving.read_picture(encoded, preprocess)
         np.testing.assert_array_equal(seen[filter], images.resize(images.decode(encoded), 32, "squash", filter))
     assert (seen["bicubic"] != seen["bilinear"]).any()
+
+
+def test_towers_that_see_crops_get_one_of_the_picture_that_is_searched_with():
+    product = np.random.default_rng(0).integers(0, 120, (40, 30, 3), np.uint8)
+    photo = np.full((100, 80, 3), 255, np.uint8)
+    photo[20:60, 40:70] = product
+    preprocess = Preprocess(32, "squash", (0, 0, 0), (1, 1, 1), "", True, 12, picture="crop")
+    seen = serving.read_picture(photo, preprocess, ProductDescriber(padding=0.0))
+    np.testing.assert_allclose(seen.astype(int), images.resize(product, 32, "squash").numpy().astype(int), atol=2)
+    blank = np.full_like(photo, 255)
+    assert (serving.read_picture(blank, preprocess, ProductDescriber()) == 255).all()
 
 
 def test_rows_render_their_pictures_with_names_as_text(searcher):
