@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -15,12 +15,16 @@ def cache() -> Path:
     return Path(os.environ.get("JAXCLIP_CACHE") or Path.home() / ".cache" / "jaxclip").expanduser()
 
 
-@contextlib.contextmanager
-def alone_in(folder: Path, does: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Holds a folder for one process of this machine: others wait, and `say` that another one `does` something there.
+def make_once(
+    is_there: Callable[[], bool], make: Callable[[], None], folder: Path, does: str, say: Callable[[str], None]
+) -> None:
+    """Calls `make` unless what it makes `is_there`, in one process of this machine at a time for each folder.
 
-    A missing folder is made, and removed if nothing was put there. A process that is killed holds nothing.
+    Others wait, and `say` that another one `does` something there. A missing folder is made, and removed if nothing was
+    put there. A process that is killed holds nothing.
     """
+    if is_there():
+        return
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
@@ -30,7 +34,8 @@ def alone_in(folder: Path, does: str, say: Callable[[str], None]) -> Iterator[No
         except BlockingIOError:
             say(f"another process {does} in {folder}: waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        if not is_there():
+            make()
     finally:
         with contextlib.suppress(OSError):
             for path in missing:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from jaxclip.catalog import builder
 from jaxclip.catalog.builder import DESCRIBED, Source
 from jaxclip.catalog.drawn import draw_catalogue
-from jaxclip.catalog.folders import alone_in, cache
+from jaxclip.catalog.folders import cache, make_once
 from jaxclip.errors import UserError
 
 Progress = Callable[..., Iterable]
@@ -45,10 +46,12 @@ def find_or_prepare(
     if source.reader == "drawn":
         products, seed = drawn
         source = replace(source, path=drawn_path(products, seed))
-        with alone_in(source.path.parent, "draws", say):
-            if not source.path.exists():
-                say(f"drawing a catalogue of {products:,} products into {source.path}")
-                draw_catalogue(source.path, products, seed, lambda it: progress(it, desc="drawing", unit="img"))
+
+        def draw() -> None:
+            say(f"drawing a catalogue of {products:,} products into {source.path}")
+            draw_catalogue(source.path, products, seed, lambda it: progress(it, desc="drawing", unit="img"))
+
+        make_once(source.path.exists, draw, source.path.parent, "draws", say)
     if prepared and builder.is_prepared(Path(prepared)):
         _check_source(source, Path(prepared))
         return Path(prepared)
@@ -57,15 +60,15 @@ def find_or_prepare(
     if not source.path.exists():
         raise UserError(f"there is no catalogue at {source.path}; set --config.data.path")
     target = Path(prepared) if prepared else cache() / "prepared" / f"{source.path.name}-{source.key()}"
-    if builder.is_prepared(target):
-        return target
-    with alone_in(target.parent, "prepares", say):
-        if not builder.is_prepared(target):
-            say(f"preparing {source.path} ({source.reader}) into {target}")
-            builder.prepare(source, target, progress=progress, runner=runner, beam_options=beam_options)
-            say(summary(target))
-        elif prepared:
-            _check_source(source, target)
+
+    def prepare() -> None:
+        say(f"preparing {source.path} ({source.reader}) into {target}")
+        builder.prepare(source, target, progress=progress, runner=runner, beam_options=beam_options)
+        say(summary(target))
+
+    make_once(partial(builder.is_prepared, target), prepare, target.parent, "prepares", say)
+    if prepared:  # perhaps by another process, from something else
+        _check_source(source, target)
     return target
 
 

@@ -34,7 +34,7 @@ class Data:
     columns: Columns = field(default_factory=Columns)
     drawn_products: int = 4000  # size of the drawn catalogue
     drawn_seed: int = 0
-    # What of it the towers see: whole, or crop, the first part that `features` cut out; "" = whole or model.init_from's
+    # What the towers see of a picture: whole, or crop, the first that `features` made; "" = model.init_from's or whole
     picture: str = ""
     image_size: int = 0  # side of the towers' square pictures, pixels; 0 = that of model.init_from, else 64
     resize: str = "squash"  # squash: to a square, whatever the shape; crop: shorter side, then the centre (CLIP)

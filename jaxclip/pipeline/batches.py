@@ -75,8 +75,9 @@ def training_batches(
     (b,) bool, False where there is no partner: the text is then the record's own and the similarity 1.
 
     Raises:
-      UserError: the partners are not those of these records.
+      UserError: the partners are not those of these records, or the towers see crops and these have none.
     """
+    crop = _sees_crops(records, preprocess)
     rows = np.arange(batch_size) if rows is None else rows
     local, total = len(rows), len(records)
     if partners is not None and len(partners.partner) != total:
@@ -116,7 +117,7 @@ def training_batches(
     def example(position: tf.Tensor, serialized: tf.Tensor, *incorrect: tf.Tensor) -> dict[str, tf.Tensor]:
         record = records.parse(serialized)
         draw = tf.stack([tf.constant(seed, tf.int64), 4 * position])
-        picture = _seen(record, crop=preprocess.picture == "crop")
+        picture = _part(record, crop=crop)
         fields = {
             "image": images.augment(
                 picture, preprocess.image_size, preprocess.resize, image_augmentation, draw, preprocess.filter
@@ -161,8 +162,13 @@ def image_batches(
 ) -> Iterator[np.ndarray]:
     """Yields `rows` (None = all) of batches of the records' pictures in order, (b, S, S, 3) uint8.
 
-    With `crops` it is the best crop that preparation stored of each. The last batch is filled up with black pictures.
+    With `crops`, and where towers see these, it is the best crop that preparation stored of each. The last
+    batch is filled up with black pictures.
+
+    Raises:
+      UserError: the towers see crops and the records have none.
     """
+    crop = _sees_crops(records, preprocess) or crops
     rows = np.arange(batch_size) if rows is None else rows
     batches = -(-len(records) // batch_size)
     parallel = workers or tf.data.AUTOTUNE
@@ -182,7 +188,7 @@ def image_batches(
 
     def picture(serialized: tf.Tensor) -> tf.Tensor:
         record = records.parse(serialized)
-        part = _seen(record, crop=crops or preprocess.picture == "crop")
+        part = _part(record, crop=crop)
         return images.resize(part, preprocess.image_size, preprocess.resize, preprocess.filter)
 
     dataset = _map(tf.data.Dataset.range(batches), read, parallel=2).unbatch()
@@ -190,13 +196,16 @@ def image_batches(
     return dataset.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()
 
 
-def _seen(record: dict[str, tf.Tensor], *, crop: bool) -> tf.Tensor:
+def _sees_crops(records: Records, preprocess: Preprocess) -> bool:
+    """Returns whether towers see crops; UserError if they do, and the dataset has none."""
+    crop = preprocess.picture == "crop"
+    if crop:
+        records.require(["crops"], ", which is what the towers see")
+    return crop
+
+
+def _part(record: dict[str, tf.Tensor], *, crop: bool) -> tf.Tensor:
     """Returns a record's picture or the best crop of it, (H, W, 3) uint8."""
-    if crop and "crops" not in record:
-        raise UserError(
-            "the prepared dataset has no crops, which is what the towers see: prepare it with "
-            "--config.features.detector=foreground or another detector"
-        )
     picture = images.decode(record["image"])
     return images.cut(picture, record["crops"][0]) if crop else picture
 

@@ -85,11 +85,7 @@ class Records:
         Raises:
           UserError: the dataset was prepared without one of them.
         """
-        if missing := [name for name in names if name not in self.features]:
-            raise UserError(
-                f"the prepared dataset has no {', '.join(missing)}: prepare it with "
-                "--config.features.detector=foreground or another detector"
-            )
+        self.require(names)
         texts = {name for name in names if isinstance(self.features[name], tfds.features.Sequence)}
         rows: dict[str, list] = {name: [] for name in names}
         for serialized in self._all():
@@ -101,6 +97,14 @@ class Records:
             name: values if name in texts else np.stack(values).reshape(len(self), *self.features[name].shape)
             for name, values in rows.items()
         }
+
+    def require(self, names: Sequence[str], used: str = "") -> None:
+        """Raises UserError where the dataset was prepared without one of these; `used` may say what they are for."""
+        if missing := [name for name in names if name not in self.features]:
+            raise UserError(
+                f"the prepared dataset has no {', '.join(missing)}{used}: prepare it with "
+                "--config.features.detector=foreground or another detector"
+            )
 
     def products(self) -> Iterator[tuple[Product, int]]:
         """Yields every product in order, without its picture, and its group's number."""

@@ -83,8 +83,6 @@ class Encoders:
         Tokens are in no store.
         """
 
-        crops = crops or self.towers.preprocess.picture == "crop"
-
         def batches(numbers: np.ndarray) -> Iterable[np.ndarray]:
             return image_batches(
                 records.take(numbers),
@@ -96,10 +94,18 @@ class Encoders:
             )
 
         def own_keys() -> Sequence[bytes]:
-            return [picture_key(picture, crop if crops else None) for _, picture, crop in records.pictured()]
+            return [self.picture_key(picture, crop, crops=crops) for _, picture, crop in records.pictured()]
 
         encoder, what = self.image_tokens if tokens else self.image, "crops" if crops else "pictures"
         return self._embed(encoder, params, batches, len(records), what, store, lambda: keys or own_keys())
+
+    def picture_key(self, picture: bytes, crop: np.ndarray | None, *, crops: bool = False) -> bytes:
+        """Returns what stands in a store for what the image tower sees of a picture.
+
+        That is all of it, or `crop` (left, top, right, bottom as shares) with `crops` or where towers see these alone.
+        """
+        cropped = crop is not None and (crops or self.towers.preprocess.picture == "crop")
+        return content_key(picture + crop.tobytes() if cropped else picture)
 
     def captions(
         self,
@@ -166,8 +172,3 @@ class Encoders:
         if store is None:
             return embed(encode, shown(np.arange(rows)), rows)
         return embed_stored(store, keys(), encode, shown)
-
-
-def picture_key(picture: bytes, crop: np.ndarray | None = None) -> bytes:
-    """Returns what stands for a picture, or for a crop of it (left, top, right, bottom as shares), in a store."""
-    return content_key(picture if crop is None else picture + crop.tobytes())

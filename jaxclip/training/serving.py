@@ -23,7 +23,7 @@ from jaxclip.retrieval.index import NearestNeighbours
 from jaxclip.retrieval.searcher import MOST, QueryEncoders, Searcher
 from jaxclip.training import distributed, evaluation, serving_second_stage
 from jaxclip.training import mesh as meshes
-from jaxclip.training.encoders import Encoders, picture_key
+from jaxclip.training.encoders import Encoders
 from jaxclip.training.first_stage import embed_gallery
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import make_describer
@@ -65,10 +65,8 @@ def open_searcher(
     records = Records(prepared, config.data.split)
     if not len(records):
         raise UserError(f"{prepared} has no product in its split {config.data.split}: there is nothing to search")
-    products, *keys = _read(records)
-    if found.towers.preprocess.picture == "crop":
-        keys[0] = keys[1]
     encoders = Encoders(found.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
+    products, *keys = _read(records, encoders)
     store = encoders.store(workdir, found.params, found.step, say=say)
     with jax.set_mesh(found.towers.mesh):
         vectors = encoders.pictures(found.params, records, store=store, keys=keys[0])
@@ -144,13 +142,13 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
     return images.resize(seen, preprocess.image_size, preprocess.resize, preprocess.filter).numpy()
 
 
-def _read(records: Records) -> tuple[list[Product], list[bytes], list[bytes]]:
+def _read(records: Records, encoders: Encoders) -> tuple[list[Product], list[bytes], list[bytes]]:
     """Returns the products, and what stands for their pictures and for their crops in a store."""
     products, pictures, crops = [], [], []
     for product, picture, crop in bar(records.pictured(), total=len(records), desc="reading products", unit="product"):
         products.append(product)
-        pictures.append(picture_key(picture))
-        crops.append(picture_key(picture, crop))
+        pictures.append(encoders.picture_key(picture, crop))
+        crops.append(encoders.picture_key(picture, crop, crops=True))
     return products, pictures, crops
 
 
