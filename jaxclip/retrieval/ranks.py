@@ -83,13 +83,18 @@ class _Side:
     dtype: Any
 
     @property
-    def blocks(self) -> int:
-        return -(-len(self.order) // (self.shards * self.most))
+    def tile(self) -> int:
+        """Lines of a tile: all where they fit, else what leaves the fewest slots empty, from half of `most` up."""
+        lines = -(-len(self.order) // self.shards)
+        if lines <= self.most:
+            return _up(max(lines, self.least), tiles.MULTIPLE)
+        step = tiles.VECTORS if self.most >= 2 * tiles.VECTORS else tiles.MULTIPLE
+        most = _up(self.most, step)
+        return min(range(most, max(most // 2, self.least) - 1, -step), key=lambda size: _up(lines, size))
 
     @property
-    def tile(self) -> int:
-        lines = max(-(-len(self.order) // (self.shards * self.blocks)), self.least)
-        return -(-lines // tiles.MULTIPLE) * tiles.MULTIPLE
+    def blocks(self) -> int:
+        return -(-len(self.order) // (self.shards * self.tile))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -248,6 +253,10 @@ class _Sweep:
 
     def _host(self, array: np.ndarray, spec: P) -> jax.Array:
         return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), array.__getitem__)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def _fetch(array: jax.Array) -> np.ndarray:

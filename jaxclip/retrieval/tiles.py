@@ -20,6 +20,7 @@ from jaxclip.models import compiler
 AXES = ("queries", "gallery")
 WORD = 16  # scores per word: 16 bits for counting, 16 for looking
 MULTIPLE = 64  # of a tile's sides
+VECTORS = 256  # of them where there are several tiles: then each word's scores lie in whole vectors
 CHUNK = 512  # lines looked at together
 HALVINGS = 10  # in the search for a bound of a line's k-th best
 # Below every finite score, in this order: -inf scores, then NaN; padding is -inf itself.
@@ -50,17 +51,12 @@ def product_keys(queries, gallery, *, finite: bool):
     return keys(product(queries, gallery), finite=finite)
 
 
-def _empty(k: int) -> np.ndarray:
-    """Returns (k, 1) the items of a list that holds nothing: distinct, so that one is replaced at a time."""
-    return _NOWHERE - np.arange(k, dtype=np.int32)[:, None]
-
-
 def empty_state(mesh: Mesh, shards: int, tiles: int, width: int, tile: int, k: int) -> State:
     """Returns what the columns know before the first block: counts (A, N, R, T), best values and items (A, N, k, T)."""
 
     counts = np.zeros((shards, tiles, width, tile), np.int32)
     values = np.full((shards, tiles, k, tile), -np.inf, np.float32)
-    items = np.broadcast_to(_empty(k), values.shape)
+    items = np.full(values.shape, _NOWHERE)
     sharding = NamedSharding(mesh, P(*AXES))
     return tuple(jax.make_array_from_callback(a.shape, sharding, a.__getitem__) for a in (counts, values, items))
 
@@ -86,7 +82,7 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
         queries, row_limits, spots = queries[0], row_limits[0], spots[0]  # this shard's
         (rows, _), (count, columns, _) = queries.shape, gallery.shape
         first_row = (lax.axis_index("queries") * blocks + block) * rows
-        best = jnp.full((ks[0], rows), -jnp.inf), jnp.broadcast_to(_empty(ks[0]), (ks[0], rows))
+        best = jnp.full((ks[0], rows), -jnp.inf), jnp.full((ks[0], rows), _NOWHERE)
         seen = jnp.zeros(spots.shape[:2], jnp.float32)
         start = jnp.zeros(row_limits.shape, jnp.int32), best, seen, jnp.int32(0), tuple(part[0] for part in state)
 
@@ -145,8 +141,8 @@ def _read(scores, limits, width, best, first, offset, *, axis):
     counts = jnp.zeros(limits.shape, jnp.int32)
     if not len(values):
         return lax.fori_loop(0, width, count, counts), best
-    floor = jnp.maximum(values.min(0), _bound(scores, first, len(values), axis))
-    words = _words(scores, limits[0], floor, axis)
+    floor = jnp.maximum(values[-1], _bound(scores, first, len(values), axis))
+    words = _words(scores, limits[0], floor, width, axis)
     counts = counts.at[0].set(_total(lax.population_count(words & np.uint32(2**WORD - 1)).astype(jnp.int32), axis))
     if len(limits) > 1:  # a loop over the only one would be counted before it
         counts = lax.fori_loop(1, width, count, counts)
@@ -165,24 +161,14 @@ def _total(counts, axis):
     return counts.sum(axis)
 
 
-def _words(scores, limit, floor, axis):
-    """Returns what `_pack` does, a quarter of the lines at a time.
+def _words(scores, limit, floor, width, axis):
+    """Returns what `_pack` does, from a loop of one turn (`width` is at least 1).
 
-    The loop has the words written once; without it XLA packs them anew, and worse, in each place that reads them.
+    The loop has the words written once; without it XLA packs them anew in each place that reads them.
     """
-    lines = len(limit)
-    some = lines // 4  # tiles' sides are multiples of MULTIPLE
-
-    def pack(part, words):
-        cut = partial(lax.dynamic_slice_in_dim, start_index=part * some, slice_size=some)
-        across = 1 - axis
-        packed = _pack(
-            cut(scores, axis=across), jnp.expand_dims(cut(limit), axis), jnp.expand_dims(cut(floor), axis), axis
-        )
-        return lax.dynamic_update_slice_in_dim(words, packed, part * some, across)
-
     words = jnp.zeros(_shortened(scores.shape, axis, scores.shape[axis] // WORD), jnp.uint32)
-    return lax.fori_loop(0, 4, pack, words)
+    limit, floor = jnp.expand_dims(limit, axis), jnp.expand_dims(floor, axis)
+    return lax.fori_loop(0, jnp.minimum(width, 1), lambda _, words: _pack(scores, limit, floor, axis), words)
 
 
 def _pack(scores, limit, floor, axis):
@@ -261,7 +247,7 @@ def _look(values, items, scores, words, offset, axis):
             place = jnp.minimum(word + size * _lowest(bits), WORD * size - 1)
             score = jnp.where(bits != 0, take(scores, place, line), -jnp.inf)
             item = jnp.where(bits != 0, offset + place, _NOWHERE)
-            values, items = _replace(values, items, score, item)
+            values, items = _insert(values, items, score, item)
             return values, items, summary, word, bits & (bits - np.uint32(1))
 
         nothing = jnp.zeros(chunk, jnp.int32), jnp.zeros(chunk, jnp.uint32)
@@ -278,10 +264,12 @@ def _lowest(bits):
     return lax.population_count(~bits & (bits - np.uint32(1))).astype(jnp.int32)
 
 
-def _replace(values, items, score, item):
-    """Returns the lists (k, lines) with the worst of each, of equals the last, replaced by what is better."""
-    worst = values.min(0)
-    last = jnp.where(values == worst, items, -1).max(0)
-    better = (score > worst) | ((score == worst) & (item < last))
-    here = better & (values == worst) & (items == last)
-    return jnp.where(here, score, values), jnp.where(here, item, items)
+def _insert(values, items, score, item):
+    """Returns the lists (k, lines), best first and of equals the first item, with one score more and the last less."""
+    place = jnp.sum((values > score) | ((values == score) & (items <= item)), axis=0)
+    number = jnp.arange(len(values))[:, None]
+
+    def put(listed, one):
+        return jnp.where(number < place, listed, jnp.where(number == place, one, jnp.roll(listed, 1, axis=0)))
+
+    return put(values, score), put(items, item)
