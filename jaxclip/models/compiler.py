@@ -2,20 +2,37 @@
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
 import jax
 
 TOWERS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-"""Nothing is handed to YNNPACK. On AMD's Zen 4 a training step of the preset laptop then takes 0.8 of the time, on
-Intel's Sapphire Rapids the same, and its encoding 0.7 to 0.85; but a step of vit_b_32 takes 1.2 there."""
+"""Nothing is handed to YNNPACK, on AMD's processors (see `towers`)."""
 RANKS = {"xla_cpu_use_fusion_emitters": False}
 """The older emitters, which JAX 0.12 has no more: their code is as fast, and compiling it takes 80 MB less."""
+
+
+def towers() -> dict[str, str | bool] | None:
+    """Returns the options of programs that run towers.
+
+    Without YNNPACK a training step of the preset laptop takes 0.8 of the time on AMD's Zen 4, and 1.2 on Intel's
+    Sapphire Rapids, as does one of vit_b_32 there.
+    """
+    return options(TOWERS) if _vendor() == "AuthenticAMD" else None
 
 
 def options(wanted: Mapping[str, str | bool]) -> dict[str, str | bool] | None:
     """Returns the options for the default backend: `wanted` on a CPU if this version of XLA knows them, else None."""
     known = jax.default_backend() == "cpu" and all(_is_known(*option) for option in wanted.items())
     return dict(wanted) if known else None
+
+
+@cache
+def _vendor() -> str:
+    """Returns who made the processor, as Linux names them; "" where that is not known."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 @cache

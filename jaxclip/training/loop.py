@@ -43,7 +43,7 @@ def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Ca
     A compiled step refuses a batch of another shape, so that nothing is ever compiled twice unnoticed.
     """
     traced = jax.jit(step, donate_argnums=0).trace(abstract, batch)
-    compiled = traced.lower().compile(compiler_options=compiler.options(compiler.TOWERS))
+    compiled = traced.lower().compile(compiler_options=compiler.towers())
     return compiled, matmul_flops(traced.jaxpr) / jax.device_count()
 
 

@@ -61,7 +61,7 @@ def text_features(folder: Path, texts: Sequence[str]) -> np.ndarray:
 
 def _embed(model: nnx.Module, encode: Callable, batches: Iterable[np.ndarray], count: int, what: str) -> np.ndarray:
     graph, params = nnx.split(model)
-    options = compiler.options(compiler.TOWERS)
+    options = compiler.towers()
     compiled = jax.jit(lambda params, batch: encode(nnx.merge(graph, params), batch), compiler_options=options)
     shown = bar(batches, total=-(-count // BATCH), desc=f"describing {what}", unit="batch", leave=False)
     return embed(lambda batch: compiled(params, batch), shown, count)

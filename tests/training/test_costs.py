@@ -17,17 +17,23 @@ import pytest
 
 from jaxclip import config as configuration
 from jaxclip.losses import contrastive, tiled
+from jaxclip.models import compiler
 from jaxclip.models.clip import CLIP_MEAN, CLIP_STD
 from jaxclip.models.presets import PRESETS, clip_config
 from jaxclip.retrieval import ranks, tiles
 from jaxclip.training import loop, setup
 from jaxclip.training.train import train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "one_maker")
 VERSION = ".".join(jax.__version__.split(".")[:2])
 GOLDEN = Path(__file__).parents[1] / "goldens" / "costs" / f"jax-{VERSION}.json"
 WRITES = os.environ.get("JAXCLIP_WRITE_GOLDENS") == "1"
 TOLERANCE = 0.05  # patch releases of XLA; the same version gives the same figures each time
+
+
+@pytest.fixture
+def one_maker(monkeypatch):
+    monkeypatch.setattr(compiler, "_vendor", lambda: "AuthenticAMD")
 
 
 def step_of(preset, **training):

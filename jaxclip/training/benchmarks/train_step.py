@@ -116,7 +116,7 @@ def ours(config: "Config") -> dict[str, Callable[[], Any]]:
     step, _ = compile_step(train_step(config, towers), towers.abstract, shapes)
     state = initial_state(towers.config, towers.optimizer, towers.abstract, towers.trainable, seed=config.seed)
     batch = {name: jax.device_put(rows, shapes[name].sharding) for name, rows in _batch(config, towers.config).items()}
-    options = compiler.options(compiler.TOWERS)
+    options = compiler.towers()
     encode_image, encode_text = (jax.jit(encode, compiler_options=options) for encode in _encoders(towers))
     dtype = jnp.dtype(config.model.dtype)
     square = jnp.ones((MATRIX, MATRIX), dtype)
