@@ -226,6 +226,18 @@ def test_evaluation_gives_the_metrics_that_training_ended_with(run, trained, tmp
 
 
 @pytest.mark.slow
+def test_evaluation_takes_more_views_of_each_picture(run, trained, tmp_path):
+    workdir = tmp_path / "moved"
+    shutil.copytree(trained, workdir)
+    done = run("evaluate", f"--workdir={workdir}", "--config.evaluation.zooms=1,1.2", "--config.evaluation.mirror=true")
+    assert done.returncode == 0, done.stderr
+    metrics, before = (json.loads((w / "eval" / "test" / "metrics.json").read_text()) for w in (workdir, trained))
+    assert metrics["views"] == {"zooms": [1.0, 1.2], "mirror": True}
+    assert before["views"] == {"zooms": [1.0], "mirror": False}
+    assert metrics["text_to_image"] != before["text_to_image"]  # no vector of the other views was taken from the store
+
+
+@pytest.mark.slow
 def test_another_catalogue_is_evaluated_as_a_whole(run, trained, tmp_path):
     workdir = tmp_path / "moved"
     shutil.copytree(trained, workdir)

@@ -196,6 +196,7 @@ def test_a_number_that_is_none_is_refused(value):
         ({**RUN, "data": {"std": (0.25, 0.0, 0.25)}}, "data.std"),
         ({**RUN, "optimizer": {"epsilon": 0.0}}, "optimizer.epsilon"),
         ({**RUN, "optimizer": {"layer_decay": 0.0}}, r"optimizer.layer_decay = 0.0 must be in \(0, 1\]"),
+        ({**RUN, "evaluation": {"zooms": (0.5, 1.0)}}, r"evaluation.zooms = \(0.5, 1.0\) must be factors >= 1"),
         ({**RUN, "optimizer": {"ema": 1.0}}, "optimizer.ema = 1.0 must be in"),
         ({**RUN, "optimizer": {"rates": {"x": -1.0}}}, "optimizer.rates = .* no factor may be negative"),
         ({**RUN, "optimizer": {"name": "adam", "weight_decay": 0.1}}, "optimizer.weight_decay = 0.1 is for .*'adamw'"),

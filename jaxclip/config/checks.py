@@ -120,6 +120,8 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
                 problems.append(f"{name} comes from model.init_from: leave it out")
     if not config.evaluation.ks or min(config.evaluation.ks) < 1 or 1 not in config.evaluation.ks:
         problems.append(f"evaluation.ks = {config.evaluation.ks} must be depths >= 1, and 1 among them")
+    if not config.evaluation.zooms or min(config.evaluation.zooms) < 1:
+        problems.append(f"evaluation.zooms = {config.evaluation.zooms} must be factors >= 1, one at least")
     preset = PRESETS.get(config.model.preset)
     own_towers = config.task != "rerank" and not config.model.init_from
     if preset and own_towers and (config.data.image_size or IMAGE_SIZE) % preset.patch:
@@ -195,6 +197,8 @@ def _of_second_stage(config: Config) -> list[str]:
             ("augmentation", config.augmentation, Augmentation()),
             ("optimizer.ema", config.optimizer.ema, 0.0),
             ("optimizer.layer_decay", config.optimizer.layer_decay, 1.0),
+            ("evaluation.zooms", config.evaluation.zooms, (1.0,)),
+            ("evaluation.mirror", config.evaluation.mirror, False),
         )
         if given != default
     ]

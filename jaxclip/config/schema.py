@@ -190,11 +190,15 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """When the test split is ranked during training."""
+    """When the test split is ranked during training, and how pictures are embedded."""
 
     every: int = 0  # steps; 0 = only after the last one
     batch_size: int = 256
     ks: tuple[int, ...] = (1, 5, 10)  # depths k of hit@k, recall@k, P@k and nDCG@k
+    # A picture's vector is the mean over the picture enlarged by each of these (1 = as it is), and over their mirror
+    # images with `mirror`; search and re-rankers take the same
+    zooms: tuple[float, ...] = (1.0,)
+    mirror: bool = False
 
 
 @dataclass(frozen=True)

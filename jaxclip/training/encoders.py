@@ -30,7 +30,7 @@ class Encoders:
     """Both towers, compiled once for batches of one size, for whatever parameters they are given.
 
     Attributes:
-      image, text: (params, batch) -> (B, D) unit vectors.
+      image, text: (params, batch) -> (B, D) unit vectors, a picture's over its `towers.views`.
       image_tokens, text_tokens: (params, batch) -> (B, T, W), what the last block makes of each token, and of captions
         zeros past the end.
       batch_size: rows of a batch, over all devices.
@@ -41,8 +41,8 @@ class Encoders:
         multiple = meshes.rows(towers.mesh)
         self.batch_size = -(-batch_size // multiple) * multiple
         graph, out = towers.graph, replicated(towers.mesh)
-        jit = partial(jax.jit, out_shardings=out, compiler_options=compiler.options(compiler.TOWERS))
-        self.image = jit(lambda params, x: nnx.merge(graph, params).encode_image(x))
+        jit = partial(jax.jit, out_shardings=out, compiler_options=compiler.towers())
+        self.image = jit(lambda params, x: towers.views.embed(nnx.merge(graph, params).encode_image, x))
         self.text = jit(lambda params, x: nnx.merge(graph, params).encode_text(x))
         self._sharding = meshes.batch_sharding(towers.mesh)
         self._rows = meshes.process_rows(self._sharding, self.batch_size)
@@ -61,6 +61,7 @@ class Encoders:
             "preprocess": asdict(self.towers.preprocess),
             "towers": asdict(self.towers.config),
             "batch": self.batch_size,
+            "views": asdict(self.towers.views),
         }
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
         path = workdir / STORES / f"step-{step}-{key}.rows"

@@ -16,6 +16,7 @@ from jaxclip.catalog import builder, library
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 from jaxclip.features import colour_match
+from jaxclip.models.views import Views
 from jaxclip.pipeline import text
 from jaxclip.pipeline.preprocess import FILENAME
 from jaxclip.pipeline.records import Records
@@ -104,6 +105,8 @@ def load(workdir: Path, config: "Config", step: int | None = None) -> FirstStage
         params = checkpoint_params(config, towers, checkpoints, step)
         digest = hashlib.sha256(str(int(jax.jit(checksum)(params))).encode())
     digest.update((workdir / FILENAME).read_bytes())
+    if towers.views != Views():
+        digest.update(str(towers.views).encode())
     for path in sorted((workdir / TOKENIZER).iterdir()):
         digest.update(path.read_bytes())
     return FirstStage(workdir, step, digest.hexdigest()[:12], config, towers, params)

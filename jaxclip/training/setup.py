@@ -22,6 +22,7 @@ from jaxclip.losses.objective import Objective
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.lora import NAME, LoRAConfig
 from jaxclip.models.presets import CONTEXT_LENGTH, IMAGE_SIZE, PRESETS, clip_config
+from jaxclip.models.views import Views
 from jaxclip.pipeline import text
 from jaxclip.pipeline.batches import Partners, training_batches
 from jaxclip.pipeline.images import ImageAugmentation
@@ -56,6 +57,7 @@ class Towers:
     schedule: optax.Schedule
     trainable: Trainable
     abstract: TrainState
+    views: Views
 
     def stored(self, params: Params) -> Params:
         """Returns what a checkpoint holds of parameters: all, or where adapters are trained what is trained alone."""
@@ -188,7 +190,8 @@ def make_towers(
     if config.loss.queue:
         optimizer = with_queue(optimizer, config.loss.queue, towers.embedding)
     abstract = abstract_state(shapes, optimizer, mesh, trainable, ema=given.ema > 0)
-    return Towers(preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, trainable, abstract)
+    views = Views(config.evaluation.zooms, config.evaluation.mirror)
+    return Towers(preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, trainable, abstract, views)
 
 
 def number_of_steps(config: "Config", train: Records) -> int:
