@@ -31,5 +31,5 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict({"preset": "laptop", "stochastic_depth": 0.1, "patch_dropout": 0.2})
     config.optimizer = ConfigDict({"learning_rate": 1e-3, "warmup_steps": 125, "weight_decay": 0.2})
     config.checkpoint = ConfigDict({"every": 156})
-    config.evaluation = ConfigDict({"every": 312})
+    config.evaluation = ConfigDict({"every": 312, "zooms": (1.0, 1.15), "mirror": True})
     return config
