@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,6 +88,7 @@ def main(argv: Sequence[str]) -> int:
         kind = _positive if isinstance(default, int) else str
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} ({default})")
     flags = vars(parser.parse_args(rest))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started is ended too
     try:
         rows = module.measure(**CONFIGURED.get(given.name, dict)(flags))
     except UserError as error:

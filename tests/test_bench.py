@@ -4,7 +4,10 @@ import importlib.util
 import json
 import math
 import shutil
+import signal
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import pytest
@@ -170,6 +173,24 @@ def test_a_start_compiles_nothing_that_was_compiled_before(run, tmp_path):
     rows = {row["start"]: row for row in json.loads(path.read_text())["rows"]}
     assert rows.keys() == {"imports", "cold", "compiled before"} and all(row["seconds"] > 0 for row in rows.values())
     assert rows["cold"]["programs"] > 0 and rows["compiled before"]["programs"] == 0
+
+
+@pytest.mark.slow
+def test_a_signal_ends_what_a_benchmark_started(start):
+    process = start("bench", "start", "--preset=tiny", "--repeats=1")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def training() -> list[Path]:
+        folders = [Path("/proc") / child for child in children.read_text().split()]
+        return [folder for folder in folders if b"jaxclip.train\0" in (folder / "cmdline").read_bytes()]
+
+    deadline = time.monotonic() + 120
+    while not (found := training()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert found and not found[0].exists()
 
 
 @pytest.mark.slow
