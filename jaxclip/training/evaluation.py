@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,10 +135,13 @@ class Evaluator:
             for name in names
         })  # fmt: skip
         figures |= {"label_queries": {}, "zero_shot": {}}
-        for field in fields:
-            wordings = [text.prompts(label, self.towers.preprocess) for label in field.labels]
-            flat = self.encoders.captions(params, [wording for each in wordings for wording in each])
-            embeddings = labels.ensemble(flat.reshape(len(wordings), -1, flat.shape[1]))
+        if not fields:
+            return figures, details
+        prompts = [[text.prompts(label, self.towers.preprocess) for label in field.labels] for field in fields]
+        flat = self.encoders.captions(params, list(chain.from_iterable(chain.from_iterable(prompts))))
+        ends = np.cumsum([sum(map(len, of_field)) for of_field in prompts])
+        for field, embedded in zip(fields, np.split(flat, ends[:-1]), strict=True):
+            embeddings = labels.ensemble(embedded.reshape(len(field.labels), -1, flat.shape[1]))
             figures["label_queries"][field.name] = labels.retrieve(field, embeddings, images)
             figures["zero_shot"][field.name] = labels.classify(field, embeddings, images)
         return figures, details

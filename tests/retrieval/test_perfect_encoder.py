@@ -139,3 +139,21 @@ def test_a_perfect_encoder_fails_where_pictures_change_places(evaluator, raw):
         evaluator, lambda params, rows: np.roll(memory.encode_image(params, rows), 1, axis=0), memory.encode_text
     )
     assert metrics["text_to_image"]["hit@1"]["value"] < 0.1
+
+
+def test_each_label_is_known_by_its_own_prompts(evaluator, monkeypatch):
+    labels = [[product.category, *product.attributes.values()] for product in evaluator.queries.products]
+    known = sorted({label.lower() for of_product in labels for label in of_product}, key=len)
+
+    def captions(params, wordings, **_):
+        return np.stack([direction([k for k in known if k in wording.lower()][-1]) for wording in wordings])
+
+    def pictures(params, records, **_):
+        return np.stack([sum(direction(label.lower()) for label in of_product) for of_product in labels])
+
+    monkeypatch.setattr(evaluator.encoders, "captions", captions)
+    monkeypatch.setattr(evaluator.encoders, "pictures", pictures)
+    figures, _ = evaluator.complete({})
+    assert len(figures["zero_shot"]) >= 3 and figures["zero_shot"].keys() == figures["label_queries"].keys()
+    for name, found in figures["zero_shot"].items():
+        assert found["weighted_f1"]["value"] > 0.6, name  # directions of 64 numbers overlap
