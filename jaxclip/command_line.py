@@ -23,6 +23,7 @@ from jaxclip import config
 from jaxclip.catalog import folders
 from jaxclip.config import Config
 from jaxclip.errors import UserError
+from jaxclip.models import compiler
 
 # Before TensorFlow and transformers are imported: they tell of CUDA and torch, which they are not asked for.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -119,10 +120,7 @@ def keep_compiled() -> None:
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
-    cpu = platform.processor() or platform.machine()
-    if sys.platform == "linux":
-        with open("/proc/cpuinfo") as file:
-            cpu = next((line for line in file if line.lower().startswith(("flags", "features"))), cpu)
+    cpu = compiler.processor_line("flags", "features") or platform.processor() or platform.machine()
     kind = hashlib.sha256(cpu.encode()).hexdigest()[:12]
     jax.config.update("jax_compilation_cache_dir", str(folders.cache() / "compiled" / kind))
     jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)

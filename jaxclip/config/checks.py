@@ -95,14 +95,7 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
         problems.append(f"data.std = {config.data.std}: each must be greater than 0")
     if {"steps", "epochs"} <= flat.keys() and (config.steps > 0) == (config.epochs > 0):
         problems.append("set exactly one of steps and epochs" + (": both are set" if config.steps else ": neither is"))
-    if config.optimizer.name == "adam" and config.optimizer.weight_decay:
-        problems.append(
-            f"optimizer.weight_decay = {config.optimizer.weight_decay} is for optimizer.name = 'adamw': adam has none"
-        )
-    if not 0 < config.optimizer.layer_decay <= 1:
-        problems.append(f"optimizer.layer_decay = {config.optimizer.layer_decay} must be in (0, 1]")
-    if min((factor for _, factor in config.optimizer.rates), default=0) < 0:
-        problems.append(f"optimizer.rates = {config.optimizer.rates}: no factor may be negative")
+    problems += _of_optimizer(config)
     problems += _adapter_problems(config)
     if config.data.test <= 0:
         problems.append(f"data.test = {config.data.test} must be a number of products >= 1 or a share in (0, 1)")
@@ -118,10 +111,7 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
             section, field = name.split(".")
             if getattr(getattr(config, section), field) != getattr(getattr(defaults, section), field):
                 problems.append(f"{name} comes from model.init_from: leave it out")
-    if not config.evaluation.ks or min(config.evaluation.ks) < 1 or 1 not in config.evaluation.ks:
-        problems.append(f"evaluation.ks = {config.evaluation.ks} must be depths >= 1, and 1 among them")
-    if not config.evaluation.zooms or min(config.evaluation.zooms) < 1:
-        problems.append(f"evaluation.zooms = {config.evaluation.zooms} must be factors >= 1, one at least")
+    problems += _of_evaluation(config)
     preset = PRESETS.get(config.model.preset)
     own_towers = config.task != "rerank" and not config.model.init_from
     if preset and own_towers and (config.data.image_size or IMAGE_SIZE) % preset.patch:
@@ -141,6 +131,26 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
     if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
         problems.append(f"mesh = {sizes} (data, fsdp, tensor): each is >= 1, and at most one is -1 for what is left")
     return problems + _of_loss(config)
+
+
+def _of_optimizer(config: Config) -> list[str]:
+    given, problems = config.optimizer, []
+    if given.name == "adam" and given.weight_decay:
+        problems.append(f"optimizer.weight_decay = {given.weight_decay} is for optimizer.name = 'adamw': adam has none")
+    if not 0 < given.layer_decay <= 1:
+        problems.append(f"optimizer.layer_decay = {given.layer_decay} must be in (0, 1]")
+    if min((factor for _, factor in given.rates), default=0) < 0:
+        problems.append(f"optimizer.rates = {given.rates}: no factor may be negative")
+    return problems
+
+
+def _of_evaluation(config: Config) -> list[str]:
+    given, problems = config.evaluation, []
+    if not given.ks or min(given.ks) < 1 or 1 not in given.ks:
+        problems.append(f"evaluation.ks = {given.ks} must be depths >= 1, and 1 among them")
+    if not given.zooms or min(given.zooms) < 1:
+        problems.append(f"evaluation.zooms = {given.zooms} must be factors >= 1, one at least")
+    return problems
 
 
 def _of_features(config: Config) -> list[str]:

@@ -27,12 +27,19 @@ def options(wanted: Mapping[str, str | bool]) -> dict[str, str | bool] | None:
     return dict(wanted) if known else None
 
 
+def processor_line(*names: str) -> str:
+    """Returns the first line of /proc/cpuinfo that begins with one of the names, in lower case; "" if there is none."""
+    described = Path("/proc/cpuinfo")
+    if not described.exists():
+        return ""
+    with described.open() as file:
+        return next((line for line in file if line.lower().startswith(names)), "")
+
+
 @cache
 def _vendor() -> str:
     """Returns who made the processor, as Linux names them; "" where that is not known."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
+    return processor_line("vendor_id").partition(":")[2].strip()
 
 
 @cache

@@ -31,9 +31,8 @@ class Views:
 
     def embed(self, encode: Callable[[Array], Array], pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B D"]:
         """Returns the unit vector along the mean of what `encode` gives for the views, which it is shown in turn."""
-        if len(self) == 1 and self.zooms == (1.0,):
-            return encode(pixels)
-        return unit(jax.lax.map(encode, self.of(pixels)).mean(axis=0))
+        views = self.of(pixels)
+        return encode(views[0]) if len(self) == 1 else unit(jax.lax.map(encode, views).mean(axis=0))
 
 
 def _enlarged(pixels: UInt8[Array, "B S S 3"], zoom: float) -> UInt8[Array, "B S S 3"]:

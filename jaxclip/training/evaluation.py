@@ -51,7 +51,6 @@ class Evaluator:
     Attributes:
       queries: the split's captions and products.
       encoders: the towers.
-      views: of each picture, that its vector is the mean over.
       last: what the newest `rank_state` returned, None before the first.
     """
 
@@ -65,7 +64,6 @@ class Evaluator:
         ks: Sequence[int] = protocols.CATEGORY_KS,
     ):
         self.towers, self.records, self.ks = towers, records, sorted(ks)
-        self.views = towers.views
         self.encoders = Encoders(towers, batch_size=batch_size, workers=workers)
         self.queries = read_queries(records, towers)
         if not self.queries.captions:
@@ -180,7 +178,7 @@ def write(
     `command` is what reproduces the results; default: this workdir's checkpoint on its own data.
     """
     figures, details = result
-    metrics = {**figures, "checkpoint_step": step, "views": dataclasses.asdict(evaluator.views)}
+    metrics = {**figures, "checkpoint_step": step, "views": dataclasses.asdict(evaluator.towers.views)}
     metrics |= {name: fingerprints[name] for name in FINGERPRINTS if name in fingerprints}
     if distributed.is_primary():
         command = command or _command(workdir, step, metrics["parameters"])

@@ -105,7 +105,7 @@ def load(workdir: Path, config: "Config", step: int | None = None) -> FirstStage
         params = checkpoint_params(config, towers, checkpoints, step)
         digest = hashlib.sha256(str(int(jax.jit(checksum)(params))).encode())
     digest.update((workdir / FILENAME).read_bytes())
-    if towers.views != Views():
+    if towers.views != Views():  # the plain view adds nothing: re-rankers know their first stage by this number
         digest.update(str(towers.views).encode())
     for path in sorted((workdir / TOKENIZER).iterdir()):
         digest.update(path.read_bytes())

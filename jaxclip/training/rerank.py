@@ -32,7 +32,7 @@ class Evaluator:
 
     Attributes:
       records: of the split. queries: its captions and products.
-      split: as the first stage embeds it, with its views.
+      towers: the first stage's. split: as they embed it.
       last: what the newest evaluation of a training run found, None before the first.
     """
 
@@ -44,7 +44,7 @@ class Evaluator:
         self.split = reranking_data.with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
         products = [product for product, _ in self.records.products()]
         self.queries = Queries(products, split.groups, split.captions.tolist(), split.owners)
-        self.views = first.towers.views
+        self.towers = first.towers
         self.last: Result | None = None
         self._config, self._scorer = config, None
 
