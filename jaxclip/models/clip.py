@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
+from jaxclip.models.linear import Linear
 from jaxclip.models.lora import LoRAConfig, adapt
 from jaxclip.models.stem import ConvStem, PatchStem
 from jaxclip.models.transformer import (
     AttentionPool,
-    Linear,
     Transformer,
     TransformerConfig,
     example_keys,

@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key
 
 from jaxclip.errors import UserError
-from jaxclip.models.transformer import Linear, dropout
+from jaxclip.models.linear import Linear
+from jaxclip.models.transformer import dropout
 
 NAME = "lora"
 

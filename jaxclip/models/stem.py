@@ -5,12 +5,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxclip.models import compiler
+from jaxclip.models.linear import Linear, contract
+
 
 class PatchStem(nnx.Module):
     """One linear map per patch (Dosovitskiy et al. 2021), written as a matrix product over cut patches."""
 
     def __init__(self, patch: int, width: int, *, bias: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.projection = nnx.Linear(patch * patch * 3, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.projection = Linear(patch * patch * 3, width, use_bias=bias, dtype=dtype, rngs=rngs)
         self.patch = patch
 
     def __call__(self, x: Float[Array, "B S S 3"]) -> Float[Array, "B P W"]:
@@ -38,7 +41,7 @@ class ConvStem(nnx.Module):
             if residual and 1 < number < halvings:
                 layers.append(Residual(after, dtype=dtype, rngs=rngs))
         self.layers = nnx.List(layers)
-        self.projection = nnx.Linear(widths[-1], width, dtype=dtype, rngs=rngs)
+        self.projection = Linear(widths[-1], width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B S S 3"]) -> Float[Array, "B P W"]:
         for layer in self.layers:
@@ -76,7 +79,7 @@ def convolve(x: Float[Array, "B S S C"], kernel: Float[Array, "3 3 C D"], *, str
     On CPU it is a matrix product over nine shifted copies: XLA's own backward pass of a convolution takes up to three
     times as long there.
     """
-    if jax.default_backend() != "cpu":
+    if not compiler.on_cpu():
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
@@ -87,4 +90,4 @@ def convolve(x: Float[Array, "B S S C"], kernel: Float[Array, "3 3 C D"], *, str
         for row in range(3)
         for column in range(3)
     ]
-    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    return contract(jnp.concatenate(shifted, axis=-1), kernel.reshape(-1, kernel.shape[-1]))

@@ -10,6 +10,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
+from jaxclip.models import compiler
+from jaxclip.models.linear import Linear
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -95,16 +98,6 @@ def dropout(
 
 def normal(std: float) -> Callable:
     return nnx.initializers.normal(stddev=std)
-
-
-class Linear(nnx.LinearGeneral):
-    """A linear map over the last axis or axes; where it has an adapter (models/lora.py), what that gives is added."""
-
-    lora: nnx.Module | None = None
-
-    def __call__(self, x: Array, *, rng: Key[Array, ""] | None = None) -> Array:
-        y = super().__call__(x)
-        return y if self.lora is None else y + self.lora(x, rng=rng)
 
 
 class Segments(tuple):
@@ -207,8 +200,8 @@ class AttentionPool(nnx.Module):
         self.probe = nnx.Param(normal(width**-0.5)(rngs.params(), (width,)))
         self.attention = Attention(config, rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
-        self.mlp_in = nnx.Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
-        self.mlp_out = nnx.Linear(hidden, width, kernel_init=normal(hidden**-0.5), dtype=dtype, rngs=rngs)
+        self.mlp_in = Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
+        self.mlp_out = Linear(hidden, width, kernel_init=normal(hidden**-0.5), dtype=dtype, rngs=rngs)
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B W"]:
@@ -281,4 +274,4 @@ def _unstack(leaf: Array | Segments) -> list[Array]:
 
 
 def _scans(execution: str) -> bool:
-    return execution == "scan" or (execution == "auto" and jax.default_backend() != "cpu")
+    return execution == "scan" or (execution == "auto" and not compiler.on_cpu())

@@ -22,7 +22,8 @@ def _dot(eqn: Any) -> float:
 def _convolution(eqn: Any) -> float:
     kernel = eqn.invars[1].aval.shape
     out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-    return 2 * eqn.outvars[0].aval.size * math.prod(kernel) / out_features
+    put_between = math.prod(eqn.params["lhs_dilation"])  # zeros, where it is the gradient of one with a stride
+    return 2 * eqn.outvars[0].aval.size * math.prod(kernel) / out_features / put_between
 
 
 def _inner(eqn: Any) -> float:

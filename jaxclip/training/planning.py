@@ -12,6 +12,7 @@ import jax
 from jax.experimental import topologies
 
 from jaxclip.errors import UserError
+from jaxclip.models import compiler
 from jaxclip.pipeline import text
 from jaxclip.training import hardware, hlo, setup
 from jaxclip.training import mesh as meshes
@@ -131,17 +132,16 @@ def plan(config: "Config", topology: str) -> Plan:
     devices = topology_devices(topology)
     kind = topology.partition(":")[0]
     chip = hardware.CHIPS[kind]
-    if config.model.execution == "auto":
-        config = replace(config, model=replace(config.model, execution="scan"))
-    towers = _towers(config, devices)
-    batch = setup.abstract_batch(config, towers)
-    traced = _trace(config, towers, batch)
-    model_flops = matmul_flops(traced.jaxpr)
-    if config.model.remat != "none":
-        plain = replace(config, model=replace(config.model, remat="none"))
-        model_flops = matmul_flops(_trace(plain, _towers(plain, devices), batch).jaxpr)
-    with jax.set_mesh(towers.mesh):
-        lowered = traced.lower(lowering_platforms=("tpu",))
+    with compiler.made_for("tpu"):
+        towers = _towers(config, devices)
+        batch = setup.abstract_batch(config, towers)
+        traced = _trace(config, towers, batch)
+        model_flops = matmul_flops(traced.jaxpr)
+        if config.model.remat != "none":
+            plain = replace(config, model=replace(config.model, remat="none"))
+            model_flops = matmul_flops(_trace(plain, _towers(plain, devices), batch).jaxpr)
+        with jax.set_mesh(towers.mesh):
+            lowered = traced.lower(lowering_platforms=("tpu",))
     parameters, optimizer, held = (_bytes(part) for part in (towers.abstract.params, towers.abstract.optimizer, batch))
     count = len(devices)
     try:

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import pytest
 
 from jaxclip.models import compiler
+from jaxclip.models.linear import contract
+from jaxclip.models.stem import convolve
 
 
 def test_xla_knows_the_options():
-    assert compiler.options(compiler.TOWERS) == compiler.TOWERS
+    for wanted in (compiler.AMD, compiler.INTEL):
+        assert compiler.options(wanted) == wanted
     if jax.__version_info__ < (0, 11):
         assert compiler.options(compiler.RANKS) == compiler.RANKS
 
@@ -23,14 +26,27 @@ def test_an_option_that_xla_does_not_know_leaves_its_defaults():
 def test_a_product_that_would_go_to_ynnpack_stays_with_xla():
     square = jax.ShapeDtypeStruct((512, 512), jnp.float32)
     product = jax.jit(lambda a, b: jax.nn.gelu(a @ b)).lower(square, square)
-    usual, ours = (product.compile(compiler_options=o).as_text() for o in (None, compiler.options(compiler.TOWERS)))
+    usual, ours = (product.compile(compiler_options=o).as_text() for o in (None, compiler.options(compiler.AMD)))
     assert "__ynn_fusion" in usual and "__ynn_fusion" not in ours
 
 
-@pytest.mark.parametrize(("vendor", "wanted"), [("AuthenticAMD", compiler.TOWERS), ("GenuineIntel", None), ("", None)])
-def test_ynnpack_is_kept_from_towers_where_it_is_slower(monkeypatch, vendor, wanted):
+@pytest.mark.parametrize(
+    ("vendor", "wanted"), [("AuthenticAMD", compiler.AMD), ("GenuineIntel", compiler.INTEL), ("", None)]
+)
+def test_each_maker_s_processors_have_their_options(monkeypatch, vendor, wanted):
     monkeypatch.setattr(compiler, "_vendor", lambda: vendor)
     assert compiler.towers() == wanted
+
+
+def test_a_program_for_another_platform_is_written_as_it_is_there():
+    half = jnp.ones((2, 8, 8, 4), jnp.bfloat16)
+    for place in ("cpu", "tpu"):
+        with compiler.made_for(place):
+            assert (compiler.options(compiler.AMD) is not None) == (place == "cpu")
+            product = str(jax.make_jaxpr(lambda x, k: contract(x, k))(half, half[0, 0].T))
+            stem = str(jax.make_jaxpr(lambda x, k: convolve(x, k, stride=2))(half, jnp.ones((3, 3, 4, 4), half.dtype)))
+        assert ("preferred_element_type=float32" in product) == (place == "cpu")
+        assert ("conv_general_dilated" in stem) == (place == "tpu")
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux names the processor's maker there")

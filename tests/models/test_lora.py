@@ -57,7 +57,7 @@ def adapted(params):
 @pytest.mark.parametrize("execution", ["unroll", "scan"])
 def test_new_adapters_leave_every_bit_of_the_outputs(execution):
     params = parameters(ALL)
-    assert len(adapted(params)) == 2 * 5
+    assert len(adapted(params)) == 2 * 5 + 1  # and the stem's
     jax.tree.map(np.testing.assert_array_equal, without_adapters(params), parameters())
     for found, plain in zip(
         run(params, LoRAConfig(3, 6.0, 0.0, ALL), execution=execution),

@@ -54,7 +54,10 @@ def test_a_convolution_counts_its_window_and_a_branch_the_dearest():
     convolve = lambda x, k: jax.lax.conv_general_dilated(  # noqa: E731
         x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    assert matmul_flops(jax.make_jaxpr(convolve)(image, kernel)) == 2 * (2 * 4 * 4 * 16) * (3 * 3 * 3)
+    forward = 2 * (2 * 4 * 4 * 16) * (3 * 3 * 3)
+    assert matmul_flops(jax.make_jaxpr(convolve)(image, kernel)) == forward
+    gradients = jax.make_jaxpr(jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1)))(image, kernel)
+    assert matmul_flops(gradients) == 3 * forward  # zeros put between the output's gradients are free
 
     def branches(p, x):
         return jax.lax.cond(p, lambda x: x @ x, lambda x: x, x)

@@ -1,0 +1,67 @@
+"""A linear map computes what flax's own does; bfloat16 products add up in float32, forwards and backwards."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxclip.models.linear import Linear, contract
+
+
+@pytest.fixture(params=[((8,), (3, 2, 4), -1), ((2, 4), (8,), (-2, -1))], ids=["split", "joined"])
+def layers(request):
+    """Returns a function from a dtype to our map and flax's, with the same parameters, and an input for them."""
+    inputs, outputs, axis = request.param
+
+    def make(dtype):
+        ours, flax = (
+            kind(inputs, outputs, axis=axis, dtype=dtype, bias_init=nnx.initializers.normal(1.0), rngs=nnx.Rngs(0))
+            for kind in (Linear, nnx.LinearGeneral)
+        )
+        x = jax.random.normal(jax.random.key(1), (5, 7, *inputs), dtype)
+        return ours, flax, x
+
+    return make
+
+
+def gradients(layer, x):
+    """Returns the gradients of a number made of the layer's outputs in the parameters and the input."""
+    weight = jax.random.normal(jax.random.key(2), layer(x).shape, jnp.float32)
+    return nnx.grad(lambda layer, x: (layer(x) * weight).sum(), argnums=(0, 1))(layer, x)
+
+
+def test_float32_maps_are_those_of_flax(layers):
+    ours, flax, x = layers(jnp.float32)
+    np.testing.assert_allclose(ours(x), flax(x), rtol=1e-6, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), gradients(ours, x), gradients(flax, x))
+
+
+def test_bfloat16_maps_differ_from_float32_ones_by_their_rounding(layers):
+    (half, _, x), (whole, _, _) = layers(jnp.bfloat16), layers(jnp.float32)
+    y, exact = half(x), whole(x.astype(jnp.float32))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=0.02, atol=0.06)
+    found, expected = gradients(half, x), gradients(whole, x.astype(jnp.float32))
+    assert found[1].dtype == jnp.bfloat16
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=0.03, atol=0.03 * np.abs(other).max())
+
+
+def test_on_a_cpu_every_bfloat16_product_is_of_bfloat16_into_float32(layers):
+    layer, _, x = layers(jnp.bfloat16)
+    graph, params = nnx.split(layer)
+    program = jax.jit(lambda params, x: gradients(nnx.merge(graph, params), x)).lower(params, x).as_text()
+    products = re.findall(
+        r"dot_general.* : \(tensor<[^>]*x(\w+)>, tensor<[^>]*x(\w+)>\) -> tensor<[^>]*x(\w+)>", program
+    )
+    assert len(products) >= 3 and set(products) == {("bf16", "bf16", "f32")}
+
+
+def test_a_sum_of_many_small_products_is_not_rounded_on_the_way():
+    ones = jnp.ones((1, 4096), jnp.bfloat16)
+    assert contract(ones, ones.T) == 4096
+    gradient = jax.grad(lambda kernel: contract(ones.reshape(4096, 1), kernel).astype(jnp.float32).sum())(ones[:, :1])
+    assert gradient == 4096
