@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +15,7 @@ from jaxclip.errors import UserError
 from jaxclip.retrieval import ranks as module
 from jaxclip.retrieval import tiles
 from jaxclip.retrieval.many import ranks_of_many
-from jaxclip.retrieval.ranks import both_ways, make_mesh, ranks
+from jaxclip.retrieval.ranks import PRODUCTS, both_ways, make_mesh, ranks
 from jaxclip.retrieval.relevance import Relevance
 
 ONE = jax.make_mesh((1, 1), tiles.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
@@ -135,9 +134,27 @@ def test_bfloat16_moves_ranks_little():
     queries = gallery + 2 * random.normal(size=(1000, 64))
     queries, gallery = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (queries, gallery))
     relevance = Relevance.from_groups(np.arange(1000), np.arange(1000))
-    exact, half = (ranks(queries, gallery, relevance, mesh=ONE, dtype=d).ranks for d in (jnp.float32, jnp.bfloat16))
+    exact, half, three = (ranks(queries, gallery, relevance, mesh=ONE, products=p).ranks for p in PRODUCTS)
     assert 0 < (exact != half).mean() < 0.05
     assert abs(np.mean(exact <= 10) - np.mean(half <= 10)) < 0.005
+    assert (exact != three).mean() < 0.005 and abs(exact - three).max() <= 1
+
+
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_numbers_that_bfloat16_holds_are_ranked_alike_by_all_products(products):
+    queries, gallery, relevance = integers(9, 210, 200, 2)
+    expected, _ = brute_force(queries, gallery, relevance)
+    np.testing.assert_array_equal(ranks(queries, gallery, relevance, products=products, mesh=ONE).ranks, expected)
+
+
+def test_products_that_are_none_and_numbers_that_have_no_parts_are_refused():
+    queries, gallery, relevance = integers(9, 21, 20, 2)
+    with pytest.raises(ValueError, match="'half' is none of float32, bfloat16, bfloat16_3x"):
+        ranks(queries, gallery, relevance, products="half")
+    gallery = gallery.astype(np.float32)
+    gallery[3, 1] = np.inf
+    with pytest.raises(ValueError, match="finite"):
+        ranks(queries, gallery, relevance, products="bfloat16_3x")
 
 
 def test_the_answer_among_equals_comes_last_and_several_answers_by_index():
