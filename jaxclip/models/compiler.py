@@ -13,11 +13,11 @@ Options = dict[str, Option]
 AMD = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """Nothing is handed to YNNPACK."""
 INTEL = {"xla_cpu_prefer_vector_width": 512}
-"""Vectors as wide as AVX-512 has them, not half as wide; where the processor has none it changes nothing."""
+"""Vectors as wide as AVX-512 has them, not half as wide."""
 RANKS = {"xla_cpu_use_fusion_emitters": False}
 """The older emitters, which JAX 0.12 has no more: their code is as fast, and compiling it takes 80 MB less."""
 
-_platform: ContextVar[str] = ContextVar("platform")
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def made_for(platform: str) -> Iterator[None]:
 
 def on_cpu() -> bool:
     """Returns whether what is traced now is for CPUs: what `made_for` says, else JAX's default backend."""
-    return (_platform.get(None) or jax.default_backend()) == "cpu"
+    return (_platform.get() or jax.default_backend()) == "cpu"
 
 
 def towers() -> Options | None:

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from jaxclip.models import compiler
 
@@ -16,12 +16,12 @@ class Linear(nnx.LinearGeneral):
 
     lora: nnx.Module | None = None
 
-    def __call__(self, x: Array, *, rng: Array | None = None) -> Array:
+    def __call__(self, x: Array, *, rng: Key[Array, ""] | None = None) -> Array:
         kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
         x, kernel, bias = self.promote_dtype((x, kernel, bias), dtype=self.dtype)
         y = contract(x, kernel, len(self.in_features))
         if bias is not None:
-            y = _shift(y, bias, bias.ndim) if _widens(y) else y + bias
+            y = _shift(y, bias) if _widens(y) else y + bias
         return y if self.lora is None else y + self.lora(x, rng=rng)
 
 
@@ -58,18 +58,18 @@ def _contract_backward(axes: int, operands: tuple[Array, Array], gradient: Array
 _contract.defvjp(_contract_forward, _contract_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _shift(x: Array, bias: Array, features: int) -> Array:
+@jax.custom_vjp
+def _shift(x: Array, bias: Array) -> Array:
     return x + bias
 
 
-def _shift_forward(x: Array, bias: Array, features: int) -> tuple[Array, None]:
-    return _shift(x, bias, features), None
+def _shift_forward(x: Array, bias: Array) -> tuple[Array, Array]:
+    return _shift(x, bias), bias
 
 
-def _shift_backward(features: int, _: None, gradient: Array) -> tuple[Array, Array]:
+def _shift_backward(bias: Array, gradient: Array) -> tuple[Array, Array]:
     """The bias' gradient is a product too: XLA cuts such sums over rows into windows, which takes longer than it."""
-    rows = list(range(gradient.ndim - features))
+    rows = list(range(gradient.ndim - bias.ndim))
     ones = jnp.ones(gradient.shape[: len(rows)], gradient.dtype)
     return gradient, _rounded(ones, gradient, (rows, rows))
 

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key
 
 from jaxclip.errors import UserError
-from jaxclip.models.linear import Linear
+from jaxclip.models.linear import Linear, contract
 from jaxclip.models.transformer import dropout
 
 NAME = "lora"
@@ -60,8 +60,8 @@ class LoRA(nnx.Module):
     def __call__(self, x: Float[Array, "..."], *, rng: Key[Array, ""] | None = None) -> Float[Array, "..."]:
         if self.config.dropout:
             x = dropout(x, self.config.dropout, rng)
-        low = jnp.tensordot(x, self.a[...].astype(x.dtype), axes=self.input_axes)  # (..., R)
-        return jnp.tensordot(low, self.b[...].astype(x.dtype), axes=1) * jnp.asarray(self.config.scale, x.dtype)
+        low = contract(x, self.a[...].astype(x.dtype), self.input_axes)  # (..., R)
+        return contract(low, self.b[...].astype(x.dtype)) * jnp.asarray(self.config.scale, x.dtype)
 
 
 def adapt(model: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> None:

@@ -15,9 +15,9 @@ from jaxclip.retrieval import tiles
 from jaxclip.retrieval.relevance import Relevance
 
 TILE = 2048
-PRODUCTS = {"float32": None, "bfloat16": ((0,), (0,)), "bfloat16_3x": ((0, 0, 1), (0, 1, 0))}
-"""How scores are multiplied out -> None, or which bfloat16 part of a query meets which of an item: a float32 number is
-nearly the sum of two, the nearest (0) and that of what it leaves (1)."""
+PRODUCTS = {"float32": (None, None), "bfloat16": ((0,), (0,)), "bfloat16_3x": ((0, 0, 1), (0, 1, 0))}
+"""How scores are multiplied out -> which bfloat16 parts of a query meet which of an item, None for float32 itself: a
+number is nearly the sum of two, the nearest (0) and that of what it leaves (1)."""
 _GUESS = 256  # side of the small tiles that the relevant scores are first taken from
 
 
@@ -116,9 +116,7 @@ class _Side:
         for first in range(0, len(chosen), TILE):  # in turns: the temporary copy stays small
             some = self.embeddings[chosen[first : first + TILE]]
             if self.parts is not None:
-                nearest = some.astype(jnp.bfloat16)
-                both = nearest, (some - nearest.astype(np.float32)).astype(jnp.bfloat16)
-                some = np.concatenate([both[part] for part in self.parts], axis=1)
+                some = _halves(some, self.parts)
             lines[first : first + len(some)] = some
         return lines
 
@@ -168,7 +166,7 @@ def _search(
             (queries, gallery),
             _orders(relevance, reverse, len(gallery)),
             mesh.devices.shape,
-            PRODUCTS[products] or (None, None),
+            PRODUCTS[products],
             strict=True,
         )
     ]
@@ -278,6 +276,14 @@ class _Sweep:
 
     def _host(self, array: np.ndarray, spec: P) -> jax.Array:
         return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), array.__getitem__)
+
+
+def _halves(lines: np.ndarray, parts: tuple[int, ...]) -> np.ndarray:
+    """Returns (n, parts * D) bfloat16, the parts of float32 lines (see PRODUCTS) behind each other."""
+    found = [lines.astype(jnp.bfloat16)]
+    if 1 in parts:
+        found.append((lines - found[0].astype(np.float32)).astype(jnp.bfloat16))
+    return np.concatenate([found[part] for part in parts], axis=1)
 
 
 def _up(number: int, multiple: int) -> int:
