@@ -161,7 +161,7 @@ def test_the_pipeline_is_measured_beside_others(run, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row["implementation"]: row for row in json.loads(path.read_text())["rows"]}
     installed = {name for name, needs in pipelines.PEERS.items() if all(map(importlib.util.find_spec, needs))}
-    assert rows.keys() == {"jaxclip", "Pillow in threads"} | installed
+    assert rows.keys() == {"jaxclip", "jaxclip, resize_on=device", "Pillow in threads"} | installed
     assert all(row["per_second"] == pytest.approx(128 / row["seconds"]) for row in rows.values())
 
 

@@ -181,6 +181,16 @@ def test_a_number_that_is_none_is_refused(value):
         ),
         ({**RUN, "data": {"test": 0.0}}, "data.test = 0.0 must be a number of products"),
         ({**RUN, "data": {"image_size": 72}}, "data.image_size = 72 is no multiple of the patch .* nearest is 64"),
+        (
+            {**RUN, "model": {"patch": 128}},
+            "data.image_size = 64 is no multiple of model.patch, 128; the nearest is 128",
+        ),
+        (
+            {**RUN, "model": {"patch": 10}, "data": {"image_size": 60}},
+            "model.patch = 10 must be a power of two: the stem of this preset",
+        ),
+        ({**RUN, "model": {"init_from": "W", "patch": 8}}, "model.patch comes from model.init_from: leave it out"),
+        ({**RUN, "data": {"resize_on": "gpu"}}, "data.resize_on = 'gpu' is none of auto, host, device"),
         ({**RUN, "data": {"caption_template": "{season}"}}, "data.caption_template: .* lacks {name}"),
         ({**RUN, "augmentation": {"crop_area": (0.9, 0.5)}}, r"augmentation.crop_area = \(0.9, 0.5\) must be an"),
         ({**RUN, "augmentation": {"crop_area": (0.5, 1.5)}}, "augmentation.crop_area"),

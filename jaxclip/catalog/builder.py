@@ -155,6 +155,7 @@ def _prepare(source: Source, prepared: Path, execution: Execution) -> None:
             "source": source.settings(),
             "products": len(products),
             "groups": len(set(names)),
+            "largest_side": max(map(max, found.sizes)),
             "splits": {split: len(rows) for split, rows in splits.items()},
             "dropped": _count(found.oddities, dropped=True),
             "mended": _count(found.oddities, dropped=False),

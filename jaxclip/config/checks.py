@@ -21,6 +21,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "data.split": ("train", "test", "all"),
     "data.picture": ("", "whole", "crop"),
     "data.resize": ("squash", "crop"),
+    "data.resize_on": ("auto", "host", "device"),
     "model.preset": tuple(PRESETS),
     "model.dtype": ("float32", "bfloat16"),
     "model.execution": EXECUTIONS,
@@ -42,7 +43,7 @@ AT_LEAST: dict[str, float] = {
     "incorrect_pairs.clusters": 2, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0, "optimizer.clip_norm": 0, "checkpoint.every": 1,
     "checkpoint.keep": 1, "evaluation.every": 0, "evaluation.batch_size": 1, "loss.temperature": 0.01,
-    "lora.rank": 1,
+    "lora.rank": 1, "model.patch": 0,
     "rerank.candidates": 2, "rerank.wordings": 1, "rerank.hidden": 1, "rerank.matching": 1, "rerank.seeds": 1,
     "rerank.layers": 1, "rerank.heads": 1, "rerank.sampled": 0, "rerank.segments": 1,
     "loss.tile": 1, "loss.microbatch": 0, "loss.queue": 0, "loss.alpha": 0, "loss.beta": 0, "loss.info_nce": 0,
@@ -56,7 +57,7 @@ NO_DETECTOR = "none"
 RERANK_FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture", "attributes", "caption_attributes")
 OF_CHECKPOINT_UNLESS_SET = ("data.image_size", "data.context_length")
 OF_CHECKPOINT = (
-    "model.preset", "data.resize", "data.mean", "data.std", "data.lowercase", "data.vocab_size",
+    "model.preset", "model.patch", "data.resize", "data.mean", "data.std", "data.lowercase", "data.vocab_size",
 )  # fmt: skip
 """What model.init_from brings and nothing else may set."""
 IMPLIED: dict[tuple[str, Any], dict[str, Any]] = {("optimizer.name", "adam"): {"optimizer.weight_decay": 0.0}}
@@ -112,14 +113,8 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
             if getattr(getattr(config, section), field) != getattr(getattr(defaults, section), field):
                 problems.append(f"{name} comes from model.init_from: leave it out")
     problems += _of_evaluation(config)
-    preset = PRESETS.get(config.model.preset)
-    own_towers = config.task != "rerank" and not config.model.init_from
-    if preset and own_towers and (config.data.image_size or IMAGE_SIZE) % preset.patch:
-        size, patch = config.data.image_size or IMAGE_SIZE, preset.patch
-        problems.append(
-            f"data.image_size = {size} is no multiple of the patch of model.preset = {config.model.preset!r}, {patch}; "
-            f"the nearest is {max(1, round(size / patch)) * patch}"
-        )
+    if config.task != "rerank" and not config.model.init_from:
+        problems += _of_patches(config)
     problems += [f"data.caption_template: {p}" for p in captions.check(config.data.caption_template)]
     for name in ("crop_area", "crop_aspect"):
         low, high = getattr(config.augmentation, name)
@@ -131,6 +126,20 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
     if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
         problems.append(f"mesh = {sizes} (data, fsdp, tensor): each is >= 1, and at most one is -1 for what is left")
     return problems + _of_loss(config)
+
+
+def _of_patches(config: Config) -> list[str]:
+    preset, size, problems = PRESETS.get(config.model.preset), config.data.image_size or IMAGE_SIZE, []
+    patch = config.model.patch or (preset.patch if preset else 1)
+    owner = "model.patch" if config.model.patch else f"the patch of model.preset = {config.model.preset!r}"
+    if patch > 0 and size % patch:
+        problems.append(
+            f"data.image_size = {size} is no multiple of {owner}, {patch}; "
+            f"the nearest is {max(1, round(size / patch)) * patch}"
+        )
+    if preset and preset.stem != "patch" and patch & (patch - 1):
+        problems.append(f"model.patch = {patch} must be a power of two: the stem of this preset halves pictures")
+    return problems
 
 
 def _of_optimizer(config: Config) -> list[str]:

@@ -38,6 +38,9 @@ class Data:
     picture: str = ""
     image_size: int = 0  # side of the towers' square pictures, pixels; 0 = that of model.init_from, else 64
     resize: str = "squash"  # squash: to a square, whatever the shape; crop: shorter side, then the centre (CLIP)
+    # Where training scales pictures: on the host, by Pillow; on the device, ahead of the step, so that the host decodes
+    # alone; auto: on GPUs and TPUs
+    resize_on: str = "auto"
     mean: RGB = CLIP_MEAN  # of the pixels, per channel, in [0, 1]
     std: RGB = CLIP_STD
     caption_template: str = captions.DEFAULT_TEMPLATE
@@ -85,6 +88,7 @@ class Model:
     """The towers."""
 
     preset: str = "laptop"  # a key of jaxclip.models.presets.PRESETS
+    patch: int = 0  # side of a patch, pixels: shorter ones see more, at a price; 0 = the preset's
     # Checkpoint to begin from: a folder or a name on the Hugging Face hub (NAME@REVISION) in the layout of transformers
     # or open_clip, or a workdir. Towers, tokenizer and preprocessing are then its own.
     init_from: str = ""

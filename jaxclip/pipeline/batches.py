@@ -63,6 +63,7 @@ def training_batches(
     last_step: int,
     rows: np.ndarray | None = None,
     workers: int = 0,
+    canvas: int = 0,
 ) -> Iterator[Batch]:
     """Yields `rows` (None = all) of the batches of steps first_step to last_step - 1; no other records are read.
 
@@ -70,9 +71,11 @@ def training_batches(
     split is another permutation (`index_shuffle`, a cipher: nothing is shuffled in memory). Its augmentation is drawn
     from the seed and that position alone.
 
-    Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32. With `partners` it also has the
-    partner's incorrect_text (b, T) int32, augmented by draws of its own, similarity (b,) float32, and has_incorrect
-    (b,) bool, False where there is no partner: the text is then the record's own and the similarity 1.
+    Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32. With a `canvas` pictures are left
+    for the device to scale: S is then the canvas' side, and extent (b, 2) int32 tells how much of it each picture takes
+    (`images.augment`). With `partners` it also has the partner's incorrect_text (b, T) int32, augmented by draws of its
+    own, similarity (b,) float32, and has_incorrect (b,) bool, False where there is no partner: the text is then the
+    record's own and the similarity 1.
 
     Raises:
       UserError: the partners are not those of these records, or the towers see crops and these have none.
@@ -94,12 +97,7 @@ def training_batches(
         return tf.ensure_shape(tf.numpy_function(records.read, [numbers], tf.string, stateful=False), [local])
 
     def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        epochs = tf.cast(positions // total, tf.int32)
-        seeds = tf.stack([tf.fill([local], seed), epochs, tf.zeros_like(epochs)], axis=1)  # (b, 3)
-        # The op itself: its public wrapper, tf.random.experimental.index_shuffle, takes no seed per index.
-        numbers = tf.raw_ops.RandomIndexShuffle(
-            index=positions % total, seed=seeds, max_index=tf.constant(total - 1, tf.int64), rounds=4
-        )
+        numbers = _shuffled(positions, total, seed)
         if partners is None:
             return positions, load(numbers)
         partner = tf.gather(tf.constant(partners.partner, tf.int64), numbers)
@@ -108,27 +106,26 @@ def training_batches(
         others = load(tf.where(present, partner, numbers))
         return positions, load(numbers), others, tf.where(present, similarity, 1.0), present
 
-    def wording(record: dict[str, tf.Tensor], draw: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Returns one of a record's captions, its attributes and what their augmentation is drawn from."""
-        captions = record["captions"]
-        chosen = tf.random.stateless_uniform([], draw, 0, tf.shape(captions)[0], tf.int32)
-        return captions[chosen], record["attributes"], tf.random.stateless_uniform([text.MAX_DRAWS], draw + 1)
-
     def example(position: tf.Tensor, serialized: tf.Tensor, *incorrect: tf.Tensor) -> dict[str, tf.Tensor]:
         record = records.parse(serialized)
         draw = tf.stack([tf.constant(seed, tf.int64), 4 * position])
-        picture = _part(record, crop=crop)
-        fields = {
-            "image": images.augment(
-                picture, preprocess.image_size, preprocess.resize, image_augmentation, draw, preprocess.filter
-            ),
-            "text": wording(record, draw + 2),
-            "group": tf.cast(record["group"], tf.int32),
-        }
+        picture, extent = images.augment(
+            record["image"],
+            preprocess.image_size,
+            preprocess.resize,
+            image_augmentation,
+            draw,
+            preprocess.filter,
+            part=record["crops"][0] if crop else None,
+            canvas=canvas,
+        )
+        fields = {"image": picture, "text": _wording(record, draw + 2), "group": tf.cast(record["group"], tf.int32)}
+        if canvas:
+            fields |= {"extent": extent}
         if incorrect:
             other, similarity, present = incorrect
             of_its_own = tf.stack([tf.constant(seed, tf.int64), -4 * (position + 1)])
-            fields |= {"incorrect_text": wording(records.parse(other), of_its_own)}
+            fields |= {"incorrect_text": _wording(records.parse(other), of_its_own)}
             fields |= {"similarity": similarity, "has_incorrect": present}
         return fields
 
@@ -149,6 +146,23 @@ def training_batches(
     dataset = _map(_map(dataset, read, parallel=2).unbatch(), example, parallel=parallel)
     dataset = _map(dataset.batch(local, drop_remainder=True), tokenize, parallel=2)
     return dataset.prefetch(2).as_numpy_iterator()
+
+
+def _shuffled(positions: tf.Tensor, total: int, seed: int) -> tf.Tensor:
+    """Returns the numbers of the records at these positions (b,) of the endless stream."""
+    epochs = tf.cast(positions // total, tf.int32)
+    seeds = tf.stack([tf.fill(tf.shape(epochs), seed), epochs, tf.zeros_like(epochs)], axis=1)  # (b, 3)
+    # The op itself: its public wrapper, tf.random.experimental.index_shuffle, takes no seed per index.
+    return tf.raw_ops.RandomIndexShuffle(
+        index=positions % total, seed=seeds, max_index=tf.constant(total - 1, tf.int64), rounds=4
+    )
+
+
+def _wording(record: dict[str, tf.Tensor], draw: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Returns one of a record's captions, its attributes and what their augmentation is drawn from."""
+    captions = record["captions"]
+    chosen = tf.random.stateless_uniform([], draw, 0, tf.shape(captions)[0], tf.int32)
+    return captions[chosen], record["attributes"], tf.random.stateless_uniform([text.MAX_DRAWS], draw + 1)
 
 
 def image_batches(

@@ -25,6 +25,7 @@ class Records:
 
     Attributes:
       features: of a record, as TFDS describes them.
+      largest_side: of all pictures in the dataset, pixels; 0 where its preparation did not note it.
       numbers: (N,) the number in the split of each record; not 0..N-1 only where `take` left some out.
     """
 
@@ -37,7 +38,7 @@ class Records:
                 f"{prepared} has no split {split!r}, only {', '.join(present)}: "
                 "it was prepared as a whole; set --config.data.split=all"
             )
-        self.features = info.features
+        self.features, self.largest_side = info.features, builder.about(prepared).get("largest_side", 0)
         paths = [path for name in names for path in info.splits[name].filepaths]
         lengths = [length for name in names for length in info.splits[name].shard_lengths]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])

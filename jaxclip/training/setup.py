@@ -150,8 +150,9 @@ def make_tokenizer(config: "Config", preprocess: Preprocess, train: Records) -> 
 
 def preset_shape(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedTokenizerBase) -> CLIPConfig:
     """Returns the towers of config.model.preset for these pictures and captions."""
+    preset = PRESETS[config.model.preset]
     return clip_config(
-        PRESETS[config.model.preset],
+        replace(preset, patch=config.model.patch or preset.patch),
         image_size=preprocess.image_size,
         vocab_size=-(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
         context_length=preprocess.context_length,
@@ -252,7 +253,14 @@ def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtype
 
 
 def device_batches(
-    config: "Config", towers: Towers, train: Records, partners: Partners | None = None, *, first: int, last: int
+    config: "Config",
+    towers: Towers,
+    train: Records,
+    partners: Partners | None = None,
+    *,
+    first: int,
+    last: int,
+    canvas: int = 0,
 ) -> tuple[Any, Callable]:
     """Returns the batches of steps first to last - 1 on the host, and the function that places one on the devices."""
     given, sharding = config.augmentation, meshes.batch_sharding(towers.mesh)
@@ -269,6 +277,7 @@ def device_batches(
         last_step=last,
         rows=meshes.process_rows(sharding, config.batch_size),
         workers=config.data.workers,
+        canvas=canvas,
     )
 
     def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -11,7 +11,7 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline.batches import Partners
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import tables
-from jaxclip.training import distributed, evaluation, loop, setup
+from jaxclip.training import distributed, evaluation, loop, scaling, setup
 from jaxclip.training import mesh as meshes
 from jaxclip.training.base import completed, initial_params
 from jaxclip.training.checkpoint import BASE, BEST_BY, Checkpoints
@@ -200,7 +200,9 @@ def _train(config, workdir, towers, data, state, kept, evaluator, profiled, say)
         + (f", or taking it from {compiled_in}" if compiled_in else "")
     )
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
-    batches, place = setup.device_batches(config, towers, records, partners, first=first, last=steps)
+    canvas = scaling.canvas_of(config.data.resize_on, towers.preprocess.image_size, records.largest_side)
+    scale = scaling.make_scaling(towers.preprocess, towers.mesh, canvas)
+    batches, place = setup.device_batches(config, towers, records, partners, first=first, last=steps, canvas=canvas)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         return {
@@ -214,7 +216,7 @@ def _train(config, workdir, towers, data, state, kept, evaluator, profiled, say)
         config,
         workdir,
         state,
-        compiled,
+        lambda state, batch: compiled(state, scale(batch)),
         batches,
         place,
         steps=steps,

@@ -8,6 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from jaxclip.features import crop
+from jaxclip.models.resampling import scale
 from jaxclip.pipeline import images
 from jaxclip.pipeline.batches import image_batches
 from jaxclip.pipeline.images import ImageAugmentation, augment, decode, resize
@@ -66,7 +67,9 @@ def test_a_picture_of_any_shape_becomes_a_square(shape, policy):
     picture = np.full((*shape, 3), 77, np.uint8)
     np.testing.assert_array_equal(resize(tf.constant(picture), 32, policy), np.full((32, 32, 3), 77))
     settings = ImageAugmentation((0.1, 1.0), (0.5, 2.0), True)
-    cropped = augment(tf.constant(picture), 32, policy, settings, tf.constant([3, 4]))
+    cropped, _ = augment(
+        tf.constant(encoded(Image.fromarray(picture), "PNG")), 32, policy, settings, tf.constant([3, 4])
+    )
     np.testing.assert_array_equal(cropped, np.full((32, 32, 3), 77))
 
 
@@ -75,7 +78,8 @@ def views(augmentation, policy="squash", count=40):
     rows, columns = np.meshgrid(np.arange(96), np.arange(64), indexing="ij")
     picture = np.stack([columns * 255 / 63, rows * 255 / 95, rows * 0], axis=-1).astype(np.uint8)
     seeds = [tf.constant([0, 4 * position]) for position in range(count)]
-    return [augment(tf.constant(picture), 32, policy, augmentation, seed).numpy().astype(int) for seed in seeds]
+    data = tf.constant(encoded(Image.fromarray(picture), "PNG"))
+    return [augment(data, 32, policy, augmentation, seed)[0].numpy().astype(int) for seed in seeds]
 
 
 def test_augmentation_is_a_pure_function_of_its_seed():
@@ -105,8 +109,8 @@ def test_half_of_the_pictures_are_mirrored_and_none_without_being_asked():
 
 def test_no_augmentation_is_the_evaluations_resize():
     none = ImageAugmentation((1.0, 1.0), (1.0, 1.0), False)
-    picture, seed = tf.constant(np.asarray(SMOOTH)), tf.constant([1, 2])
-    np.testing.assert_array_equal(augment(picture, 32, "squash", none, seed), resize(picture, 32, "squash"))
+    data, seed = tf.constant(encoded(SMOOTH, "PNG")), tf.constant([1, 2])
+    np.testing.assert_array_equal(augment(data, 32, "squash", none, seed)[0], resize(decode(data), 32, "squash"))
 
 
 @pytest.mark.parametrize(
@@ -117,3 +121,56 @@ def test_a_crop_is_the_part_of_the_picture_that_its_box_touches(box):
     np.testing.assert_array_equal(
         images.cut(tf.constant(picture), tf.constant(box, tf.float32)), crop.cut(picture, box)
     )
+
+
+PHOTO = Image.fromarray(np.random.default_rng(1).integers(60, 200, (90, 60, 3), dtype=np.uint8)).resize(
+    (600, 900), Image.Resampling.BICUBIC
+)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("part", [None, (0.25, 0.1, 0.7, 0.9)])
+@pytest.mark.parametrize("policy", ["squash", "crop"])
+@pytest.mark.parametrize("area", [(0.3, 0.9), (1.0, 1.0)])
+def test_what_is_left_to_the_device_to_scale_becomes_what_the_host_scales(form, part, policy, area):
+    size, canvas = 48, 96
+    settings = ImageAugmentation(area, (0.8, 1.25) if area != (1.0, 1.0) else (1.0, 1.0), True)
+    small = PHOTO.resize((61, 90))
+    part = None if part is None else tf.constant(part)
+    for image in (small, PHOTO):  # one that the canvas holds, one that it does not
+        data = tf.constant(encoded(image, form))
+        for number in range(4):
+            seed = tf.constant([1, number])
+            expected, whole = augment(data, size, policy, settings, seed, part=part)
+            left, extent = augment(data, size, policy, settings, seed, part=part, canvas=canvas)
+            assert whole.numpy().tolist() == [size, size] and left.shape == (canvas, canvas, 3)
+            height, width = extent.numpy()
+            assert not left.numpy()[height:].any() and not left.numpy()[:, width:].any()
+            found = scale(left[None].numpy(), extent[None].numpy(), size, "bicubic")[0]
+            assert np.abs(np.asarray(found, int) - expected.numpy()).max() <= 2
+    scaled_here = area == (1.0, 1.0) and policy == "crop"
+    assert (extent.numpy().tolist() == [size, size]) == (image.width > 2 * canvas or scaled_here)
+
+
+@pytest.mark.parametrize(("times", "reduced"), [(1.5, 1), (2.5, 2), (5, 2), (9, 4), (17, 8)])
+def test_large_jpegs_are_reduced_while_they_are_decoded(monkeypatch, times, reduced):
+    decoded = []
+    monkeypatch.setattr(
+        images, "decode", lambda data, reduction=1: decoded.append(reduction) or decode(data, reduction)
+    )
+    size = int(600 / times)
+    settings = ImageAugmentation((0.999, 1.0), (1.0, 1.0), False)
+    data = tf.constant(encoded(PHOTO, "JPEG", quality=95))
+    found, _ = augment(data, size, "squash", settings, tf.constant([0, 0]))
+    assert decoded == [reduced]
+    difference = np.abs(found.numpy().astype(int) - np.asarray(PHOTO.resize((size, size), Image.Resampling.BICUBIC)))
+    assert difference.mean() < 3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [encoded(SMOOTH, "JPEG"), encoded(SMOOTH.convert("L"), "JPEG", progressive=True), encoded(SMOOTH, "PNG")],
+    ids=["jpeg", "jpeg gray progressive", "png"],
+)
+def test_the_shape_of_a_picture_is_read_from_its_header(data):
+    assert images.shape_of(tf.constant(data[:4000])).numpy().tolist() == [151, 113]

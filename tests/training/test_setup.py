@@ -53,3 +53,10 @@ def test_the_bias_starts_where_the_configuration_says(tokenizer):
     towers = towers_of(given, tokenizer)
     state = initial_state(towers.config, towers.optimizer, towers.abstract, seed=0)
     assert float(state.params["logit_bias"]) == -4.0
+
+
+def test_a_patch_of_its_own_makes_other_tokens_of_the_same_preset(tokenizer):
+    given = config.build({**SMALL, "model": {"preset": "tiny", "patch": 8}})
+    towers = towers_of(given, tokenizer)
+    assert towers.config.image.patch == 8 and towers.abstract.params["image"]["positions"].shape == (16, 128)
+    assert towers_of(config.build(SMALL), tokenizer).abstract.params["image"]["positions"].shape == (4, 128)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ FLAGS = {
     "batches": (20, "of 64 pairs, timed"),
     "repeats": (3, REPEATS),
 }
-OURS = "jaxclip"
+OURS, ON_DEVICE = "jaxclip", "jaxclip, resize_on=device"
 PEERS = {"Pillow in threads": (), "webdataset": ("webdataset", "torch"), "grain": ("grain",)}
 """Implementation -> the packages that it takes."""
 PRODUCTS, BATCH, WORDS = 512, 64, 32
@@ -40,15 +41,18 @@ def measure(*, size: int, source: int, batches: int, repeats: int = 3) -> list[d
     """Returns a row for each implementation: "seconds" of `batches` batches of 64, "per_second" pictures, "time_ratio".
 
     All decode JPEGs of `source` x `source` pixels, cut a random part, scale it to `size` x `size` with an antialiased
-    bicubic filter, and encode the caption with one tokenizer, on all cores. Each has a process of its own, they run in
-    turns, and the first of `batches` + 1 batches is not timed. Those not installed are left out.
+    bicubic filter, and encode the caption with one tokenizer, on all cores; ON_DEVICE leaves scaling to a GPU or TPU.
+    Each has a process of its own, they run in turns, and the first of `batches` + 1 batches is not timed. Those not
+    installed are left out.
     """
     with tempfile.TemporaryDirectory(prefix="jaxclip_input_") as name, ExitStack() as stack:
         folder = Path(name)
         _catalogue(folder, source)
         names = [peer for peer, needs in PEERS.items() if all(map(importlib.util.find_spec, needs))]
         given = (folder, size, batches)
-        workers = [stack.enter_context(Worker(name, f"{__name__}:calls", name, *given)) for name in (OURS, *names)]
+        workers = [
+            stack.enter_context(Worker(name, f"{__name__}:calls", name, *given)) for name in (OURS, ON_DEVICE, *names)
+        ]
         for worker in workers:
             worker.run("batches")
         seconds: dict[str, list[float]] = {}
@@ -75,28 +79,32 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     first = rows[0]
     lines = [
         f"JPEGs of {first['source']} pixels to {first['size']}, with captions, {first['cores']} cores",
-        f"{'':20}{'pairs/s':>9}{'ratio':>7}",
+        f"{'':28}{'pairs/s':>9}{'ratio':>7}",
     ]
-    return "\n".join(lines + [f"{r['implementation']:20}{r['per_second']:9,.0f}{r['time_ratio']:7.2f}" for r in rows])
+    return "\n".join(lines + [f"{r['implementation']:28}{r['per_second']:9,.0f}{r['time_ratio']:7.2f}" for r in rows])
 
 
 def calls(name: str, folder: Path, size: int, batches: int) -> dict[str, Callable[[], float]]:
     """Returns the one call of an implementation: the seconds in which it gives so many batches, after a first one."""
-    make = {OURS: ours, "Pillow in threads": threads, "webdataset": webdataset, "grain": grain}[name]
-    start = make(folder, size, batches + 1)
+    own = {OURS: ours, ON_DEVICE: partial(ours, resize_on="device")}
+    peers = {"Pillow in threads": threads, "webdataset": webdataset, "grain": grain}
+    start = (own | peers)[name](folder, size, batches + 1)
 
     def take() -> float:
         stream = start()
         next(stream)
         begun = time.perf_counter()
         for batch in islice(stream, batches):
-            assert batch["image"].shape == (BATCH, size, size, 3) and batch["text"].shape == (BATCH, WORDS)
+            assert len(batch["image"]) == BATCH and batch["text"].shape == (BATCH, WORDS)
+            assert batch["image"].shape[1:] == (size, size, 3) or "extent" in batch
         return time.perf_counter() - begun
 
     return {"batches": take}
 
 
-def ours(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+def ours(
+    folder: Path, size: int, batches: int, resize_on: str = "host"
+) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
     """Returns what starts `pipeline.batches.training_batches` over the prepared catalogue, as `train` does."""
     from jaxclip.catalog import library
     from jaxclip.catalog.builder import Source
@@ -104,14 +112,17 @@ def ours(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[st
     from jaxclip.pipeline.images import ImageAugmentation
     from jaxclip.pipeline.preprocess import Preprocess
     from jaxclip.pipeline.records import Records
+    from jaxclip.training import scaling
 
     source = Source("fashion_product_images", folder / "raw", 0, 0, {}, None)
     say = {"progress": lambda items, **_: items, "say": lambda line: None}
     records = Records(library.find_or_prepare(source, str(folder / "prepared"), drawn=(0, 0), **say), "all")
     preprocess = Preprocess(size, "squash", (0.5,) * 3, (0.5,) * 3, "{name}", True, WORDS)
     augmentation = ImageAugmentation(AREA, (0.8, 1.25), False), text.TextAugmentation(1.0, 1.0, False)
-    tokenizer, steps = _tokenizer(folder), {"first_step": 0, "last_step": batches}
-    return lambda: training_batches(records, tokenizer, preprocess, *augmentation, batch_size=BATCH, seed=0, **steps)
+    canvas = scaling.canvas_of(resize_on, size, records.largest_side)
+    given = {"batch_size": BATCH, "seed": 0, "first_step": 0, "last_step": batches, "canvas": canvas}
+    tokenizer = _tokenizer(folder)
+    return lambda: training_batches(records, tokenizer, preprocess, *augmentation, **given)
 
 
 def threads(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
