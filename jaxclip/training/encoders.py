@@ -21,7 +21,7 @@ from jaxclip.retrieval.store import EmbeddingStore, content_key
 from jaxclip.training import mesh as meshes
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import Params, checksum, replicated
+from jaxclip.training.state import Params, checksum, narrowed, replicated
 
 STORES = "embeddings"
 
@@ -163,6 +163,8 @@ class Encoders:
         store: EmbeddingStore | None,
         keys: Callable[[], Sequence[bytes]],
     ) -> np.ndarray:
+        params = narrowed(params, self.towers.config.image.transformer.dtype)
+
         def encode(batch: np.ndarray) -> jax.Array:
             return encoder(params, meshes.place_rows(self._sharding, self.batch_size, batch))
 

@@ -1,5 +1,6 @@
 """The training state: what a checkpoint holds and a step turns into the next."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -83,6 +84,20 @@ def _at_start(params: Params, optimizer: optax.GradientTransformation, trainable
 def overlaid(some: Params, params: Params) -> Params:
     """Returns the parameters with those that `some` has in their place."""
     return unflatten_dict({**flatten_dict(params), **flatten_dict(some)})
+
+
+def narrowed(params: Params, dtype: str) -> Params:
+    """Returns parameters whose kernels are in `dtype`, to which linear maps and convolutions round them at each use.
+
+    Whoever uses the same parameters for many batches spares each of them that.
+    """
+    return params if dtype == "float32" else _narrowed(params, dtype)
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _narrowed(params: Params, dtype: str) -> Params:
+    flat = flatten_dict(params)
+    return unflatten_dict({path: leaf.astype(dtype) if path[-1] == "kernel" else leaf for path, leaf in flat.items()})
 
 
 def checksum(tree: Any) -> jax.Array:

@@ -19,7 +19,7 @@ from jaxclip.training.benchmarks.workers import Worker
 from jaxclip.training.flops import matmul_flops
 from jaxclip.training.loop import compile_step
 from jaxclip.training.planning import Vocabulary
-from jaxclip.training.state import initial_state
+from jaxclip.training.state import initial_state, narrowed
 from jaxclip.training.train import train_step
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def ours(config: "Config") -> dict[str, Callable[[], Any]]:
     state = initial_state(towers.config, towers.optimizer, towers.abstract, towers.trainable, seed=config.seed)
     batch = {name: jax.device_put(rows, shapes[name].sharding) for name, rows in _batch(config, towers.config).items()}
     options = compiler.towers()
+    narrow = narrowed(state.params, config.model.dtype)
     encode_image, encode_text = (jax.jit(encode, compiler_options=options) for encode in _encoders(towers))
     dtype = jnp.dtype(config.model.dtype)
     square = jnp.ones((MATRIX, MATRIX), dtype)
@@ -130,8 +131,8 @@ def ours(config: "Config") -> dict[str, Callable[[], Any]]:
 
     return {
         "about": lambda: (towers.config, _flops(config, towers), known.peak if known else None),
-        "images": lambda: np.asarray(encode_image(state.params, batch["image"])).sum(),
-        "texts": lambda: np.asarray(encode_text(state.params, batch["text"])).sum(),
+        "images": lambda: np.asarray(encode_image(narrow, batch["image"])).sum(),
+        "texts": lambda: np.asarray(encode_text(narrow, batch["text"])).sum(),
         "train step": train,
         "product": lambda: float(product(square, square).block_until_ready()[0, 0]),
         "memory": lambda: (device.memory_stats() or {}).get("peak_bytes_in_use"),
