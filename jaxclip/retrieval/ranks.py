@@ -305,10 +305,12 @@ def _numbered(cells: np.ndarray) -> np.ndarray:
 
 
 def _best(values, items, order, k):
-    """Returns the k best (lines, k) of each line and their slots, from lists in any order, by slot of the line."""
+    """Returns the k best (lines, k) of each line and their slots, from one or several sorted lists, by slot."""
     lines = np.empty(len(order), np.int64)
     lines[order] = np.arange(len(order))
     values, items = values[lines], items[lines]
+    if values.shape[1] == k:
+        return values, items
     by_item = np.argsort(items, axis=1, kind="stable")
     values, items = np.take_along_axis(values, by_item, axis=1), np.take_along_axis(items, by_item, axis=1)
     by_value = np.argsort(-values, axis=1, kind="stable")[:, :k]

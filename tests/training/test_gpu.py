@@ -50,3 +50,27 @@ def test_the_largest_batch_that_fits_a_gpu_trains_beside_open_clip(tmp_path, pre
     assert 0 < rows["jaxclip"]["mfu"] < 1 and rows["jaxclip"]["memory"] > 2**30
     peers = [name for name, needs in train_step.PEERS.items() if all(map(importlib.util.find_spec, needs))]
     assert rows.keys() == {"jaxclip", *peers}
+
+
+SCALE = """
+import time, jax, numpy as np
+from functools import partial
+from jaxclip.models import resampling
+random = np.random.default_rng(0)
+given = random.integers(0, 256, (256, 448, 448, 3), np.uint8), random.integers(200, 449, (256, 2), np.int32)
+scale = jax.jit(partial(resampling.scale, size=224, filter="bicubic"))
+on_gpu, on_cpu = jax.device_put(given, jax.devices("gpu")[0]), jax.device_put(given, jax.devices("cpu")[0])
+found, expected = np.asarray(scale(*on_gpu), int), np.asarray(scale(*on_cpu), int)
+begun = time.perf_counter()
+jax.block_until_ready([scale(*on_gpu) for _ in range(10)])
+print(f"{2560 / (time.perf_counter() - begun):,.0f} pictures/s")
+assert abs(found - expected).max() <= 1, abs(found - expected).max()
+"""
+
+
+def test_a_gpu_scales_pictures_as_a_cpu_does():
+    if backend() != "gpu":
+        pytest.skip("there is no GPU that JAX can use")
+    done = subprocess.run([sys.executable, "-c", SCALE], env=ON_GPU, capture_output=True, text=True)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
