@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "mesh.",
     "data.path",
     "data.prepared",
+    "data.resize_on",
     "data.workers",
     "first_stage",
 )

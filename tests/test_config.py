@@ -187,7 +187,7 @@ def test_a_number_that_is_none_is_refused(value):
         ),
         (
             {**RUN, "model": {"patch": 10}, "data": {"image_size": 60}},
-            "model.patch = 10 must be a power of two: the stem of this preset",
+            "model.patch = 10 must be a power of two: the stem of",
         ),
         ({**RUN, "model": {"init_from": "W", "patch": 8}}, "model.patch comes from model.init_from: leave it out"),
         ({**RUN, "data": {"resize_on": "gpu"}}, "data.resize_on = 'gpu' is none of auto, host, device"),

@@ -138,7 +138,10 @@ def _of_patches(config: Config) -> list[str]:
             f"the nearest is {max(1, round(size / patch)) * patch}"
         )
     if preset and preset.stem != "patch" and patch & (patch - 1):
-        problems.append(f"model.patch = {patch} must be a power of two: the stem of this preset halves pictures")
+        problems.append(
+            f"model.patch = {patch} must be a power of two: the stem of model.preset = {config.model.preset!r} halves "
+            "pictures"
+        )
     return problems
 
 

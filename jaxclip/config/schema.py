@@ -38,8 +38,8 @@ class Data:
     picture: str = ""
     image_size: int = 0  # side of the towers' square pictures, pixels; 0 = that of model.init_from, else 64
     resize: str = "squash"  # squash: to a square, whatever the shape; crop: shorter side, then the centre (CLIP)
-    # Where training scales pictures: on the host, by Pillow; on the device, ahead of the step, so that the host decodes
-    # alone; auto: on GPUs and TPUs
+    # Where training scales pictures: on the host, by Pillow; on the device, ahead of the step, so that the host only
+    # decodes; auto: on GPUs and TPUs, but for catalogues of pictures more than six times as long as image_size
     resize_on: str = "auto"
     mean: RGB = CLIP_MEAN  # of the pixels, per channel, in [0, 1]
     std: RGB = CLIP_STD

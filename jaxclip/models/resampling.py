@@ -27,7 +27,8 @@ def scale(
     """Returns pictures scaled to squares of `size` pixels with antialiasing, a level off Pillow's here and there.
 
     As Pillow does, it scales rows of pixels first, then columns, and keeps whole levels in between. So pixels are exact
-    in bfloat16, whose products devices are fastest at; a weight is the sum of two such numbers.
+    in bfloat16, whose products devices are fastest at; a weight is the sum of two such numbers. Pillow 13 scales the
+    columns of some tall pictures first: where black or white is overshot in between, those are some levels off.
 
     Args:
       pixels: each picture lies in the first corner of its square.

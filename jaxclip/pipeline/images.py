@@ -25,6 +25,10 @@ class ImageAugmentation:
     crop_aspect: tuple[float, float]
     flip: bool
 
+    @property
+    def keeps_whole(self) -> bool:
+        return self.crop_area == (1.0, 1.0) and self.crop_aspect == (1.0, 1.0)
+
 
 def decode(encoded: tf.Tensor, reduction: int = 1) -> tf.Tensor:
     """Returns the RGB picture of JPEG or PNG bytes, (H, W, 3) uint8.
@@ -93,7 +97,7 @@ def augment(
 
     The crop's area is drawn uniformly and its aspect log-uniformly: relative to the whole picture's where that is
     squashed to a square anyway, relative to a square where the policy keeps shapes. A side never exceeds the picture's.
-    Large JPEGs are reduced while they are decoded (REDUCTIONS) where a crop is drawn; without, all is as in evaluation.
+    Large JPEGs are reduced while they are decoded (REDUCTIONS) where a crop is drawn; whole pictures are not.
 
     Args:
       part: (left, top, right, bottom), shares of the picture; crops are of it alone.
@@ -106,21 +110,21 @@ def augment(
     """
     shape = shape_of(encoded)
     begin, end = (tf.zeros_like(shape), shape) if part is None else touched(shape, part)
-    whole = augmentation.crop_area == (1.0, 1.0) and augmentation.crop_aspect == (1.0, 1.0)
+    whole = augmentation.keeps_whole
     if not whole:
         begin, end = _drawn(begin, end, policy, augmentation, seed)
     picture = _decode_part(encoded, begin, end, size, reduced=not whole)
-    if augmentation.flip:
-        picture = tf.image.stateless_random_flip_left_right(picture, seed + 1)
 
     def scale() -> tf.Tensor:
         return resize(picture, size, policy if whole else "squash", filter)
 
-    if not canvas:
-        return scale(), tf.constant([size, size])
-    holds = tf.reduce_all(tf.shape(picture) <= canvas) & (not whole or policy == "squash")
-    picture = tf.cond(holds, lambda: picture, scale)
+    holds = canvas and (not whole or policy == "squash") and tf.reduce_all(tf.shape(picture) <= canvas)
+    picture = tf.cond(holds, lambda: picture, scale) if tf.is_tensor(holds) else scale()
+    if augmentation.flip:
+        picture = tf.image.stateless_random_flip_left_right(picture, seed + 1)
     extent = tf.shape(picture)[:2]
+    if not canvas:
+        return tf.ensure_shape(picture, (size, size, 3)), extent
     padding = tf.pad(tf.expand_dims(canvas - extent, 1), [[0, 1], [1, 0]])
     return tf.ensure_shape(tf.pad(picture, padding), (canvas, canvas, 3)), extent
 

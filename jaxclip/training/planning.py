@@ -44,6 +44,7 @@ class Plan:
 
     Attributes:
       parameters, optimizer, batch, temporaries: bytes of memory; temporaries hold activations, gradients and buffers.
+        Batches that wait, and pictures that the device has yet to scale (data.resize_on), come on top.
       memory: bytes that the device has.
       flops: of matrix products, what is recomputed included; `model_flops` without.
       traffic: bytes to and from memory.

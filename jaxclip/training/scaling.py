@@ -6,29 +6,47 @@ from functools import partial
 import jax
 from jax.sharding import Mesh
 
+from jaxclip.errors import UserError
 from jaxclip.models import compiler, resampling
+from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.training.mesh import batch_sharding
 from jaxclip.training.step import Batch
 
-MULTIPLE = 16
+LARGEST, CANVAS = 6, 3
+"""Pictures of a catalogue are scaled on the device where none is longer than so many times the towers' size; squares of
+so many times that size, at most, hold all but a few of their crops, which are scaled on the host."""
+MULTIPLE = 16  # pixels; of a square's side, so that few different programs are compiled
 
 
-def canvas_of(where: str, size: int, largest_side: int) -> int:
+def canvas_of(
+    where: str, preprocess: Preprocess, augmentation: ImageAugmentation, largest_side: int, *, prepared: str = ""
+) -> int:
     """Returns the side of the squares in which training pictures reach a device that scales them, 0 if the host does.
 
-    They hold pictures as they are, or reduced while they are decoded. The few whose crop takes more than twice the
-    towers' size even so are scaled on the host.
-
     Args:
-      where: `config.data.resize_on`.
-      size: of the towers' pictures, pixels.
-      largest_side: of the catalogue's, pixels; 0 where that is not known.
+      where: "host", "device", or "auto", which is the device where it is no CPU and none of the errors would be raised.
+      preprocess, augmentation: of the run.
+      largest_side: of the catalogue's pictures, pixels; 0 where its preparation did not note it.
+      prepared: how errors name the catalogue.
+
+    Raises:
+      UserError: `where` is "device", and pictures are too large, of unknown size, or cut after they are scaled.
     """
     if where == "host" or (where == "auto" and compiler.on_cpu()):
         return 0
-    wanted = -(-(largest_side or 2 * size) // MULTIPLE) * MULTIPLE
-    return min(2 * size, max(size, wanted))
+    size, problem = preprocess.image_size, ""
+    if preprocess.resize == "crop" and augmentation.keeps_whole:
+        problem = "data.resize = 'crop' cuts whole pictures after they are scaled"
+    elif not largest_side:
+        problem = f"{prepared} was prepared by a version that did not note how large its pictures are: prepare it again"
+    elif largest_side > LARGEST * size:
+        problem = (
+            f"{prepared} has pictures of {largest_side} pixels, more than {LARGEST} times data.image_size = {size}"
+        )
+    if problem and where == "device":
+        raise UserError(f"data.resize_on = 'device': {problem}; or leave it out, and the host scales them")
+    return 0 if problem else min(CANVAS * size, max(size, -(-largest_side // MULTIPLE) * MULTIPLE))
 
 
 def make_scaling(preprocess: Preprocess, mesh: Mesh, canvas: int) -> Callable[[Batch], Batch]:

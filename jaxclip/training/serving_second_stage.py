@@ -19,7 +19,7 @@ from jaxclip.training import reranking, reranking_data
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.encoders import Encoders
 from jaxclip.training.first_stage import FirstStage, Split
-from jaxclip.training.state import Params, replicated
+from jaxclip.training.state import Params, narrowed, replicated
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
@@ -62,12 +62,12 @@ def open_second_stage(
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     step, towers = chosen("latest", checkpoints), first.towers
-    of_tokens = needs_tokens(config)
+    of_tokens, params = needs_tokens(config), narrowed(first.params, towers.config.text.transformer.dtype)
 
     def tokens(sentences: Sequence[str]) -> jax.Array:
         worded = [text.caption(sentence, {}, towers.preprocess) for sentence in sentences]
         context = towers.preprocess.context_length
-        found = encoders.text_tokens(first.params, text.encode(towers.tokenizer, worded, context))
+        found = encoders.text_tokens(params, text.encode(towers.tokenizer, worded, context))
         return jnp.pad(found, ((0, 0), (0, (config.rerank.segments - 1) * context), (0, 0)))
 
     rows = meshes.rows(towers.mesh)

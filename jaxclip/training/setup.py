@@ -252,6 +252,12 @@ def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtype
     }
 
 
+def image_augmentation(config: "Config") -> ImageAugmentation:
+    """Returns what the configuration says of training pictures."""
+    given = config.augmentation
+    return ImageAugmentation(given.crop_area, given.crop_aspect, given.flip)
+
+
 def device_batches(
     config: "Config",
     towers: Towers,
@@ -268,7 +274,7 @@ def device_batches(
         train,
         towers.tokenizer,
         towers.preprocess,
-        ImageAugmentation(given.crop_area, given.crop_aspect, given.flip),
+        image_augmentation(config),
         text.TextAugmentation(given.keep_attributes, given.keep_words, given.prompts),
         partners,
         batch_size=config.batch_size,

@@ -89,15 +89,16 @@ def overlaid(some: Params, params: Params) -> Params:
 def narrowed(params: Params, dtype: str) -> Params:
     """Returns parameters whose kernels are in `dtype`, to which linear maps and convolutions round them at each use.
 
-    Whoever uses the same parameters for many batches spares each of them that.
+    Whoever uses the same parameters for many batches spares each of them that. What is no kernel is not copied.
     """
-    return params if dtype == "float32" else _narrowed(params, dtype)
+    flat = flatten_dict(params)
+    kernels = {path: leaf for path, leaf in flat.items() if path[-1] == "kernel" and leaf.dtype != dtype}
+    return unflatten_dict(flat | _in_type(kernels, dtype))
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _narrowed(params: Params, dtype: str) -> Params:
-    flat = flatten_dict(params)
-    return unflatten_dict({path: leaf.astype(dtype) if path[-1] == "kernel" else leaf for path, leaf in flat.items()})
+def _in_type(arrays: dict[tuple, jax.Array], dtype: str) -> dict[tuple, jax.Array]:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), arrays)
 
 
 def checksum(tree: Any) -> jax.Array:

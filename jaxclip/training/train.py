@@ -79,12 +79,19 @@ def train(
         say(f"optimizer.warmup_steps = {given} is more than half of the {steps} steps of this run: it takes {warmup}")
     setup.abstract_batch(config, towers)
     partners = _partners(config, prepared, train_records, load_config, say)
+    augmentation = setup.image_augmentation(config)
+    canvas = scaling.canvas_of(
+        config.data.resize_on, towers.preprocess, augmentation, train_records.largest_side, prepared=str(prepared)
+    )
+    if canvas:
+        say(f"training pictures are scaled on the device, which gets them in squares of {canvas} pixels")
     beside = {"data_fingerprint": setup.data_fingerprint(prepared), "config_fingerprint": fingerprint}
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, stored=towers.stored)
     distributed.check_identical(
         "run",
         {
             "data fingerprint": beside["data_fingerprint"],
+            "squares of unscaled pictures": canvas,
             "vocabulary": setup.vocabulary_fingerprint(towers.tokenizer),
             "checkpoints in the workdir": checkpoints.steps(),
         },
@@ -112,7 +119,7 @@ def train(
             say(tables.headline(zero_shot))
         stopped = None
         if int(state.step) < steps:
-            data, kept = (train_records, partners), (checkpoints, beside)
+            data, kept = (train_records, partners, canvas), (checkpoints, beside)
             state, stopped = _train(config, workdir, towers, data, state, kept, evaluator, profiled, say)
     checkpoints.close()
     folder = workdir / "eval" / config.data.split
@@ -190,7 +197,7 @@ def _partners(
 
 
 def _train(config, workdir, towers, data, state, kept, evaluator, profiled, say):
-    (records, partners), (checkpoints, beside) = data, kept
+    (records, partners, canvas), (checkpoints, beside) = data, kept
     first, steps = int(state.step), setup.number_of_steps(config, records)
     step = train_step(config, towers)
     device = jax.devices()[0].device_kind
@@ -200,7 +207,6 @@ def _train(config, workdir, towers, data, state, kept, evaluator, profiled, say)
         + (f", or taking it from {compiled_in}" if compiled_in else "")
     )
     compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
-    canvas = scaling.canvas_of(config.data.resize_on, towers.preprocess.image_size, records.largest_side)
     scale = scaling.make_scaling(towers.preprocess, towers.mesh, canvas)
     batches, place = setup.device_batches(config, towers, records, partners, first=first, last=steps, canvas=canvas)
 

@@ -67,6 +67,12 @@ def prepared(raw, tmp_path_factory):
     return folder
 
 
+def test_the_longest_side_of_all_pictures_is_noted(prepared):
+    records = Records(prepared, "all")
+    sizes = [Image.open(BytesIO(records.picture(number))).size for number in range(len(records))]
+    assert builder.about(prepared)["largest_side"] == records.largest_side == max(map(max, sizes))
+
+
 def test_what_was_dropped_is_counted_by_its_kind(prepared):
     facts = builder.about(prepared)
     assert facts["dropped"] == {"image missing": 1, "image truncated": 1, "not an image": 1}

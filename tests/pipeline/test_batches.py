@@ -10,6 +10,7 @@ from PIL import Image
 from jaxclip.catalog import builder
 from jaxclip.errors import UserError
 from jaxclip.features.describe import ProductDescriber
+from jaxclip.models.resampling import scale
 from jaxclip.pipeline import images
 from jaxclip.pipeline.batches import Partners, image_batches, training_batches
 from jaxclip.pipeline.images import ImageAugmentation
@@ -181,6 +182,9 @@ def test_towers_that_see_crops_get_those_of_preparation_in_training_and_evaluati
     (batch,) = training_batches(records, tokenizer, crops, *PLAIN, **settings)
     for group, picture in zip(batch["group"], batch["image"], strict=True):
         np.testing.assert_array_equal(picture, expected[int(group)])
+    (unscaled,) = training_batches(records, tokenizer, crops, *PLAIN, **settings, canvas=96)
+    found = np.asarray(scale(unscaled["image"], unscaled["extent"], crops.image_size, "bicubic"), int)
+    assert (unscaled["extent"] != crops.image_size).any() and np.abs(found - batch["image"]).mean() < 0.5
     (seen,) = image_batches(records, crops, batch_size=TOTAL)
     np.testing.assert_array_equal(seen, list(expected.values()))
     (asked_for,) = image_batches(records, preprocess, batch_size=TOTAL, crops=True)

@@ -5,27 +5,52 @@ import numpy as np
 import pytest
 
 from jaxclip import config
+from jaxclip.errors import UserError
 from jaxclip.models import compiler, resampling
+from jaxclip.pipeline.images import ImageAugmentation
+from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.pipeline.text import train_tokenizer
 from jaxclip.training import mesh, scaling, setup
 
 SMALL = {"steps": 1, "batch_size": 16, "model": {"preset": "tiny"}, "data": {"image_size": 32, "vocab_size": 258}}
 
 
+def canvas(where, size, largest, *, resize="squash", area=(0.6, 1.0)):
+    preprocess = Preprocess(size, resize, (0.5,) * 3, (0.5,) * 3, "{name}", True, 16)
+    augmentation = ImageAugmentation(area, (1.0, 1.0), False)
+    return scaling.canvas_of(where, preprocess, augmentation, largest, prepared="SHOP")
+
+
 @pytest.mark.parametrize(
-    ("where", "platform", "size", "largest", "canvas"),
+    ("platform", "size", "largest", "side"),
     [
-        ("auto", "cpu", 224, 300, 0),
-        ("host", "tpu", 224, 300, 0),
-        ("auto", "gpu", 224, 300, 304),  # a multiple of 16
-        ("device", "cpu", 224, 2400, 448),  # larger ones are reduced or scaled on the host
-        ("auto", "tpu", 224, 80, 224),  # what is scaled on the host after all has a place
-        ("auto", "tpu", 64, 0, 128),  # prepared by an older version
+        ("cpu", 224, 300, 0),
+        ("gpu", 224, 300, 304),  # a multiple of 16
+        ("gpu", 224, 1300, 672),  # larger ones are reduced while they are decoded
+        ("tpu", 224, 1400, 0),
+        ("tpu", 224, 80, 224),  # what is scaled on the host after all has a place
+        ("tpu", 64, 0, 0),
     ],
 )
-def test_the_canvas_holds_all_pictures_or_twice_the_towers_size(where, platform, size, largest, canvas):
+def test_other_devices_than_cpus_get_squares_that_hold_the_pictures(platform, size, largest, side):
     with compiler.made_for(platform):
-        assert scaling.canvas_of(where, size, largest) == canvas
+        assert canvas("auto", size, largest) == side
+        assert canvas("host", size, largest) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"largest": 2400}, "SHOP has pictures of 2400 pixels, more than 6 times data.image_size = 224"),
+        ({"largest": 0}, "SHOP was prepared by a version that did not note how large its pictures are: prepare it"),
+        ({"largest": 300, "resize": "crop", "area": (1.0, 1.0)}, "data.resize = 'crop' cuts whole pictures after"),
+    ],
+)
+def test_what_devices_cannot_scale_is_told_where_they_are_asked_to(settings, problem):
+    with pytest.raises(UserError, match=f"data.resize_on = 'device': {problem}"):
+        canvas("device", 224, **settings)
+    with compiler.made_for("gpu"):
+        assert canvas("auto", 224, **settings) == 0
 
 
 def test_each_device_scales_its_own_pictures_by_a_program_compiled_once():
@@ -46,7 +71,11 @@ def test_each_device_scales_its_own_pictures_by_a_program_compiled_once():
             placed = {name: mesh.place_rows(sharding, 16, rows) for name, rows in batch.items()}
             found = scale({**placed, "group": np.arange(16)})
             before = len(compiled)
-            assert found.keys() == {"image", "group"} and len(found["image"].sharding.device_set) == 8
+            assert (
+                found.keys() == {"image", "group"}
+                and len(found["image"].sharding.device_set) == 8
+                and found["image"].sharding.is_equivalent_to(sharding, 4)
+            )
             expected = resampling.scale(batch["image"], batch["extent"], 32, "bicubic")
             assert np.abs(np.asarray(found["image"], int) - expected).max() <= 1  # sums in another order
             del compiled[before:]

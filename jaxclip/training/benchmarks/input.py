@@ -96,7 +96,7 @@ def calls(name: str, folder: Path, size: int, batches: int) -> dict[str, Callabl
         begun = time.perf_counter()
         for batch in islice(stream, batches):
             assert len(batch["image"]) == BATCH and batch["text"].shape == (BATCH, WORDS)
-            assert batch["image"].shape[1:] == (size, size, 3) or "extent" in batch
+            assert ("extent" in batch) == (name == ON_DEVICE) and batch["image"].shape[1] >= size
         return time.perf_counter() - begun
 
     return {"batches": take}
@@ -119,7 +119,7 @@ def ours(
     records = Records(library.find_or_prepare(source, str(folder / "prepared"), drawn=(0, 0), **say), "all")
     preprocess = Preprocess(size, "squash", (0.5,) * 3, (0.5,) * 3, "{name}", True, WORDS)
     augmentation = ImageAugmentation(AREA, (0.8, 1.25), False), text.TextAugmentation(1.0, 1.0, False)
-    canvas = scaling.canvas_of(resize_on, size, records.largest_side)
+    canvas = scaling.canvas_of(resize_on, preprocess, augmentation[0], records.largest_side)
     given = {"batch_size": BATCH, "seed": 0, "first_step": 0, "last_step": batches, "canvas": canvas}
     tokenizer = _tokenizer(folder)
     return lambda: training_batches(records, tokenizer, preprocess, *augmentation, **given)
