@@ -62,12 +62,12 @@ def open_second_stage(
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     step, towers = chosen("latest", checkpoints), first.towers
-    of_tokens, params = needs_tokens(config), narrowed(first.params, towers.config.text.transformer.dtype)
+    of_tokens, of_towers = needs_tokens(config), narrowed(first.params, towers.config.text.transformer.dtype)
 
     def tokens(sentences: Sequence[str]) -> jax.Array:
         worded = [text.caption(sentence, {}, towers.preprocess) for sentence in sentences]
         context = towers.preprocess.context_length
-        found = encoders.text_tokens(params, text.encode(towers.tokenizer, worded, context))
+        found = encoders.text_tokens(of_towers, text.encode(towers.tokenizer, worded, context))
         return jnp.pad(found, ((0, 0), (0, (config.rerank.segments - 1) * context), (0, 0)))
 
     rows = meshes.rows(towers.mesh)
