@@ -202,8 +202,9 @@ def image_batches(
 
     def picture(serialized: tf.Tensor) -> tf.Tensor:
         record = records.parse(serialized)
-        part = _part(record, crop=crop)
-        return images.resize(part, preprocess.image_size, preprocess.resize, preprocess.filter)
+        seen = images.decode(record["image"])
+        seen = images.cut(seen, record["crops"][0]) if crop else seen
+        return images.resize(seen, preprocess.image_size, preprocess.resize, preprocess.filter)
 
     dataset = _map(tf.data.Dataset.range(batches), read, parallel=2).unbatch()
     dataset = _map(dataset, example, parallel=parallel)
@@ -216,12 +217,6 @@ def _sees_crops(records: Records, preprocess: Preprocess) -> bool:
     if crop:
         records.require(["crops"], ", which is what the towers see")
     return crop
-
-
-def _part(record: dict[str, tf.Tensor], *, crop: bool) -> tf.Tensor:
-    """Returns a record's picture or the best crop of it, (H, W, 3) uint8."""
-    picture = images.decode(record["image"])
-    return images.cut(picture, record["crops"][0]) if crop else picture
 
 
 def _map(dataset: tf.data.Dataset, function: Callable, *, parallel: int) -> tf.data.Dataset:

@@ -118,8 +118,10 @@ def augment(
     def scale() -> tf.Tensor:
         return resize(picture, size, policy if whole else "squash", filter)
 
-    holds = canvas and (not whole or policy == "squash") and tf.reduce_all(tf.shape(picture) <= canvas)
-    picture = tf.cond(holds, lambda: picture, scale) if tf.is_tensor(holds) else scale()
+    if canvas and not (whole and policy == "crop"):
+        picture = tf.cond(tf.reduce_all(tf.shape(picture) <= canvas), lambda: picture, scale)
+    else:
+        picture = scale()
     if augmentation.flip:
         picture = tf.image.stateless_random_flip_left_right(picture, seed + 1)
     extent = tf.shape(picture)[:2]

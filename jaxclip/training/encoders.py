@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -21,7 +21,7 @@ from jaxclip.retrieval.store import EmbeddingStore, content_key
 from jaxclip.training import mesh as meshes
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
-from jaxclip.training.state import Params, checksum, narrowed, replicated
+from jaxclip.training.state import Params, checksum, replicated
 
 STORES = "embeddings"
 
@@ -163,10 +163,10 @@ class Encoders:
         store: EmbeddingStore | None,
         keys: Callable[[], Sequence[bytes]],
     ) -> np.ndarray:
-        params = narrowed(params, self.towers.config.image.transformer.dtype)
+        narrow = cache(lambda: self.towers.narrowed(params))  # not where the store has all
 
         def encode(batch: np.ndarray) -> jax.Array:
-            return encoder(params, meshes.place_rows(self._sharding, self.batch_size, batch))
+            return encoder(narrow(), meshes.place_rows(self._sharding, self.batch_size, batch))
 
         def shown(numbers: np.ndarray) -> Iterable[np.ndarray]:
             total = -(-len(numbers) // self.batch_size)

@@ -27,7 +27,7 @@ from jaxclip.training.encoders import Encoders
 from jaxclip.training.first_stage import embed_gallery
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import make_describer
-from jaxclip.training.state import Params, narrowed
+from jaxclip.training.state import Params
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
@@ -97,7 +97,7 @@ def open_searcher(
 def query_encoders(encoders: Encoders, params: Params, describer: ProductDescriber | None) -> QueryEncoders:
     """Returns the towers as functions of sentences and pictures; `describer` crops these where towers see crops."""
     towers, rows = encoders.towers, meshes.rows(encoders.towers.mesh)
-    params = narrowed(params, towers.config.image.transformer.dtype)
+    params = towers.narrowed(params)
 
     def encode(compiled: Callable, batch: np.ndarray) -> np.ndarray:
         filled = np.concatenate([batch, np.repeat(batch[-1:], -len(batch) % rows, axis=0)])

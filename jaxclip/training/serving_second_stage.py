@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from jaxclip.training import reranking, reranking_data
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.encoders import Encoders
 from jaxclip.training.first_stage import FirstStage, Split
-from jaxclip.training.state import Params, narrowed, replicated
+from jaxclip.training.state import Params, replicated
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
@@ -62,12 +63,12 @@ def open_second_stage(
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     step, towers = chosen("latest", checkpoints), first.towers
-    of_tokens, of_towers = needs_tokens(config), narrowed(first.params, towers.config.text.transformer.dtype)
+    of_tokens, of_towers = needs_tokens(config), cache(lambda: towers.narrowed(first.params))
 
     def tokens(sentences: Sequence[str]) -> jax.Array:
         worded = [text.caption(sentence, {}, towers.preprocess) for sentence in sentences]
         context = towers.preprocess.context_length
-        found = encoders.text_tokens(of_towers, text.encode(towers.tokenizer, worded, context))
+        found = encoders.text_tokens(of_towers(), text.encode(towers.tokenizer, worded, context))
         return jnp.pad(found, ((0, 0), (0, (config.rerank.segments - 1) * context), (0, 0)))
 
     rows = meshes.rows(towers.mesh)

@@ -35,7 +35,7 @@ from jaxclip.training.pretrained import open_pretrained
 from jaxclip.training.progress import bar
 from jaxclip.training.queue import with_queue
 from jaxclip.training.shape import TOKENIZER, load_shape, run_as_configured, save_shape
-from jaxclip.training.state import Params, TrainState, abstract_state, make_model
+from jaxclip.training.state import Params, TrainState, abstract_state, make_model, narrowed
 from jaxclip.training.trainable import Trainable, make_trainable
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ class Towers:
     def stored(self, params: Params) -> Params:
         """Returns what a checkpoint holds of parameters: all, or where adapters are trained what is trained alone."""
         return self.trainable.stored(params) if self.config.lora else params
+
+    def narrowed(self, params: Params) -> Params:
+        """Returns parameters for encoders that see many batches (see `state.narrowed`)."""
+        return narrowed(params, self.config.image.transformer.dtype)
 
 
 def prepared_dataset(

@@ -112,11 +112,7 @@ def train(
             ks=config.evaluation.ks,
         )
         if config.model.init_from and not int(state.step):
-            say(f"ranking with {config.model.init_from} as it is")
-            result, before = evaluator.rank(state.params), workdir / "eval" / ZERO_SHOT
-            about = beside | {"parameters": "raw"}
-            zero_shot = evaluation.write(before, result, evaluator, workdir=workdir, step=0, fingerprints=about)
-            say(tables.headline(zero_shot))
+            _rank_untrained(config, workdir, evaluator, state, beside, say)
         stopped = None
         if int(state.step) < steps:
             data, kept = (train_records, partners, canvas), (checkpoints, beside)
@@ -136,6 +132,14 @@ def train(
     metrics = written.get("ema", written["raw"])
     raw = written["raw"] if "ema" in written else None
     return Outcome(None, int(state.step), metrics, folder, raw, evaluation.read(workdir / "eval" / ZERO_SHOT))
+
+
+def _rank_untrained(config, workdir, evaluator, state, beside, say):
+    say(f"ranking with {config.model.init_from} as it is")
+    result, before = evaluator.rank(state.params), workdir / "eval" / ZERO_SHOT
+    about = beside | {"parameters": "raw"}
+    zero_shot = evaluation.write(before, result, evaluator, workdir=workdir, step=0, fingerprints=about)
+    say(tables.headline(zero_shot))
 
 
 def _tell_sharding(towers: Towers, workdir: Path, say: Say) -> None:
