@@ -33,7 +33,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "rerank.loss": ("softmax", "lambda", "binary", "contrastive"),
     "rerank.negatives": ("random", "worst", "top", "mixed"),
     "rerank.combine": ("add", "concatenate"),
-    "optimizer.name": ("adamw", "adam"),
+    "optimizer.name": ("adamw", "adam", "muon"),
     "optimizer.schedule": ("cosine", "constant"),
 }
 AT_LEAST: dict[str, float] = {
@@ -148,7 +148,9 @@ def _of_patches(config: Config) -> list[str]:
 def _of_optimizer(config: Config) -> list[str]:
     given, problems = config.optimizer, []
     if given.name == "adam" and given.weight_decay:
-        problems.append(f"optimizer.weight_decay = {given.weight_decay} is for optimizer.name = 'adamw': adam has none")
+        problems.append(
+            f"optimizer.weight_decay = {given.weight_decay} is for adamw and muon: optimizer.name = 'adam' has none"
+        )
     if not 0 < given.layer_decay <= 1:
         problems.append(f"optimizer.layer_decay = {given.layer_decay} must be in (0, 1]")
     if min((factor for _, factor in given.rates), default=0) < 0:

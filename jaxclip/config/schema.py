@@ -161,12 +161,12 @@ class Rerank:
 class Optimizer:
     """The optimizer and its schedule."""
 
-    name: str = "adamw"  # adamw or adam
+    name: str = "adamw"  # adamw, adam, or muon: linear maps and convolutions by Muon, all else by AdamW
     learning_rate: float = 1e-3  # at the peak
     schedule: str = "cosine"  # after warm-up: cosine (to zero) or constant
     warmup_steps: int = 100
     weight_decay: float = 0.1  # of matrices and embeddings; biases, norms and the temperature have none; adam: 0
-    beta1: float = 0.9
+    beta1: float = 0.9  # beta1, beta2 and epsilon are Adam's
     beta2: float = 0.98
     epsilon: float = 1e-6
     clip_norm: float = 1.0  # of the global gradient; 0 = never

@@ -1,5 +1,7 @@
 """From pixels to tokens: non-overlapping patches, or a few convolutions that end on the same grid."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -73,16 +75,43 @@ class Residual(nnx.Module):
         return x + 0.5 * jax.nn.gelu(added, approximate=True)
 
 
-def convolve(x: Float[Array, "B S S C"], kernel: Float[Array, "3 3 C D"], *, stride: int) -> Float[Array, "B T T D"]:
-    """Returns the 3x3 convolution of this stride with one pixel of zero padding on each side, T = ceil(S / stride).
+def convolve(x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"], *, stride: int) -> Float[Array, "B T U D"]:
+    """Returns the 3x3 convolution of stride 1 or 2 with one pixel of zero padding on each side.
 
-    On CPU it is a matrix product over nine shifted copies: XLA's own backward pass of a convolution takes up to three
-    times as long there.
+    T = ceil(H / stride), U = ceil(W / stride). On CPU it is a matrix product over nine shifted copies, and its
+    gradients are such products too: XLA's own backward pass of a convolution takes up to three times as long there.
     """
     if not compiler.on_cpu():
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
+    _, height, width, _ = x.shape
+    return _convolve(jnp.pad(x, ((0, 0), (0, height % stride), (0, width % stride), (0, 0))), kernel, stride)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x: Array, kernel: Array, stride: int) -> Array:
+    return _convolve_forward(x, kernel, stride)[0]
+
+
+def _convolve_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    patches = _patches(x, stride)
+    return contract(patches, kernel.reshape(-1, kernel.shape[-1])), (patches, kernel)
+
+
+def _convolve_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    patches, kernel = saved
+    _, of_kernel = jax.vjp(partial(contract, patches), kernel.reshape(-1, kernel.shape[-1]))
+    transposed = kernel.swapaxes(2, 3)  # (3, 3, D, C)
+    of_x = _spread(gradient, transposed) if stride == 2 else _convolve(gradient, transposed[::-1, ::-1], 1)
+    return of_x, of_kernel(gradient)[0].reshape(kernel.shape)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _patches(x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B T U 9C"]:
+    """Returns the nine pixels that a 3x3 kernel meets, row by row, as channels."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     height, width = x.shape[1], x.shape[2]
     shifted = [
@@ -90,4 +119,30 @@ def convolve(x: Float[Array, "B S S C"], kernel: Float[Array, "3 3 C D"], *, str
         for row in range(3)
         for column in range(3)
     ]
-    return contract(jnp.concatenate(shifted, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
+    return jnp.concatenate(shifted, axis=-1)
+
+
+def _spread(gradient: Float[Array, "B T U D"], kernel: Float[Array, "3 3 D C"]) -> Float[Array, "B 2T 2U C"]:
+    """Returns the gradient of a picture that was convolved with stride 2.
+
+    Its even rows met the kernel's row 1, its odd rows row 2 and, one place further, row 0; so did its columns.
+    """
+    met = (1,), (2, 0)
+
+    def lines(rows: int, columns: int) -> Float[Array, "B T U C"]:
+        parts = [
+            (_ahead(gradient, down, right), kernel[row, column])
+            for down, row in enumerate(met[rows])
+            for right, column in enumerate(met[columns])
+        ]
+        seen, weights = zip(*parts, strict=True)
+        return contract(jnp.concatenate(seen, axis=-1), jnp.concatenate(weights, axis=0))
+
+    spread = jnp.stack([jnp.stack([lines(rows, 0), lines(rows, 1)], axis=3) for rows in (0, 1)], axis=2)
+    batch, height, width, _ = gradient.shape
+    return spread.reshape(batch, 2 * height, 2 * width, -1)
+
+
+def _ahead(x: Float[Array, "B T U D"], down: int, right: int) -> Float[Array, "B T U D"]:
+    """Returns what lies so many rows further down and columns further right, zeros past the edge."""
+    return jnp.pad(x, ((0, 0), (0, down), (0, right), (0, 0)))[:, down:, right:]

@@ -1,5 +1,6 @@
-"""The optimizer: AdamW or Adam under a schedule, with decay and rates by parameter name."""
+"""The optimizer: AdamW, Adam or Muon under a schedule, with decay and rates by parameter name."""
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -7,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxclip.training.mesh import names
-from jaxclip.training.trainable import EVERYTHING, Trainable
+from jaxclip.training.trainable import BLOCKS, EVERYTHING, Trainable
 
 if TYPE_CHECKING:
     from jaxclip.config.schema import Optimizer
 
 DECAYED = r"(kernel|embedding|lora/[ab])$"
+RMS = 0.2  # of Muon's updates in units of the learning rate, about that of AdamW's (Liu et al. 2025, equation 4)
 
 
 def warmup_of(warmup_steps: int, steps: int) -> int:
@@ -47,12 +50,17 @@ def make_optimizer(
     """Returns the gradient transformation for what is trained of parameters (or their shapes) of these names.
 
     It is initialised with, and updates, what `trainable.pick` gives. Only matrices and embeddings decay, adapters'
-    among them. The clipped norm is that of what is trained.
+    among them. The clipped norm is that of what is trained. The betas and epsilon are Adam's.
+
+    "muon" (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) moves each linear map and convolution by its
+    gradients' mean over steps, made orthogonal, in steps as large as AdamW's (Liu et al. 2025, arXiv:2502.16982), so
+    that it takes AdamW's learning rates; all else, adapters among it, is left to AdamW.
     """
     trained = jax.eval_shape(trainable.pick, params)
     factors = trainable.trained_factors(trained)
-    steps = [optax.scale_by_adam(beta1, beta2, epsilon)]
-    if name == "adamw" and weight_decay:
+    adam = optax.scale_by_adam(beta1, beta2, epsilon)
+    steps = [_muon(trained, adam) if name == "muon" else adam]
+    if name != "adam" and weight_decay:
         decayed = jax.tree.map(lambda name: bool(re.search(DECAYED, name)), names(trained))
         steps.append(optax.add_decayed_weights(weight_decay, mask=decayed))
     if clip_norm:
@@ -80,6 +88,29 @@ def configured_optimizer(
         trainable=trainable,
     )
     return schedule, optimizer
+
+
+def _muon(trained: Any, other: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns Muon for the kernels of what is trained, and `other` for all else."""
+
+    def matrix(name: str, leaf: Any) -> MuonDimensionNumbers | optax.MaskedNode:
+        if not name.endswith("kernel"):
+            return optax.MaskedNode()
+        axes = tuple(range(BLOCKS in name, leaf.ndim))  # each layer of a stack has matrices of its own
+        if name.endswith("qkv/kernel"):  # (W, 3, H, D): three matrices
+            return MuonDimensionNumbers(axes[:1], axes[2:])
+        return MuonDimensionNumbers(axes[:-1], axes[-1:])
+
+    def step(leaf: Any, matrix: MuonDimensionNumbers) -> float:
+        return RMS * max(math.prod(leaf.shape[axis] for axis in axes) for axes in matrix) ** 0.5
+
+    matrices = jax.tree.map(matrix, names(trained), trained)
+    labels = jax.tree.map(lambda name: "muon" if name.endswith("kernel") else "other", names(trained))
+    kernels = jax.tree.map(lambda label, leaf: leaf if label == "muon" else optax.MaskedNode(), labels, trained)
+    muon = optax.chain(
+        scale_by_muon(weight_dimension_numbers=matrices), _scale_each(jax.tree.map(step, kernels, matrices))
+    )
+    return optax.partition({"muon": muon, "other": other}, labels)
 
 
 def _scale_each(factors: Any) -> optax.GradientTransformation:

@@ -43,6 +43,7 @@ OBJECTIVES = {
     "tiled": Objective(implementation="tiled", tile=1),
     "incorrect": Objective("incorrect_pairs", "dense", info_nce=0.5),
     "adapters": Objective(implementation="dense"),
+    "muon": Objective(implementation="dense"),
 }
 CASES = (*OBJECTIVES, "reranker")
 
@@ -77,7 +78,8 @@ def adapters():
 def _towers(case, devices):
     """Returns the step, abstract state, initial state and host batches of towers."""
     config, graph, shapes, trainable = adapters() if case == "adapters" else (CONFIG, *make_model(CONFIG), EVERYTHING)
-    optimizer = make_optimizer(shapes, SCHEDULE, **ADAM, trainable=trainable)
+    name = "muon" if case == "muon" else "adamw"
+    optimizer = make_optimizer(shapes, SCHEDULE, **{**ADAM, "name": name}, trainable=trainable)
     abstract = abstract_state(shapes, optimizer, devices, trainable, ema=True)
     loss = make_loss(graph, mask_groups=True, learned_temperature=True, objective=OBJECTIVES[case])
     step = make_step(loss, optimizer, SCHEDULE, trainable, seed=3, ema=0.5)

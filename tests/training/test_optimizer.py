@@ -110,6 +110,60 @@ def test_adam_is_adamw_without_decay():
     assert not np.array_equal(adam["text"]["projection"]["kernel"], decayed["text"]["projection"]["kernel"])
 
 
+def stacked():
+    """Returns parameters in the shapes of a tower's: a stack of two layers, a convolution, and what is no kernel."""
+    shapes = {
+        "blocks": {"qkv": {"kernel": (2, 8, 3, 2, 4), "bias": (2, 3, 2, 4)}, "out": {"kernel": (2, 2, 4, 8)}},
+        "stem": {"kernel": (3, 3, 2, 6)},
+        "projection": {"kernel": (8, 5), "lora": {"a": (8, 2)}},
+        "token_embedding": {"embedding": (9, 8)},
+        "logit_scale": (),
+    }
+    rng = np.random.default_rng(1)
+    draw = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    return jax.tree.map(draw, {"image": shapes}, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def test_muon_moves_each_matrix_of_a_kernel_orthogonally_and_leaves_the_rest_to_adamw():
+    before = stacked()
+    after, state = take_steps(before, steps=1, name="muon", weight_decay=0.0)
+    adamw, _ = take_steps(before, steps=1, name="adamw", weight_decay=0.0)
+    before, after, adamw = by_name(before), by_name(after), by_name(adamw)
+    matrices = {
+        "image/blocks/qkv/kernel": lambda x: x.transpose(0, 2, 1, 3, 4).reshape(6, 8, 8),
+        "image/blocks/out/kernel": lambda x: x.reshape(2, 8, 8),
+        "image/stem/kernel": lambda x: x.reshape(1, 18, 6),
+        "image/projection/kernel": lambda x: x.reshape(1, 8, 5),
+    }
+    for name in before:
+        if name not in matrices:
+            assert not np.array_equal(after[name], before[name])
+            np.testing.assert_allclose(after[name], adamw[name], rtol=1e-6, err_msg=name)
+            continue
+        steps = matrices[name](after[name] - before[name])
+        stretched = np.linalg.svd(steps, compute_uv=False) / (RATE * 0.2 * np.sqrt(max(steps.shape[1:])))
+        # As near to 1 as its five iterations come, which leave the smallest behind.
+        assert np.median(stretched, axis=1).min() > 0.7 and stretched.max() < 1.3, name
+    kept = [name for name in by_name(state) if name.endswith("kernel")]
+    assert len(kept) == len(matrices)  # one mean, where Adam keeps two
+
+
+def test_muon_follows_rates_and_freezing_by_name_and_decays_as_adamw():
+    before = stacked()
+    after, state = take_steps(before, name="muon", rates=(("stem|qkv|embedding", 0.0),))
+    half, _ = take_steps(before, steps=1, name="muon", rates=(("projection", 0.5),))
+    whole, _ = take_steps(before, steps=1, name="muon")
+    before, after, half, whole = by_name(before), by_name(after), by_name(half), by_name(whole)
+    for name in before:
+        frozen = any(part in name for part in ("stem", "qkv", "embedding"))
+        assert np.array_equal(before[name], after[name]) == frozen, name
+    assert not [name for name in by_name(state) if "stem" in name]
+    name = "image/projection/kernel"
+    np.testing.assert_allclose(half[name] - before[name], 0.5 * (whole[name] - before[name]), atol=2e-7)
+    plain, _ = take_steps(stacked(), steps=1, name="muon", weight_decay=0.0)
+    np.testing.assert_allclose(whole[name], by_name(plain)[name] - 0.1 * RATE * before[name], atol=2e-7)
+
+
 def test_warm_up_is_linear_from_zero_and_cosine_ends_at_zero():
     schedule = make_schedule(2.0, "cosine", warmup_steps=10, steps=110)
     values = [float(schedule(step)) for step in (0, 5, 10, 60, 110, 200)]

@@ -36,6 +36,7 @@ SOME = [
     ("tiled", (1, 8, 1)),
     ("incorrect", (4, 1, 2)),
     ("adapters", (2, 2, 2)),
+    ("muon", (2, 2, 2)),
     ("reranker", (4, 1, 2)),
 ]
 JOBS = EVERY if os.environ.get("JAXCLIP_EVERY_MESH") == "1" else SOME
