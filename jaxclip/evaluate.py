@@ -7,6 +7,7 @@ The workdir's own configuration is where it starts from; overrides name another 
                                                      the ten pictures that each finds; needs no captions
 """
 
+import re
 import shlex
 import sys
 from functools import partial
@@ -33,6 +34,7 @@ NAME = flags.DEFINE_string(
 )
 COMPARE = flags.DEFINE_list("compare", [], "two workdirs, the baseline first")
 QUERY = flags.DEFINE_multi_string("query", [], "a sentence to look for; may be given several times")
+TRAINING = r"(augmentation|checkpoint|loss|optimizer)\..*|epochs|steps|model\.(preset|patch|stochastic_depth|.*dropout)"
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -45,6 +47,8 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("--compare takes two workdirs, as --compare W1 W2, and no --workdir, --query or --parameters")
     if len(workdirs) > 1 and not COMPARE.value and not QUERY.value:
         raise UserError("--workdir names several runs: that is for --query; --compare W1 W2 compares two")
+    if idle := [key for key in overrides if re.fullmatch(TRAINING, key)]:
+        raise UserError(f"--config.{idle[0]} is of the training, which is over: it would change nothing")
     wanted = {workdir: config.load(workdir, overrides) for workdir in workdirs}
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
         from jaxclip.training import comparison, distributed

@@ -98,6 +98,11 @@ def test_evaluating_a_folder_that_is_no_workdir_is_told(refuse, tmp_path):
     refuse("evaluate", f"--workdir={tmp_path / 'nowhere'}", words=["nowhere is not a workdir"])
 
 
+@pytest.mark.parametrize("key", ["model.patch", "loss.name", "optimizer.ema", "epochs"])
+def test_what_only_training_reads_is_no_override_of_an_evaluation(refuse, tmp_path, key):
+    refuse("evaluate", f"--workdir={tmp_path}", f"--config.{key}=1", words=[f"--config.{key} is of the training"])
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "prepare", "search"])
 def test_help_lists_flags_and_configuration_fields(run, command):
     done = run(command, "--help")
