@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = ConfigDict()
     config.batch_size = 256
-    config.epochs = 14.0
+    config.epochs = 18.0
     config.data = ConfigDict(
         {
             "reader": "fashion_product_images",
@@ -29,9 +29,9 @@ def get_config() -> ConfigDict:
             "std": (0.25, 0.25, 0.25),
         }
     )
-    config.augmentation = ConfigDict({"crop_area": (0.4, 1.0), "flip": True, "keep_attributes": 0.7, "keep_words": 0.9})
+    config.augmentation = ConfigDict({"crop_area": (0.4, 1.0), "flip": True, "keep_attributes": 0.5, "keep_words": 0.8})
     config.model = ConfigDict({"preset": "laptop", "patch": 8, "stochastic_depth": 0.1, "patch_dropout": 0.5})
-    config.optimizer = ConfigDict({"learning_rate": 1e-3, "warmup_steps": 125, "weight_decay": 0.2})
+    config.optimizer = ConfigDict({"name": "muon", "learning_rate": 3e-3, "warmup_steps": 125, "weight_decay": 0.2})
     config.checkpoint = ConfigDict({"every": 156})
     config.evaluation = ConfigDict({"every": 312, "zooms": (1.0, 1.15), "mirror": True})
     return config

@@ -2,7 +2,7 @@
 
     python -m jaxclip.train --config=configs/quickstart.py
 
-Takes three to four minutes on two CPU cores and ends at a text-to-image hit@1 between .65 and .7 (chance: .003).
+Takes three to four minutes on two CPU cores and ends at a text-to-image hit@1 of about .8 (chance: .003).
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +18,6 @@ def get_config() -> ConfigDict:
     )
     config.augmentation = ConfigDict({"crop_area": (0.7, 1.0), "keep_attributes": 0.5})
     config.model = ConfigDict({"preset": "tiny"})
-    config.optimizer = ConfigDict({"learning_rate": 2e-3, "warmup_steps": 50})
+    config.optimizer = ConfigDict({"name": "muon", "learning_rate": 3e-3, "warmup_steps": 50})
     config.checkpoint = ConfigDict({"every": 100})
     return config

@@ -209,7 +209,10 @@ def test_a_number_that_is_none_is_refused(value):
         ({**RUN, "evaluation": {"zooms": (0.5, 1.0)}}, r"evaluation.zooms = \(0.5, 1.0\) must be factors >= 1"),
         ({**RUN, "optimizer": {"ema": 1.0}}, "optimizer.ema = 1.0 must be in"),
         ({**RUN, "optimizer": {"rates": {"x": -1.0}}}, "optimizer.rates = .* no factor may be negative"),
-        ({**RUN, "optimizer": {"name": "adam", "weight_decay": 0.1}}, "optimizer.weight_decay = 0.1 is for .*'adamw'"),
+        (
+            {**RUN, "optimizer": {"name": "adam", "weight_decay": 0.1}},
+            "weight_decay = 0.1 is for adamw and muon",
+        ),
         ({**RUN, "task": "adapter"}, "task = 'adapter' needs model.init_from"),
         ({**RUN, "lora": {"rank": 4}}, "lora is for task = 'adapter', not 'towers'"),
         ({**RUN, "task": "adapter", "model": {"init_from": "W"}, "lora": {"alpha": 0.0}}, "lora.alpha = 0.0 must be"),

@@ -1,17 +1,20 @@
 """Floating-point operations of a program, counted in what JAX traced: XLA's own count takes a loop's body once."""
 
 import math
+from functools import partial
 from typing import Any
 
 
-def matmul_flops(jaxpr: Any) -> float:
+def matmul_flops(jaxpr: Any, *, without: str = "") -> float:
     """Returns the FLOPs of all matrix products and convolutions of a jaxpr over all devices, loops multiplied out.
 
     A multiplication and an addition are two. What a backward pass recomputes counts again. Of branches the dearest
-    counts; a loop whose length is not known counts once.
+    counts; a loop whose length is not known counts once. Jitted functions named `without` do not count: a step's
+    "optimize" holds the products that Muon makes of the gradients, which are not the model's.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return float(sum(_COUNTS.get(eqn.primitive.name, _inner)(eqn) for eqn in jaxpr.eqns))
+    counted = (eqn for eqn in jaxpr.eqns if not without or eqn.params.get("name") != without)
+    return float(sum(_COUNTS.get(eqn.primitive.name, partial(_inner, without=without))(eqn) for eqn in counted))
 
 
 def _dot(eqn: Any) -> float:
@@ -26,8 +29,8 @@ def _convolution(eqn: Any) -> float:
     return 2 * eqn.outvars[0].aval.size * math.prod(kernel) / out_features / put_between
 
 
-def _inner(eqn: Any) -> float:
-    found = [matmul_flops(part) for value in eqn.params.values() for part in _jaxprs(value)]
+def _inner(eqn: Any, *, without: str) -> float:
+    found = [matmul_flops(part, without=without) for value in eqn.params.values() for part in _jaxprs(value)]
     if eqn.primitive.name == "cond":
         return max(found)
     times = eqn.params["length"] if eqn.primitive.name == "scan" else 1

@@ -46,7 +46,7 @@ class Plan:
       parameters, optimizer, batch, temporaries: bytes of memory; temporaries hold activations, gradients and buffers.
         Batches that wait, and pictures that the device has yet to scale (data.resize_on), come on top.
       memory: bytes that the device has.
-      flops: of matrix products, what is recomputed included; `model_flops` without.
+      flops: of matrix products, those of what is recomputed and of the optimizer included; `model_flops` without.
       traffic: bytes to and from memory.
       sent: bytes to other devices, by collective.
       seconds: the step's time were it bound by "compute", "memory" or "network" alone.
@@ -137,10 +137,10 @@ def plan(config: "Config", topology: str) -> Plan:
         towers = _towers(config, devices)
         batch = setup.abstract_batch(config, towers)
         traced = _trace(config, towers, batch)
-        model_flops = matmul_flops(traced.jaxpr)
+        model_flops = matmul_flops(traced.jaxpr, without="optimize")
         if config.model.remat != "none":
             plain = replace(config, model=replace(config.model, remat="none"))
-            model_flops = matmul_flops(_trace(plain, _towers(plain, devices), batch).jaxpr)
+            model_flops = matmul_flops(_trace(plain, _towers(plain, devices), batch).jaxpr, without="optimize")
         with jax.set_mesh(towers.mesh):
             lowered = traced.lower(lowering_platforms=("tpu",))
     parameters, optimizer, held = (_bytes(part) for part in (towers.abstract.params, towers.abstract.optimizer, batch))

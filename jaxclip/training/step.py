@@ -112,6 +112,10 @@ def make_step(
     puts under "statistics" are parameters by name that no gradient reaches: they replace the old ones.
     """
 
+    @jax.jit  # for its name, which `matmul_flops` leaves out
+    def optimize(gradients: Params, state: optax.OptState, trained: Params) -> tuple[Params, optax.OptState]:
+        return optimizer.update(gradients, state, trained)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         queue = state.optimizer.queue if isinstance(state.optimizer, Queued) else None
@@ -122,7 +126,7 @@ def make_step(
             return loss(trainable.assemble(trained, state.params), batch, rng, *earlier)
 
         (value, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
+        updates, optimizer_state = optimize(gradients, state.optimizer, trained)
         if queue is not None:
             optimizer_state = optimizer_state._replace(queue=metrics.pop("queue"))
         statistics = metrics.pop("statistics", {})

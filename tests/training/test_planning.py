@@ -19,6 +19,7 @@ from jaxclip.errors import UserError
 from jaxclip.models.presets import Preset, clip_config
 from jaxclip.training import hardware, hlo, mesh, planning
 from jaxclip.training.flops import matmul_flops
+from jaxclip.training.optimizer import make_optimizer
 from jaxclip.training.state import abstract_state, make_model
 from jaxclip.training.step import make_loss, make_step
 
@@ -248,8 +249,8 @@ def test_every_kept_plan_can_be_made_again():
     assert {path.stem for path in GOLDENS.glob("*.json")} <= PLANS.keys()
 
 
-def lowered_step(layers):
-    """Returns the training step of towers of so many layers, lowered."""
+def traced_step(layers, name="adamw"):
+    """Returns the training step of towers of so many layers, traced."""
     towers = clip_config(
         Preset(16, (64, layers, 2), (64, layers, 2), 64, "patch", "class", "end", "gelu"),
         image_size=32,
@@ -263,7 +264,8 @@ def lowered_step(layers):
         remat="full",
     )
     graph, shapes = make_model(towers)
-    optimizer = optax.adamw(1e-3)
+    adam = {"weight_decay": 0.1, "beta1": 0.9, "beta2": 0.98, "epsilon": 1e-6, "clip_norm": 1.0}
+    optimizer = make_optimizer(shapes, optax.constant_schedule(1e-3), name=name, **adam)
     loss = make_loss(graph, mask_groups=True, learned_temperature=True)
     step = make_step(loss, optimizer, lambda step: 1e-3, seed=0)
     abstract = abstract_state(shapes, optimizer, mesh.make_mesh(1, 1, 1, jax.devices("cpu")[:1]))
@@ -272,7 +274,13 @@ def lowered_step(layers):
         "text": jax.ShapeDtypeStruct((4, 8), jnp.int32),
         "group": jax.ShapeDtypeStruct((4,), jnp.int32),
     }
-    return jax.jit(step).lower(abstract, batch)
+    return jax.jit(step).trace(abstract, batch)
+
+
+def test_the_products_that_an_optimizer_makes_are_not_the_model_s():
+    adamw, muon = (traced_step(2, name).jaxpr for name in ("adamw", "muon"))
+    assert matmul_flops(muon) > matmul_flops(adamw)
+    assert matmul_flops(muon, without="optimize") == matmul_flops(adamw, without="optimize") == matmul_flops(adamw)
 
 
 def test_a_deeper_model_compiles_as_fast_as_a_shallow_one(quick_compilation):
@@ -283,7 +291,7 @@ def test_a_deeper_model_compiles_as_fast_as_a_shallow_one(quick_compilation):
         lowered.compile()
         return time.process_time() - began
 
-    shallow, deep = lowered_step(12), lowered_step(24)
+    shallow, deep = traced_step(12).lower(), traced_step(24).lower()
     assert len(deep.as_text().splitlines()) <= 1.01 * len(shallow.as_text().splitlines())
     deep, shallow = seconds(deep), seconds(shallow)
     print(f"12 layers {shallow:.2f} s, 24 layers {deep:.2f} s")  # shown by pytest -rP
