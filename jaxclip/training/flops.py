@@ -9,12 +9,16 @@ def matmul_flops(jaxpr: Any, *, without: str = "") -> float:
     """Returns the FLOPs of all matrix products and convolutions of a jaxpr over all devices, loops multiplied out.
 
     A multiplication and an addition are two. What a backward pass recomputes counts again. Of branches the dearest
-    counts; a loop whose length is not known counts once. Jitted functions named `without` do not count: a step's
-    "optimize" holds the products that Muon makes of the gradients, which are not the model's.
+    counts; a loop whose length is not known counts once. Jitted functions named `without` do not count.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     counted = (eqn for eqn in jaxpr.eqns if not without or eqn.params.get("name") != without)
     return float(sum(_COUNTS.get(eqn.primitive.name, partial(_inner, without=without))(eqn) for eqn in counted))
+
+
+def model_flops(jaxpr: Any) -> float:
+    """Returns those of a training step without the products that its optimizer makes of gradients, as Muon does."""
+    return matmul_flops(jaxpr, without="optimize")
 
 
 def _dot(eqn: Any) -> float:

@@ -13,7 +13,7 @@ from jaxclip.models import compiler
 from jaxclip.pipeline.prefetch import prefetch
 from jaxclip.training import distributed
 from jaxclip.training.checkpoint import Checkpoints
-from jaxclip.training.flops import matmul_flops
+from jaxclip.training.flops import model_flops
 from jaxclip.training.profile import Profile, chapter
 from jaxclip.training.progress import Progress
 from jaxclip.training.state import TrainState
@@ -44,7 +44,7 @@ def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Ca
     """
     traced = jax.jit(step, donate_argnums=0).trace(abstract, batch)
     compiled = traced.lower().compile(compiler_options=compiler.towers())
-    return compiled, matmul_flops(traced.jaxpr, without="optimize") / jax.device_count()
+    return compiled, model_flops(traced.jaxpr) / jax.device_count()
 
 
 def run(

@@ -16,7 +16,7 @@ from jaxclip.models import compiler
 from jaxclip.pipeline import text
 from jaxclip.training import hardware, hlo, setup
 from jaxclip.training import mesh as meshes
-from jaxclip.training.flops import matmul_flops
+from jaxclip.training.flops import matmul_flops, model_flops
 from jaxclip.training.pretrained import open_pretrained
 from jaxclip.training.train import train_step
 
@@ -137,10 +137,10 @@ def plan(config: "Config", topology: str) -> Plan:
         towers = _towers(config, devices)
         batch = setup.abstract_batch(config, towers)
         traced = _trace(config, towers, batch)
-        model_flops = matmul_flops(traced.jaxpr, without="optimize")
+        useful = model_flops(traced.jaxpr)
         if config.model.remat != "none":
             plain = replace(config, model=replace(config.model, remat="none"))
-            model_flops = matmul_flops(_trace(plain, _towers(plain, devices), batch).jaxpr, without="optimize")
+            useful = model_flops(_trace(plain, _towers(plain, devices), batch).jaxpr)
         with jax.set_mesh(towers.mesh):
             lowered = traced.lower(lowering_platforms=("tpu",))
     parameters, optimizer, held = (_bytes(part) for part in (towers.abstract.params, towers.abstract.optimizer, batch))
@@ -177,11 +177,11 @@ def plan(config: "Config", topology: str) -> Plan:
         temporaries=needed - parameters - optimizer - held,
         memory=chip.memory,
         flops=flops,
-        model_flops=model_flops / count,
+        model_flops=useful / count,
         traffic=moved.memory,
         sent=moved.sent,
         seconds=seconds,
-        mfu=model_flops / count / step / chip.peak,
+        mfu=useful / count / step / chip.peak,
         pairs_per_second=config.batch_size / step,
     )
 

@@ -112,7 +112,7 @@ def make_step(
     puts under "statistics" are parameters by name that no gradient reaches: they replace the old ones.
     """
 
-    @jax.jit  # for its name, which `matmul_flops` leaves out
+    @jax.jit  # for its name, by which `model_flops` leaves it out
     def optimize(gradients: Params, state: optax.OptState, trained: Params) -> tuple[Params, optax.OptState]:
         return optimizer.update(gradients, state, trained)
 

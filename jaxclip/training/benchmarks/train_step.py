@@ -17,7 +17,7 @@ from jaxclip.models.clip import CLIPConfig
 from jaxclip.training import hardware, setup
 from jaxclip.training.benchmarks.timing import REPEATS, rounds
 from jaxclip.training.benchmarks.workers import Worker
-from jaxclip.training.flops import matmul_flops
+from jaxclip.training.flops import model_flops
 from jaxclip.training.loop import compile_step
 from jaxclip.training.planning import Vocabulary
 from jaxclip.training.state import Params, initial_state, narrowed
@@ -167,7 +167,7 @@ def _flops(config: "Config", towers: setup.Towers) -> dict[str, float]:
             "images": jax.make_jaxpr(image)(params, batch["image"]),
             "texts": jax.make_jaxpr(text)(params, batch["text"]),
         }
-    return {name: matmul_flops(jaxpr, without="optimize") for name, jaxpr in traced.items()}
+    return {name: model_flops(jaxpr) for name, jaxpr in traced.items()}
 
 
 def _batch(config: "Config", shape: CLIPConfig) -> dict[str, np.ndarray]:
