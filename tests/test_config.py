@@ -211,7 +211,7 @@ def test_a_number_that_is_none_is_refused(value):
         ({**RUN, "optimizer": {"rates": {"x": -1.0}}}, "optimizer.rates = .* no factor may be negative"),
         (
             {**RUN, "optimizer": {"name": "adam", "weight_decay": 0.1}},
-            "optimizer.weight_decay = 0.1 is for adamw",
+            "optimizer.weight_decay = 0.1 is for adamw and muon: optimizer.name = 'adam' has none",
         ),
         ({**RUN, "task": "adapter"}, "task = 'adapter' needs model.init_from"),
         ({**RUN, "lora": {"rank": 4}}, "lora is for task = 'adapter', not 'towers'"),

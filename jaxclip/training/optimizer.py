@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -92,25 +93,29 @@ def configured_optimizer(
 
 def _muon(trained: Any, other: optax.GradientTransformation) -> optax.GradientTransformation:
     """Returns Muon for the kernels of what is trained, and `other` for all else."""
-
-    def matrix(name: str, leaf: Any) -> MuonDimensionNumbers | optax.MaskedNode:
-        if not name.endswith("kernel"):
-            return optax.MaskedNode()
-        axes = tuple(range(BLOCKS in name, leaf.ndim))  # each layer of a stack has matrices of its own
-        if name.endswith("qkv/kernel"):  # (W, 3, H, D): three matrices
-            return MuonDimensionNumbers(axes[:1], axes[2:])
-        return MuonDimensionNumbers(axes[:-1], axes[-1:])
-
-    def step(leaf: Any, matrix: MuonDimensionNumbers) -> float:
-        return RMS * max(math.prod(leaf.shape[axis] for axis in axes) for axes in matrix) ** 0.5
-
-    matrices = jax.tree.map(matrix, names(trained), trained)
     labels = jax.tree.map(lambda name: "muon" if name.endswith("kernel") else "other", names(trained))
-    kernels = jax.tree.map(lambda label, leaf: leaf if label == "muon" else optax.MaskedNode(), labels, trained)
+
+    def of_kernels(make: Callable[[str, Any], Any]) -> Any:
+        return jax.tree.map(
+            lambda label, *leaf: make(*leaf) if label == "muon" else optax.MaskedNode(), labels, names(trained), trained
+        )
+
+    def step(name: str, leaf: Any) -> float:
+        return RMS * max(math.prod(leaf.shape[axis] for axis in axes) for axes in _matrix(name, leaf)) ** 0.5
+
     muon = optax.chain(
-        scale_by_muon(weight_dimension_numbers=matrices), _scale_each(jax.tree.map(step, kernels, matrices))
+        scale_by_muon(weight_dimension_numbers=of_kernels(_matrix)),
+        _scale_each(of_kernels(step)),
     )
     return optax.partition({"muon": muon, "other": other}, labels)
+
+
+def _matrix(name: str, leaf: Any) -> MuonDimensionNumbers:
+    """Returns which axes of a kernel are inputs and which outputs; along the others lie matrices of their own."""
+    axes = tuple(range(BLOCKS in name, leaf.ndim))  # without the layers of a stack
+    if name.endswith("qkv/kernel"):  # (W, 3, H, D)
+        return MuonDimensionNumbers(axes[:1], axes[2:])
+    return MuonDimensionNumbers(axes[:-1], axes[-1:])
 
 
 def _scale_each(factors: Any) -> optax.GradientTransformation:
