@@ -40,13 +40,13 @@ def load(
     with_gallery = overrides if gallery is None else _pointed_at(Path(gallery), own.data.reader, overrides)
     wanted = config.load(workdir, with_gallery)
     from jaxclip.catalog import builder
-    from jaxclip.training import serving, setup
+    from jaxclip.training import inputs, serving
 
     if gallery is not None and builder.is_prepared(Path(gallery)):
         prepared = Path(gallery)
     else:
         other = (wanted.data.path, wanted.data.reader) != (own.data.path, own.data.reader)
-        prepared = setup.prepared_dataset(wanted, whole=other, say=say)
+        prepared = inputs.prepared_dataset(wanted, whole=other, say=say)
     second = None if rerank is None else (Path(rerank), config.load(Path(rerank)))
     return serving.open_searcher(wanted, workdir, prepared, step=step, rerank=second, say=say)
 

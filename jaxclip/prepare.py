@@ -20,9 +20,9 @@ def main(overrides: dict[str, str]) -> None:
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
         from jaxclip.catalog import library
         from jaxclip.catalog.builder import CARD
-        from jaxclip.training import mining, preparation, setup
+        from jaxclip.training import inputs, mining, preparation
 
-    prepared = setup.prepared_dataset(
+    prepared = inputs.prepared_dataset(
         wanted,
         whole=wanted.data.split == "all",
         say=command_line.say,

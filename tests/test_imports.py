@@ -55,6 +55,16 @@ assert (found.ranks == 1).all()
 assert not {"tensorflow", "tensorflow_datasets", "array_record", "transformers"} & set(sys.modules)
 """
 
+MEASURING = """
+from jaxclip import bench
+from jaxclip.training import planning
+from jaxclip.training.benchmarks import loss, ranks, train_step
+
+calls = train_step.ours(bench.training({"preset": "tiny", "batch": 4, "dtype": "float32"})["config"])
+assert calls["train step"]() > 0 and calls["images"]() and calls["texts"]()
+assert "tensorflow" not in sys.modules
+"""
+
 
 def python(code):
     """Runs the code as a process with one device, in which compiling costs more than computing."""
@@ -70,8 +80,9 @@ def test_the_blocker_of_this_test_blocks():
 
 
 @pytest.mark.slow
-def test_towers_train_and_rank_where_tensorflow_is_not_installed():
-    done = python(BLOCKED + TRAINING)
+@pytest.mark.parametrize("code", [TRAINING, MEASURING], ids=["training", "measuring"])
+def test_towers_train_rank_and_are_measured_where_tensorflow_is_not_installed(code):
+    done = python(BLOCKED + code)
     assert done.returncode == 0, done.stderr
 
 

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
 from transformers import PreTrainedTokenizerFast
 
 from jaxclip.errors import UserError
 from jaxclip.pipeline import images, text
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.pipeline.records import Records
+from jaxclip.pipeline.tensorflow import tf
 
 Batch = dict[str, np.ndarray]
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
+
+from jaxclip.pipeline.tensorflow import tf
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 REDUCTIONS = {1: 0, 2: 2, 4: 8, 8: 16}

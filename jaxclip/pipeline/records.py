@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
 from jaxclip.catalog import builder
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
+from jaxclip.pipeline.tensorflow import tf
 
 READ_AT_ONCE = 1024
 _OF_PRODUCT = {"id", "image", "captions", "category", "attributes", "group"}

@@ -12,7 +12,7 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import report, results, tiles
-from jaxclip.training import distributed, evaluation, pages, setup, writers
+from jaxclip.training import distributed, evaluation, inputs, pages, writers
 from jaxclip.training.encoders import Encoders
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def compare(
     before, after = (results.read_queries(folder / "eval" / name) for folder in (baseline, workdir))
     figures = results.compare(before, after)
     folder = workdir / "eval" / name / f"against-{baseline.name}"
-    prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
-    if setup.data_fingerprint(prepared) != after.data_fingerprint:
+    prepared = inputs.prepared_dataset(config, whole=config.data.split == "all", say=say)
+    if inputs.data_fingerprint(prepared) != after.data_fingerprint:
         raise UserError(
             f"{workdir}/eval/{name} is of another catalogue than the configured one: name that with --config"
         )

@@ -17,7 +17,7 @@ from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import labels, marqo, protocols, results
 from jaxclip.retrieval.store import EmbeddingStore
-from jaxclip.training import distributed, pages, setup, writers
+from jaxclip.training import distributed, inputs, pages, setup, writers
 from jaxclip.training import mesh as meshes
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
@@ -280,9 +280,9 @@ def load(
         raise UserError(f"{workdir} re-ranks what towers find: name those, {config.first_stage}")
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)
-    prepared = prepared or setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
+    prepared = prepared or inputs.prepared_dataset(config, whole=config.data.split == "all", say=say)
     records = Records(prepared, config.data.split)
-    data_fingerprint = setup.data_fingerprint(prepared)
+    data_fingerprint = inputs.data_fingerprint(prepared)
     facts = {"data fingerprint": data_fingerprint, "checkpoint": step}
     distributed.check_identical("run", facts, "All need the same prepared dataset and a workdir that they share")
     towers = setup.load_towers(config, workdir)

@@ -21,7 +21,7 @@ from jaxclip.pipeline import text
 from jaxclip.pipeline.preprocess import FILENAME
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval.store import EmbeddingStore
-from jaxclip.training import setup
+from jaxclip.training import inputs, setup
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.encoders import Encoders
@@ -171,14 +171,14 @@ def training_records(first: FirstStage) -> Records:
     Raises:
       UserError: the catalogue is another one by now.
     """
-    prepared = setup.prepared_dataset(first.config, whole=False, say=lambda line: None)
-    trained_on, here = data_fingerprint(first), setup.data_fingerprint(prepared)
+    prepared = inputs.prepared_dataset(first.config, whole=False, say=lambda line: None)
+    trained_on, here = data_fingerprint(first), inputs.data_fingerprint(prepared)
     if trained_on != here:
         raise UserError(
             f"{prepared} has the fingerprint {here}, and the towers in {first.workdir} were trained on {trained_on}: "
             "restore their catalogue"
         )
-    return setup.training_records(first.config, prepared)[0]
+    return inputs.training_records(first.config, prepared)[0]
 
 
 def querybank(first: FirstStage, *, segments: int, batch_size: int) -> np.ndarray:

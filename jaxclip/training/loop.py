@@ -6,14 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from jaxclip.errors import UserError
-from jaxclip.models import compiler
 from jaxclip.pipeline.prefetch import prefetch
 from jaxclip.training import distributed
 from jaxclip.training.checkpoint import Checkpoints
-from jaxclip.training.flops import model_flops
 from jaxclip.training.profile import Profile, chapter
 from jaxclip.training.progress import Progress
 from jaxclip.training.state import TrainState
@@ -35,16 +31,6 @@ class Rhythm:
     log: int
     evaluate: int
     save: int
-
-
-def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Callable, float]:
-    """Returns the step compiled ahead of time, its state donated, and the FLOPs of the model per device.
-
-    A compiled step refuses a batch of another shape, so that nothing is ever compiled twice unnoticed.
-    """
-    traced = jax.jit(step, donate_argnums=0).trace(abstract, batch)
-    compiled = traced.lower().compile(compiler_options=compiler.towers())
-    return compiled, model_flops(traced.jaxpr) / jax.device_count()
 
 
 def run(

@@ -14,7 +14,7 @@ from jaxclip.errors import UserError
 from jaxclip.features import classical, incorrect_pairs, pair_table
 from jaxclip.features.pair_table import IncorrectPairs
 from jaxclip.pipeline.records import Records
-from jaxclip.training import distributed, evaluation, setup, single_encoders
+from jaxclip.training import distributed, evaluation, inputs, setup, single_encoders
 from jaxclip.training import mesh as meshes
 from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints
@@ -81,7 +81,7 @@ def settings(config: "Config", prepared: Path) -> dict[str, Any]:
         "variant": given.variant,
         "seed": given.seed,
         "features": given.features,
-        "data_fingerprint": setup.data_fingerprint(prepared),
+        "data_fingerprint": inputs.data_fingerprint(prepared),
     }
     if given.variant == "clustered":
         wanted["clusters"] = given.clusters

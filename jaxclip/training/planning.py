@@ -18,7 +18,6 @@ from jaxclip.training import hardware, hlo, setup
 from jaxclip.training import mesh as meshes
 from jaxclip.training.flops import matmul_flops, model_flops
 from jaxclip.training.pretrained import open_pretrained
-from jaxclip.training.train import train_step
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
@@ -238,7 +237,7 @@ def _towers(config: "Config", devices: Sequence[jax.Device]) -> setup.Towers:
 
 def _trace(config: "Config", towers: setup.Towers, batch: Any) -> Any:
     with jax.set_mesh(towers.mesh):
-        return jax.jit(train_step(config, towers), donate_argnums=0).trace(towers.abstract, batch)
+        return jax.jit(setup.train_step(config, towers), donate_argnums=0).trace(towers.abstract, batch)
 
 
 def _bytes(tree: Any) -> float:

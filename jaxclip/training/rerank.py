@@ -11,14 +11,14 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import protocols
 from jaxclip.retrieval.second_stage import Candidates
-from jaxclip.training import distributed, evaluation, loop, reranking, reranking_data, setup
+from jaxclip.training import distributed, evaluation, inputs, loop, reranking, reranking_data
 from jaxclip.training import mesh as meshes
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.evaluation import Queries, Result
 from jaxclip.training.first_stage import FirstStage
 from jaxclip.training.reranking import Reranker, Scorer
 from jaxclip.training.state import Params, initial_state
-from jaxclip.training.step import make_step
+from jaxclip.training.step import compile_step, make_step
 from jaxclip.training.train import LOGGED, Outcome, Say
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def train(
     """
     distributed.require_one_process("a re-ranker")
     first = reranking_data.find_first_stage(config, workdir, load_config)
-    prepared = setup.prepared_dataset(config, whole=False, say=say)
+    prepared = inputs.prepared_dataset(config, whole=False, say=say)
     say(f"re-ranking step {first.step} of {first.workdir} ({first.fingerprint})")
     bank = reranking_data.find_querybank(config, first, workdir)
     split = reranking_data.training_split(config, first, prepared, bank)
@@ -107,7 +107,7 @@ def train(
     steps = config.steps or max(1, round(config.epochs * len(lists) / config.batch_size))
     model = reranking.make_reranker(config, split, steps, mesh=first.towers.mesh, logit_scale=first.logit_scale)
     beside = {
-        "data_fingerprint": setup.data_fingerprint(prepared),
+        "data_fingerprint": inputs.data_fingerprint(prepared),
         "config_fingerprint": fingerprint,
         "first_stage_fingerprint": first.fingerprint,
         "parameters": "raw",
@@ -163,7 +163,7 @@ def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoi
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
     rows = jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=where)
-    compiled, flops = loop.compile_step(step, model.abstract, {"rows": rows, **jax.tree.map(shape, tables)})
+    compiled, flops = compile_step(step, model.abstract, {"rows": rows, **jax.tree.map(shape, tables)})
 
     def evaluate(state):
         evaluator.last = evaluator.rank(model, state.params)
@@ -211,13 +211,13 @@ def evaluate_checkpoint(
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)
     first = reranking_data.find_first_stage(config, workdir, load_config)
-    prepared = setup.prepared_dataset(config, whole=config.data.split == "all", say=say)
+    prepared = inputs.prepared_dataset(config, whole=config.data.split == "all", say=say)
     evaluator = Evaluator(config, first, prepared, workdir)
     model = reranking.make_reranker(config, evaluator.split, 1, mesh=first.towers.mesh, logit_scale=first.logit_scale)
     fingerprints = {
         "parameters": "raw",
         "config_fingerprint": fingerprint,
-        "data_fingerprint": setup.data_fingerprint(prepared),
+        "data_fingerprint": inputs.data_fingerprint(prepared),
         "first_stage_fingerprint": first.fingerprint,
     }
     with jax.set_mesh(model.mesh):

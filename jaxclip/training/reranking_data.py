@@ -17,7 +17,7 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import second_stage
 from jaxclip.retrieval.second_stage import Candidates
-from jaxclip.training import first_stage, setup
+from jaxclip.training import first_stage, inputs
 from jaxclip.training.first_stage import FirstStage, Split
 from jaxclip.training.progress import bar
 
@@ -88,7 +88,7 @@ def training_split(config: "Config", first: FirstStage, prepared: Path, bank: np
     Raises:
       UserError: the towers saw all of the products, or some of another dataset's.
     """
-    if setup.data_fingerprint(prepared) != first_stage.data_fingerprint(first):
+    if inputs.data_fingerprint(prepared) != first_stage.data_fingerprint(first):
         records = Records(prepared, "train", config.data.train)
         _check_unseen(first, records)
         return embedded(config, first, prepared, records, bank=bank, wordings=config.rerank.wordings)
@@ -99,7 +99,7 @@ def training_split(config: "Config", first: FirstStage, prepared: Path, bank: np
             f"held back {own:g} (split_seed {first.config.data.split_seed}): a re-ranker is trained on exactly the "
             "products that its towers did not see; train them with --config.data.second_stage=0.1, or more"
         )
-    _, held = setup.training_records(first.config, prepared)
+    _, held = inputs.training_records(first.config, prepared)
     return embedded(config, first, prepared, held, bank=bank, wordings=config.rerank.wordings)
 
 

@@ -25,8 +25,8 @@ from jaxclip.training import distributed, evaluation, serving_second_stage
 from jaxclip.training import mesh as meshes
 from jaxclip.training.encoders import Encoders
 from jaxclip.training.first_stage import embed_gallery
+from jaxclip.training.inputs import make_describer
 from jaxclip.training.progress import bar
-from jaxclip.training.setup import make_describer
 from jaxclip.training.state import Params
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
-"""From a configuration to everything a run needs: data, tokenizer, towers, mesh, optimizer."""
+"""From a configuration to what is trained: tokenizer, towers, mesh, optimizer, step. Needs no TensorFlow."""
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,20 +14,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from jaxclip.catalog import builder, groups, library
-from jaxclip.catalog.builder import Source
 from jaxclip.errors import UserError
-from jaxclip.features.describe import ProductDescriber
 from jaxclip.losses.objective import Objective
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.lora import NAME, LoRAConfig
 from jaxclip.models.presets import CONTEXT_LENGTH, IMAGE_SIZE, PRESETS, clip_config
 from jaxclip.models.views import Views
 from jaxclip.pipeline import text
-from jaxclip.pipeline.batches import Partners, training_batches
-from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.preprocess import FILENAME, Preprocess
-from jaxclip.pipeline.records import Records
 from jaxclip.training import distributed
 from jaxclip.training import mesh as meshes
 from jaxclip.training.optimizer import configured_optimizer
@@ -36,10 +30,12 @@ from jaxclip.training.progress import bar
 from jaxclip.training.queue import with_queue
 from jaxclip.training.shape import TOKENIZER, load_shape, run_as_configured, save_shape
 from jaxclip.training.state import Params, TrainState, abstract_state, make_model, narrowed
+from jaxclip.training.step import make_loss, make_step
 from jaxclip.training.trainable import Trainable, make_trainable
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
+    from jaxclip.pipeline.records import Records
 
 VOCABULARY_MULTIPLE = 128
 
@@ -68,63 +64,6 @@ class Towers:
         return narrowed(params, self.config.image.transformer.dtype)
 
 
-def prepared_dataset(
-    config: "Config",
-    *,
-    whole: bool,
-    say: Callable[[str], None],
-    runner: str = "",
-    beam_options: Sequence[str] = (),
-) -> Path:
-    """Returns the folder of the configured catalogue's prepared dataset, preparing it first where there is none.
-
-    `whole` asks for all of a catalogue, where no split is needed; `runner` and `beam_options` prepare it on Apache
-    Beam. Of several processes the first prepares.
-
-    Raises:
-      UserError: there is nothing to prepare, or another process does not see what the first one prepared.
-    """
-    data = config.data
-    columns = {role: name for role, name in vars(data.columns).items() if name}
-    path = Path(data.path).expanduser().resolve() if data.path else Path()
-    test = 0 if whole else data.test
-    source = Source(data.reader, path, test, data.split_seed, columns, make_describer(config))
-    drawn = (data.drawn_products, data.drawn_seed)
-
-    def find_or_prepare() -> str:
-        execution = {"runner": runner, "beam_options": beam_options}
-        return str(library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say, **execution))
-
-    prepared = Path(distributed.from_primary("prepare", find_or_prepare))
-    if not builder.is_prepared(prepared):
-        raise UserError(
-            f"process {distributed.process_id()} sees no prepared dataset in {prepared}: name a folder that all "
-            "processes share with --config.data.prepared or $JAXCLIP_CACHE, or copy it to each machine"
-        )
-    return prepared
-
-
-def training_records(config: "Config", prepared: Path) -> tuple[Records, Records | None]:
-    """Returns the training records that the towers see, and those held back from them for a second stage.
-
-    Whole groups are held back, which ones depends on `data.split_seed` alone; None where `data.second_stage` is 0.
-
-    Raises:
-      UserError: `data.second_stage` leaves the towers nothing, or is too few for one group.
-    """
-    records = Records(prepared, "train", config.data.train)
-    if not config.data.second_stage:
-        return records, None
-    names = [product.group for product, _ in bar(records.products(), total=len(records), desc="reading groups")]
-    held = np.asarray(groups.split(names, config.data.second_stage, config.data.split_seed))
-    return records.take(np.flatnonzero(~held)), records.take(np.flatnonzero(held))
-
-
-def make_describer(config: "Config") -> ProductDescriber | None:
-    """Returns what describes products in preparation, None where the configuration wants no features."""
-    return None if config.features.detector == "none" else ProductDescriber(**vars(config.features))
-
-
 def make_preprocess(config: "Config") -> Preprocess:
     """Returns what the configuration says of pictures and captions."""
     data = config.data
@@ -140,7 +79,7 @@ def make_preprocess(config: "Config") -> Preprocess:
     )
 
 
-def make_tokenizer(config: "Config", preprocess: Preprocess, train: Records) -> PreTrainedTokenizerBase:
+def make_tokenizer(config: "Config", preprocess: Preprocess, train: "Records") -> PreTrainedTokenizerBase:
     """Returns the configured Hugging Face tokenizer, or a BPE trained on the captions of the training split."""
     if config.data.tokenizer:
         return text.load_tokenizer(Path(config.data.tokenizer).expanduser())
@@ -199,14 +138,14 @@ def make_towers(
     return Towers(preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, trainable, abstract, views)
 
 
-def number_of_steps(config: "Config", train: Records) -> int:
+def number_of_steps(config: "Config", train: "Records") -> int:
     """Returns the length of the run: config.steps, or as many as config.epochs passes over the split take."""
     if config.batch_size > len(train):
         raise UserError(f"config.batch_size = {config.batch_size} is more than the {len(train)} training products")
     return config.steps or max(1, round(config.epochs * len(train) / config.batch_size))
 
 
-def make_or_load_towers(config: "Config", workdir: Path, train: Records, steps: int) -> Towers:
+def make_or_load_towers(config: "Config", workdir: Path, train: "Records", steps: int) -> Towers:
     """Returns the towers of a workdir, made as configured where it has none yet; `save_towers` puts them there.
 
     Where config.model.init_from names a checkpoint, preprocessing and tokenizer are that one's.
@@ -256,46 +195,6 @@ def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtype
     }
 
 
-def image_augmentation(config: "Config") -> ImageAugmentation:
-    """Returns what the configuration says of training pictures."""
-    given = config.augmentation
-    return ImageAugmentation(given.crop_area, given.crop_aspect, given.flip)
-
-
-def device_batches(
-    config: "Config",
-    towers: Towers,
-    train: Records,
-    partners: Partners | None = None,
-    *,
-    first: int,
-    last: int,
-    canvas: int = 0,
-) -> tuple[Any, Callable]:
-    """Returns the batches of steps first to last - 1 on the host, and the function that places one on the devices."""
-    given, sharding = config.augmentation, meshes.batch_sharding(towers.mesh)
-    batches = training_batches(
-        train,
-        towers.tokenizer,
-        towers.preprocess,
-        image_augmentation(config),
-        text.TextAugmentation(given.keep_attributes, given.keep_words, given.prompts),
-        partners,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        first_step=first,
-        last_step=last,
-        rows=meshes.process_rows(sharding, config.batch_size),
-        workers=config.data.workers,
-        canvas=canvas,
-    )
-
-    def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {name: meshes.place_rows(sharding, config.batch_size, rows) for name, rows in batch.items()}
-
-    return batches, place
-
-
 def make_objective(config: "Config") -> Objective:
     """Returns the configured loss."""
     loss = config.loss
@@ -304,11 +203,20 @@ def make_objective(config: "Config") -> Objective:
     )
 
 
+def train_step(config: "Config", towers: Towers) -> Callable:
+    """Returns the configured step(state, batch) -> (state, metrics), to be compiled."""
+    loss = make_loss(
+        towers.graph,
+        mask_groups=config.loss.mask_groups,
+        learned_temperature=config.loss.learned_temperature,
+        objective=make_objective(config),
+        microbatch=config.loss.microbatch,
+    )
+    return make_step(
+        loss, towers.optimizer, towers.schedule, towers.trainable, seed=config.seed, ema=config.optimizer.ema
+    )
+
+
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns 12 hex digits that change with any token or its number."""
     return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def data_fingerprint(prepared: Path) -> str:
-    """Returns the fingerprint of a prepared dataset's products and splits."""
-    return builder.about(prepared)["fingerprint"]

@@ -1,4 +1,4 @@
-"""One training step as a pure function of (state, batch)."""
+"""One training step as a pure function of (state, batch), and compiled."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,8 +11,10 @@ from jaxtyping import Array
 
 from jaxclip.losses.contrastive import Queue
 from jaxclip.losses.objective import Incorrect, Objective
+from jaxclip.models import compiler
 from jaxclip.models.clip import MAX_LOGIT_SCALE
 from jaxclip.models.transformer import example_keys, shard_batch, split_each
+from jaxclip.training.flops import model_flops
 from jaxclip.training.queue import Queued, push
 from jaxclip.training.state import Params, TrainState
 from jaxclip.training.trainable import EVERYTHING, Trainable
@@ -167,3 +169,13 @@ def _clip_logit_scale(params: Params) -> Params:
     if "logit_scale" not in params or "logit_bias" in params:
         return params
     return {**params, "logit_scale": jnp.minimum(params["logit_scale"], jnp.log(MAX_LOGIT_SCALE))}
+
+
+def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Callable, float]:
+    """Returns the step compiled ahead of time, its state donated, and the FLOPs of the model per device.
+
+    A compiled step refuses a batch of another shape, so that nothing is ever compiled twice unnoticed.
+    """
+    traced = jax.jit(step, donate_argnums=0).trace(abstract, batch)
+    compiled = traced.lower().compile(compiler_options=compiler.towers())
+    return compiled, model_flops(traced.jaxpr) / jax.device_count()

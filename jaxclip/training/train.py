@@ -11,14 +11,14 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline.batches import Partners
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import tables
-from jaxclip.training import distributed, evaluation, loop, scaling, setup
+from jaxclip.training import distributed, evaluation, inputs, loop, scaling, setup
 from jaxclip.training import mesh as meshes
 from jaxclip.training.base import completed, initial_params
 from jaxclip.training.checkpoint import BASE, BEST_BY, Checkpoints
 from jaxclip.training.optimizer import warmup_of
 from jaxclip.training.setup import Towers
 from jaxclip.training.state import TrainState, initial_state
-from jaxclip.training.step import make_loss, make_step
+from jaxclip.training.step import compile_step
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
@@ -69,8 +69,8 @@ def train(
     Raises:
       UserError: bad data, a full disk, a loss that is not finite.
     """
-    prepared = setup.prepared_dataset(config, whole=False, say=say)
-    train_records, _ = setup.training_records(config, prepared)
+    prepared = inputs.prepared_dataset(config, whole=False, say=say)
+    train_records, _ = inputs.training_records(config, prepared)
     test_records = Records(prepared, config.data.split)
     steps = setup.number_of_steps(config, train_records)
     towers = setup.make_or_load_towers(config, workdir, train_records, steps)
@@ -79,13 +79,13 @@ def train(
         say(f"optimizer.warmup_steps = {given} is more than half of the {steps} steps of this run: it takes {warmup}")
     setup.abstract_batch(config, towers)
     partners = _partners(config, prepared, train_records, load_config, say)
-    augmentation = setup.image_augmentation(config)
+    augmentation = inputs.image_augmentation(config)
     canvas = scaling.canvas_of(
         config.data.resize_on, towers.preprocess, augmentation, train_records.largest_side, prepared=str(prepared)
     )
     if canvas:
         say(f"training pictures are scaled on the device, which gets them in squares of {canvas} pixels")
-    beside = {"data_fingerprint": setup.data_fingerprint(prepared), "config_fingerprint": fingerprint}
+    beside = {"data_fingerprint": inputs.data_fingerprint(prepared), "config_fingerprint": fingerprint}
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, stored=towers.stored)
     distributed.check_identical(
         "run",
@@ -149,20 +149,6 @@ def _tell_sharding(towers: Towers, workdir: Path, say: Say) -> None:
         say(table)
 
 
-def train_step(config: "Config", towers: Towers) -> Callable:
-    """Returns the configured step(state, batch) -> (state, metrics), to be compiled."""
-    loss = make_loss(
-        towers.graph,
-        mask_groups=config.loss.mask_groups,
-        learned_temperature=config.loss.learned_temperature,
-        objective=setup.make_objective(config),
-        microbatch=config.loss.microbatch,
-    )
-    return make_step(
-        loss, towers.optimizer, towers.schedule, towers.trainable, seed=config.seed, ema=config.optimizer.ema
-    )
-
-
 def _start(
     config: "Config", towers: Towers, checkpoints: Checkpoints, beside: dict[str, Any], say: Say
 ) -> tuple[TrainState, dict[str, Any]]:
@@ -203,16 +189,16 @@ def _partners(
 def _train(config, workdir, towers, data, state, kept, evaluator, profiled, say):
     (records, partners, canvas), (checkpoints, beside) = data, kept
     first, steps = int(state.step), setup.number_of_steps(config, records)
-    step = train_step(config, towers)
+    step = setup.train_step(config, towers)
     device = jax.devices()[0].device_kind
     compiled_in = jax.config.jax_compilation_cache_dir
     say(
         f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind {device}"
         + (f", or taking it from {compiled_in}" if compiled_in else "")
     )
-    compiled, flops = loop.compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
+    compiled, flops = compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
     scale = scaling.make_scaling(towers.preprocess, towers.mesh, canvas)
-    batches, place = setup.device_batches(config, towers, records, partners, first=first, last=steps, canvas=canvas)
+    batches, place = inputs.device_batches(config, towers, records, partners, first=first, last=steps, canvas=canvas)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         return {

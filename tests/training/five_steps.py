@@ -15,10 +15,10 @@ import numpy as np
 from jaxclip.losses.objective import Objective
 from jaxclip.models.lora import LoRAConfig
 from jaxclip.models.presets import Preset, clip_config
-from jaxclip.training import distributed, loop, mesh
+from jaxclip.training import distributed, mesh
 from jaxclip.training.optimizer import make_optimizer, make_schedule
 from jaxclip.training.state import abstract_state, initial_state, make_model, replicated
-from jaxclip.training.step import make_loss, make_step
+from jaxclip.training.step import compile_step, make_loss, make_step
 from jaxclip.training.trainable import EVERYTHING, make_trainable
 
 STEPS, BATCH, CONTEXT, END = 5, 16, 12, 255
@@ -136,7 +136,7 @@ def train(case, sizes):
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed[0])
         jax.monitoring.register_event_duration_secs_listener(count)
         try:
-            compiled, _ = loop.compile_step(step, abstract, shapes)
+            compiled, _ = compile_step(step, abstract, shapes)
             figures = []
             for batch in placed:
                 state, metrics = compiled(state, batch)

@@ -13,7 +13,7 @@ from jaxclip import config as configs
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
-from jaxclip.training import first_stage, rerank, reranking, reranking_data, setup
+from jaxclip.training import first_stage, inputs, rerank, reranking, reranking_data, setup
 from jaxclip.training.encoders import Encoders
 from jaxclip.training.state import initial_state
 
@@ -71,7 +71,7 @@ def groups_of(records):
 
 def test_a_reranker_learns_from_exactly_the_products_that_its_towers_never_saw(towers, reranked, prepared):
     own = configs.load(towers)
-    seen, held = setup.training_records(own, prepared)
+    seen, held = inputs.training_records(own, prepared)
     everything = Records(prepared, "train")
     assert len(held) == 40 and len(seen) + len(held) == len(everything) == 120
     assert not groups_of(seen) & groups_of(held)
@@ -151,8 +151,8 @@ def test_towers_really_train_on_the_rest_alone(towers):
     assert len(rows) >= 12  # by steps; passes are over the rest:
     own = configs.load(towers)
     by_epochs = configs.build(configs.dump(own) | {"steps": 0, "epochs": 2.0})
-    (prepared,) = {setup.prepared_dataset(own, whole=False, say=print)}
-    seen, _ = setup.training_records(own, prepared)
+    (prepared,) = {inputs.prepared_dataset(own, whole=False, say=print)}
+    seen, _ = inputs.training_records(own, prepared)
     assert setup.number_of_steps(by_epochs, seen) == round(2 * 80 / 16)
 
 

@@ -11,7 +11,7 @@ from jaxclip import config as configs
 from jaxclip.errors import UserError
 from jaxclip.retrieval.searcher import Query
 from jaxclip.retrieval.second_stage import retrieve
-from jaxclip.training import rerank, reranking, reranking_data, setup
+from jaxclip.training import inputs, rerank, reranking, reranking_data
 from jaxclip.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ def scores_of_evaluation(workdir, towers, shop):
     """Returns captions of the gallery, and the ids and scores of their candidates as an evaluation has them."""
     config = configs.load(workdir, {"data.path": str(shop), "data.split": "all", "first_stage": str(towers)})
     first = reranking_data.find_first_stage(config, workdir, configs.load)
-    evaluator = rerank.Evaluator(config, first, setup.prepared_dataset(config, whole=True, say=print), workdir)
+    evaluator = rerank.Evaluator(config, first, inputs.prepared_dataset(config, whole=True, say=print), workdir)
     split = evaluator.split
     candidates = retrieve(split.queries, split.features["image"], split.groups[split.owners], split.groups, K)
     model = reranking.make_reranker(config, split, 1, mesh=first.towers.mesh, logit_scale=first.logit_scale)

@@ -18,10 +18,9 @@ from jaxclip.training import hardware, setup
 from jaxclip.training.benchmarks.timing import REPEATS, rounds
 from jaxclip.training.benchmarks.workers import Worker
 from jaxclip.training.flops import model_flops
-from jaxclip.training.loop import compile_step
 from jaxclip.training.planning import Vocabulary
 from jaxclip.training.state import Params, initial_state, narrowed
-from jaxclip.training.train import train_step
+from jaxclip.training.step import compile_step
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
@@ -114,7 +113,7 @@ def ours(config: "Config") -> dict[str, Callable[[], Any]]:
     known = hardware.chip(device)
     jax.set_mesh(towers.mesh)
     shapes = setup.abstract_batch(config, towers)
-    step, _ = compile_step(train_step(config, towers), towers.abstract, shapes)
+    step, _ = compile_step(setup.train_step(config, towers), towers.abstract, shapes)
     state = initial_state(towers.config, towers.optimizer, towers.abstract, towers.trainable, seed=config.seed)
     batch = {name: jax.device_put(rows, shapes[name].sharding) for name, rows in _batch(config, towers.config).items()}
     options = compiler.towers()
@@ -163,7 +162,7 @@ def _flops(config: "Config", towers: setup.Towers) -> dict[str, float]:
     params = towers.abstract.params
     with jax.set_mesh(towers.mesh):
         traced = {
-            "train step": jax.make_jaxpr(train_step(config, towers))(towers.abstract, batch),
+            "train step": jax.make_jaxpr(setup.train_step(config, towers))(towers.abstract, batch),
             "images": jax.make_jaxpr(image)(params, batch["image"]),
             "texts": jax.make_jaxpr(text)(params, batch["text"]),
         }
