@@ -178,4 +178,5 @@ def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Ca
     """
     traced = jax.jit(step, donate_argnums=0).trace(abstract, batch)
     compiled = traced.lower().compile(compiler_options=compiler.towers())
+    compiler.release_memory()
     return compiled, model_flops(traced.jaxpr) / jax.device_count()
