@@ -42,8 +42,8 @@ def towers() -> Options | None:
     """Returns the options of programs that run towers.
 
     In the order of TOWERS a step of vit_b_32 (32 pairs, float32) holds 3.0 GB beside its state where it held 3.7, and
-    takes no longer. Without YNNPACK a training step of the preset laptop takes 0.8 of the time on AMD's Zen 4, and 1.2
-    on Intel's Sapphire Rapids, as does one of vit_b_32 there. Wide vectors take 0.93 of it on Sapphire Rapids.
+    takes 0.96 of its time. Without YNNPACK a training step of the preset laptop takes 0.8 of the time on AMD's Zen 4,
+    and 1.2 on Intel's Sapphire Rapids, as does one of vit_b_32 there. Wide vectors take 0.93 of it on Sapphire Rapids.
     """
     return options(TOWERS | {"AuthenticAMD": AMD, "GenuineIntel": INTEL}.get(_vendor(), {}))
 
