@@ -1,6 +1,7 @@
 """What programs are made for: on CPUs they are written otherwise, and XLA is asked for options of its own."""
 
 import ctypes
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -45,18 +46,19 @@ def towers() -> Options | None:
     takes 0.96 of its time. Without YNNPACK a training step of the preset laptop takes 0.8 of the time on AMD's Zen 4,
     and 1.2 on Intel's Sapphire Rapids, as does one of vit_b_32 there. Wide vectors take 0.93 of it on Sapphire Rapids.
     """
-    return options(TOWERS | {"AuthenticAMD": AMD, "GenuineIntel": INTEL}.get(_vendor(), {}))
+    makers = {"AuthenticAMD": AMD, "GenuineIntel": INTEL}.get(_vendor(), {})
+    return {**(options(TOWERS) or {}), **(options(makers) or {})} or None
 
 
 def options(wanted: Mapping[str, Option]) -> Options | None:
-    """Returns options for `jax.jit`: on CPUs those wanted that this version of XLA knows; None = its defaults."""
-    return {name: value for name, value in wanted.items() if on_cpu() and _is_known(name, value)} or None
+    """Returns options for `jax.jit`: `wanted` on CPUs if this version of XLA knows them, else None, its defaults."""
+    known = on_cpu() and all(_is_known(*option) for option in wanted.items())
+    return dict(wanted) if known and wanted else None
 
 
 def release_memory() -> None:
-    """Hands free memory back to the system where the C library can: compiling a step of vit_b_32 leaves 0.7 GB."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-    if trim is not None and on_cpu():
+    """Hands free main memory back to the system on Linux with glibc: compiling a step of vit_b_32 leaves 0.7 GB."""
+    if on_cpu() and sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 

@@ -1,4 +1,4 @@
-"""TensorFlow as this room's modules take it: on CPUs, so that accelerators are left to JAX."""
+"""TensorFlow as it is taken everywhere here: on CPUs, so that accelerators are left to JAX."""
 
 import tensorflow as tf
 

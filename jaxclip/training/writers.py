@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import tensorflow as tf
+from jaxclip.pipeline.tensorflow import tf
 
 FILENAME = "metrics.jsonl"
 

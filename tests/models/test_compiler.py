@@ -13,7 +13,7 @@ from jaxclip.models.stem import convolve
 
 
 def test_xla_knows_the_options():
-    for wanted in (compiler.AMD, compiler.INTEL):
+    for wanted in (compiler.TOWERS, compiler.AMD, compiler.INTEL):
         assert compiler.options(wanted) == wanted
     if jax.__version_info__ < (0, 11):
         assert compiler.options(compiler.RANKS) == compiler.RANKS
@@ -31,11 +31,13 @@ def test_a_product_that_would_go_to_ynnpack_stays_with_xla():
 
 
 @pytest.mark.parametrize(
-    ("vendor", "wanted"), [("AuthenticAMD", compiler.AMD), ("GenuineIntel", compiler.INTEL), ("", None)]
+    ("vendor", "wanted"), [("AuthenticAMD", compiler.AMD), ("GenuineIntel", compiler.INTEL), ("", {})]
 )
 def test_each_maker_s_processors_have_their_options(monkeypatch, vendor, wanted):
     monkeypatch.setattr(compiler, "_vendor", lambda: vendor)
-    assert compiler.towers() == wanted
+    assert compiler.towers() == compiler.TOWERS | wanted
+    with compiler.made_for("gpu"):
+        assert compiler.towers() is None
 
 
 def test_a_program_for_another_platform_is_written_as_it_is_there():

@@ -22,7 +22,6 @@ from jaxclip.models.clip import CLIP_MEAN, CLIP_STD
 from jaxclip.models.presets import PRESETS, clip_config
 from jaxclip.retrieval import ranks, tiles
 from jaxclip.training import setup
-from jaxclip.training.setup import train_step
 from jaxclip.training.step import compile_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "one_maker")
@@ -47,7 +46,7 @@ def step_of(preset, **training):
     towers = setup.make_towers(config, preprocess, None, 100, shape, jax.devices("cpu")[:1])
     with jax.set_mesh(towers.mesh):
         batch = setup.abstract_batch(config, towers)
-        return compile_step(train_step(config, towers), towers.abstract, batch)[0]
+        return compile_step(setup.train_step(config, towers), towers.abstract, batch)[0]
 
 
 def loss_of(loss):
