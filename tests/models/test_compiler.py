@@ -31,10 +31,16 @@ def test_a_product_that_would_go_to_ynnpack_stays_with_xla():
 
 
 @pytest.mark.parametrize(
-    ("vendor", "wanted"), [("AuthenticAMD", compiler.AMD), ("GenuineIntel", compiler.INTEL), ("", {})]
+    ("maker", "wanted"),
+    [
+        (("AuthenticAMD", 25), compiler.AMD),
+        (("AuthenticAMD", 26), {}),
+        (("GenuineIntel", 6), compiler.INTEL),
+        (("", 0), {}),
+    ],
 )
-def test_each_maker_s_processors_have_their_options(monkeypatch, vendor, wanted):
-    monkeypatch.setattr(compiler, "_vendor", lambda: vendor)
+def test_each_maker_s_processors_have_their_options(monkeypatch, maker, wanted):
+    monkeypatch.setattr(compiler, "_maker", lambda: maker)
     assert compiler.towers() == compiler.TOWERS | wanted
     with compiler.made_for("gpu"):
         assert compiler.towers() is None
@@ -53,5 +59,6 @@ def test_a_program_for_another_platform_is_written_as_it_is_there():
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux names the processor's maker there")
 def test_this_processor_has_a_maker():
-    assert compiler._vendor() in Path("/proc/cpuinfo").read_text()
-    assert platform.machine() != "x86_64" or compiler._vendor()
+    vendor, family = compiler._maker()
+    assert vendor in Path("/proc/cpuinfo").read_text()
+    assert platform.machine() != "x86_64" or (vendor and family)

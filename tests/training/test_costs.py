@@ -33,7 +33,7 @@ TOLERANCE = 0.05  # patch releases of XLA; the same version gives the same figur
 
 @pytest.fixture
 def one_maker(monkeypatch):
-    monkeypatch.setattr(compiler, "_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(compiler, "_maker", lambda: ("AuthenticAMD", 25))
 
 
 def step_of(preset, **training):
