@@ -38,7 +38,7 @@ def load(
     workdir, overrides = Path(workdir), {"data.split": "all", **(overrides or {})}
     own = config.load(workdir)
     with_gallery = overrides if gallery is None else _pointed_at(Path(gallery), own.data.reader, overrides)
-    wanted = config.load(workdir, with_gallery)
+    wanted = config.of_run(workdir, with_gallery)
     from jaxclip.catalog import builder
     from jaxclip.training import inputs, serving
 

@@ -6,3 +6,8 @@ class UserError(Exception):
 
     Commands print it without a traceback and exit with status 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message; the error's name where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

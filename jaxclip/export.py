@@ -27,7 +27,7 @@ def main(overrides: dict[str, str]) -> None:
     for flag in (WORKDIR, OUTPUT):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing")
-    wanted = config.load(Path(WORKDIR.value), overrides)
+    wanted = config.of_run(Path(WORKDIR.value), overrides)
     with command_line.quiet_imports():  # they take seconds: bad flags are told before
         from jaxclip.training import export
 

@@ -36,7 +36,7 @@ def main(overrides: dict[str, str]) -> None:
     """Serves as the flags say until it is told to stop."""
     if not WORKDIR.value:
         raise UserError("--workdir is missing: give the folder of a run")
-    config.load(Path(WORKDIR.value), {"data.split": "all", **overrides})
+    config.of_run(Path(WORKDIR.value), {"data.split": "all", **overrides})
     if RERANK.value:
         config.load(Path(RERANK.value))
     listening = _listen()  # a taken port is told before minutes of embedding

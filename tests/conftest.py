@@ -189,7 +189,9 @@ def get_config():
     config.task, config.first_stage = "rerank", "{towers}"
     config.batch_size, config.steps = 8, 10
     config.data = ConfigDict({{"reader": "fashion_product_images", "path": "{others}", "test": 0.2}})
-    config.rerank = ConfigDict({{"candidates": 20, "wordings": 1, "preset": "{preset}", "layers": 1, "hidden": 64}})
+    config.rerank = ConfigDict({{"candidates": 20, "wordings": 1, "preset": "{preset}", "hidden": 64}})
+    if config.rerank.preset == "cross_attention":
+        config.rerank.layers = 1
     config.optimizer = ConfigDict({{"warmup_steps": 1, "learning_rate": 0.01}})
     return config
 """

@@ -98,9 +98,35 @@ def test_evaluating_a_folder_that_is_no_workdir_is_told(refuse, tmp_path):
     refuse("evaluate", f"--workdir={tmp_path / 'nowhere'}", words=["nowhere is not a workdir"])
 
 
-@pytest.mark.parametrize("key", ["model.patch", "loss.name", "optimizer.ema", "epochs"])
-def test_what_only_training_reads_is_no_override_of_an_evaluation(refuse, tmp_path, key):
-    refuse("evaluate", f"--workdir={tmp_path}", f"--config.{key}=1", words=[f"--config.{key} is of the training"])
+@pytest.mark.parametrize("command", ["evaluate", "search", "export"])
+def test_what_a_training_has_settled_is_no_override_afterwards(refuse, tmp_path, command):
+    (tmp_path / "config.json").write_text(json.dumps(config.dump(config.build({"steps": 12}))))
+    settled = ["--config.model.patch=8", "--config.data.image_size=32", "--config.optimizer.ema=0.9"]
+    arguments = [f"--workdir={tmp_path}", *settled, "--config.data.split=all"]
+    output = [f"--output={tmp_path / 'out'}"] if command == "export" else []
+    named = "--config.model.patch, --config.data.image_size, --config.optimizer.ema would change nothing"
+    refuse(command, *arguments, *output, words=[named, str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--query=red shoes", "--query=  "], ["--query is empty"]),
+        (["--name=../elsewhere"], ["--name='../elsewhere'", "name of a folder"]),
+        (["--name="], ["--name=''"]),
+        (["--parameters=averaged"], ["--parameters=averaged is none of ema, raw"]),
+        (["--config.data.path=shop"], ["data.path = 'shop' is not read by data.reader = 'drawn'", "folder", "table"]),
+        (["--config.data.split_seed=7"], ["data.split_seed", "was trained on", "split test", "data.split=all"]),
+        (["--config.data.drawn_products=9000"], ["data.drawn_products", "was trained on"]),
+    ],
+)
+def test_an_evaluation_of_what_cannot_be_is_told_before_it_starts(refuse, tmp_path, flags, words):
+    (tmp_path / "config.json").write_text(json.dumps(config.dump(config.build({"steps": 12}))))
+    refuse("evaluate", f"--workdir={tmp_path}", *flags, words=words)
+
+
+def test_an_empty_name_among_workdirs_is_told(refuse, tmp_path):
+    refuse("evaluate", f"--workdir={tmp_path},,{tmp_path}", "--query=shoes", words=["empty name between its commas"])
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "prepare", "search"])
@@ -237,8 +263,8 @@ def test_evaluation_takes_more_views_of_each_picture(run, trained, tmp_path):
     done = run("evaluate", f"--workdir={workdir}", "--config.evaluation.zooms=1,1.2", "--config.evaluation.mirror=true")
     assert done.returncode == 0, done.stderr
     metrics, before = (json.loads((w / "eval" / "test" / "metrics.json").read_text()) for w in (workdir, trained))
-    assert metrics["views"] == {"zooms": [1.0, 1.2], "mirror": True}
-    assert before["views"] == {"zooms": [1.0], "mirror": False}
+    assert (metrics["settings"]["zooms"], metrics["settings"]["mirror"]) == ([1.0, 1.2], True)
+    assert (before["settings"]["zooms"], before["settings"]["mirror"]) == ([1.0], False)
     assert metrics["text_to_image"] != before["text_to_image"]  # no vector of the other views was taken from the store
 
 

@@ -103,7 +103,7 @@ def test_a_section_is_not_a_value():
         ("data.lowercase", "false", False),
         ("data.lowercase", "True", True),
         ("data.split", "all", "all"),
-        ("data.path", "123", "123"),
+        ("data.prepared", "123", "123"),
         ("data.path", "", ""),
         ("data.caption_template", "{name}, {season}", "{name}, {season}"),
         ("augmentation.crop_area", "(0.5, 1)", (0.5, 1.0)),
@@ -178,6 +178,10 @@ def test_a_number_that_is_none_is_refused(value):
         (
             {**RUN, "data": {"columns": {"id": "sku"}}},
             "data.columns is for data.reader = table or tfds or webdataset, not 'drawn'",
+        ),
+        (
+            {**RUN, "data": {"path": "shop"}},
+            "data.path = 'shop' is not read by data.reader = 'drawn', .* set data.reader to .*folder.*table",
         ),
         ({**RUN, "data": {"test": 0.0}}, "data.test = 0.0 must be a number of products"),
         ({**RUN, "data": {"image_size": 72}}, "data.image_size = 72 is no multiple of the patch .* nearest is 64"),
@@ -315,7 +319,7 @@ def variant_of(name, argument):
     spec = importlib.util.spec_from_file_location("variants", ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return config.build(module.get_config(argument), {"data.path": "shop"})
+    return config.build(module.get_config(argument), {"data.prepared": "shop"})
 
 
 @pytest.mark.parametrize(("batch", "microbatch"), [(32768, 0), (65536, 0), (131072, 65536), (1048576, 65536)])
@@ -347,11 +351,83 @@ def test_what_does_not_go_together_in_a_second_stage_is_told():
         {"rerank.features": "image,crops"},
         {"rerank.features": "image,image"},
         {"rerank.batch_norm": "true"},
+        {"rerank.combine": "concatenate"},
+        {"rerank.layers": "2"},
+        {"rerank.preset": "cross_attention", "rerank.features": "image"},
+        {"rerank.negatives": "worst"},
         {"rerank.seeds": "3"},
         {"task": "towers"},
     ):
         with pytest.raises(UserError) as error:
             config.build({"task": "rerank", "first_stage": "w", "steps": 1}, overrides)
         told.append(str(error.value))
-    words = ("first_stage is missing", "did you mean crop", "each once", "batch_norm", "one seed", "is for task")
+    words = (
+        "first_stage is missing", "did you mean crop", "each once", "batch_norm is for rerank.preset = 'paper'",
+        "combine is for rerank.preset = 'paper'", "layers is for rerank.preset = 'cross_attention'",
+        "features is for rerank.preset = 'gated'", "negatives is for rerank.loss = 'binary'", "one seed", "is for task",
+    )  # fmt: skip
     assert all(word in message for word, message in zip(words, told, strict=True)), told
+
+
+def saved(folder, **settings):
+    """Returns a new workdir with the configuration of these settings."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config.dump(config.build({**RUN, **settings}))))
+    return folder
+
+
+def test_what_a_training_has_settled_cannot_be_set_afterwards(tmp_path):
+    workdir = saved(tmp_path / "run")
+    given = {"data.split": "all", "evaluation.zooms": "1,1.2", "mesh.fsdp": "2", "data.columns.id": ""}
+    assert config.of_run(workdir, given).evaluation.zooms == (1.0, 1.2)
+    with pytest.raises(UserError, match=r"^--config\.seed, --config\.data\.lowercase would change nothing: .*run is"):
+        config.of_run(workdir, {**given, "seed": "3", "data.lowercase": "false"})
+    with pytest.raises(UserError, match="did you mean data.split"):
+        config.of_run(workdir, {"data.splt": "all"})
+
+
+def test_what_rerankers_alone_have_is_not_set_for_towers_beside_them(tmp_path):
+    towers = saved(tmp_path / "towers")
+    reranker = saved(tmp_path / "reranker", task="rerank", first_stage="w")
+    given = {"first_stage": "elsewhere", "data.split": "all"}
+    first, second = config.of_runs([towers, reranker], given)
+    assert (first.first_stage, second.first_stage) == ("", "elsewhere")
+    assert first.data.split == second.data.split == "all"
+    with pytest.raises(UserError, match="first_stage = 'elsewhere' is for task = 'rerank'"):
+        config.of_runs([towers, towers], given)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ({}, "test"),
+        ({"data.split": "train"}, "train"),
+        ({"evaluation.zooms": "1,1.2"}, "test"),
+        ({"data.drawn_seed": "7"}, "drawn-4000-seed-7-test"),
+        ({"data.drawn_seed": "7", "data.split_seed": "1", "data.drawn_products": "90"}, "drawn-90-seed-7-test"),
+        ({"data.drawn_products": "9000", "data.split": "all"}, "drawn-9000-seed-0-all"),
+        ({"data.reader": "folder", "data.path": "/shops/one", "data.split": "all"}, "one-all"),
+    ],
+)
+def test_an_evaluation_is_called_by_its_catalogue(tmp_path, overrides, name):
+    workdir = saved(tmp_path / "run")
+    assert config.evaluation_name(workdir, config.of_run(workdir, overrides)) == name
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"data.split_seed": "7"},
+        {"data.test": "0.5"},
+        {"data.path": "/shops/./one", "data.split_seed": "7", "data.prepared": "/elsewhere"},
+        {"data.columns.caption": "title"},
+        {"data.reader": "webdataset"},
+    ],
+)
+def test_a_runs_own_catalogue_is_not_split_anew(tmp_path, overrides):
+    workdir = saved(tmp_path / "run", data={"reader": "table", "path": "/shops/one"})
+    with pytest.raises(UserError, match=r"data\.\w+ would split the catalogue that .*run was trained on"):
+        config.evaluation_name(workdir, config.of_run(workdir, overrides))
+    config.evaluation_name(workdir, config.of_run(workdir, {**overrides, "data.split": "all"}))
+    elsewhere = config.of_run(workdir, {**overrides, "data.path": "/shops/two"})
+    assert config.evaluation_name(workdir, elsewhere) == "two-test"

@@ -26,6 +26,7 @@ def find_or_prepare(
     drawn: tuple[int, int],
     progress: Progress,
     say: Callable[[str], None],
+    workers: int = 0,
     runner: str = "",
     beam_options: Sequence[str] = (),
 ) -> Path:
@@ -37,6 +38,7 @@ def find_or_prepare(
       drawn: number of products and seed of the drawn catalogue.
       progress: wraps long loops, as tqdm does.
       say: takes a line for the user.
+      workers: as `builder.prepare` takes it.
       runner: of Apache Beam and its options, as `builder.prepare` takes them.
       beam_options: see there.
 
@@ -63,7 +65,7 @@ def find_or_prepare(
 
     def prepare() -> None:
         say(f"preparing {source.path} ({source.reader}) into {target}")
-        builder.prepare(source, target, progress=progress, runner=runner, beam_options=beam_options)
+        builder.prepare(source, target, progress=progress, workers=workers, runner=runner, beam_options=beam_options)
         say(summary(target))
 
     make_once(partial(builder.is_prepared, target), prepare, target.parent, "prepares", say)

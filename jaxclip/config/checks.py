@@ -66,6 +66,13 @@ WITH_COLUMNS = ("table", "tfds", "webdataset")
 """Readers of layouts whose columns have names of their own."""
 ONLY_FOR = {"bias": "sigmoid", **dict.fromkeys(("alpha", "beta", "weighting", "info_nce"), "incorrect_pairs")}
 """Fields of the loss that only one of the losses reads."""
+OF_PRESETS = {
+    **dict.fromkeys(("features", "ablation", "matching"), ("gated",)),
+    "hidden": ("gated", "cross_attention"),
+    **dict.fromkeys(("layers", "heads"), ("cross_attention",)),
+    **dict.fromkeys(("combine", "batch_norm"), ("paper",)),
+}
+"""Fields of the second stage that not all of its presets read."""
 
 
 def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
@@ -102,6 +109,12 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
         problems.append(f"data.test = {config.data.test} must be a number of products >= 1 or a share in (0, 1)")
     if config.data.reader in READERS.keys() - {"drawn"} and not config.data.path and not config.data.prepared:
         problems.append(f"data.reader = {config.data.reader!r} needs data.path, the folder of the raw catalogue")
+    if config.data.reader == "drawn" and config.data.path:
+        others = ", ".join(name for name in READERS if name != "drawn")
+        problems.append(
+            f"data.path = {config.data.path!r} is not read by data.reader = 'drawn', which draws its own catalogue: "
+            f"set data.reader to the layout of that folder ({others})"
+        )
     if config.data.reader not in WITH_COLUMNS and config.data.columns != Columns():
         problems.append(f"data.columns is for data.reader = {' or '.join(WITH_COLUMNS)}, not {config.data.reader!r}")
     problems += _of_features(config)
@@ -244,8 +257,13 @@ def _of_second_stage(config: Config) -> list[str]:
             problems.append(f"rerank.{field} = {features!r} must name features, each once")
     if config.rerank.seeds > 1 and not config.rerank.ablation:
         problems.append("rerank.seeds is for rerank.ablation: one run has one seed")
-    if config.rerank.preset != "paper" and config.rerank.batch_norm:
-        problems.append("rerank.batch_norm is for rerank.preset = 'paper'")
+    problems += [
+        f"rerank.{name} is for rerank.preset = {' or '.join(map(repr, presets))}, not {config.rerank.preset!r}"
+        for name, presets in OF_PRESETS.items()
+        if config.rerank.preset not in presets and getattr(config.rerank, name) != getattr(Rerank(), name)
+    ]
+    if config.rerank.negatives != Rerank().negatives and config.rerank.loss != "binary":
+        problems.append(f"rerank.negatives is for rerank.loss = 'binary', not {config.rerank.loss!r}")
     if config.rerank.preset == "cross_attention" and config.rerank.hidden % config.rerank.heads:
         problems.append(
             f"rerank.hidden = {config.rerank.hidden} is no multiple of rerank.heads = {config.rerank.heads}"

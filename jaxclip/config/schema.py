@@ -48,7 +48,7 @@ class Data:
     tokenizer: str = ""  # folder of a Hugging Face tokenizer; "" = a byte-level BPE trained on the training captions
     vocab_size: int = 8192  # of the trained BPE
     context_length: int = 0  # tokens of a caption, both special ones included; 0 = that of model.init_from, else 32
-    workers: int = 0  # parallel decoders; 0 = as tf.data sees fit
+    workers: int = 0  # parallel decoders, and processes of the preparation; 0 = as many as help
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Retrieval metrics from the ranks of the relevant items alone: an array per query, and chance beside it.
 
 `ranks` is always (nnz,) 1-based and distinct within a query, `indptr` (Q+1,) says where each query's ranks start, and
-every query has at least one: as `ranks.Ranks` and `ranks.Relevance` hold them.
+every query has at least one: as `ranks.Ranks` and `relevance.Relevance` hold them.
 """
 
 from collections.abc import Sequence

@@ -91,12 +91,11 @@ def evaluate(
     relevance = Relevance.from_groups(text_groups, image_groups), Relevance.from_groups(image_groups, text_groups)
     deep = max(top_k, candidates) if second_stage else top_k
     found, found_back = both_ways(texts, images, relevance[0], top_k=deep, progress=progress)
-    first, reranked = None, {}
+    first, retrieved = None, None
     if second_stage:
         retrieved = Candidates.among(found, relevance[0], text_groups, image_groups, candidates)
         first = _rankings(found, relevance[0], text_groups, image_groups, ks, top_k)
         found = retrieved.reordered(second_stage(retrieved))
-        reranked = {"k": retrieved.items.shape[1], "retrieved": float(retrieved.found.mean())}
     details = Details(
         _rankings(found, relevance[0], text_groups, image_groups, ks, top_k),
         _rankings(found_back, relevance[1], image_groups, text_groups, ks, top_k),
@@ -117,7 +116,8 @@ def evaluate(
     }
     if first is not None:
         result["first_stage"] = _figures(first, seed)
-        result["reranked"] = reranked | moved(first.best_ranks, details.text_to_image.best_ranks)
+        shares = {"retrieved": retrieved.found, **moved(first.best_ranks, details.text_to_image.best_ranks)}
+        result["reranked"] = {"k": retrieved.items.shape[1], **means(shares, seed)}
     return result, details
 
 

@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from jaxclip.retrieval import charts
+from jaxclip.retrieval import charts, protocols
 from jaxclip.retrieval.second_stage import moved
 
 SHOWN_QUERIES, SHOWN_SEED, SHOWN_CATEGORIES = 24, 0, 20
@@ -149,19 +149,26 @@ def write(
         ranked=ranked,
         failures=failures or {},
         comparison=comparison,
-        moved=moved(comparison.best_ranks, best_ranks) if comparison else {},
+        moved=protocols.means(moved(comparison.best_ranks, best_ranks), SHOWN_SEED) if comparison else {},
         frame=charts.FRAME,
     )
 
 
-def write_sheet(path: Path, sheet: Mapping[str, Mapping[str, Sequence[Item]]], *, command: str) -> Path:
+def write_sheet(
+    path: Path,
+    sheet: Mapping[str, Mapping[str, Sequence[Item]]],
+    *,
+    runs: Mapping[str, Mapping[str, str]],
+    command: str,
+) -> Path:
     """Returns `path`, having written what was found for queries to which no right answer is known.
 
     Args:
       sheet: query -> name of the run -> pictures, best first; the runs stand as rows below their query.
+      runs: name of each run -> what identifies its checkpoint and the catalogue, name to text.
       command: what makes the sheet again.
     """
-    return _render("sheet.html.j2", path, sheet=sheet, command=command)
+    return _render("sheet.html.j2", path, sheet=sheet, runs=runs, command=command)
 
 
 def _render(template: str, path: Path, **values) -> Path:
@@ -201,7 +208,9 @@ def _interval(entry: Mapping[str, float], name: str) -> str:
 
 
 def _signed(value: float, name: str) -> str:
-    return ("+" if value > 0 else "−" if value < 0 else "±") + _number(abs(value), name)
+    shown = _number(abs(value), name)
+    nothing = not float(shown.rstrip("%").replace(",", ""))
+    return ("±" if nothing else "+" if value > 0 else "−") + shown
 
 
 def _named(name: str) -> str:

@@ -68,7 +68,7 @@ def write_queries(
     """Writes queries.npz, for comparisons, and queries.csv: each text, its product and the rank of its first answer."""
     found = details.text_to_image
     values = {
-        f"{direction}/{name}": of_queries.astype(np.float32)
+        f"{direction}/{name}": of_queries
         for direction in DIRECTIONS
         for name, of_queries in getattr(details, direction).values.items()
     }

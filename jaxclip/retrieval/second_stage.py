@@ -91,8 +91,6 @@ def retrieve(queries, gallery, query_groups, gallery_groups, k: int) -> Candidat
     return Candidates.among(ranks(queries, gallery, relevance, top_k=k), relevance, query_groups, gallery_groups, k)
 
 
-def moved(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
-    """Returns the shares of queries whose first right item comes earlier, at the same rank and later, of (Q,) ranks."""
-    direction = np.sign(before - after)
-    shares = {"improved": direction > 0, "unchanged": direction == 0, "worsened": direction < 0}
-    return {name: float(share.mean()) for name, share in shares.items()}
+def moved(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns (Q,) whether the first right item comes earlier, at the same rank or later, of (Q,) ranks."""
+    return {"improved": after < before, "unchanged": after == before, "worsened": after > before}

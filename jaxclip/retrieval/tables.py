@@ -39,9 +39,10 @@ def _two_stages(metrics: Mapping[str, Any]) -> str:
     cells = [f"{seen['compared'][hit]['difference']:+.3f}, p {seen['compared'][hit]['p']:.4f}" for hit in names]
     lines.append(f"{'difference':16}" + "".join(f"{cell:>24}" for cell in cells))
     lines.append(f"{'chance':16}" + "".join(f"{metrics['chance'][hit]:>24.4f}" for hit in names))
+    share = {name: f"{seen[name]['value']:.1%}" for name in ("improved", "unchanged", "worsened", "retrieved")}
     lines.append(
-        f"{metrics['queries']:,} queries: {seen['improved']:.1%} improved, {seen['unchanged']:.1%} unchanged, "
-        f"{seen['worsened']:.1%} worsened; the top {seen['k']} hold an answer to {seen['retrieved']:.1%}"
+        f"{metrics['queries']:,} queries: {share['improved']} improved, {share['unchanged']} unchanged, "
+        f"{share['worsened']} worsened; the top {seen['k']} hold an answer to {share['retrieved']}"
     )
     return "\n".join(lines)
 

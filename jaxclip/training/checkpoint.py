@@ -16,7 +16,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers
 
-from jaxclip.errors import UserError
+from jaxclip.errors import UserError, first_line
 from jaxclip.training.mesh import names
 from jaxclip.training.state import Params, TrainState, checksum, finite, overlaid
 
@@ -210,7 +210,7 @@ class Checkpoints:
         except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # of many types, bare Exception among them
-            raise CorruptCheckpoint(f"the checkpoint {folder} is corrupt: {_first_line(error)}") from error
+            raise CorruptCheckpoint(f"the checkpoint {folder} is corrupt: {_named(error)}") from error
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise UserError(
@@ -240,7 +240,7 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"could not {what} {self.folder}: {_first_line(error)}") from error
+            raise UserError(f"could not {what} {self.folder}: {_named(error)}") from error
 
 
 def chosen(which: str, checkpoints: Checkpoints) -> int:
@@ -294,9 +294,8 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return dict(zip(jax.tree.leaves(names(tree)), (tuple(leaf.shape) for leaf in jax.tree.leaves(tree)), strict=True))
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)[:300]}"
 
 
 @contextmanager

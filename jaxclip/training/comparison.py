@@ -1,7 +1,9 @@
 """Two workdirs' evaluations side by side, and several checkpoints on sentences to which no right answer is known."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,66 +13,125 @@ import numpy as np
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
-from jaxclip.retrieval import report, results, tiles
+from jaxclip.retrieval import report, results
+from jaxclip.retrieval.index import NearestNeighbours
 from jaxclip.training import distributed, evaluation, inputs, pages, writers
 from jaxclip.training.encoders import Encoders
 
 if TYPE_CHECKING:
     from jaxclip.config import Config
 
+COMPARISON = "comparison.json"
 SHOWN = 10
 
 
-def compare(
-    config: "Config", baseline: Path, workdir: Path, name: str, *, command: str, say: Callable[[str], None]
-) -> tuple[Mapping[str, Any], Path]:
-    """Returns what `results.compare` says of the evaluations called `name` of two workdirs, and the folder of its page.
+@dataclass(frozen=True)
+class Run:
+    """A workdir, the configuration that it is looked at with, and the fingerprint of its own."""
 
-    The first process writes comparison.json and report.html into `workdir`/eval/NAME/against-BASELINE. `config` is of
-    `workdir`.
+    workdir: Path
+    config: "Config"
+    fingerprint: str
+
+
+def compare(
+    baseline: Run,
+    run: Run,
+    baseline_name: str,
+    name: str,
+    which: str,
+    *,
+    evaluate: Callable[[Run, str, str], Any],
+    command: str,
+    say: Callable[[str], None],
+) -> tuple[Mapping[str, Any], Path]:
+    """Returns what `results.compare` says of two workdirs, and the folder of its page.
+
+    The first process writes comparison.json and report.html into WORKDIR/eval/NAME/against-BASELINE.
+
+    Args:
+      baseline: what `run` is held against.
+      baseline_name: of its evaluation; `name` that of the other.
+      which: the checkpoint of both, "latest", "best" or a step.
+      evaluate: (run, name, command) writes an evaluation: where what is kept is not of this checkpoint and catalogue.
+      command: what makes the page again.
+      say: takes a line for the user.
 
     Raises:
-      UserError: one of them has no such evaluation, or they ranked other products.
+      UserError: they are to rank other products, or a workdir has no such checkpoint.
     """
-    before, after = (results.read_queries(folder / "eval" / name) for folder in (baseline, workdir))
-    figures = results.compare(before, after)
-    folder = workdir / "eval" / name / f"against-{baseline.name}"
-    prepared = inputs.prepared_dataset(config, whole=config.data.split == "all", say=say)
-    if inputs.data_fingerprint(prepared) != after.data_fingerprint:
+    runs, names = (baseline, run), (baseline_name, name)
+    prepared = [inputs.prepared_dataset(r.config, whole=r.config.data.split == "all", say=say) for r in runs]
+    data = [inputs.data_fingerprint(folder) for folder in prepared]
+    if data[0] != data[1] or baseline.config.data.split != run.config.data.split:
         raise UserError(
-            f"{workdir}/eval/{name} is of another catalogue than the configured one: name that with --config"
+            f"{baseline.workdir} and {run.workdir} rank other products: {baseline_name} of {prepared[0]} and {name} of "
+            f"{prepared[1]}; name one catalogue for both with --config.data.path and --config.data.split"
         )
+    folders = [r.workdir / "eval" / called for r, called in zip(runs, names, strict=True)]
+    metrics = []
+    for each, called, folder in zip(runs, names, folders, strict=True):
+        given = (each.config, each.workdir, which, folder, data[0])
+        if not distributed.from_primary("kept", lambda given=given: evaluation.kept(*given) is not None):
+            say(f"evaluating {each.workdir} first")
+            evaluate(each, called, "")
+        metrics.append(evaluation.read(folder))
+    before, after = map(results.read_queries, folders)
+    figures = results.compare(before, after)
+    place = _folder(folders[1], baseline.workdir)
     if not distributed.is_primary():
-        return figures, folder
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.json").write_text(json.dumps(figures, indent=2) + "\n")
-    records = Records(prepared, config.data.split)
-    metrics = json.loads((workdir / "eval" / name / "metrics.json").read_text())
-    run = {
-        "workdir": workdir.name,
-        "baseline": baseline.name,
-        "step": str(metrics["checkpoint_step"]),
-        "config": metrics["config_fingerprint"],
-        "data": metrics["data_fingerprint"],
-        "command": command,
-    }
+        return figures, place
+    titles = _names([each.workdir for each in runs])
+    facts = [
+        {"workdir": str(each.workdir.resolve()), **evaluation.described(found)}
+        for each, found in zip(runs, metrics, strict=True)
+    ]
+    place.mkdir(parents=True, exist_ok=True)
+    compared = {"baseline": facts[0], "run": facts[1], **figures}
+    (place / COMPARISON).write_text(json.dumps(compared, indent=2) + "\n")
+    records = Records(prepared[1], run.config.data.split)
     pages.write_report(
-        folder / "report.html",
-        metrics,
+        place / "report.html",
+        metrics[1],
         after,
         [product for product, _ in records.products()],
         records,
-        title=f"{workdir.name} against {baseline.name}: {name}",
-        run=run,
-        curve=writers.read(workdir),
-        baseline=(baseline.name, before, figures),
+        title=f"{titles[1]} against {titles[0]}: {name}",
+        run={
+            "workdir": titles[1],
+            **evaluation.described(metrics[1]),
+            "baseline": titles[0],
+            **{f"its {name}": value for name, value in evaluation.described(metrics[0]).items()},
+            "command": command,
+        },
+        curve=writers.read(run.workdir),
+        baseline=(titles[0], before, figures),
     )
-    return figures, folder
+    return figures, place
+
+
+def _folder(evaluated: Path, baseline: Path) -> Path:
+    """Returns where the comparison with a baseline goes: never where that with another one of the same name is."""
+    plain, where = evaluated / f"against-{baseline.name}", str(baseline.resolve())
+    kept = plain / COMPARISON
+    if not kept.exists() or json.loads(kept.read_text()).get("baseline", {}).get("workdir", where) == where:
+        return plain
+    return evaluated / f"{plain.name}-{hashlib.sha256(where.encode()).hexdigest()[:6]}"
+
+
+def _names(workdirs: Sequence[Path]) -> list[str]:
+    """Returns as much of the end of each path as tells them apart."""
+    parts = [workdir.resolve().parts for workdir in workdirs]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
 
 
 def write_sheet(
     path: Path,
-    runs: Mapping[Path, "Config"],
+    runs: Sequence[Run],
     which: str,
     sentences: Sequence[str],
     *,
@@ -78,27 +139,39 @@ def write_sheet(
     command: str,
     say: Callable[[str], None],
 ) -> None:
-    """Writes the page of the ten pictures that each workdir's checkpoint finds for each sentence.
+    """Writes the page of the ten pictures that each run's checkpoint finds for each sentence.
 
-    Every workdir looks at the split that its configuration names; captions are not needed. `which` and `parameters` as
-    in `evaluation.load`.
+    Every run looks at the split that its configuration names; captions are not needed. `which` and `parameters` as in
+    `evaluation.load`.
+
+    Raises:
+      UserError: as `evaluation.load`, or a checkpoint gives vectors that are not finite.
     """
     sheet: dict[str, dict[str, list[report.Item]]] = {sentence: {} for sentence in sentences}
-    for workdir, config in runs.items():
-        loaded = evaluation.load(config, workdir, which, parameters=parameters, say=say)
+    facts = {}
+    for run, name in zip(runs, _names([run.workdir for run in runs]), strict=True):
+        config = run.config
+        loaded = evaluation.load(config, run.workdir, which, parameters=parameters, say=say)
         products = [product for product, _ in loaded.records.products()]
         with jax.set_mesh(loaded.towers.mesh):
             encoders = Encoders(loaded.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
-            store = encoders.store(workdir, loaded.params, loaded.step, say=say)
+            store = encoders.store(run.workdir, loaded.params, loaded.step, say=say)
             images = encoders.pictures(loaded.params, loaded.records, store=store)
             words = [text.caption(sentence, {}, loaded.towers.preprocess) for sentence in sentences]
             texts = encoders.captions(loaded.params, words)
-        scores = np.asarray(tiles.product_keys(texts, images, finite=False))  # (sentences, G)
-        name = workdir.name if workdir.name not in sheet[sentences[0]] else str(workdir)
-        for sentence, row in zip(sentences, scores, strict=True):
-            best = np.argsort(-row, kind="stable")[:SHOWN]
+        if not (np.isfinite(images).all() and np.isfinite(texts).all()):
+            raise UserError(f"step {loaded.step} of {run.workdir} has vectors that are not finite: take another --step")
+        found = NearestNeighbours(images, most=SHOWN, devices=jax.local_devices()[:1])(texts)
+        for sentence, *best in zip(sentences, *found, strict=True):
             sheet[sentence][name] = [
-                pages.picture(int(n), products, loaded.records, relevant=False, score=float(row[n])) for n in best
+                pages.picture(int(n), products, loaded.records, relevant=False, score=float(score))
+                for score, n in zip(*best, strict=True)
             ]
+        facts[name] = {
+            "step": str(loaded.step),
+            "parameters": loaded.parameters,
+            "config fingerprint": run.fingerprint,
+            "data fingerprint": loaded.data_fingerprint,
+        }
     if distributed.is_primary():
-        report.write_sheet(path, sheet, command=command)
+        report.write_sheet(path, sheet, runs=facts, command=command)

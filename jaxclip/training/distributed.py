@@ -19,7 +19,7 @@ import jax
 from jax._src import cloud_tpu_init
 from jax._src import distributed as jax_distributed  # the store has no public name; Orbax takes it from here too
 
-from jaxclip.errors import UserError
+from jaxclip.errors import UserError, first_line
 
 BEAT, PATIENCE = 2.0, 30.0
 """Seconds between signs of life, and after how many without one a process counts as lost."""
@@ -55,7 +55,7 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
     try:
         jax.distributed.initialize(**place)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"could not join the run's other processes: {str(error).splitlines()[0]}") from error
+        raise UserError(f"could not join the run's other processes: {first_line(error)}") from error
     # A descriptor of its own: what is written to sys.stderr is hidden while libraries are being imported.
     errors = os.fdopen(os.dup(sys.stderr.fileno()), "w")
     threading.Thread(target=_watch, args=(errors,), daemon=True, name="watch").start()

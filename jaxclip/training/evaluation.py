@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 Result = tuple[dict[str, Any], protocols.Details]
 Embedded = tuple[np.ndarray, np.ndarray]
-FINGERPRINTS = ("parameters", "config_fingerprint", "data_fingerprint", "first_stage_fingerprint")
-"""What metrics.json says of where its figures come from."""
+PROVENANCE = ("parameters", "config_fingerprint", "data_fingerprint", "first_stage_fingerprint")
+"""What metrics.json says of where its figures come from, beside the step."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,13 @@ class Evaluator:
     Attributes:
       queries: the split's captions and products.
       encoders: the towers.
+      settings: see `settings`.
       last: what the newest `rank_state` returned, None before the first.
     """
 
-    def __init__(
-        self,
-        towers: Towers,
-        records: Records,
-        *,
-        batch_size: int,
-        workers: int = 0,
-        ks: Sequence[int] = protocols.CATEGORY_KS,
-    ):
-        self.towers, self.records, self.ks = towers, records, sorted(ks)
-        self.encoders = Encoders(towers, batch_size=batch_size, workers=workers)
+    def __init__(self, towers: Towers, records: Records, config: "Config"):
+        self.towers, self.records, self.settings = towers, records, settings(config)
+        self.encoders = Encoders(towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
         self.queries = read_queries(records, towers)
         if not self.queries.captions:
             raise UserError(
@@ -97,7 +91,7 @@ class Evaluator:
         """Returns what `rank_state` returned last, ranking where it has not yet, with the rest of `complete`."""
         results = self.last or self.rank_state(state)
         return {
-            which: self._complete(params, *self._embedded[which], results[which])
+            which: self._complete(params, *self._embedded[which], results[which], store=None)
             for which, params in _parameters(state).items()
         }
 
@@ -107,7 +101,7 @@ class Evaluator:
         Those are Marqo's, labels as queries and labels as classes (see `retrieval.marqo` and `retrieval.labels`).
         """
         embedded = self.embed(params, store=store)
-        return self._complete(params, *embedded, self._rank(*embedded))
+        return self._complete(params, *embedded, self._rank(*embedded), store=store)
 
     def _rank(self, texts: np.ndarray, images: np.ndarray) -> Result:
         queries, groups = self.queries, self.queries.product_groups
@@ -117,9 +111,13 @@ class Evaluator:
             return bar(blocks, desc="ranking", unit="block", leave=False)
 
         text_groups = groups[queries.caption_products]
-        return protocols.evaluate(texts, images, text_groups, groups, categories, ks=self.ks, progress=shown)
+        return protocols.evaluate(
+            texts, images, text_groups, groups, categories, ks=self.settings["ks"], progress=shown
+        )
 
-    def _complete(self, params: Params, texts: np.ndarray, images: np.ndarray, result: Result) -> Result:
+    def _complete(
+        self, params: Params, texts: np.ndarray, images: np.ndarray, result: Result, *, store: EmbeddingStore | None
+    ) -> Result:
         figures, details = result
         queries, groups = self.queries, self.queries.product_groups
         owned, first = np.unique(queries.caption_products, return_index=True)
@@ -136,7 +134,7 @@ class Evaluator:
         if not fields:
             return figures, details
         prompts = [[text.prompts(label, self.towers.preprocess) for label in field.labels] for field in fields]
-        flat = self.encoders.captions(params, list(chain.from_iterable(chain.from_iterable(prompts))))
+        flat = self.encoders.captions(params, list(chain.from_iterable(chain.from_iterable(prompts))), store=store)
         ends = np.cumsum([sum(map(len, of_field)) for of_field in prompts])
         for field, embedded in zip(fields, np.split(flat, ends[:-1]), strict=True):
             embeddings = labels.ensemble(embedded.reshape(len(field.labels), -1, flat.shape[1]))
@@ -162,6 +160,15 @@ def read_queries(records: Records, towers: Towers) -> Queries:
     return Queries(products, np.asarray(product_groups), captions, np.asarray(owners))
 
 
+def settings(config: "Config") -> dict[str, Any]:
+    """Returns what figures depend on beside the checkpoint and the catalogue, as JSON values."""
+    given = config.evaluation
+    found = {"split": config.data.split, "ks": sorted(given.ks), "dtype": config.model.dtype}
+    if config.task == "rerank":
+        return found | {"candidates": config.rerank.candidates, "segments": config.rerank.segments}
+    return found | {"zooms": list(given.zooms), "mirror": given.mirror}
+
+
 def write(
     folder: Path,
     result: Result,
@@ -169,19 +176,23 @@ def write(
     *,
     workdir: Path,
     step: int,
-    fingerprints: Mapping[str, str],
+    provenance: Mapping[str, str],
     command: str = "",
 ) -> dict[str, Any]:
     """Returns what metrics.json holds; the first process writes it, its tables, queries.npz and report.html.
 
     Where the rankings were re-ranked, those before go into first_stage/ and are what the report compares with.
-    `command` is what reproduces the results; default: this workdir's checkpoint on its own data.
+
+    Args:
+      provenance: of PROVENANCE what there is.
+      command: what evaluates this but for the step and the parameters; default: this workdir on its own catalogue.
     """
     figures, details = result
-    metrics = {**figures, "checkpoint_step": step, "views": dataclasses.asdict(evaluator.towers.views)}
-    metrics |= {name: fingerprints[name] for name in FINGERPRINTS if name in fingerprints}
+    metrics = {**figures, "checkpoint_step": step, "settings": evaluator.settings}
+    metrics |= {name: provenance[name] for name in PROVENANCE if name in provenance}
     if distributed.is_primary():
-        command = command or _command(workdir, step, metrics["parameters"])
+        command = command or shlex.join(["python", "-m", "jaxclip.evaluate", f"--workdir={workdir}"])
+        command += f" --step={step} --parameters={metrics['parameters']}"
         metrics = _write(folder, metrics, details, evaluator, workdir, command)
     distributed.meet("written")
     return metrics
@@ -211,14 +222,6 @@ def _write(
         metrics["reranked"] = {**metrics["reranked"], "compared": compared["text_to_image"]}
         baseline = ("the first stage", first, compared)
     results.write_metrics(folder, metrics)
-    run = {
-        "workdir": workdir.name,
-        "step": str(metrics["checkpoint_step"]),
-        "parameters": metrics["parameters"],
-        "config": metrics["config_fingerprint"],
-        "data": metrics["data_fingerprint"],
-        "command": command,
-    }
     pages.write_report(
         folder / "report.html",
         metrics,
@@ -226,15 +229,17 @@ def _write(
         queries.products,
         evaluator.records,
         title=f"{workdir.name}: {folder.name}",
-        run=run,
+        run={"workdir": workdir.name, **described(metrics), "command": command},
         curve=writers.read(workdir),
         baseline=baseline,
     )
     return metrics
 
 
-def _command(workdir: Path, step: int, parameters: str) -> str:
-    return f"python -m jaxclip.evaluate --workdir={workdir} --step={step} --parameters={parameters}"
+def described(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what a page says of where the figures of a metrics.json come from."""
+    names = {"checkpoint_step": "step", **{name: name.replace("_", " ") for name in PROVENANCE}}
+    return {shown: str(metrics[name]) for name, shown in names.items() if name in metrics}
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -314,23 +319,34 @@ def evaluate_checkpoint(
       UserError: as `load`.
     """
     loaded = load(config, workdir, which, parameters=parameters, say=say)
-    given = config.evaluation
     with jax.set_mesh(loaded.towers.mesh):
-        evaluator = Evaluator(
-            loaded.towers, loaded.records, batch_size=given.batch_size, workers=config.data.workers, ks=given.ks
-        )
+        evaluator = Evaluator(loaded.towers, loaded.records, config)
         store = evaluator.encoders.store(workdir, loaded.params, loaded.step, say=say)
         result = evaluator.complete(loaded.params, store=store)
     folder = folder_of(folder, loaded.parameters, averaged=loaded.averaged)
-    fingerprints = {
+    provenance = {
         "parameters": loaded.parameters,
         "config_fingerprint": fingerprint,
         "data_fingerprint": loaded.data_fingerprint,
     }
     metrics = write(
-        folder, result, evaluator, workdir=workdir, step=loaded.step, fingerprints=fingerprints, command=command
+        folder, result, evaluator, workdir=workdir, step=loaded.step, provenance=provenance, command=command
     )
     return metrics, folder
+
+
+def kept(config: "Config", workdir: Path, which: str, folder: Path, data_fingerprint: str) -> dict[str, Any] | None:
+    """Returns the metrics that a folder holds if an evaluation of the checkpoint `which` would write the same now."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = chosen(which, checkpoints)
+    wanted = {
+        "checkpoint_step": step,
+        "parameters": "ema" if checkpoints.keeps_average(step) else "raw",
+        "settings": settings(config),
+        "data_fingerprint": data_fingerprint,
+    }
+    found = read(folder)
+    return found if found and all(found.get(name) == value for name, value in wanted.items()) else None
 
 
 def folder_of(folder: Path, which: str, *, averaged: bool) -> Path:

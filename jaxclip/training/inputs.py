@@ -48,7 +48,7 @@ def prepared_dataset(
     drawn = (data.drawn_products, data.drawn_seed)
 
     def find_or_prepare() -> str:
-        execution = {"runner": runner, "beam_options": beam_options}
+        execution = {"workers": data.workers, "runner": runner, "beam_options": beam_options}
         return str(library.find_or_prepare(source, data.prepared, drawn=drawn, progress=bar, say=say, **execution))
 
     prepared = Path(distributed.from_primary("prepare", find_or_prepare))

@@ -25,7 +25,7 @@ Evaluate = Callable[[TrainState], dict[str, float]]
 
 @dataclass(frozen=True)
 class Rhythm:
-    """After how many steps what happens; 0 = only after the last one."""
+    """After how many steps what happens, and always after the last one; `evaluate` = 0: only then."""
 
     steps: int
     log: int

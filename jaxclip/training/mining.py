@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ def _features(
     kind, _, where = config.incorrect_pairs.features.partition(":")
     if kind == TOWERS:
         workdir = Path(where).expanduser()
-        images, texts = _from_towers(load_config(workdir), workdir, records, say)
+        images, texts = _from_towers(replace(load_config(workdir), mesh=config.mesh), workdir, records, say)
     elif kind == ENCODERS:
         vit, bert = (checkpoint_folder(name, KEY) for name in where.split(","))
         say(f"describing {len(records):,} training products with {vit.name} and {bert.name}")
@@ -140,7 +141,7 @@ def _from_towers(own: "Config", workdir: Path, records: Records, say: Callable[[
     meshes.connect(towers.mesh)
     with jax.set_mesh(towers.mesh):
         params = checkpoint_params(own, towers, checkpoints, step)
-        evaluator = evaluation.Evaluator(towers, records, batch_size=own.evaluation.batch_size)
+        evaluator = evaluation.Evaluator(towers, records, own)
         texts, images = evaluator.embed(params)
     firsts = np.unique(evaluator.queries.caption_products, return_index=True)[1]
     if len(firsts) != len(images):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.experimental import topologies
 
-from jaxclip.errors import UserError
+from jaxclip.errors import UserError, first_line
 from jaxclip.models import compiler
 from jaxclip.pipeline import text
 from jaxclip.training import hardware, hlo, setup
@@ -115,9 +115,8 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(name.replace("7x:", "tpu7x:"), platform="tpu").devices
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"--topology={topology} cannot be compiled for: {reason}; it takes pip install jaxclip[plan]"
+            f"--topology={topology} cannot be compiled for: {first_line(error)}; it takes pip install jaxclip[plan]"
         ) from error
 
 

@@ -32,7 +32,7 @@ class Evaluator:
 
     Attributes:
       records: of the split. queries: its captions and products.
-      towers: the first stage's. split: as they embed it.
+      towers: the first stage's. split: as they embed it. settings: see `evaluation.settings`.
       last: what the newest evaluation of a training run found, None before the first.
     """
 
@@ -45,6 +45,7 @@ class Evaluator:
         products = [product for product, _ in self.records.products()]
         self.queries = Queries(products, split.groups, split.captions.tolist(), split.owners)
         self.towers = first.towers
+        self.settings = evaluation.settings(config)
         self.last: Result | None = None
         self._config, self._scorer = config, None
 
@@ -63,7 +64,7 @@ class Evaluator:
             split.groups[split.owners],
             split.groups,
             [products[owner].category for owner in split.owners],
-            ks=sorted(self._config.evaluation.ks),
+            ks=self.settings["ks"],
             second_stage=score,
             candidates=self._config.rerank.candidates,
         )
@@ -144,7 +145,7 @@ def train(
             evaluator,
             workdir=workdir,
             step=int(state.step),
-            fingerprints=beside,
+            provenance=beside,
         )
     return Outcome(None, int(state.step), metrics, folder)
 
@@ -214,7 +215,7 @@ def evaluate_checkpoint(
     prepared = inputs.prepared_dataset(config, whole=config.data.split == "all", say=say)
     evaluator = Evaluator(config, first, prepared, workdir)
     model = reranking.make_reranker(config, evaluator.split, 1, mesh=first.towers.mesh, logit_scale=first.logit_scale)
-    fingerprints = {
+    provenance = {
         "parameters": "raw",
         "config_fingerprint": fingerprint,
         "data_fingerprint": inputs.data_fingerprint(prepared),
@@ -224,6 +225,6 @@ def evaluate_checkpoint(
         params = checkpoints.restore_params(model.abstract.params, step)
         result = evaluator.rank(model, params)
     metrics = evaluation.write(
-        folder, result, evaluator, workdir=workdir, step=step, fingerprints=fingerprints, command=command
+        folder, result, evaluator, workdir=workdir, step=step, provenance=provenance, command=command
     )
     return metrics, folder

@@ -26,18 +26,29 @@ if TYPE_CHECKING:
 
 FILENAME, QUERYBANK, VOCABULARY = "first_stage.json", "querybank.npy", "attributes.json"
 LEAST = 5
+SEEN_BY_TOWERS = (
+    "picture", "image_size", "resize", "mean", "std", "caption_template", "lowercase", "tokenizer", "vocab_size",
+    "context_length",
+)  # fmt: skip
+"""Fields of the data that say how a product reaches the towers."""
 Vocabulary = dict[str, list[str]]
 """Column -> its values."""
 
 
 def find_first_stage(config: "Config", workdir: Path, load_config: Callable[[Path], "Config"]) -> FirstStage:
-    """Returns the configured first stage: for a workdir that has begun, only the one that it was begun with.
+    """Returns the configured first stage, on the mesh configured: where a workdir has begun, only what it began with.
 
     Raises:
-      UserError: it is another one (with both fingerprints), or it has not the checkpoint that was trained on.
+      UserError: it is another one (with both fingerprints), or it has not the checkpoint that was trained on; the
+        configuration would have pictures or captions reach it in another way than its own.
     """
     where = Path(config.first_stage).expanduser()
-    own = load_config(where)
+    own = replace(load_config(where), mesh=config.mesh)
+    if other := [name for name in SEEN_BY_TOWERS if getattr(config.data, name) != getattr(own.data, name)]:
+        raise UserError(
+            f"{', '.join(f'data.{name}' for name in other)} would change nothing: pictures and captions reach the "
+            f"towers in {where} as these were trained; leave it out"
+        )
     path = workdir / FILENAME
     if not path.exists():
         return first_stage.load(where, own)

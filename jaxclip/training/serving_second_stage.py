@@ -40,7 +40,9 @@ def find_first_stage(config: "Config", workdir: Path, own: "Config", towers: Pat
     if config.task != "rerank":
         raise UserError(f"--rerank={workdir} is no re-ranker: it was trained with task = {config.task}")
     try:
-        first = reranking_data.find_first_stage(replace(config, first_stage=str(towers)), workdir, lambda path: own)
+        first = reranking_data.find_first_stage(
+            replace(config, first_stage=str(towers), mesh=own.mesh), workdir, lambda path: own
+        )
     except UserError as error:
         raise UserError(f"--rerank={workdir}: {error}") from None
     if step != "latest" and chosen(step, Checkpoints(towers, read_only=True)) != first.step:

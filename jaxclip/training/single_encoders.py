@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from transformers import AutoTokenizer
 
-from jaxclip.errors import UserError
+from jaxclip.errors import UserError, first_line
 from jaxclip.models import compiler
 from jaxclip.models.weights.encoders import load_bert, load_vit
 from jaxclip.models.weights.tensors import read_json
@@ -48,7 +48,7 @@ def text_features(folder: Path, texts: Sequence[str]) -> np.ndarray:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} has no tokenizer: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"{folder} has no tokenizer: {first_line(error)}") from None
     longest = len(bert.positions[...])
     found = tokenizer(list(texts), padding="longest", truncation=True, max_length=longest, return_tensors="np")
     ids, inside = (np.asarray(found[name]) for name in ("input_ids", "attention_mask"))

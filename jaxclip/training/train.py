@@ -104,13 +104,7 @@ def train(
             save_config()
             _tell_sharding(towers, workdir, say)
         setup.save_towers(towers, workdir)
-        evaluator = evaluation.Evaluator(
-            towers,
-            test_records,
-            batch_size=config.evaluation.batch_size,
-            workers=config.data.workers,
-            ks=config.evaluation.ks,
-        )
+        evaluator = evaluation.Evaluator(towers, test_records, config)
         if config.model.init_from and not int(state.step):
             _rank_untrained(config, workdir, evaluator, state, beside, say)
         stopped = None
@@ -128,7 +122,7 @@ def train(
         beside |= {"parameters": which}
         place = evaluation.folder_of(folder, which, averaged=len(results) > 1)
         step = int(state.step)
-        written[which] = evaluation.write(place, result, evaluator, workdir=workdir, step=step, fingerprints=beside)
+        written[which] = evaluation.write(place, result, evaluator, workdir=workdir, step=step, provenance=beside)
     metrics = written.get("ema", written["raw"])
     raw = written["raw"] if "ema" in written else None
     return Outcome(None, int(state.step), metrics, folder, raw, evaluation.read(workdir / "eval" / ZERO_SHOT))
@@ -138,7 +132,7 @@ def _rank_untrained(config, workdir, evaluator, state, beside, say):
     say(f"ranking with {config.model.init_from} as it is")
     result, before = evaluator.rank(state.params), workdir / "eval" / ZERO_SHOT
     about = beside | {"parameters": "raw"}
-    zero_shot = evaluation.write(before, result, evaluator, workdir=workdir, step=0, fingerprints=about)
+    zero_shot = evaluation.write(before, result, evaluator, workdir=workdir, step=0, provenance=about)
     say(tables.headline(zero_shot))
 
 

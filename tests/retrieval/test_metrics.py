@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxclip.retrieval import metrics
+from jaxclip.retrieval.ranks import ranks
+from jaxclip.retrieval.relevance import Relevance
 
 
 @st.composite
@@ -56,16 +59,35 @@ def test_chance_of_an_impossible_count_raises():
         metrics.chance_hit(np.array([6]), 5, 1)
 
 
-@settings(max_examples=30, deadline=None)
-@given(rankings(), st.integers(1, 12))
-def test_metrics_equal_those_of_ranx(rows, k):
-    ranx = pytest.importorskip("ranx")
-    right = {f"q{q}": {f"d{rank}": 1 for rank in row} for q, row in enumerate(rows)}
-    found = {f"q{q}": {f"d{rank}": 1.0 / rank for rank in range(1, 16)} for q in range(len(rows))}
-    names = {f"hit@{k}": f"hit_rate@{k}", "mrr": "mrr", "map": "map", f"recall@{k}": f"recall@{k}"}
-    names |= {f"precision@{k}": f"precision@{k}", f"ndcg@{k}": f"ndcg@{k}"}
-    theirs = ranx.evaluate(ranx.Qrels(right), ranx.Run(found), list(names.values()))
-    ranks = np.concatenate([np.array(row) for row in rows])
-    ours = metrics.per_query(ranks, np.cumsum([0] + [len(row) for row in rows]), ks=(k,))
-    for our, their in names.items():
-        assert ours[our].mean() == pytest.approx(theirs[their], abs=1e-9), our
+@st.composite
+def scored(draw):
+    """Returns scores (Q, G) with many ties, and for each query which items are relevant, one at least."""
+    size = draw(st.integers(1, 15))
+    row = st.lists(st.integers(-2, 2), min_size=size, max_size=size)
+    right = st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True)
+    drawn = draw(st.lists(st.tuples(row, right), min_size=1, max_size=6))
+    return np.array([scores for scores, _ in drawn], np.float32), [sorted(items) for _, items in drawn]
+
+
+@settings(max_examples=60, deadline=None)
+@given(scored(), st.integers(1, 12))
+def test_metrics_of_ranks_with_ties_equal_those_of_trec_eval(case, k):
+    scores, right = case
+    indptr = np.cumsum([0] + [len(items) for items in right])
+    # Of equal scores trec_eval takes the last name first: that puts wrong items before right ones, as ranks does.
+    names = [[f"{'a' if item in items else 'b'}{item}" for item in range(scores.shape[1])] for items in right]
+    truth = {f"q{q}": {names[q][item]: 1 for item in items} for q, items in enumerate(right)}
+    found = {f"q{q}": dict(zip(names[q], map(float, scores[q]), strict=True)) for q in range(len(scores))}
+    theirs_by_name = {f"hit@{k}": f"success_{k}", "mrr": "recip_rank", "map": "map", f"recall@{k}": f"recall_{k}"}
+    theirs_by_name |= {f"precision@{k}": f"P_{k}", f"ndcg@{k}": f"ndcg_cut_{k}"}
+    measures = {"recip_rank", "map", f"success.{k}", f"recall.{k}", f"P.{k}", f"ndcg_cut.{k}"}
+    theirs = pytrec_eval.RelevanceEvaluator(truth, measures).evaluate(found)
+    relevance = Relevance(indptr, np.concatenate(right))
+    ranked = ranks(
+        np.eye(len(scores), dtype=np.float32), scores.T, relevance
+    ).ranks  # a query's products are its scores
+    ours = metrics.per_query(ranked, indptr, ks=(k,))
+    assert ours.keys() == theirs_by_name.keys()
+    for our, their in theirs_by_name.items():
+        expected = [theirs[f"q{q}"][their] for q in range(len(scores))]
+        np.testing.assert_allclose(ours[our], expected, rtol=0, atol=1e-9, err_msg=our)

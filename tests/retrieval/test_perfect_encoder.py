@@ -41,12 +41,13 @@ def records(raw, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluator(records):
-    wanted = config.build({"steps": 1, "data": {"image_size": 32, "context_length": 128}, "model": {"preset": "tiny"}})
+    data, evaluating = {"image_size": 32, "context_length": 128}, {"batch_size": 48}
+    wanted = config.build({"steps": 1, "data": data, "model": {"preset": "tiny"}, "evaluation": evaluating})
     preprocess = setup.make_preprocess(wanted)
     tokenizer = train_tokenizer(["a shirt", "a watch"], 300)
     towers = setup.make_towers(wanted, preprocess, tokenizer, steps=1)
     with jax.set_mesh(towers.mesh):
-        yield evaluation.Evaluator(towers, records, batch_size=48)
+        yield evaluation.Evaluator(towers, records, wanted)
 
 
 def direction(key) -> np.ndarray:
@@ -100,11 +101,11 @@ def by_chance(side, seed):
 def test_a_perfect_encoder_finds_everything_and_the_files_say_so(evaluator, raw, tmp_path):
     memory = Memory(raw, evaluator.towers.tokenizer)
     result = rank(evaluator, memory.encode_image, memory.encode_text)
-    folder, fingerprints = (
+    folder, provenance = (
         tmp_path / "run" / "eval" / "all",
         {"parameters": "raw", "config_fingerprint": "c", "data_fingerprint": "d"},
     )
-    evaluation.write(folder, result, evaluator, workdir=tmp_path / "run", step=7, fingerprints=fingerprints)
+    evaluation.write(folder, result, evaluator, workdir=tmp_path / "run", step=7, provenance=provenance)
     metrics = json.loads((folder / "metrics.json").read_text())
 
     assert metrics.keys() >= KEYS

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import beta, binom
 
 from jaxclip.errors import UserError
+from jaxclip.retrieval import trials
 from jaxclip.retrieval.protocols import evaluate
 
 
@@ -46,6 +48,24 @@ def test_a_random_encoder_scores_chance_within_its_interval():
     harmonic = (1.0 / np.arange(1, 101)).sum() / 100  # the mean of 1 / rank over uniform ranks
     assert abs(result["trials"]["text_to_image"]["map"]["value"] - harmonic) < 0.005
     assert list(result["by_category"]) == ["(none)"]
+
+
+@pytest.mark.parametrize("cosine", [0.5, 0.7, 0.9])
+def test_trials_agree_with_their_closed_form_where_the_overlap_is_known(cosine):
+    """Right pairs have this cosine; those of a text with other pictures are independent coordinates on a sphere."""
+    width, size = 8, 3000
+    images, noise = unit(5, size, width), np.random.default_rng(6).normal(size=(size, width))
+    noise -= (noise * images).sum(axis=1, keepdims=True) * images
+    texts = cosine * images + np.sqrt(1 - cosine**2) * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    beyond = beta.sf((1 + cosine) / 2, (width - 1) / 2, (width - 1) / 2)
+    best = trials.best_ranks(texts.astype(np.float32), images.astype(np.float32), np.arange(size), np.arange(size))
+    for direction in best:
+        for k in (1, 5, 10):
+            expected = binom.cdf(k - 1, trials.SIZE - 1, beyond)
+            assert (direction <= k).mean() == pytest.approx(expected, abs=0.015)
+        assert (1 / direction).mean() == pytest.approx(
+            sum(binom.pmf(n, trials.SIZE - 1, beyond) / (n + 1) for n in range(trials.SIZE)), abs=0.015
+        )
 
 
 def test_a_constant_encoder_finds_nothing():

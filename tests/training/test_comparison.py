@@ -3,10 +3,14 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from jaxclip import config
+from jaxclip.training import comparison, evaluation
 
 PHONE, DESK = 400, 1400
 
@@ -36,14 +40,19 @@ def test_two_runs_are_compared_and_what_was_not_evaluated_is_first(two, compared
     folder = second / "eval" / "test" / "against-first"
     assert f"evaluating {second} first" in compared.stderr and f"evaluating {first} first" not in compared.stderr
     figures = json.loads((folder / "comparison.json").read_text())
+    told = figures.pop("baseline"), figures.pop("run")
+    assert [side["workdir"] for side in told] == [str(first.resolve()), str(second.resolve())]
+    assert [side["step"] for side in told] == ["12", "10"] and told[0]["parameters"] == "raw"
+    assert told[0]["data fingerprint"] == told[1]["data fingerprint"]
+    assert figures.keys() == {"text_to_image", "image_to_text"}
     for direction, rows in figures.items():
         for name, row in rows.items():
             old, new = (
                 json.loads((run / "eval" / "test" / "metrics.json").read_text())[direction][name]["value"]
                 for run in two
             )
-            assert (row["baseline"], row["value"]) == pytest.approx((old, new), abs=1e-6)
-            assert row["difference"] == pytest.approx(new - old, abs=1e-6)
+            assert (row["baseline"], row["value"]) == pytest.approx((old, new), abs=1e-12)
+            assert row["difference"] == pytest.approx(new - old, abs=1e-12)
     assert "text-to-image" in compared.stdout and "hit@1" in compared.stdout
     assert str(folder / "report.html") in compared.stdout
 
@@ -84,6 +93,44 @@ def test_sentences_are_looked_for_in_a_gallery_without_captions(two, run, tmp_pa
         assert page.locator("img").count() == 2 * 2 * 10
         text = page.locator("body").inner_text()
         assert "red <b>shoes</b>" in text and "first" in text and "second" in text
+        assert "config fingerprint" in text.lower() and config.fingerprint(config.load(two[1])) in text
+
+
+@pytest.mark.slow
+def test_runs_of_other_catalogues_are_told_before_either_is_evaluated(two, run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(two[1], other, ignore=shutil.ignore_patterns("eval"))
+    settings = json.loads((other / "config.json").read_text())
+    settings["data"]["drawn_seed"] = 3
+    (other / "config.json").write_text(json.dumps(settings))
+    done = run("evaluate", "--compare", str(two[1]), str(other))
+    assert done.returncode == 2 and "rank other products" in done.stderr, done.stderr
+    assert not (other / "eval").exists() and "evaluating" not in done.stderr
+
+
+@pytest.mark.slow
+def test_only_what_would_come_out_again_is_kept(trained):
+    own, folder = config.load(trained), trained / "eval" / "test"
+    data = evaluation.read(folder)["data_fingerprint"]
+    assert evaluation.kept(own, trained, "latest", folder, data) == evaluation.read(folder)
+    views = replace(own, evaluation=replace(own.evaluation, zooms=(1.0, 1.2)))
+    train = replace(own, data=replace(own.data, split="train"))
+    others = ((views, "latest", data), (train, "latest", data), (own, "10", data), (own, "latest", "another"))
+    for configured, step, fingerprint in others:
+        assert evaluation.kept(configured, trained, step, folder, fingerprint) is None
+    assert evaluation.kept(own, trained, "latest", trained / "eval" / "never", data) is None
+
+
+def test_baselines_of_one_name_have_folders_of_their_own(tmp_path):
+    evaluated, here, there = tmp_path / "eval", tmp_path / "a" / "run", tmp_path / "b" / "run"
+    folder = comparison._folder(evaluated, here)
+    assert folder == evaluated / "against-run"
+    folder.mkdir(parents=True)
+    (folder / "comparison.json").write_text(json.dumps({"baseline": {"workdir": str(here)}}))
+    assert comparison._folder(evaluated, here) == folder != comparison._folder(evaluated, there)
+    assert comparison._names([here, there]) == ["a/run", "b/run"]
+    assert comparison._names([here, tmp_path / "b" / "other"]) == ["run", "other"]
+    assert comparison._names([here, here]) == ["run", "run"]
 
 
 def test_flags_that_contradict_one_another_are_told(run, trained):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxclip import config as configs
+from jaxclip.config.schema import Rerank
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
@@ -208,6 +209,23 @@ def test_a_moved_reranker_is_pointed_at_its_first_stage_and_another_one_is_refus
     assert begun in str(told.value) and other in str(told.value) and begun != other
 
 
+def test_the_towers_lie_on_the_mesh_that_is_configured(evaluator, reranked, prepared):
+    one, config, _ = evaluator
+    split_up = replace(config, mesh=replace(config.mesh, fsdp=2))
+    first = reranking_data.find_first_stage(split_up, reranked, configs.load)
+    assert dict(first.towers.mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    bank = np.load(reranked / reranking_data.QUERYBANK)
+    found = reranking_data.embedded(split_up, first, prepared, one.records, bank=bank)
+    np.testing.assert_allclose(found.queries, one.split.queries, atol=1e-5)
+
+
+def test_how_products_reach_the_towers_is_theirs(reranked):
+    config = configs.load(reranked)
+    other = replace(config, data=replace(config.data, image_size=64, lowercase=False))
+    with pytest.raises(UserError, match=r"data\.image_size, data\.lowercase would change nothing"):
+        reranking_data.find_first_stage(other, reranked, configs.load)
+
+
 def test_rows_of_a_step_follow_from_seed_and_step_alone():
     whole = list(reranking.batch_rows(10, 4, 3, first=0, last=9))
     again = list(reranking.batch_rows(10, 4, 3, first=5, last=9))
@@ -263,6 +281,7 @@ def test_an_ablation_compares_its_subsets_and_is_not_done_twice(run, rerank_file
 )
 def test_the_other_networks_train_and_are_evaluated(run, rerank_file, read_params, tmp_path, options):
     """So few steps may leave the order of the 30 queries' candidates as it was, but not what begins at zero."""
+    options = {"features": Rerank().features, **options}
     overrides = [f"--config.rerank.{name}={value}" for name, value in options.items()]
     done = run("train", f"--config={rerank_file}", f"--workdir={tmp_path / 'r'}", "--config.steps=2", *overrides)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Any CSV or TSV file with one row for each pair of image and caption."""
+"""Any CSV or TSV file with one row for each pair of image and caption, or for each image of a gallery without any."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,6 @@ USUAL = {
     "category": ("category", "class", "label", "type", "product_type", "subcategory"),
 }
 """Role -> the column names by which it is recognised, in lower case with blanks and hyphens as underscores."""
-REQUIRED = ("image", "caption")
 MISSING = {"", "NA", "N/A", "<NA>", "nan", "NaN", "None", "null", "NULL"}
 
 
@@ -32,10 +31,11 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
 
     `path` is the table, or a folder with exactly one, or with a `metadata.csv`. Image paths are relative to the
     table's folder. Rows of one id and one image become one product with several captions; where there is no id column
-    the image's path is the id. Columns other than id, image and caption become attributes.
+    the image's path is the id. Columns other than id, image and caption become attributes. Without a column of
+    captions products have none: that is a gallery, and an oddity says so.
 
     Raises:
-      UserError: no table, no column for a role, a quote never closed, or not one usable row.
+      UserError: no table, no column of images or none of the name given, a quote never closed, or not one usable row.
     """
     table = _find(path)
     entries: dict[tuple[str, str], _Entry] = {}
@@ -45,12 +45,15 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         if isinstance(values, str):
             yield Oddity(where, values, dropped=True)
             continue
-        roles = roles or _roles(table, list(values), columns)
+        if not roles:
+            roles = _roles(table, list(values), columns)
+            if "caption" not in roles:
+                yield Oddity(table.name, "no column of captions (data.columns.caption names one)", dropped=False)
         if any("\ufffd" in value for value in values.values()):
             yield Oddity(where, "broken UTF-8", dropped=False)
         known = {column: " ".join(value.split()) for column, value in values.items() if value.strip() not in MISSING}
-        image, caption = values[roles["image"]].strip(), known.get(roles["caption"], "")
-        wrong = _wrong(image, caption)
+        image, caption = values[roles["image"]].strip(), known.get(roles.get("caption", ""), "")
+        wrong = _wrong(image, caption, gallery="caption" not in roles)
         if wrong:
             yield Oddity(where, wrong, dropped=True)
             continue
@@ -60,17 +63,17 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
             continue
         entry = entries.get((id_, image))
         if entry:
-            if caption not in entry.captions:
+            if caption and caption not in entry.captions:
                 entry.captions.append(caption)
             continue
         unique = _unique(id_, ids)
         if unique != id_:
             yield Oddity(where, "id of another image, numbered", dropped=False)
         ids.add(unique)
-        entries[id_, image] = _Entry(unique, image, [caption], known)
+        entries[id_, image] = _Entry(unique, image, [caption] if caption else [], known)
     if not entries:
         raise UserError(f"{table} has no row with an image and a caption: one row for each pair would be right.")
-    outside = {roles.get("id"), roles["image"], roles["caption"], ""}
+    outside = {roles.get("id"), roles["image"], roles.get("caption"), ""}
     for entry in entries.values():
         attributes = {column: value for column, value in entry.values.items() if column not in outside}
         category = entry.values.get(roles.get("category", ""), "")
@@ -132,21 +135,20 @@ def _roles(table: Path, header: Sequence[str], columns: Mapping[str, str]) -> di
         candidates = [usual[name] for name in names if name in usual and usual[name] not in roles.values()]
         if role not in roles and candidates:
             roles[role] = candidates[0]
-    for role in REQUIRED:
-        if role not in roles:
-            raise UserError(
-                f"{table} has no column that looks like the {role}: its columns are {', '.join(header)}; "
-                f"name it with --config.data.columns.{role}=NAME."
-            )
+    if "image" not in roles:
+        raise UserError(
+            f"{table} has no column that looks like the image: its columns are {', '.join(header)}; "
+            "name it with --config.data.columns.image=NAME."
+        )
     return roles
 
 
-def _wrong(image: str, caption: str) -> str:
+def _wrong(image: str, caption: str, *, gallery: bool) -> str:
     if image in MISSING:
         return "row without an image"
     if image.startswith(("http://", "https://")):
         return "image is a URL, not a file"
-    return "" if caption else "row without a caption"
+    return "" if caption or gallery else "row without a caption"
 
 
 def _unique(id_: str, ids: set[str]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxclip.errors import UserError
+from jaxclip.errors import UserError, first_line
 from jaxclip.features.detectors.detections import Detections
 from jaxclip.features.detectors.extra import not_installed
 
@@ -40,7 +40,7 @@ class FasterRCNN:
             try:
                 model.load_state_dict(state)
             except RuntimeError as error:
-                raise UserError(f"{path} does not fit fasterrcnn_resnet50_fpn_v2: {_first_line(error)}") from error
+                raise UserError(f"{path} does not fit fasterrcnn_resnet50_fpn_v2: {first_line(error)}") from error
             self._labels = _labels(path, len(state[_CLASSES]), coco)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.eval().to(self._device)
@@ -75,7 +75,7 @@ def _downloaded(build):
         return build()
     except OSError as error:
         raise UserError(
-            f"torchvision cannot download its weights of Faster R-CNN ({_first_line(error)}); "
+            f"torchvision cannot download its weights of Faster R-CNN ({first_line(error)}); "
             "give a file of yours: faster_rcnn:WEIGHTS.pth."
         ) from error
 
@@ -90,7 +90,7 @@ def _state(path: Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} cannot be read as PyTorch weights: {_first_line(error)}") from error
+        raise UserError(f"{path} cannot be read as PyTorch weights: {first_line(error)}") from error
     state = state.get("model", state) if isinstance(state, dict) else {}
     if _CLASSES not in state:
         raise UserError(f'{path} holds no "{_CLASSES}"; give the state_dict of a fasterrcnn_resnet50_fpn_v2.')
@@ -107,7 +107,3 @@ def _labels(path: Path, classes: int, coco: list[str]) -> list[str]:
             )
         return ["background", *names]
     return coco if classes == len(coco) else [f"class {number}" for number in range(classes)]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

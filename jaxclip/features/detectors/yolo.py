@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxclip.errors import UserError
+from jaxclip.errors import UserError, first_line
 from jaxclip.features.detectors.detections import Detections
 from jaxclip.features.detectors.extra import not_installed
 from jaxclip.features.geometry import iou
@@ -192,7 +192,7 @@ def _session(path: Path):
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
     except Exception as error:  # onnxruntime's own errors share no base but this one.
-        raise UserError(f"{path} is no ONNX model that onnxruntime can run: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is no ONNX model that onnxruntime can run: {first_line(error)}") from error
 
 
 def _names(path: Path, metadata: dict[str, str], classes: int) -> dict[int, str]:
