@@ -82,29 +82,15 @@ def training_batches(
     """
     crop = _sees_crops(records, preprocess)
     rows = np.arange(batch_size) if rows is None else rows
-    local, total = len(rows), len(records)
-    if partners is not None and len(partners.partner) != total:
+    if partners is not None and len(partners.partner) != len(records):
         raise UserError(
-            f"the table of incorrect pairs is of {len(partners.partner)} products, the split has {total}: "
+            f"the table of incorrect pairs is of {len(partners.partner)} products, the split has {len(records)}: "
             "mine the pairs again"
         )
     parallel = workers or tf.data.AUTOTUNE
 
     def positions(step: tf.Tensor) -> tf.Tensor:
         return step * batch_size + tf.constant(rows, tf.int64)
-
-    def load(numbers: tf.Tensor) -> tf.Tensor:
-        return tf.ensure_shape(tf.numpy_function(records.read, [numbers], tf.string, stateful=False), [local])
-
-    def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        numbers = _shuffled(positions, total, seed)
-        if partners is None:
-            return positions, load(numbers)
-        partner = tf.gather(tf.constant(partners.partner, tf.int64), numbers)
-        similarity = tf.gather(tf.constant(partners.similarity, tf.float32), numbers)
-        present = partner >= 0
-        others = load(tf.where(present, partner, numbers))
-        return positions, load(numbers), others, tf.where(present, similarity, 1.0), present
 
     def example(position: tf.Tensor, serialized: tf.Tensor, *incorrect: tf.Tensor) -> dict[str, tf.Tensor]:
         record = records.parse(serialized)
@@ -129,23 +115,52 @@ def training_batches(
             fields |= {"similarity": similarity, "has_incorrect": present}
         return fields
 
+    dataset = _map(tf.data.Dataset.range(first_step, last_step), positions, parallel=1)
+    dataset = _map(dataset, _reading(records, partners, seed, len(rows)), parallel=2)
+    dataset = _map(dataset.unbatch(), example, parallel=parallel)
+    tokenize = _tokenizing(tokenizer, preprocess, text_augmentation, len(rows))
+    dataset = _map(dataset.batch(len(rows), drop_remainder=True), tokenize, parallel=2)
+    return dataset.prefetch(2).as_numpy_iterator()
+
+
+def _reading(records: Records, partners: Partners | None, seed: int, size: int) -> Callable:
+    """Returns what reads a batch: positions (b,) -> these, their records and, with partners, what `example` needs."""
+
+    def load(numbers: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.numpy_function(records.read, [numbers], tf.string, stateful=False), [size])
+
+    def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        numbers = _shuffled(positions, len(records), seed)
+        if partners is None:
+            return positions, load(numbers)
+        partner = tf.gather(tf.constant(partners.partner, tf.int64), numbers)
+        similarity = tf.gather(tf.constant(partners.similarity, tf.float32), numbers)
+        present = partner >= 0
+        others = load(tf.where(present, partner, numbers))
+        return positions, load(numbers), others, tf.where(present, similarity, 1.0), present
+
+    return read
+
+
+def _tokenizing(
+    tokenizer: PreTrainedTokenizerFast, preprocess: Preprocess, augmentation: text.TextAugmentation, size: int
+) -> Callable:
+    """Returns what makes tokens (b, T) of a batch's texts as `_wording` gives them."""
+
     def encode(names, attributes, draws):
-        return text.augmented_tokens(tokenizer, names, attributes, preprocess, text_augmentation, draws)
+        return text.augmented_tokens(tokenizer, names, attributes, preprocess, augmentation, draws)
 
     def tokenize(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         tokens = {
             name: tf.ensure_shape(
-                tf.numpy_function(encode, fields, tf.int32, stateful=False), [local, preprocess.context_length]
+                tf.numpy_function(encode, fields, tf.int32, stateful=False), [size, preprocess.context_length]
             )
             for name, fields in batch.items()
             if name.endswith("text")
         }
         return {**batch, **tokens}
 
-    dataset = _map(tf.data.Dataset.range(first_step, last_step), positions, parallel=1)
-    dataset = _map(_map(dataset, read, parallel=2).unbatch(), example, parallel=parallel)
-    dataset = _map(dataset.batch(local, drop_remainder=True), tokenize, parallel=2)
-    return dataset.prefetch(2).as_numpy_iterator()
+    return tokenize
 
 
 def _shuffled(positions: tf.Tensor, total: int, seed: int) -> tf.Tensor:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -13,11 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxclip.retrieval import tiles
 from jaxclip.retrieval.relevance import Relevance
+from jaxclip.retrieval.sides import PRODUCTS, TILE, Side, orders
 
-TILE = 2048
-PRODUCTS = {"float32": (None, None), "bfloat16": ((0,), (0,)), "bfloat16_3x": ((0, 0, 1), (0, 1, 0))}
-"""How scores are multiplied out -> which bfloat16 parts of a query meet which of an item, None for float32 itself: a
-number is nearly the sum of two, the nearest (0) and that of what it leaves (1)."""
 _GUESS = 256  # side of the small tiles that the relevant scores are first taken from
 
 
@@ -29,7 +25,7 @@ class Ranks:
       ranks: (nnz,) int64, 1-based, aligned with `Relevance.indices`; distinct within a query.
       top_scores: (Q, k) float32, descending, NaN last.
       top_items: (Q, k) int64 gallery items; equal scores by index, but items of one group and of groups of like size
-        stay together (see `_orders`).
+        stay together (see `sides.orders`).
       nan_count: how many of the Q x G scores are NaN.
     """
 
@@ -64,9 +60,9 @@ def both_ways(queries, gallery, relevance: Relevance, **options: Any) -> tuple[R
       top_k: how many of the best each line keeps; at most as many as there are.
       tile: queries and gallery items of a tile, at most. Memory beside the embeddings: one copy of the gallery, a few
         tiles of floats, 8 bytes for each kept item.
-      products: a key of PRODUCTS; all add up in float32. "bfloat16" rounds the embeddings. "bfloat16_3x" errs by less
-        than 2^-16 of both vectors' lengths multiplied, and is faster than "float32" where bfloat16 products are more
-        than three times as fast (TPUs, processors with AMX).
+      products: a key of `sides.PRODUCTS`; all add up in float32. "bfloat16" rounds the embeddings. "bfloat16_3x" errs
+        by less than 2^-16 of both vectors' lengths multiplied, and is faster than "float32" where bfloat16 products are
+        more than three times as fast (TPUs, processors with AMX).
       mesh: from `make_mesh`; default: all devices along the queries. The result is the same on any.
       progress: wraps the sequence of query blocks, for a progress bar.
 
@@ -75,71 +71,6 @@ def both_ways(queries, gallery, relevance: Relevance, **options: Any) -> tuple[R
         products, or embeddings that are not finite with "bfloat16_3x".
     """
     return _search(queries, gallery, relevance, relevance.transpose(len(gallery)), **options)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Queries or gallery items in the order of the sweep, cut into tiles: `order[slot]` is the line in a slot.
-
-    `parts` are the bfloat16 parts that products take of each line, behind each other; None = the float32 line itself.
-    """
-
-    embeddings: np.ndarray
-    order: np.ndarray
-    shards: int
-    least: int
-    most: int
-    parts: tuple[int, ...] | None
-
-    @property
-    def tile(self) -> int:
-        """Lines of a tile: all where they fit, else what leaves the fewest slots empty, from half of `most` up."""
-        lines = -(-len(self.order) // self.shards)
-        if lines <= self.most:
-            return _up(max(lines, self.least), tiles.MULTIPLE)
-        step = tiles.VECTORS if self.most >= 2 * tiles.VECTORS else tiles.MULTIPLE
-        most = _up(self.most, step)
-        return min(range(most, max(most // 2, self.least) - 1, -step), key=lambda size: _up(lines, size))
-
-    @property
-    def blocks(self) -> int:
-        return -(-len(self.order) // (self.shards * self.tile))
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.shards, self.blocks, self.tile
-
-    def lines(self, start: int, size: int) -> np.ndarray:
-        """Returns what products take of the lines in the slots from `start` on, (size, width); empty slots are zero."""
-        chosen = self.order[start : start + size]
-        lines = np.zeros((size, self.width), np.float32 if self.parts is None else jnp.bfloat16)
-        for first in range(0, len(chosen), TILE):  # in turns: the temporary copy stays small
-            some = self.embeddings[chosen[first : first + TILE]]
-            if self.parts is not None:
-                some = _halves(some, self.parts)
-            lines[first : first + len(some)] = some
-        return lines
-
-    @property
-    def width(self) -> int:
-        return self.embeddings.shape[1] * (1 if self.parts is None else len(self.parts))
-
-    def slots(self) -> np.ndarray:
-        """Returns the slot of each line."""
-        slots = np.empty(len(self.order), np.int64)
-        slots[self.order] = np.arange(len(self.order))
-        return slots
-
-    def thresholds(self, slots: np.ndarray, within: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the scores of each line's pairs, (shards, blocks, R, tile), and how many of the R a block uses.
-
-        `within` numbers the pairs of a line; R is a power of two.
-        """
-        limits = np.full((*self.shape, 1 << int(within.max(initial=0)).bit_length()), np.inf, np.float32)
-        limits.reshape(-1, limits.shape[-1])[slots, within] = scores
-        widths = np.ones(self.shape[:2], np.int32)
-        np.maximum.at(widths.reshape(-1), slots // self.tile, within.astype(np.int32) + 1)
-        return limits.swapaxes(2, 3), widths
 
 
 def _search(
@@ -161,10 +92,10 @@ def _search(
     mesh = make_mesh() if mesh is None else mesh
     least = tiles.WORD * min(top_k, max(len(queries), len(gallery)))
     sides = [
-        _Side(embeddings, order, shards, least, max(tile, least), parts)
+        Side(embeddings, order, shards, least, max(tile, least), parts)
         for embeddings, order, shards, parts in zip(
             (queries, gallery),
-            _orders(relevance, reverse, len(gallery)),
+            orders(relevance, reverse, len(gallery)),
             mesh.devices.shape,
             PRODUCTS[products],
             strict=True,
@@ -264,7 +195,7 @@ class _Sweep:
         shards, blocks, tile = self.sides[0].shape
         return (index[0].indices(shards)[0] * blocks + block) * tile
 
-    def _place(self, shape: tuple[int, int], spec: P, side: _Side, first: Callable) -> jax.Array:
+    def _place(self, shape: tuple[int, int], spec: P, side: Side, first: Callable) -> jax.Array:
         """Returns the global array (*shape, width) whose part at an index holds the lines from slot first(index) on."""
 
         def part(index):
@@ -276,18 +207,6 @@ class _Sweep:
 
     def _host(self, array: np.ndarray, spec: P) -> jax.Array:
         return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), array.__getitem__)
-
-
-def _halves(lines: np.ndarray, parts: tuple[int, ...]) -> np.ndarray:
-    """Returns (n, parts * D) bfloat16, the parts of float32 lines (see PRODUCTS) behind each other."""
-    found = [lines.astype(jnp.bfloat16)]
-    if 1 in parts:
-        found.append((lines - found[0].astype(np.float32)).astype(jnp.bfloat16))
-    return np.concatenate([found[part] for part in parts], axis=1)
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def _fetch(array: jax.Array) -> np.ndarray:
@@ -327,20 +246,6 @@ def _guess(sides, slots, finite) -> np.ndarray:
         parts = (side.lines(tile[some[0]] * _GUESS, _GUESS) for side, tile in zip(sides, tile_of, strict=True))
         scores[some] = np.asarray(tiles.product_keys(*parts, finite=finite))[place[0][some], place[1][some]]
     return scores
-
-
-def _orders(relevance: Relevance, reverse: Relevance | None, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the orders in which queries and gallery items are swept: pairs near the diagonal, like counts together.
-
-    Each item comes where the first query that it is relevant to has its first item. So few small tiles hold all pairs,
-    and a tile is hardly wider than its lines need. Where each query has one item and each item one query, the gallery
-    keeps its order.
-    """
-    first = relevance.indices[relevance.indptr[:-1]]  # (Q,)
-    of_item = np.arange(size)
-    np.minimum.at(of_item, relevance.indices, first[relevance.rows])
-    width = np.ceil(np.log2(np.maximum(1, np.bincount(relevance.indices, minlength=size)))) if reverse else of_item * 0
-    return np.lexsort((first, np.ceil(np.log2(relevance.counts)))), np.lexsort((of_item, width))
 
 
 def _all_finite(queries, gallery) -> bool:

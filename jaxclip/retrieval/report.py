@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.retrieval import charts, protocols
+from jaxclip.retrieval.rows import mime
 from jaxclip.retrieval.second_stage import moved
 
 SHOWN_QUERIES, SHOWN_SEED, SHOWN_CATEGORIES = 24, 0, 20
@@ -86,7 +87,7 @@ def sample_queries(queries: int) -> np.ndarray:
 def thumbnail(encoded: bytes) -> tuple[bytes, str]:
     """Returns a picture small enough for a page that holds hundreds, and its mime type; small ones stay as they are."""
     if len(encoded) <= THUMBNAIL_BYTES:
-        return encoded, "image/png" if encoded.startswith(b"\x89PNG") else "image/jpeg"
+        return encoded, mime(encoded)
     picture = Image.open(io.BytesIO(encoded)).convert("RGB")
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     file = io.BytesIO()

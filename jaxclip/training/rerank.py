@@ -1,6 +1,7 @@
 """A whole run of a second stage in a workdir: set up or resume, train, evaluate beside its first stage."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from jaxclip.training import distributed, evaluation, inputs, loop, reranking, r
 from jaxclip.training import mesh as meshes
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.evaluation import Queries, Result
-from jaxclip.training.first_stage import FirstStage
+from jaxclip.training.first_stage import FirstStage, Split
 from jaxclip.training.reranking import Reranker, Scorer
-from jaxclip.training.state import Params, initial_state
+from jaxclip.training.state import Params, TrainState, initial_state
 from jaxclip.training.step import compile_step, make_step
 from jaxclip.training.train import LOGGED, Outcome, Say
 
@@ -70,6 +71,29 @@ class Evaluator:
         )
 
 
+@dataclass(frozen=True)
+class _Lists:
+    """What a second stage learns from: products that its towers never saw, and what these retrieve among them.
+
+    Attributes:
+      split: the products and their captions. vocabulary: of their attributes.
+      candidates: of every caption.
+      queries: (N,) the captions whose candidates hold an answer, and not answers alone.
+    """
+
+    split: Split
+    vocabulary: reranking_data.Vocabulary
+    candidates: Candidates
+    queries: np.ndarray
+
+    def tables(self, config: "Config", model: Reranker) -> reranking.Tables:
+        """Returns what a step looks up of the lists, on every device."""
+        tables = reranking.make_tables(self.split, self.candidates, model, self.queries)
+        if config.rerank.loss == "contrastive":
+            tables |= reranking.contrastive_tables(self.split, model, self.queries)
+        return tables
+
+
 def train(
     config: "Config",
     workdir: Path,
@@ -94,19 +118,10 @@ def train(
     prepared = inputs.prepared_dataset(config, whole=False, say=say)
     say(f"re-ranking step {first.step} of {first.workdir} ({first.fingerprint})")
     bank = reranking_data.find_querybank(config, first, workdir)
-    split = reranking_data.training_split(config, first, prepared, bank)
-    vocabulary = reranking_data.find_vocabulary(split, workdir)
-    split = reranking_data.with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
-    candidates = reranking_data.retrieve(config, split)
-    lists = np.flatnonzero(candidates.found & ~candidates.relevant.all(axis=1))
-    say(
-        f"{len(split.groups):,} products that the towers have not seen, {len(split.queries):,} queries, of which "
-        f"{len(lists):,} have an answer among their {candidates.items.shape[1]} candidates"
-    )
-    if len(lists) < config.batch_size:
-        raise UserError(f"config.batch_size = {config.batch_size} is more than the {len(lists)} lists to train on")
-    steps = config.steps or max(1, round(config.epochs * len(lists) / config.batch_size))
-    model = reranking.make_reranker(config, split, steps, mesh=first.towers.mesh, logit_scale=first.logit_scale)
+    lists = _lists(config, first, prepared, bank, workdir, say)
+    count = len(lists.queries)
+    steps = config.steps or max(1, round(config.epochs * count / config.batch_size))
+    model = reranking.make_reranker(config, lists.split, steps, mesh=first.towers.mesh, logit_scale=first.logit_scale)
     beside = {
         "data_fingerprint": inputs.data_fingerprint(prepared),
         "config_fingerprint": fingerprint,
@@ -115,25 +130,15 @@ def train(
     }
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     with jax.set_mesh(model.mesh):
-        restored = checkpoints.restore_latest(model.abstract, say)
-        if restored is None:
-            state = initial_state(
-                model.config, model.optimizer, model.abstract, model.trainable, seed=config.seed, model=model.model
-            )
-        else:
-            state, saved = restored
-            beside = {**saved, **beside}
-            say(f"resuming from step {int(state.step)} of {checkpoints.folder}")
+        state, beside = _start(config, model, checkpoints, beside, say)
         save_config()
-        reranking_data.save_first_stage(first, bank, vocabulary, workdir)
+        reranking_data.save_first_stage(first, bank, lists.vocabulary, workdir)
         evaluator = Evaluator(config, first, prepared, workdir)
         stopped = None
         if int(state.step) < steps:
-            tables = reranking.make_tables(split, candidates, model, lists)
-            if config.rerank.loss == "contrastive":
-                tables |= reranking.contrastive_tables(split, model, lists)
+            tables = lists.tables(config, model)
             state, stopped = _train(
-                config, workdir, model, tables, len(lists), steps, state, beside, checkpoints, evaluator, profiled, say
+                config, workdir, model, tables, count, steps, state, beside, checkpoints, evaluator, profiled, say
             )
         checkpoints.close()
         folder = workdir / "eval" / config.data.split
@@ -148,6 +153,36 @@ def train(
             provenance=beside,
         )
     return Outcome(None, int(state.step), metrics, folder)
+
+
+def _lists(config: "Config", first: FirstStage, prepared: Path, bank: np.ndarray, workdir: Path, say: Say) -> _Lists:
+    split = reranking_data.training_split(config, first, prepared, bank)
+    vocabulary = reranking_data.find_vocabulary(split, workdir)
+    split = reranking_data.with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
+    candidates = reranking_data.retrieve(config, split)
+    queries = np.flatnonzero(candidates.found & ~candidates.relevant.all(axis=1))
+    say(
+        f"{len(split.groups):,} products that the towers have not seen, {len(split.queries):,} queries, of which "
+        f"{len(queries):,} have an answer among their {candidates.items.shape[1]} candidates"
+    )
+    if len(queries) < config.batch_size:
+        raise UserError(f"config.batch_size = {config.batch_size} is more than the {len(queries)} lists to train on")
+    return _Lists(split, vocabulary, candidates, queries)
+
+
+def _start(
+    config: "Config", model: Reranker, checkpoints: Checkpoints, beside: dict[str, Any], say: Say
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state to go on from and what is to be saved beside it."""
+    restored = checkpoints.restore_latest(model.abstract, say)
+    if restored is None:
+        start = initial_state(
+            model.config, model.optimizer, model.abstract, model.trainable, seed=config.seed, model=model.model
+        )
+        return start, beside
+    state, saved = restored
+    say(f"resuming from step {int(state.step)} of {checkpoints.folder}")
+    return state, {**saved, **beside}
 
 
 def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoints, evaluator, profiled, say):

@@ -50,6 +50,26 @@ class Outcome:
     zero_shot: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What is trained and on what: all that can be told to be wrong before anything is written.
+
+    Attributes:
+      prepared: the dataset. records: of it, what the towers see. test: what is ranked.
+      partners: of the records, for incorrect pairs.
+      steps: of the whole run.
+      canvas: side of the squares in which the device gets unscaled pictures; 0 = the host scales them.
+    """
+
+    prepared: Path
+    records: Records
+    test: Records
+    partners: Partners | None
+    towers: Towers
+    steps: int
+    canvas: int
+
+
 def train(
     config: "Config",
     workdir: Path,
@@ -69,29 +89,15 @@ def train(
     Raises:
       UserError: bad data, a full disk, a loss that is not finite.
     """
-    prepared = inputs.prepared_dataset(config, whole=False, say=say)
-    train_records, _ = inputs.training_records(config, prepared)
-    test_records = Records(prepared, config.data.split)
-    steps = setup.number_of_steps(config, train_records)
-    towers = setup.make_or_load_towers(config, workdir, train_records, steps)
-    given, warmup = config.optimizer.warmup_steps, warmup_of(config.optimizer.warmup_steps, steps)
-    if warmup < given:
-        say(f"optimizer.warmup_steps = {given} is more than half of the {steps} steps of this run: it takes {warmup}")
-    setup.abstract_batch(config, towers)
-    partners = _partners(config, prepared, train_records, load_config, say)
-    augmentation = inputs.image_augmentation(config)
-    canvas = scaling.canvas_of(
-        config.data.resize_on, towers.preprocess, augmentation, train_records.largest_side, prepared=str(prepared)
-    )
-    if canvas:
-        say(f"training pictures are scaled on the device, which gets them in squares of {canvas} pixels")
-    beside = {"data_fingerprint": inputs.data_fingerprint(prepared), "config_fingerprint": fingerprint}
+    run = _set_up(config, workdir, load_config, say)
+    towers = run.towers
+    beside = {"data_fingerprint": inputs.data_fingerprint(run.prepared), "config_fingerprint": fingerprint}
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, stored=towers.stored)
     distributed.check_identical(
         "run",
         {
             "data fingerprint": beside["data_fingerprint"],
-            "squares of unscaled pictures": canvas,
+            "squares of unscaled pictures": run.canvas,
             "vocabulary": setup.vocabulary_fingerprint(towers.tokenizer),
             "checkpoints in the workdir": checkpoints.steps(),
         },
@@ -104,28 +110,53 @@ def train(
             save_config()
             _tell_sharding(towers, workdir, say)
         setup.save_towers(towers, workdir)
-        evaluator = evaluation.Evaluator(towers, test_records, config)
+        evaluator = evaluation.Evaluator(towers, run.test, config)
         if config.model.init_from and not int(state.step):
             _rank_untrained(config, workdir, evaluator, state, beside, say)
         stopped = None
-        if int(state.step) < steps:
-            data, kept = (train_records, partners, canvas), (checkpoints, beside)
-            state, stopped = _train(config, workdir, towers, data, state, kept, evaluator, profiled, say)
+        if int(state.step) < run.steps:
+            state, stopped = _train(config, workdir, run, state, checkpoints, beside, evaluator, profiled, say)
     checkpoints.close()
     folder = workdir / "eval" / config.data.split
     if stopped is not None:
         return Outcome(stopped, int(state.step), None, folder)
     with jax.set_mesh(towers.mesh):
         results = evaluator.complete_state(state)
+    return _written(workdir, folder, results, evaluator, int(state.step), beside)
+
+
+def _set_up(config: "Config", workdir: Path, load_config: Callable[[Path], "Config"], say: Say) -> _Run:
+    prepared = inputs.prepared_dataset(config, whole=False, say=say)
+    records, _ = inputs.training_records(config, prepared)
+    test = Records(prepared, config.data.split)
+    steps = setup.number_of_steps(config, records)
+    towers = setup.make_or_load_towers(config, workdir, records, steps)
+    given, warmup = config.optimizer.warmup_steps, warmup_of(config.optimizer.warmup_steps, steps)
+    if warmup < given:
+        say(f"optimizer.warmup_steps = {given} is more than half of the {steps} steps of this run: it takes {warmup}")
+    setup.abstract_batch(config, towers)
+    partners = _partners(config, prepared, records, load_config, say)
+    canvas = scaling.canvas_of(
+        config.data.resize_on,
+        towers.preprocess,
+        inputs.image_augmentation(config),
+        records.largest_side,
+        prepared=str(prepared),
+    )
+    if canvas:
+        say(f"training pictures are scaled on the device, which gets them in squares of {canvas} pixels")
+    return _Run(prepared, records, test, partners, towers, steps, canvas)
+
+
+def _written(workdir, folder, results, evaluator, step, beside) -> Outcome:
+    """Returns the outcome of a run that is done, having written what was found with each of its parameters."""
     written = {}
     for which, result in results.items():
-        beside |= {"parameters": which}
         place = evaluation.folder_of(folder, which, averaged=len(results) > 1)
-        step = int(state.step)
-        written[which] = evaluation.write(place, result, evaluator, workdir=workdir, step=step, provenance=beside)
-    metrics = written.get("ema", written["raw"])
-    raw = written["raw"] if "ema" in written else None
-    return Outcome(None, int(state.step), metrics, folder, raw, evaluation.read(workdir / "eval" / ZERO_SHOT))
+        provenance = beside | {"parameters": which}
+        written[which] = evaluation.write(place, result, evaluator, workdir=workdir, step=step, provenance=provenance)
+    metrics, raw = written.get("ema", written["raw"]), written["raw"] if "ema" in written else None
+    return Outcome(None, step, metrics, folder, raw, evaluation.read(workdir / "eval" / ZERO_SHOT))
 
 
 def _rank_untrained(config, workdir, evaluator, state, beside, say):
@@ -180,9 +211,8 @@ def _partners(
     return Partners(pairs.partner, pairs.similarity).among(records.numbers)
 
 
-def _train(config, workdir, towers, data, state, kept, evaluator, profiled, say):
-    (records, partners, canvas), (checkpoints, beside) = data, kept
-    first, steps = int(state.step), setup.number_of_steps(config, records)
+def _train(config, workdir, run, state, checkpoints, beside, evaluator, profiled, say):
+    towers, canvas, first = run.towers, run.canvas, int(state.step)
     step = setup.train_step(config, towers)
     device = jax.devices()[0].device_kind
     compiled_in = jax.config.jax_compilation_cache_dir
@@ -192,7 +222,9 @@ def _train(config, workdir, towers, data, state, kept, evaluator, profiled, say)
     )
     compiled, flops = compile_step(step, towers.abstract, setup.abstract_batch(config, towers))
     scale = scaling.make_scaling(towers.preprocess, towers.mesh, canvas)
-    batches, place = inputs.device_batches(config, towers, records, partners, first=first, last=steps, canvas=canvas)
+    batches, place = inputs.device_batches(
+        config, towers, run.records, run.partners, first=first, last=run.steps, canvas=canvas
+    )
 
     def evaluate(state: TrainState) -> dict[str, float]:
         return {
@@ -209,7 +241,7 @@ def _train(config, workdir, towers, data, state, kept, evaluator, profiled, say)
         lambda state, batch: compiled(state, scale(batch)),
         batches,
         place,
-        steps=steps,
+        steps=run.steps,
         flops=flops,
         checkpoints=checkpoints,
         beside=beside,

@@ -15,8 +15,9 @@ from jaxclip.errors import UserError
 from jaxclip.retrieval import ranks as module
 from jaxclip.retrieval import tiles
 from jaxclip.retrieval.many import ranks_of_many
-from jaxclip.retrieval.ranks import PRODUCTS, both_ways, make_mesh, ranks
+from jaxclip.retrieval.ranks import both_ways, make_mesh, ranks
 from jaxclip.retrieval.relevance import Relevance
+from jaxclip.retrieval.sides import PRODUCTS
 
 ONE = jax.make_mesh((1, 1), tiles.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.retrieval.ranks import TILE, both_ways, ranks
+from jaxclip.retrieval.ranks import both_ways, ranks
 from jaxclip.retrieval.relevance import Relevance
+from jaxclip.retrieval.sides import TILE
 from jaxclip.training.benchmarks.timing import REPEATS, interleaved
 
 ITEMS, DIMENSION, TOP, SMALL, FEW = 41_446, 512, 20, 4096, 512
@@ -99,6 +100,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         figures = ", ".join(f"{key} {value:,.4g}" for key, value in row.items() if key not in NAMED)
         seconds = f"{row['seconds']:9.2f} s   " if "seconds" in row else " " * 14
         lines.append(f"{row['implementation']:34}{seconds}{figures}")
+    absent = PEERS.keys() - {row["implementation"] for row in rows}
+    lines += [f"{name:34}left out: {', '.join(PEERS[name])} are not installed" for name in PEERS if name in absent]
     return "\n".join(lines)
 
 
