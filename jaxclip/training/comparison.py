@@ -15,7 +15,7 @@ from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import report, results
 from jaxclip.retrieval.index import NearestNeighbours
-from jaxclip.training import distributed, evaluation, inputs, pages, writers
+from jaxclip.training import distributed, evaluation, inputs, loading, pages, writers
 from jaxclip.training.encoders import Encoders
 
 if TYPE_CHECKING:
@@ -60,36 +60,27 @@ def compare(
     Raises:
       UserError: they are to rank other products, or a workdir has no such checkpoint.
     """
-    runs, names = (baseline, run), (baseline_name, name)
-    prepared = [inputs.prepared_dataset(r.config, whole=r.config.data.split == "all", say=say) for r in runs]
-    data = [inputs.data_fingerprint(folder) for folder in prepared]
-    if data[0] != data[1] or baseline.config.data.split != run.config.data.split:
-        raise UserError(
-            f"{baseline.workdir} and {run.workdir} rank other products: {baseline_name} of {prepared[0]} and {name} of "
-            f"{prepared[1]}; name one catalogue for both with --config.data.path and --config.data.split"
-        )
-    folders = [r.workdir / "eval" / called for r, called in zip(runs, names, strict=True)]
+    folders = baseline.workdir / "eval" / baseline_name, run.workdir / "eval" / name
+    prepared, data = _same_catalogue(baseline, run, say)
     metrics = []
-    for each, called, folder in zip(runs, names, folders, strict=True):
-        given = (each.config, each.workdir, which, folder, data[0])
+    for each, called, folder in zip((baseline, run), (baseline_name, name), folders, strict=True):
+        given = (each.config, each.workdir, which, folder, data)
         if not distributed.from_primary("kept", lambda given=given: evaluation.kept(*given) is not None):
             say(f"evaluating {each.workdir} first")
             evaluate(each, called, "")
         metrics.append(evaluation.read(folder))
     before, after = map(results.read_queries, folders)
-    figures = results.compare(before, after)
-    place = _folder(folders[1], baseline.workdir)
+    figures, place = results.compare(before, after), _folder(folders[1], baseline.workdir)
     if not distributed.is_primary():
         return figures, place
-    titles = _names([each.workdir for each in runs])
-    facts = [
-        {"workdir": str(each.workdir.resolve()), **evaluation.described(found)}
-        for each, found in zip(runs, metrics, strict=True)
-    ]
+    told = [evaluation.described(found) for found in metrics]
+    where = [{"workdir": str(each.workdir.resolve())} for each in (baseline, run)]
     place.mkdir(parents=True, exist_ok=True)
-    compared = {"baseline": facts[0], "run": facts[1], **figures}
+    compared = {"baseline": where[0] | told[0], "run": where[1] | told[1], **figures}
     (place / COMPARISON).write_text(json.dumps(compared, indent=2) + "\n")
-    records = Records(prepared[1], run.config.data.split)
+    titles = _names([baseline.workdir, run.workdir])
+    of_baseline = {f"its {name}": value for name, value in told[0].items()}
+    records = Records(prepared, run.config.data.split)
     pages.write_report(
         place / "report.html",
         metrics[1],
@@ -97,17 +88,25 @@ def compare(
         [product for product, _ in records.products()],
         records,
         title=f"{titles[1]} against {titles[0]}: {name}",
-        run={
-            "workdir": titles[1],
-            **evaluation.described(metrics[1]),
-            "baseline": titles[0],
-            **{f"its {name}": value for name, value in evaluation.described(metrics[0]).items()},
-            "command": command,
-        },
+        run={"workdir": titles[1], **told[1], "baseline": titles[0], **of_baseline, "command": command},
         curve=writers.read(run.workdir),
         baseline=(titles[0], before, figures),
     )
     return figures, place
+
+
+def _same_catalogue(baseline: Run, run: Run, say: Callable[[str], None]) -> tuple[Path, str]:
+    """Returns the prepared dataset that both runs rank, and its fingerprint; UserError where these are two."""
+    one, other = (
+        inputs.prepared_dataset(r.config, whole=r.config.data.split == "all", say=say) for r in (baseline, run)
+    )
+    data, splits = inputs.data_fingerprint(other), (baseline.config.data.split, run.config.data.split)
+    if inputs.data_fingerprint(one) != data or splits[0] != splits[1]:
+        raise UserError(
+            f"{baseline.workdir} and {run.workdir} rank other products: {splits[0]} of {one}, and {splits[1]} of "
+            f"{other}; name one catalogue for both with --config.data.path and --config.data.split"
+        )
+    return other, data
 
 
 def _folder(evaluated: Path, baseline: Path) -> Path:
@@ -142,16 +141,16 @@ def write_sheet(
     """Writes the page of the ten pictures that each run's checkpoint finds for each sentence.
 
     Every run looks at the split that its configuration names; captions are not needed. `which` and `parameters` as in
-    `evaluation.load`.
+    `loading.load`.
 
     Raises:
-      UserError: as `evaluation.load`, or a checkpoint gives vectors that are not finite.
+      UserError: as `loading.load`, or a checkpoint gives vectors that are not finite.
     """
     sheet: dict[str, dict[str, list[report.Item]]] = {sentence: {} for sentence in sentences}
     facts = {}
     for run, name in zip(runs, _names([run.workdir for run in runs]), strict=True):
         config = run.config
-        loaded = evaluation.load(config, run.workdir, which, parameters=parameters, say=say)
+        loaded = loading.load(config, run.workdir, which, parameters=parameters, say=say)
         products = [product for product, _ in loaded.records.products()]
         with jax.set_mesh(loaded.towers.mesh):
             encoders = Encoders(loaded.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)

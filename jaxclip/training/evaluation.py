@@ -18,9 +18,7 @@ from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import labels, marqo, protocols, results
 from jaxclip.retrieval.store import EmbeddingStore
-from jaxclip.training import distributed, inputs, pages, setup, writers
-from jaxclip.training import mesh as meshes
-from jaxclip.training.base import checkpoint_params
+from jaxclip.training import distributed, loading, pages, writers
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.encoders import Encoders
 from jaxclip.training.progress import bar
@@ -248,57 +246,6 @@ def read(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A workdir's checkpoint and the records that it is to look at.
-
-    `parameters` says which they are, "raw" or "ema"; `averaged` whether the run kept an average.
-    """
-
-    towers: Towers
-    params: Params
-    records: Records
-    step: int
-    data_fingerprint: str
-    parameters: str
-    averaged: bool
-
-
-def load(
-    config: "Config",
-    workdir: Path,
-    which: str,
-    *,
-    parameters: str = "",
-    prepared: Path | None = None,
-    say: Callable[[str], None],
-) -> Loaded:
-    """Returns the checkpoint `which` ("latest", "best" or a step) of a workdir and the configured split.
-
-    `parameters` is "raw", "ema" or "", which is ema where the run kept one; `prepared` the dataset, where it is not
-    the configured catalogue's.
-
-    Raises:
-      UserError: there is no such checkpoint or average, or the catalogue is unreadable.
-    """
-    if config.task == "rerank":
-        raise UserError(f"{workdir} re-ranks what towers find: name those, {config.first_stage}")
-    checkpoints = Checkpoints(workdir, read_only=True)
-    step = chosen(which, checkpoints)
-    prepared = prepared or inputs.prepared_dataset(config, whole=config.data.split == "all", say=say)
-    records = Records(prepared, config.data.split)
-    data_fingerprint = inputs.data_fingerprint(prepared)
-    facts = {"data fingerprint": data_fingerprint, "checkpoint": step}
-    distributed.check_identical("run", facts, "All need the same prepared dataset and a workdir that they share")
-    towers = setup.load_towers(config, workdir)
-    meshes.connect(towers.mesh)
-    with jax.set_mesh(towers.mesh):
-        params = checkpoint_params(config, towers, checkpoints, step, parameters)
-    averaged = checkpoints.keeps_average(step)
-    taken = parameters or ("ema" if averaged else "raw")
-    return Loaded(towers, params, records, step, data_fingerprint, taken, averaged)
-
-
 def evaluate_checkpoint(
     config: "Config",
     workdir: Path,
@@ -312,13 +259,13 @@ def evaluate_checkpoint(
 ) -> tuple[dict[str, Any], Path]:
     """Returns the metrics of a workdir's checkpoint on the configured catalogue, and the folder they were written into.
 
-    `which` and `parameters` as in `load`; raw ones of a run that kept an average go into a folder of their own (see
-    `folder_of`). What an interrupted evaluation has embedded is not embedded again. `command` as in `write`.
+    `which` and `parameters` as in `loading.load`; raw ones of a run that kept an average go into a folder of their own
+    (see `folder_of`). What an interrupted evaluation has embedded is not embedded again. `command` as in `write`.
 
     Raises:
-      UserError: as `load`.
+      UserError: as `loading.load`.
     """
-    loaded = load(config, workdir, which, parameters=parameters, say=say)
+    loaded = loading.load(config, workdir, which, parameters=parameters, say=say)
     with jax.set_mesh(loaded.towers.mesh):
         evaluator = Evaluator(loaded.towers, loaded.records, config)
         store = evaluator.encoders.store(workdir, loaded.params, loaded.step, say=say)

@@ -21,7 +21,7 @@ from jaxclip.pipeline.records import Records
 from jaxclip.retrieval.gallery import Details, Gallery
 from jaxclip.retrieval.index import NearestNeighbours
 from jaxclip.retrieval.searcher import MOST, QueryEncoders, Searcher
-from jaxclip.training import distributed, evaluation, serving_second_stage
+from jaxclip.training import distributed, loading, serving_second_stage
 from jaxclip.training import mesh as meshes
 from jaxclip.training.encoders import Encoders
 from jaxclip.training.first_stage import embed_gallery
@@ -59,7 +59,7 @@ def open_searcher(
     """
     distributed.require_one_process("a search")
     if rerank is None:
-        found = evaluation.load(config, workdir, step, prepared=prepared, say=say)
+        found = loading.load(config, workdir, step, prepared=prepared, say=say)
     else:
         found = serving_second_stage.find_first_stage(rerank[1], rerank[0], config, workdir, step)
     records = Records(prepared, config.data.split)
