@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxclip.pipeline.text import train_tokenizer
+
 ROOT = Path(__file__).parents[1]
 
 BLOCKED = """
@@ -84,6 +86,20 @@ def test_the_blocker_of_this_test_blocks():
 def test_towers_train_rank_and_are_measured_where_tensorflow_is_not_installed(code):
     done = python(BLOCKED + code)
     assert done.returncode == 0, done.stderr
+
+
+def test_own_tokenizers_are_loaded_without_what_imports_pytorch(tmp_path):
+    """Where PyTorch is installed transformers' AutoTokenizer imports it: seconds and half a gigabyte each time."""
+    train_tokenizer(["a red shoe"], 300).save_pretrained(tmp_path)
+    code = f"""
+import pathlib, sys
+from jaxclip.pipeline.text import load_tokenizer
+assert load_tokenizer(pathlib.Path({str(tmp_path)!r}))("shoe")["input_ids"]
+from jaxclip.training import evaluation, serving, train
+unwanted = {{"torch", "transformers.models.auto.tokenization_auto", "transformers.configuration_utils"}}
+assert not unwanted & set(sys.modules), unwanted & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_importing_jaxclip_imports_nothing_heavy():

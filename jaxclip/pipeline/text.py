@@ -9,13 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoTokenizer,
-    CLIPTokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    SiglipTokenizer,
-)
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, SiglipTokenizer
 
 from jaxclip.catalog import captions
 from jaxclip.errors import UserError
@@ -26,6 +20,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_DRAWS = 40
 DESCRIBED_BY = ("tokenizer.json", "tokenizer_config.json", "config.json")
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+OF_ONE_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Classes of tokenizers, our own among them, that are all in tokenizer.json; the second is the first's newer name."""
 LEFTOVERS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only")
 """Settings that a tokenizer keeps from how it was last loaded or used."""
 
@@ -70,7 +66,11 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
             tokenizer = clip_tokenizer(source)
         elif (source / "vocab.json").exists() and not any((source / name).exists() for name in DESCRIBED_BY):
             tokenizer = CLIPTokenizer.from_pretrained(str(source), local_files_only=True)
+        elif _class_of(source) in OF_ONE_FILE:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(source), local_files_only=True)
         else:
+            from transformers import AutoTokenizer  # with PyTorch, where that is installed: seconds and 0.5 GB
+
             tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source} holds no Hugging Face tokenizer: {(str(error).splitlines() or [''])[0]}") from None
@@ -80,6 +80,12 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None or encode(tokenizer, ["a " * 99], 8)[0, -1] != tokenizer.eos_token_id:
         raise UserError(f"the tokenizer in {source} does not put an end token behind a caption; CLIP's does")
     return tokenizer
+
+
+def _class_of(source: Path) -> str:
+    """Returns which of transformers' tokenizers a folder says it holds; "" where it says nothing."""
+    described = source / "tokenizer_config.json"
+    return str(json.loads(described.read_text()).get("tokenizer_class", "")) if described.is_file() else ""
 
 
 def cleaned(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTrainedTokenizerBase:
