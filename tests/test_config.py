@@ -384,6 +384,10 @@ def test_what_a_training_has_settled_cannot_be_set_afterwards(tmp_path):
         config.of_run(workdir, {**given, "seed": "3", "data.lowercase": "false"})
     with pytest.raises(UserError, match="did you mean data.split"):
         config.of_run(workdir, {"data.splt": "all"})
+    adapters = saved(tmp_path / "adapters", task="adapter", model={"init_from": "base"})
+    assert config.of_run(adapters, {"model.init_from": "moved"}).model.init_from == "moved"
+    with pytest.raises(UserError, match="--config.model.init_from would change nothing"):
+        config.of_run(workdir, {"model.init_from": "moved"})
 
 
 def test_what_rerankers_alone_have_is_not_set_for_towers_beside_them(tmp_path):

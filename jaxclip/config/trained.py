@@ -24,7 +24,8 @@ def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
       UserError: as `parse.load`, or overrides are of what the training has settled, all of them named.
     """
     wanted = load(workdir, overrides)
-    if settled := [f"--config.{name}" for name in overrides if not OPEN.fullmatch(name)]:
+    base = "model.init_from" if wanted.task == "adapter" else ""  # of adapters it says where their base is now
+    if settled := [f"--config.{name}" for name in overrides if not OPEN.fullmatch(name) and name != base]:
         raise UserError(
             f"{', '.join(settled)} would change nothing: {workdir} is trained, and its own files say how. What can be "
             "set is the catalogue (data.reader, data.path, data.split, ...) and how it is looked at (evaluation, mesh)"
