@@ -45,8 +45,7 @@ def load(
     if gallery is not None and builder.is_prepared(Path(gallery)):
         prepared = Path(gallery)
     else:
-        other = (wanted.data.path, wanted.data.reader) != (own.data.path, own.data.reader)
-        prepared = inputs.prepared_dataset(wanted, whole=other, say=say)
+        prepared = inputs.prepared_dataset(wanted, whole=not config.same_catalogue(own, wanted), say=say)
     second = None if rerank is None else (Path(rerank), config.load(Path(rerank)))
     return serving.open_searcher(wanted, workdir, prepared, step=step, rerank=second, say=say)
 

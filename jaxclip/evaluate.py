@@ -43,29 +43,31 @@ def main(overrides: dict[str, str]) -> None:
         from jaxclip.training import comparison, distributed
         from jaxclip.training.comparison import Run
 
-    runs, command = [], _command(overrides)
+    runs = []
     for workdir, each in zip(workdirs, wanted, strict=True):
         distributed.check_identical("config", config.flat(each), "Start all with the same overrides")
-        runs.append(Run(workdir, each, config.fingerprint(config.load(workdir))))
+        own = overrides if each.task == "rerank" else config.for_towers(overrides)
+        command = _command([f"--workdir={workdir}"], own)
+        runs.append(Run(workdir, each, config.fingerprint(config.load(workdir)), command))
     if QUERY.value:
-        page = workdirs[0] / "eval" / (NAME.value or "queries") / "sheet.html"
-        options = {"parameters": PARAMETERS.value, "command": command, "say": command_line.say}
+        page, parameters = workdirs[0] / "eval" / (NAME.value or "queries") / "sheet.html", PARAMETERS.value
+        asked = [f"--query={sentence}" for sentence in QUERY.value] + [f"--parameters={parameters}"] * bool(parameters)
+        given = [f"--workdir={','.join(map(str, workdirs))}", f"--step={STEP.value}", *asked]
+        options = {"parameters": parameters, "command": _command(given, overrides), "say": command_line.say}
         comparison.write_sheet(page, runs, STEP.value, list(dict.fromkeys(QUERY.value)), **options)
         command_line.show(f"{'sheet':10}{page}")
         return
-    names = [config.evaluation_name(run.workdir, run.config) for run in runs]
-    names = [NAME.value or name for name in names]
+    names = [NAME.value or name for name in [config.evaluation_name(run.workdir, run.config) for run in runs]]
     if COMPARE.value:
+        command = _command(["--compare", *map(str, workdirs), f"--step={STEP.value}"], overrides)
         options = {"evaluate": _evaluate, "command": command, "say": command_line.say}
         figures, folder = comparison.compare(*runs, *names, STEP.value, **options)
         command_line.show(f"\n{tables.compared(figures)}\n")
-        written = "comparison.json"
     else:
-        metrics, folder = _evaluate(runs[0], names[0], command)
+        metrics, folder = _evaluate(runs[0], names[0])
         stands = f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}"
         command_line.show(f"\n{tables.headline(metrics)}\n\n{stands}")
-        written = "metrics.json"
-    for path in (written, "report.html"):
+    for path in ("comparison.json" if COMPARE.value else "metrics.json", "report.html"):
         command_line.show(f"{Path(path).stem:12}{folder / path}")
 
 
@@ -89,21 +91,18 @@ def _workdirs() -> list[Path]:
     return [Path(workdir).expanduser() for workdir in given]
 
 
-def _evaluate(run: "Run", name: str, command: str) -> tuple[dict[str, Any], Path]:
+def _evaluate(run: "Run", name: str) -> tuple[dict[str, Any], Path]:
     from jaxclip.training import evaluation, rerank
 
     evaluate = evaluation.evaluate_checkpoint
     if run.config.task == "rerank":
         evaluate = partial(rerank.evaluate_checkpoint, load_config=config.load)
     options = {"parameters": PARAMETERS.value, "fingerprint": run.fingerprint, "say": command_line.say}
-    return evaluate(run.config, run.workdir, STEP.value, run.workdir / "eval" / name, command=command, **options)
+    return evaluate(run.config, run.workdir, STEP.value, run.workdir / "eval" / name, command=run.command, **options)
 
 
-def _command(overrides: dict[str, str]) -> str:
-    """Returns the command that looks at the same again, but for its --step and --parameters."""
-    what = ["--compare", *COMPARE.value] if COMPARE.value else [f"--workdir={','.join(WORKDIR.value)}"]
-    what += [f"--query={sentence}" for sentence in QUERY.value]
-    what += [f"--config.{name}={value}" for name, value in overrides.items()]
+def _command(what: list[str], overrides: dict[str, str]) -> str:
+    what = [*what, *(f"--config.{name}={value}" for name, value in overrides.items())]
     return shlex.join(["python", "-m", "jaxclip.evaluate", *what, *([f"--name={NAME.value}"] if NAME.value else [])])
 
 

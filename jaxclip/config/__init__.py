@@ -5,9 +5,9 @@ Every mistake (an unknown key, a wrong type, values that cannot go together) is 
 
 from jaxclip.config.parse import build, differences, dump, fields, fingerprint, flat, load, on_first_stage
 from jaxclip.config.schema import Config
-from jaxclip.config.trained import evaluation_name, of_run, of_runs
+from jaxclip.config.trained import evaluation_name, for_towers, of_run, of_runs, same_catalogue
 
 __all__ = [
-    "Config", "build", "differences", "dump", "evaluation_name", "fields", "fingerprint", "flat", "load",
-    "of_run", "of_runs", "on_first_stage",
+    "Config", "build", "differences", "dump", "evaluation_name", "fields", "fingerprint", "flat", "for_towers", "load",
+    "of_run", "of_runs", "on_first_stage", "same_catalogue",
 ]  # fmt: skip

@@ -64,15 +64,19 @@ IMPLIED: dict[tuple[str, Any], dict[str, Any]] = {("optimizer.name", "adam"): {"
 """(field, its value) -> fields that then have another default."""
 WITH_COLUMNS = ("table", "tfds", "webdataset")
 """Readers of layouts whose columns have names of their own."""
-ONLY_FOR = {"bias": "sigmoid", **dict.fromkeys(("alpha", "beta", "weighting", "info_nce"), "incorrect_pairs")}
-"""Fields of the loss that only one of the losses reads."""
-OF_PRESETS = {
+Readers = Mapping[str, Sequence[str]]
+"""Field -> the choices, of another field of its section, that read it."""
+OF_LOSSES: Readers = {
+    "bias": ("sigmoid",),
+    **dict.fromkeys(("alpha", "beta", "weighting", "info_nce"), ("incorrect_pairs",)),
+}
+OF_PRESETS: Readers = {
     **dict.fromkeys(("features", "ablation", "matching"), ("gated",)),
     "hidden": ("gated", "cross_attention"),
     **dict.fromkeys(("layers", "heads"), ("cross_attention",)),
     **dict.fromkeys(("combine", "batch_norm"), ("paper",)),
 }
-"""Fields of the second stage that not all of its presets read."""
+OF_LIST_LOSSES: Readers = {"negatives": ("binary",)}
 
 
 def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
@@ -257,13 +261,8 @@ def _of_second_stage(config: Config) -> list[str]:
             problems.append(f"rerank.{field} = {features!r} must name features, each once")
     if config.rerank.seeds > 1 and not config.rerank.ablation:
         problems.append("rerank.seeds is for rerank.ablation: one run has one seed")
-    problems += [
-        f"rerank.{name} is for rerank.preset = {' or '.join(map(repr, presets))}, not {config.rerank.preset!r}"
-        for name, presets in OF_PRESETS.items()
-        if config.rerank.preset not in presets and getattr(config.rerank, name) != getattr(Rerank(), name)
-    ]
-    if config.rerank.negatives != Rerank().negatives and config.rerank.loss != "binary":
-        problems.append(f"rerank.negatives is for rerank.loss = 'binary', not {config.rerank.loss!r}")
+    problems += _unread("rerank", config.rerank, "preset", OF_PRESETS)
+    problems += _unread("rerank", config.rerank, "loss", OF_LIST_LOSSES)
     if config.rerank.preset == "cross_attention" and config.rerank.hidden % config.rerank.heads:
         problems.append(
             f"rerank.hidden = {config.rerank.hidden} is no multiple of rerank.heads = {config.rerank.heads}"
@@ -280,13 +279,21 @@ def _nearest(value: Any, choices: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def _unread(section: str, given: Any, choice: str, readers: Readers) -> list[str]:
+    """Returns a line for each field of a section that is set, and that what its field `choice` says does not read."""
+    chosen, defaults = getattr(given, choice), type(given)()
+    return [
+        f"{section}.{name} is for {section}.{choice} = {' or '.join(map(repr, by))}, not {chosen!r}"
+        for name, by in readers.items()
+        if chosen not in by and getattr(given, name) != getattr(defaults, name)
+    ]
+
+
 def _of_loss(config: Config) -> list[str]:
     loss, problems = config.loss, []
     if loss.microbatch and config.batch_size % loss.microbatch:
         problems.append(f"loss.microbatch = {loss.microbatch} does not divide batch_size = {config.batch_size}")
-    for name, owner in ONLY_FOR.items():
-        if getattr(loss, name) != getattr(Loss(), name) and loss.name != owner:
-            problems.append(f"loss.{name} is for loss.name = {owner!r}, not {loss.name!r}")
+    problems += _unread("loss", loss, "name", OF_LOSSES)
     has_info_nce = loss.name == "info_nce" or (loss.name == "incorrect_pairs" and loss.info_nce > 0)
     if loss.queue and not (has_info_nce and loss.mask_groups):
         problems.append(

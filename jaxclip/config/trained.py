@@ -36,11 +36,15 @@ def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
 def of_runs(workdirs: Sequence[Path], overrides: Mapping[str, str]) -> list[Config]:
     """Returns `of_run` of each: what only re-rankers have is left to them, where there is one beside towers."""
     rerankers = [load(workdir).task == "rerank" for workdir in workdirs]
-    for_towers = {name: value for name, value in overrides.items() if not name.startswith(("first_stage", "rerank."))}
     return [
-        of_run(workdir, overrides if reranker or not any(rerankers) else for_towers)
+        of_run(workdir, overrides if reranker or not any(rerankers) else for_towers(overrides))
         for workdir, reranker in zip(workdirs, rerankers, strict=True)
     ]
+
+
+def for_towers(overrides: Mapping[str, str]) -> dict[str, str]:
+    """Returns the overrides but for those of what re-rankers alone have."""
+    return {name: value for name, value in overrides.items() if not name.startswith(("first_stage", "rerank."))}
 
 
 def evaluation_name(workdir: Path, wanted: Config) -> str:
@@ -54,11 +58,20 @@ def evaluation_name(workdir: Path, wanted: Config) -> str:
     if wanted.task == "rerank":
         towers = Path(wanted.first_stage).expanduser()
         _check_split(towers, load(towers), wanted)
-    if _identity(own.data) == _identity(wanted.data):
+    if same_catalogue(own, wanted):
         return wanted.data.split
     if wanted.data.reader == "drawn":
         return f"drawn-{wanted.data.drawn_products}-seed-{wanted.data.drawn_seed}-{wanted.data.split}"
     return f"{Path(_origin(wanted.data)).name}-{wanted.data.split}"
+
+
+def same_catalogue(one: Config, other: Config) -> bool:
+    """Returns whether two configurations are of the same products, however these are split."""
+
+    def identity(data: Data) -> tuple[Any, ...]:
+        return _origin(data), data.reader, data.columns, data.drawn_products if data.reader == "drawn" else 0
+
+    return identity(one.data) == identity(other.data)
 
 
 def _check_split(workdir: Path, own: Config, wanted: Config) -> None:
@@ -79,7 +92,3 @@ def _origin(data: Data) -> str:
     if data.reader == "drawn":
         return f"drawn, seed {data.drawn_seed}"
     return str(Path(data.path or data.prepared).expanduser().resolve())
-
-
-def _identity(data: Data) -> tuple[Any, ...]:
-    return _origin(data), data.reader, data.columns, data.drawn_products if data.reader == "drawn" else 0

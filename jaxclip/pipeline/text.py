@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, SiglipTokenizer
 
 from jaxclip.catalog import captions
-from jaxclip.errors import UserError
+from jaxclip.errors import UserError, first_line
 from jaxclip.pipeline.clip_tokenizer import clip_tokenizer
 from jaxclip.pipeline.preprocess import Preprocess
 
@@ -73,7 +73,7 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
 
             tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{source} holds no Hugging Face tokenizer: {(str(error).splitlines() or [''])[0]}") from None
+        raise UserError(f"{source} holds no Hugging Face tokenizer: {first_line(error)}") from None
     except ImportError:
         raise UserError(f"the tokenizer in {source} needs sentencepiece: pip install sentencepiece") from None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,17 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Run:
-    """A workdir, the configuration that it is looked at with, and the fingerprint of its own."""
+    """A workdir, and how it is looked at.
+
+    Attributes:
+      config: with overrides. fingerprint: of the workdir's own.
+      command: what evaluates it like this, but for the step and the parameters.
+    """
 
     workdir: Path
     config: "Config"
     fingerprint: str
+    command: str
 
 
 def compare(
@@ -41,7 +48,7 @@ def compare(
     name: str,
     which: str,
     *,
-    evaluate: Callable[[Run, str, str], Any],
+    evaluate: Callable[[Run, str], tuple[dict[str, Any], Path]],
     command: str,
     say: Callable[[str], None],
 ) -> tuple[Mapping[str, Any], Path]:
@@ -53,7 +60,8 @@ def compare(
       baseline: what `run` is held against.
       baseline_name: of its evaluation; `name` that of the other.
       which: the checkpoint of both, "latest", "best" or a step.
-      evaluate: (run, name, command) writes an evaluation: where what is kept is not of this checkpoint and catalogue.
+      evaluate: (run, name) -> metrics and folder of its evaluation, written anew: where what is kept is not of this
+        checkpoint and catalogue.
       command: what makes the page again.
       say: takes a line for the user.
 
@@ -64,11 +72,12 @@ def compare(
     prepared, data = _same_catalogue(baseline, run, say)
     metrics = []
     for each, called, folder in zip((baseline, run), (baseline_name, name), folders, strict=True):
-        given = (each.config, each.workdir, which, folder, data)
-        if not distributed.from_primary("kept", lambda given=given: evaluation.kept(*given) is not None):
+        find = partial(evaluation.kept, each.config, each.workdir, which, folder, data)
+        found = distributed.from_primary("kept", find)
+        if found is None:
             say(f"evaluating {each.workdir} first")
-            evaluate(each, called, "")
-        metrics.append(evaluation.read(folder))
+            found, _ = evaluate(each, called)
+        metrics.append(found)
     before, after = map(results.read_queries, folders)
     figures, place = results.compare(before, after), _folder(folders[1], baseline.workdir)
     if not distributed.is_primary():
@@ -97,9 +106,7 @@ def compare(
 
 def _same_catalogue(baseline: Run, run: Run, say: Callable[[str], None]) -> tuple[Path, str]:
     """Returns the prepared dataset that both runs rank, and its fingerprint; UserError where these are two."""
-    one, other = (
-        inputs.prepared_dataset(r.config, whole=r.config.data.split == "all", say=say) for r in (baseline, run)
-    )
+    one, other = (inputs.prepared_dataset(each.config, say=say) for each in (baseline, run))
     data, splits = inputs.data_fingerprint(other), (baseline.config.data.split, run.config.data.split)
     if inputs.data_fingerprint(one) != data or splits[0] != splits[1]:
         raise UserError(

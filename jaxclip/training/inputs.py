@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 def prepared_dataset(
     config: "Config",
     *,
-    whole: bool,
+    whole: bool | None = None,
     say: Callable[[str], None],
     runner: str = "",
     beam_options: Sequence[str] = (),
 ) -> Path:
     """Returns the folder of the configured catalogue's prepared dataset, preparing it first where there is none.
 
-    `whole` asks for all of a catalogue, where no split is needed; `runner` and `beam_options` prepare it on Apache
-    Beam. Of several processes the first prepares.
+    `whole` asks for all of a catalogue, where no split is needed: by default where data.split is all. `runner` and
+    `beam_options` prepare it on Apache Beam. Of several processes the first prepares.
 
     Raises:
       UserError: there is nothing to prepare, or another process does not see what the first one prepared.
@@ -43,7 +43,7 @@ def prepared_dataset(
     data = config.data
     columns = {role: name for role, name in vars(data.columns).items() if name}
     path = Path(data.path).expanduser().resolve() if data.path else Path()
-    test = 0 if whole else data.test
+    test = 0 if (data.split == "all" if whole is None else whole) else data.test
     source = Source(data.reader, path, test, data.split_seed, columns, make_describer(config))
     drawn = (data.drawn_products, data.drawn_seed)
 

@@ -57,7 +57,7 @@ def load(
         raise UserError(f"{workdir} re-ranks what towers find: name those, {config.first_stage}")
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)
-    prepared = prepared or inputs.prepared_dataset(config, whole=config.data.split == "all", say=say)
+    prepared = prepared or inputs.prepared_dataset(config, say=say)
     records = Records(prepared, config.data.split)
     data_fingerprint = inputs.data_fingerprint(prepared)
     facts = {"data fingerprint": data_fingerprint, "checkpoint": step}

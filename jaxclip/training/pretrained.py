@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jax.sharding import NamedSharding, PartitionSpec
 from transformers import PreTrainedTokenizerBase
 
-from jaxclip.errors import UserError
+from jaxclip.errors import UserError, first_line
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.weights import hugging_face, open_clip
 from jaxclip.models.weights.positions import resize_context, resize_grid
@@ -119,7 +119,7 @@ def checkpoint_folder(name: str, key: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=FETCHED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{key} = {name!r} is no folder, and the hub could not give it: {reason}") from None
 
 

@@ -247,7 +247,7 @@ def evaluate_checkpoint(
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)
     first = reranking_data.find_first_stage(config, workdir, load_config)
-    prepared = inputs.prepared_dataset(config, whole=config.data.split == "all", say=say)
+    prepared = inputs.prepared_dataset(config, say=say)
     evaluator = Evaluator(config, first, prepared, workdir)
     model = reranking.make_reranker(config, evaluator.split, 1, mesh=first.towers.mesh, logit_scale=first.logit_scale)
     provenance = {

@@ -53,7 +53,7 @@ def test_columns_can_be_named_and_unknown_ones_are_answered_with_the_flag(tmp_pa
 
 
 def test_a_table_without_captions_is_a_gallery(tmp_path):
-    (tmp_path / "t.csv").write_text("image,colour\n1.jpg,red\n2.jpg,\n")
+    (tmp_path / "t.csv").write_text("image,colour,\n1.jpg,red,of an unnamed column\n2.jpg,,\n")
     products, oddities = read("table", tmp_path)
     assert [(p.captions, p.title, dict(p.attributes)) for p in products.values()] == [
         ((), "1.jpg", {"colour": "red"}),

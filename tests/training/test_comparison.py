@@ -109,6 +109,17 @@ def test_runs_of_other_catalogues_are_told_before_either_is_evaluated(two, run, 
 
 
 @pytest.mark.slow
+def test_the_report_of_a_run_that_was_evaluated_for_a_comparison_says_how(two, run, tmp_path):
+    copies = [shutil.copytree(folder, tmp_path / folder.name) for folder in two]
+    done = run("evaluate", "--compare", *map(str, copies), "--config.evaluation.mirror=true", "--name=mirrored")
+    assert done.returncode == 0, done.stderr
+    for folder, step in zip(copies, (12, 10), strict=True):
+        page = (folder / "eval" / "mirrored" / "report.html").read_text()
+        ours = f"--workdir={folder} --config.evaluation.mirror=true --name=mirrored --step={step} --parameters=raw"
+        assert f"python -m jaxclip.evaluate {ours}" in page
+
+
+@pytest.mark.slow
 def test_only_what_would_come_out_again_is_kept(trained):
     own, folder = config.load(trained), trained / "eval" / "test"
     data = evaluation.read(folder)["data_fingerprint"]

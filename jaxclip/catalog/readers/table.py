@@ -52,8 +52,9 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         if any("\ufffd" in value for value in values.values()):
             yield Oddity(where, "broken UTF-8", dropped=False)
         known = {column: " ".join(value.split()) for column, value in values.items() if value.strip() not in MISSING}
-        image, caption = values[roles["image"]].strip(), known.get(roles.get("caption", ""), "")
-        wrong = _wrong(image, caption, gallery="caption" not in roles)
+        gallery = "caption" not in roles
+        image, caption = values[roles["image"]].strip(), "" if gallery else known.get(roles["caption"], "")
+        wrong = _wrong(image, caption, gallery=gallery)
         if wrong:
             yield Oddity(where, wrong, dropped=True)
             continue
