@@ -1,9 +1,11 @@
 """Checkpoints that survive kills, full disks and rotten files (Orbax)."""
 
 import inspect
+import logging
 import math
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
@@ -12,7 +14,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
+from absl import logging as absl_logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers
 
@@ -265,8 +267,8 @@ def _merit(metrics: dict[str, float]) -> float:
 def _hide_abandoned_reads() -> None:
     """Hides what the reads print that Orbax abandons once one has failed.
 
-    A traceback each, at any later time: when the coroutine is collected, or when TensorStore, in a thread of its own,
-    reports to an event loop that is closed by then.
+    A warning or traceback each, at any later time: when the coroutine is collected, when the task of one that failed as
+    well is, or when TensorStore, in a thread of its own, reports to an event loop that is closed by then.
     """
     shown = sys.unraisablehook
 
@@ -276,7 +278,13 @@ def _hide_abandoned_reads() -> None:
         if not (read or late):
             shown(unraisable)
 
+    def is_other(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return "exception was never retrieved" not in message or f"/{FOLDER}/" not in message
+
     sys.unraisablehook = show
+    logging.getLogger("asyncio").addFilter(is_other)
+    warnings.filterwarnings("ignore", message="coroutine '_read_array.*' was never awaited", category=RuntimeWarning)
 
 
 def _differences(item: Path, abstract: Any) -> list[str]:
@@ -301,9 +309,9 @@ def _named(error: BaseException) -> str:
 @contextmanager
 def _unwarned() -> Iterator[None]:
     """Leaves out what Orbax warns of whenever it opens a folder only to read, as it is told to."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        absl_logging.set_verbosity(verbosity)

@@ -1,5 +1,6 @@
 """A checkpoint is restored as it was saved or not at all, and nothing that was whole is lost."""
 
+import gc
 import json
 import resource
 import shutil
@@ -129,6 +130,24 @@ def test_a_corrupt_checkpoint_is_said_set_aside_and_the_one_before_taken(tmp_pat
     assert (tmp_path / "checkpoints.corrupt" / "2").is_dir()
     assert save(tmp_path, 2) == [1, 2]
     assert_is_step(restore_latest(tmp_path)[0], 2)
+
+
+def test_of_a_checkpoint_with_many_unreadable_arrays_one_line_is_said(tmp_path, caplog):
+    kernels = {f"kernel_{i}": jnp.asarray(np.random.default_rng(i).normal(size=(128, 128))) for i in range(40)}
+    state = TrainState(jnp.asarray(1, jnp.int32), kernels, ({"moment": jnp.zeros(3)},))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, {})
+    checkpoints.wait()
+    data = largest_file(tmp_path / "checkpoints" / "1" / "params")
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 50])
+    for _ in range(5):  # a few of the others are still read when the first fails: which, is a matter of luck
+        with pytest.raises(CorruptCheckpoint) as caught:
+            checkpoints.restore(state, 1)
+        assert "\n" not in str(caught.value)
+        del caught
+        gc.collect()
+    checkpoints.close()
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(("item", "key"), [("params", "checksum"), ("rest", "optimizer_checksum")])
