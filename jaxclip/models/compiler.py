@@ -49,7 +49,7 @@ def towers() -> Options | None:
     In the order of TOWERS a step of vit_b_32 (32 pairs, float32) holds 3.0 GB beside its state where it held 3.7, and
     takes 0.96 of its time. Without YNNPACK a training step of the preset laptop takes 0.8 of the time on AMD's Zen 4,
     and 1.2 on Intel's Sapphire Rapids, as does one of vit_b_32 there; on Zen 5 the latter takes 1.1, and in bfloat16,
-    which XLA's own products widen, 1.9. Wide vectors take 0.93 of it on Sapphire Rapids.
+    which XLA's own products widen, 1.9. Wide vectors take 0.93 of it on Sapphire Rapids, and gain nothing on Zen 5.
     """
     vendor, family = _maker()
     library = AMD if vendor == "AuthenticAMD" and family < ZEN_5 else YNNPACK
