@@ -11,14 +11,13 @@ from jaxclip.catalog import builder
 from jaxclip.catalog.builder import Source
 from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
-from jaxclip.training import mining, preparation, single_encoders
+from jaxclip.training import inputs, mining, preparation, single_encoders
 
 
 @pytest.fixture(scope="module")
-def prepared(trained, cache):
+def prepared(trained):
     """The dataset that `trained` was trained on, as its training prepared it."""
-    (folder,) = (cache / "prepared").glob("150-products*")
-    return folder
+    return inputs.prepared_dataset(configs.load(trained), say=lambda line: pytest.fail(f"it was not there: {line}"))
 
 
 def config_of(trained, **pairs):

@@ -61,9 +61,8 @@ def reranked(run, rerank_file, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prepared(towers, cache) -> Path:
-    (folder,) = (cache / "prepared").glob("150-products*")
-    return folder
+def prepared(towers) -> Path:
+    return inputs.prepared_dataset(configs.load(towers), say=lambda line: pytest.fail(f"it was not there: {line}"))
 
 
 def groups_of(records):
