@@ -14,12 +14,12 @@ Option = str | bool | int
 Options = dict[str, Option]
 TOWERS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """What is computed next is what lets go of memory, not what would give more threads something to do."""
-AMD = {"xla_cpu_experimental_ynn_fusion_type": ""}
-"""Nothing is handed to YNNPACK, on processors before ZEN_5."""
-ZEN_5 = 26
-"""As Linux numbers the families of AMD's processors."""
 YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 """It has the products and the sums, not the convolutions, which take 1.4 to 7 times as long as XLA's there."""
+AMD = dict.fromkeys(YNNPACK, "")
+"""It has nothing, on processors before ZEN_5."""
+ZEN_5 = 26
+"""As Linux numbers the families of AMD's processors."""
 INTEL = {"xla_cpu_prefer_vector_width": 512}
 """Vectors as wide as AVX-512 has them, not half as wide."""
 RANKS = {"xla_cpu_use_fusion_emitters": False}
@@ -54,7 +54,8 @@ def towers() -> Options | None:
     vendor, family = _maker()
     library = AMD if vendor == "AuthenticAMD" and family < ZEN_5 else YNNPACK
     vectors = INTEL if vendor == "GenuineIntel" else {}
-    return {**(options(TOWERS) or {}), **(options(library) or {}), **(options(vectors) or {})} or None
+    parts = (options(wanted) or {} for wanted in (TOWERS, library, vectors))
+    return {name: value for part in parts for name, value in part.items()} or None
 
 
 def options(wanted: Mapping[str, Option]) -> Options | None:

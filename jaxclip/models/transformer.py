@@ -16,7 +16,7 @@ from jaxclip.models.linear import Linear
 Activation = Callable[[Array], Array]
 
 
-def in_float32(activation: Activation) -> Activation:
+def _in_float32(activation: Activation) -> Activation:
     """Returns the activation, computed in float32 and rounded once.
 
     In bfloat16 XLA rounds after each operation on CPUs: GELU takes 2.6 times as long there, its gradient 4. Of what the
@@ -31,9 +31,9 @@ def in_float32(activation: Activation) -> Activation:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu": in_float32(lambda x: jax.nn.gelu(x, approximate=False)),
-    "gelu_tanh": in_float32(lambda x: jax.nn.gelu(x, approximate=True)),
-    "quick_gelu": in_float32(lambda x: x * jax.nn.sigmoid(1.702 * x)),
+    "gelu": _in_float32(lambda x: jax.nn.gelu(x, approximate=False)),
+    "gelu_tanh": _in_float32(lambda x: jax.nn.gelu(x, approximate=True)),
+    "quick_gelu": _in_float32(lambda x: x * jax.nn.sigmoid(1.702 * x)),
 }
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -117,6 +117,15 @@ def normal(std: float) -> Callable:
     return nnx.initializers.normal(stddev=std)
 
 
+def attend(query: Float[Array, "B Q H D"], key: Float[Array, "B T H D"], value: Float[Array, "B T H D"], **options):
+    """Returns `jax.nn.dot_product_attention` of these, (B, Q, H, D) in their type.
+
+    On CPUs it is computed in float32: XLA's products of bfloat16 by batch take twice the time there.
+    """
+    wide = [part.astype(jnp.float32) if compiler.on_cpu() else part for part in (query, key, value)]
+    return jax.nn.dot_product_attention(*wide, **options).astype(query.dtype)
+
+
 class Segments(tuple):
     """One parameter of stacked layers, cut along the layers: those that are trained and those that are not are apart.
 
@@ -157,11 +166,9 @@ class Attention(nnx.Module):
     ) -> Array:
         in_rng, out_rng = (None, None) if rng is None else split_each(rng, 2)
         qkv = self.qkv(x, rng=in_rng)  # (B, T, 3, H, D)
-        # XLA's products of bfloat16 by batch take twice the time of float32's on CPUs.
-        q, k, v = jnp.unstack(qkv.astype(jnp.float32) if compiler.on_cpu() else qkv, axis=2)
         mask = None if mask is None else mask[:, None, None, :]
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)  # (B, T, H, D)
-        return self.out(mixed.astype(qkv.dtype), rng=out_rng)
+        mixed = attend(*jnp.unstack(qkv, axis=2), mask=mask, is_causal=causal)  # (B, T, H, D)
+        return self.out(mixed, rng=out_rng)
 
 
 class Block(nnx.Module):
@@ -222,7 +229,7 @@ class AttentionPool(nnx.Module):
         probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
         query = self.attention.qkv(probe)[:, :, 0]  # (B, 1, H, D)
         qkv = self.attention.qkv(x)  # (B, T, 3, H, D)
-        mixed = jax.nn.dot_product_attention(query, qkv[:, :, 1], qkv[:, :, 2])  # (B, 1, H, D)
+        mixed = attend(query, qkv[:, :, 1], qkv[:, :, 2])  # (B, 1, H, D)
         pooled = self.attention.out(mixed)[:, 0]  # (B, W)
         return pooled + self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.norm(pooled))))
 

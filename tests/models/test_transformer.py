@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxclip.models.transformer import REMAT_POLICIES, Transformer, TransformerConfig, dropout
+from jaxclip.models.transformer import ACTIVATIONS, REMAT_POLICIES, Transformer, TransformerConfig, attend, dropout
 
 SHAPE = TransformerConfig(width=16, layers=2, heads=2)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 16)), jnp.float32)
@@ -120,3 +120,22 @@ def test_stochastic_depth_skips_whole_examples():
 def test_stochastic_depth_never_skips_the_first_block():
     run = apply(replace(SHAPE, layers=1, stochastic_depth=0.9))
     np.testing.assert_array_equal(run(X, None, jax.random.key(0)), run(X, None, None))
+
+
+def value_and_gradients(function, *arguments):
+    value, pull = jax.vjp(function, *arguments)
+    return value, *pull(jnp.ones_like(value))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_bfloat16_activation_and_its_gradient_are_float32_s_rounded_once(name):
+    x = jnp.linspace(-4, 4, 2048).astype(jnp.bfloat16)
+    wide = lambda x: ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)  # noqa: E731
+    jax.tree.map(np.testing.assert_array_equal, *(value_and_gradients(f, x) for f in (ACTIVATIONS[name], wide)))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere attention is computed in its own type")
+def test_bfloat16_attention_on_a_cpu_and_its_gradients_are_float32_s_rounded_once():
+    parts = jax.random.normal(jax.random.key(0), (3, 2, 7, 2, 8), jnp.bfloat16)
+    wide = lambda *parts: attend(*(part.astype(jnp.float32) for part in parts)).astype(jnp.bfloat16)  # noqa: E731
+    jax.tree.map(np.testing.assert_array_equal, *(value_and_gradients(f, *parts) for f in (attend, wide)))
