@@ -145,9 +145,14 @@ def quick_compilation():
 
 
 @pytest.fixture(scope="session")
-def catalogue(trained, cache) -> Path:
-    """The raw drawn catalogue that `trained` was trained on, prepared in the cache."""
-    (path,) = (cache / "drawn").iterdir()
+def catalogue(trained) -> Path:
+    """The raw drawn catalogue that `trained` was trained on, in the cache."""
+    from jaxclip import config
+    from jaxclip.catalog.library import drawn_path
+
+    data = config.load(trained).data
+    path = drawn_path(data.drawn_products, data.drawn_seed)
+    assert path.is_dir()
     return path
 
 
