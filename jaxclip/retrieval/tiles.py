@@ -26,6 +26,7 @@ HALVINGS = 10  # in the search for a bound of a line's k-th best
 # Below every finite score, in this order: -inf scores, then NaN; padding is -inf itself.
 MINUS_INFINITY, NAN = np.float32(-3.2e38), np.float32(-3.3e38)
 _NOWHERE = np.iinfo(np.int32).max
+_FIRST = np.float32(np.inf), -1  # before every score and item
 State = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -219,8 +220,9 @@ def _look(values, items, scores, words, offset, axis):
     lines, size = values.shape[1], words.shape[axis]
     counts = _total(lax.population_count(words).astype(jnp.int32), axis)  # (lines,)
     order = lax.sort(-counts * lines + jnp.arange(lines, dtype=jnp.int32)) % lines  # a single operand sorts faster
+    places = lax.sort(order * lines + jnp.arange(lines, dtype=jnp.int32)) % lines  # of the lines in the order
     chunk = min(CHUNK, lines)
-    order = jnp.pad(order, (0, -lines % chunk), constant_values=lines)  # beyond: read as the last, written nowhere
+    order = jnp.pad(order, (0, -lines % chunk), mode="edge")
     filled = jnp.moveaxis(words != 0, axis, 0)  # (W, lines)
     groups = -(-size // 32)
     filled = jnp.pad(filled, ((0, groups * 32 - size), (0, 0))).reshape(32, groups, lines)
@@ -230,8 +232,7 @@ def _look(values, items, scores, words, offset, axis):
         return array[line, along] if axis else array[along, line]
 
     def look(number, best):
-        chosen = lax.dynamic_slice_in_dim(order, number * chunk, chunk)
-        line = jnp.minimum(chosen, lines - 1)
+        line = lax.dynamic_slice_in_dim(order, number * chunk, chunk)
 
         def turn(_, carry):
             values, items, summary, word, bits = carry
@@ -251,12 +252,20 @@ def _look(values, items, scores, words, offset, axis):
             return values, items, summary, word, bits & (bits - np.uint32(1))
 
         nothing = jnp.zeros(chunk, jnp.int32), jnp.zeros(chunk, jnp.uint32)
-        start = (*(part[:, line] for part in best), summary[:, line], *nothing)
-        found = lax.fori_loop(0, counts[line[0]], turn, start)
-        return tuple(part.at[:, chosen].set(f, mode="drop") for part, f in zip(best, found[:2], strict=True))
+        lists = (lax.dynamic_slice_in_dim(part, number * chunk, chunk, axis=1) for part in best)
+        found = lax.fori_loop(0, counts[line[0]], turn, (*lists, summary[:, line], *nothing))
+        return tuple(
+            lax.dynamic_update_slice_in_dim(part, f, number * chunk, axis=1)
+            for part, f in zip(best, found[:2], strict=True)
+        )
 
     chunks = (jnp.sum(counts > 0, dtype=jnp.int32) + chunk - 1) // chunk
-    return lax.fori_loop(0, chunks, look, (values, items))
+    # Taken in that order and put back whole: what XLA makes of a scatter is a turn for each line.
+    ordered = (
+        jnp.pad(part[:, order], ((1, 0), (0, 0)), constant_values=first)
+        for part, first in zip((values, items), _FIRST, strict=True)
+    )
+    return tuple(part[1:, places] for part in lax.fori_loop(0, chunks, look, tuple(ordered)))
 
 
 def _lowest(bits):
@@ -265,11 +274,17 @@ def _lowest(bits):
 
 
 def _insert(values, items, score, item):
-    """Returns the lists (k, lines), best first and of equals the first item, with one score more and the last less."""
-    place = jnp.sum((values > score) | ((values == score) & (items <= item)), axis=0)
-    number = jnp.arange(len(values))[:, None]
+    """Returns the lists (1 + k, lines), best first and of equals the first item, with one score more and the last less.
 
-    def put(listed, one):
-        return jnp.where(number < place, listed, jnp.where(number == place, one, jnp.roll(listed, 1, axis=0)))
+    Their first rows stand before every score, so that each other row has one above it. Concatenated last: XLA does not
+    vectorise what reads a shifted list.
+    """
+    above = _before(values[:-1], items[:-1], score, item)
+    stays = _before(values[1:], items[1:], score, item)
+    values = jnp.concatenate([values[:1], jnp.maximum(values[1:], jnp.minimum(values[:-1], score))])
+    items = jnp.concatenate([items[:1], jnp.where(stays, items[1:], jnp.where(above, item, items[:-1]))])
+    return values, items
 
-    return put(values, score), put(items, item)
+
+def _before(value, item, other_value, other_item):
+    return (value > other_value) | ((value == other_value) & (item < other_item))

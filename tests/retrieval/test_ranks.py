@@ -121,6 +121,16 @@ def test_the_best_of_real_scores_are_those_of_a_full_sort():
         np.testing.assert_array_equal(result.top_items, np.argsort(-scores, axis=1)[:, :20])
 
 
+def test_long_lists_of_scores_with_many_ties_are_those_of_a_stable_sort():
+    random = np.random.default_rng(6)
+    queries, gallery = random.integers(-3, 4, (2000, 6)), random.integers(-3, 4, (2000, 6))
+    relevance = Relevance.from_groups(np.arange(2000), np.arange(2000))
+    forth = ranks(queries, gallery, relevance, top_k=100, mesh=ONE, tile=1600)  # two tiles, each of several chunks
+    order = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")[:, :100]
+    np.testing.assert_array_equal(forth.top_items, order)
+    np.testing.assert_array_equal(forth.top_scores, np.take_along_axis(queries @ gallery.T, order, axis=1))
+
+
 def test_a_pass_is_made_again_where_the_first_guess_of_a_score_is_a_bit_off(monkeypatch):
     queries, gallery, relevance = integers(4, 210, 200, 2)
     guess = module._guess
