@@ -26,8 +26,17 @@ class Linear(nnx.LinearGeneral):
 
 
 def contract(x: Array, kernel: Array, axes: int = 1) -> Array:
-    """Returns (..., *N), the product of (..., *K) and (*K, *N), where *K are `axes` axes."""
-    return _contract(x, kernel, axes) if _widens(x) else jnp.tensordot(x, kernel, axes)
+    """Returns (..., *N), the product of (..., *K) and (*K, *N), where *K are `axes` axes.
+
+    On CPUs float32 is multiplied as a matrix of rows: of a kernel's gradient that adds up over several axes XLA makes
+    a copy transposed and a product that takes three times as long.
+    """
+    if _widens(x):
+        return _contract(x, kernel, axes)
+    if not compiler.on_cpu():
+        return jnp.tensordot(x, kernel, axes)
+    kept, contracted = x.shape[: x.ndim - axes], x.shape[x.ndim - axes :]
+    return jnp.tensordot(x.reshape(-1, *contracted), kernel, axes).reshape(*kept, *kernel.shape[axes:])
 
 
 def _widens(x: Array) -> bool:

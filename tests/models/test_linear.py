@@ -36,7 +36,16 @@ def gradients(layer, x):
 def test_float32_maps_are_those_of_flax(layers):
     ours, flax, x = layers(jnp.float32)
     np.testing.assert_allclose(ours(x), flax(x), rtol=1e-6, atol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), gradients(ours, x), gradients(flax, x))
+    for one, other in zip(jax.tree.leaves(gradients(ours, x)), jax.tree.leaves(gradients(flax, x)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_on_a_cpu_a_float32_kernels_gradient_adds_up_over_one_axis_of_rows(layers):
+    layer, _, x = layers(jnp.float32)
+    graph, params = nnx.split(layer)
+    program = jax.jit(lambda params, x: gradients(nnx.merge(graph, params), x)).lower(params, x).as_text()
+    contracted = re.findall(r"dot_general.* contracting_dims = (\[[^]]*\] x \[[^]]*\])", program)
+    assert "[0] x [0]" in contracted and "[0, 1] x [0, 1]" not in contracted, contracted
 
 
 def test_bfloat16_maps_differ_from_float32_ones_by_their_rounding(layers):
