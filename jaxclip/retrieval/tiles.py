@@ -122,7 +122,7 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
         out_specs=(ac, ac, ac, ac, ac, ac),
         check_vma=False,
     )
-    return jax.jit(mapped, donate_argnums=9, compiler_options=compiler.options(compiler.RANKS))
+    return jax.jit(mapped, donate_argnums=9, compiler_options=compiler.ranks())
 
 
 def _read(scores, limits, width, best, first, offset, *, axis):
