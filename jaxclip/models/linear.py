@@ -29,7 +29,7 @@ def contract(x: Array, kernel: Array, axes: int = 1) -> Array:
     """Returns (..., *N), the product of (..., *K) and (*K, *N), where *K are `axes` axes.
 
     On CPUs float32 is multiplied as a matrix of rows: of a kernel's gradient that adds up over several axes XLA makes
-    a copy transposed and a product that takes three times as long.
+    a copy transposed and a product that takes three times as long. Of bfloat16's it makes a faster one than of rows.
     """
     if _widens(x):
         return _contract(x, kernel, axes)

@@ -219,8 +219,8 @@ def _look(values, items, scores, words, offset, axis):
     """
     lines, size = values.shape[1], words.shape[axis]
     counts = _total(lax.population_count(words).astype(jnp.int32), axis)  # (lines,)
-    order = lax.sort(-counts * lines + jnp.arange(lines, dtype=jnp.int32)) % lines  # a single operand sorts faster
-    places = lax.sort(order * lines + jnp.arange(lines, dtype=jnp.int32)) % lines  # of the lines in the order
+    order = _order(-counts)
+    places = _order(order)  # of the lines in it
     chunk = min(CHUNK, lines)
     order = jnp.pad(order, (0, -lines % chunk), mode="edge")
     filled = jnp.moveaxis(words != 0, axis, 0)  # (W, lines)
@@ -266,6 +266,12 @@ def _look(values, items, scores, words, offset, axis):
         for part, first in zip((values, items), _FIRST, strict=True)
     )
     return tuple(part[1:, places] for part in lax.fori_loop(0, chunks, look, tuple(ordered)))
+
+
+def _order(numbers):
+    """Returns the indices that sort (N,) int32 numbers below N in size; equal ones stay in their order."""
+    size = len(numbers)
+    return lax.sort(numbers * size + jnp.arange(size, dtype=jnp.int32)) % size  # a single operand sorts faster
 
 
 def _lowest(bits):
