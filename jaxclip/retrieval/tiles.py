@@ -269,7 +269,7 @@ def _look(values, items, scores, words, offset, axis):
 
 
 def _order(numbers):
-    """Returns the indices that sort (N,) int32 numbers below N in size; equal ones stay in their order."""
+    """Returns the indices that sort (N,) int32 numbers, equal ones as they stand; N times each has to be an int32."""
     size = len(numbers)
     return lax.sort(numbers * size + jnp.arange(size, dtype=jnp.int32)) % size  # a single operand sorts faster
 
