@@ -8,6 +8,6 @@ from jaxclip.config.schema import Config
 from jaxclip.config.trained import evaluation_name, for_towers, of_run, of_runs, same_catalogue
 
 __all__ = [
-    "Config", "build", "differences", "dump", "evaluation_name", "fields", "fingerprint", "flat", "for_towers", "load",
+    Config, "build", "differences", "dump", "evaluation_name", "fields", "fingerprint", "flat", "for_towers", "load",
     "of_run", "of_runs", "on_first_stage", "same_catalogue",
 ]  # fmt: skip

@@ -5,15 +5,13 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
+from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
-
-if TYPE_CHECKING:
-    from jaxclip.catalog.product import Product
 
 CATEGORY = "category"
 ABSENT = -1
@@ -38,7 +36,7 @@ class Details:
       features: what preparation measured, by the column's name; empty where it measured nothing.
     """
 
-    product: "Product"
+    product: Product
     features: Mapping[str, Any]
 
 
@@ -55,7 +53,7 @@ class Gallery:
     def __init__(
         self,
         name: str,
-        products: Iterable["Product"],
+        products: Iterable[Product],
         picture: Callable[[int], bytes],
         details: Callable[[int], Details],
     ):

@@ -5,16 +5,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from jaxclip.config import Config
 from jaxclip.retrieval import protocols, results, significance
 from jaxclip.training import rerank
 from jaxclip.training.train import Say
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 FILENAME = "ablation.json"
 COMPARED = ("hit@1", "hit@5", "hit@10", "mrr")
@@ -22,12 +20,12 @@ Values = dict[str, np.ndarray]
 
 
 def run(
-    config: "Config",
+    config: Config,
     workdir: Path,
     *,
     load_config: rerank.Load,
-    save_config: Callable[[Path, "Config"], None],
-    fingerprint: Callable[["Config"], str],
+    save_config: Callable[[Path, Config], None],
+    fingerprint: Callable[[Config], str],
     say: Say,
 ) -> tuple[int | None, dict[str, Any] | None]:
     """Trains and evaluates every subset of `rerank.ablation` under every seed, each in its own folder of the workdir.
@@ -65,7 +63,7 @@ def run(
     return None, result
 
 
-def _runs(config: "Config") -> Iterator[tuple[str, "Config"]]:
+def _runs(config: Config) -> Iterator[tuple[str, Config]]:
     for name, features in config.rerank.ablation:
         for seed in range(config.seed, config.seed + config.rerank.seeds):
             yield (

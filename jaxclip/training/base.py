@@ -1,10 +1,11 @@
 """The parameters that a run starts from or, where it trains adapters, stands on: those of another checkpoint."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.models import lora
 from jaxclip.training.checkpoint import BASE, Checkpoints
@@ -12,11 +13,8 @@ from jaxclip.training.pretrained import pretrained_params
 from jaxclip.training.setup import Towers
 from jaxclip.training.state import Params, checksum, overlaid
 
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
-
-def initial_params(config: "Config", towers: Towers, step: int | None = None) -> tuple[Params, dict[str, Any]]:
+def initial_params(config: Config, towers: Towers, step: int | None = None) -> tuple[Params, dict[str, Any]]:
     """Returns the parameters that config.model.init_from names, and their {"name", "step", "checksum"}.
 
     They are placed as the towers' own. Of a workdir it is the newest step where none is given, and of a run that kept
@@ -30,7 +28,7 @@ def initial_params(config: "Config", towers: Towers, step: int | None = None) ->
     return params, {"name": config.model.init_from, "step": step, "checksum": int(jax.jit(checksum)(params))}
 
 
-def completed(stored: Params, config: "Config", towers: Towers, beside: dict[str, Any]) -> Params:
+def completed(stored: Params, config: Config, towers: Towers, beside: dict[str, Any]) -> Params:
     """Returns a checkpoint's parameters with those of its base, if it stands on one.
 
     Raises:
@@ -48,7 +46,7 @@ def completed(stored: Params, config: "Config", towers: Towers, beside: dict[str
     return overlaid(stored, params)
 
 
-def checkpoint_params(config: "Config", towers: Towers, checkpoints: Checkpoints, step: int, which: str = "") -> Params:
+def checkpoint_params(config: Config, towers: Towers, checkpoints: Checkpoints, step: int, which: str = "") -> Params:
     """Returns all parameters of a workdir's checkpoint, adapters beside what they stand on.
 
     `which` is "raw", "ema" or "", which is ema where the run kept one; errors as `completed`.

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
@@ -18,9 +19,6 @@ from jaxclip.retrieval import report, results
 from jaxclip.retrieval.index import NearestNeighbours
 from jaxclip.training import distributed, evaluation, inputs, loading, pages, writers
 from jaxclip.training.encoders import Encoders
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 COMPARISON = "comparison.json"
 SHOWN = 10
@@ -36,7 +34,7 @@ class Run:
     """
 
     workdir: Path
-    config: "Config"
+    config: Config
     fingerprint: str
     command: str
 

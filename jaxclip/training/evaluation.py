@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxclip.catalog.product import Product
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
@@ -24,9 +25,6 @@ from jaxclip.training.encoders import Encoders
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
 from jaxclip.training.state import Params, TrainState, overlaid
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 Result = tuple[dict[str, Any], protocols.Details]
 Embedded = tuple[np.ndarray, np.ndarray]
@@ -54,7 +52,7 @@ class Evaluator:
       last: what the newest `rank_state` returned, None before the first.
     """
 
-    def __init__(self, towers: Towers, records: Records, config: "Config"):
+    def __init__(self, towers: Towers, records: Records, config: Config):
         self.towers, self.records, self.settings = towers, records, settings(config)
         self.encoders = Encoders(towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
         self.queries = read_queries(records, towers)
@@ -158,7 +156,7 @@ def read_queries(records: Records, towers: Towers) -> Queries:
     return Queries(products, np.asarray(product_groups), captions, np.asarray(owners))
 
 
-def settings(config: "Config") -> dict[str, Any]:
+def settings(config: Config) -> dict[str, Any]:
     """Returns what figures depend on beside the checkpoint and the catalogue, as JSON values."""
     given = config.evaluation
     found = {"split": config.data.split, "ks": sorted(given.ks), "dtype": config.model.dtype}
@@ -247,7 +245,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def evaluate_checkpoint(
-    config: "Config",
+    config: Config,
     workdir: Path,
     which: str,
     folder: Path,
@@ -282,7 +280,7 @@ def evaluate_checkpoint(
     return metrics, folder
 
 
-def kept(config: "Config", workdir: Path, which: str, folder: Path, data_fingerprint: str) -> dict[str, Any] | None:
+def kept(config: Config, workdir: Path, which: str, folder: Path, data_fingerprint: str) -> dict[str, Any] | None:
     """Returns the metrics that a folder holds if an evaluation of the checkpoint `which` would write the same now."""
     checkpoints = Checkpoints(workdir, read_only=True)
     step = chosen(which, checkpoints)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict
@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.models import lora, stablehlo
 from jaxclip.models.weights import hugging_face, open_clip, peft
@@ -24,9 +25,6 @@ from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.setup import Towers
 
-if TYPE_CHECKING:
-    from jaxclip.config import Config
-
 Params = dict[str, Any]
 # safetensors files name the library whose conventions they follow; transformers reads no others.
 METADATA = {"format": "pt"}
@@ -34,7 +32,7 @@ TEMPERATURE = ("logit_scale", "logit_bias")
 
 
 def export_checkpoint(
-    config: "Config", workdir: Path, which: str, output: Path, layouts: Sequence[str], *, merge: bool = True
+    config: Config, workdir: Path, which: str, output: Path, layouts: Sequence[str], *, merge: bool = True
 ) -> tuple[int, list[Path]]:
     """Writes a workdir's checkpoint into a new folder; returns its step and the paths written.
 

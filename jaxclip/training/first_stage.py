@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 
 from jaxclip.catalog import builder, library
 from jaxclip.catalog.product import Product
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.features import colour_match
 from jaxclip.models.views import Views
@@ -29,9 +30,6 @@ from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
 from jaxclip.training.shape import TOKENIZER
 from jaxclip.training.state import Params, checksum
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 IMAGE_TOKENS = "image_tokens"
 FORMAT = 3
@@ -56,7 +54,7 @@ class FirstStage:
     workdir: Path
     step: int
     fingerprint: str
-    config: "Config"
+    config: Config
     towers: Towers
     params: Params
 
@@ -90,7 +88,7 @@ class Split:
     query_tokens: np.ndarray | None = None
 
 
-def load(workdir: Path, config: "Config", step: int | None = None) -> FirstStage:
+def load(workdir: Path, config: Config, step: int | None = None) -> FirstStage:
     """Returns the towers of a workdir's checkpoint, its newest where no step is given; averaged where they are.
 
     Raises:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxclip.catalog import builder, groups, library
 from jaxclip.catalog.builder import Source
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.features.describe import ProductDescriber
 from jaxclip.pipeline import text
@@ -20,12 +21,9 @@ from jaxclip.training import mesh as meshes
 from jaxclip.training.progress import bar
 from jaxclip.training.setup import Towers
 
-if TYPE_CHECKING:
-    from jaxclip.config import Config
-
 
 def prepared_dataset(
-    config: "Config",
+    config: Config,
     *,
     whole: bool | None = None,
     say: Callable[[str], None],
@@ -60,7 +58,7 @@ def prepared_dataset(
     return prepared
 
 
-def training_records(config: "Config", prepared: Path) -> tuple[Records, Records | None]:
+def training_records(config: Config, prepared: Path) -> tuple[Records, Records | None]:
     """Returns the training records that the towers see, and those held back from them for a second stage.
 
     Whole groups are held back, which ones depends on `data.split_seed` alone; None where `data.second_stage` is 0.
@@ -76,19 +74,19 @@ def training_records(config: "Config", prepared: Path) -> tuple[Records, Records
     return records.take(np.flatnonzero(~held)), records.take(np.flatnonzero(held))
 
 
-def make_describer(config: "Config") -> ProductDescriber | None:
+def make_describer(config: Config) -> ProductDescriber | None:
     """Returns what describes products in preparation, None where the configuration wants no features."""
     return None if config.features.detector == "none" else ProductDescriber(**vars(config.features))
 
 
-def image_augmentation(config: "Config") -> ImageAugmentation:
+def image_augmentation(config: Config) -> ImageAugmentation:
     """Returns what the configuration says of training pictures."""
     given = config.augmentation
     return ImageAugmentation(given.crop_area, given.crop_aspect, given.flip)
 
 
 def device_batches(
-    config: "Config",
+    config: Config,
     towers: Towers,
     train: Records,
     partners: Partners | None = None,

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.training import distributed, inputs, setup
@@ -15,9 +15,6 @@ from jaxclip.training.base import checkpoint_params
 from jaxclip.training.checkpoint import Checkpoints, chosen
 from jaxclip.training.setup import Towers
 from jaxclip.training.state import Params
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Loaded:
 
 
 def load(
-    config: "Config",
+    config: Config,
     workdir: Path,
     which: str,
     *,

@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.pipeline.prefetch import prefetch
 from jaxclip.training import distributed
@@ -16,9 +17,6 @@ from jaxclip.training.state import TrainState
 from jaxclip.training.step import Batch, Metrics
 from jaxclip.training.stopping import stop_on_signals
 from jaxclip.training.writers import Silent, Writers
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 Evaluate = Callable[[TrainState], dict[str, float]]
 
@@ -102,7 +100,7 @@ def run(
 
 
 def train(
-    config: "Config",
+    config: Config,
     workdir: Path,
     state: TrainState,
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],

@@ -5,12 +5,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxclip.catalog import captions
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.features import classical, incorrect_pairs, pair_table
 from jaxclip.features.pair_table import IncorrectPairs
@@ -22,9 +23,6 @@ from jaxclip.training.checkpoint import Checkpoints
 from jaxclip.training.pretrained import checkpoint_folder
 from jaxclip.training.progress import bar
 
-if TYPE_CHECKING:
-    from jaxclip.config import Config
-
 FOLDER = "incorrect_pairs"
 TRAIN = "train"
 KEY = "incorrect_pairs.features"
@@ -33,7 +31,7 @@ Features = tuple[np.ndarray, np.ndarray]
 
 
 def find_or_mine(
-    config: "Config", prepared: Path, *, load_config: Callable[[Path], "Config"], say: Callable[[str], None]
+    config: Config, prepared: Path, *, load_config: Callable[[Path], Config], say: Callable[[str], None]
 ) -> IncorrectPairs:
     """Returns the configured incorrect pairs of the training split, mining them first where they are not kept yet.
 
@@ -53,11 +51,11 @@ def find_or_mine(
 
 
 def _mine(
-    config: "Config",
+    config: Config,
     records: Records,
     path: Path,
     wanted: dict[str, Any],
-    load_config: Callable[[Path], "Config"],
+    load_config: Callable[[Path], Config],
     say: Callable[[str], None],
 ) -> None:
     """Writes the table: the first process does, and the others only help towers to embed."""
@@ -75,7 +73,7 @@ def _mine(
     pair_table.save(path, pairs, wanted)
 
 
-def settings(config: "Config", prepared: Path) -> dict[str, Any]:
+def settings(config: Config, prepared: Path) -> dict[str, Any]:
     """Returns all that decides the pairs of a dataset, as JSON values."""
     given = config.incorrect_pairs
     wanted = {
@@ -99,9 +97,9 @@ def table(prepared: Path, wanted: dict[str, Any]) -> Path:
 
 
 def _features(
-    config: "Config",
+    config: Config,
     records: Records,
-    load_config: Callable[[Path], "Config"],
+    load_config: Callable[[Path], Config],
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns what pictures and texts are compared by, a row per product of the split, and the products' groups."""
@@ -122,7 +120,7 @@ def _features(
     return images, texts, np.asarray(groups)
 
 
-def _text(config: "Config", product: Any) -> str:
+def _text(config: Config, product: Any) -> str:
     title = product.captions[0] if product.captions else ""
     return captions.build(title, product.attributes, config.data.caption_template)
 
@@ -133,7 +131,7 @@ def _classical(records: Records, texts: Sequence[str]) -> Features:
     return classical.image_features(*(stored[name] for name in wanted)), classical.text_features(texts)
 
 
-def _from_towers(own: "Config", workdir: Path, records: Records, say: Callable[[str], None]) -> Features:
+def _from_towers(own: Config, workdir: Path, records: Records, say: Callable[[str], None]) -> Features:
     """Returns the embeddings of pictures and of first captions by a workdir's newest checkpoint."""
     checkpoints, step = _checkpoint(workdir)
     say(f"embedding {len(records):,} training products with step {step} of {workdir}")

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,9 @@ import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from jaxclip.config.schema import Optimizer
 from jaxclip.training.mesh import names
 from jaxclip.training.trainable import BLOCKS, EVERYTHING, Trainable
-
-if TYPE_CHECKING:
-    from jaxclip.config.schema import Optimizer
 
 DECAYED = r"(kernel|embedding|lora/[ab])$"
 RMS = 0.2  # of Muon's updates in units of the learning rate, about that of AdamW's (Liu et al. 2025, equation 4)
@@ -73,7 +71,7 @@ def make_optimizer(
 
 
 def configured_optimizer(
-    given: "Optimizer", shapes: Any, trainable: Trainable, steps: int
+    given: Optimizer, shapes: Any, trainable: Trainable, steps: int
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """Returns the schedule and the optimizer that a configuration describes, for a run of so many steps."""
     schedule = make_schedule(given.learning_rate, given.schedule, warmup_steps=given.warmup_steps, steps=steps)

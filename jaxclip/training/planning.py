@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from jax.experimental import topologies
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError, first_line
 from jaxclip.models import compiler
 from jaxclip.pipeline import text
@@ -18,9 +19,6 @@ from jaxclip.training import hardware, hlo, setup
 from jaxclip.training import mesh as meshes
 from jaxclip.training.flops import matmul_flops, model_flops
 from jaxclip.training.pretrained import open_pretrained
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 STAND_IN = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
 """Number of GPUs -> the v5p topology for which their program is compiled."""
@@ -120,7 +118,7 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
         ) from error
 
 
-def plan(config: "Config", topology: str) -> Plan:
+def plan(config: Config, topology: str) -> Plan:
     """Returns the plan of the configured training on a topology.
 
     On GPUs the program is compiled for as many v5p TPUs, and its figures are held against the GPU's: an estimate.
@@ -184,7 +182,7 @@ def plan(config: "Config", topology: str) -> Plan:
     )
 
 
-def largest_batch(config: "Config", topology: str, *, say: Callable[[str], None]) -> Plan:
+def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) -> Plan:
     """Returns the plan of the largest global batch that fits, found by compiling a few.
 
     What a step needs is nearly linear in its batch: two plans give the line, further ones correct it.
@@ -224,7 +222,7 @@ def largest_batch(config: "Config", topology: str, *, say: Callable[[str], None]
     return max(fitting, key=lambda found: found.batch_size)
 
 
-def _towers(config: "Config", devices: Sequence[jax.Device]) -> setup.Towers:
+def _towers(config: Config, devices: Sequence[jax.Device]) -> setup.Towers:
     steps = config.steps or 1000
     if config.model.init_from:
         begun = open_pretrained(config)
@@ -234,7 +232,7 @@ def _towers(config: "Config", devices: Sequence[jax.Device]) -> setup.Towers:
     return setup.make_towers(config, setup.make_preprocess(config), vocabulary, steps, devices=devices)
 
 
-def _trace(config: "Config", towers: setup.Towers, batch: Any) -> Any:
+def _trace(config: Config, towers: setup.Towers, batch: Any) -> Any:
     with jax.set_mesh(towers.mesh):
         return jax.jit(setup.train_step(config, towers), donate_argnums=0).trace(towers.abstract, batch)
 

@@ -4,26 +4,24 @@ import itertools
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxclip.catalog import builder, card, card_figures
+from jaxclip.config import Config
 from jaxclip.features import agreement
 from jaxclip.features.pair_table import IncorrectPairs
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.training import mining, setup
 
-if TYPE_CHECKING:
-    from jaxclip.config import Config
-
 SHOWN_PAIRS, SHOWN_SEED = 24, 0
 TOKENIZED_AT_ONCE = 1024
 
 
 def complete(
-    config: "Config", prepared: Path, *, load_config: Callable[[Path], "Config"], say: Callable[[str], None]
+    config: Config, prepared: Path, *, load_config: Callable[[Path], Config], say: Callable[[str], None]
 ) -> IncorrectPairs | None:
     """Mines the incorrect pairs of a prepared dataset and puts into its card what only the configuration knows.
 
@@ -53,7 +51,7 @@ def complete(
     return pairs
 
 
-def _tokens(config: "Config", records: Records, training: Records) -> dict[str, Any]:
+def _tokens(config: Config, records: Records, training: Records) -> dict[str, Any]:
     preprocess = setup.make_preprocess(config)
     tokenizer = setup.make_tokenizer(config, preprocess, training)
     texts = (text.caption(caption, p.attributes, preprocess) for p, _ in records.products() for caption in p.captions)
@@ -69,7 +67,7 @@ def _tokens(config: "Config", records: Records, training: Records) -> dict[str, 
     }
 
 
-def _pairs(config: "Config", prepared: Path, pairs: IncorrectPairs) -> dict[str, Any]:
+def _pairs(config: Config, prepared: Path, pairs: IncorrectPairs) -> dict[str, Any]:
     records = Records(prepared, mining.TRAIN)
     titles = [product.title for product, _ in records.products()]
     random = np.random.default_rng(SHOWN_SEED)

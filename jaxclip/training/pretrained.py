@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import huggingface_hub
 import jax
@@ -16,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jax.sharding import NamedSharding, PartitionSpec
 from transformers import PreTrainedTokenizerBase
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError, first_line
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.weights import hugging_face, open_clip
@@ -27,9 +27,6 @@ from jaxclip.pipeline.preprocess import FILENAME, Preprocess
 from jaxclip.training.checkpoint import BASE, Checkpoints, chosen
 from jaxclip.training.shape import SHAPE, TOKENIZER, load_shape
 from jaxclip.training.state import Params, make_model
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 # What is fetched of a hub's repository: never a pickle, never code.
 FETCHED = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -54,7 +51,7 @@ class Pretrained:
     step: int | None = None
 
 
-def open_pretrained(config: "Config", step: int | None = None) -> Pretrained:
+def open_pretrained(config: Config, step: int | None = None) -> Pretrained:
     """Returns the checkpoint that config.model.init_from names, of a workdir the newest where no step is given.
 
     config.data.image_size and context_length, where set, replace the checkpoint's own: the positions of pictures are
@@ -90,7 +87,7 @@ def open_pretrained(config: "Config", step: int | None = None) -> Pretrained:
     return replace(source, config=towers, preprocess=preprocess, load=load)
 
 
-def pretrained_params(config: "Config", abstract: Params, step: int | None = None) -> tuple[Params, int | None]:
+def pretrained_params(config: Config, abstract: Params, step: int | None = None) -> tuple[Params, int | None]:
     """Returns the parameters of config.model.init_from, placed as `abstract` says, and their step.
 
     Arguments and errors as of `open_pretrained`.
@@ -130,7 +127,7 @@ def _with_bias(load: Callable[[Params], Params], bias: float, abstract: Params) 
     return params | {"logit_bias": jax.device_put(jnp.asarray(bias, leaf.dtype), leaf.sharding)}
 
 
-def _published(folder: Path, config: "Config") -> Pretrained:
+def _published(folder: Path, config: Config) -> Pretrained:
     """Returns a checkpoint of another library, in the layout that it knows by its files."""
     captions = {"caption_template": config.data.caption_template, "lowercase": False}
     settings = read_json(folder / hugging_face.CONFIG) if (folder / hugging_face.CONFIG).exists() else {}

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import protocols
@@ -22,10 +23,7 @@ from jaxclip.training.state import Params, TrainState, initial_state
 from jaxclip.training.step import compile_step, make_step
 from jaxclip.training.train import LOGGED, Outcome, Say
 
-if TYPE_CHECKING:
-    from jaxclip.config import Config
-
-Load = Callable[[Path], "Config"]
+Load = Callable[[Path], Config]
 
 
 class Evaluator:
@@ -37,7 +35,7 @@ class Evaluator:
       last: what the newest evaluation of a training run found, None before the first.
     """
 
-    def __init__(self, config: "Config", first: FirstStage, prepared: Path, workdir: Path):
+    def __init__(self, config: Config, first: FirstStage, prepared: Path, workdir: Path):
         self.records = Records(prepared, config.data.split)
         bank = reranking_data.find_querybank(config, first, workdir)
         split = reranking_data.embedded(config, first, prepared, self.records, bank=bank)
@@ -86,7 +84,7 @@ class _Lists:
     candidates: Candidates
     queries: np.ndarray
 
-    def tables(self, config: "Config", model: Reranker) -> reranking.Tables:
+    def tables(self, config: Config, model: Reranker) -> reranking.Tables:
         """Returns what a step looks up of the lists, on every device."""
         tables = reranking.make_tables(self.split, self.candidates, model, self.queries)
         if config.rerank.loss == "contrastive":
@@ -95,7 +93,7 @@ class _Lists:
 
 
 def train(
-    config: "Config",
+    config: Config,
     workdir: Path,
     *,
     load_config: Load,
@@ -155,7 +153,7 @@ def train(
     return Outcome(None, int(state.step), metrics, folder)
 
 
-def _lists(config: "Config", first: FirstStage, prepared: Path, bank: np.ndarray, workdir: Path, say: Say) -> _Lists:
+def _lists(config: Config, first: FirstStage, prepared: Path, bank: np.ndarray, workdir: Path, say: Say) -> _Lists:
     split = reranking_data.training_split(config, first, prepared, bank)
     vocabulary = reranking_data.find_vocabulary(split, workdir)
     split = reranking_data.with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
@@ -171,7 +169,7 @@ def _lists(config: "Config", first: FirstStage, prepared: Path, bank: np.ndarray
 
 
 def _start(
-    config: "Config", model: Reranker, checkpoints: Checkpoints, beside: dict[str, Any], say: Say
+    config: Config, model: Reranker, checkpoints: Checkpoints, beside: dict[str, Any], say: Say
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from and what is to be saved beside it."""
     restored = checkpoints.restore_latest(model.abstract, say)
@@ -223,7 +221,7 @@ def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoi
 
 
 def evaluate_checkpoint(
-    config: "Config",
+    config: Config,
     workdir: Path,
     which: str,
     folder: Path,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxclip.config import Config
 from jaxclip.losses import ranking
 from jaxclip.models import reranker
 from jaxclip.models.cross_attention import CrossAttention, CrossAttentionConfig
@@ -21,9 +22,6 @@ from jaxclip.training.first_stage import IMAGE_TOKENS, Split
 from jaxclip.training.optimizer import configured_optimizer
 from jaxclip.training.state import Params, TrainState, abstract_state, make_model, replicated
 from jaxclip.training.trainable import Trainable, make_trainable
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 MODELS: dict[str, type[nnx.Module]] = {**reranker.PRESETS, "cross_attention": CrossAttention}
 Tables = dict[str, Any]
@@ -44,7 +42,7 @@ class Reranker:
     abstract: TrainState
 
 
-def make_reranker(config: "Config", split: Split, steps: int, *, mesh: Mesh, logit_scale: float) -> Reranker:
+def make_reranker(config: Config, split: Split, steps: int, *, mesh: Mesh, logit_scale: float) -> Reranker:
     """Returns the model's configuration and shapes and the optimizer, allocating nothing.
 
     `logit_scale` is the factor by which the first stage's scores are logits.
@@ -87,7 +85,7 @@ def _settings(config, split: Split, names: tuple[str, ...], logit_scale: float):
     )
 
 
-def features(config: "Config") -> tuple[str, ...]:
+def features(config: Config) -> tuple[str, ...]:
     """Returns the names of the features that the configured model reads."""
     fixed = {"paper": reranker.Paper.FEATURES, "cross_attention": (IMAGE_TOKENS,)}
     if config.rerank.preset in fixed:

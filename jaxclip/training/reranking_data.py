@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from jaxclip.catalog import captions
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.pipeline.records import Records
 from jaxclip.retrieval import second_stage
@@ -20,9 +20,6 @@ from jaxclip.retrieval.second_stage import Candidates
 from jaxclip.training import first_stage, inputs
 from jaxclip.training.first_stage import FirstStage, Split
 from jaxclip.training.progress import bar
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 FILENAME, QUERYBANK, VOCABULARY = "first_stage.json", "querybank.npy", "attributes.json"
 LEAST = 5
@@ -35,7 +32,7 @@ Vocabulary = dict[str, list[str]]
 """Column -> its values."""
 
 
-def find_first_stage(config: "Config", workdir: Path, load_config: Callable[[Path], "Config"]) -> FirstStage:
+def find_first_stage(config: Config, workdir: Path, load_config: Callable[[Path], Config]) -> FirstStage:
     """Returns the configured first stage, on the mesh configured: where a workdir has begun, only what it began with.
 
     Raises:
@@ -78,7 +75,7 @@ def save_first_stage(first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary
     os.replace(temporary, workdir / FILENAME)
 
 
-def find_querybank(config: "Config", first: FirstStage, workdir: Path) -> np.ndarray:
+def find_querybank(config: Config, first: FirstStage, workdir: Path) -> np.ndarray:
     """Returns the workdir's bank of queries, drawn from the captions that the towers were trained on where it has none.
 
     Raises:
@@ -89,7 +86,7 @@ def find_querybank(config: "Config", first: FirstStage, workdir: Path) -> np.nda
     return first_stage.querybank(first, segments=config.rerank.segments, batch_size=config.evaluation.batch_size)
 
 
-def training_split(config: "Config", first: FirstStage, prepared: Path, bank: np.ndarray) -> Split:
+def training_split(config: Config, first: FirstStage, prepared: Path, bank: np.ndarray) -> Split:
     """Returns the products to train a second stage on: those of the training split that the towers never saw.
 
     On products the towers were trained on they rank the answer first because they remember it. A re-ranker trained
@@ -131,7 +128,7 @@ def _pictures(records: Records) -> set[bytes]:
 
 
 def embedded(
-    config: "Config", first: FirstStage, prepared: Path, records: Records, *, bank: np.ndarray, wordings: int = 1
+    config: Config, first: FirstStage, prepared: Path, records: Records, *, bank: np.ndarray, wordings: int = 1
 ) -> Split:
     """Returns the records as the first stage embeds them, kept under the cache, with their hubness by the bank."""
     with jax.set_mesh(first.towers.mesh):
@@ -189,7 +186,7 @@ def with_attributes(split: Split, vocabulary: Vocabulary, template: str) -> Spli
     return replace(split, features=features, present=present)
 
 
-def retrieve(config: "Config", split: Split) -> Candidates:
+def retrieve(config: Config, split: Split) -> Candidates:
     """Returns the first stage's top K for every query of a split."""
     owners = split.groups[split.owners]
     return second_stage.retrieve(split.queries, split.features["image"], owners, split.groups, config.rerank.candidates)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from jaxclip.catalog import builder, pictures
 from jaxclip.catalog.product import Product
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.features.agreement import colour_attribute
 from jaxclip.features.describe import ProductDescriber
@@ -29,9 +30,6 @@ from jaxclip.training.inputs import make_describer
 from jaxclip.training.progress import bar
 from jaxclip.training.state import Params
 
-if TYPE_CHECKING:
-    from jaxclip.config import Config
-
 COMPUTED_COLOUR = "colour"
 """Attribute of the dominant colour that preparation measured, where the catalogue names no colours."""
 MAX_PIXELS = 24_000_000
@@ -40,7 +38,7 @@ LOOKED_AT = 1024
 
 
 def open_searcher(
-    config: "Config",
+    config: Config,
     workdir: Path,
     prepared: Path,
     *,

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.models.reranker import Gated
 from jaxclip.pipeline import text
@@ -22,11 +22,8 @@ from jaxclip.training.encoders import Encoders
 from jaxclip.training.first_stage import FirstStage, Split
 from jaxclip.training.state import Params, replicated
 
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
-
-def find_first_stage(config: "Config", workdir: Path, own: "Config", towers: Path, step: str) -> FirstStage:
+def find_first_stage(config: Config, workdir: Path, own: Config, towers: Path, step: str) -> FirstStage:
     """Returns the towers of a workdir at the step that a re-ranker was trained on.
 
     Args:
@@ -51,7 +48,7 @@ def find_first_stage(config: "Config", workdir: Path, own: "Config", towers: Pat
 
 
 def open_second_stage(
-    config: "Config", workdir: Path, first: FirstStage, gallery: Split, encoders: Encoders
+    config: Config, workdir: Path, first: FirstStage, gallery: Split, encoders: Encoders
 ) -> SecondStage:
     """Returns the newest checkpoint of a re-ranker over a gallery, whose features lie on every device.
 
@@ -113,6 +110,6 @@ def open_second_stage(
     return SecondStage(workdir.name, min(config.rerank.candidates, len(gallery.groups)), features, judge)
 
 
-def needs_tokens(config: "Config") -> bool:
+def needs_tokens(config: Config) -> bool:
     """Returns whether a re-ranker reads the tokens of pictures."""
     return config.rerank.preset == "cross_attention"

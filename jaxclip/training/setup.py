@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.losses.objective import Objective
 from jaxclip.models.clip import CLIPConfig
@@ -34,7 +35,6 @@ from jaxclip.training.step import make_loss, make_step
 from jaxclip.training.trainable import Trainable, make_trainable
 
 if TYPE_CHECKING:
-    from jaxclip.config import Config
     from jaxclip.pipeline.records import Records
 
 VOCABULARY_MULTIPLE = 128
@@ -64,7 +64,7 @@ class Towers:
         return narrowed(params, self.config.image.transformer.dtype)
 
 
-def make_preprocess(config: "Config") -> Preprocess:
+def make_preprocess(config: Config) -> Preprocess:
     """Returns what the configuration says of pictures and captions."""
     data = config.data
     return Preprocess(
@@ -79,7 +79,7 @@ def make_preprocess(config: "Config") -> Preprocess:
     )
 
 
-def make_tokenizer(config: "Config", preprocess: Preprocess, train: "Records") -> PreTrainedTokenizerBase:
+def make_tokenizer(config: Config, preprocess: Preprocess, train: "Records") -> PreTrainedTokenizerBase:
     """Returns the configured Hugging Face tokenizer, or a BPE trained on the captions of the training split."""
     if config.data.tokenizer:
         return text.load_tokenizer(Path(config.data.tokenizer).expanduser())
@@ -91,7 +91,7 @@ def make_tokenizer(config: "Config", preprocess: Preprocess, train: "Records") -
     return text.train_tokenizer(captions, config.data.vocab_size)
 
 
-def preset_shape(config: "Config", preprocess: Preprocess, tokenizer: PreTrainedTokenizerBase) -> CLIPConfig:
+def preset_shape(config: Config, preprocess: Preprocess, tokenizer: PreTrainedTokenizerBase) -> CLIPConfig:
     """Returns the towers of config.model.preset for these pictures and captions."""
     preset = PRESETS[config.model.preset]
     return clip_config(
@@ -108,7 +108,7 @@ def preset_shape(config: "Config", preprocess: Preprocess, tokenizer: PreTrained
 
 
 def make_towers(
-    config: "Config",
+    config: Config,
     preprocess: Preprocess,
     tokenizer: PreTrainedTokenizerBase,
     steps: int,
@@ -138,14 +138,14 @@ def make_towers(
     return Towers(preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, trainable, abstract, views)
 
 
-def number_of_steps(config: "Config", train: "Records") -> int:
+def number_of_steps(config: Config, train: "Records") -> int:
     """Returns the length of the run: config.steps, or as many as config.epochs passes over the split take."""
     if config.batch_size > len(train):
         raise UserError(f"config.batch_size = {config.batch_size} is more than the {len(train)} training products")
     return config.steps or max(1, round(config.epochs * len(train) / config.batch_size))
 
 
-def make_or_load_towers(config: "Config", workdir: Path, train: "Records", steps: int) -> Towers:
+def make_or_load_towers(config: Config, workdir: Path, train: "Records", steps: int) -> Towers:
     """Returns the towers of a workdir, made as configured where it has none yet; `save_towers` puts them there.
 
     Where config.model.init_from names a checkpoint, preprocessing and tokenizer are that one's.
@@ -168,13 +168,13 @@ def save_towers(towers: Towers, workdir: Path) -> None:
         towers.preprocess.save(workdir)
 
 
-def load_towers(config: "Config", workdir: Path, steps: int = 1) -> Towers:
+def load_towers(config: Config, workdir: Path, steps: int = 1) -> Towers:
     """Returns the towers of a workdir as its own files describe them."""
     tokenizer = text.load_tokenizer(workdir / TOKENIZER)
     return make_towers(config, Preprocess.load(workdir), tokenizer, steps, load_shape(workdir))
 
 
-def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: Config, towers: Towers) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes, dtypes and sharding of a training batch; UserError where the mesh does not divide it."""
     rows, size = meshes.rows(towers.mesh), towers.preprocess.image_size
     if config.batch_size < rows:
@@ -195,7 +195,7 @@ def abstract_batch(config: "Config", towers: Towers) -> dict[str, jax.ShapeDtype
     }
 
 
-def make_objective(config: "Config") -> Objective:
+def make_objective(config: Config) -> Objective:
     """Returns the configured loss."""
     loss = config.loss
     return Objective(
@@ -203,7 +203,7 @@ def make_objective(config: "Config") -> Objective:
     )
 
 
-def train_step(config: "Config", towers: Towers) -> Callable:
+def train_step(config: Config, towers: Towers) -> Callable:
     """Returns the configured step(state, batch) -> (state, metrics), to be compiled."""
     loss = make_loss(
         towers.graph,

@@ -3,14 +3,11 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.presets import from_json, run_as, to_json
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 SHAPE, TOKENIZER = "towers.json", "tokenizer"
 
@@ -33,7 +30,7 @@ def load_shape(workdir: Path) -> CLIPConfig | None:
         raise UserError(f"{path} is not a {SHAPE} of this version: {error}") from None
 
 
-def run_as_configured(towers: CLIPConfig, config: "Config") -> CLIPConfig:
+def run_as_configured(towers: CLIPConfig, config: Config) -> CLIPConfig:
     """Returns the towers as config.model has them regularised and executed."""
     model = config.model
     return run_as(

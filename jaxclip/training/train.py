@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.pipeline.batches import Partners
 from jaxclip.pipeline.records import Records
@@ -19,9 +20,6 @@ from jaxclip.training.optimizer import warmup_of
 from jaxclip.training.setup import Towers
 from jaxclip.training.state import TrainState, initial_state
 from jaxclip.training.step import compile_step
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 LOGGED = (BEST_BY, "hit@5", "hit@10", "mrr")
 ZERO_SHOT = "zero_shot"
@@ -71,11 +69,11 @@ class _Run:
 
 
 def train(
-    config: "Config",
+    config: Config,
     workdir: Path,
     *,
     save_config: Callable[[], None],
-    load_config: Callable[[Path], "Config"],
+    load_config: Callable[[Path], Config],
     fingerprint: str,
     say: Say,
     profiled: range = range(0),
@@ -125,7 +123,7 @@ def train(
     return _written(workdir, folder, results, evaluator, int(state.step), beside)
 
 
-def _set_up(config: "Config", workdir: Path, load_config: Callable[[Path], "Config"], say: Say) -> _Run:
+def _set_up(config: Config, workdir: Path, load_config: Callable[[Path], Config], say: Say) -> _Run:
     prepared = inputs.prepared_dataset(config, whole=False, say=say)
     records, _ = inputs.training_records(config, prepared)
     test = Records(prepared, config.data.split)
@@ -175,7 +173,7 @@ def _tell_sharding(towers: Towers, workdir: Path, say: Say) -> None:
 
 
 def _start(
-    config: "Config", towers: Towers, checkpoints: Checkpoints, beside: dict[str, Any], say: Say
+    config: Config, towers: Towers, checkpoints: Checkpoints, beside: dict[str, Any], say: Say
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from and what is to be saved beside it."""
     restored = checkpoints.restore_latest(towers.abstract, say)
@@ -201,7 +199,7 @@ def _start(
 
 
 def _partners(
-    config: "Config", prepared: Path, records: Records, load_config: Callable[[Path], "Config"], say: Say
+    config: Config, prepared: Path, records: Records, load_config: Callable[[Path], Config], say: Say
 ) -> Partners | None:
     if config.loss.name != "incorrect_pairs":
         return None

@@ -1,12 +1,13 @@
 """How long a second stage takes to order the candidates of a thousand queries, beside what retrieves them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxclip.config import Config
 from jaxclip.retrieval import second_stage
 from jaxclip.training import reranking
 from jaxclip.training.benchmarks.timing import REPEATS, interleaved
@@ -14,9 +15,6 @@ from jaxclip.training.first_stage import IMAGE_TOKENS, Split
 from jaxclip.training.mesh import make_mesh
 from jaxclip.training.reranking import Scorer
 from jaxclip.training.state import initial_state
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 FLAGS = {
     "items": (41446, "products of the gallery"),
@@ -33,7 +31,7 @@ SIZES = {"hubness": 3, "colour": 45, "geometry": 6, "texture": 14, "attributes":
 
 
 def measure(
-    configs: Mapping[str, "Config"],
+    configs: Mapping[str, Config],
     *,
     items: int,
     candidates: int,
@@ -82,7 +80,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _second_stage(config: "Config", split: Split, retrieved: second_stage.Candidates, mesh: Mesh, batch_size: int):
+def _second_stage(config: Config, split: Split, retrieved: second_stage.Candidates, mesh: Mesh, batch_size: int):
     model = reranking.make_reranker(config, split, 1, mesh=mesh, logit_scale=LOGIT_SCALE)
     with jax.set_mesh(mesh):
         state = initial_state(model.config, model.optimizer, model.abstract, model.trainable, seed=0, model=model.model)
@@ -95,7 +93,7 @@ def _second_stage(config: "Config", split: Split, retrieved: second_stage.Candid
     return run
 
 
-def _queries(config: "Config") -> int:
+def _queries(config: Config) -> int:
     return FEW if IMAGE_TOKENS in reranking.features(config) else QUERIES
 
 

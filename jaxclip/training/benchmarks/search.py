@@ -12,13 +12,14 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.models import lora
 from jaxclip.models.clip import ImageConfig
@@ -30,9 +31,6 @@ from jaxclip.training.base import checkpoint_params
 from jaxclip.training.benchmarks.timing import REPEATS, rounds
 from jaxclip.training.benchmarks.workers import Worker
 from jaxclip.training.checkpoint import Checkpoints, chosen
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 FLAGS = {
     "workdir": ("", "folder of a run, whose towers are searched with"),
@@ -49,7 +47,7 @@ NEAR = 1e-4  # of scores: float32 sums in another order
 
 
 def measure(
-    searcher: Searcher, config: "Config", *, workdir: str, gallery: str, k: int, seconds: int, repeats: int
+    searcher: Searcher, config: Config, *, workdir: str, gallery: str, k: int, seconds: int, repeats: int
 ) -> list[dict[str, Any]]:
     """Returns a row for each number of CLIENTS and each server: `jaxclip.search`, and PEER where it is installed.
 
@@ -200,7 +198,7 @@ def _write_gallery(searcher: Searcher, folder: Path) -> None:
     )
 
 
-def _write_text_tower(config: "Config", workdir: Path, folder: Path) -> bool:
+def _write_text_tower(config: Config, workdir: Path, folder: Path) -> bool:
     """Writes a workdir's newest text tower as transformers' CLIPTextModelWithProjection; False if that has no place."""
     checkpoints, towers = Checkpoints(workdir, read_only=True), setup.load_towers(config, workdir)
     with jax.set_mesh(towers.mesh):

@@ -5,13 +5,14 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxclip.config import Config
 from jaxclip.models import compiler
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.training import hardware, setup
@@ -21,9 +22,6 @@ from jaxclip.training.flops import model_flops
 from jaxclip.training.planning import Vocabulary
 from jaxclip.training.state import Params, initial_state, narrowed
 from jaxclip.training.step import compile_step
-
-if TYPE_CHECKING:
-    from jaxclip.config import Config
 
 FLAGS = {
     "preset": ("vit_b_32", "of the towers"),
@@ -38,7 +36,7 @@ MEASURED = ("train step", "images", "texts")
 MATRIX = 2048  # side of the matrices whose product is the limit
 
 
-def measure(config: "Config", *, repeats: int = 5, peers: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def measure(config: Config, *, repeats: int = 5, peers: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Returns a row for each of MEASURED and each implementation.
 
     Each implementation runs in a process of its own, they run in turns, and the median of `repeats` counts after one
@@ -106,7 +104,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def ours(config: "Config") -> dict[str, Callable[[], Any]]:
+def ours(config: Config) -> dict[str, Callable[[], Any]]:
     """Returns the calls of this package: the step that `train` compiles, and the towers' encoders."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU the peers are beside it
     towers, device = _towers(config), jax.devices()[0]
@@ -148,7 +146,7 @@ def ours(config: "Config") -> dict[str, Callable[[], Any]]:
     }
 
 
-def _towers(config: "Config") -> setup.Towers:
+def _towers(config: Config) -> setup.Towers:
     vocabulary = Vocabulary(config.data.vocab_size, config.data.vocab_size - 1)
     return setup.make_towers(config, setup.make_preprocess(config), vocabulary, config.steps, devices=jax.devices()[:1])
 
@@ -160,7 +158,7 @@ def _encoders(towers: setup.Towers) -> tuple[Callable, Callable]:
     )
 
 
-def _flops(config: "Config", towers: setup.Towers) -> dict[str, float]:
+def _flops(config: Config, towers: setup.Towers) -> dict[str, float]:
     """Returns the FLOPs of the matrix products of each of MEASURED."""
     batch = setup.abstract_batch(config, towers)
     image, text = _encoders(towers)
@@ -174,7 +172,7 @@ def _flops(config: "Config", towers: setup.Towers) -> dict[str, float]:
     return {name: model_flops(jaxpr) for name, jaxpr in traced.items()}
 
 
-def _batch(config: "Config", shape: CLIPConfig) -> dict[str, np.ndarray]:
+def _batch(config: Config, shape: CLIPConfig) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     rows, size = config.batch_size, shape.image.size
     text = random.integers(0, shape.text.end_token, (rows, shape.text.context_length), np.int32)
