@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jaxclip.retrieval.searcher import Searcher
+    from jaxclip.serving.searcher import Searcher
 
 __version__ = "0.1.0"
 
@@ -40,14 +40,15 @@ def load(
     with_gallery = overrides if gallery is None else _pointed_at(Path(gallery), own.data.reader, overrides)
     wanted = config.of_run(workdir, with_gallery)
     from jaxclip.catalog import builder
-    from jaxclip.training import inputs, serving
+    from jaxclip.pipeline import prepared_data
+    from jaxclip.serving.open import open_searcher
 
     if gallery is not None and builder.is_prepared(Path(gallery)):
         prepared = Path(gallery)
     else:
-        prepared = inputs.prepared_dataset(wanted, whole=not config.same_catalogue(own, wanted), say=say)
+        prepared = prepared_data.prepared_dataset(wanted, whole=not config.same_catalogue(own, wanted), say=say)
     second = None if rerank is None else (Path(rerank), config.load(Path(rerank)))
-    return serving.open_searcher(wanted, workdir, prepared, step=step, rerank=second, say=say)
+    return open_searcher(wanted, workdir, prepared, step=step, rerank=second, say=say)
 
 
 def _pointed_at(gallery: Path, own_reader: str, overrides: Mapping[str, str]) -> dict[str, str]:

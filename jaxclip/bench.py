@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import jaxclip
-from jaxclip import command_line, config
+from jaxclip import cli, config
 from jaxclip.config.schema import Config, Rerank
 from jaxclip.errors import UserError
+from jaxclip.runtime import startup
 
 CLIP = {"image_size": 224, "context_length": 77, "vocab_size": 49408}
 """The data of the ViT presets; the small ones take the defaults."""
-ROOM = "jaxclip.training.benchmarks"
+ROOM = "jaxclip.benchmarks"
 NAMES = ("train_step", "input", "start", "loss", "ranks", "rerank", "search")
 BENCHMARKS = {name: f"{ROOM}.{name}" for name in NAMES}
 """Name -> a module with FLAGS (name -> default and meaning), `measure`, which takes them and returns rows, and their
@@ -63,7 +64,7 @@ def searching(flags: dict[str, Any]) -> dict[str, Any]:
         raise UserError("--workdir is missing: give the folder of a run")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU the server is beside it
     own = config.load(Path(flags["workdir"]))
-    searcher = jaxclip.load(flags["workdir"], flags["gallery"] or None, say=command_line.say)
+    searcher = jaxclip.load(flags["workdir"], flags["gallery"] or None, say=cli.say)
     return {"searcher": searcher, "config": own, **flags}
 
 
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     given, rest = parser.parse_known_args(argv)
     if given.json and not given.json.parent.is_dir():
         parser.error(f"--json: {given.json.parent} is no folder")
-    with command_line.quiet_imports():
+    with startup.quiet_imports():
         module = importlib.import_module(BENCHMARKS[given.name])
     parser = argparse.ArgumentParser(prog=f"python -m jaxclip.bench {given.name}")
     for name, (default, meaning) in module.FLAGS.items():
@@ -93,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
         rows = module.measure(**CONFIGURED.get(given.name, dict)(flags))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return command_line.USER_ERROR
+        return cli.USER_ERROR
     print(f"\n{module.table(rows)}\n")
     if given.json:
         written = {"benchmark": given.name, "machine": _machine(), "rows": rows}
@@ -117,5 +118,5 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    command_line.reuse_memory()
+    startup.reuse_memory()
     sys.exit(main(sys.argv[1:]))

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from jaxclip import command_line, config
+from jaxclip import cli, config
 from jaxclip.errors import UserError
-from jaxclip.retrieval import tables
+from jaxclip.evaluation import tables
+from jaxclip.runtime import startup
 
 if TYPE_CHECKING:
-    from jaxclip.training.comparison import Run
+    from jaxclip.evaluation.comparison import Run
 
 WORKDIR = flags.DEFINE_list("workdir", [], "folder of the run; several, separated by commas, with --query")
 STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by hit@1) or a step")
@@ -36,12 +37,13 @@ QUERY = flags.DEFINE_multi_string("query", [], "a sentence to look for; may be g
 
 def main(overrides: dict[str, str]) -> None:
     """Evaluates, compares or looks for sentences as the flags say."""
-    command_line.join_processes()
+    cli.join_processes()
     workdirs = _workdirs()
     wanted = config.of_runs(workdirs, overrides)
-    with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import comparison, distributed
-        from jaxclip.training.comparison import Run
+    with startup.quiet_imports():  # they take seconds: bad flags are told before
+        from jaxclip.evaluation import comparison
+        from jaxclip.evaluation.comparison import Run
+        from jaxclip.runtime import distributed
 
     runs = []
     for workdir, each in zip(workdirs, wanted, strict=True):
@@ -53,22 +55,22 @@ def main(overrides: dict[str, str]) -> None:
         page, parameters = workdirs[0] / "eval" / (NAME.value or "queries") / "sheet.html", PARAMETERS.value
         asked = [f"--query={sentence}" for sentence in QUERY.value] + [f"--parameters={parameters}"] * bool(parameters)
         given = [f"--workdir={','.join(map(str, workdirs))}", f"--step={STEP.value}", *asked]
-        options = {"parameters": parameters, "command": _command(given, overrides), "say": command_line.say}
+        options = {"parameters": parameters, "command": _command(given, overrides), "say": cli.say}
         comparison.write_sheet(page, runs, STEP.value, list(dict.fromkeys(QUERY.value)), **options)
-        command_line.show(f"{'sheet':10}{page}")
+        cli.show(f"{'sheet':10}{page}")
         return
     names = [NAME.value or name for name in [config.evaluation_name(run.workdir, run.config) for run in runs]]
     if COMPARE.value:
         command = _command(["--compare", *map(str, workdirs), f"--step={STEP.value}"], overrides)
-        options = {"evaluate": _evaluate, "command": command, "say": command_line.say}
+        options = {"evaluate": _evaluate, "command": command, "say": cli.say}
         figures, folder = comparison.compare(*runs, *names, STEP.value, **options)
-        command_line.show(f"\n{tables.compared(figures)}\n")
+        cli.show(f"\n{tables.compared(figures)}\n")
     else:
         metrics, folder = _evaluate(runs[0], names[0])
         stands = f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}"
-        command_line.show(f"\n{tables.headline(metrics)}\n\n{stands}")
+        cli.show(f"\n{tables.headline(metrics)}\n\n{stands}")
     for path in ("comparison.json" if COMPARE.value else "metrics.json", "report.html"):
-        command_line.show(f"{Path(path).stem:12}{folder / path}")
+        cli.show(f"{Path(path).stem:12}{folder / path}")
 
 
 def _workdirs() -> list[Path]:
@@ -92,12 +94,13 @@ def _workdirs() -> list[Path]:
 
 
 def _evaluate(run: "Run", name: str) -> tuple[dict[str, Any], Path]:
-    from jaxclip.training import evaluation, rerank
+    from jaxclip.evaluation.evaluator import evaluate_checkpoint
+    from jaxclip.reranking import run as rerank
 
-    evaluate = evaluation.evaluate_checkpoint
+    evaluate = evaluate_checkpoint
     if run.config.task == "rerank":
         evaluate = partial(rerank.evaluate_checkpoint, load_config=config.load)
-    options = {"parameters": PARAMETERS.value, "fingerprint": run.fingerprint, "say": command_line.say}
+    options = {"parameters": PARAMETERS.value, "fingerprint": run.fingerprint, "say": cli.say}
     return evaluate(run.config, run.workdir, STEP.value, run.workdir / "eval" / name, command=run.command, **options)
 
 
@@ -116,5 +119,5 @@ def _joined(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     sys.argv = _joined(sys.argv)
-    command_line.define_processes()
-    command_line.run(main, __doc__)
+    cli.define_processes()
+    cli.run(main, __doc__)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxclip import command_line, config
+from jaxclip import cli, config
 from jaxclip.errors import UserError
+from jaxclip.runtime import startup
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 OUTPUT = flags.DEFINE_string("output", None, "new folder to write")
@@ -28,8 +29,8 @@ def main(overrides: dict[str, str]) -> None:
         if not flag.value:
             raise UserError(f"--{flag.name} is missing")
     wanted = config.of_run(Path(WORKDIR.value), overrides)
-    with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import export
+    with startup.quiet_imports():  # they take seconds: bad flags are told before
+        from jaxclip.towers import export
 
     unknown = [layout for layout in LAYOUTS.value if layout not in export.LAYOUTS]
     if unknown or not LAYOUTS.value:
@@ -46,4 +47,4 @@ def main(overrides: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__)
+    cli.run(main, __doc__)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from jaxclip import command_line
+from jaxclip import cli
 from jaxclip.config import Config
 from jaxclip.errors import UserError
+from jaxclip.runtime import startup
 
 if TYPE_CHECKING:
-    from jaxclip.training.planning import Plan
+    from jaxclip.planning.fit import Plan
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, as v5e:16x16, v5p:4x4x4 or h100:64 (GPUs: an estimate)")
 COMPARE = flags.DEFINE_list(
@@ -57,21 +58,21 @@ def main(overrides: dict[str, str]) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # devices that are here take no part
-    wanted = command_line.from_file({"data.path": "(not read)", **overrides})
+    wanted = cli.from_file({"data.path": "(not read)", **overrides})
     if wanted.task == "rerank":
         raise UserError("task = 'rerank': what is planned are towers; a re-ranker trains on one device in minutes")
     if not TOPOLOGY.value:
         raise UserError("--topology is missing: give KIND:SHAPE, as --topology=v5e:16x16")
-    with command_line.quiet_imports():
-        from jaxclip.training import planning
+    with startup.quiet_imports():
+        from jaxclip.planning import fit
 
     plans = []
     for topology, config in [(TOPOLOGY.value, wanted), *(_variant(item, wanted) for item in COMPARE.value)]:
         if MAX_BATCH.value:
-            plans.append(planning.largest_batch(config, topology, say=command_line.say))
+            plans.append(fit.largest_batch(config, topology, say=cli.say))
         else:
-            command_line.say(f"compiling for {topology}")
-            plans.append(planning.plan(config, topology))
+            cli.say(f"compiling for {topology}")
+            plans.append(fit.plan(config, topology))
     print(table(plans))
     if JSON.value:
         rows = [{**dataclasses.asdict(p), "fits": p.fits, "step_seconds": p.step_seconds} for p in plans]
@@ -106,5 +107,5 @@ def _ms(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    command_line.define_config_file()
-    command_line.run(main, __doc__)
+    cli.define_config_file()
+    cli.run(main, __doc__)

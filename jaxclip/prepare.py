@@ -7,7 +7,9 @@ use. Run again with another --config.incorrect_pairs.variant it only mines again
 
 from absl import flags
 
-from jaxclip import command_line, config
+from jaxclip import cli, config
+from jaxclip.pipeline import prepared_data
+from jaxclip.runtime import startup
 
 RUNNER = flags.DEFINE_string("runner", "", "prepare on this runner of Apache Beam, such as DataflowRunner")
 BEAM_OPTION = flags.DEFINE_multi_string("beam_option", [], "option of the runner, NAME=VALUE; may be repeated")
@@ -17,19 +19,19 @@ def main(overrides: dict[str, str]) -> None:
     """Prepares as the flags say."""
     given = flags.FLAGS["config"].value
     wanted = config.build(given if given is not None else {"steps": 1}, overrides)
-    with command_line.quiet_imports():  # they take seconds: bad flags are told before
+    with startup.quiet_imports():  # they take seconds: bad flags are told before
         from jaxclip.catalog import library
         from jaxclip.catalog.builder import CARD
-        from jaxclip.training import inputs, mining, preparation
+        from jaxclip.preparation import card_sections, mining
 
-    prepared = inputs.prepared_dataset(
+    prepared = prepared_data.prepared_dataset(
         wanted,
         whole=wanted.data.split == "all",
-        say=command_line.say,
+        say=cli.say,
         runner=RUNNER.value,
         beam_options=BEAM_OPTION.value,
     )
-    pairs = preparation.complete(wanted, prepared, load_config=config.load, say=command_line.say)
+    pairs = card_sections.complete(wanted, prepared, load_config=config.load, say=cli.say)
     print(library.summary(prepared))
     print(f"{'dataset':16}{prepared}")
     print(f"{'data card':16}{prepared / CARD}")
@@ -38,5 +40,5 @@ def main(overrides: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.define_config_file()
-    command_line.run(main, __doc__)
+    cli.define_config_file()
+    cli.run(main, __doc__)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxclip import command_line, config
+from jaxclip import cli, config
 from jaxclip.errors import UserError
+from jaxclip.runtime import startup
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 STEP = flags.DEFINE_string(
@@ -40,16 +41,16 @@ def main(overrides: dict[str, str]) -> None:
     if RERANK.value:
         config.load(Path(RERANK.value))
     listening = _listen()  # a taken port is told before minutes of embedding
-    with command_line.quiet_imports():
+    with startup.quiet_imports():
         import uvicorn
 
-        import jaxclip.training.serving
+        import jaxclip.serving.open
         from jaxclip.web.app import make_app
         from jaxclip.web.connections import Connection
 
-    wanted = {"step": STEP.value, "rerank": RERANK.value, "overrides": overrides, "say": command_line.say}
+    wanted = {"step": STEP.value, "rerank": RERANK.value, "overrides": overrides, "say": cli.say}
     searcher = jaxclip.load(WORKDIR.value, GALLERY.value, **wanted)
-    command_line.say("compiling for batches of searches")
+    cli.say("compiling for batches of searches")
     searcher.warm_up()
     token = os.environ.get("JAXCLIP_TOKEN", "") if TOKEN.value is None else TOKEN.value
     app = make_app(searcher, loopback=_loopback(), token=token)
@@ -88,4 +89,4 @@ def _loopback() -> bool:
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__)
+    cli.run(main, __doc__)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxclip import command_line, config
+from jaxclip import cli, config
 from jaxclip.config import Config
 from jaxclip.errors import UserError
-from jaxclip.retrieval import tables
+from jaxclip.evaluation import tables
+from jaxclip.runtime import startup
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/ and the name of the config file")
 PROFILE = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, steps to trace for TensorBoard and Perfetto")
@@ -37,13 +38,15 @@ MAY_CHANGE = (
 
 def main(overrides: dict[str, str]) -> int:
     """Trains as the flags say; returns the exit status."""
-    command_line.join_processes()
-    wanted = command_line.from_file(overrides)
+    cli.join_processes()
+    wanted = cli.from_file(overrides)
     workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)
     _check_workdir(workdir, wanted)
-    with command_line.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.training import distributed, profile, rerank
-        from jaxclip.training.train import train
+    with startup.quiet_imports():  # they take seconds: bad flags are told before
+        from jaxclip.reranking import run as rerank
+        from jaxclip.runtime import distributed
+        from jaxclip.training import profile
+        from jaxclip.training.run import train
 
     profiled = profile.parse_steps(PROFILE.value) if PROFILE.value else range(0)
     distributed.check_identical("config", config.flat(wanted), "Start all with the same --config and overrides")
@@ -56,23 +59,23 @@ def main(overrides: dict[str, str]) -> int:
         save_config=lambda: _save(workdir, wanted),
         load_config=config.load,
         fingerprint=config.fingerprint(wanted),
-        say=command_line.say,
+        say=cli.say,
         profiled=profiled,
     )
     if outcome.signal is not None:
         return _stopped(outcome.signal, f" at step {outcome.step}, saved")
     if outcome.zero_shot is not None:
-        command_line.show(f"\n{tables.before_and_after(outcome.zero_shot, outcome.metrics)}")
-    command_line.show(f"\n{tables.headline(outcome.metrics, outcome.raw)}\n")
-    command_line.show(f"{'workdir':10}{workdir}")
+        cli.show(f"\n{tables.before_and_after(outcome.zero_shot, outcome.metrics)}")
+    cli.show(f"\n{tables.headline(outcome.metrics, outcome.raw)}\n")
+    cli.show(f"{'workdir':10}{workdir}")
     for path in ("metrics.json", "report.html"):
-        command_line.show(f"{Path(path).stem:10}{outcome.folder / path}")
-    command_line.show(f"{'time':10}{(time.perf_counter() - started) / 60:.1f} min")
+        cli.show(f"{Path(path).stem:10}{outcome.folder / path}")
+    cli.show(f"{'time':10}{(time.perf_counter() - started) / 60:.1f} min")
     return 0
 
 
 def _ablate(wanted: Config, workdir: Path) -> int:
-    from jaxclip.training import ablation
+    from jaxclip.reranking import ablation
 
     _save(workdir, wanted)
     stopped, result = ablation.run(
@@ -81,16 +84,16 @@ def _ablate(wanted: Config, workdir: Path) -> int:
         load_config=config.load,
         save_config=_save,
         fingerprint=config.fingerprint,
-        say=command_line.say,
+        say=cli.say,
     )
     if stopped is not None:
         return _stopped(stopped, "")
-    command_line.show(f"\n{ablation.table(result)}\n\n{'ablation':10}{workdir / ablation.FILENAME}")
+    cli.show(f"\n{ablation.table(result)}\n\n{'ablation':10}{workdir / ablation.FILENAME}")
     return 0
 
 
 def _stopped(number: int, where: str) -> int:
-    command_line.show(f"stopped by {signal.Signals(number).name}{where}; the same command goes on from there")
+    cli.show(f"stopped by {signal.Signals(number).name}{where}; the same command goes on from there")
     return STOPPED.value if number == signal.SIGTERM else 128 + number
 
 
@@ -114,6 +117,6 @@ def _save(workdir: Path, wanted: Config) -> None:
 
 
 if __name__ == "__main__":
-    command_line.define_config_file()
-    command_line.define_processes()
-    command_line.run(main, __doc__)
+    cli.define_config_file()
+    cli.define_processes()
+    cli.run(main, __doc__)

@@ -9,8 +9,9 @@ from fnmatch import fnmatch
 import numpy as np
 import pytest
 
-from jaxclip import command_line, config
+from jaxclip import config
 from jaxclip.catalog.drawn import draw_catalogue
+from jaxclip.runtime import startup
 
 
 def contents(*folders):
@@ -158,10 +159,10 @@ def test_libtpu_is_not_loaded_where_it_is_for_plans_alone(monkeypatch, installed
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     if given:
         monkeypatch.setenv("JAX_PLATFORMS", given)
-    monkeypatch.setattr(command_line.importlib.util, "find_spec", lambda name: object() if installed else None)
-    monkeypatch.setattr(command_line.glob, "glob", lambda pattern: [path for path in devices if fnmatch(path, pattern)])
-    monkeypatch.setattr(command_line.jax.config, "update", lambda *setting: updates.append(setting))
-    command_line.leave_absent_tpus_alone()
+    monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(startup.glob, "glob", lambda pattern: [path for path in devices if fnmatch(path, pattern)])
+    monkeypatch.setattr(startup.jax.config, "update", lambda *setting: updates.append(setting))
+    startup.leave_absent_tpus_alone()
     assert updates == wanted
 
 

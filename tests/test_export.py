@@ -49,10 +49,10 @@ def encode(workdir, pixels, tokens):
     import jax
     from flax import nnx
 
-    from jaxclip.training import setup
-    from jaxclip.training.checkpoint import Checkpoints
+    from jaxclip.towers.checkpoints import Checkpoints
+    from jaxclip.towers.towers import load_towers
 
-    towers = setup.load_towers(config.load(workdir), workdir)
+    towers = load_towers(config.load(workdir), workdir)
     checkpoints = Checkpoints(workdir, read_only=True)
     with jax.set_mesh(towers.mesh):
         params = checkpoints.restore_params(towers.abstract.params, checkpoints.steps()[-1])

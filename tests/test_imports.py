@@ -28,8 +28,10 @@ from jaxclip.losses import contrastive
 from jaxclip.models import encoders
 from jaxclip.models.presets import PRESETS, clip_config
 from jaxclip.models.weights import open_clip
-from jaxclip.retrieval import embed, metrics, protocols, ranks, significance
-from jaxclip.training import mesh, optimizer, state, step
+from jaxclip.ranking import metrics, ranks, significance
+from jaxclip.runtime import mesh
+from jaxclip.towers import state
+from jaxclip.training import optimizer, step
 
 config = clip_config(PRESETS["tiny"], image_size=32, vocab_size=64, context_length=6, end_token=1,
                      mean=(0.5,) * 3, std=(0.25,) * 3, temperature=0.07)
@@ -59,8 +61,8 @@ assert not {"tensorflow", "tensorflow_datasets", "array_record", "transformers"}
 
 MEASURING = """
 from jaxclip import bench
-from jaxclip.training import planning
-from jaxclip.training.benchmarks import loss, ranks, train_step
+from jaxclip.planning import fit
+from jaxclip.benchmarks import loss, ranks, train_step
 
 calls = train_step.ours(bench.training({"preset": "tiny", "batch": 4, "dtype": "float32"})["config"])
 assert calls["train step"]() > 0 and calls["images"]() and calls["texts"]()
@@ -95,7 +97,9 @@ def test_own_tokenizers_are_loaded_without_what_imports_pytorch(tmp_path):
 import pathlib, sys
 from jaxclip.pipeline.text import load_tokenizer
 assert load_tokenizer(pathlib.Path({str(tmp_path)!r}))("shoe")["input_ids"]
-from jaxclip.training import evaluation, serving, train
+from jaxclip.evaluation import evaluator
+from jaxclip.serving import open
+from jaxclip.training import run
 unwanted = {{"torch", "transformers.models.auto.tokenization_auto", "transformers.configuration_utils"}}
 assert not unwanted & set(sys.modules), unwanted & set(sys.modules)
 """

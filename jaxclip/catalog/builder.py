@@ -90,7 +90,7 @@ def is_prepared(prepared: Path) -> bool:
     return (folder(prepared) / "dataset_info.json").exists()
 
 
-def about(prepared: Path) -> dict[str, Any]:
+def metadata(prepared: Path) -> dict[str, Any]:
     """Returns what `prepare` recorded of a dataset: its source's settings, counts, oddities and fingerprint."""
     return json.loads((folder(prepared) / "metadata.json").read_text())
 

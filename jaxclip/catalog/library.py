@@ -8,8 +8,8 @@ from pathlib import Path
 from jaxclip.catalog import builder
 from jaxclip.catalog.builder import DESCRIBED, Source
 from jaxclip.catalog.drawn import draw_catalogue
-from jaxclip.catalog.folders import cache, make_once
 from jaxclip.errors import UserError
+from jaxclip.runtime.folders import cache, make_once
 
 Progress = Callable[..., Iterable]
 
@@ -87,7 +87,7 @@ def reader_of(path: Path, otherwise: str) -> str:
 
 def summary(prepared: Path) -> str:
     """Returns the line that says what a preparation kept, dropped and mended."""
-    facts = builder.about(prepared)
+    facts = builder.metadata(prepared)
     splits = ", ".join(f"{split} {count:,}" for split, count in facts["splits"].items())
     oddities = [f"{count:,} {kind}" for kind in ("dropped", "mended") if (count := sum(facts[kind].values()))]
     return (
@@ -98,7 +98,7 @@ def summary(prepared: Path) -> str:
 
 
 def _check_source(source: Source, prepared: Path) -> None:
-    recorded, wanted = builder.about(prepared)["source"], source.settings()
+    recorded, wanted = builder.metadata(prepared)["source"], source.settings()
     if source.path == Path() or not source.path.exists():
         recorded, wanted = ({k: v for k, v in d.items() if k != "path"} for d in (recorded, wanted))
     if source.test == 0:

@@ -268,3 +268,8 @@ def _hash(image: Image.Image) -> str:
     digest = hashlib.blake2b(struct.pack("<II", *image.size), digest_size=16)
     digest.update(image.tobytes())
     return digest.hexdigest()
+
+
+def mime(picture: bytes) -> str:
+    """Returns the media type of a stored picture."""
+    return "image/png" if picture.startswith(b"\x89PNG") else "image/jpeg"

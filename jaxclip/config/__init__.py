@@ -4,8 +4,8 @@ Every mistake (an unknown key, a wrong type, values that cannot go together) is 
 """
 
 from jaxclip.config.parse import build, differences, dump, fields, fingerprint, flat, load, on_first_stage
+from jaxclip.config.saved import evaluation_name, for_towers, of_run, of_runs, same_catalogue
 from jaxclip.config.schema import Config
-from jaxclip.config.trained import evaluation_name, for_towers, of_run, of_runs, same_catalogue
 
 __all__ = [
     Config, "build", "differences", "dump", "evaluation_name", "fields", "fingerprint", "flat", "for_towers", "load",

@@ -55,8 +55,8 @@ BELOW_ONE = (
 )  # fmt: skip
 NO_DETECTOR = "none"
 RERANK_FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture", "attributes", "caption_attributes")
-OF_CHECKPOINT_UNLESS_SET = ("data.image_size", "data.context_length")
-OF_CHECKPOINT = (
+TAKEN_FROM_CHECKPOINT_UNLESS_SET = ("data.image_size", "data.context_length")
+TAKEN_FROM_CHECKPOINT = (
     "model.preset", "model.patch", "data.resize", "data.mean", "data.std", "data.lowercase", "data.vocab_size",
 )  # fmt: skip
 """What model.init_from brings and nothing else may set."""
@@ -95,7 +95,7 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
     problems += [
         f"{n} = {flat[n]} must be at least {low:g}"
         for n, low in AT_LEAST.items()
-        if n in flat and flat[n] < low and (flat[n] or n not in OF_CHECKPOINT_UNLESS_SET)
+        if n in flat and flat[n] < low and (flat[n] or n not in TAKEN_FROM_CHECKPOINT_UNLESS_SET)
     ]
     problems += [f"{n} = {flat[n]} must be in [0, 1]" for n in PROBABILITIES if n in flat and not 0 <= flat[n] <= 1]
     problems += [f"{n} = {flat[n]} must be in [0, 1)" for n in BELOW_ONE if n in flat and not 0 <= flat[n] < 1]
@@ -107,8 +107,8 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
         problems.append(f"data.std = {config.data.std}: each must be greater than 0")
     if {"steps", "epochs"} <= flat.keys() and (config.steps > 0) == (config.epochs > 0):
         problems.append("set exactly one of steps and epochs" + (": both are set" if config.steps else ": neither is"))
-    problems += _of_optimizer(config)
-    problems += _adapter_problems(config)
+    problems += check_optimizer(config)
+    problems += check_adapter(config)
     if config.data.test <= 0:
         problems.append(f"data.test = {config.data.test} must be a number of products >= 1 or a share in (0, 1)")
     if config.data.reader in READERS.keys() - {"drawn"} and not config.data.path and not config.data.prepared:
@@ -121,17 +121,17 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
         )
     if config.data.reader not in WITH_COLUMNS and config.data.columns != Columns():
         problems.append(f"data.columns is for data.reader = {' or '.join(WITH_COLUMNS)}, not {config.data.reader!r}")
-    problems += _of_features(config)
-    problems += _of_second_stage(config)
+    problems += check_features(config)
+    problems += check_second_stage(config)
     if config.model.init_from:
         defaults = Config()
-        for name in OF_CHECKPOINT:
+        for name in TAKEN_FROM_CHECKPOINT:
             section, field = name.split(".")
             if getattr(getattr(config, section), field) != getattr(getattr(defaults, section), field):
                 problems.append(f"{name} comes from model.init_from: leave it out")
-    problems += _of_evaluation(config)
+    problems += check_evaluation(config)
     if config.task != "rerank" and not config.model.init_from:
-        problems += _of_patches(config)
+        problems += check_patches(config)
     problems += [f"data.caption_template: {p}" for p in captions.check(config.data.caption_template)]
     for name in ("crop_area", "crop_aspect"):
         low, high = getattr(config.augmentation, name)
@@ -142,10 +142,10 @@ def contradictions(config: Config, flat: Mapping[str, Any]) -> list[str]:
     sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
     if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
         problems.append(f"mesh = {sizes} (data, fsdp, tensor): each is >= 1, and at most one is -1 for what is left")
-    return problems + _of_loss(config)
+    return problems + check_loss(config)
 
 
-def _of_patches(config: Config) -> list[str]:
+def check_patches(config: Config) -> list[str]:
     preset, size, problems = PRESETS.get(config.model.preset), config.data.image_size or IMAGE_SIZE, []
     patch = config.model.patch or (preset.patch if preset else 1)
     owner = "model.patch" if config.model.patch else f"the patch of model.preset = {config.model.preset!r}"
@@ -162,7 +162,7 @@ def _of_patches(config: Config) -> list[str]:
     return problems
 
 
-def _of_optimizer(config: Config) -> list[str]:
+def check_optimizer(config: Config) -> list[str]:
     given, problems = config.optimizer, []
     if given.name == "adam" and given.weight_decay:
         problems.append(
@@ -175,7 +175,7 @@ def _of_optimizer(config: Config) -> list[str]:
     return problems
 
 
-def _of_evaluation(config: Config) -> list[str]:
+def check_evaluation(config: Config) -> list[str]:
     given, problems = config.evaluation, []
     if not given.ks or min(given.ks) < 1 or 1 not in given.ks:
         problems.append(f"evaluation.ks = {given.ks} must be depths >= 1, and 1 among them")
@@ -184,7 +184,7 @@ def _of_evaluation(config: Config) -> list[str]:
     return problems
 
 
-def _of_features(config: Config) -> list[str]:
+def check_features(config: Config) -> list[str]:
     features, pairs = config.features, config.incorrect_pairs
     problems = []
     name = features.detector.partition(":")[0]
@@ -215,7 +215,7 @@ def _of_features(config: Config) -> list[str]:
     return problems
 
 
-def _adapter_problems(config: Config) -> list[str]:
+def check_adapter(config: Config) -> list[str]:
     if config.task != "adapter":
         return [] if config.lora == LoRA() else [f"lora is for task = 'adapter', not {config.task!r}"]
     problems = [] if config.model.init_from else ["task = 'adapter' needs model.init_from, the workdir it stands on"]
@@ -224,7 +224,7 @@ def _adapter_problems(config: Config) -> list[str]:
     return problems
 
 
-def _of_second_stage(config: Config) -> list[str]:
+def check_second_stage(config: Config) -> list[str]:
     if config.task != "rerank":
         problems = [f"rerank is for task = 'rerank', not {config.task!r}"] if config.rerank != Rerank() else []
         if config.first_stage:
@@ -289,7 +289,7 @@ def _unread(section: str, given: Any, choice: str, readers: Readers) -> list[str
     ]
 
 
-def _of_loss(config: Config) -> list[str]:
+def check_loss(config: Config) -> list[str]:
     loss, problems = config.loss, []
     if loss.microbatch and config.batch_size % loss.microbatch:
         problems.append(f"loss.microbatch = {loss.microbatch} does not divide batch_size = {config.batch_size}")

@@ -20,7 +20,7 @@ TOWERS = {"image": "image_tower.stablehlo", "text": "text_tower.stablehlo"}
 
 
 @dataclass(frozen=True)
-class Towers:
+class ExportedTowers:
     """Both towers as functions of arrays, and what makes logits of their vectors' products."""
 
     image: Callable[[jax.Array], jax.Array]
@@ -29,7 +29,7 @@ class Towers:
     logit_bias: float
 
 
-def load(folder: str | Path) -> Towers:
+def load(folder: str | Path) -> ExportedTowers:
     """Returns the towers in a folder; they are compiled for this machine when they are first called."""
     with np.load(Path(folder) / PARAMS, allow_pickle=False) as file:
         params = {name: jax.numpy.asarray(file[name]) for name in file.files}
@@ -40,4 +40,4 @@ def load(folder: str | Path) -> Towers:
         own = {key: value for key, value in params.items() if key.startswith(f"{name}/")}
         towers[name] = jax.jit(exported.call)
         towers[name] = jax.tree_util.Partial(towers[name], own)
-    return Towers(**towers, logit_scale=math.exp(scale), logit_bias=bias)
+    return ExportedTowers(**towers, logit_scale=math.exp(scale), logit_bias=bias)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
-from jaxclip.models import compiler
+from jaxclip.runtime import compiler
 
 
 class Linear(nnx.LinearGeneral):

@@ -8,9 +8,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxclip.models import compiler
 from jaxclip.models.linear import Linear
 from jaxclip.models.transformer import ACTIVATIONS
+from jaxclip.runtime import compiler
 
 
 class PatchStem(nnx.Module):
@@ -90,7 +90,7 @@ def convolve(x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"], *, str
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, stride: int) -> Array:
-    return _fence(_convolution(_fence(x), kernel, stride))
+    return _block_ynnpack_fusion(_convolution(_block_ynnpack_fusion(x), kernel, stride))
 
 
 def _convolve_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
@@ -108,7 +108,7 @@ def _convolve_backward(stride: int, saved: tuple[Array, Array], gradient: Array)
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _fence(x: Array) -> Array:
+def _block_ynnpack_fusion(x: Array) -> Array:
     """Returns x, past which no fusion for YNNPACK, begun at a norm's sum, grows to take a convolution in.
 
     Each takes 1.4 to 7 times as long there as XLA makes it. YNNPACK has no clamp. No fusion of a gradient grows so far.

@@ -10,8 +10,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxclip.models import compiler
 from jaxclip.models.linear import Linear
+from jaxclip.runtime import compiler
+from jaxclip.runtime.mesh import BATCH_AXES
 
 Activation = Callable[[Array], Array]
 
@@ -41,7 +42,6 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 EXECUTIONS = ("auto", "scan", "unroll")
-BATCH_AXES = ("data", "fsdp")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline import images, text
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.pipeline.records import Records
-from jaxclip.pipeline.tensorflow import tf
+from jaxclip.runtime.tensorflow import tf
 
 Batch = dict[str, np.ndarray]
 

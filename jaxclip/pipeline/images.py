@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from jaxclip.pipeline.tensorflow import tf
+from jaxclip.runtime.tensorflow import tf
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 REDUCTIONS = {1: 0, 2: 2, 4: 8, 8: 16}
@@ -57,11 +57,11 @@ def shape_of(encoded: tf.Tensor) -> tf.Tensor:
 
 def cut(picture: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
     """Returns the part of a picture that a box (left, top, right, bottom as shares of it) touches, a pixel at least."""
-    begin, end = touched(tf.shape(picture)[:2], box)
+    begin, end = pixel_bounds(tf.shape(picture)[:2], box)
     return picture[begin[0] : end[0], begin[1] : end[1]]
 
 
-def touched(shape: tf.Tensor, box: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def pixel_bounds(shape: tf.Tensor, box: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the first (row, column) that a box touches in a picture of this shape, and that behind the last."""
     extent = tf.cast(shape, tf.float32)
     # A thousandth of a pixel is rounding (shares are float32), not a pixel touched.
@@ -110,7 +110,7 @@ def augment(
       (size, size, 3) uint8, or with a canvas (canvas, canvas, 3), and (2,) int32, the crop's height and width in it.
     """
     shape = shape_of(encoded)
-    begin, end = (tf.zeros_like(shape), shape) if part is None else touched(shape, part)
+    begin, end = (tf.zeros_like(shape), shape) if part is None else pixel_bounds(shape, part)
     whole = augmentation.keeps_whole
     if not whole:
         begin, end = _drawn(begin, end, policy, augmentation, seed)

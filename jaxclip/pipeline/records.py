@@ -12,7 +12,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from jaxclip.catalog import builder
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
-from jaxclip.pipeline.tensorflow import tf
+from jaxclip.runtime.tensorflow import tf
 
 READ_AT_ONCE = 1024
 _OF_PRODUCT = {"id", "image", "captions", "category", "attributes", "group"}
@@ -38,7 +38,7 @@ class Records:
                 f"{prepared} has no split {split!r}, only {', '.join(present)}: "
                 "it was prepared as a whole; set --config.data.split=all"
             )
-        self.features, self.largest_side = info.features, builder.about(prepared).get("largest_side", 0)
+        self.features, self.largest_side = info.features, builder.metadata(prepared).get("largest_side", 0)
         paths = [path for name in names for path in info.splits[name].filepaths]
         lengths = [length for name in names for length in info.splits[name].shard_lengths]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])

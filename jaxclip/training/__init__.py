@@ -1,1 +1,1 @@
-"""The training loop and what it stands on: mesh, optimizer, state, step, checkpoints, progress and writers."""
+"""The training loop, step, optimizer, recipe and run."""

@@ -9,20 +9,20 @@ from typing import Any
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.pipeline.prefetch import prefetch
-from jaxclip.training import distributed
-from jaxclip.training.checkpoint import Checkpoints
-from jaxclip.training.profile import Profile, chapter
-from jaxclip.training.progress import Progress
-from jaxclip.training.state import TrainState
+from jaxclip.runtime import distributed
+from jaxclip.runtime.metrics_log import Silent, Writers
+from jaxclip.runtime.progress import Progress
+from jaxclip.towers.checkpoints import Checkpoints
+from jaxclip.towers.state import TrainState
+from jaxclip.training.profile import Profile, trace_section
 from jaxclip.training.step import Batch, Metrics
 from jaxclip.training.stopping import stop_on_signals
-from jaxclip.training.writers import Silent, Writers
 
 Evaluate = Callable[[TrainState], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class Cadence:
     """After how many steps what happens, and always after the last one; `evaluate` = 0: only then."""
 
     steps: int
@@ -37,7 +37,7 @@ def run(
     batches: Iterator[Any],
     place: Callable[[Any], Batch],
     *,
-    rhythm: Rhythm,
+    cadence: Cadence,
     progress: Progress,
     writers: Writers | Silent,
     checkpoints: Checkpoints,
@@ -62,21 +62,21 @@ def run(
 
     placed = prefetch(batches, place)
     with stop_on_signals() as stop:
-        for number in range(first + 1, rhythm.steps + 1):
+        for number in range(first + 1, cadence.steps + 1):
             with profile.step(number):
                 waiting = time.perf_counter()
-                with chapter("wait for data"):
+                with trace_section("wait for data"):
                     batch = next(placed)
                 progress.waited(time.perf_counter() - waiting)
                 state, metrics = step(state, batch)
             if previous is not None:
                 _check_finite(previous, number - 1, checkpoints)
             previous = metrics
-            last = number == rhythm.steps
-            logs = number % rhythm.log == 0 or last
-            evaluates = last or (rhythm.evaluate and number % rhythm.evaluate == 0)
+            last = number == cadence.steps
+            logs = number % cadence.log == 0 or last
+            evaluates = last or (cadence.evaluate and number % cadence.evaluate == 0)
             stops = stop.after(number)
-            saves = evaluates or stops or number % rhythm.save == 0
+            saves = evaluates or stops or number % cadence.save == 0
             if logs or saves:
                 _check_finite(metrics, number, checkpoints)
             progress.advance()
@@ -84,11 +84,11 @@ def run(
                 _write(number, metrics, progress, writers)
             if saves:
                 progress.pause()
-                with chapter("evaluate"):
+                with trace_section("evaluate"):
                     found = evaluate(state) if evaluates and (last or not stops) else None
                 if found:
                     writers.write(number, found)
-                with chapter("save"):
+                with trace_section("save"):
                     save(found)
                 progress.resume()
             profile.after(number, metrics)
@@ -96,7 +96,7 @@ def run(
                 break
         placed.close()
         checkpoints.wait()
-    return state, stop.signal if number < rhythm.steps else None
+    return state, stop.signal if number < cadence.steps else None
 
 
 def train(
@@ -114,7 +114,7 @@ def train(
     evaluate: Evaluate,
     profiled: range,
 ) -> tuple[TrainState, int | None]:
-    """Returns what `run` does, in the configured rhythm; what it tells goes to the console and into the workdir.
+    """Returns what `run` does, in the configured cadence; what it tells goes to the console and into the workdir.
 
     Args:
       steps: of the whole run. flops: of one step, per device. profiled: the steps to trace.
@@ -130,7 +130,7 @@ def train(
             step,
             batches,
             place,
-            rhythm=Rhythm(steps, config.log_every, config.evaluation.every, config.checkpoint.every),
+            cadence=Cadence(steps, config.log_every, config.evaluation.every, config.checkpoint.every),
             progress=progress,
             writers=written,
             checkpoints=checkpoints,

@@ -12,8 +12,8 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxclip.config.schema import Optimizer
-from jaxclip.training.mesh import names
-from jaxclip.training.trainable import BLOCKS, EVERYTHING, Trainable
+from jaxclip.towers.sharding import names
+from jaxclip.towers.trainable import BLOCKS, EVERYTHING, Trainable
 
 DECAYED = r"(kernel|embedding|lora/[ab])$"
 RMS = 0.2  # of Muon's updates in units of the learning rate, about that of AdamW's (Liu et al. 2025, equation 4)

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 from jaxclip.errors import UserError
-from jaxclip.training import distributed
+from jaxclip.runtime import distributed
 
-chapter = jax.profiler.TraceAnnotation
-"""Names a part of the loop in the trace: `with chapter("save"): ...`; costs next to nothing where none is taken."""
+trace_section = jax.profiler.TraceAnnotation
+"""Names a part of the loop in the trace: `with trace_section("save"): ...`; nearly free when no trace is taken."""
 
 
 def parse_steps(text: str) -> range:

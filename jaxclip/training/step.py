@@ -11,13 +11,13 @@ from jaxtyping import Array
 
 from jaxclip.losses.contrastive import Queue
 from jaxclip.losses.objective import Incorrect, Objective
-from jaxclip.models import compiler
 from jaxclip.models.clip import MAX_LOGIT_SCALE
 from jaxclip.models.transformer import example_keys, shard_batch, split_each
-from jaxclip.training.flops import model_flops
-from jaxclip.training.queue import Queued, push
-from jaxclip.training.state import Params, TrainState
-from jaxclip.training.trainable import EVERYTHING, Trainable
+from jaxclip.runtime import compiler
+from jaxclip.runtime.flops import model_flops
+from jaxclip.towers.state import Params, TrainState
+from jaxclip.towers.trainable import EVERYTHING, Trainable
+from jaxclip.training.negative_queue import Queued, push
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]

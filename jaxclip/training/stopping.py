@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from jaxclip.training import distributed
+from jaxclip.runtime import distributed
 
 ASKED, AT = "jaxclip/stop/asked", "jaxclip/stop/at"
 POLL = 0.5  # seconds

@@ -16,16 +16,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from PIL import Image
 
-import jaxclip.retrieval.searcher as searching
+import jaxclip.serving.searcher as searching
 from jaxclip.catalog import pictures
+from jaxclip.catalog.pictures import mime
 from jaxclip.errors import UserError
-from jaxclip.retrieval.gallery import Filters
-from jaxclip.retrieval.rows import mime
-from jaxclip.retrieval.searcher import BATCHES, MOST, Searcher
-from jaxclip.web import shown, uploads
+from jaxclip.serving.gallery import Filters
+from jaxclip.serving.searcher import BATCHES, MOST, Searcher
+from jaxclip.web import schemas, uploads
 from jaxclip.web.batching import Batcher, Overloaded
 from jaxclip.web.guard import Guard
-from jaxclip.web.measures import CONTENT_TYPE, Measures
+from jaxclip.web.metrics import CONTENT_TYPE, Measures
 
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 SCALED_ABOVE = 40_000
@@ -86,7 +86,7 @@ class Service:
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="pictures")
         measures.watch(len(self.gallery), lambda: self.batcher.waiting)
 
-    async def search(self, query: searching.Query) -> shown.Results:
+    async def search(self, query: searching.Query) -> schemas.Results:
         """Returns what is found; HTTPException where the server is too busy."""
         allowed = self.gallery.allowed(query.filters)
         try:
@@ -96,7 +96,7 @@ class Service:
         except TimeoutError:
             raise HTTPException(503, "the search took too long: try again", AGAIN) from None
         matching = len(self.gallery) if allowed is None else int(allowed.sum())
-        return shown.found(self.gallery, self.searcher.second, found, matching)
+        return schemas.found(self.gallery, self.searcher.second, found, matching)
 
     async def uploaded(self, request: Request) -> np.ndarray:
         """Returns the picture of a request, as the towers see it."""
@@ -142,7 +142,7 @@ def make_app(searcher: Searcher, *, loopback: bool = True, token: str = "", limi
         serving.cancel()
         service.decoders.shutdown(wait=False, cancel_futures=True)
 
-    problems = {code: {"model": shown.Problem} for code in (401, 421, 422, 429, 503)}
+    problems = {code: {"model": schemas.Problem} for code in (401, 421, 422, 429, 503)}
     app = FastAPI(
         title="jaxclip search",
         version="1",
@@ -177,14 +177,14 @@ def _add_search(app: FastAPI, service: Service) -> None:
     @app.get("/v1/search", summary="Products by a sentence, or like a product, or both")
     async def search(
         q: Text = "", k: Number = 10, filter: Filter = (), like: Like = None, rerank: Rerank = None
-    ) -> shown.Results:
+    ) -> schemas.Results:
         return await service.search(query(q, k, filter, like, rerank))
 
     @app.post(
         "/v1/search",
         summary="Products by a picture, or with a sentence or product beside it",
         openapi_extra={"requestBody": uploads.REQUEST_BODY},
-        responses={code: {"model": shown.Problem} for code in (408, 413, 415)},
+        responses={code: {"model": schemas.Problem} for code in (408, 413, 415)},
     )
     async def search_picture(
         request: Request,
@@ -193,29 +193,29 @@ def _add_search(app: FastAPI, service: Service) -> None:
         filter: Filter = (),
         like: Like = None,
         rerank: Rerank = None,
-    ) -> shown.Results:
+    ) -> schemas.Results:
         picture = await service.uploaded(request)
         return await service.search(query(q, k, filter, like, rerank, picture=picture))
 
 
 def _add_products(app: FastAPI, service: Service) -> None:
-    absent = {404: {"model": shown.Problem}}
-    whole = shown.gallery(service.searcher)
+    absent = {404: {"model": schemas.Problem}}
+    whole = schemas.gallery(service.searcher)
 
     @app.get("/v1/gallery", summary="What there is to search and to filter by")
-    async def gallery() -> shown.GalleryShown:
+    async def gallery() -> schemas.GalleryShown:
         return whole
 
     @app.get("/v1/products", summary="Products in the catalogue's order")
-    async def products(k: Number = 10, start: Start = 0, filter: Filter = ()) -> shown.Results:
+    async def products(k: Number = 10, start: Start = 0, filter: Filter = ()) -> schemas.Results:
         allowed = service.gallery.allowed(_filters(filter))
         numbers = np.arange(len(service.gallery)) if allowed is None else np.flatnonzero(allowed)
         chosen = numbers[start : start + k].tolist()
-        return shown.results(service.gallery, chosen, [None] * len(chosen), len(numbers))
+        return schemas.results(service.gallery, chosen, [None] * len(chosen), len(numbers))
 
     @app.get("/v1/products/{id:path}", summary="All that is known of a product", responses=absent)
-    async def product(id: Identity) -> shown.Product:
-        return shown.product(service.gallery.details(service.number(id)))
+    async def product(id: Identity) -> schemas.Product:
+        return schemas.product(service.gallery.details(service.number(id)))
 
     @app.get(
         "/v1/images/{id:path}",

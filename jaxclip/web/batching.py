@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from jaxclip.retrieval.searcher import Found, Query
+from jaxclip.serving.searcher import Found, Query
 
 Find = Callable[[Sequence[Query]], list[Found]]
 

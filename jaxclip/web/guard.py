@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxclip.web.measures import Measures
+from jaxclip.web.metrics import Measures
 
 LOOPBACK = ("localhost", "[::1]")
 OPEN = ("/healthz", "/readyz")

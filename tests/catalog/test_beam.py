@@ -65,8 +65,8 @@ def examples(folder, split):
 def test_the_direct_runner_writes_the_same_examples_in_the_same_order_and_splits(raw, tmp_path, describer, test):
     here = prepare(raw, tmp_path / "here", describer, test)
     there = prepare(raw, tmp_path / "there", describer, test, runner="DirectRunner")
-    facts = builder.about(here)
-    assert builder.about(there) == facts
+    facts = builder.metadata(here)
+    assert builder.metadata(there) == facts
     assert facts["dropped"] == {"image missing": 1, "image truncated": 1, "not an image": 1}
     assert facts["splits"] == ({"train": 45, "test": 12} if test else {"whole": 57})
     for split in facts["splits"]:
@@ -80,7 +80,7 @@ def test_workers_in_processes_of_their_own_do_the_same(raw, tmp_path):
     here = prepare(raw, tmp_path / "here", ProductDescriber())
     options = ("direct_num_workers=2", "--direct_running_mode=multi_processing")
     there = prepare(raw, tmp_path / "there", ProductDescriber(), runner="DirectRunner", beam_options=options)
-    assert builder.about(there) == builder.about(here)
+    assert builder.metadata(there) == builder.metadata(here)
     for split in ("train", "test"):
         assert examples(there, split) == examples(here, split)
 
@@ -106,6 +106,6 @@ def test_the_command_takes_a_runner_and_its_options(raw, tmp_path, run):
         "prepare", *catalogue, f"--config.data.prepared={prepared}", "--runner=DirectRunner", "--beam_option=job_name=a"
     )
     assert done.returncode == 0, done.stderr
-    assert builder.about(prepared)["products"] == PRODUCTS - 3
+    assert builder.metadata(prepared)["products"] == PRODUCTS - 3
     wrong = run("prepare", *catalogue, f"--config.data.prepared={tmp_path / 'q'}", "--runner=Dirct")
     assert wrong.returncode == 2 and wrong.stderr.splitlines()[-1].startswith("error: --runner=Dirct is not a runner")

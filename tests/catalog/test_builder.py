@@ -70,11 +70,11 @@ def prepared(raw, tmp_path_factory):
 def test_the_longest_side_of_all_pictures_is_noted(prepared):
     records = Records(prepared, "all")
     sizes = [Image.open(BytesIO(records.picture(number))).size for number in range(len(records))]
-    assert builder.about(prepared)["largest_side"] == records.largest_side == max(map(max, sizes))
+    assert builder.metadata(prepared)["largest_side"] == records.largest_side == max(map(max, sizes))
 
 
 def test_what_was_dropped_is_counted_by_its_kind(prepared):
-    facts = builder.about(prepared)
+    facts = builder.metadata(prepared)
     assert facts["dropped"] == {"image missing": 1, "image truncated": 1, "not an image": 1}
     assert facts["products"] == PRODUCTS - 3
     assert facts["splits"] == {"train": PRODUCTS - 3 - 8, "test": 8}
@@ -86,7 +86,7 @@ def test_a_split_never_divides_a_group_and_has_the_size_asked_for(prepared):
     groups = {split: {group for _, group in products} for split, products in found.items()}
     assert not groups["train"] & groups["test"]
     assert len(found["test"]) == 8
-    assert len(groups["train"] | groups["test"]) == builder.about(prepared)["groups"]
+    assert len(groups["train"] | groups["test"]) == builder.metadata(prepared)["groups"]
 
 
 def test_products_of_one_name_or_one_picture_are_one_group(prepared, raw):
@@ -123,8 +123,8 @@ def test_records_come_out_as_they_went_in(prepared, raw):
 
 def test_the_same_source_gives_the_same_fingerprint_and_a_changed_name_another(raw, prepared, tmp_path):
     builder.prepare(source(raw), tmp_path / "again", progress=silently)
-    fingerprint = builder.about(prepared)["fingerprint"]
-    assert builder.about(tmp_path / "again")["fingerprint"] == fingerprint
+    fingerprint = builder.metadata(prepared)["fingerprint"]
+    assert builder.metadata(tmp_path / "again")["fingerprint"] == fingerprint
     changed = tmp_path / "changed"
     changed.mkdir()
     (changed / "images").symlink_to(raw / "images")
@@ -132,7 +132,7 @@ def test_the_same_source_gives_the_same_fingerprint_and_a_changed_name_another(r
     (changed / "styles.csv").write_text(styles)
     builder.prepare(source(changed), tmp_path / "other", progress=silently)
     builder.prepare(source(raw, seed=7), tmp_path / "split", progress=silently)
-    others = [builder.about(tmp_path / name)["fingerprint"] for name in ("other", "split")]
+    others = [builder.metadata(tmp_path / name)["fingerprint"] for name in ("other", "split")]
     assert len({fingerprint, *others}) == 3
 
 

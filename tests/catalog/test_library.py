@@ -83,7 +83,7 @@ def test_a_catalogue_that_grew_is_prepared_anew(source):
     Image.new("RGB", (24, 30), (1, 2, 3)).save(source.path / "9.png")
     second, told = find(source)
     assert second != first and told[-1].startswith("9 products")
-    assert builder.about(first)["products"] == 8
+    assert builder.metadata(first)["products"] == 8
 
 
 def test_a_named_folder_is_used_and_reused(source, home):
@@ -111,7 +111,7 @@ def test_a_prepared_folder_serves_where_its_raw_catalogue_is_not(source, home):
 
 def test_a_whole_catalogue_is_prepared_for_a_run_without_a_split(source):
     folder, _ = find(replace(source, test=0))
-    assert builder.about(folder)["splits"] == {builder.WHOLE: 8}
+    assert builder.metadata(folder)["splits"] == {builder.WHOLE: 8}
     assert folder != find(source)[0]
 
 
@@ -127,7 +127,7 @@ def test_the_drawn_catalogue_is_drawn_once(home):
     drawn = Source("drawn", Path(""), 2, 0, {})
     folder, told = find(drawn)
     assert told[0] == f"drawing a catalogue of 6 products into {home / 'cache' / 'drawn' / '6-products-seed-0'}"
-    assert builder.about(folder)["products"] == 6
+    assert builder.metadata(folder)["products"] == 6
     assert find(drawn) == (folder, [])
     assert find(drawn, drawn=(6, 1))[0] != folder
 

@@ -25,7 +25,7 @@ from jaxclip.catalog import builder
 
 source = builder.Source("table", Path(sys.argv[1]), 0, 0, {})
 builder.prepare(source, Path(sys.argv[2]), progress=lambda items, **_: items, workers=1)
-assert builder.about(Path(sys.argv[2]))["products"] == int(sys.argv[3])
+assert builder.metadata(Path(sys.argv[2]))["products"] == int(sys.argv[3])
 print("tensorflow" in sys.modules, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 

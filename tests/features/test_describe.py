@@ -70,7 +70,7 @@ def test_where_nothing_is_detected_the_crop_is_the_whole_picture_and_it_is_count
     boxes.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     values = described(raw, tmp_path / "p", ProductDescriber(detector=f"boxes:{boxes}"), 1)
     assert all((each["crops"] == [[0, 0, 1, 1]]).all() and not len(each["boxes"]) for each in values.values())
-    assert builder.about(tmp_path / "p")["mended"][FELL_BACK] == PRODUCTS
+    assert builder.metadata(tmp_path / "p")["mended"][FELL_BACK] == PRODUCTS
     assert "nothing detected" in (tmp_path / "p" / "card.html").read_text()
 
 

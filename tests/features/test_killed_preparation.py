@@ -48,7 +48,7 @@ def fingerprint(raw, tmp_path_factory):
     whole = tmp_path_factory.mktemp("prepared")
     source = Source("drawn", raw, 50.0, 42, {}, ProductDescriber())
     builder.prepare(source, whole, progress=lambda items, **_: items, workers=1)
-    return builder.about(whole)["fingerprint"]
+    return builder.metadata(whole)["fingerprint"]
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_killed_preparation_passes_for_complete_at_no_moment_and_its_workers_g
     assert killed
     process = preparation()
     assert process.wait() == 0, process.stderr.read()
-    assert builder.about(prepared)["fingerprint"] == fingerprint
+    assert builder.metadata(prepared)["fingerprint"] == fingerprint
     assert len(Records(prepared, "all").read(np.arange(PRODUCTS))) == PRODUCTS
     assert sorted(path.name for path in prepared.iterdir()) == ["card.html", "catalogue"]
     assert [path.name for path in (prepared / "catalogue").iterdir()] == ["1.0.0"]

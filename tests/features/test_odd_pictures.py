@@ -113,7 +113,7 @@ def examples(prepared):
 
 @pytest.mark.slow
 def test_what_cannot_be_shown_is_counted_and_the_rest_is_kept(prepared, examples):
-    facts = builder.about(prepared[0])
+    facts = builder.metadata(prepared[0])
     assert facts["dropped"] == {
         "image over 50000000 pixels": 1,
         "image empty": 1,

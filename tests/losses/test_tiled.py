@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxclip.losses import contrastive, tiled
 from jaxclip.losses import sigmoid as pairwise
-from jaxclip.training.mesh import make_mesh
+from jaxclip.runtime.mesh import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[2]
@@ -234,7 +234,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 sys.path.insert(0, sys.argv[3])
 from test_tiled import LOSSES, groups_of, vectors
-from jaxclip.training.mesh import batch_sharding, make_mesh
+from jaxclip.runtime.mesh import batch_sharding, make_mesh
 
 assert len(jax.local_devices()) == 4 and len(jax.devices()) == 8
 size, groups = 48, groups_of(48)

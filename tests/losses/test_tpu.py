@@ -18,7 +18,7 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxclip.losses import tiled
-from jaxclip.training.mesh import batch_sharding, make_mesh
+from jaxclip.runtime.mesh import batch_sharding, make_mesh
 
 mesh = make_mesh(16, 16, 1, topologies.get_topology_desc("v5e:16x16", platform="tpu").devices)
 rows = jax.ShapeDtypeStruct(({ROWS}, {DIMENSION}), jnp.float32, sharding=batch_sharding(mesh))

@@ -23,7 +23,8 @@ from jaxclip.models.transformer import TransformerConfig
 from jaxclip.models.weights import hugging_face, open_clip, table
 from jaxclip.models.weights.positions import resize_context
 from jaxclip.models.weights.tensors import open_tensors
-from jaxclip.training import mesh as meshes
+from jaxclip.runtime import mesh as meshes
+from jaxclip.towers import sharding
 
 BLOCKS = TransformerConfig(width=32, layers=2, heads=2, mlp_ratio=3.0)
 CLIP_TOWERS = CLIPConfig(ImageConfig(32, 8, BLOCKS), TextConfig(64, 12, 63, BLOCKS), 24)
@@ -107,7 +108,7 @@ def test_weights_are_read_straight_to_their_places_on_any_mesh(tmp_path, sizes):
     config = CLIPConfig(ImageConfig(32, 8, blocks), TextConfig(128, 12, 127, blocks), 24)
     params = write(tmp_path, config)
     shapes = shapes_of(config)
-    where = meshes.shardings(shapes, meshes.make_mesh(*sizes))
+    where = sharding.shardings(shapes, meshes.make_mesh(*sizes))
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, where
     )

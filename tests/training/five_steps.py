@@ -15,11 +15,12 @@ import numpy as np
 from jaxclip.losses.objective import Objective
 from jaxclip.models.lora import LoRAConfig
 from jaxclip.models.presets import Preset, clip_config
-from jaxclip.training import distributed, mesh
+from jaxclip.runtime import distributed, mesh
+from jaxclip.towers import sharding
+from jaxclip.towers.state import abstract_state, initial_state, make_model, replicated
+from jaxclip.towers.trainable import EVERYTHING, make_trainable
 from jaxclip.training.optimizer import make_optimizer, make_schedule
-from jaxclip.training.state import abstract_state, initial_state, make_model, replicated
 from jaxclip.training.step import compile_step, make_loss, make_step
-from jaxclip.training.trainable import EVERYTHING, make_trainable
 
 STEPS, BATCH, CONTEXT, END = 5, 16, 12, 255
 CONFIG = clip_config(
@@ -90,8 +91,8 @@ def _towers(case, devices):
 
 def _reranker(devices):
     """Returns what `_towers` returns, and the tables that every device holds."""
-    from jaxclip.models.reranker import PRESETS, RerankerConfig
-    from jaxclip.training import reranking
+    from jaxclip.reranking import reranker as reranking
+    from jaxclip.reranking.networks import PRESETS, RerankerConfig
 
     config = RerankerConfig(16, (("image", 16), ("colour", 5)), 20.0, hidden=32, matching=16, dropout=0.1)
     graph, shapes = make_model(config, PRESETS["gated"])
@@ -129,7 +130,7 @@ def train(case, sizes):
         if event == "/jax/core/compile/backend_compile_duration":
             compilations.append(event)
 
-    mesh.connect(devices)
+    mesh.open_collectives(devices)
     with jax.set_mesh(devices):
         state = make_state()
         placed = [{**jax.tree.map(lambda x: mesh.place_rows(split, BATCH, x[own]), one), **tables} for one in rows]
@@ -156,7 +157,7 @@ def main(coordinator, processes, number, file, *jobs):
     for job in jobs:
         case, sizes = job.split(":")
         figures, state, _ = train(case, tuple(map(int, sizes.split("x"))))
-        leaves = dict(zip(jax.tree.leaves(mesh.names(state.params)), jax.tree.leaves(state.params), strict=True))
+        leaves = dict(zip(jax.tree.leaves(sharding.names(state.params)), jax.tree.leaves(state.params), strict=True))
         found |= {f"{job}/figures": figures, **{f"{job}/{name}": leaf for name, leaf in leaves.items()}}
     if distributed.is_primary():
         np.savez(file, **found)

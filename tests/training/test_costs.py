@@ -17,11 +17,12 @@ import pytest
 
 from jaxclip import config as configuration
 from jaxclip.losses import contrastive, tiled
-from jaxclip.models import compiler
 from jaxclip.models.clip import CLIP_MEAN, CLIP_STD
 from jaxclip.models.presets import PRESETS, clip_config
-from jaxclip.retrieval import ranks, tiles
-from jaxclip.training import setup
+from jaxclip.ranking import kernel, ranks
+from jaxclip.runtime import compiler
+from jaxclip.towers.towers import make_preprocess, make_towers
+from jaxclip.training import recipe
 from jaxclip.training.step import compile_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "one_maker")
@@ -42,11 +43,11 @@ def step_of(preset, **training):
     small = replace(PRESETS[preset], patch=16, image=(128, 2, 2), text=(128, 2, 2), embedding=64)
     text = {"vocab_size": 512, "context_length": 16, "end_token": 1}
     shape = clip_config(small, image_size=64, mean=CLIP_MEAN, std=CLIP_STD, temperature=0.07, **text)
-    preprocess = replace(setup.make_preprocess(config), image_size=64, context_length=16)
-    towers = setup.make_towers(config, preprocess, None, 100, shape, jax.devices("cpu")[:1])
+    preprocess = replace(make_preprocess(config), image_size=64, context_length=16)
+    towers = make_towers(config, preprocess, None, 100, shape, jax.devices("cpu")[:1])
     with jax.set_mesh(towers.mesh):
-        batch = setup.abstract_batch(config, towers)
-        return compile_step(setup.train_step(config, towers), towers.abstract, batch)[0]
+        batch = recipe.abstract_batch(config, towers)
+        return compile_step(recipe.train_step(config, towers), towers.abstract, batch)[0]
 
 
 def loss_of(loss):
@@ -62,8 +63,8 @@ def ranks_of(*, top):
         return jax.ShapeDtypeStruct(sizes, dtype)
 
     lines, width, real = 512, 64, jnp.float32
-    mesh = jax.make_mesh((1, 1), tiles.AXES, axis_types=ranks.make_mesh().axis_types, devices=jax.devices("cpu")[:1])
-    visit = tiles.make_visit(mesh, blocks=1, ks=(top, top), back=True, finite=True)
+    mesh = jax.make_mesh((1, 1), kernel.AXES, axis_types=ranks.make_mesh().axis_types, devices=jax.devices("cpu")[:1])
+    visit = kernel.make_visit(mesh, blocks=1, ks=(top, top), back=True, finite=True)
     state = shape(1, 2, 1, lines), shape(1, 2, top, lines, dtype=real), shape(1, 2, top, lines)
     limits = shape(1, 1, lines, dtype=real), shape(), shape(2, 1, lines, dtype=real), shape(2)
     sides = shape(1, lines, width, dtype=real), shape(2, lines, width, dtype=real)

@@ -42,7 +42,7 @@ def measure(path, preset, batch, *, repeats=5):
 def test_the_largest_batch_that_fits_a_gpu_trains_beside_open_clip(tmp_path, preset):
     if backend() != "gpu":
         pytest.skip("there is no GPU that JAX can use")
-    from jaxclip.training.benchmarks import train_step
+    from jaxclip.benchmarks import train_step
 
     fitting = (measure(tmp_path / "step.json", preset, batch) for batch in BATCHES)
     rows, table = next(found for found in fitting if found)

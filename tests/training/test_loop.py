@@ -11,13 +11,13 @@ import optax
 import pytest
 
 from jaxclip.errors import UserError
+from jaxclip.runtime.metrics_log import Writers, read
+from jaxclip.runtime.progress import Progress
+from jaxclip.towers.checkpoints import Checkpoints
+from jaxclip.towers.state import TrainState
 from jaxclip.training import loop
-from jaxclip.training.checkpoint import Checkpoints
 from jaxclip.training.profile import Profile, parse_steps
-from jaxclip.training.progress import Progress
-from jaxclip.training.state import TrainState
 from jaxclip.training.step import make_step
-from jaxclip.training.writers import Writers, read
 
 STEPS = 8
 OPTIMIZER = optax.adam(0.1)
@@ -51,7 +51,7 @@ def train(
             step,
             items,
             lambda batch: jax.tree.map(jnp.asarray, batch),
-            rhythm=loop.Rhythm(STEPS, log, evaluate, save),
+            cadence=loop.Cadence(STEPS, log, evaluate, save),
             progress=progress,
             writers=written,
             checkpoints=checkpoints,

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from jaxclip.errors import UserError
+from jaxclip.towers.trainable import make_trainable
 from jaxclip.training.optimizer import make_optimizer, make_schedule
-from jaxclip.training.trainable import make_trainable
 
 RATE = 0.01
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from jaxclip.losses.contrastive import info_nce
-from jaxclip.training import mesh
-from jaxclip.training.checkpoint import Checkpoints
+from jaxclip.runtime import mesh
+from jaxclip.towers import sharding
+from jaxclip.towers.checkpoints import Checkpoints
+from jaxclip.towers.state import abstract_state, checksum, initial_state, make_model
 from jaxclip.training.optimizer import make_optimizer
-from jaxclip.training.state import abstract_state, checksum, initial_state, make_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PROGRAM = Path(__file__).with_name("five_steps.py")
@@ -61,7 +62,7 @@ def on_one_device():
 
 def assert_close(found, wanted):
     for name, one, other in zip(
-        jax.tree.leaves(mesh.names(wanted)), jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True
+        jax.tree.leaves(sharding.names(wanted)), jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=1e-5, err_msg=name)
 
@@ -100,7 +101,8 @@ def test_five_steps_of_two_processes_with_four_devices_each_are_those_of_one_dev
             figures, state, _ = on_one_device(case)
             np.testing.assert_allclose(found[f"{name}/figures"], figures, rtol=1e-5, err_msg=name)
             assert_close(
-                jax.tree.map(lambda path, name=name: found[f"{name}/{path}"], mesh.names(state.params)), state.params
+                jax.tree.map(lambda path, name=name: found[f"{name}/{path}"], sharding.names(state.params)),
+                state.params,
             )
 
 
@@ -144,7 +146,7 @@ def test_initial_parameters_and_their_checksum_are_the_same_on_any_mesh():
 def test_parameters_are_split_over_fsdp_and_tensor():
     devices = make_mesh((2, 2, 2))
     abstract = abstract_state(SHAPES, OPTIMIZER, devices)
-    placed = dict(zip(jax.tree.leaves(mesh.names(abstract)), jax.tree.leaves(abstract), strict=True))
+    placed = dict(zip(jax.tree.leaves(sharding.names(abstract)), jax.tree.leaves(abstract), strict=True))
     for name in ("mlp_in/kernel", "mlp_out/kernel", "qkv/kernel", "attention/out/kernel", "token_embedding/embedding"):
         split = [leaf for path, leaf in placed.items() if name in path]
         assert len(split) >= 3
@@ -155,7 +157,7 @@ def test_parameters_are_split_over_fsdp_and_tensor():
 def test_the_table_tells_what_each_device_holds():
     devices = make_mesh((2, 2, 2))
     abstract = abstract_state(SHAPES, OPTIMIZER, devices)
-    lines = mesh.table(abstract.params, devices).splitlines()
+    lines = sharding.sharding_table(abstract.params, devices).splitlines()
     leaves = jax.tree.leaves(abstract.params)
     assert len(lines) == len(leaves) + 2
     (line,) = [line for line in lines if "text/transformer/blocks/mlp_in/kernel" in line]

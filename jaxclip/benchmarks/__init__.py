@@ -1,0 +1,1 @@
+"""Measurements of this machine, next to those of other libraries."""

@@ -1,0 +1,126 @@
+"""Time, temporaries and achieved FLOP/s of InfoNCE: value and gradient, dense, tiled and by others."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclip.benchmarks.timing import REPEATS, available_memory, interleaved
+from jaxclip.losses import contrastive, tiled
+
+FLAGS = {
+    "rows": (16384, "pairs of the batch"),
+    "dimension": (512, "of the embeddings"),
+    "tile": (tiled.TILE, "rows and columns of a tile"),
+    "repeats": (5, REPEATS),
+}
+SCALE = 1 / 0.07
+STRIP = 256
+OPEN_CLIP = ("torch", "open_clip")
+OPEN_CLIP_MATRICES = 6
+"""B x B arrays that PyTorch holds at once: both directions' logits, log-probabilities and gradients."""
+
+
+def measure(*, rows: int, dimension: int, tile: int = tiled.TILE, repeats: int = 5) -> list[dict[str, Any]]:
+    """Returns a row for each implementation: its temporaries in bytes, median seconds and FLOP/s, and ratios to dense.
+
+    FLOP/s count the dense loss's three products of B x B x D for everyone, so that they compare as speeds. What would
+    not fit into memory is not run, and has no seconds; PyTorch tells no temporaries.
+    """
+    images, texts = _vectors(rows, dimension)
+    arguments = (jnp.asarray(images), jnp.asarray(texts), jnp.float32(SCALE))
+    losses = {
+        "dense": lambda *args: contrastive.info_nce(*args)[0],
+        "tiled": lambda *args: tiled.info_nce(*args, tile=tile)[0],
+        "checkpointed strips": by_strips,
+    }
+    compiled = {
+        name: jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*arguments).compile()
+        for name, loss in losses.items()
+        if name != "checkpointed strips" or rows % STRIP == 0
+    }
+    temporaries = {name: run.memory_analysis().temp_size_in_bytes for name, run in compiled.items()}
+    calls: dict[str, Callable[[], object]] = {
+        name: lambda run=run: jax.block_until_ready(run(*arguments))
+        for name, run in compiled.items()
+        if temporaries[name] < 0.9 * available_memory()
+    }
+    if all(map(importlib.util.find_spec, OPEN_CLIP)) and 4 * OPEN_CLIP_MATRICES * rows**2 < 0.9 * available_memory():
+        calls["open_clip ClipLoss"] = _open_clip(images, texts)
+    seconds = interleaved(calls, repeats)
+    work = 3 * 2 * rows**2 * dimension
+    return [
+        {
+            "implementation": name,
+            "rows": rows,
+            "dimension": dimension,
+            "temporaries": temporaries.get(name),
+            "seconds": seconds.get(name),
+            "flops_per_second": work / seconds[name] if name in seconds else None,
+            "time_ratio": _ratio(seconds, name),
+            "temporaries_ratio": _ratio(temporaries, name),
+        }
+        for name in [*compiled, *(calls.keys() - compiled.keys())]
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns the measurements as lines for the terminal."""
+    lines = [
+        f"InfoNCE, value and gradient, {rows[0]['rows']:,} x {rows[0]['dimension']}",
+        f"{'':22}{'seconds':>10}{'ratio':>8}{'temporaries':>14}{'ratio':>8}{'GFLOP/s':>9}",
+    ]
+    for row in rows:
+        lines.append(
+            f"{row['implementation']:22}{_shown(row['seconds'], '.2f'):>10}{_shown(row['time_ratio'], '.2f'):>8}"
+            f"{_shown(row['temporaries'], '.1f', 2**20, ' MiB'):>14}"
+            f"{_shown(row['temporaries_ratio'], '.4f'):>8}{_shown(row['flops_per_second'], '.0f', 1e9):>9}"
+        )
+    return "\n".join(lines)
+
+
+def by_strips(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
+    """Returns InfoNCE by what JAX offers for it: strips of rows, each direction alone, recomputed by `checkpoint`."""
+
+    def one_direction(queries: jax.Array, gallery: jax.Array) -> jax.Array:
+        @jax.checkpoint
+        def strip(some: jax.Array) -> jax.Array:
+            logits = scale * jnp.matmul(some, gallery.T, precision=jax.lax.Precision.HIGHEST)  # (S, B)
+            return jax.nn.logsumexp(logits, axis=1)
+
+        return jax.lax.map(strip, queries.reshape(-1, STRIP, queries.shape[1])).mean()
+
+    positives = scale * jnp.sum(images * texts, axis=1).mean()
+    return 0.5 * (one_direction(images, texts) + one_direction(texts, images)) - positives
+
+
+def _open_clip(images: np.ndarray, texts: np.ndarray) -> Callable[[], object]:
+    import torch
+
+    # By its file: the package imports torchvision, of which the loss needs nothing.
+    path = Path(importlib.util.find_spec("open_clip").origin).with_name("loss.py")
+    spec = importlib.util.spec_from_file_location("open_clip_loss", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sides = [torch.from_numpy(side.copy()).requires_grad_() for side in (images, texts)]
+    scale = torch.tensor(SCALE, requires_grad=True)
+    loss = module.ClipLoss()
+    return lambda: torch.autograd.grad(loss(*sides, scale), [*sides, scale])
+
+
+def _vectors(rows: int, dimension: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    drawn = random.standard_normal((2, rows, dimension), np.float32)
+    return tuple(drawn / np.linalg.norm(drawn, axis=2, keepdims=True))
+
+
+def _ratio(values: dict[str, float], name: str) -> float | None:
+    return values[name] / values["dense"] if name in values and "dense" in values else None
+
+
+def _shown(value: float | None, form: str, unit: float = 1.0, suffix: str = "") -> str:
+    return "-" if value is None else f"{value / unit:{form}}{suffix}"

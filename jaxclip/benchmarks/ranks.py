@@ -1,0 +1,176 @@
+"""How long the ranks take on this machine, beside what else computes them here."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclip.benchmarks.timing import REPEATS, interleaved
+from jaxclip.ranking.layout import TILE
+from jaxclip.ranking.ranks import both_ways, ranks
+from jaxclip.ranking.relevance import Relevance
+
+ITEMS, DIMENSION, TOP, SMALL, FEW = 41_446, 512, 20, 4096, 512
+NOISE = 8.0  # ranks then spread from 1 to thousands
+FLAGS = {"items": (ITEMS, "texts, and as many pictures"), "repeats": (3, REPEATS)}
+NAMED = ("implementation", "seconds")
+HALF, THREE, BOTH_THREE = (
+    "one way, bfloat16", f"one way, top {TOP}, bfloat16_3x", f"both ways, top {TOP}, bfloat16_3x"
+)  # fmt: skip
+FAISS, OPEN_CLIP, TORCHMETRICS = f"two searches of faiss, top {TOP}", "open_clip, small", "torchmetrics, few texts"
+PEERS = {
+    FAISS: ("faiss",),
+    OPEN_CLIP: ("open_clip_train", "torchvision"),
+    TORCHMETRICS: ("torchmetrics", "lightning_utilities"),
+}
+"""Implementation -> the packages that it takes."""
+
+
+def measure(items: int = ITEMS, *, repeats: int = 3) -> list[dict[str, Any]]:
+    """Returns rows of "implementation", "seconds", "items", ... of a search of `items` texts in as many pictures.
+
+    Embeddings are 512 wide, each text its picture with noise, seed 0; all run in turns after one call that warms up,
+    and the median of `repeats` counts. Peers take part where they are installed: faiss's IndexFlatIP at full size;
+    open_clip's metric, torchmetrics and a full numpy sort, which hold the whole score matrix, at 4,096 (torchmetrics
+    512 texts). "time_ratio" is to our row of the same work, rows of bfloat16 tell how far its ranks are from float32's,
+    and "memory" how many MB the first search took at most, compilation included, beyond what was there (the embeddings,
+    the libraries); it is read where the system is Linux.
+    """
+    texts, images = _embeddings(items)
+    relevance = _pairs(items)
+    jax.devices()
+    before = _resident(peak=False)
+    found, _ = both_ways(texts, images, relevance, top_k=TOP)
+    memory = {"items": items, "MB": round((_resident(peak=True) - before) / 2**20)}
+    rows: dict[str, Any] = {"memory": memory}
+    # In each group all do the work of the first, so far as they can.
+    groups = [(items, _at_full_size(texts, images)), *_at_small_size(texts[:SMALL], images[:SMALL])]
+    calls = {name: call for _, group in groups for name, call in group.items() if _installed(*PEERS.get(name, ()))}
+    seconds = interleaved(calls, repeats)
+    for count, group in groups:
+        ours = next(iter(group))
+        for name in group.keys() & seconds.keys():
+            rows[name] = {"seconds": seconds[name], "items": count, "time_ratio": seconds[name] / seconds[ours]}
+    for name, products in ((HALF, "bfloat16"), (THREE, "bfloat16_3x")):
+        rounded = ranks(texts, images, relevance, products=products).ranks
+        rows[name] |= {
+            "ranks changed": float((rounded != found.ranks).mean()),
+            "hit@10 changed": float((rounded <= 10).mean() - (found.ranks <= 10).mean()),
+        }
+    return [{"implementation": name, **rows[name]} for name in ("memory", *calls)]
+
+
+def _at_full_size(texts: np.ndarray, images: np.ndarray) -> dict[str, Callable[[], Any]]:
+    pairs = _pairs(len(texts))
+    return {
+        f"both ways, top {TOP}": lambda: both_ways(texts, images, pairs, top_k=TOP),
+        "both ways, ranks alone": lambda: both_ways(texts, images, pairs),
+        f"one way, top {TOP}": lambda: ranks(texts, images, pairs, top_k=TOP),
+        BOTH_THREE: lambda: both_ways(texts, images, pairs, top_k=TOP, products="bfloat16_3x"),
+        THREE: lambda: ranks(texts, images, pairs, top_k=TOP, products="bfloat16_3x"),
+        HALF: lambda: ranks(texts, images, pairs, products="bfloat16"),
+        "the product alone": lambda: _product(texts, images),
+        FAISS: lambda: _faiss(texts, images),
+    }
+
+
+def _at_small_size(texts: np.ndarray, images: np.ndarray) -> list[tuple[int, dict[str, Callable[[], Any]]]]:
+    pairs, few = _pairs(len(texts)), texts[:FEW]
+    of_few = Relevance.from_groups(np.arange(len(few)), np.arange(len(images)))
+    metrics = {
+        "both ways, small": lambda: both_ways(texts, images, pairs),
+        OPEN_CLIP: lambda: _open_clip(texts, images),
+        "numpy sort, small": lambda: _sort(texts, images),
+    }
+    hit_rate = {
+        "one way, few texts": lambda: ranks(few, images, of_few, top_k=TOP),
+        TORCHMETRICS: lambda: _torchmetrics(few, images),
+    }
+    return [(len(texts), metrics), (len(few), hit_rate)]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns the measurements as lines for the terminal."""
+    lines = [f"{jax.device_count()} device(s) of kind {jax.devices()[0].device_kind}, JAX {jax.__version__}"]
+    for row in rows:
+        figures = ", ".join(f"{key} {value:,.4g}" for key, value in row.items() if key not in NAMED)
+        seconds = f"{row['seconds']:9.2f} s   " if "seconds" in row else " " * 14
+        lines.append(f"{row['implementation']:34}{seconds}{figures}")
+    absent = PEERS.keys() - {row["implementation"] for row in rows}
+    lines += [f"{name:34}left out: {', '.join(PEERS[name])} are not installed" for name in PEERS if name in absent]
+    return "\n".join(lines)
+
+
+def _embeddings(items: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    images = random.standard_normal((items, DIMENSION), np.float32)
+    texts = images + NOISE * random.standard_normal(images.shape, np.float32)
+    for side in (texts, images):
+        side /= np.linalg.norm(side, axis=1, keepdims=True)
+    return texts, images
+
+
+def _resident(*, peak: bool) -> int:
+    """Returns the bytes that this process has in memory, or had at most since the last call without `peak`."""
+    if not peak:
+        Path("/proc/self/clear_refs").write_text("5")
+    field = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def _installed(*names: str) -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in names)
+
+
+def _pairs(items: int) -> Relevance:
+    return Relevance.from_groups(np.arange(items), np.arange(items))
+
+
+def _product(texts: np.ndarray, images: np.ndarray) -> None:
+    """Computes all scores, tile by tile, and keeps none: what any exact search of one direction costs at least."""
+    for first in range(0, len(texts), TILE):
+        jax.block_until_ready(_largest(texts[first : first + TILE], images))
+
+
+@jax.jit
+def _largest(texts: jax.Array, images: jax.Array) -> jax.Array:
+    return jnp.matmul(texts, images.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _faiss(texts: np.ndarray, images: np.ndarray) -> None:
+    import faiss
+
+    for queries, gallery in ((texts, images), (images, texts)):
+        index = faiss.IndexFlatIP(gallery.shape[1])
+        index.add(gallery)
+        index.search(queries, TOP)
+
+
+def _sort(texts: np.ndarray, images: np.ndarray) -> None:
+    scores = texts @ images.T
+    for matrix in (scores, scores.T):
+        order = np.argsort(-matrix, axis=1)
+        (order == np.arange(len(order))[:, None]).argmax(axis=1)
+
+
+def _open_clip(texts: np.ndarray, images: np.ndarray) -> None:
+    import torch
+    from open_clip_train.train import get_clip_metrics
+
+    get_clip_metrics(torch.from_numpy(images), torch.from_numpy(texts), torch.tensor(1.0))
+
+
+def _torchmetrics(texts: np.ndarray, images: np.ndarray) -> None:
+    import torch
+    from torchmetrics.retrieval import RetrievalHitRate
+
+    scores = torch.from_numpy(texts @ images.T)
+    target = torch.zeros(scores.shape, dtype=torch.bool)
+    target.fill_diagonal_(True)
+    indexes = torch.arange(len(scores))[:, None].expand_as(scores)
+    RetrievalHitRate(top_k=TOP)(scores.flatten(), target.flatten(), indexes.flatten())

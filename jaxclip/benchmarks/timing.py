@@ -1,0 +1,35 @@
+"""Times of several ways to the same result, taken in turns so that a busy moment of the machine hits all of them."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from jaxclip.runtime.progress import bar
+
+REPEATS = "timed runs of each implementation"
+
+
+def rounds(repeats: int) -> Iterable[int]:
+    """Returns the numbers of the rounds, shown as a progress bar."""
+    return bar(range(repeats), desc="measuring", unit="round")
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Returns the median seconds of each call, which returns when its work is done; one call of each warms up."""
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in rounds(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def available_memory() -> int:
+    """Returns the bytes that a process may still take on this machine's main memory (Linux)."""
+    with open("/proc/meminfo") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["MemAvailable"].split()[0]) * 1024

@@ -1,0 +1,185 @@
+"""A training step and the encoding of pictures and captions, beside open_clip and transformers in PyTorch."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxclip.benchmarks.timing import REPEATS, rounds
+from jaxclip.benchmarks.workers import Worker
+from jaxclip.config import Config
+from jaxclip.models.clip import CLIPConfig
+from jaxclip.planning.fit import Vocabulary
+from jaxclip.runtime import compiler, hardware
+from jaxclip.runtime.flops import model_flops
+from jaxclip.towers.state import Params, cast_kernels, initial_state
+from jaxclip.towers.towers import Towers, make_preprocess, make_towers
+from jaxclip.training import recipe
+from jaxclip.training.step import compile_step
+
+FLAGS = {
+    "preset": ("vit_b_32", "of the towers"),
+    "batch": (32, "pairs of a step"),
+    "dtype": ("float32", "of the computation: float32 or bfloat16"),
+    "repeats": (5, REPEATS),
+}
+OURS = "jaxclip"
+PEERS = {"open_clip": ("torch", "torchvision", "open_clip"), "transformers": ("torch", "transformers")}
+"""Function of `peers` -> the packages that it takes."""
+MEASURED = ("train step", "images", "texts")
+MATRIX = 2048  # side of the matrices whose product is the limit
+
+
+def measure(config: Config, *, repeats: int = 5, peers: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Returns a row for each of MEASURED and each implementation.
+
+    Each implementation runs in a process of its own, they run in turns, and the median of `repeats` counts after one
+    call that warms up. A row has its "seconds", "per_second" (pairs, pictures or captions), "time_ratio" (its seconds
+    in ours), "flops_per_second" of the model's matrix products (ours, for everyone), their share of "the limit", which
+    is the fastest product of two 2048 x 2048 matrices that any of the processes made in between, their "mfu", the share
+    of the device's bfloat16 peak, where that is known, and the "memory" that the process held at most, in bytes; that
+    of the device where there is one. Ours encodes as `Encoders` does, with kernels that are rounded beforehand.
+
+    Args:
+      config: of the training; its model.preset and data say the shapes.
+      peers: of PEERS; None = those that are installed.
+    """
+    if peers is None:
+        peers = [name for name, needs in PEERS.items() if all(map(importlib.util.find_spec, needs))]
+    found: dict[tuple[str, str], list[float]] = {}
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(OURS, f"{__name__}:ours", config))]
+        shape, flops, peak = workers[0].run("about")[1]
+        for name in peers:
+            make = f"jaxclip.benchmarks.peers:{name}"
+            workers.append(stack.enter_context(Worker(name, make, shape, config.batch_size)))
+        for call in (*MEASURED, "product"):
+            for worker in workers:
+                worker.run(call)
+        for _ in rounds(repeats):
+            for call in (*MEASURED, "product"):
+                for worker in workers:
+                    found.setdefault((worker.name, call), []).append(worker.run(call)[0])
+        memory = {worker.name: worker.run("memory")[1] or worker.peak_memory() for worker in workers}
+    medians = {key: float(np.median(values)) for key, values in found.items()}
+    limit = 2 * MATRIX**3 / min(min(values) for (_, call), values in found.items() if call == "product")
+    return [
+        {
+            "measured": call,
+            "implementation": name,
+            "preset": config.model.preset,
+            "rows": config.batch_size,
+            "seconds": medians[name, call],
+            "per_second": config.batch_size / medians[name, call],
+            "time_ratio": medians[name, call] / medians[OURS, call],
+            "flops_per_second": flops[call] / medians[name, call],
+            "limit": limit,
+            "memory": memory[name],
+            **({"mfu": flops[call] / medians[name, call] / peak} if peak else {}),
+        }
+        for call in MEASURED
+        for name in memory
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns the measurements as lines for the terminal."""
+    first = rows[0]
+    lines = [
+        f"{first['preset']}, batches of {first['rows']}; the limit: {first['limit'] / 1e9:,.0f} GFLOP/s",
+        f"{'':12}{'':14}{'seconds':>9}{'rows/s':>9}{'ratio':>7}{'of limit':>10}{'peak memory':>13}",
+    ]
+    for row in rows:
+        line = (
+            f"{row['measured']:12}{row['implementation']:14}{row['seconds']:9.3f}{row['per_second']:9,.1f}"
+            f"{row['time_ratio']:7.2f}{row['flops_per_second'] / row['limit']:10.0%}{row['memory'] / 2**20:9,.0f} MiB"
+        )
+        lines.append(line + (f"   MFU {row['mfu']:.0%}" if "mfu" in row else ""))
+    return "\n".join(lines)
+
+
+def ours(config: Config) -> dict[str, Callable[[], Any]]:
+    """Returns the calls of this package: the step that `train` compiles, and the towers' encoders."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU the peers are beside it
+    towers, device = _towers(config), jax.devices()[0]
+    known = hardware.chip(device)
+    jax.set_mesh(towers.mesh)
+    shapes = recipe.abstract_batch(config, towers)
+    state = initial_state(towers.config, towers.optimizer, towers.abstract, towers.trainable, seed=config.seed)
+    jax.block_until_ready(state)  # what that took is handed back with what compiling takes
+    step, _ = compile_step(recipe.train_step(config, towers), towers.abstract, shapes)
+    batch = {name: jax.device_put(rows, shapes[name].sharding) for name, rows in _batch(config, towers.config).items()}
+    options = compiler.towers()
+    encode_image, encode_text = (jax.jit(encode, compiler_options=options) for encode in _encoders(towers))
+    dtype = jnp.dtype(config.model.dtype)
+    square = jnp.ones((MATRIX, MATRIX), dtype)
+    product = jax.jit(jnp.matmul)
+
+    @cache
+    def rounded() -> Params:
+        """Returns parameters with kernels in the computation's type and all else copied: the step donates its own."""
+        kept = cast_kernels(state.params, config.model.dtype)
+        return jax.tree.map(lambda leaf: leaf if leaf.dtype == dtype else jnp.copy(leaf), kept)
+
+    def params() -> Params:
+        return state.params if dtype == jnp.float32 else rounded()
+
+    def train() -> float:
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    return {
+        "about": lambda: (towers.config, _flops(config, towers), known.peak if known else None),
+        "images": lambda: np.asarray(encode_image(params(), batch["image"])).sum(),
+        "texts": lambda: np.asarray(encode_text(params(), batch["text"])).sum(),
+        "train step": train,
+        "product": lambda: float(product(square, square).block_until_ready()[0, 0]),
+        "memory": lambda: (device.memory_stats() or {}).get("peak_bytes_in_use"),
+    }
+
+
+def _towers(config: Config) -> Towers:
+    vocabulary = Vocabulary(config.data.vocab_size, config.data.vocab_size - 1)
+    return make_towers(config, make_preprocess(config), vocabulary, config.steps, devices=jax.devices()[:1])
+
+
+def _encoders(towers: Towers) -> tuple[Callable, Callable]:
+    return (
+        lambda params, pixels: nnx.merge(towers.graph, params).encode_image(pixels),
+        lambda params, tokens: nnx.merge(towers.graph, params).encode_text(tokens),
+    )
+
+
+def _flops(config: Config, towers: Towers) -> dict[str, float]:
+    """Returns the FLOPs of the matrix products of each of MEASURED."""
+    batch = recipe.abstract_batch(config, towers)
+    image, text = _encoders(towers)
+    params = towers.abstract.params
+    with jax.set_mesh(towers.mesh):
+        traced = {
+            "train step": jax.make_jaxpr(recipe.train_step(config, towers))(towers.abstract, batch),
+            "images": jax.make_jaxpr(image)(params, batch["image"]),
+            "texts": jax.make_jaxpr(text)(params, batch["text"]),
+        }
+    return {name: model_flops(jaxpr) for name, jaxpr in traced.items()}
+
+
+def _batch(config: Config, shape: CLIPConfig) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    rows, size = config.batch_size, shape.image.size
+    text = random.integers(0, shape.text.end_token, (rows, shape.text.context_length), np.int32)
+    text[:, -1] = shape.text.end_token
+    return {
+        "image": random.integers(0, 256, (rows, size, size, 3), np.uint8),
+        "text": text,
+        "group": np.arange(rows, dtype=np.int32),
+    }

@@ -1,0 +1,1 @@
+"""Protocols, evaluator, comparison and report."""

@@ -1,0 +1,94 @@
+"""The pages of an evaluation: its report, with the records' pictures, and the sheet of a gallery without captions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxclip.catalog.product import Product
+from jaxclip.evaluation import report
+from jaxclip.evaluation.results import Stored
+from jaxclip.pipeline.records import Records
+
+CHANGES, FAILED_CATEGORIES, FAILURES, LEAST_QUERIES = 6, 4, 2, 10
+
+
+def write_report(
+    path: Path,
+    metrics: Mapping[str, Any],
+    found: Stored,
+    products: Sequence[Product],
+    records: Records,
+    *,
+    title: str,
+    run: Mapping[str, str],
+    curve: Sequence[Mapping],
+    baseline: tuple[str, Stored, Mapping] | None = None,
+) -> None:
+    """Writes the report of the rankings `found`; see `report.write`.
+
+    Args:
+      products: (G,) of the records.
+      baseline: name, rankings and figures (`results.compare`) of another run on the same queries.
+    """
+
+    def row(stored: Stored, query: int) -> report.QueryRow:
+        return _row(stored, query, products, records)
+
+    comparison = None
+    if baseline is not None:
+        name, before, figures = baseline
+        ratio = np.log(before.best_ranks / found.best_ranks)
+        order = np.argsort(-ratio, kind="stable")
+
+        def changes(chosen):
+            return [report.Change(found.captions[q], row(before, q), row(found, q)) for q in chosen]
+
+        improved = changes(q for q in order[:CHANGES] if ratio[q] > 0)
+        worsened = changes(q for q in order[::-1][:CHANGES] if ratio[q] < 0)
+        comparison = report.Comparison(name, figures, before.best_ranks, improved, worsened)
+    report.write(
+        path,
+        metrics,
+        title=title,
+        run=run,
+        queries=[row(found, query) for query in report.sample_queries(len(found.captions))],
+        curve=curve,
+        best_ranks=found.best_ranks,
+        failures={
+            category: [row(found, query) for query in queries]
+            for category, queries in _failures(metrics, found, products).items()
+        },
+        comparison=comparison,
+    )
+
+
+def picture(number: int, products: Sequence[Product], records: Records, *, relevant: bool, score: float) -> report.Item:
+    """Returns one product's picture as a page shows it."""
+    encoded, mime = report.thumbnail(records.picture(number))
+    return report.Item(encoded, mime, products[number].title, relevant, score)
+
+
+def _failures(metrics, found, products) -> dict[str, list[int]]:
+    """Returns, for the categories with the lowest hit@10, the queries whose answer came last."""
+    categories = np.array([products[owner].category for owner in found.owners])
+    named = [
+        (row["hit@10"]["value"], name)
+        for name, row in metrics["by_category"].items()
+        if row["queries"] >= LEAST_QUERIES and row["hit@10"]["value"] < 1 and (categories == name).any()
+    ]
+    failures = {}
+    for _, name in sorted(named)[:FAILED_CATEGORIES]:
+        mine = np.flatnonzero((categories == name) & (found.best_ranks > 10))
+        failures[name] = mine[np.argsort(-found.best_ranks[mine], kind="stable")][:FAILURES].tolist()
+    return failures
+
+
+def _row(found: Stored, query: int, products, records) -> report.QueryRow:
+    top = zip(found.top_items[query], found.top_relevant[query], found.top_scores[query], strict=True)
+    items = [picture(int(n), products, records, relevant=bool(right), score=float(score)) for n, right, score in top]
+    answer = None
+    if not found.top_relevant[query].any():
+        answer = picture(int(found.owners[query]), products, records, relevant=True, score=float("nan"))
+    return report.QueryRow(str(found.captions[query]), int(found.best_ranks[query]), items, answer)

@@ -1,0 +1,220 @@
+"""The evaluation report: one HTML file that needs nothing beside it, for a reader who was not there."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from jaxclip.catalog.pictures import mime
+from jaxclip.evaluation import charts, protocols
+from jaxclip.ranking.candidates import moved
+
+SHOWN_QUERIES, SHOWN_SEED, SHOWN_CATEGORIES = 24, 0, 20
+THUMBNAIL_BYTES, THUMBNAIL_SIDE = 12_000, 220
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture that was found: its encoded file, mime type, caption, whether it is right, and its score."""
+
+    image_bytes: bytes = field(repr=False)
+    mime: str
+    caption: str
+    relevant: bool
+    score: float
+
+    @property
+    def data_uri(self) -> str:
+        """The picture itself, as an `img` element takes it."""
+        return f"data:{self.mime};base64,{base64.b64encode(self.image_bytes).decode()}"
+
+
+@dataclass(frozen=True)
+class QueryRow:
+    """A query as the report shows it.
+
+    Attributes:
+      caption: the text that was searched for.
+      rank: of the first right picture.
+      items: what was found, best first.
+      answer: a right picture, shown at the end of the row where none of the items is right.
+    """
+
+    caption: str
+    rank: int
+    items: Sequence[Item]
+    answer: Item | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A query that two runs rank differently: its text, and how the baseline and this run answer it."""
+
+    caption: str
+    before: QueryRow
+    after: QueryRow
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the report says of a baseline.
+
+    Attributes:
+      name: of the baseline.
+      figures: of `results.compare`.
+      best_ranks: (Q,) the baseline's ranks.
+      improved, worsened: the queries that changed most, most first.
+    """
+
+    name: str
+    figures: Mapping
+    best_ranks: np.ndarray
+    improved: Sequence[Change]
+    worsened: Sequence[Change]
+
+
+def sample_queries(queries: int) -> np.ndarray:
+    """Returns up to 24 of the numbers 0..queries-1, at random under a fixed seed: never chosen by how well they did."""
+    random = np.random.default_rng(SHOWN_SEED)
+    return random.choice(queries, min(SHOWN_QUERIES, queries), replace=False)
+
+
+def thumbnail(encoded: bytes) -> tuple[bytes, str]:
+    """Returns a picture small enough for a page that holds hundreds, and its mime type; small ones stay as they are."""
+    if len(encoded) <= THUMBNAIL_BYTES:
+        return encoded, mime(encoded)
+    picture = Image.open(io.BytesIO(encoded)).convert("RGB")
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=80)
+    return file.getvalue(), "image/jpeg"
+
+
+def write(
+    path: Path,
+    metrics: Mapping,
+    *,
+    title: str,
+    run: Mapping[str, str],
+    queries: Sequence[QueryRow] = (),
+    curve: Sequence[Mapping] = (),
+    best_ranks: np.ndarray | None = None,
+    failures: Mapping[str, Sequence[QueryRow]] | None = None,
+    comparison: Comparison | None = None,
+) -> Path:
+    """Returns `path`, having written the report there: pictures and style inside, no request to anywhere.
+
+    Args:
+      path: the HTML file; its folder is made.
+      metrics: what `protocols.evaluate` returns, or the content of metrics.json.
+      title: the heading, as "quickstart, step 2,000".
+      run: what identifies and reproduces the run, name to text; "command" is set as code.
+      queries: rows of the queries that `sample_queries` names.
+      curve: rows of training, {"step", "loss", "hit@1"}, each figure where it was measured; may be empty.
+      best_ranks: (Q,) the rank of each text's first right picture, for the curve of hit@k and the histogram.
+      failures: by category, the queries that failed most.
+      comparison: with a baseline.
+    """
+    panels = [
+        charts.training(curve, "loss", "training loss"),
+        charts.training(curve, "hit@1", "hit@1, text to image"),
+        charts.training(curve, "ema/hit@1", "hit@1 of the moving average"),
+    ]
+    ranked = []
+    if best_ranks is not None:
+        runs = {comparison.name: comparison.best_ranks, "this run": best_ranks} if comparison else {"": best_ranks}
+        ranked = [charts.hit_curve(runs, metrics["gallery"]), charts.rank_histogram(best_ranks, metrics["gallery"])]
+    categories = list(metrics["by_category"].items())
+    return _render(
+        "report.html.j2",
+        path,
+        title=title,
+        run=run,
+        metrics=metrics,
+        directions=(
+            ("text_to_image", "Text to image", "chance"),
+            ("image_to_text", "Image to text", "chance_image_to_text"),
+        ),
+        hits=[name for name in metrics["text_to_image"] if name.startswith("hit@")],
+        others=[name for name in metrics["text_to_image"] if not name.startswith("hit@")],
+        categories=categories[:SHOWN_CATEGORIES],
+        more_categories=categories[SHOWN_CATEGORIES:],
+        queries=queries,
+        seed=SHOWN_SEED,
+        panels=[panel for panel in panels if panel],
+        ranked=ranked,
+        failures=failures or {},
+        comparison=comparison,
+        moved=protocols.means(moved(comparison.best_ranks, best_ranks), SHOWN_SEED) if comparison else {},
+        frame=charts.FRAME,
+    )
+
+
+def write_sheet(
+    path: Path,
+    sheet: Mapping[str, Mapping[str, Sequence[Item]]],
+    *,
+    runs: Mapping[str, Mapping[str, str]],
+    command: str,
+) -> Path:
+    """Returns `path`, having written what was found for queries to which no right answer is known.
+
+    Args:
+      sheet: query -> name of the run -> pictures, best first; the runs stand as rows below their query.
+      runs: name of each run -> what identifies its checkpoint and the catalogue, name to text.
+      command: what makes the sheet again.
+    """
+    return _render("sheet.html.j2", path, sheet=sheet, runs=runs, command=command)
+
+
+def _render(template: str, path: Path, **values) -> Path:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"percent": _percent, "number": _number, "interval": _interval, "chance": _chance}
+    environment.filters |= {"named": _named, "signed": _signed}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(environment.get_template(template).render(**values), encoding="utf-8")
+    return path
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def _chance(share: float) -> str:
+    """Returns a percentage of two significant digits: chance is small."""
+    return f"{100 * share:.2g}%" if share < 0.1 else _percent(share)
+
+
+def _number(value: float, name: str) -> str:
+    if name.endswith("_rank"):
+        return f"{value:,.1f}".removesuffix(".0")
+    return f"{value:.3f}" if name.startswith("mrr") else _percent(value)
+
+
+def _interval(entry: Mapping[str, float], name: str) -> str:
+    low, high = _number(entry["low"], name), _number(entry["high"], name)
+    return f"{low.removesuffix('%')}–{high}"
+
+
+def _signed(value: float, name: str) -> str:
+    shown = _number(abs(value), name)
+    nothing = not float(shown.rstrip("%").replace(",", ""))
+    return ("±" if nothing else "+" if value > 0 else "−") + shown
+
+
+def _named(name: str) -> str:
+    """Returns a metric's name as a reader knows it."""
+    words = {"mrr": "MRR", "mrr@10": "MRR@10", "map": "mAP", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
+    return words.get(name, name.replace("ndcg", "nDCG").replace("_", " "))

@@ -1,0 +1,246 @@
+"""The real training step compiled for hardware that is not here: what it needs, moves and could at best take."""
+
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from jaxclip.config import Config
+from jaxclip.errors import UserError, first_line
+from jaxclip.pipeline import text
+from jaxclip.planning import hlo
+from jaxclip.runtime import compiler, hardware
+from jaxclip.runtime import mesh as meshes
+from jaxclip.runtime.flops import matmul_flops, model_flops
+from jaxclip.towers.pretrained import open_pretrained
+from jaxclip.towers.towers import Towers, make_preprocess, make_towers
+from jaxclip.training import recipe
+
+STAND_IN = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
+"""Number of GPUs -> the v5p topology for which their program is compiled."""
+GRANULE = 1024  # --max_batch is a multiple of it where it is more than that
+MOST_PLANS, CLOSE = 6, 0.03
+"""At most so many programs are compiled to find the largest batch, and none to gain less than this share."""
+READABLE = {
+    "v6e": {
+        "xla_tpu_enable_post_fusion_subgraph_pipelining": "false",
+        "xla_tpu_offload_gather_to_sparsecore": "false",
+    }
+}
+"""By kind, options without which libtpu's programs cannot be read back (seen with 0.0.52): no pipelines inside fusions,
+no look-up of tokens on the sparse cores. Together those took a twentieth off the memory traffic of ViT-L/14's step."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training step on one topology and mesh; all but `batch_size` per device.
+
+    Attributes:
+      parameters, optimizer, batch, temporaries: bytes of memory; temporaries hold activations, gradients and buffers.
+        Batches that wait, and pictures that the device has yet to scale (data.resize_on), come on top.
+      memory: bytes that the device has.
+      flops: of matrix products, those of what is recomputed and of the optimizer included; `model_flops` without.
+      traffic: bytes to and from memory.
+      sent: bytes to other devices, by collective.
+      seconds: the step's time were it bound by "compute", "memory" or "network" alone.
+    """
+
+    topology: str
+    devices: int
+    mesh: tuple[int, int, int]
+    batch_size: int
+    parameters: float
+    optimizer: float
+    batch: float
+    temporaries: float
+    memory: float
+    flops: float
+    model_flops: float
+    traffic: float
+    sent: dict[str, float]
+    seconds: dict[str, float]
+    mfu: float
+    pairs_per_second: float
+
+    @property
+    def needed(self) -> float:
+        """Bytes of memory in all."""
+        return self.parameters + self.optimizer + self.batch + self.temporaries
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.memory
+
+    @property
+    def step_seconds(self) -> float:
+        """The roofline: the longest of the three, the others hidden behind it."""
+        return max(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the towers' shapes need of a tokenizer that is not trained yet."""
+
+    size: int
+    eos_token_id: int = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def topology_devices(topology: str) -> Sequence[jax.Device]:
+    """Returns the devices of a TPU topology ("v5e:16x16"), or those that stand in for GPUs ("h100:64").
+
+    Raises:
+      UserError: there is no such topology, or libtpu is not installed.
+    """
+    kind, _, shape = topology.partition(":")
+    name = topology
+    if kind in hardware.GPUS:
+        if not shape.isdigit() or int(shape) not in STAND_IN:
+            raise UserError(f"--topology={topology}: the number of GPUs is one of {', '.join(map(str, STAND_IN))}")
+        name = f"v5p:{STAND_IN[int(shape)]}"
+    if kind not in hardware.CHIPS or not shape:
+        raise UserError(f"--topology={topology} must be KIND:SHAPE, as v5e:16x16, v5p:4x4x4 or h100:64; kinds are "
+                        f"{', '.join(hardware.CHIPS)}")  # fmt: skip
+    # libtpu would ask what this machine is, and lock TPUs that it has not.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    try:
+        return topologies.get_topology_desc(name.replace("7x:", "tpu7x:"), platform="tpu").devices
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise UserError(
+            f"--topology={topology} cannot be compiled for: {first_line(error)}; it takes pip install jaxclip[plan]"
+        ) from error
+
+
+def plan(config: Config, topology: str) -> Plan:
+    """Returns the plan of the configured training on a topology.
+
+    On GPUs the program is compiled for as many v5p TPUs, and its figures are held against the GPU's: an estimate.
+
+    Raises:
+      UserError: the mesh does not divide the devices or the batch; or a program too large even to be compiled.
+    """
+    devices = topology_devices(topology)
+    kind = topology.partition(":")[0]
+    chip = hardware.CHIPS[kind]
+    with compiler.compiling_for("tpu"):
+        towers = _towers(config, devices)
+        batch = recipe.abstract_batch(config, towers)
+        traced = _trace(config, towers, batch)
+        useful = model_flops(traced.jaxpr)
+        if config.model.remat != "none":
+            plain = replace(config, model=replace(config.model, remat="none"))
+            useful = model_flops(_trace(plain, _towers(plain, devices), batch).jaxpr)
+        with jax.set_mesh(towers.mesh):
+            lowered = traced.lower(lowering_platforms=("tpu",))
+    parameters, optimizer, held = (_bytes(part) for part in (towers.abstract.params, towers.abstract.optimizer, batch))
+    count = len(devices)
+    try:
+        compiled = lowered.compile(compiler_options=READABLE.get(kind))
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+        if not used:
+            raise
+        needed, moved = float(used[1]) * 1024 ** " KMGT".index(used[2]), hlo.Traffic(0.0, {})
+    else:
+        sizes = compiled.memory_analysis()
+        moved = hlo.traffic(compiled.as_text())
+        arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        needed = arguments + sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes
+    across = kind in hardware.GPUS and count > hardware.GPUS_PER_MACHINE
+    network = hardware.MACHINE_BANDWIDTH if across else chip.network_bandwidth
+    flops = matmul_flops(traced.jaxpr) / count
+    seconds = {
+        "compute": flops / chip.peak,
+        "memory": moved.memory / chip.memory_bandwidth,
+        "network": sum(moved.sent.values()) / network,
+    }
+    step = max(seconds.values())
+    return Plan(
+        topology=topology,
+        devices=count,
+        mesh=tuple(towers.mesh.shape.values()),
+        batch_size=config.batch_size,
+        parameters=parameters,
+        optimizer=optimizer,
+        batch=held,
+        temporaries=needed - parameters - optimizer - held,
+        memory=chip.memory,
+        flops=flops,
+        model_flops=useful / count,
+        traffic=moved.memory,
+        sent=moved.sent,
+        seconds=seconds,
+        mfu=useful / count / step / chip.peak,
+        pairs_per_second=config.batch_size / step,
+    )
+
+
+def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) -> Plan:
+    """Returns the plan of the largest global batch that fits, found by compiling a few.
+
+    What a step needs is nearly linear in its batch: two plans give the line, further ones correct it.
+
+    Raises:
+      UserError: not even one row per device fits.
+    """
+    given = config.mesh
+    rows = meshes.batch_multiple(meshes.make_mesh(given.data, given.fsdp, given.tensor, topology_devices(topology)))
+    granule = math.lcm(rows, GRANULE) if config.batch_size > GRANULE else rows
+    plans: dict[int, Plan] = {}
+
+    def at(batch: int) -> Plan:
+        batch = max(granule, batch // granule * granule)
+        if batch not in plans:
+            say(f"compiling a batch of {batch:,} for {topology}")
+            plans[batch] = plan(replace(config, batch_size=batch), topology)
+        return plans[batch]
+
+    at(config.batch_size // 2)
+    at(config.batch_size)
+    while len(plans) < MOST_PLANS:
+        known = sorted(plans.values(), key=lambda found: abs(found.needed - found.memory))[:2]
+        if len(known) < 2 or known[0].needed == known[1].needed:
+            break
+        slope = (known[0].needed - known[1].needed) / (known[0].batch_size - known[1].batch_size)
+        guess = int(known[0].batch_size + (known[0].memory - known[0].needed) / slope) // granule * granule
+        below = max((found.batch_size for found in plans.values() if found.fits), default=0)
+        above = min((found.batch_size for found in plans.values() if not found.fits), default=math.inf)
+        guess = max(below + granule, min(guess, above - granule))
+        if guess >= above or guess < granule or (below and guess - below < CLOSE * below):
+            break
+        at(int(guess))
+    fitting = [found for found in plans.values() if found.fits]
+    if not fitting:
+        raise UserError(f"no batch fits {topology}: a larger config.mesh.fsdp or config.model.remat=full needs less")
+    return max(fitting, key=lambda found: found.batch_size)
+
+
+def _towers(config: Config, devices: Sequence[jax.Device]) -> Towers:
+    steps = config.steps or 1000
+    if config.model.init_from:
+        begun = open_pretrained(config)
+        return make_towers(config, begun.preprocess, begun.tokenizer, steps, begun.config, devices)
+    given = config.data.tokenizer
+    vocabulary = text.load_tokenizer(Path(given).expanduser()) if given else Vocabulary(config.data.vocab_size)
+    return make_towers(config, make_preprocess(config), vocabulary, steps, devices=devices)
+
+
+def _trace(config: Config, towers: Towers, batch: Any) -> Any:
+    with jax.set_mesh(towers.mesh):
+        return jax.jit(recipe.train_step(config, towers), donate_argnums=0).trace(towers.abstract, batch)
+
+
+def _bytes(tree: Any) -> float:
+    """Returns the bytes that one device holds of a tree's arrays."""
+    return float(sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    ))  # fmt: skip

@@ -1,0 +1,1 @@
+"""Mined pairs, single encoders and sections of the data card."""

@@ -1,0 +1,94 @@
+"""What a data card tells beyond the catalogue: captions in tokens, agreement of colours, incorrect pairs."""
+
+import itertools
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxclip.catalog import builder, card, card_figures
+from jaxclip.config import Config
+from jaxclip.features import agreement
+from jaxclip.features.pair_table import IncorrectPairs
+from jaxclip.pipeline import text
+from jaxclip.pipeline.records import Records
+from jaxclip.preparation import mining
+from jaxclip.towers.towers import make_preprocess, make_tokenizer
+
+SHOWN_PAIRS, SHOWN_SEED = 24, 0
+TOKENIZED_AT_ONCE = 1024
+
+
+def complete(
+    config: Config, prepared: Path, *, load_config: Callable[[Path], Config], say: Callable[[str], None]
+) -> IncorrectPairs | None:
+    """Mines the incorrect pairs of a prepared dataset and puts into its card what only the configuration knows.
+
+    Args:
+      config: names the tokenizer, the caption template and the rule of the pairs.
+      prepared: the dataset.
+      load_config: as for `mining.find_or_mine`.
+      say: takes a line for the user.
+
+    Returns: the pairs, None where there are none to mine: no training split, or no features or towers to compare by.
+    """
+    path = prepared / builder.CARD
+    everything = Records(prepared, "all")
+    split = Records.has(prepared, mining.TRAIN)
+    training = Records(prepared, mining.TRAIN) if split else everything
+    if any(product.captions for product, _ in everything.products()):
+        card.put(path, "tokens", _tokens(config, everything, training))
+    described = "colour_names" in everything.features
+    if described and (attribute := agreement.colour_attribute(p.attributes for p, _ in everything.products())):
+        named = [product.attributes.get(attribute, "") for product, _ in everything.products()]
+        found = agreement.compare(named, everything.columns(("colour_names",))["colour_names"])
+        card.put(path, "colours", {"attribute": attribute, **vars(found), "confusion": found.confusion.tolist()})
+    if not split or not (described or config.incorrect_pairs.features != mining.CLASSICAL):
+        return None
+    pairs = mining.find_or_mine(config, prepared, load_config=load_config, say=say)
+    card.put(path, "pairs", _pairs(config, prepared, pairs))
+    return pairs
+
+
+def _tokens(config: Config, records: Records, training: Records) -> dict[str, Any]:
+    preprocess = make_preprocess(config)
+    tokenizer = make_tokenizer(config, preprocess, training)
+    texts = (text.caption(caption, p.attributes, preprocess) for p, _ in records.products() for caption in p.captions)
+    lengths = array("L")
+    while some := list(itertools.islice(texts, TOKENIZED_AT_ONCE)):
+        lengths.extend(map(len, tokenizer(some)["input_ids"]))
+    return {
+        "tokenizer": config.data.tokenizer
+        or f"a byte-level BPE of {len(tokenizer):,} tokens, as training would make it",
+        "context": preprocess.context_length,
+        "truncated": sum(length > preprocess.context_length for length in lengths),
+        "lengths": card_figures.histogram(lengths),
+    }
+
+
+def _pairs(config: Config, prepared: Path, pairs: IncorrectPairs) -> dict[str, Any]:
+    records = Records(prepared, mining.TRAIN)
+    titles = [product.title for product, _ in records.products()]
+    random = np.random.default_rng(SHOWN_SEED)
+    chosen = random.choice(pairs.products, min(SHOWN_PAIRS, len(pairs.products)), replace=False)
+    wanted = mining.settings(config, prepared)
+
+    def shown(product: int, partner: int) -> dict[str, Any]:
+        picture, other = (card.data_uri(records.picture(number)) for number in (product, partner))
+        texts = {"own": titles[product], "text": titles[partner]}
+        return {"picture": picture, "partner_picture": other, "similarity": float(pairs.similarity[product]), **texts}
+
+    clusters = {"pictures": pairs.image_clusters, "texts": pairs.text_clusters}
+    return {
+        "settings": wanted,
+        "summary": pairs.summary(),
+        "table": mining.table(prepared, wanted).relative_to(prepared),
+        "clusters": {
+            what: sorted(np.bincount(labels).tolist(), reverse=True)
+            for what, labels in clusters.items()
+            if labels is not None
+        },
+        "pairs": [shown(int(product), int(pairs.partner[product])) for product in chosen],
+    }

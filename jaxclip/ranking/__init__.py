@@ -1,0 +1,1 @@
+"""Exact ranks and retrieval metrics, over arrays alone."""

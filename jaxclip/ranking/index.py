@@ -1,0 +1,85 @@
+"""Exact nearest neighbours in a gallery of embeddings that lies on the devices."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Bool, Float, Int
+
+from jaxclip.ranking import kernel
+
+
+class NearestNeighbours:
+    """Exact nearest neighbours by dot product: the gallery lies on the devices, split over all of them.
+
+    Every query is compared with every vector in float32; there is nothing approximate to tune below ten million rows.
+
+    Attributes:
+      most: how many neighbours a search returns at most.
+    """
+
+    def __init__(self, vectors: Float[np.ndarray, "G D"], *, most: int, devices: Sequence[jax.Device] | None = None):
+        devices = jax.devices() if devices is None else devices
+        mesh = jax.make_mesh((len(devices),), ("gallery",), axis_types=(AxisType.Auto,), devices=devices)
+        self._sharding = NamedSharding(mesh, PartitionSpec("gallery"))
+        self.size, self.dimension = vectors.shape
+        self.most = min(most, self.size)
+        self._tile = -(-self.size // len(devices))
+        self._gallery = self._place(vectors)  # (N * T, D) for N devices
+        self._everything = self._place(np.ones(self.size, bool))  # (N * T,)
+
+    def __call__(
+        self, queries: Float[np.ndarray, "B D"], allowed: Bool[np.ndarray, "G"] | None = None
+    ) -> tuple[Float[np.ndarray, "B K"], Int[np.ndarray, "B K"]]:
+        """Returns the scores and gallery rows of each query's nearest neighbours, best first.
+
+        Equal scores come by ascending row. K is `most`, or the number of rows that `allowed` holds where that is less.
+        Each number of queries is compiled once.
+        """
+        mask = self._everything if allowed is None else self._place(allowed)
+        count = self.most if allowed is None else min(self.most, int(allowed.sum()))
+        scores, rows = _nearest(queries, self._gallery, mask, devices=self._sharding.num_devices, k=self.most)
+        return np.asarray(scores)[:, :count], np.asarray(rows)[:, :count]
+
+    def vector(self, row: int) -> Float[np.ndarray, "D"]:
+        """Returns one row of the gallery."""
+        return np.asarray(_row(self._gallery, row))
+
+    @property
+    def vectors(self) -> Float[np.ndarray, "G D"]:
+        """The whole gallery, copied from the devices."""
+        return np.asarray(self._gallery)[: self.size]
+
+    def _place(self, rows: np.ndarray) -> jax.Array:
+        shape = (self._sharding.num_devices * self._tile, *rows.shape[1:])
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start = index[0].start or 0
+            block = rows[start : start + self._tile]
+            return np.pad(block, [(0, self._tile - len(block))] + [(0, 0)] * (rows.ndim - 1))
+
+        return jax.make_array_from_callback(shape, self._sharding, part)
+
+
+@partial(jax.jit, static_argnames=("devices", "k"))
+def _nearest(queries, gallery, allowed, *, devices, k):
+    # Flat: a product with a third axis, one for each device, took fifty times as long on CPU.
+    scores = kernel.product(queries, gallery)  # (B, N * T)
+    scores = jnp.where(allowed, scores, -jnp.inf).reshape(len(queries), devices, -1)
+    # Each device finds its own best, and only those travel.
+    tile = scores.shape[-1]
+    scores, rows = lax.top_k(scores, min(k, tile))  # (B, N, k)
+    rows += tile * jnp.arange(devices, dtype=rows.dtype)[:, None]
+    if devices > 1:
+        scores, best = lax.top_k(scores.reshape(len(queries), -1), k)
+        return scores, jnp.take_along_axis(rows.reshape(len(queries), -1), best, axis=1)
+    return scores[:, 0], rows[:, 0]
+
+
+@jax.jit
+def _row(gallery, row):
+    return gallery[row]

@@ -1,0 +1,1 @@
+"""Second stages, end to end: data, networks, training, evaluation."""

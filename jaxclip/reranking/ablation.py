@@ -1,0 +1,128 @@
+"""Which feature earns it: second stages on subsets of the features, trained one after the other and compared."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxclip.config import Config
+from jaxclip.evaluation import protocols, results
+from jaxclip.ranking import significance
+from jaxclip.reranking.run import Load, train
+from jaxclip.training.run import Say
+
+FILENAME = "ablation.json"
+COMPARED = ("hit@1", "hit@5", "hit@10", "mrr")
+Values = dict[str, np.ndarray]
+
+
+def run(
+    config: Config,
+    workdir: Path,
+    *,
+    load_config: Load,
+    save_config: Callable[[Path, Config], None],
+    fingerprint: Callable[[Config], str],
+    say: Say,
+) -> tuple[int | None, dict[str, Any] | None]:
+    """Trains and evaluates every subset of `ablation` under every seed, each in its own folder of the workdir.
+
+    What is done already is not done again, what was interrupted goes on. Returns the signal that stopped it, and else
+    what ablation.json holds: for each subset the figures averaged over seeds, with intervals over queries, and the
+    paired-bootstrap p-value against the first stage and against the first subset.
+
+    Raises:
+      UserError: as `train`.
+    """
+    found: dict[str, list[dict[str, Values]]] = {}
+    for name, own in _runs(config):
+        folder = workdir / f"{name}-seed-{own.seed}"
+        done = folder / "eval" / own.data.split
+        if not _is_done(done, fingerprint(own)):
+            say(f"{folder.name}: {own.rerank.features}")
+            outcome = train(
+                own,
+                folder,
+                load_config=load_config,
+                save_config=lambda folder=folder, own=own: save_config(folder, own),
+                fingerprint=fingerprint(own),
+                say=say,
+            )
+            if outcome.signal is not None:
+                return outcome.signal, None
+        stages = {"first": _values(done / results.FIRST_STAGE), "second": _values(done)}
+        found.setdefault(name, []).append(stages)
+    result = {"seeds": config.rerank.seeds, **_compare(found, dict(config.rerank.ablation))}
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / f"{FILENAME}.tmp"
+    temporary.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(temporary, workdir / FILENAME)
+    return None, result
+
+
+def _runs(config: Config) -> Iterator[tuple[str, Config]]:
+    for name, features in config.rerank.ablation:
+        for seed in range(config.seed, config.seed + config.rerank.seeds):
+            yield (
+                name,
+                replace(config, seed=seed, rerank=replace(config.rerank, features=features, ablation=(), seeds=1)),
+            )
+
+
+def _is_done(folder: Path, fingerprint: str) -> bool:
+    path = folder / "metrics.json"
+    return path.exists() and json.loads(path.read_text())["config_fingerprint"] == fingerprint
+
+
+def _values(folder: Path) -> Values:
+    values = results.read_queries(folder).values["text_to_image"]
+    return {name: values[name].astype(np.float64) for name in COMPARED if name in values}
+
+
+def _compare(found: Mapping[str, list[dict[str, Values]]], features: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the figures of the first stage and of each subset; each query counts with its mean over seeds."""
+    means = {
+        name: {metric: np.mean([run["second"][metric] for run in runs], axis=0) for metric in runs[0]["second"]}
+        for name, runs in found.items()
+    }
+    first, reference = next(iter(found.values()))[0]["first"], next(iter(means))
+    rows = {
+        name: {
+            "features": features[name],
+            **protocols.means(values, 0),
+            "p": {
+                "first stage": _p_values(values, first),
+                **({reference: _p_values(values, means[reference])} if name != reference else {}),
+            },
+        }
+        for name, values in means.items()
+    }
+    return {"first_stage": protocols.means(first, 0), "reference": reference, "subsets": rows}
+
+
+def _p_values(values: Values, others: Values) -> dict[str, float]:
+    ps = significance.paired_bootstrap(*(np.stack([of[name] for name in values]) for of in (values, others)))
+    return dict(zip(values, map(float, ps), strict=True))
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Returns the ablation as lines for the terminal: hit@1 with its interval, other means, p-values of hit@1."""
+    others = [name for name in COMPARED[1:] if name in result["first_stage"]]
+    reference = result["reference"]
+    width = max(map(len, ["first stage", *result["subsets"]])) + 2
+    head = f"{'':{width}}{'hit@1':>22}" + "".join(f"{name:>9}" for name in others)
+    lines = [f"{head}{'p to first stage':>18}{f'p to {reference}':>{len(reference) + 8}}"]
+    for name, row in {"first stage": result["first_stage"], **result["subsets"]}.items():
+        hit = row["hit@1"]
+        line = f"{name:{width}}{hit['value']:>7.3f} [{hit['low']:.3f}, {hit['high']:.3f}]"
+        line += "".join(f"{row[other]['value']:>9.3f}" for other in others)
+        p = row.get("p", {})
+        line += f"{p['first stage']['hit@1']:>18.4f}" if p else ""
+        line += f"{p[reference]['hit@1']:>{len(reference) + 8}.4f}" if reference in p else ""
+        lines.append(line)
+    lines.append(f"means over {result['seeds']} seed(s), 95% bootstrap intervals over queries, p by paired bootstrap")
+    return "\n".join(lines)

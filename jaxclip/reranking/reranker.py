@@ -1,0 +1,217 @@
+"""A second stage over stored embeddings: its model, its loss and how it scores."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxclip.config import Config
+from jaxclip.ranking.candidates import Candidates
+from jaxclip.reranking import losses, networks
+from jaxclip.reranking.cross_attention import CrossAttention, CrossAttentionConfig
+from jaxclip.reranking.first_stage import IMAGE_TOKENS, Split
+from jaxclip.reranking.networks import RerankerConfig
+from jaxclip.runtime import mesh as meshes
+from jaxclip.towers.state import Params, TrainState, abstract_state, make_model, replicated
+from jaxclip.towers.trainable import Trainable, make_trainable
+from jaxclip.training.optimizer import configured_optimizer
+
+MODELS: dict[str, type[nnx.Module]] = {**networks.PRESETS, "cross_attention": CrossAttention}
+Tables = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """What it takes to restore and run a second stage."""
+
+    config: RerankerConfig | CrossAttentionConfig
+    features: tuple[str, ...]
+    model: type[nnx.Module]
+    graph: nnx.GraphDef
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    trainable: Trainable
+    abstract: TrainState
+
+
+def make_reranker(config: Config, split: Split, steps: int, *, mesh: Mesh, logit_scale: float) -> Reranker:
+    """Returns the model's configuration and shapes and the optimizer, allocating nothing.
+
+    `logit_scale` is the factor by which the first stage's scores are logits.
+    """
+    names, model = features(config), MODELS[config.rerank.preset]
+    settings = _settings(config, split, names, logit_scale)
+    graph, shapes = make_model(settings, model)
+    frozen = ((rf"^{networks.STATISTICS}$", 0.0),) if networks.STATISTICS in shapes else ()
+    trainable = make_trainable(shapes, (*frozen, *config.optimizer.rates))
+    schedule, optimizer = configured_optimizer(config.optimizer, shapes, trainable, steps)
+    abstract = abstract_state(shapes, optimizer, mesh, trainable)
+    return Reranker(settings, names, model, graph, mesh, optimizer, schedule, trainable, abstract)
+
+
+def _settings(config, split: Split, names: tuple[str, ...], logit_scale: float):
+    given = config.rerank
+    if given.preset == "cross_attention":
+        _, image_tokens, image_width = split.features[IMAGE_TOKENS].shape
+        _, text_tokens, text_width = split.query_tokens.shape
+        return CrossAttentionConfig(
+            image_tokens=image_tokens,
+            image_width=image_width,
+            text_tokens=text_tokens,
+            text_width=text_width,
+            logit_scale=logit_scale,
+            width=given.hidden,
+            layers=given.layers,
+            heads=given.heads,
+            dropout=given.dropout,
+        )
+    return RerankerConfig(
+        embedding=split.queries.shape[1],
+        features=tuple((name, split.features[name].shape[1]) for name in names),
+        logit_scale=logit_scale,
+        hidden=given.hidden,
+        matching=given.matching,
+        dropout=given.dropout,
+        combine=given.combine,
+        batch_norm=given.batch_norm,
+    )
+
+
+def features(config: Config) -> tuple[str, ...]:
+    """Returns the names of the features that the configured model reads."""
+    fixed = {"paper": networks.Paper.FEATURES, "cross_attention": (IMAGE_TOKENS,)}
+    if config.rerank.preset in fixed:
+        return fixed[config.rerank.preset]
+    return tuple(name.strip() for name in config.rerank.features.split(",") if name.strip())
+
+
+def make_tables(split: Split, candidates: Candidates, model: Reranker, queries: np.ndarray) -> Tables:
+    """Returns, on every device, what the lists of these (N,) queries need: a step is then sent row numbers alone."""
+    names = model.features
+    tables = {
+        "query": (split.query_tokens if IMAGE_TOKENS in names else split.queries)[queries],
+        "items": candidates.items[queries].astype(np.int32),
+        "first": candidates.scores[queries],
+        "relevant": candidates.relevant[queries],
+        "features": {name: split.features[name] for name in names},
+        "present": {name: split.present[name] for name in names},
+    }
+    return jax.device_put(tables, replicated(model.mesh))
+
+
+def contrastive_tables(split: Split, model: Reranker, queries: np.ndarray) -> Tables:
+    """Returns what the contrastive loss needs beside `make_tables`: first-stage scores of any query with any item."""
+    groups = np.unique(split.groups, return_inverse=True)[1].astype(np.int32)
+    tables = {"embedding": split.queries[queries], "image": split.features["image"], "group": groups}
+    return jax.device_put(tables, replicated(model.mesh))
+
+
+def batch_rows(total: int, batch_size: int, seed: int, *, first: int, last: int) -> Iterator[np.ndarray]:
+    """Yields the rows of steps first to last - 1, (B,) int32: every pass over them in another order.
+
+    A pure function of seed and step, so that any step is resumed at once.
+    """
+    epoch, order = -1, np.empty(0, np.int64)
+    for step in range(first, last):
+        positions = step * batch_size + np.arange(batch_size)
+        rows = np.empty(batch_size, np.int32)
+        for number in np.unique(positions // total):
+            if number != epoch:
+                epoch, order = number, np.random.default_rng([seed & 0xFFFFFFFF, number]).permutation(total)
+            inside = positions // total == number
+            rows[inside] = order[positions[inside] % total]
+        yield rows
+
+
+def make_loss(model: Reranker, *, loss: str, negatives: str, sampled: int) -> Callable:
+    """Returns loss(params, batch, rng) -> (value, metrics) for batches of tables and the rows to take from them.
+
+    `sampled`: how many candidates of each list a step looks at, one of them relevant; 0 for all. The contrastive loss
+    looks at no list but at one answer to each query of the batch: B x B pairs.
+    """
+
+    def of_lists(params: Params, batch: Tables, rng: jax.Array | None) -> tuple[jax.Array, dict[str, Any]]:
+        network = nnx.merge(model.graph, params)
+        query, *lists = take_lists(batch)
+        model_rng, choice_rng = (None, None) if rng is None else jax.random.split(rng)
+        chosen = None
+        if loss == "binary":
+            chosen = losses.choose_pair(lists[-1], negatives, choice_rng)  # (B, 2)
+        elif loss == "contrastive":
+            chosen = losses.choose_some(lists[-1], 1, choice_rng)  # (B, 1)
+        elif sampled:
+            chosen = losses.choose_some(lists[-1], sampled, choice_rng)  # (B, N)
+        if chosen is not None:
+            lists = [jnp.take_along_axis(part, chosen, axis=1) for part in lists]
+        items, first, relevant = _answers_of_batch(batch, lists[0][:, 0]) if loss == "contrastive" else lists
+        known, there = look_up(batch, items)
+        extra = {}
+        if isinstance(network, networks.Paper):
+            scores, statistics = network.train(query, first, known, there, rng=model_rng)
+            extra = {} if statistics is None else {"statistics": {networks.STATISTICS: statistics}}
+        else:
+            scores = network(query, first, known, there, rng=model_rng)
+        hit = jnp.take_along_axis(relevant, jnp.argmax(scores, axis=1)[:, None], axis=1)
+        return LOSSES[loss](network.logits(scores), relevant), {"hit_at_1": jnp.mean(hit), **extra}
+
+    return of_lists
+
+
+LOSSES = {
+    "softmax": losses.list_softmax,
+    "lambda": losses.lambda_loss,
+    "binary": losses.binary_cross_entropy,
+    "contrastive": losses.contrastive,
+}
+
+
+def _answers_of_batch(batch: Tables, answers: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns items, first-stage scores and relevance (B, B) where each query is shown every query's answer (B,)."""
+    first = batch["embedding"][batch["rows"]] @ batch["image"][answers].T
+    groups = batch["group"][answers]
+    return jnp.broadcast_to(answers, first.shape), first, groups[:, None] == groups
+
+
+def take_lists(batch: Tables) -> tuple[jax.Array, ...]:
+    """Returns the queries (B, ...), items, first-stage scores and relevance (B, K) of the batch's rows."""
+    return tuple(batch[name][batch["rows"]] for name in ("query", "items", "first", "relevant"))
+
+
+def look_up(batch: Tables, items: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Returns the features (B, K, S) of items (B, K), in float32, and whether they are there (B, K)."""
+    known = {name: table[items].astype(jnp.float32) for name, table in batch["features"].items()}
+    return known, {name: table[items] for name, table in batch["present"].items()}
+
+
+class Scorer:
+    """Scores lists with whatever parameters it is given, in blocks of one shape: compiled once.
+
+    With a `count`, those of so many queries alone.
+    """
+
+    def __init__(self, model: Reranker, split: Split, candidates: Candidates, *, batch_size: int, count: int = 0):
+        self.count, multiple = count or len(split.queries), meshes.batch_multiple(model.mesh)
+        self.size = -(-min(batch_size, self.count) // multiple) * multiple
+        self.tables = make_tables(split, candidates, model, np.arange(self.count))
+        self._where = meshes.batch_sharding(model.mesh)
+
+        def score(params: Params, batch: Tables) -> jax.Array:
+            query, items, first, _ = take_lists(batch)
+            return nnx.merge(model.graph, params)(query, first, *look_up(batch, items))
+
+        self._score = jax.jit(score, out_shardings=replicated(model.mesh))
+
+    def __call__(self, params: Params) -> np.ndarray:
+        """Returns the second stage's scores, (Q, K) float32."""
+        running = []
+        for start in range(0, self.count, self.size):
+            rows = np.minimum(np.arange(start, start + self.size), self.count - 1).astype(np.int32)
+            running.append(self._score(params, {"rows": jax.device_put(rows, self._where), **self.tables}))
+        return np.concatenate([np.asarray(block) for block in running])[: self.count]

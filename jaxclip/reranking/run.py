@@ -1,0 +1,281 @@
+"""A whole run of a second stage in a workdir: set up or resume, train, evaluate beside its first stage."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxclip.config import Config
+from jaxclip.errors import UserError
+from jaxclip.evaluation import protocols
+from jaxclip.evaluation.evaluator import Queries, Result, settings, write
+from jaxclip.pipeline import prepared_data
+from jaxclip.pipeline.records import Records
+from jaxclip.ranking.candidates import Candidates
+from jaxclip.reranking.data import (
+    Vocabulary,
+    embedded,
+    find_first_stage,
+    find_querybank,
+    find_vocabulary,
+    retrieve,
+    save_first_stage,
+    training_split,
+    with_attributes,
+)
+from jaxclip.reranking.first_stage import FirstStage, Split
+from jaxclip.reranking.reranker import (
+    Reranker,
+    Scorer,
+    Tables,
+    batch_rows,
+    contrastive_tables,
+    make_loss,
+    make_reranker,
+    make_tables,
+)
+from jaxclip.runtime import distributed
+from jaxclip.runtime import mesh as meshes
+from jaxclip.towers.checkpoints import Checkpoints, resolve_step
+from jaxclip.towers.state import Params, TrainState, initial_state
+from jaxclip.training import loop
+from jaxclip.training.run import LOGGED, Outcome, Say
+from jaxclip.training.step import compile_step, make_step
+
+Load = Callable[[Path], Config]
+
+
+class RerankEvaluator:
+    """Re-ranks one split with whatever parameters it is given; embedded once.
+
+    Attributes:
+      records: of the split. queries: its captions and products.
+      towers: the first stage's. split: as they embed it. settings: see `settings`.
+      last: what the newest evaluation of a training run found, None before the first.
+    """
+
+    def __init__(self, config: Config, first: FirstStage, prepared: Path, workdir: Path):
+        self.records = Records(prepared, config.data.split)
+        bank = find_querybank(config, first, workdir)
+        split = embedded(config, first, prepared, self.records, bank=bank)
+        vocabulary = find_vocabulary(split, workdir)
+        self.split = with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
+        products = [product for product, _ in self.records.products()]
+        self.queries = Queries(products, split.groups, split.captions.tolist(), split.owners)
+        self.towers = first.towers
+        self.settings = settings(config)
+        self.last: Result | None = None
+        self._config, self._scorer = config, None
+
+    def rank(self, model: Reranker, params: Params) -> Result:
+        """Returns the metrics of the split and the rankings behind them (see `protocols.evaluate`)."""
+
+        def score(candidates: Candidates) -> np.ndarray:
+            if self._scorer is None:
+                self._scorer = Scorer(model, self.split, candidates, batch_size=self._config.evaluation.batch_size)
+            return self._scorer(params)
+
+        split, products = self.split, self.queries.products
+        return protocols.evaluate(
+            split.queries,
+            split.features["image"],
+            split.groups[split.owners],
+            split.groups,
+            [products[owner].category for owner in split.owners],
+            ks=self.settings["ks"],
+            second_stage=score,
+            candidates=self._config.rerank.candidates,
+        )
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """What a second stage learns from: products that its towers never saw, and what these retrieve among them.
+
+    Attributes:
+      split: the products and their captions. vocabulary: of their attributes.
+      candidates: of every caption.
+      queries: (N,) the captions whose candidates hold an answer, and not answers alone.
+    """
+
+    split: Split
+    vocabulary: Vocabulary
+    candidates: Candidates
+    queries: np.ndarray
+
+    def tables(self, config: Config, model: Reranker) -> Tables:
+        """Returns what a step looks up of the lists, on every device."""
+        tables = make_tables(self.split, self.candidates, model, self.queries)
+        if config.rerank.loss == "contrastive":
+            tables |= contrastive_tables(self.split, model, self.queries)
+        return tables
+
+
+def train(
+    config: Config,
+    workdir: Path,
+    *,
+    load_config: Load,
+    save_config: Callable[[], None],
+    fingerprint: str,
+    say: Say,
+    profiled: range = range(0),
+) -> Outcome:
+    """Trains a second stage in a workdir, from its newest checkpoint where it has one, and evaluates it at the end.
+
+    Writes first_stage.json, querybank.npy, attributes.json, checkpoints/, metrics.jsonl, tensorboard/ and eval/ there,
+    and a trace of the `profiled` steps into its tensorboard/.
+
+    Raises:
+      UserError: several processes, another first stage than the one begun with, products that its towers have seen, a
+        full disk, a loss that is not finite.
+    """
+    distributed.require_one_process("a re-ranker")
+    first = find_first_stage(config, workdir, load_config)
+    prepared = prepared_data.prepared_dataset(config, whole=False, say=say)
+    say(f"re-ranking step {first.step} of {first.workdir} ({first.fingerprint})")
+    bank = find_querybank(config, first, workdir)
+    lists = _lists(config, first, prepared, bank, workdir, say)
+    count = len(lists.queries)
+    steps = config.steps or max(1, round(config.epochs * count / config.batch_size))
+    model = make_reranker(config, lists.split, steps, mesh=first.towers.mesh, logit_scale=first.logit_scale)
+    beside = {
+        "data_fingerprint": prepared_data.data_fingerprint(prepared),
+        "config_fingerprint": fingerprint,
+        "first_stage_fingerprint": first.fingerprint,
+        "parameters": "raw",
+    }
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    with jax.set_mesh(model.mesh):
+        state, beside = _start(config, model, checkpoints, beside, say)
+        save_config()
+        save_first_stage(first, bank, lists.vocabulary, workdir)
+        evaluator = RerankEvaluator(config, first, prepared, workdir)
+        stopped = None
+        if int(state.step) < steps:
+            tables = lists.tables(config, model)
+            state, stopped = _train(
+                config, workdir, model, tables, count, steps, state, beside, checkpoints, evaluator, profiled, say
+            )
+        checkpoints.close()
+        folder = workdir / "eval" / config.data.split
+        if stopped is not None:
+            return Outcome(stopped, int(state.step), None, folder)
+        metrics = write(
+            folder,
+            evaluator.last or evaluator.rank(model, state.params),
+            evaluator,
+            workdir=workdir,
+            step=int(state.step),
+            provenance=beside,
+        )
+    return Outcome(None, int(state.step), metrics, folder)
+
+
+def _lists(config: Config, first: FirstStage, prepared: Path, bank: np.ndarray, workdir: Path, say: Say) -> _Lists:
+    split = training_split(config, first, prepared, bank)
+    vocabulary = find_vocabulary(split, workdir)
+    split = with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
+    candidates = retrieve(config, split)
+    queries = np.flatnonzero(candidates.found & ~candidates.relevant.all(axis=1))
+    say(
+        f"{len(split.groups):,} products that the towers have not seen, {len(split.queries):,} queries, of which "
+        f"{len(queries):,} have an answer among their {candidates.items.shape[1]} candidates"
+    )
+    if len(queries) < config.batch_size:
+        raise UserError(f"config.batch_size = {config.batch_size} is more than the {len(queries)} lists to train on")
+    return _Lists(split, vocabulary, candidates, queries)
+
+
+def _start(
+    config: Config, model: Reranker, checkpoints: Checkpoints, beside: dict[str, Any], say: Say
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state to go on from and what is to be saved beside it."""
+    restored = checkpoints.restore_latest(model.abstract, say)
+    if restored is None:
+        start = initial_state(
+            model.config, model.optimizer, model.abstract, model.trainable, seed=config.seed, model=model.model
+        )
+        return start, beside
+    state, saved = restored
+    say(f"resuming from step {int(state.step)} of {checkpoints.folder}")
+    return state, {**saved, **beside}
+
+
+def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoints, evaluator, profiled, say):
+    first = int(state.step)
+    loss = make_loss(model, loss=config.rerank.loss, negatives=config.rerank.negatives, sampled=config.rerank.sampled)
+    step = make_step(loss, model.optimizer, model.schedule, model.trainable, seed=config.seed)
+    say(f"compiling the step of {config.batch_size} lists of {tables['items'].shape[1]} candidates")
+    where = meshes.batch_sharding(model.mesh)
+    meshes.check_divides(model.mesh, "batch_size", config.batch_size)
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+    rows = jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=where)
+    compiled, flops = compile_step(step, model.abstract, {"rows": rows, **jax.tree.map(shape, tables)})
+
+    def evaluate(state):
+        evaluator.last = evaluator.rank(model, state.params)
+        metrics, _ = evaluator.last
+        return {name: metrics["text_to_image"][name]["value"] for name in LOGGED if name in metrics["text_to_image"]}
+
+    return loop.train(
+        config,
+        workdir,
+        state,
+        compiled,
+        batch_rows(lists, config.batch_size, config.seed, first=first, last=steps),
+        lambda rows: {"rows": jax.device_put(rows, where), **tables},
+        steps=steps,
+        flops=flops,
+        checkpoints=checkpoints,
+        beside=beside,
+        evaluate=evaluate,
+        profiled=profiled,
+    )
+
+
+def evaluate_checkpoint(
+    config: Config,
+    workdir: Path,
+    which: str,
+    folder: Path,
+    *,
+    load_config: Load,
+    parameters: str = "",
+    fingerprint: str,
+    say: Say,
+    command: str = "",
+) -> tuple[dict[str, Any], Path]:
+    """Returns the metrics of a re-ranker's checkpoint and of its first stage, and the folder they were written into.
+
+    `which` is "latest", "best" or a step; `command` as in `write`.
+
+    Raises:
+      UserError: there is no such checkpoint, or the first stage is another one.
+    """
+    distributed.require_one_process("a re-ranker")
+    if parameters == "ema":
+        raise UserError(f"{workdir} is a re-ranker, of which no moving average is kept: leave --parameters out")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = resolve_step(which, checkpoints)
+    first = find_first_stage(config, workdir, load_config)
+    prepared = prepared_data.prepared_dataset(config, say=say)
+    evaluator = RerankEvaluator(config, first, prepared, workdir)
+    model = make_reranker(config, evaluator.split, 1, mesh=first.towers.mesh, logit_scale=first.logit_scale)
+    provenance = {
+        "parameters": "raw",
+        "config_fingerprint": fingerprint,
+        "data_fingerprint": prepared_data.data_fingerprint(prepared),
+        "first_stage_fingerprint": first.fingerprint,
+    }
+    with jax.set_mesh(model.mesh):
+        params = checkpoints.restore_params(model.abstract.params, step)
+        result = evaluator.rank(model, params)
+    metrics = write(folder, result, evaluator, workdir=workdir, step=step, provenance=provenance, command=command)
+    return metrics, folder

@@ -1,1 +1,0 @@
-"""Retrieval evaluation: exact ranks, metrics with intervals, protocols, and the report."""

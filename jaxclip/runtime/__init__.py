@@ -1,0 +1,1 @@
+"""Processes, mesh, compilers, files, progress and the metrics log."""

@@ -1,0 +1,219 @@
+"""Several processes as one run: how they find each other, agree on what they do, and end together.
+
+Built on the key-value store of JAX's coordination service, which lives in process 0 and needs no devices. What waits
+for others is called by all processes, by their main threads and in the same order. In a run of one process everything
+here returns at once.
+"""
+
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TextIO
+
+import jax
+from jax._src import cloud_tpu_init
+from jax._src import distributed as jax_distributed  # the store has no public name; Orbax takes it from here too
+
+from jaxclip.errors import UserError, first_line
+
+BEAT, PATIENCE = 2.0, 30.0
+"""Seconds between signs of life, and after how many without one a process counts as lost."""
+DAY = 24 * 3600 * 1000  # ms: whoever is waited for may have a catalogue to prepare; who has failed is told otherwise
+FAILED, ALIVE = "jaxclip/failed", "jaxclip/alive"
+FOUND_BY = ("coordinator_address", "num_processes", "process_id")
+
+
+def join(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Makes this process one of a run's: as these say, else as SLURM, GKE or Cloud TPU do, else the only one.
+
+    To be called before anything is computed.
+
+    Raises:
+      UserError: some of the three are missing, or process 0 cannot be reached.
+    """
+    given = dict(zip(FOUND_BY, (coordinator_address, num_processes, process_id), strict=True))
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        if not _in_cluster():
+            return
+        place: dict[str, Any] = {}
+    elif missing:
+        raise UserError(f"{' and '.join(missing)} missing: --{', --'.join(FOUND_BY)} go together")
+    elif not 0 <= process_id < num_processes:
+        raise UserError(f"--process_id={process_id} must be from 0 to {num_processes - 1}, below --num_processes")
+    else:
+        place = {**given, "cluster_detection_method": "deactivate"}
+    # Its place is taken by `stopping`: Orbax would ask it about older steps, which can make a process miss the stop.
+    jax.config.update("jax_enable_preemption_service", False)
+    # Where CPUs are the devices, programs at once could each hold the threads that the other one's collectives need.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    try:
+        jax.distributed.initialize(**place)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"could not join the run's other processes: {first_line(error)}") from error
+    # A descriptor of its own: what is written to sys.stderr is hidden while libraries are being imported.
+    errors = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    threading.Thread(target=_watch, args=(errors,), daemon=True, name="watch").start()
+
+
+def _in_cluster() -> bool:
+    """Returns whether this process is one of several, or on a TPU host and so perhaps one of several."""
+    slurm = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    gke = any("," in os.environ.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
+    slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1")) > 1
+    told = {"TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY"} & os.environ.keys()
+    return slurm or gke or slices or (cloud_tpu_init.running_in_cloud_tpu_vm and not told)
+
+
+def process_id() -> int:
+    """Returns this process's number, starting no backend as jax.process_index() would."""
+    return jax_distributed.global_state.process_id or 0
+
+
+def process_count() -> int:
+    """Returns the number of processes of the run, starting no backend."""
+    return 1 if store() is None else jax_distributed.global_state.num_processes
+
+
+def require_one_process(what: str) -> None:
+    """Raises a UserError where the run has several processes: for what one of them does in minutes."""
+    if process_count() > 1:
+        raise UserError(
+            f"{what} takes one process, which drives all devices of its machine: here are {process_count()}"
+        )
+
+
+def is_primary() -> bool:
+    """Returns whether this is process 0, which alone prints and writes what is no checkpoint."""
+    return process_id() == 0
+
+
+def store() -> Any:
+    """Returns the key-value store that all processes share, None where there is one process."""
+    return jax_distributed.global_state.client
+
+
+def broadcast(name: str, make: Callable[[], Any]) -> Any:
+    """Returns what make() returns in process 0, the only one to call it: JSON values; the others wait."""
+    shared = store()
+    if shared is None:
+        return make()
+    key = _key("from_primary", name)
+    if is_primary():
+        shared.key_value_set(key, json.dumps(make()))
+    return json.loads(shared.blocking_key_value_get(key, DAY))
+
+
+def check_identical(name: str, facts: Mapping[str, Any], remedy: str) -> None:
+    """Returns when the facts are the same on all processes.
+
+    Raises:
+      UserError: on every process, naming who differs from process 0, in what, and the remedy.
+    """
+    shared = store()
+    if shared is None:
+        return
+    key = _key("identical", name)
+    shared.key_value_set(f"{key}/{process_id()}", json.dumps([socket.gethostname(), facts]))
+
+    def compare() -> str:
+        answers = [json.loads(shared.blocking_key_value_get(f"{key}/{i}", DAY)) for i in range(process_count())]
+        own = answers[0][1]
+        for number, (host, other) in enumerate(answers):
+            differing = [f"{what} = {other.get(what)!r}, not {own.get(what)!r}" for what in own | other
+                         if other.get(what) != own.get(what)]  # fmt: skip
+            if differing:
+                return f"process {number} on {host} differs from process 0: {'; '.join(differing)}. {remedy}"
+        return ""
+
+    if verdict := broadcast(name, compare):
+        raise UserError(verdict)
+
+
+def barrier(name: str) -> None:
+    """Returns when all processes have come here."""
+    if store() is not None:
+        store().wait_at_barrier(_key("meet", name), DAY)
+
+
+def _key(kind: str, name: str) -> str:
+    """Returns a key that is new, and the same on all processes: they all come by the same places in the same order."""
+    return f"jaxclip/{kind}/{next(_keys)}/{name}"
+
+
+def leave() -> None:
+    """Returns when all processes have come here, and ends their connection."""
+    if store() is not None:
+        barrier("leave")
+        _left.set()
+        jax.distributed.shutdown()
+
+
+def fail(error: BaseException, sentence: str, status: int) -> NoReturn:
+    """Ends this process with the status and tells the others the sentence, which end too.
+
+    An error out of a computation that others take part in is mostly their end, not this one's: the watch then has time
+    to name it, and it is that which is printed.
+    """
+    chain = [error, error.__cause__, error.__context__]
+    if any(isinstance(link, jax.errors.JaxRuntimeError) for link in chain):
+        time.sleep(PATIENCE + 3 * BEAT)
+    print(sentence, file=sys.stderr, flush=True)
+    _tell(f"process {process_id()} on {socket.gethostname()} failed: {sentence}")
+    time.sleep(2 * BEAT if is_primary() else 0)  # the store ends with process 0
+    _exit(status)
+
+
+_left = threading.Event()
+_keys = itertools.count()
+
+
+def _watch(errors: TextIO) -> None:
+    """Gives signs of life, and ends the process as soon as another has failed or, to process 0, shows none."""
+    shared, seen = store(), {}
+    for beat in itertools.count():
+        try:
+            shared.key_value_set(f"{ALIVE}/{process_id()}", str(beat), allow_overwrite=True)
+            failure = dict(shared.key_value_dir_get(FAILED)).get(f"{FAILED}/reason")
+            if failure is None and is_primary() and (failure := _silent(dict(shared.key_value_dir_get(ALIVE)), seen)):
+                _tell(failure)
+                time.sleep(2 * BEAT)
+        except jax.errors.JaxRuntimeError:
+            failure = "process 0 has ended without a word"
+        if _left.is_set():
+            return
+        if failure:
+            print(f"error: {failure}; all processes end. Started again, a run goes on from its newest checkpoint",
+                  file=errors, flush=True)  # fmt: skip
+            _exit(1)
+        if _left.wait(BEAT):
+            return
+
+
+def _silent(alive: Mapping[str, str], seen: dict[str, tuple[str, float]]) -> str | None:
+    """Returns what to say of a process without a sign of life for too long; notes in `seen` when each had its last."""
+    now = time.monotonic()
+    for name, beat in alive.items():
+        if name not in seen or seen[name][0] != beat:
+            seen[name] = beat, now
+    lost = [name.rsplit("/", 1)[-1] for name, (_, last) in seen.items() if now - last > PATIENCE]
+    return f"process {', '.join(lost)} was killed or cannot be reached" if lost else None
+
+
+def _tell(failure: str) -> None:
+    try:
+        store().key_value_set(f"{FAILED}/reason", failure)
+    except jax.errors.JaxRuntimeError:
+        return  # another was first, or the store is gone: the others know either way
+
+
+def _exit(status: int) -> NoReturn:
+    """Ends at once: an ordinary exit would wait minutes for the other processes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

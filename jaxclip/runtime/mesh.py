@@ -1,0 +1,88 @@
+"""The device mesh and where each array lives on it."""
+
+from collections.abc import Sequence
+from itertools import chain, combinations
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxclip.errors import UserError
+from jaxclip.runtime import distributed
+
+BATCH_AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of all (or the given) devices; one axis may be -1 for what the others leave.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    if -1 in sizes:
+        known = int(np.prod([size for size in sizes if size != -1]))
+        sizes[sizes.index(-1)] = max(1, len(devices) // known)
+    if int(np.prod(sizes)) != len(devices):
+        raise UserError(
+            f"config.mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} does not match {len(devices)} devices"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def open_collectives(mesh: Mesh) -> None:
+    """Opens what the collectives on a mesh of several processes' devices need, in one place that all come to.
+
+    Else it is opened where it is first needed, and there Gloo, which connects CPUs, gives up after 30 seconds if one
+    process is late, as by compiling or by waiting for data. Once open, collectives wait for as long as it takes.
+    """
+    if distributed.process_count() == 1:
+        return
+    wide = [axis for axis in AXES if mesh.shape[axis] > 1]
+    groups = list(chain.from_iterable(combinations(wide, size) for size in range(1, len(wide) + 1)))
+    whole = NamedSharding(mesh, PartitionSpec())
+    add = jax.shard_map(
+        lambda x: [jax.lax.psum(x, axes) for axes in groups],
+        mesh=mesh,
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+    )
+    one = jax.ShapeDtypeStruct((), np.float32, sharding=whole)
+    compiled = jax.jit(add).lower(one).compile()
+    distributed.barrier("connect")
+    jax.block_until_ready(compiled(jax.make_array_from_callback((), whole, lambda _: np.ones((), np.float32))))
+    multihost_utils.sync_global_devices("connect")  # as Orbax and `embed` use
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: its rows over the data and fsdp axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """Returns which rows of a global batch lie on this process's devices, ascending.
+
+    They need not be neighbours: a mesh follows the wires between the chips, not the numbers of the hosts.
+    """
+    held = sharding.addressable_devices_indices_map((batch_size,)).values()
+    spans = sorted({rows.indices(batch_size)[:2] for (rows,) in held})
+    return np.concatenate([np.arange(*span) for span in spans])
+
+
+def place_rows(sharding: NamedSharding, batch_size: int, rows: np.ndarray) -> jax.Array:
+    """Returns the global array of `batch_size` rows of which this process has those of `process_rows`."""
+    return jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
+
+
+def batch_multiple(mesh: Mesh) -> int:
+    """Returns the number by which a batch's rows must be divisible on this mesh."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_divides(mesh: Mesh, key: str, given: int) -> None:
+    """UserError where the rows that a key of the configuration gives are not divisible on this mesh."""
+    if given % batch_multiple(mesh):
+        raise UserError(f"config.{key} = {given} is no multiple of mesh data x fsdp = {batch_multiple(mesh)}")

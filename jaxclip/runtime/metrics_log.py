@@ -1,0 +1,63 @@
+"""Metrics of a run as JSON lines and TensorBoard events."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxclip.runtime.tensorflow import tf
+
+FILENAME = "metrics.jsonl"
+
+
+class Writers:
+    """Appends to metrics.jsonl and a TensorBoard event file of the workdir.
+
+    Rows of steps after `first`, written before a kill by a run whose checkpoint is older, are removed: the resumed run
+    writes them again.
+    """
+
+    def __init__(self, workdir: Path, *, first: int):
+        self._path = workdir / FILENAME
+        kept = [row for row in read(workdir) if row["step"] <= first]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(temporary, self._path)
+        self._file = self._path.open("a")
+        self._events = tf.summary.create_file_writer(str(workdir / "tensorboard"))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes one row."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        with self._events.as_default(step=step):
+            for name, value in metrics.items():
+                tf.summary.scalar(name, value)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+class Silent:
+    """Writes nothing: what all processes of a run have but the first."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def read(workdir: Path) -> list[dict[str, float]]:
+    """Returns the rows of a workdir's metrics.jsonl, [] where there is none; a row cut off by a kill is left out."""
+    path = workdir / FILENAME
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows

@@ -1,0 +1,89 @@
+"""One object that knows how far a run is: percent, ETA, throughput, waiting for data, MFU, device-hours."""
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from jaxclip.runtime import distributed, hardware
+
+
+def bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
+    """Returns a progress bar with ETA; into a file it writes a line now and then instead of redrawing.
+
+    Of several processes the first shows it.
+    """
+    terminal = sys.stderr.isatty()
+    defaults = {"dynamic_ncols": True, "mininterval": 0.2 if terminal else 15.0, "leave": True}
+    return tqdm(iterable, disable=not distributed.is_primary(), **{**defaults, **options})
+
+
+class Progress:
+    """Counts steps and seconds of training, pauses (evaluation, saving) taken out.
+
+    `to_json` goes into the checkpoint, so that totals go on counting over restarts.
+    """
+
+    def __init__(self, *, first: int, steps: int, batch_size: int, flops: float | None, saved: dict[str, Any]):
+        self.batch_size, self.flops = batch_size, flops
+        self.trained_seconds = float(saved.get("trained_seconds", 0.0))
+        device = hardware.chip(jax.devices()[0])
+        self._peak = device.peak if device else None
+        self._bar = bar(total=steps, initial=first, desc="training", unit="step", smoothing=0.05)
+        self._since = self._mark = time.perf_counter()
+        self._steps = 0
+        self._waited = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Counts seconds in which the loop had to wait for the next batch."""
+        self._waited += seconds
+
+    def advance(self) -> None:
+        """Counts one step."""
+        now = time.perf_counter()
+        self.trained_seconds += now - self._mark
+        self._mark = now
+        self._steps += 1
+        self._bar.update(1)
+
+    def pause(self) -> None:
+        """Stops the clock: called before what is no training."""
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        """Starts the clock again."""
+        gone = time.perf_counter() - self._paused
+        self._mark += gone
+        self._since += gone
+
+    def measures(self) -> dict[str, float]:
+        """Returns figures since the last call: pairs_per_second, step_seconds, data_wait (share of the time), mfu."""
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        steps = max(self._steps, 1)
+        found = {
+            "pairs_per_second": self.batch_size * self._steps / elapsed,
+            "step_seconds": elapsed / steps,
+            "data_wait": min(1.0, self._waited / elapsed),
+            "device_hours": self.trained_seconds * jax.device_count() / 3600,
+        }
+        if self._peak and self.flops:
+            found["mfu"] = self.flops / (elapsed / steps) / self._peak
+        self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        return found
+
+    def show(self, **figures: Any) -> None:
+        """Writes figures behind the bar."""
+        self._bar.set_postfix(figures, refresh=False)
+
+    def say(self, line: str) -> None:
+        """Writes a line above the bar."""
+        self._bar.write(line, file=sys.stderr)
+
+    def to_json(self) -> dict[str, float]:
+        return {"trained_seconds": round(self.trained_seconds, 3)}
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,1 @@
+"""A searchable catalogue, with its second stage."""

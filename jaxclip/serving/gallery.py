@@ -1,0 +1,143 @@
+"""The products of a gallery as a searcher meets them: names, filters, pictures."""
+
+import difflib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from jaxclip.catalog.product import Product
+from jaxclip.errors import UserError
+
+CATEGORY = "category"
+ABSENT = -1
+Filters = Mapping[str, Sequence[str]]
+"""Attribute -> values: a product passes if it has one of the values of every attribute."""
+
+
+@dataclass(frozen=True)
+class Facet:
+    """An attribute by which products can be filtered: its values and how many products have each, commonest first."""
+
+    name: str
+    values: Sequence[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class ProductDetails:
+    """What is stored of one product: all it was prepared with but its picture.
+
+    Attributes:
+      product: as the catalogue has it.
+      features: what preparation measured, by the column's name; empty where it measured nothing.
+    """
+
+    product: Product
+    features: Mapping[str, Any]
+
+
+class Gallery:
+    """The products in the order of their vectors.
+
+    Attributes:
+      name: of the catalogue, for people.
+      ids, captions, categories: of each product; a caption is "" where the catalogue has none.
+      picture: returns the encoded picture (JPEG or PNG) of a product's number.
+      details: returns what is stored of a product's number.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        products: Iterable[Product],
+        picture: Callable[[int], bytes],
+        details: Callable[[int], ProductDetails],
+    ):
+        self.name, self.picture, self.details = name, picture, details
+        self.ids: list[str] = []
+        self.captions: list[str] = []
+        self.categories: list[str] = []
+        self._columns: dict[str, _Column] = {}
+        for number, product in enumerate(products):
+            self.ids.append(product.id)
+            self.captions.append(product.captions[0] if product.captions else "")
+            self.categories.append(product.category)
+            named = {CATEGORY: product.category} | dict(product.attributes)
+            for attribute, value in named.items():
+                if value:
+                    self._columns.setdefault(attribute, _Column()).put(number, value)
+        self._numbers = {id: number for number, id in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def number(self, id: str) -> int | None:
+        """Returns a product's number, None where there is no such id."""
+        return self._numbers.get(id)
+
+    def facets(self, most_values: int = 150) -> list[Facet]:
+        """Returns the attributes that divide the gallery into 2 to `most_values` kinds, few enough to choose from.
+
+        An attribute that says the same as one before it is left out.
+        """
+        found, partitions = [], []
+        for name, column in self._columns.items():
+            values = column.counts()
+            if not 2 <= len(values) <= min(most_values, max(2, len(self) // 2)):
+                continue
+            codes = column.codes(len(self))
+            if not any(np.array_equal(codes, other) for other in partitions):
+                found.append(Facet(name, values))
+                partitions.append(codes)
+        return found
+
+    def allowed(self, filters: Filters) -> Bool[np.ndarray, "G"] | None:
+        """Returns which products pass the filters, None where there are none to pass.
+
+        Raises:
+          UserError: the gallery has no such attribute, or no product has such a value of it.
+        """
+        if not filters:
+            return None
+        passing = np.ones(len(self), bool)
+        for name, values in filters.items():
+            if name not in self._columns:
+                raise UserError(f"filter: products have no {name!r}{_nearest(name, self._columns)}")
+            passing &= np.isin(self._columns[name].codes(len(self)), self._columns[name].find(name, values))
+        return passing
+
+
+class _Column:
+    """The values of one attribute: a number for each product, the numbers of values in the order they were met."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, int] = {}
+        self._codes = array("i")
+
+    def put(self, number: int, value: str) -> None:
+        self._codes.extend([ABSENT] * (number - len(self._codes)))
+        self._codes.append(self._values.setdefault(value, len(self._values)))
+
+    def codes(self, count: int) -> np.ndarray:
+        codes = np.frombuffer(self._codes, np.intc)
+        return np.pad(codes, (0, count - len(codes)), constant_values=ABSENT)
+
+    def counts(self) -> list[tuple[str, int]]:
+        counted = Counter(self._codes)
+        rows = [(value, counted[code]) for value, code in self._values.items()]
+        return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+    def find(self, name: str, values: Sequence[str]) -> list[int]:
+        for value in values:
+            if value not in self._values:
+                raise UserError(f"filter: no product has {name} {value!r}{_nearest(value, self._values)}")
+        return [self._values[value] for value in values]
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,100 @@
+"""What a search found, as notebooks show it."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jaxclip.catalog.pictures import mime
+from jaxclip.serving.gallery import ProductDetails
+
+
+class Reason(NamedTuple):
+    """What a second stage did with a feature.
+
+    Attributes:
+      gate: its weight for the query, from 0 to 2.
+      added: what it added to this product's score.
+    """
+
+    gate: float
+    added: float
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A product that was found; in a notebook it shows its picture.
+
+    Attributes:
+      id: of the product.
+      score: the cosine of its picture with the query; where a second stage ordered the rows, its score.
+      place: among the rows, from 1.
+      before: its place in the first stage, from 1; None where no second stage ordered the rows.
+      why: feature -> what the second stage did with it.
+      details: what is stored of it.
+      image_bytes: its picture, JPEG or PNG.
+    """
+
+    id: str
+    score: float
+    place: int
+    before: int | None
+    why: Mapping[str, Reason] = field(repr=False)
+    details: ProductDetails = field(repr=False)
+    image_bytes: bytes = field(repr=False)
+
+    @property
+    def caption(self) -> str:
+        """Its name, "" where the catalogue has none."""
+        return self.details.product.captions[0] if self.details.product.captions else ""
+
+    @property
+    def category(self) -> str:
+        return self.details.product.category
+
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        return self.details.product.attributes
+
+    @property
+    def mime(self) -> str:
+        return mime(self.image_bytes)
+
+    def _repr_html_(self) -> str:
+        source = f"data:{self.mime};base64,{base64.b64encode(self.image_bytes).decode()}"
+        name = html.escape(self.caption or self.id)
+        score = f"{self.score:.3f}{moved(self.place, self.before)}"
+        return (
+            '<figure style="display:inline-block;width:9em;margin:.4em;vertical-align:top;text-align:center">'
+            f'<img src="{source}" alt="{name}" style="max-width:100%;height:9em;object-fit:contain">'
+            f'<figcaption style="font-size:.85em;line-height:1.3">{name}<br><small>{score}</small>'
+            "</figcaption></figure>"
+        )
+
+
+class Results(Sequence):
+    """The rows of a search, best first; in a notebook they show their pictures."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self._rows = list(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        return Results(self._rows[index]) if isinstance(index, slice) else self._rows[index]
+
+    def __repr__(self) -> str:
+        lines = (f"{row.score:.3f}{moved(row.place, row.before)}  {row.id}  {row.caption}".rstrip() for row in self)
+        return "\n".join(lines) or "nothing found"
+
+    def _repr_html_(self) -> str:
+        return "".join(row._repr_html_() for row in self) or "nothing found"
+
+
+def moved(place: int, before: int | None) -> str:
+    """Returns how far a product moved, as " ▲3"; "" where it did not, or was not re-ordered."""
+    if before is None or before == place:
+        return ""
+    return f" {'▲' if before > place else '▼'}{abs(before - place)}"

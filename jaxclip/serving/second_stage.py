@@ -1,0 +1,116 @@
+"""A re-ranker's workdir as the second stage of a search."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxclip.config import Config
+from jaxclip.errors import UserError
+from jaxclip.pipeline import text
+from jaxclip.reranking import data as reranking_data
+from jaxclip.reranking.first_stage import FirstStage, Split
+from jaxclip.reranking.networks import Gated
+from jaxclip.reranking.reranker import Tables, look_up, make_reranker
+from jaxclip.runtime import mesh as meshes
+from jaxclip.serving.reordering import Scored, SecondStage
+from jaxclip.towers.checkpoints import Checkpoints, resolve_step
+from jaxclip.towers.encoders import Encoders
+from jaxclip.towers.state import Params, replicated
+
+
+def find_first_stage(config: Config, workdir: Path, own: Config, towers: Path, step: str) -> FirstStage:
+    """Returns the towers of a workdir at the step that a re-ranker was trained on.
+
+    Args:
+      config: of the re-ranker. workdir: where it was trained.
+      own: configuration of the towers. towers: their workdir.
+      step: "latest", which is whatever the re-ranker needs, or a checkpoint that has to be the one.
+
+    Raises:
+      UserError: it was trained on other towers or on another step of them, or is no re-ranker.
+    """
+    if config.task != "rerank":
+        raise UserError(f"--rerank={workdir} is no re-ranker: it was trained with task = {config.task}")
+    try:
+        first = reranking_data.find_first_stage(
+            replace(config, first_stage=str(towers), mesh=own.mesh), workdir, lambda path: own
+        )
+    except UserError as error:
+        raise UserError(f"--rerank={workdir}: {error}") from None
+    if step != "latest" and resolve_step(step, Checkpoints(towers, read_only=True)) != first.step:
+        raise UserError(f"--step={step}: --rerank={workdir} re-orders what step {first.step} finds; leave --step out")
+    return first
+
+
+def open_second_stage(
+    config: Config, workdir: Path, first: FirstStage, gallery: Split, encoders: Encoders
+) -> SecondStage:
+    """Returns the newest checkpoint of a re-ranker over a gallery, whose features lie on every device.
+
+    Args:
+      config: of the re-ranker. workdir: where it was trained.
+      first: its towers. encoders: the same, compiled.
+      gallery: the products as the towers see them (`first_stage.embed_gallery`).
+
+    Raises:
+      UserError: there is no checkpoint.
+    """
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step, towers = resolve_step("latest", checkpoints), first.towers
+    of_tokens, of_towers = needs_tokens(config), cache(lambda: towers.cast_kernels(first.params))
+
+    def tokens(sentences: Sequence[str]) -> jax.Array:
+        worded = [text.caption(sentence, {}, towers.preprocess) for sentence in sentences]
+        context = towers.preprocess.context_length
+        found = encoders.text_tokens(of_towers(), text.encode(towers.tokenizer, worded, context))
+        return jnp.pad(found, ((0, 0), (0, (config.rerank.segments - 1) * context), (0, 0)))
+
+    rows = meshes.batch_multiple(towers.mesh)
+    with jax.set_mesh(towers.mesh):
+        if of_tokens:
+            gallery = replace(gallery, query_tokens=np.asarray(tokens([""] * rows))[:0])
+        gallery = reranking_data.with_hubness(gallery, first, reranking_data.find_querybank(config, first, workdir))
+        vocabulary = reranking_data.find_vocabulary(gallery, workdir)
+        gallery = reranking_data.with_attributes(gallery, vocabulary, towers.preprocess.caption_template)
+        model = make_reranker(config, gallery, 1, mesh=towers.mesh, logit_scale=first.logit_scale)
+        params = checkpoints.restore_params(model.abstract.params, step)
+        tables = {
+            "features": {name: gallery.features[name] for name in model.features},
+            "present": {name: gallery.present[name] for name in model.features},
+        }
+        tables = jax.device_put(tables, replicated(model.mesh))
+    gated = issubclass(model.model, Gated)
+
+    @jax.jit
+    def score(params: Params, tables: Tables, query, items, first_scores, there):
+        known, present = look_up(tables, items)
+        present = {name: here & there for name, here in present.items()}
+        network = nnx.merge(model.graph, params)
+        if gated:
+            gates, added = network.added(query, known, present)
+            return first_scores + added.sum(axis=1), gates, added
+        nothing = jnp.zeros((len(items), 0, items.shape[1]))
+        return network(query, first_scores, known, present), nothing[..., 0], nothing
+
+    def judge(sentences, vectors, items, first_scores, there) -> Scored:
+        padding = -len(items) % rows
+        given = [np.concatenate([part, np.repeat(part[-1:], padding, axis=0)]) for part in (items, first_scores, there)]
+        with jax.set_mesh(towers.mesh):
+            filled = [*sentences, *sentences[-1:] * padding]
+            query = tokens(filled) if of_tokens else np.concatenate([vectors, np.repeat(vectors[-1:], padding, axis=0)])
+            found = score(params, tables, query, *given)
+        return Scored(*(np.asarray(part)[: len(items)] for part in found))
+
+    features = model.features if gated else ()
+    return SecondStage(workdir.name, min(config.rerank.candidates, len(gallery.groups)), features, judge)
+
+
+def needs_tokens(config: Config) -> bool:
+    """Returns whether a re-ranker reads the tokens of pictures."""
+    return config.rerank.preset == "cross_attention"

@@ -1,0 +1,1 @@
+"""The towers: made, restored, run and exported."""

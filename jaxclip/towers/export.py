@@ -1,0 +1,150 @@
+"""A workdir's checkpoint as a folder that transformers, open_clip or JAX alone can load."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerBase
+
+from jaxclip.config import Config
+from jaxclip.errors import UserError
+from jaxclip.models import lora, stablehlo
+from jaxclip.models.weights import hugging_face, open_clip, peft
+from jaxclip.models.weights.table import save
+from jaxclip.pipeline import processor, text
+from jaxclip.towers.adapter_base import checkpoint_params
+from jaxclip.towers.checkpoints import Checkpoints, resolve_step
+from jaxclip.towers.towers import Towers, load_towers
+
+Params = dict[str, Any]
+# safetensors files name the library whose conventions they follow; transformers reads no others.
+METADATA = {"format": "pt"}
+TEMPERATURE = ("logit_scale", "logit_bias")
+
+
+def export_checkpoint(
+    config: Config, workdir: Path, which: str, output: Path, layouts: Sequence[str], *, merge: bool = True
+) -> tuple[int, list[Path]]:
+    """Writes a workdir's checkpoint into a new folder; returns its step and the paths written.
+
+    Args:
+      config: the workdir's.
+      which: "latest", "best" or a step.
+      layouts: keys of LAYOUTS.
+      merge: whether adapters become part of the towers; otherwise they alone are written, in PEFT's layout.
+
+    Raises:
+      UserError: the folder holds something, or a layout cannot be what the towers are; nothing is written then.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"--output={output} is not empty: give a new folder")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = resolve_step(which, checkpoints)
+    towers = load_towers(config, workdir)
+    if not merge:
+        _check_apart(towers, workdir)
+    settings = {layout: LAYOUTS[layout][0](towers) for layout in (layouts if merge else ["transformers"])}
+    with jax.set_mesh(towers.mesh):
+        params = checkpoint_params(config, towers, checkpoints, step)
+        if towers.config.lora and merge:
+            params = lora.merge(params, towers.config.lora.scale)
+            towers = replace(towers, config=replace(towers.config, lora=None))
+    temporary = output.with_name(f"{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    text.save_tokenizer(_tokenizer(towers), temporary)
+    if merge:
+        for layout in layouts:
+            LAYOUTS[layout][1](towers, settings[layout], params, temporary)
+    else:
+        _write_adapters(towers, config.model.init_from, params, temporary)
+    if output.exists():
+        output.rmdir()
+    os.replace(temporary, output)
+    return step, sorted(output.iterdir())
+
+
+def _transformers_settings(towers: Towers) -> dict[str, Any]:
+    settings, tokenizer = hugging_face.write_config(towers.config), towers.tokenizer
+    settings["text_config"] |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return settings
+
+
+def _write_transformers(towers: Towers, settings: dict[str, Any], params: Params, folder: Path) -> None:
+    _write_json(folder / hugging_face.CONFIG, settings)
+    _write_processor(towers, folder)
+    tensors = save(hugging_face.table(towers.config), params)
+    save_file(tensors, folder / hugging_face.WEIGHTS, METADATA)
+
+
+def _open_clip_settings(towers: Towers) -> dict[str, Any]:
+    model = open_clip.write_config(towers.config)
+    return {"model_cfg": model, "preprocess_cfg": processor.to_open_clip(towers.preprocess)}
+
+
+def _write_open_clip(towers: Towers, settings: dict[str, Any], params: Params, folder: Path) -> None:
+    _write_json(folder / open_clip.CONFIG, settings)
+    table = open_clip.table(towers.config, nested=hugging_face.is_siglip(towers.config))
+    save_file(save(table, params), folder / open_clip.WEIGHTS, METADATA)
+
+
+def _write_stablehlo(towers: Towers, settings: None, params: Params, folder: Path) -> None:
+    stablehlo.write(towers.config, params, folder)
+    towers.preprocess.save(folder)
+
+
+def _check_apart(towers: Towers, workdir: Path) -> None:
+    """UserError where what was trained is not adapters alone, for which PEFT's layout has a place."""
+    if not towers.config.lora:
+        raise UserError(f"--nomerge is for adapters, and {workdir} has none")
+    trained = flatten_dict(towers.stored(towers.abstract.params), sep="/")
+    beside = [name for name in trained if f"/{lora.NAME}/" not in name and name not in TEMPERATURE]
+    if beside:
+        raise UserError(
+            f"{', '.join(beside)} are trained beside the adapters, and PEFT's layout has no place for them: leave "
+            "--nomerge out"
+        )
+
+
+def _write_adapters(towers: Towers, base: str, params: Params, folder: Path) -> None:
+    """Writes what PEFT puts on the base as transformers loads it; a learned temperature has no place there."""
+    tensors = peft.tensors(hugging_face.table(replace(towers.config, lora=None)), params)
+    save_file(tensors, folder / peft.WEIGHTS, METADATA)
+    _write_json(folder / peft.CONFIG, peft.settings(towers.config.lora, base, list(tensors)))
+    _write_processor(towers, folder)
+
+
+LAYOUTS: dict[str, tuple[Callable[[Towers], Any], Callable[..., None]]] = {
+    "transformers": (_transformers_settings, _write_transformers),
+    "open_clip": (_open_clip_settings, _write_open_clip),
+    "stablehlo": (lambda towers: None, _write_stablehlo),
+}
+"""Name -> what is written of its configuration, which tells early what cannot be, and what writes it all."""
+
+
+def _tokenizer(towers: Towers) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer, which then does the lowercasing that `Preprocess` does here."""
+    tokenizer = towers.tokenizer
+    tokenizer.model_max_length = towers.preprocess.context_length
+    if towers.preprocess.lowercase:
+        backend = tokenizer.backend_tokenizer
+        before = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([*before, normalizers.Lowercase()])
+    return tokenizer
+
+
+def _write_processor(towers: Towers, folder: Path) -> None:
+    kind = "CLIP" if hugging_face.is_clip(towers.config) else "Siglip"
+    _write_json(folder / processor.PROCESSOR, processor.to_hugging_face(towers.preprocess, kind))
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")

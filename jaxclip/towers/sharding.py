@@ -1,0 +1,77 @@
+"""Where each parameter lies on the mesh: rules by name, and the fallback over fsdp."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+
+# Blocks have their layers as first axis. The first rule whose regex is found in a parameter's name holds.
+RULES: Rules = (
+    (r"attention/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),  # (L, W, 3, H, D)
+    (r"attention/qkv/bias", PartitionSpec(None, None, "tensor", None)),  # (L, 3, H, D)
+    (r"attention/out/kernel", PartitionSpec(None, "tensor", None, "fsdp")),  # (L, H, D, W)
+    (r"mlp_in/kernel", PartitionSpec(None, "fsdp", "tensor")),  # (L, W, M)
+    (r"mlp_in/bias", PartitionSpec(None, "tensor")),  # (L, M)
+    (r"mlp_out/kernel", PartitionSpec(None, "tensor", "fsdp")),  # (L, M, W)
+    (r"token_embedding/embedding", PartitionSpec("tensor", "fsdp")),  # (V, W)
+    (r"attention/qkv/lora/b", PartitionSpec(None, None, None, "tensor", None)),  # (L, R, 3, H, D)
+    (r"attention/out/lora/a", PartitionSpec(None, "tensor", None, None)),  # (L, H, D, R)
+    (r"mlp_in/lora/b", PartitionSpec(None, None, "tensor")),  # (L, R, M)
+    (r"mlp_out/lora/a", PartitionSpec(None, "tensor", None)),  # (L, M, R)
+)
+
+
+def names(tree: Any) -> Any:
+    """Returns the tree with each leaf replaced by its path, as "image/projection/kernel"."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
+    )
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """Returns a NamedSharding for each leaf (arrays or their shapes) of a tree that has parameters' names in its paths.
+
+    Where no rule holds, or a rule's axis does not divide its dimension, the largest dimension that fsdp divides is
+    split over fsdp, and where there is none the array is replicated. Optimizer state carries its parameters' names and
+    so is sharded as they are.
+    """
+
+    def place(name: str, leaf: Any) -> NamedSharding:
+        for pattern, spec in rules:
+            if re.search(pattern, name) and len(spec) == leaf.ndim and _divides(spec, leaf.shape, mesh):
+                return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, _fallback(leaf.shape, mesh.shape["fsdp"]))
+
+    return jax.tree.map(place, names(tree), tree)
+
+
+def sharding_table(params: Any, mesh: Mesh) -> str:
+    """Returns a line for each parameter (array, or shape with sharding): name, shape, axes it is split over, bytes."""
+    lines = [f"{'parameter':44}{'shape':>24}  {'spec':34}{'per device':>12}"]
+    total = 0
+    for name, leaf in zip(jax.tree.leaves(names(params)), jax.tree.leaves(params), strict=True):
+        size = int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        total += size
+        spec = ", ".join(str(axis or "-") for axis in leaf.sharding.spec) or "replicated"
+        lines.append(f"{name:44}{str(leaf.shape):>24}  {spec:34}{size / 2**10:>8,.1f} KiB")
+    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    lines.append(f"mesh {sizes}: {total / 2**20:,.2f} MiB of parameters per device")
+    return "\n".join(lines)
+
+
+def _divides(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> bool:
+    return all(axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(spec, shape, strict=True))
+
+
+def _fallback(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    fitting = [axis for axis, size in enumerate(shape) if size % fsdp == 0 and size >= fsdp]
+    if fsdp == 1 or not fitting or np.prod(shape) < 2**14:
+        return PartitionSpec()
+    widest = max(fitting, key=lambda axis: shape[axis])
+    return PartitionSpec(*("fsdp" if axis == widest else None for axis in range(len(shape))))

@@ -1,0 +1,216 @@
+"""The bench command measures what it names and writes what it shows."""
+
+import importlib.util
+import json
+import math
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxclip.benchmarks import input as pipelines
+from jaxclip.benchmarks import search as searches
+from jaxclip.benchmarks import train_step, workers
+from jaxclip.errors import UserError
+from jaxclip.models.presets import PRESETS, clip_config
+from jaxclip.towers.state import make_model
+
+PEERS = {"dense", "tiled", "checkpointed strips"}
+
+
+@pytest.mark.slow
+def test_the_losses_are_measured_side_by_side(run, tmp_path):
+    path = tmp_path / "loss.json"
+    done = run("bench", "loss", "--rows=512", "--dimension=32", "--repeats=1", "--tile=128", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    rows = {row["implementation"]: row for row in json.loads(path.read_text())["rows"]}
+    peers = PEERS | ({"open_clip ClipLoss"} if importlib.util.find_spec("open_clip") else set())
+    assert rows.keys() == peers
+    for name, row in rows.items():
+        assert name in done.stdout and row["seconds"] > 0 and row["flops_per_second"] > 0
+    assert rows["dense"]["time_ratio"] == 1.0
+    assert rows["tiled"]["temporaries"] < rows["dense"]["temporaries"]
+    assert rows["dense"]["temporaries"] >= 4 * 512 * 512
+
+
+def test_second_stages_are_measured_beside_retrieval(run, tmp_path):
+    path = tmp_path / "rerank.json"
+    sizes = ("--items=120", "--candidates=5", "--dimension=16", "--batch=500", "--repeats=1")
+    done = run("bench", "rerank", *sizes, f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    rows = {row["implementation"]: row for row in json.loads(path.read_text())["rows"]}
+    assert {name.split(",")[0] for name in rows} == {"retrieval", "gated", "paper", "cross-attention"}
+    assert rows["retrieval"]["time_ratio"] == 1.0
+    assert all(name in done.stdout and row["seconds"] > 0 for name, row in rows.items())
+
+
+@pytest.mark.slow
+def test_ranks_are_measured_beside_what_is_installed(run, tmp_path):
+    path = tmp_path / "ranks.json"
+    done = run("bench", "ranks", "--items=400", "--repeats=1", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    rows = {row.pop("implementation"): row for row in json.loads(path.read_text())["rows"]}
+    assert {"both ways, top 20", "one way, top 20", "one way, bfloat16", "numpy sort, small", "memory"} <= rows.keys()
+    assert ("two searches of faiss, top 20" in rows) == (importlib.util.find_spec("faiss") is not None)
+    assert all(row["seconds"] > 0 for name, row in rows.items() if name != "memory")
+    ours = {name for name, row in rows.items() if row.get("time_ratio") == 1.0}
+    assert ours == {"both ways, top 20", "both ways, small", "one way, few texts"}
+    assert abs(rows["one way, bfloat16"]["hit@10 changed"]) < 0.05 and rows["memory"]["items"] == 400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["los"], "invalid choice: 'los'"),
+        (["loss", "--rows=0"], "0 must be at least 1"),
+        (["loss", "--colour"], "unrecognized arguments: --colour"),
+        (["loss", "--json=/nowhere/at/all.json"], "/nowhere/at is no folder"),
+    ],
+)
+def test_a_wrong_command_line_is_told(capsys, arguments, problem):
+    from jaxclip import bench
+
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(arguments)
+    assert stopped.value.code == 2 and problem in capsys.readouterr().err
+
+
+def test_strips_are_the_loss_too():
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxclip.benchmarks.loss import STRIP, by_strips
+    from jaxclip.losses.contrastive import info_nce
+
+    images, texts = np.random.default_rng(0).normal(size=(2, 2 * STRIP, 8)).astype(np.float32)
+    value, slope = jax.value_and_grad(by_strips)(images, texts, jnp.float32(2.0))
+    expected, right = jax.value_and_grad(lambda *args: info_nce(*args)[0])(images, texts, jnp.float32(2.0))
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(slope, right, atol=1e-5)
+
+
+COUNTING = """
+import itertools, os
+
+def make(start):
+    numbers = itertools.count(start)
+    return {"count": lambda: next(numbers), "fail": lambda: 1 // 0, "end": lambda: os._exit(7)}
+"""
+
+
+def test_a_worker_answers_and_its_end_is_told(tmp_path, monkeypatch):
+    (tmp_path / "counting.py").write_text(COUNTING)
+    monkeypatch.syspath_prepend(tmp_path)
+    with workers.Worker("counting", "counting:make", 3) as worker:
+        assert worker.calls == ["count", "fail", "end"]
+        seconds, first = worker.run("count")
+        assert first == 3 and worker.run("count")[1] == 4 and 0 < seconds < 1
+        assert worker.peak_memory() > 2**20
+        with pytest.raises(UserError, match="the process of counting ended with status 7"):
+            worker.run("end")
+    with workers.Worker("counting", "counting:make", 3) as worker, pytest.raises(RuntimeError, match="ZeroDivision"):
+        worker.run("fail")
+
+
+@pytest.mark.slow
+def test_a_training_step_is_measured_beside_those_of_the_peers(run, tmp_path):
+    path = tmp_path / "step.json"
+    done = run("bench", "train_step", "--preset=tiny", "--batch=4", "--repeats=1", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    peers = [name for name, needs in train_step.PEERS.items() if all(map(importlib.util.find_spec, needs))]
+    assert [(row["measured"], row["implementation"]) for row in rows] == [
+        (what, name) for what in ("train step", "images", "texts") for name in ("jaxclip", *peers)
+    ]
+    for row in rows:
+        assert row["per_second"] == pytest.approx(4 / row["seconds"])
+        assert 0 < row["flops_per_second"] < row["limit"] and row["memory"] > 100 * 2**20
+    first, images, texts = (row["flops_per_second"] * row["seconds"] for row in rows[:: len(peers) + 1])
+    assert first == pytest.approx(3 * (images + texts), rel=0.1)  # a backward pass is twice a forward one
+
+
+@pytest.mark.parametrize("preset", ["tiny", "vit_b_32"])
+@pytest.mark.parametrize("name", ["open_clip", "transformers"])
+def test_a_peer_has_towers_of_the_same_shape(name, preset):
+    for package in train_step.PEERS[name]:
+        pytest.importorskip(package)
+    from jaxclip.benchmarks import peers
+
+    small = replace(PRESETS[preset], patch=16, image=(64, 2, 1), text=(64, 2, 1), embedding=32)
+    text = {"vocab_size": 300, "context_length": 8, "end_token": 299}
+    shape = clip_config(small, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3, temperature=0.07, **text)
+    _, ours = make_model(shape)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(ours))
+    calls = getattr(peers, name)(shape, 2)
+    losses = [calls["train step"]() for _ in range(4)]
+    assert losses[-1] < losses[0]
+    # A tower that averages its tokens has no class token and no position for one; theirs keep both.
+    spare = 2 * 64 if small.image_pooling == "mean" else 0
+    assert calls["parameters"]() - count == spare
+
+
+@pytest.mark.slow
+def test_the_pipeline_is_measured_beside_others(run, tmp_path):
+    path = tmp_path / "input.json"
+    done = run("bench", "input", "--size=32", "--source=48", "--batches=2", "--repeats=1", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    rows = {row["implementation"]: row for row in json.loads(path.read_text())["rows"]}
+    installed = {name for name, needs in pipelines.PEERS.items() if all(map(importlib.util.find_spec, needs))}
+    assert rows.keys() == {"jaxclip", "jaxclip, resize_on=device", "Pillow in threads"} | installed
+    assert all(row["per_second"] == pytest.approx(128 / row["seconds"]) for row in rows.values())
+
+
+@pytest.mark.slow
+def test_a_start_compiles_nothing_that_was_compiled_before(run, tmp_path):
+    path = tmp_path / "start.json"
+    done = run("bench", "start", "--preset=tiny", "--repeats=1", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    rows = {row["start"]: row for row in json.loads(path.read_text())["rows"]}
+    assert rows.keys() == {"imports", "cold", "compiled before"} and all(row["seconds"] > 0 for row in rows.values())
+    assert rows["cold"]["programs"] > 0 and rows["compiled before"]["programs"] == 0
+
+
+@pytest.mark.slow
+def test_a_signal_ends_what_a_benchmark_started(start):
+    process = start("bench", "start", "--preset=tiny", "--repeats=1")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def training() -> list[Path]:
+        folders = [Path("/proc") / child for child in children.read_text().split()]
+        return [folder for folder in folders if b"jaxclip.train\0" in (folder / "cmdline").read_bytes()]
+
+    deadline = time.monotonic() + 120
+    while not (found := training()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert found and not found[0].exists()
+
+
+@pytest.mark.slow
+def test_searches_of_many_clients_are_measured_and_exact(run, trained, shop, tmp_path):
+    path, workdir = tmp_path / "search.json", tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    sizes = ("--k=5", "--seconds=1", "--repeats=1")
+    done = run("bench", "search", f"--workdir={workdir}", f"--gallery={shop}", *sizes, f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    peers = [searches.PEER] if all(map(importlib.util.find_spec, searches.NEEDS)) else []
+    assert [(row["clients"], row["implementation"]) for row in rows] == [
+        (clients, name) for clients in searches.CLIENTS for name in ("jaxclip", *peers)
+    ]
+    for row in rows:
+        assert row["exact"] == 1 and row["products"] == 60 and 0 < row["p50"] <= row["p99"]
+        assert row["per_second"] > 0 and (row["ratio"] is not None) == bool(peers)
+
+
+def test_a_search_to_measure_needs_a_workdir(capsys):
+    from jaxclip import bench
+
+    assert bench.main(["search"]) == 2 and "--workdir is missing" in capsys.readouterr().err

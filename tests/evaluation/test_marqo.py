@@ -1,0 +1,38 @@
+"""Marqo's protocol against its definition written out."""
+
+import numpy as np
+import pytest
+
+from jaxclip.evaluation import marqo
+
+
+def unit(random, *shape):
+    rows = random.standard_normal(shape).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def test_documents_mix_image_and_title_and_recall_is_of_all_right_ones():
+    random = np.random.default_rng(0)
+    images, titles = unit(random, 90, 8), unit(random, 90, 8)
+    groups = np.arange(90) // 3
+    texts, text_groups = titles[::2] + 0.8 * unit(random, 45, 8), groups[::2]
+    found = marqo.evaluate(texts, images, titles, text_groups, groups)
+    documents = 0.9 * images + 0.1 * titles
+    documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    order = np.argsort(-(texts @ documents.T), axis=1)
+    right = groups[order] == text_groups[:, None]  # (Q, G) by rank
+    first = 1 + right.argmax(axis=1)
+    assert found["queries"] == 45 and found["documents"] == 90
+    assert found["recall@1"]["value"] == pytest.approx((right[:, :1].sum(1) / 3).mean(), abs=1e-9)
+    assert found["recall@10"]["value"] == pytest.approx((right[:, :10].sum(1) / 3).mean(), abs=1e-9)
+    assert found["mrr@10"]["value"] == pytest.approx(np.where(first <= 10, 1 / first, 0).mean(), abs=1e-9)
+
+
+def test_at_most_2000_texts_are_sampled_and_the_seed_decides_which():
+    random = np.random.default_rng(1)
+    images = unit(random, 2100, 4)
+    groups = np.arange(2100)
+    texts = images + 0.3 * unit(random, 2100, 4)
+    first, again, other = (marqo.evaluate(texts, images, images, groups, groups, seed=s) for s in (0, 0, 1))
+    assert first["queries"] == 2000 and first == again
+    assert first["mrr@10"]["value"] != other["mrr@10"]["value"]

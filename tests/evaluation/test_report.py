@@ -1,0 +1,108 @@
+"""The report is one file that asks for nothing, and shows captions as text whatever they contain."""
+
+import io
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxclip.evaluation import report
+from jaxclip.evaluation.protocols import evaluate
+
+HOSTILE = '<script>alert("x")</script> & "quotes" <img src=http://example.com/x.png>'
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and the text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found, self.text = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def jpeg(colour):
+    file = io.BytesIO()
+    Image.new("RGB", (30, 40), colour).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def metrics():
+    random = np.random.default_rng(0)
+    embeddings = random.normal(size=(60, 8))
+    names = [str(i) for i in range(60)]
+    categories = [f"<i>category {i % 25}</i>" for i in range(60)]
+    return evaluate(embeddings, embeddings + random.normal(size=(60, 8)), names, names, categories)[0]
+
+
+@pytest.fixture
+def query():
+    items = [report.Item(jpeg("red"), "image/jpeg", HOSTILE, relevant, 0.5) for relevant in (False, True)]
+    return report.QueryRow(HOSTILE, 2, items)
+
+
+def page(tmp_path, metrics, **arguments):
+    arguments = {"title": "A run", "run": {"workdir": "w", "command": "python -m jaxclip.evaluate"}} | arguments
+    return Elements(report.write(tmp_path / "eval" / "report.html", metrics, **arguments).read_text(encoding="utf-8"))
+
+
+def test_the_report_requests_nothing(tmp_path, metrics, query):
+    curve = [{"step": 0, "loss": 4.0}, {"step": 100, "loss": 2.0, "hit@1": 0.1}, {"step": 200, "loss": float("nan")}]
+    elements = page(tmp_path, metrics, queries=[query], curve=curve).found
+    sources = [value for _, attributes in elements for name, value in attributes.items() if name in ("src", "href")]
+    assert len(sources) == 2 and all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert not {tag for tag, _ in elements} & {"script", "link", "iframe", "object"}
+    styled = [value for _, attributes in elements for value in attributes.values() if "://" in (value or "")]
+    assert set(styled) == {HOSTILE}
+
+
+def test_captions_and_categories_show_as_text(tmp_path, metrics, query):
+    shown = page(tmp_path, metrics, title=HOSTILE, queries=[query])
+    assert shown.text.count(HOSTILE) == 3  # the title, the heading and the query
+    assert "<i>category 3</i>" in shown.text
+    assert [attributes["alt"] for tag, attributes in shown.found if tag == "img"] == [HOSTILE, HOSTILE]
+
+
+def test_the_right_picture_is_marked_in_words_and_the_missed_one_added(tmp_path, metrics, query):
+    assert page(tmp_path, metrics, queries=[query]).text.count("✓ right") == 2  # the explanation and the picture
+    wrong = report.QueryRow("a shoe", 1234, query.items[:1], answer=query.items[1])
+    text = page(tmp_path, metrics, queries=[wrong]).text
+    assert "first right one: rank 1,234" in text and "further down" in text
+
+
+def test_figures_are_shown_with_intervals_and_chance(tmp_path, metrics):
+    text = page(tmp_path, metrics).text
+    figure = metrics["image_to_text"]["hit@5"]
+    assert f"{100 * figure['value']:.1f}%" in text
+    assert f"{100 * figure['low']:.1f}–{100 * figure['high']:.1f}%" in text
+    assert "chance 1.7%" in text and "chance 8.3%" in text
+    assert "5 smaller categories" in text and "there are 60" in text
+    assert "NaN:" not in text and "Training" not in text and "What it finds" not in text
+
+
+def test_nan_scores_are_announced(tmp_path, metrics):
+    assert "120 of 3,600 scores are NaN:" in page(tmp_path, metrics | {"nan_scores": 120}).text.replace("\n", " ")
+
+
+@pytest.mark.parametrize("values", [[3.0], [2.0, 2.0], [0.0, 0.0], [-1e-9, 5e6], [4.5, 0.1, 0.2]])
+def test_any_curve_is_drawn_inside_its_frame(tmp_path, metrics, values):
+    curve = [{"step": 7 * i, "loss": value} for i, value in enumerate(values)]
+    elements = page(tmp_path, metrics, curve=curve).found
+    points = [attributes["points"].split() for tag, attributes in elements if tag == "polyline"]
+    assert len(points) == 1 and len(points[0]) == len(values)
+    for x, y in (map(float, point.split(",")) for point in points[0]):
+        assert 56 <= x <= 416 and 14 <= y <= 206
+
+
+def test_shown_queries_are_a_fixed_random_sample():
+    sample = report.sample_queries(1500)
+    assert len(set(sample.tolist())) == 24 and sample.tolist() == report.sample_queries(1500).tolist()
+    assert sorted(report.sample_queries(5).tolist()) == [0, 1, 2, 3, 4]

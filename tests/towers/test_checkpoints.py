@@ -1,0 +1,251 @@
+"""A checkpoint is restored as it was saved or not at all, and nothing that was whole is lost."""
+
+import gc
+import json
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclip.errors import UserError
+from jaxclip.towers.checkpoints import Checkpoints, CorruptCheckpoint
+from jaxclip.towers.state import TrainState
+
+SHAPE = (64, 96)
+
+
+def state_at(step, shape=SHAPE):
+    rng = np.random.default_rng(step)
+    kernel, moment = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    return TrainState(jnp.asarray(step, jnp.int32), {"image": {"kernel": kernel}}, ({"image": {"kernel": moment}},))
+
+
+def abstract(shape=SHAPE):
+    (device,) = jax.devices()[:1]
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(device)),
+        state_at(0, shape),
+    )
+
+
+def save(workdir, *steps, keep=3, metrics=None):
+    checkpoints = Checkpoints(workdir, keep=keep)
+    for step in steps:
+        hit = (metrics or {}).get(step)
+        checkpoints.save(state_at(step), {"of": step}, None if hit is None else {"hit@1": hit})
+        checkpoints.wait()
+    kept = checkpoints.steps()
+    checkpoints.close()
+    return kept
+
+
+def restore_latest(workdir, wanted=None):
+    said = []
+    checkpoints = Checkpoints(workdir, keep=3)
+    try:
+        return checkpoints.restore_latest(wanted or abstract(), said.append), said
+    finally:
+        checkpoints.close()
+
+
+def assert_is_step(restored, step):
+    state, beside = restored
+    assert beside["of"] == step
+    for found, expected in zip(jax.tree.leaves(state), jax.tree.leaves(state_at(step)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_bytes(folder):
+    path = largest_file(folder / "params")
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 16] = bytes(255 - byte for byte in data[middle : middle + 16])
+    path.write_bytes(data)
+
+
+def truncate(folder):
+    path = largest_file(folder / "params")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def delete_data(folder):
+    largest_file(folder / "params").unlink()
+
+
+def delete_parameters(folder):
+    shutil.rmtree(folder / "params")
+
+
+def delete_moments(folder):
+    largest_file(folder / "rest").unlink()
+
+
+def garble_metadata(folder):
+    (folder / "params" / "_METADATA").write_text('{"tree')
+
+
+def delete_metadata(folder):
+    (folder / "params" / "_METADATA").unlink()
+
+
+def empty_json(folder):
+    (folder / "beside" / "metadata").write_text("")
+
+
+def forget_checksum(folder):
+    (folder / "beside" / "metadata").write_text("{}")
+
+
+DAMAGES = [
+    flip_bytes, truncate, delete_data, delete_parameters, delete_moments, garble_metadata, delete_metadata, empty_json,
+    forget_checksum,
+]  # fmt: skip
+
+
+def test_a_checkpoint_is_restored_bit_for_bit(tmp_path):
+    save(tmp_path, 1, 2)
+    restored, said = restore_latest(tmp_path)
+    assert_is_step(restored, 2)
+    assert not said
+
+
+def test_there_is_nothing_to_restore_in_a_new_workdir(tmp_path):
+    assert restore_latest(tmp_path) == (None, [])
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_corrupt_checkpoint_is_said_set_aside_and_the_one_before_taken(tmp_path, damage):
+    save(tmp_path, 1, 2)
+    damage(tmp_path / "checkpoints" / "2")
+    restored, said = restore_latest(tmp_path)
+    assert_is_step(restored, 1)
+    assert len(said) == 1 and "checkpoints/2 is corrupt" in said[0] and "\n" not in said[0]
+    assert (tmp_path / "checkpoints.corrupt" / "2").is_dir()
+    assert save(tmp_path, 2) == [1, 2]
+    assert_is_step(restore_latest(tmp_path)[0], 2)
+
+
+def test_of_a_checkpoint_with_many_unreadable_arrays_one_line_is_said(tmp_path, caplog):
+    kernels = {f"kernel_{i}": jnp.asarray(np.random.default_rng(i).normal(size=(128, 128))) for i in range(40)}
+    state = TrainState(jnp.asarray(1, jnp.int32), kernels, ({"moment": jnp.zeros(3)},))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, {})
+    checkpoints.wait()
+    data = largest_file(tmp_path / "checkpoints" / "1" / "params")
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 50])
+    for _ in range(5):  # a few of the others are still read when the first fails: which, is a matter of luck
+        with pytest.raises(CorruptCheckpoint) as caught:
+            checkpoints.restore(state, 1)
+        assert "\n" not in str(caught.value)
+        del caught
+        gc.collect()
+    checkpoints.close()
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(("item", "key"), [("params", "checksum"), ("rest", "optimizer_checksum")])
+def test_values_that_orbax_reads_without_complaint_are_caught_by_the_checksum(tmp_path, item, key):
+    save(tmp_path, 1, 2)
+    path = tmp_path / "checkpoints" / "2" / "beside" / "metadata"
+    beside = json.loads(path.read_text())
+    path.write_text(json.dumps({**beside, key: beside[key] ^ 1}))
+    restored, said = restore_latest(tmp_path)
+    assert_is_step(restored, 1)
+    assert f"the checksum of its {item} is wrong" in said[0]
+
+
+def test_arrays_of_another_step_are_caught_by_the_checksum(tmp_path):
+    save(tmp_path, 1, 2)
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "rest")
+    shutil.copytree(tmp_path / "checkpoints" / "1" / "rest", tmp_path / "checkpoints" / "2" / "rest")
+    restored, said = restore_latest(tmp_path)
+    assert_is_step(restored, 1)
+    assert "checksum" in said[0]
+
+
+@pytest.mark.parametrize("bit", [0, 22, 31])
+def test_the_checksum_changes_with_a_single_bit_and_with_the_order_of_values(bit):
+    from jaxclip.towers.state import checksum
+
+    params = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(())}
+    flipped = np.array(params["a"])
+    flipped.view(np.uint32)[1, 2] ^= np.uint32(1 << bit)
+    swapped = np.array(params["a"])[:, [1, 0, 2, 3]]
+    sums = {int(checksum({**params, "a": jnp.asarray(a)})) for a in (params["a"], flipped, swapped)}
+    assert len(sums) == 3
+
+
+def test_it_is_an_error_where_every_checkpoint_is_corrupt_and_none_is_deleted(tmp_path):
+    save(tmp_path, 1, 2)
+    truncate(tmp_path / "checkpoints" / "1")
+    delete_data(tmp_path / "checkpoints" / "2")
+    with pytest.raises(UserError, match="all checkpoints of .* were corrupt"):
+        restore_latest(tmp_path)
+    assert {path.name for path in (tmp_path / "checkpoints.corrupt").iterdir()} == {"1", "2"}
+
+
+def test_a_checkpoint_of_another_architecture_is_not_called_corrupt_and_stays_where_it_is(tmp_path):
+    save(tmp_path, 1, 2)
+    wider = abstract((64, 128))
+    other = TrainState(wider.step, {"text": wider.params["image"]}, wider.optimizer)
+    for wanted, words in ((wider, ["image/kernel", "(64, 96)", "(64, 128)"]), (other, ["text/kernel", "missing"])):
+        with pytest.raises(UserError) as told:
+            restore_latest(tmp_path, wanted)
+        assert not isinstance(told.value, CorruptCheckpoint)
+        assert all(word in str(told.value) for word in ["parameters", "do not match", *words])
+    assert not (tmp_path / "checkpoints.corrupt").exists()
+    assert_is_step(restore_latest(tmp_path)[0], 2)
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    assert save(tmp_path, 1, 2, 3, 4, keep=2, metrics={1: 0.1, 2: 0.9, 4: 0.3}) == [2, 3, 4]
+    assert save(tmp_path, 5, 6, keep=2, metrics={6: 0.8}) == [2, 5, 6]
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    assert checkpoints.best() == 2 and checkpoints.steps() == [2, 5, 6]
+
+
+def test_no_step_is_the_best_where_none_was_evaluated(tmp_path):
+    assert save(tmp_path, 1, 2, 3, keep=1) == [3]
+    assert Checkpoints(tmp_path, read_only=True).best() is None
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    save(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path)
+    poisoned = state_at(2)
+    poisoned = poisoned._replace(params={"image": {"kernel": poisoned.params["image"]["kernel"].at[3, 4].set(jnp.inf)}})
+    with pytest.raises(UserError, match="not finite at step 2.*the checkpoint of step 1 is intact"):
+        checkpoints.save(poisoned, {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [1]
+
+
+def test_a_write_that_the_system_refuses_is_told_and_the_checkpoint_before_is_whole(tmp_path):
+    save(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        with pytest.raises(UserError, match="could not .* a?.*checkpoint"):
+            checkpoints.save(state_at(2), {"of": 2})
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    restored, said = restore_latest(tmp_path)
+    assert_is_step(restored, 1)
+    assert not said
+
+
+def test_reading_a_workdir_without_checkpoints_is_told(tmp_path):
+    with pytest.raises(UserError, match="has no checkpoints"):
+        Checkpoints(tmp_path, read_only=True)
+    save(tmp_path, 3)
+    with pytest.raises(UserError, match=r"no checkpoint of step 2; it has \[3\]"):
+        Checkpoints(tmp_path, read_only=True).restore(abstract(), 2)

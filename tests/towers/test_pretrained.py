@@ -1,0 +1,196 @@
+"""A run begins from a checkpoint of another library or from another workdir, and its workdir stands on its own."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from jaxclip import config
+from jaxclip.errors import UserError
+from jaxclip.models.clip import CLIP, CLIPConfig, ImageConfig, TextConfig
+from jaxclip.models.transformer import TransformerConfig
+from jaxclip.models.weights import hugging_face, open_clip, table
+from jaxclip.pipeline import processor, text
+from jaxclip.pipeline.preprocess import Preprocess
+from jaxclip.towers import sharding
+from jaxclip.towers.pretrained import open_pretrained, pretrained_params
+from jaxclip.towers.towers import make_towers
+
+BLOCKS = TransformerConfig(width=32, layers=2, heads=2, activation="quick_gelu")
+PREPROCESS = Preprocess(32, "crop", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "{name}", False, 24)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A folder in both layouts, of random weights and a tokenizer of its own."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = text.train_tokenizer(["a red cotton shirt", "blue jeans"], 300)
+    tokenizer.model_max_length = 24
+    text.save_tokenizer(tokenizer, folder)
+    towers = CLIPConfig(ImageConfig(32, 8, BLOCKS), TextConfig(300, 24, tokenizer.eos_token_id, BLOCKS), 24)
+    random = np.random.default_rng(0)
+    shapes = nnx.to_pure_dict(nnx.eval_shape(lambda: nnx.state(CLIP(towers, rngs=nnx.Rngs(0)))))
+    params = jax.tree.map(lambda leaf: (0.3 * random.normal(size=leaf.shape)).astype(np.float32), shapes)
+    (folder / "config.json").write_text(json.dumps(hugging_face.write_config(towers)))
+    (folder / processor.PROCESSOR).write_text(json.dumps(processor.to_hugging_face(PREPROCESS, "CLIP")))
+    save_file(table.save(hugging_face.table(towers), params), folder / hugging_face.WEIGHTS, {"format": "pt"})
+    model = {"model_cfg": open_clip.write_config(towers), "preprocess_cfg": processor.to_open_clip(PREPROCESS)}
+    (folder / open_clip.CONFIG).write_text(json.dumps(model))
+    save_file(table.save(open_clip.table(towers, nested=False), params), folder / open_clip.WEIGHTS)
+    return folder
+
+
+def configured(folder, **settings):
+    given = {"steps": 1, "data": {"caption_template": "{name}"}, "model": {"init_from": str(folder)}, **settings}
+    return config.build(given)
+
+
+def begun(wanted):
+    """Returns the towers that a configuration begins from, and their parameters."""
+    source = open_pretrained(wanted)
+    towers = make_towers(wanted, source.preprocess, source.tokenizer, 1, source.config)
+    return towers, pretrained_params(wanted, towers.abstract.params)[0]
+
+
+def encoded(towers, params):
+    size, length = towers.config.image.size, towers.config.text.context_length
+    pixels = np.random.default_rng(1).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    tokens = text.encode(towers.tokenizer, ["a red shirt", "jeans " * 40], length)
+    found = nnx.merge(towers.graph, params)(pixels, tokens)
+    return np.asarray(found.image), np.asarray(found.text)
+
+
+def test_both_layouts_of_one_checkpoint_are_the_same_towers(checkpoint, tmp_path):
+    copy = tmp_path / "open_clip_alone"
+    shutil.copytree(checkpoint, copy)
+    for name in ("config.json", "model.safetensors", processor.PROCESSOR):
+        (copy / name).unlink()
+    (first, params), (second, others) = begun(configured(checkpoint)), begun(configured(copy))
+    assert first.config == second.config and first.preprocess == second.preprocess == PREPROCESS
+    assert first.config.text.transformer.activation == "quick_gelu" and first.config.image.mean == (0.4, 0.5, 0.6)
+    jax.tree.map(np.testing.assert_array_equal, params, others)
+
+
+def test_picture_size_and_context_length_may_change_and_the_rest_is_the_checkpoints(checkpoint):
+    towers, _ = begun(configured(checkpoint))
+    changed, params = begun(configured(checkpoint, data={"image_size": 48, "context_length": 40}))
+    assert (changed.preprocess.image_size, changed.preprocess.context_length) == (48, 40)
+    assert params["image"]["positions"].shape == (37, 32) and params["text"]["positions"].shape == (40, 32)
+    assert replace(changed.preprocess, image_size=32, context_length=24, caption_template="{name}") == PREPROCESS
+    assert changed.config.image.transformer == towers.config.image.transformer
+    with pytest.raises(UserError, match="data.image_size = 44 is no multiple of the checkpoint's patch, 8"):
+        open_pretrained(configured(checkpoint, data={"image_size": 44}))
+
+
+def test_a_temperature_that_is_not_learned_is_the_configured_one(checkpoint):
+    _, kept = begun(configured(checkpoint))
+    _, fixed = begun(configured(checkpoint, loss={"temperature": 0.05, "learned_temperature": False}))
+    assert (
+        float(fixed["logit_scale"]) == pytest.approx(np.log(20), abs=1e-6) != pytest.approx(float(kept["logit_scale"]))
+    )
+
+
+def test_captions_are_cleaned_as_an_open_clip_checkpoint_says(checkpoint, tmp_path):
+    plain, _ = begun(configured(checkpoint))
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    (copy / "config.json").unlink()
+    settings = json.loads((copy / open_clip.CONFIG).read_text())
+    given = settings["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
+    (copy / open_clip.CONFIG).write_text(json.dumps(settings))
+    towers, _ = begun(configured(copy))
+    wanted = text.encode(plain.tokenizer, ["a red tshirt"], 24)
+    np.testing.assert_array_equal(text.encode(towers.tokenizer, ["  A_Red T-Shirt!"], 24), wanted)
+    given["strip_sep_token"] = True
+    (copy / open_clip.CONFIG).write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="tokenizer_kwargs = {'clean': 'canonicalize', 'strip_sep_token': True} is not"):
+        begun(configured(copy))
+
+
+@pytest.mark.parametrize("source", ["published", "workdir"])
+def test_the_sigmoid_loss_takes_towers_without_a_bias_and_starts_from_the_configured_one(request, checkpoint, source):
+    folder = checkpoint if source == "published" else request.getfixturevalue("trained")
+    _, plain = begun(configured(folder))
+    towers, params = begun(configured(folder, loss={"name": "sigmoid", "bias": -3.0}))
+    assert float(params.pop("logit_bias")) == -3.0 == towers.config.logit_bias and "logit_bias" not in plain
+    jax.tree.map(np.testing.assert_array_equal, params, plain)
+
+
+def test_parameters_lie_as_the_mesh_splits_them(checkpoint):
+    towers, params = begun(configured(checkpoint, mesh={"data": 2, "fsdp": 2, "tensor": 2}))
+    wanted = sharding.shardings(params, towers.mesh)
+    assert all(jax.tree.leaves(jax.tree.map(lambda leaf, where: leaf.sharding == where, params, wanted)))
+    _, whole = begun(configured(checkpoint))
+    jax.tree.map(np.testing.assert_array_equal, params, whole)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"data": {"mean": (0.5, 0.5, 0.5)}}, "data.mean comes from model.init_from: leave it out"),
+        ({"model": {"init_from": "x/y", "preset": "tiny"}}, "model.preset comes from model.init_from: leave it out"),
+        ({"data": {"image_size": 4}}, "data.image_size = 4 must be at least 8"),
+        ({"evaluation": {"ks": (3, 5)}}, r"evaluation.ks = \(3, 5\) must be depths >= 1, and 1 among them"),
+    ],
+)
+def test_what_the_checkpoint_decides_cannot_be_configured_as_well(checkpoint, settings, message):
+    with pytest.raises(UserError, match=message):
+        configured(checkpoint, **settings)
+
+
+def test_a_name_that_is_neither_a_folder_nor_a_repository_is_refused():
+    for name in ("no/such/folder", "./missing", "../up/here", "nothing"):
+        with pytest.raises(UserError, match="is neither a folder nor a name on the Hugging Face hub"):
+            open_pretrained(configured(name))
+
+
+def test_a_tokenizer_that_ends_captions_otherwise_than_the_towers_read_them_is_refused(checkpoint, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    settings = json.loads((copy / "config.json").read_text())
+    settings["text_config"]["eos_token_id"] = 7
+    (copy / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"read the token 7 as the end of a caption, its tokenizer writes 1"):
+        open_pretrained(configured(copy))
+
+
+@pytest.mark.slow
+def test_a_run_begins_with_the_checkpoint_is_exported_and_begun_from_again(run, checkpoint, config_file, tmp_path):
+    source, first, second = tmp_path / "source", tmp_path / "first", tmp_path / "second"
+    shutil.copytree(checkpoint, source)
+    settings = config_file.read_text().replace('"image_size": 32, "context_length": 12, "vocab_size": 300, ', "")
+    settings = settings.replace('"preset": "tiny"', f'"init_from": {str(source)!r}')
+    fine_tune = tmp_path / "fine_tune.py"
+    fine_tune.write_text(settings)
+    done = run("train", f"--config={fine_tune}", f"--workdir={first}", "--config.evaluation.ks=(1, 3, 20)")
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    zero, tuned = (next(i for i, row in enumerate(rows) if row.startswith(n)) for n in ("zero-shot", "fine-tuned"))
+    assert zero + 1 == tuned and "R@1     R@3    R@20" in rows[zero - 1]
+    before = json.loads((first / "eval" / "zero_shot" / "metrics.json").read_text())
+    assert before["checkpoint_step"] == 0 and f"{before['text_to_image']['hit@20']['value']:.3f}" in rows[zero]
+    assert all("hit@20" in row for row in before["by_category"].values())
+
+    shutil.rmtree(source)  # the workdir stands on its own
+    again = run("evaluate", f"--workdir={first}")
+    assert again.returncode == 0, again.stderr
+
+    exported = tmp_path / "exported"
+    done = run("export", f"--workdir={first}", f"--output={exported}", "--layouts=transformers,open_clip")
+    assert done.returncode == 0, done.stderr
+    for folder in (first, exported):
+        done = run("train", f"--config={fine_tune}", f"--workdir={second}", f"--config.model.init_from={folder}")
+        assert done.returncode == 0, done.stderr
+        zero_shot = json.loads((second / "eval" / "zero_shot" / "metrics.json").read_text())["text_to_image"]
+        after = json.loads((first / "eval" / "test" / "metrics.json").read_text())["text_to_image"]
+        assert zero_shot["hit@1"] == after["hit@1"] and zero_shot["mrr"] == after["mrr"]
+        shutil.rmtree(second)
+
+    refused = run("export", f"--workdir={first}", f"--output={exported}")
+    assert refused.returncode == 2 and "is not empty: give a new folder" in refused.stderr

@@ -1,0 +1,45 @@
+"""Encoders are given kernels in the type that they compute in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxclip import config
+from jaxclip.pipeline.text import train_tokenizer
+from jaxclip.towers.state import cast_kernels, initial_state
+from jaxclip.towers.towers import make_preprocess, make_towers
+
+SMALL = {"steps": 1, "batch_size": 8, "data": {"image_size": 32, "context_length": 8, "vocab_size": 258}}
+
+
+def towers_of(**model):
+    given = config.build({**SMALL, "model": model})
+    return make_towers(given, make_preprocess(given), train_tokenizer(["a red shirt"], 258), 1)
+
+
+@pytest.mark.parametrize(("preset", "execution"), [("tiny", "unroll"), ("tiny", "scan"), ("laptop", "auto")])
+def test_vectors_are_the_same_bit_for_bit(preset, execution):
+    towers = towers_of(preset=preset, execution=execution, dtype="bfloat16")
+    params = initial_state(towers.config, towers.optimizer, towers.abstract, seed=0).params
+    rounded = cast_kernels(params, "bfloat16")
+    assert rounded["image"]["positions"] is params["image"]["positions"]
+    kernels = {str(path[-1]): leaf.dtype for path, leaf in jax.tree.leaves_with_path(rounded)}
+    assert kernels["['kernel']"] == jnp.bfloat16 and kernels["['scale']"] == jnp.float32
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    tokens = random.integers(0, 258, (8, 8), dtype=np.int32)
+
+    @jax.jit
+    def encode(params):
+        model = nnx.merge(towers.graph, params)
+        return model.encode_image(pixels), model.encode_text(tokens)
+
+    for found, expected in zip(encode(rounded), encode(params), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_in_float32_nothing_is_copied():
+    params = {"a": {"kernel": jnp.ones((2, 2))}}
+    assert cast_kernels(params, "float32")["a"]["kernel"] is params["a"]["kernel"]

@@ -1,0 +1,96 @@
+"""Pictures are scaled on the devices ahead of the step, where asked for or where devices are no CPUs."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxclip import config
+from jaxclip.errors import UserError
+from jaxclip.models import resampling
+from jaxclip.pipeline.images import ImageAugmentation
+from jaxclip.pipeline.preprocess import Preprocess
+from jaxclip.pipeline.text import train_tokenizer
+from jaxclip.runtime import compiler, mesh
+from jaxclip.towers.towers import make_preprocess, make_towers
+from jaxclip.training import device_resize
+
+SMALL = {"steps": 1, "batch_size": 16, "model": {"preset": "tiny"}, "data": {"image_size": 32, "vocab_size": 258}}
+
+
+def canvas(where, size, largest, *, resize="squash", area=(0.6, 1.0)):
+    preprocess = Preprocess(size, resize, (0.5,) * 3, (0.5,) * 3, "{name}", True, 16)
+    augmentation = ImageAugmentation(area, (1.0, 1.0), False)
+    return device_resize.canvas_of(where, preprocess, augmentation, largest, prepared="SHOP")
+
+
+@pytest.mark.parametrize(
+    ("platform", "size", "largest", "side"),
+    [
+        ("cpu", 224, 300, 0),
+        ("gpu", 224, 300, 304),  # a multiple of 16
+        ("gpu", 224, 1300, 672),  # larger ones are reduced while they are decoded
+        ("tpu", 224, 1400, 0),
+        ("tpu", 224, 80, 224),  # what is scaled on the host after all has a place
+        ("tpu", 64, 0, 0),
+    ],
+)
+def test_other_devices_than_cpus_get_squares_that_hold_the_pictures(platform, size, largest, side):
+    with compiler.compiling_for(platform):
+        assert canvas("auto", size, largest) == side
+        assert canvas("host", size, largest) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"largest": 2400}, "SHOP has pictures of 2400 pixels, more than 6 times data.image_size = 224"),
+        ({"largest": 0}, "SHOP was prepared by a version that did not note how large its pictures are: prepare it"),
+        ({"largest": 300, "resize": "crop", "area": (1.0, 1.0)}, "data.resize = 'crop' cuts whole pictures after"),
+    ],
+)
+def test_what_devices_cannot_scale_is_told_where_they_are_asked_to(settings, problem):
+    with pytest.raises(UserError, match=f"data.resize_on = 'device': {problem}"):
+        canvas("device", 224, **settings)
+    with compiler.compiling_for("gpu"):
+        assert canvas("auto", 224, **settings) == 0
+
+
+def test_each_device_scales_its_own_pictures_by_a_program_compiled_once():
+    given = config.build(SMALL)
+    towers = make_towers(given, make_preprocess(given), train_tokenizer(["a red shirt"], 258), 1)
+    random, sharding = np.random.default_rng(0), mesh.batch_sharding(towers.mesh)
+    scale, compiled = device_resize.make_device_resize(towers.preprocess, towers.mesh, 48), []
+
+    def count(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for _ in range(3):
+            pictures = random.integers(0, 256, (16, 48, 48, 3), dtype=np.uint8)
+            batch = {"image": pictures, "extent": random.integers(1, 49, (16, 2), dtype=np.int32)}
+            placed = {name: mesh.place_rows(sharding, 16, rows) for name, rows in batch.items()}
+            found = scale({**placed, "group": np.arange(16)})
+            before = len(compiled)
+            assert (
+                found.keys() == {"image", "group"}
+                and len(found["image"].sharding.device_set) == 8
+                and found["image"].sharding.is_equivalent_to(sharding, 4)
+            )
+            expected = resampling.scale(batch["image"], batch["extent"], 32, "bicubic")
+            assert np.abs(np.asarray(found["image"], int) - expected).max() <= 1  # sums in another order
+            del compiled[before:]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert len(compiled) == 1
+
+
+def test_training_on_them_takes_almost_the_steps_of_pictures_that_the_host_scales(
+    run, trained, config_file, tmp_path, read_rows
+):
+    done = run("train", f"--config={config_file}", f"--workdir={tmp_path}", "--config.data.resize_on=device")
+    assert done.returncode == 0, done.stderr
+    found, expected = ([row["loss"] for row in read_rows(folder) if "loss" in row] for folder in (tmp_path, trained))
+    assert len(found) == 12 and found != expected
+    np.testing.assert_allclose(found, expected, rtol=0.01)
