@@ -9,7 +9,6 @@ The workdir's own configuration is where it starts from; overrides name another 
 
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +49,7 @@ def main(overrides: dict[str, str]) -> None:
         distributed.check_identical("config", config.flat(each), "Start all with the same overrides")
         own = overrides if each.task == "rerank" else config.for_towers(overrides)
         command = _command([f"--workdir={workdir}"], own)
-        runs.append(Run(workdir, each, config.fingerprint(config.load(workdir)), command))
+        runs.append(Run(workdir, each, config.fingerprint(config.load_config(workdir)), command))
     if QUERY.value:
         page, parameters = workdirs[0] / "eval" / (NAME.value or "queries") / "sheet.html", PARAMETERS.value
         asked = [f"--query={sentence}" for sentence in QUERY.value] + [f"--parameters={parameters}"] * bool(parameters)
@@ -95,11 +94,11 @@ def _workdirs() -> list[Path]:
 
 def _evaluate(run: "Run", name: str) -> tuple[dict[str, Any], Path]:
     from jaxclip.evaluation.evaluator import evaluate_checkpoint
-    from jaxclip.reranking import run as rerank
+    from jaxclip.reranking.run import evaluate_reranker
 
     evaluate = evaluate_checkpoint
     if run.config.task == "rerank":
-        evaluate = partial(rerank.evaluate_checkpoint, load_config=config.load)
+        evaluate = evaluate_reranker
     options = {"parameters": PARAMETERS.value, "fingerprint": run.fingerprint, "say": cli.say}
     return evaluate(run.config, run.workdir, STEP.value, run.workdir / "eval" / name, command=run.command, **options)
 

@@ -8,7 +8,6 @@ use. Run again with another --config.incorrect_pairs.variant it only mines again
 from absl import flags
 
 from jaxclip import cli, config
-from jaxclip.pipeline import prepared_data
 from jaxclip.runtime import startup
 
 RUNNER = flags.DEFINE_string("runner", "", "prepare on this runner of Apache Beam, such as DataflowRunner")
@@ -22,6 +21,7 @@ def main(overrides: dict[str, str]) -> None:
     with startup.quiet_imports():  # they take seconds: bad flags are told before
         from jaxclip.catalog import library
         from jaxclip.catalog.builder import CARD
+        from jaxclip.pipeline import prepared_data
         from jaxclip.preparation import card_sections, mining
 
     prepared = prepared_data.prepared_dataset(
@@ -31,7 +31,7 @@ def main(overrides: dict[str, str]) -> None:
         runner=RUNNER.value,
         beam_options=BEAM_OPTION.value,
     )
-    pairs = card_sections.complete(wanted, prepared, load_config=config.load, say=cli.say)
+    pairs = card_sections.complete(wanted, prepared, say=cli.say)
     print(library.summary(prepared))
     print(f"{'dataset':16}{prepared}")
     print(f"{'data card':16}{prepared / CARD}")

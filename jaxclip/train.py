@@ -6,8 +6,6 @@ Started again with the same workdir, it goes on from the newest checkpoint. SIGT
 processes are one run where SLURM, GKE or Cloud TPU started them, or where each is told its place by --process_id.
 """
 
-import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -43,25 +41,18 @@ def main(overrides: dict[str, str]) -> int:
     workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)
     _check_workdir(workdir, wanted)
     with startup.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.reranking import run as rerank
+        from jaxclip.reranking.run import train_reranker
         from jaxclip.runtime import distributed
         from jaxclip.training import profile
-        from jaxclip.training.run import train
+        from jaxclip.training.run import train_towers
 
     profiled = profile.parse_steps(PROFILE.value) if PROFILE.value else range(0)
     distributed.check_identical("config", config.flat(wanted), "Start all with the same --config and overrides")
     started = time.perf_counter()
     if wanted.rerank.ablation:
         return _ablate(wanted, workdir)
-    outcome = (rerank.train if wanted.task == "rerank" else train)(
-        wanted,
-        workdir,
-        save_config=lambda: _save(workdir, wanted),
-        load_config=config.load,
-        fingerprint=config.fingerprint(wanted),
-        say=cli.say,
-        profiled=profiled,
-    )
+    train = train_reranker if wanted.task == "rerank" else train_towers
+    outcome = train(wanted, workdir, say=cli.say, profiled=profiled)
     if outcome.signal is not None:
         return _stopped(outcome.signal, f" at step {outcome.step}, saved")
     if outcome.zero_shot is not None:
@@ -77,15 +68,8 @@ def main(overrides: dict[str, str]) -> int:
 def _ablate(wanted: Config, workdir: Path) -> int:
     from jaxclip.reranking import ablation
 
-    _save(workdir, wanted)
-    stopped, result = ablation.run(
-        wanted,
-        workdir,
-        load_config=config.load,
-        save_config=_save,
-        fingerprint=config.fingerprint,
-        say=cli.say,
-    )
+    config.save_config(wanted, workdir)
+    stopped, result = ablation.run(wanted, workdir, say=cli.say)
     if stopped is not None:
         return _stopped(stopped, "")
     cli.show(f"\n{ablation.table(result)}\n\n{'ablation':10}{workdir / ablation.FILENAME}")
@@ -101,19 +85,14 @@ def _check_workdir(workdir: Path, wanted: Config) -> None:
     if not (workdir / "config.json").exists():
         return
     may_change = (*MAY_CHANGE, "model.init_from") if wanted.task == "adapter" else MAY_CHANGE  # its checksum is held
-    changed = [line for line in config.differences(config.load(workdir), wanted) if not line.startswith(may_change)]
+    changed = [
+        line for line in config.differences(config.load_config(workdir), wanted) if not line.startswith(may_change)
+    ]
     if changed:
         raise UserError(
             f"{workdir} was begun with another configuration ({'; '.join(changed)}): "
             "take the old values or another --workdir"
         )
-
-
-def _save(workdir: Path, wanted: Config) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(config.dump(wanted), indent=2) + "\n")
-    os.replace(temporary, workdir / "config.json")
 
 
 if __name__ == "__main__":

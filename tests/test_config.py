@@ -264,16 +264,16 @@ def test_adam_has_no_weight_decay_unless_it_is_asked_for_which_is_told():
 def test_a_workdir_gives_its_configuration_back(tmp_path):
     built = config.build(RUN, {"seed": "3"})
     (tmp_path / "config.json").write_text(json.dumps(config.dump(built)))
-    assert config.load(tmp_path) == built
-    assert config.load(tmp_path, {"seed": "4"}).seed == 4
+    assert config.load_config(tmp_path) == built
+    assert config.load_config(tmp_path, {"seed": "4"}).seed == 4
     with pytest.raises(UserError, match="is not a workdir"):
-        config.load(tmp_path / "absent")
+        config.load_config(tmp_path / "absent")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not valid JSON"):
-        config.load(tmp_path)
+        config.load_config(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(UserError, match=r"config\.json"):
-        config.load(tmp_path)
+        config.load_config(tmp_path)
 
 
 def test_differences_name_each_field_with_both_values():

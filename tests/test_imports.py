@@ -30,15 +30,16 @@ from jaxclip.models.presets import PRESETS, clip_config
 from jaxclip.models.weights import open_clip
 from jaxclip.ranking import metrics, ranks, significance
 from jaxclip.runtime import mesh
-from jaxclip.towers import state
-from jaxclip.training import optimizer, step
+from jaxclip.config.schema import Optimizer
+from jaxclip.towers.params import make_model
+from jaxclip.training import optimizer, state, step
 
 config = clip_config(PRESETS["tiny"], image_size=32, vocab_size=64, context_length=6, end_token=1,
                      mean=(0.5,) * 3, std=(0.25,) * 3, temperature=0.07)
-graph, shapes = state.make_model(config)
-schedule = optimizer.make_schedule(1e-3, "cosine", warmup_steps=1, steps=10)
-adam = optimizer.make_optimizer(shapes, schedule, name="adamw", weight_decay=0.1, beta1=0.9, beta2=0.98,
-                                epsilon=1e-6, clip_norm=1.0)
+graph, shapes = make_model(config)
+settings = Optimizer(learning_rate=1e-3, warmup_steps=1, weight_decay=0.1, beta2=0.98, epsilon=1e-6, clip_norm=1.0)
+schedule = optimizer.make_schedule(settings, 10)
+adam = optimizer.make_optimizer(settings, schedule, shapes)
 devices = mesh.make_mesh(-1, 1, 1)
 random = np.random.default_rng(0)
 batch = {"image": random.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8),

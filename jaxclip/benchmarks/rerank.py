@@ -14,7 +14,7 @@ from jaxclip.reranking import reranker as reranking
 from jaxclip.reranking.first_stage import IMAGE_TOKENS, Split
 from jaxclip.reranking.reranker import Scorer
 from jaxclip.runtime.mesh import make_mesh
-from jaxclip.towers.state import initial_state
+from jaxclip.training.state import initial_state
 
 FLAGS = {
     "items": (41446, "products of the gallery"),
@@ -81,9 +81,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _second_stage(config: Config, split: Split, retrieved: second_stage.Candidates, mesh: Mesh, batch_size: int):
-    model = reranking.make_reranker(config, split, 1, mesh=mesh, logit_scale=LOGIT_SCALE)
+    model = reranking.make_reranker(config, split, mesh=mesh, logit_scale=LOGIT_SCALE)
+    recipe = reranking.make_recipe(config, model, 1)
     with jax.set_mesh(mesh):
-        state = initial_state(model.config, model.optimizer, model.abstract, model.trainable, seed=0, model=model.model)
+        state = initial_state(model.config, recipe.optimizer, recipe.state, model.trainable, seed=0, model=model.model)
     score = Scorer(model, split, retrieved, batch_size=batch_size, count=_queries(config))
 
     def run() -> np.ndarray:

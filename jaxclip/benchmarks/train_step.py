@@ -19,9 +19,10 @@ from jaxclip.models.clip import CLIPConfig
 from jaxclip.planning.fit import Vocabulary
 from jaxclip.runtime import compiler, hardware
 from jaxclip.runtime.flops import model_flops
-from jaxclip.towers.state import Params, cast_kernels, initial_state
+from jaxclip.towers.params import Params, cast_kernels
 from jaxclip.towers.towers import Towers, make_preprocess, make_towers
-from jaxclip.training import recipe
+from jaxclip.training.recipe import abstract_batch, make_recipe
+from jaxclip.training.state import initial_state
 from jaxclip.training.step import compile_step
 
 FLAGS = {
@@ -111,10 +112,10 @@ def ours(config: Config) -> dict[str, Callable[[], Any]]:
     towers, device = _towers(config), jax.devices()[0]
     known = hardware.chip(device)
     jax.set_mesh(towers.mesh)
-    shapes = recipe.abstract_batch(config, towers)
-    state = initial_state(towers.config, towers.optimizer, towers.abstract, towers.trainable, seed=config.seed)
+    shapes, recipe = abstract_batch(config, towers), make_recipe(config, towers, config.steps)
+    state = initial_state(towers.config, recipe.optimizer, recipe.state, towers.trainable, seed=config.seed)
     jax.block_until_ready(state)  # what that took is handed back with what compiling takes
-    step, _ = compile_step(recipe.train_step(config, towers), towers.abstract, shapes)
+    step, _ = compile_step(recipe.step, recipe.state, shapes)
     batch = {name: jax.device_put(rows, shapes[name].sharding) for name, rows in _batch(config, towers.config).items()}
     options = compiler.towers()
     encode_image, encode_text = (jax.jit(encode, compiler_options=options) for encode in _encoders(towers))
@@ -149,7 +150,7 @@ def ours(config: Config) -> dict[str, Callable[[], Any]]:
 
 def _towers(config: Config) -> Towers:
     vocabulary = Vocabulary(config.data.vocab_size, config.data.vocab_size - 1)
-    return make_towers(config, make_preprocess(config), vocabulary, config.steps, devices=jax.devices()[:1])
+    return make_towers(config, make_preprocess(config), vocabulary, devices=jax.devices()[:1])
 
 
 def _encoders(towers: Towers) -> tuple[Callable, Callable]:
@@ -161,12 +162,12 @@ def _encoders(towers: Towers) -> tuple[Callable, Callable]:
 
 def _flops(config: Config, towers: Towers) -> dict[str, float]:
     """Returns the FLOPs of the matrix products of each of MEASURED."""
-    batch = recipe.abstract_batch(config, towers)
+    batch, recipe = abstract_batch(config, towers), make_recipe(config, towers, config.steps)
     image, text = _encoders(towers)
-    params = towers.abstract.params
+    params = towers.shapes
     with jax.set_mesh(towers.mesh):
         traced = {
-            "train step": jax.make_jaxpr(recipe.train_step(config, towers))(towers.abstract, batch),
+            "train step": jax.make_jaxpr(recipe.step)(recipe.state, batch),
             "images": jax.make_jaxpr(image)(params, batch["image"]),
             "texts": jax.make_jaxpr(text)(params, batch["text"]),
         }

@@ -3,11 +3,21 @@
 Every mistake (an unknown key, a wrong type, values that cannot go together) is reported at once.
 """
 
-from jaxclip.config.parse import build, differences, dump, fields, fingerprint, flat, load, on_first_stage
+from jaxclip.config.parse import (
+    build,
+    differences,
+    dump,
+    fields,
+    fingerprint,
+    flat,
+    load_config,
+    on_first_stage,
+    save_config,
+)
 from jaxclip.config.saved import evaluation_name, for_towers, of_run, of_runs, same_catalogue
 from jaxclip.config.schema import Config
 
 __all__ = [
-    Config, "build", "differences", "dump", "evaluation_name", "fields", "fingerprint", "flat", "for_towers", "load",
-    "of_run", "of_runs", "on_first_stage", "same_catalogue",
+    "Config", "build", "differences", "dump", "evaluation_name", "fields", "fingerprint", "flat", "for_towers",
+    "load_config", "of_run", "of_runs", "on_first_stage", "same_catalogue", "save_config",
 ]  # fmt: skip

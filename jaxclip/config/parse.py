@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ def build(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = Non
     return config
 
 
-def load(workdir: Path, overrides: Mapping[str, str] | None = None) -> Config:
+def load_config(workdir: Path, overrides: Mapping[str, str] | None = None) -> Config:
     """Returns the configuration saved in a workdir; UserError where there is none or it cannot be read."""
     path = workdir / "config.json"
     try:
@@ -66,13 +67,21 @@ def load(workdir: Path, overrides: Mapping[str, str] | None = None) -> Config:
     return build(settings, overrides)
 
 
+def save_config(config: Config, workdir: Path) -> None:
+    """Writes config.json into the workdir, which is made first where it is missing."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(json.dumps(dump(config), indent=2) + "\n")
+    os.replace(temporary, workdir / "config.json")
+
+
 def on_first_stage(settings: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
     """Returns a re-ranker's settings over the catalogue (data and features) of its first stage; others as they are."""
     settings = settings.to_dict() if isinstance(settings, ConfigDict) else dict(settings)
     first, task = (overrides.get(name) or settings.get(name) for name in ("first_stage", "task"))
     if task != "rerank" or not first:
         return settings
-    towers = dump(load(Path(str(first)).expanduser()))
+    towers = dump(load_config(Path(str(first)).expanduser()))
     return settings | {part: towers[part] | dict(settings.get(part, {})) for part in ("data", "features")}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxclip.config.parse import load
+from jaxclip.config.parse import load_config
 from jaxclip.config.schema import Config, Data
 from jaxclip.errors import UserError
 
@@ -23,7 +23,7 @@ def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
     Raises:
       UserError: as `parse.load`, or overrides are of what the training has settled, all of them named.
     """
-    wanted = load(workdir, overrides)
+    wanted = load_config(workdir, overrides)
     base = "model.init_from" if wanted.task == "adapter" else ""  # of adapters it says where their base is now
     if settled := [f"--config.{name}" for name in overrides if not OVERRIDABLE.fullmatch(name) and name != base]:
         raise UserError(
@@ -35,7 +35,7 @@ def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
 
 def of_runs(workdirs: Sequence[Path], overrides: Mapping[str, str]) -> list[Config]:
     """Returns `of_run` of each: what only re-rankers have is left to them, where there is one beside towers."""
-    rerankers = [load(workdir).task == "rerank" for workdir in workdirs]
+    rerankers = [load_config(workdir).task == "rerank" for workdir in workdirs]
     return [
         of_run(workdir, overrides if reranker or not any(rerankers) else for_towers(overrides))
         for workdir, reranker in zip(workdirs, rerankers, strict=True)
@@ -53,11 +53,11 @@ def evaluation_name(workdir: Path, wanted: Config) -> str:
     Raises:
       UserError: the run's own catalogue is to be split anew, where what it was trained on would count as unseen.
     """
-    own = load(workdir)
+    own = load_config(workdir)
     _check_split(workdir, own, wanted)
     if wanted.task == "rerank":
         towers = Path(wanted.first_stage).expanduser()
-        _check_split(towers, load(towers), wanted)
+        _check_split(towers, load_config(towers), wanted)
     if same_catalogue(own, wanted):
         return wanted.data.split
     if wanted.data.reader == "drawn":

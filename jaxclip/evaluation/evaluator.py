@@ -23,7 +23,7 @@ from jaxclip.runtime.progress import bar
 from jaxclip.towers.checkpoints import Checkpoints, resolve_step
 from jaxclip.towers.encoders import Encoders
 from jaxclip.towers.load import load
-from jaxclip.towers.state import Params, TrainState, merge_params
+from jaxclip.towers.params import Params
 from jaxclip.towers.store import EmbeddingStore
 from jaxclip.towers.towers import Towers
 
@@ -78,18 +78,18 @@ class Evaluator:
         """Returns the metrics of the split and the rankings behind them (see `protocols.evaluate`)."""
         return self._rank(*self.embed(params))
 
-    def rank_state(self, state: TrainState) -> dict[str, Result]:
-        """Returns the ranking of the state's parameters as "raw" and, where it has one, of their average as "ema"."""
-        self._embedded = {which: self.embed(params) for which, params in _parameters(state).items()}
-        self.last = {which: self._rank(*embedded) for which, embedded in self._embedded.items()}
+    def rank_all(self, parameters: Mapping[str, Params]) -> dict[str, Result]:
+        """Returns the ranking of each of several sets of parameters, by name ("raw", "ema")."""
+        self._embedded = {name: self.embed(params) for name, params in parameters.items()}
+        self.last = {name: self._rank(*embedded) for name, embedded in self._embedded.items()}
         return self.last
 
-    def complete_state(self, state: TrainState) -> dict[str, Result]:
-        """Returns what `rank_state` returned last, ranking where it has not yet, with the rest of `complete`."""
-        results = self.last or self.rank_state(state)
+    def complete_all(self, parameters: Mapping[str, Params]) -> dict[str, Result]:
+        """Returns the last result of `rank_all`, ranking first if it has none, with the rest of `complete`."""
+        results = self.last or self.rank_all(parameters)
         return {
-            which: self._complete(params, *self._embedded[which], results[which], store=None)
-            for which, params in _parameters(state).items()
+            name: self._complete(params, *self._embedded[name], results[name], store=None)
+            for name, params in parameters.items()
         }
 
     def complete(self, params: Params, *, store: EmbeddingStore | None = None) -> Result:
@@ -138,11 +138,6 @@ class Evaluator:
             figures["label_queries"][field.name] = labels.retrieve(field, embeddings, images)
             figures["zero_shot"][field.name] = labels.classify(field, embeddings, images)
         return figures, details
-
-
-def _parameters(state: TrainState) -> dict[str, Params]:
-    averaged = {} if state.ema is None else {"ema": merge_params(state.ema, state.params)}
-    return {"raw": state.params, **averaged}
 
 
 def read_queries(records: Records, towers: Towers) -> Queries:

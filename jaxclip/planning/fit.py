@@ -20,7 +20,7 @@ from jaxclip.runtime import mesh as meshes
 from jaxclip.runtime.flops import matmul_flops, model_flops
 from jaxclip.towers.pretrained import open_pretrained
 from jaxclip.towers.towers import Towers, make_preprocess, make_towers
-from jaxclip.training import recipe
+from jaxclip.training.recipe import Recipe, abstract_batch, make_recipe
 
 STAND_IN = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
 """Number of GPUs -> the v5p topology for which their program is compiled."""
@@ -133,15 +133,18 @@ def plan(config: Config, topology: str) -> Plan:
     chip = hardware.CHIPS[kind]
     with compiler.compiling_for("tpu"):
         towers = _towers(config, devices)
-        batch = recipe.abstract_batch(config, towers)
-        traced = _trace(config, towers, batch)
+        batch = abstract_batch(config, towers)
+        recipe = make_recipe(config, towers, _steps(config))
+        traced = _trace(recipe, towers, batch)
         useful = model_flops(traced.jaxpr)
         if config.model.remat != "none":
             plain = replace(config, model=replace(config.model, remat="none"))
-            useful = model_flops(_trace(plain, _towers(plain, devices), batch).jaxpr)
+            plain_towers = _towers(plain, devices)
+            plain_recipe = make_recipe(plain, plain_towers, _steps(plain))
+            useful = model_flops(_trace(plain_recipe, plain_towers, batch).jaxpr)
         with jax.set_mesh(towers.mesh):
             lowered = traced.lower(lowering_platforms=("tpu",))
-    parameters, optimizer, held = (_bytes(part) for part in (towers.abstract.params, towers.abstract.optimizer, batch))
+    parameters, optimizer, held = (_bytes(part) for part in (recipe.state.params, recipe.state.optimizer, batch))
     count = len(devices)
     try:
         compiled = lowered.compile(compiler_options=READABLE.get(kind))
@@ -225,18 +228,22 @@ def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) 
 
 
 def _towers(config: Config, devices: Sequence[jax.Device]) -> Towers:
-    steps = config.steps or 1000
     if config.model.init_from:
         begun = open_pretrained(config)
-        return make_towers(config, begun.preprocess, begun.tokenizer, steps, begun.config, devices)
+        return make_towers(config, begun.preprocess, begun.tokenizer, begun.config, devices)
     given = config.data.tokenizer
     vocabulary = text.load_tokenizer(Path(given).expanduser()) if given else Vocabulary(config.data.vocab_size)
-    return make_towers(config, make_preprocess(config), vocabulary, steps, devices=devices)
+    return make_towers(config, make_preprocess(config), vocabulary, devices=devices)
 
 
-def _trace(config: Config, towers: Towers, batch: Any) -> Any:
+def _steps(config: Config) -> int:
+    """Returns the length of the run, which decides its schedule; of a run given in epochs any number serves."""
+    return config.steps or 1000
+
+
+def _trace(recipe: Recipe, towers: Towers, batch: Any) -> Any:
     with jax.set_mesh(towers.mesh):
-        return jax.jit(recipe.train_step(config, towers), donate_argnums=0).trace(towers.abstract, batch)
+        return jax.jit(recipe.step, donate_argnums=0).trace(recipe.state, batch)
 
 
 def _bytes(tree: Any) -> float:

@@ -21,15 +21,12 @@ SHOWN_PAIRS, SHOWN_SEED = 24, 0
 TOKENIZED_AT_ONCE = 1024
 
 
-def complete(
-    config: Config, prepared: Path, *, load_config: Callable[[Path], Config], say: Callable[[str], None]
-) -> IncorrectPairs | None:
+def complete(config: Config, prepared: Path, *, say: Callable[[str], None]) -> IncorrectPairs | None:
     """Mines the incorrect pairs of a prepared dataset and puts into its card what only the configuration knows.
 
     Args:
       config: names the tokenizer, the caption template and the rule of the pairs.
       prepared: the dataset.
-      load_config: as for `mining.find_or_mine`.
       say: takes a line for the user.
 
     Returns: the pairs, None where there are none to mine: no training split, or no features or towers to compare by.
@@ -47,7 +44,7 @@ def complete(
         card.put(path, "colours", {"attribute": attribute, **vars(found), "confusion": found.confusion.tolist()})
     if not split or not (described or config.incorrect_pairs.features != mining.CLASSICAL):
         return None
-    pairs = mining.find_or_mine(config, prepared, load_config=load_config, say=say)
+    pairs = mining.find_or_mine(config, prepared, say=say)
     card.put(path, "pairs", _pairs(config, prepared, pairs))
     return pairs
 

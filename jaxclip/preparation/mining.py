@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxclip.catalog import captions
-from jaxclip.config import Config
+from jaxclip.config import Config, load_config
 from jaxclip.errors import UserError
 from jaxclip.evaluation.evaluator import Evaluator
 from jaxclip.features import classical, incorrect_pairs, pair_table
@@ -34,14 +34,11 @@ CLASSICAL, TOWERS, ENCODERS = "classical", "towers", "encoders"
 Features = tuple[np.ndarray, np.ndarray]
 
 
-def find_or_mine(
-    config: Config, prepared: Path, *, load_config: Callable[[Path], Config], say: Callable[[str], None]
-) -> IncorrectPairs:
+def find_or_mine(config: Config, prepared: Path, *, say: Callable[[str], None]) -> IncorrectPairs:
     """Returns the configured incorrect pairs of the training split, mining them first where they are not kept yet.
 
     A table is found again by all that decides it: rule, seed, features and the dataset's fingerprint. Another rule
-    makes another table; neither touches the dataset. Indices are those of `Records(prepared, "train")`. `load_config`
-    reads the configuration of a workdir whose towers are named.
+    makes another table; neither touches the dataset. Indices are those of `Records(prepared, "train")`.
 
     Raises:
       UserError: the dataset has no training split or no features, or no pairs can be mined from it.
@@ -49,7 +46,7 @@ def find_or_mine(
     wanted = settings(config, prepared)
     path = table(prepared, wanted)
     if not distributed.broadcast("mined", path.exists):
-        _mine(config, Records(prepared, TRAIN), path, wanted, load_config, say)
+        _mine(config, Records(prepared, TRAIN), path, wanted, say)
         distributed.barrier("mined")
     return pair_table.load(path)[0]
 
@@ -59,14 +56,13 @@ def _mine(
     records: Records,
     path: Path,
     wanted: dict[str, Any],
-    load_config: Callable[[Path], Config],
     say: Callable[[str], None],
 ) -> None:
     """Writes the table: the first process does, and the others only help towers to embed."""
     given = config.incorrect_pairs
     if not (distributed.is_primary() or given.features.startswith(TOWERS)):
         return
-    images, texts, groups = _features(config, records, load_config, say)
+    images, texts, groups = _features(config, records, say)
     if not distributed.is_primary():
         return
     say(f"mining incorrect pairs ({given.variant}) of {len(records):,} training products")
@@ -103,7 +99,6 @@ def table(prepared: Path, wanted: dict[str, Any]) -> Path:
 def _features(
     config: Config,
     records: Records,
-    load_config: Callable[[Path], Config],
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns what pictures and texts are compared by, a row per product of the split, and the products' groups."""

@@ -1,18 +1,18 @@
 """Which feature earns it: second stages on subsets of the features, trained one after the other and compared."""
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxclip.config import Config
+from jaxclip.config import Config, fingerprint
 from jaxclip.evaluation import protocols, results
 from jaxclip.ranking import significance
-from jaxclip.reranking.run import Load, train
+from jaxclip.reranking.run import train_reranker
+from jaxclip.runtime import files
 from jaxclip.training.run import Say
 
 FILENAME = "ablation.json"
@@ -24,9 +24,6 @@ def run(
     config: Config,
     workdir: Path,
     *,
-    load_config: Load,
-    save_config: Callable[[Path, Config], None],
-    fingerprint: Callable[[Config], str],
     say: Say,
 ) -> tuple[int | None, dict[str, Any] | None]:
     """Trains and evaluates every subset of `ablation` under every seed, each in its own folder of the workdir.
@@ -36,7 +33,7 @@ def run(
     paired-bootstrap p-value against the first stage and against the first subset.
 
     Raises:
-      UserError: as `train`.
+      UserError: as `train_reranker`.
     """
     found: dict[str, list[dict[str, Values]]] = {}
     for name, own in _runs(config):
@@ -44,23 +41,14 @@ def run(
         done = folder / "eval" / own.data.split
         if not _is_done(done, fingerprint(own)):
             say(f"{folder.name}: {own.rerank.features}")
-            outcome = train(
-                own,
-                folder,
-                load_config=load_config,
-                save_config=lambda folder=folder, own=own: save_config(folder, own),
-                fingerprint=fingerprint(own),
-                say=say,
-            )
+            outcome = train_reranker(own, folder, say=say)
             if outcome.signal is not None:
                 return outcome.signal, None
         stages = {"first": _values(done / results.FIRST_STAGE), "second": _values(done)}
         found.setdefault(name, []).append(stages)
     result = {"seeds": config.rerank.seeds, **_compare(found, dict(config.rerank.ablation))}
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / f"{FILENAME}.tmp"
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(temporary, workdir / FILENAME)
+    files.write_json(workdir / FILENAME, result)
     return None, result
 
 

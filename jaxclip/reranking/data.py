@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxclip.catalog import captions
-from jaxclip.config import Config
+from jaxclip.config import Config, load_config
 from jaxclip.errors import UserError
 from jaxclip.pipeline import prepared_data
 from jaxclip.pipeline.records import Records
@@ -20,6 +18,7 @@ from jaxclip.ranking import candidates as second_stage
 from jaxclip.ranking.candidates import Candidates
 from jaxclip.reranking import first_stage
 from jaxclip.reranking.first_stage import FirstStage, Split
+from jaxclip.runtime import files
 from jaxclip.runtime.progress import bar
 
 FILENAME, QUERYBANK, VOCABULARY = "first_stage.json", "querybank.npy", "attributes.json"
@@ -33,15 +32,17 @@ Vocabulary = dict[str, list[str]]
 """Column -> its values."""
 
 
-def find_first_stage(config: Config, workdir: Path, load_config: Callable[[Path], Config]) -> FirstStage:
+def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -> FirstStage:
     """Returns the configured first stage, on the mesh configured: where a workdir has begun, only what it began with.
+
+    `own` is the configuration of its towers, by default the one in their workdir.
 
     Raises:
       UserError: it is another one (with both fingerprints), or it has not the checkpoint that was trained on; the
         configuration would have pictures or captions reach it in another way than its own.
     """
     where = Path(config.first_stage).expanduser()
-    own = replace(load_config(where), mesh=config.mesh)
+    own = replace(own or load_config(where), mesh=config.mesh)
     if other := [name for name in SEEN_BY_TOWERS if getattr(config.data, name) != getattr(own.data, name)]:
         raise UserError(
             f"{', '.join(f'data.{name}' for name in other)} would change nothing: pictures and captions reach the "
@@ -71,9 +72,7 @@ def save_first_stage(first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary
     np.save(workdir / QUERYBANK, bank)
     (workdir / VOCABULARY).write_text(json.dumps(vocabulary, indent=1, ensure_ascii=False) + "\n")
     facts = {"path": str(first.workdir.resolve()), "step": first.step, "fingerprint": first.fingerprint}
-    temporary = workdir / f"{FILENAME}.tmp"
-    temporary.write_text(json.dumps(facts, indent=2) + "\n")
-    os.replace(temporary, workdir / FILENAME)
+    files.write_json(workdir / FILENAME, facts)
 
 
 def find_querybank(config: Config, first: FirstStage, workdir: Path) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,12 +20,13 @@ from jaxclip.models.views import Views
 from jaxclip.pipeline import prepared_data, text
 from jaxclip.pipeline.preprocess import FILENAME
 from jaxclip.pipeline.records import Records
+from jaxclip.runtime import files
 from jaxclip.runtime.progress import bar
 from jaxclip.towers.adapter_base import checkpoint_params
 from jaxclip.towers.checkpoints import Checkpoints, resolve_step
 from jaxclip.towers.encoders import Encoders
+from jaxclip.towers.params import Params, checksum
 from jaxclip.towers.shape import TOKENIZER
-from jaxclip.towers.state import Params, checksum
 from jaxclip.towers.store import EmbeddingStore
 from jaxclip.towers.towers import Towers, load_towers
 
@@ -150,14 +150,13 @@ def embed_split(
         "segments": segments,
         "wordings": [wordings, asdict(first.config.augmentation)] if wordings > 1 else 1,
     }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    name = files.fingerprint(key, 16)
     path = library.cache() / "embeddings" / first.fingerprint / f"{name}.npz"
     if not path.exists():
         split = _embed(first, records, wordings, segments, tokens, batch_size, workers)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(temporary, **_flat(split))
-        os.replace(temporary, path)
+        with files.atomically(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **_flat(split))
     with np.load(path) as stored:
         return _unflat(dict(stored))
 

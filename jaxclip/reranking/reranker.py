@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -18,9 +17,13 @@ from jaxclip.reranking.cross_attention import CrossAttention, CrossAttentionConf
 from jaxclip.reranking.first_stage import IMAGE_TOKENS, Split
 from jaxclip.reranking.networks import RerankerConfig
 from jaxclip.runtime import mesh as meshes
-from jaxclip.towers.state import Params, TrainState, abstract_state, make_model, replicated
+from jaxclip.towers.params import Params, make_model, replicated
+from jaxclip.towers.sharding import place_shapes
 from jaxclip.towers.trainable import Trainable, make_trainable
-from jaxclip.training.optimizer import configured_optimizer
+from jaxclip.training.optimizer import make_optimizer, make_schedule
+from jaxclip.training.recipe import Recipe
+from jaxclip.training.state import abstract_state
+from jaxclip.training.step import make_step
 
 MODELS: dict[str, type[nnx.Module]] = {**networks.PRESETS, "cross_attention": CrossAttention}
 Tables = dict[str, Any]
@@ -28,21 +31,29 @@ Tables = dict[str, Any]
 
 @dataclass(frozen=True)
 class Reranker:
-    """What it takes to restore and run a second stage."""
+    """A second stage: everything about it except the values of its parameters.
+
+    Attributes:
+      config: of the network.
+      features: names of the candidates' features that the network reads.
+      model: class of the network.
+      graph: the network without its parameters.
+      shapes: shape, dtype and sharding of each parameter.
+      mesh: the devices that it runs on.
+      trainable: which parameters are trained, and at which factor of the learning rate.
+    """
 
     config: RerankerConfig | CrossAttentionConfig
     features: tuple[str, ...]
     model: type[nnx.Module]
     graph: nnx.GraphDef
+    shapes: Params
     mesh: Mesh
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
     trainable: Trainable
-    abstract: TrainState
 
 
-def make_reranker(config: Config, split: Split, steps: int, *, mesh: Mesh, logit_scale: float) -> Reranker:
-    """Returns the model's configuration and shapes and the optimizer, allocating nothing.
+def make_reranker(config: Config, split: Split, *, mesh: Mesh, logit_scale: float) -> Reranker:
+    """Returns the configured second stage over a split's features; allocates no parameters.
 
     `logit_scale` is the factor by which the first stage's scores are logits.
     """
@@ -51,9 +62,17 @@ def make_reranker(config: Config, split: Split, steps: int, *, mesh: Mesh, logit
     graph, shapes = make_model(settings, model)
     frozen = ((rf"^{networks.STATISTICS}$", 0.0),) if networks.STATISTICS in shapes else ()
     trainable = make_trainable(shapes, (*frozen, *config.optimizer.rates))
-    schedule, optimizer = configured_optimizer(config.optimizer, shapes, trainable, steps)
-    abstract = abstract_state(shapes, optimizer, mesh, trainable)
-    return Reranker(settings, names, model, graph, mesh, optimizer, schedule, trainable, abstract)
+    return Reranker(settings, names, model, graph, place_shapes(shapes, mesh), mesh, trainable)
+
+
+def make_recipe(config: Config, model: Reranker, steps: int) -> Recipe:
+    """Returns how the configured run trains this second stage in so many steps; nothing is allocated."""
+    schedule = make_schedule(config.optimizer, steps)
+    optimizer = make_optimizer(config.optimizer, schedule, model.shapes, model.trainable)
+    state = abstract_state(model.shapes, optimizer, model.mesh, model.trainable)
+    given = config.rerank
+    loss = make_loss(model, loss=given.loss, negatives=given.negatives, sampled=given.sampled)
+    return Recipe(optimizer, schedule, state, make_step(loss, optimizer, schedule, model.trainable, seed=config.seed))
 
 
 def _settings(config, split: Split, names: tuple[str, ...], logit_scale: float):

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxclip import config as configs
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.evaluation import protocols
@@ -33,19 +35,19 @@ from jaxclip.reranking.reranker import (
     Tables,
     batch_rows,
     contrastive_tables,
-    make_loss,
+    make_recipe,
     make_reranker,
     make_tables,
 )
 from jaxclip.runtime import distributed
 from jaxclip.runtime import mesh as meshes
 from jaxclip.towers.checkpoints import Checkpoints, resolve_step
-from jaxclip.towers.state import Params, TrainState, initial_state
+from jaxclip.towers.params import Params
 from jaxclip.training import loop
-from jaxclip.training.run import LOGGED, Outcome, Say
-from jaxclip.training.step import compile_step, make_step
-
-Load = Callable[[Path], Config]
+from jaxclip.training.recipe import Recipe
+from jaxclip.training.run import Outcome, Say, begin_or_resume, cadence, logged_metrics
+from jaxclip.training.state import TrainState, initial_state
+from jaxclip.training.step import compile_step
 
 
 class RerankEvaluator:
@@ -79,7 +81,7 @@ class RerankEvaluator:
             return self._scorer(params)
 
         split, products = self.split, self.queries.products
-        return protocols.evaluate(
+        self.last = protocols.evaluate(
             split.queries,
             split.features["image"],
             split.groups[split.owners],
@@ -89,6 +91,7 @@ class RerankEvaluator:
             second_stage=score,
             candidates=self._config.rerank.candidates,
         )
+        return self.last
 
 
 @dataclass(frozen=True)
@@ -114,65 +117,64 @@ class _Lists:
         return tables
 
 
-def train(
-    config: Config,
-    workdir: Path,
-    *,
-    load_config: Load,
-    save_config: Callable[[], None],
-    fingerprint: str,
-    say: Say,
-    profiled: range = range(0),
-) -> Outcome:
-    """Trains a second stage in a workdir, from its newest checkpoint where it has one, and evaluates it at the end.
+def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range = range(0)) -> Outcome:
+    """Trains the second stage of a workdir, from its newest checkpoint if it has one, and evaluates it at the end.
 
-    Writes first_stage.json, querybank.npy, attributes.json, checkpoints/, metrics.jsonl, tensorboard/ and eval/ there,
-    and a trace of the `profiled` steps into its tensorboard/.
+    Writes config.json, first_stage.json, querybank.npy, attributes.json, checkpoints/, metrics.jsonl, tensorboard/ and
+    eval/ into the workdir; the trace of the `profiled` steps goes into tensorboard/.
 
     Raises:
       UserError: several processes, another first stage than the one begun with, products that its towers have seen, a
         full disk, a loss that is not finite.
     """
     distributed.require_one_process("a re-ranker")
-    first = find_first_stage(config, workdir, load_config)
+    first = find_first_stage(config, workdir)
     prepared = prepared_data.prepared_dataset(config, whole=False, say=say)
     say(f"re-ranking step {first.step} of {first.workdir} ({first.fingerprint})")
     bank = find_querybank(config, first, workdir)
     lists = _lists(config, first, prepared, bank, workdir, say)
     count = len(lists.queries)
     steps = config.steps or max(1, round(config.epochs * count / config.batch_size))
-    model = make_reranker(config, lists.split, steps, mesh=first.towers.mesh, logit_scale=first.logit_scale)
-    beside = {
+    model = make_reranker(config, lists.split, mesh=first.towers.mesh, logit_scale=first.logit_scale)
+    recipe = make_recipe(config, model, steps)
+    metadata = {
         "data_fingerprint": prepared_data.data_fingerprint(prepared),
-        "config_fingerprint": fingerprint,
+        "config_fingerprint": configs.fingerprint(config),
         "first_stage_fingerprint": first.fingerprint,
         "parameters": "raw",
     }
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     with jax.set_mesh(model.mesh):
-        state, beside = _start(config, model, checkpoints, beside, say)
-        save_config()
+        begin = partial(_begin, config, model, recipe)
+        state, metadata, _ = begin_or_resume(recipe, checkpoints, metadata, begin, say)
+        configs.save_config(config, workdir)
         save_first_stage(first, bank, lists.vocabulary, workdir)
         evaluator = RerankEvaluator(config, first, prepared, workdir)
         stopped = None
         if int(state.step) < steps:
-            tables = lists.tables(config, model)
-            state, stopped = _train(
-                config, workdir, model, tables, count, steps, state, beside, checkpoints, evaluator, profiled, say
+            step, flops, place = _compile(config, model, recipe, lists.tables(config, model), say)
+            run = loop.Run(
+                workdir=workdir,
+                state=state,
+                step=step,
+                batches=batch_rows(count, config.batch_size, config.seed, first=int(state.step), last=steps),
+                place=place,
+                batch_size=config.batch_size,
+                flops=flops,
+                cadence=cadence(config, steps),
+                checkpoints=checkpoints,
+                metadata=metadata,
+                evaluate=lambda state: logged_metrics({"raw": evaluator.rank(model, state.params)}),
+                profiled=profiled,
             )
+            state, stopped = loop.train(run)
         checkpoints.close()
         folder = workdir / "eval" / config.data.split
         if stopped is not None:
             return Outcome(stopped, int(state.step), None, folder)
-        metrics = write(
-            folder,
-            evaluator.last or evaluator.rank(model, state.params),
-            evaluator,
-            workdir=workdir,
-            step=int(state.step),
-            provenance=beside,
-        )
-    return Outcome(None, int(state.step), metrics, folder)
+        result, step = evaluator.last or evaluator.rank(model, state.params), int(state.step)
+        metrics = write(folder, result, evaluator, workdir=workdir, step=step, provenance=metadata)
+    return Outcome(None, step, metrics, folder)
 
 
 def _lists(config: Config, first: FirstStage, prepared: Path, bank: np.ndarray, workdir: Path, say: Say) -> _Lists:
@@ -190,63 +192,35 @@ def _lists(config: Config, first: FirstStage, prepared: Path, bank: np.ndarray, 
     return _Lists(split, vocabulary, candidates, queries)
 
 
-def _start(
-    config: Config, model: Reranker, checkpoints: Checkpoints, beside: dict[str, Any], say: Say
-) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state to go on from and what is to be saved beside it."""
-    restored = checkpoints.restore_latest(model.abstract, say)
-    if restored is None:
-        start = initial_state(
-            model.config, model.optimizer, model.abstract, model.trainable, seed=config.seed, model=model.model
-        )
-        return start, beside
-    state, saved = restored
-    say(f"resuming from step {int(state.step)} of {checkpoints.folder}")
-    return state, {**saved, **beside}
+def _begin(config: Config, model: Reranker, recipe: Recipe) -> tuple[TrainState, dict[str, Any]]:
+    state = initial_state(
+        model.config, recipe.optimizer, recipe.state, model.trainable, seed=config.seed, model=model.model
+    )
+    return state, {}
 
 
-def _train(config, workdir, model, tables, lists, steps, state, beside, checkpoints, evaluator, profiled, say):
-    first = int(state.step)
-    loss = make_loss(model, loss=config.rerank.loss, negatives=config.rerank.negatives, sampled=config.rerank.sampled)
-    step = make_step(loss, model.optimizer, model.schedule, model.trainable, seed=config.seed)
+def _compile(
+    config: Config, model: Reranker, recipe: Recipe, tables: Tables, say: Say
+) -> tuple[Callable, float, Callable]:
+    """Returns the compiled step, its FLOPs per device, and what places a batch: its rows, next to the tables."""
     say(f"compiling the step of {config.batch_size} lists of {tables['items'].shape[1]} candidates")
-    where = meshes.batch_sharding(model.mesh)
+    sharding = meshes.batch_sharding(model.mesh)
     meshes.check_divides(model.mesh, "batch_size", config.batch_size)
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
-    rows = jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=where)
-    compiled, flops = compile_step(step, model.abstract, {"rows": rows, **jax.tree.map(shape, tables)})
-
-    def evaluate(state):
-        evaluator.last = evaluator.rank(model, state.params)
-        metrics, _ = evaluator.last
-        return {name: metrics["text_to_image"][name]["value"] for name in LOGGED if name in metrics["text_to_image"]}
-
-    return loop.train(
-        config,
-        workdir,
-        state,
-        compiled,
-        batch_rows(lists, config.batch_size, config.seed, first=first, last=steps),
-        lambda rows: {"rows": jax.device_put(rows, where), **tables},
-        steps=steps,
-        flops=flops,
-        checkpoints=checkpoints,
-        beside=beside,
-        evaluate=evaluate,
-        profiled=profiled,
-    )
+    rows = jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=sharding)
+    compiled, flops = compile_step(recipe.step, recipe.state, {"rows": rows, **jax.tree.map(shape, tables)})
+    return compiled, flops, lambda rows: {"rows": jax.device_put(rows, sharding), **tables}
 
 
-def evaluate_checkpoint(
+def evaluate_reranker(
     config: Config,
     workdir: Path,
-    which: str,
+    step: str,
     folder: Path,
     *,
-    load_config: Load,
     parameters: str = "",
     fingerprint: str,
     say: Say,
@@ -254,7 +228,7 @@ def evaluate_checkpoint(
 ) -> tuple[dict[str, Any], Path]:
     """Returns the metrics of a re-ranker's checkpoint and of its first stage, and the folder they were written into.
 
-    `which` is "latest", "best" or a step; `command` as in `write`.
+    `step` is "latest", "best" or a number; `command` as in `write`.
 
     Raises:
       UserError: there is no such checkpoint, or the first stage is another one.
@@ -263,11 +237,11 @@ def evaluate_checkpoint(
     if parameters == "ema":
         raise UserError(f"{workdir} is a re-ranker, of which no moving average is kept: leave --parameters out")
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = resolve_step(which, checkpoints)
-    first = find_first_stage(config, workdir, load_config)
+    number = resolve_step(step, checkpoints)
+    first = find_first_stage(config, workdir)
     prepared = prepared_data.prepared_dataset(config, say=say)
     evaluator = RerankEvaluator(config, first, prepared, workdir)
-    model = make_reranker(config, evaluator.split, 1, mesh=first.towers.mesh, logit_scale=first.logit_scale)
+    model = make_reranker(config, evaluator.split, mesh=first.towers.mesh, logit_scale=first.logit_scale)
     provenance = {
         "parameters": "raw",
         "config_fingerprint": fingerprint,
@@ -275,7 +249,7 @@ def evaluate_checkpoint(
         "first_stage_fingerprint": first.fingerprint,
     }
     with jax.set_mesh(model.mesh):
-        params = checkpoints.restore_params(model.abstract.params, step)
+        params = checkpoints.restore_params(model.shapes, number)
         result = evaluator.rank(model, params)
-    metrics = write(folder, result, evaluator, workdir=workdir, step=step, provenance=provenance, command=command)
+    metrics = write(folder, result, evaluator, workdir=workdir, step=number, provenance=provenance, command=command)
     return metrics, folder

@@ -1,8 +1,8 @@
-"""Several processes as one run: how they find each other, agree on what they do, and end together.
+"""Several processes in one run: how they find each other, agree on what they do, and end together.
 
-Built on the key-value store of JAX's coordination service, which lives in process 0 and needs no devices. What waits
-for others is called by all processes, by their main threads and in the same order. In a run of one process everything
-here returns at once.
+Built on the key-value store of JAX's coordination service, which runs in process 0 and needs no devices. Functions that
+wait for other processes must be called by all of them, from their main threads and in the same order. In a run of one
+process every function here returns at once.
 """
 
 import itertools
@@ -22,41 +22,41 @@ from jax._src import distributed as jax_distributed  # the store has no public n
 from jaxclip.errors import UserError, first_line
 
 BEAT, PATIENCE = 2.0, 30.0
-"""Seconds between signs of life, and after how many without one a process counts as lost."""
-DAY = 24 * 3600 * 1000  # ms: whoever is waited for may have a catalogue to prepare; who has failed is told otherwise
+"""Seconds between two heartbeats, and seconds without one after which a process counts as lost."""
+DAY = 24 * 3600 * 1000  # ms; long, for the first process may prepare a catalogue. Failures are found by heartbeat
 FAILED, ALIVE = "jaxclip/failed", "jaxclip/alive"
 FOUND_BY = ("coordinator_address", "num_processes", "process_id")
 
 
 def join(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Makes this process one of a run's: as these say, else as SLURM, GKE or Cloud TPU do, else the only one.
+    """Makes this process part of a run: by these values, else as SLURM, GKE or Cloud TPU say, else as the only one.
 
-    To be called before anything is computed.
+    Call it before anything is computed.
 
     Raises:
       UserError: some of the three are missing, or process 0 cannot be reached.
     """
-    given = dict(zip(FOUND_BY, (coordinator_address, num_processes, process_id), strict=True))
-    missing = [f"--{name}" for name, value in given.items() if value is None]
-    if len(missing) == len(given):
+    flags = dict(zip(FOUND_BY, (coordinator_address, num_processes, process_id), strict=True))
+    missing = [f"--{name}" for name, value in flags.items() if value is None]
+    if len(missing) == len(flags):
         if not _in_cluster():
             return
-        place: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
     elif missing:
         raise UserError(f"{' and '.join(missing)} missing: --{', --'.join(FOUND_BY)} go together")
     elif not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id} must be from 0 to {num_processes - 1}, below --num_processes")
     else:
-        place = {**given, "cluster_detection_method": "deactivate"}
-    # Its place is taken by `stopping`: Orbax would ask it about older steps, which can make a process miss the stop.
+        arguments = {**flags, "cluster_detection_method": "deactivate"}
+    # `training.stopping` does this job. Orbax would query the service about older steps, and a process can miss a stop.
     jax.config.update("jax_enable_preemption_service", False)
-    # Where CPUs are the devices, programs at once could each hold the threads that the other one's collectives need.
+    # On CPU devices two programs at once could each hold the threads that the other one's collectives need.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
-        jax.distributed.initialize(**place)
+        jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"could not join the run's other processes: {first_line(error)}") from error
-    # A descriptor of its own: what is written to sys.stderr is hidden while libraries are being imported.
+    # Its own file descriptor, for `startup.quiet_imports` hides what is written to sys.stderr.
     errors = os.fdopen(os.dup(sys.stderr.fileno()), "w")
     threading.Thread(target=_watch, args=(errors,), daemon=True, name="watch").start()
 
@@ -66,22 +66,22 @@ def _in_cluster() -> bool:
     slurm = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     gke = any("," in os.environ.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
     slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1")) > 1
-    told = {"TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY"} & os.environ.keys()
-    return slurm or gke or slices or (cloud_tpu_init.running_in_cloud_tpu_vm and not told)
+    named = {"TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY"} & os.environ.keys()
+    return slurm or gke or slices or (cloud_tpu_init.running_in_cloud_tpu_vm and not named)
 
 
 def process_id() -> int:
-    """Returns this process's number, starting no backend as jax.process_index() would."""
+    """Returns this process's number without starting a JAX back end, which jax.process_index() would do."""
     return jax_distributed.global_state.process_id or 0
 
 
 def process_count() -> int:
-    """Returns the number of processes of the run, starting no backend."""
+    """Returns the number of processes of the run without starting a JAX back end."""
     return 1 if store() is None else jax_distributed.global_state.num_processes
 
 
 def require_one_process(what: str) -> None:
-    """Raises a UserError where the run has several processes: for what one of them does in minutes."""
+    """Raises a UserError if the run has several processes; for tasks (`what`) that run in one process only."""
     if process_count() > 1:
         raise UserError(
             f"{what} takes one process, which drives all devices of its machine: here are {process_count()}"
@@ -89,21 +89,21 @@ def require_one_process(what: str) -> None:
 
 
 def is_primary() -> bool:
-    """Returns whether this is process 0, which alone prints and writes what is no checkpoint."""
+    """Returns whether this is process 0, the only one that prints and that writes files other than checkpoints."""
     return process_id() == 0
 
 
 def store() -> Any:
-    """Returns the key-value store that all processes share, None where there is one process."""
+    """Returns the key-value store that all processes share, None in a run of one process."""
     return jax_distributed.global_state.client
 
 
 def broadcast(name: str, make: Callable[[], Any]) -> Any:
-    """Returns what make() returns in process 0, the only one to call it: JSON values; the others wait."""
+    """Returns the result of make(), a JSON value, on every process; only process 0 calls it, the others wait."""
     shared = store()
     if shared is None:
         return make()
-    key = _key("from_primary", name)
+    key = _key("broadcast", name)
     if is_primary():
         shared.key_value_set(key, json.dumps(make()))
     return json.loads(shared.blocking_key_value_get(key, DAY))
@@ -113,7 +113,7 @@ def check_identical(name: str, facts: Mapping[str, Any], remedy: str) -> None:
     """Returns when the facts are the same on all processes.
 
     Raises:
-      UserError: on every process, naming who differs from process 0, in what, and the remedy.
+      UserError: on every process, naming a process that differs from process 0, the facts, and the remedy.
     """
     shared = store()
     if shared is None:
@@ -136,18 +136,18 @@ def check_identical(name: str, facts: Mapping[str, Any], remedy: str) -> None:
 
 
 def barrier(name: str) -> None:
-    """Returns when all processes have come here."""
+    """Returns when all processes have reached this barrier."""
     if store() is not None:
-        store().wait_at_barrier(_key("meet", name), DAY)
+        store().wait_at_barrier(_key("barrier", name), DAY)
 
 
 def _key(kind: str, name: str) -> str:
-    """Returns a key that is new, and the same on all processes: they all come by the same places in the same order."""
+    """Returns a new key that is equal on all processes, since they make their calls in the same order."""
     return f"jaxclip/{kind}/{next(_keys)}/{name}"
 
 
 def leave() -> None:
-    """Returns when all processes have come here, and ends their connection."""
+    """Waits for all processes and then ends their connection."""
     if store() is not None:
         barrier("leave")
         _left.set()
@@ -155,16 +155,15 @@ def leave() -> None:
 
 
 def fail(error: BaseException, sentence: str, status: int) -> NoReturn:
-    """Ends this process with the status and tells the others the sentence, which end too.
+    """Ends this process with the status, and the other processes with it, which print the sentence.
 
-    An error out of a computation that others take part in is mostly their end, not this one's: the watch then has time
-    to name it, and it is that which is printed.
+    A collective usually fails because another process died; wait so that the watchdog can name it.
     """
     chain = [error, error.__cause__, error.__context__]
     if any(isinstance(link, jax.errors.JaxRuntimeError) for link in chain):
         time.sleep(PATIENCE + 3 * BEAT)
     print(sentence, file=sys.stderr, flush=True)
-    _tell(f"process {process_id()} on {socket.gethostname()} failed: {sentence}")
+    _report(f"process {process_id()} on {socket.gethostname()} failed: {sentence}")
     time.sleep(2 * BEAT if is_primary() else 0)  # the store ends with process 0
     _exit(status)
 
@@ -174,17 +173,17 @@ _keys = itertools.count()
 
 
 def _watch(errors: TextIO) -> None:
-    """Gives signs of life, and ends the process as soon as another has failed or, to process 0, shows none."""
+    """Sends heartbeats, and ends this process when another one has failed; process 0 also notices missing ones."""
     shared, seen = store(), {}
     for beat in itertools.count():
         try:
             shared.key_value_set(f"{ALIVE}/{process_id()}", str(beat), allow_overwrite=True)
             failure = dict(shared.key_value_dir_get(FAILED)).get(f"{FAILED}/reason")
-            if failure is None and is_primary() and (failure := _silent(dict(shared.key_value_dir_get(ALIVE)), seen)):
-                _tell(failure)
+            if failure is None and is_primary() and (failure := _lost(dict(shared.key_value_dir_get(ALIVE)), seen)):
+                _report(failure)
                 time.sleep(2 * BEAT)
         except jax.errors.JaxRuntimeError:
-            failure = "process 0 has ended without a word"
+            failure = "process 0 exited without reporting an error"
         if _left.is_set():
             return
         if failure:
@@ -195,8 +194,8 @@ def _watch(errors: TextIO) -> None:
             return
 
 
-def _silent(alive: Mapping[str, str], seen: dict[str, tuple[str, float]]) -> str | None:
-    """Returns what to say of a process without a sign of life for too long; notes in `seen` when each had its last."""
+def _lost(alive: Mapping[str, str], seen: dict[str, tuple[str, float]]) -> str | None:
+    """Returns an error naming processes without a recent heartbeat, else None; updates `seen`, the last one of each."""
     now = time.monotonic()
     for name, beat in alive.items():
         if name not in seen or seen[name][0] != beat:
@@ -205,15 +204,15 @@ def _silent(alive: Mapping[str, str], seen: dict[str, tuple[str, float]]) -> str
     return f"process {', '.join(lost)} was killed or cannot be reached" if lost else None
 
 
-def _tell(failure: str) -> None:
+def _report(failure: str) -> None:
     try:
         store().key_value_set(f"{FAILED}/reason", failure)
     except jax.errors.JaxRuntimeError:
-        return  # another was first, or the store is gone: the others know either way
+        return  # another process was first, or the store is gone; either way the others learn of a failure
 
 
 def _exit(status: int) -> NoReturn:
-    """Ends at once: an ordinary exit would wait minutes for the other processes."""
+    """Exits immediately; an ordinary exit would wait minutes for the other processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""Floating-point operations of a program, counted in what JAX traced: XLA's own count takes a loop's body once."""
+"""Floating-point operations of a traced program; XLA's own count takes the body of a loop only once."""
 
 import math
 from functools import partial
@@ -6,10 +6,11 @@ from typing import Any
 
 
 def matmul_flops(jaxpr: Any, *, without: str = "") -> float:
-    """Returns the FLOPs of all matrix products and convolutions of a jaxpr over all devices, loops multiplied out.
+    """Returns the FLOPs of all matrix products and convolutions of a jaxpr, over all devices.
 
-    A multiplication and an addition are two. What a backward pass recomputes counts again. Of branches the dearest
-    counts; a loop whose length is not known counts once. Jitted functions named `without` do not count.
+    A multiplication and an addition count as two. The body of a scan counts once per iteration, recomputation in a
+    backward pass counts again, of the branches of a condition the most expensive one counts, and a loop of unknown
+    length counts once. Jitted functions with the name `without` are left out.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     counted = (eqn for eqn in jaxpr.eqns if not without or eqn.params.get("name") != without)
@@ -17,7 +18,7 @@ def matmul_flops(jaxpr: Any, *, without: str = "") -> float:
 
 
 def model_flops(jaxpr: Any) -> float:
-    """Returns those of a training step without the products that its optimizer makes of gradients, as Muon does."""
+    """Returns the FLOPs of a training step without its optimizer's own matrix products (Muon has some)."""
     return matmul_flops(jaxpr, without="optimize")
 
 
@@ -29,18 +30,18 @@ def _dot(eqn: Any) -> float:
 def _convolution(eqn: Any) -> float:
     kernel = eqn.invars[1].aval.shape
     out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-    put_between = math.prod(eqn.params["lhs_dilation"])  # zeros, where it is the gradient of one with a stride
-    return 2 * eqn.outvars[0].aval.size * math.prod(kernel) / out_features / put_between
+    dilation = math.prod(eqn.params["lhs_dilation"])  # a strided convolution's gradient inserts zeros, not counted
+    return 2 * eqn.outvars[0].aval.size * math.prod(kernel) / out_features / dilation
 
 
 def _inner(eqn: Any, *, without: str) -> float:
-    found = [matmul_flops(part, without=without) for value in eqn.params.values() for part in _jaxprs(value)]
+    flops = [matmul_flops(part, without=without) for value in eqn.params.values() for part in _jaxprs(value)]
     if eqn.primitive.name == "cond":
-        return max(found)
+        return max(flops)
     times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
     if eqn.primitive.name == "shard_map":
         times = eqn.params["mesh"].size
-    return times * sum(found)
+    return times * sum(flops)
 
 
 def _jaxprs(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Where what may be kept between runs is kept."""
+"""The cache folder, and making something in a folder only once."""
 
 import contextlib
 import fcntl
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def cache() -> Path:
-    """Returns the folder of drawn catalogues, prepared datasets and compiled programs: $JAXCLIP_CACHE.
+    """Returns the folder of drawn catalogues, prepared datasets and compiled programs.
 
-    It is ~/.cache/jaxclip where that is not set.
+    It is $JAXCLIP_CACHE, or ~/.cache/jaxclip where that is not set.
     """
     return Path(os.environ.get("JAXCLIP_CACHE") or Path.home() / ".cache" / "jaxclip").expanduser()
 
@@ -18,10 +18,10 @@ def cache() -> Path:
 def make_once(
     is_there: Callable[[], bool], make: Callable[[], None], folder: Path, does: str, say: Callable[[str], None]
 ) -> None:
-    """Calls `make` unless what it makes `is_there`, in one process of this machine at a time for each folder.
+    """Calls `make` unless its result `is_there`; only one process of this machine at a time does so for a folder.
 
-    Others wait, and `say` that another one `does` something there. A missing folder is made, and removed if nothing was
-    put there. A process that is killed holds nothing.
+    The other processes wait, and `say` that another process `does` (a verb phrase) something in the folder. A missing
+    folder is created, and removed again if it is still empty afterwards. A killed process releases its lock.
     """
     if is_there():
         return

@@ -1,4 +1,4 @@
-"""Accelerators by their data sheets: what a plan holds a compiled program against, and MFU is measured by."""
+"""Peak FLOP/s, memory and bandwidths of accelerators from their data sheets, for plans and MFU."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class Chip:
     Attributes:
       peak: dense bfloat16 FLOP/s.
       memory: bytes of device memory that a program may use.
-      memory_bandwidth: bytes/s of it.
+      memory_bandwidth: bytes/s to and from the device's memory.
       network_bandwidth: bytes/s that one device can send to its neighbours, over all its links together.
     """
 
@@ -22,8 +22,8 @@ class Chip:
     network_bandwidth: float
 
 
-# TPUs: cloud.google.com/tpu/docs, where the bandwidth of the links is given for both directions together. A v5e keeps
-# 0.25 GiB of its memory for itself; on 7x a chip is two devices. GPUs: NVIDIA's data sheets, NVLink within a machine.
+# TPUs: cloud.google.com/tpu/docs, which gives the links' bandwidth as the sum of both directions. A v5e reserves
+# 0.25 GiB of its memory; a 7x chip is two devices. GPUs: NVIDIA's data sheets, NVLink within a machine.
 CHIPS = {
     "v4": Chip(275e12, 32e9, 1.23e12, 150e9),
     "v5e": Chip(197e12, 15.75 * 2**30, 0.82e12, 100e9),
@@ -37,7 +37,7 @@ CHIPS = {
 }
 GPUS = ("a100", "h100", "h200", "b200")
 GPUS_PER_MACHINE, MACHINE_BANDWIDTH = 8, 50e9
-"""GPUs that NVLink joins, and the bytes/s that each of them can send to another machine (400 Gb/s InfiniBand)."""
+"""GPUs joined by NVLink, and the bytes/s that each can send to another machine (400 Gb/s InfiniBand)."""
 KINDS = {
     "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5p": "v5p", "TPU v5": "v5p", "TPU v6 lite": "v6e",
     "TPU v6e": "v6e", "TPU7x": "7x", "A100": "a100", "H100": "h100", "H200": "h200", "B200": "b200",
@@ -45,5 +45,5 @@ KINDS = {
 
 
 def chip(device: jax.Device) -> Chip | None:
-    """Returns what is known of a device by its name, None where it is no known one."""
+    """Returns the data sheet of a device, None for an unknown kind of device."""
     return next((CHIPS[name] for kind, name in KINDS.items() if kind in device.device_kind), None)

@@ -1,4 +1,4 @@
-"""The device mesh and where each array lives on it."""
+"""The device mesh, and how batches are placed on it."""
 
 from collections.abc import Sequence
 from itertools import chain, combinations
@@ -34,10 +34,10 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] |
 
 
 def open_collectives(mesh: Mesh) -> None:
-    """Opens what the collectives on a mesh of several processes' devices need, in one place that all come to.
+    """Opens the connections for collectives between the processes of a mesh; all processes call it together.
 
-    Else it is opened where it is first needed, and there Gloo, which connects CPUs, gives up after 30 seconds if one
-    process is late, as by compiling or by waiting for data. Once open, collectives wait for as long as it takes.
+    Otherwise they are opened at the first collective, where Gloo, which connects CPUs, gives up after 30 seconds if one
+    process is late because it compiles or waits for data. Open connections wait for as long as it takes.
     """
     if distributed.process_count() == 1:
         return
@@ -63,9 +63,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
-    """Returns which rows of a global batch lie on this process's devices, ascending.
+    """Returns the rows of a global batch that are on this process's devices, in ascending order.
 
-    They need not be neighbours: a mesh follows the wires between the chips, not the numbers of the hosts.
+    They need not be adjacent: the order of devices in a mesh follows the chips' interconnect, not the hosts' numbers.
     """
     held = sharding.addressable_devices_indices_map((batch_size,)).values()
     spans = sorted({rows.indices(batch_size)[:2] for (rows,) in held})
@@ -73,16 +73,16 @@ def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 
 
 def place_rows(sharding: NamedSharding, batch_size: int, rows: np.ndarray) -> jax.Array:
-    """Returns the global array of `batch_size` rows of which this process has those of `process_rows`."""
+    """Returns the global array of `batch_size` rows, given the rows of this process (see `process_rows`)."""
     return jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
 
 
 def batch_multiple(mesh: Mesh) -> int:
-    """Returns the number by which a batch's rows must be divisible on this mesh."""
+    """Returns the number that must divide the rows of a batch on this mesh: data x fsdp."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_divides(mesh: Mesh, key: str, given: int) -> None:
-    """UserError where the rows that a key of the configuration gives are not divisible on this mesh."""
+    """Raises a UserError unless the mesh divides the number of rows that a configuration key gives."""
     if given % batch_multiple(mesh):
         raise UserError(f"config.{key} = {given} is no multiple of mesh data x fsdp = {batch_multiple(mesh)}")

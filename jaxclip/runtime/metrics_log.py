@@ -1,10 +1,10 @@
 """Metrics of a run as JSON lines and TensorBoard events."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxclip.runtime import files
 from jaxclip.runtime.tensorflow import tf
 
 FILENAME = "metrics.jsonl"
@@ -13,16 +13,14 @@ FILENAME = "metrics.jsonl"
 class Writers:
     """Appends to metrics.jsonl and a TensorBoard event file of the workdir.
 
-    Rows of steps after `first`, written before a kill by a run whose checkpoint is older, are removed: the resumed run
-    writes them again.
+    A killed run may have logged steps after its newest checkpoint. Rows of steps after `first` are removed, since the
+    resumed run writes them again.
     """
 
     def __init__(self, workdir: Path, *, first: int):
         self._path = workdir / FILENAME
-        kept = [row for row in read(workdir) if row["step"] <= first]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(temporary, self._path)
+        rows = [row for row in read(workdir) if row["step"] <= first]
+        files.write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = self._path.open("a")
         self._events = tf.summary.create_file_writer(str(workdir / "tensorboard"))
 
@@ -40,7 +38,7 @@ class Writers:
 
 
 class Silent:
-    """Writes nothing: what all processes of a run have but the first."""
+    """Writes nothing; used by all processes of a run except the first."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
@@ -50,7 +48,7 @@ class Silent:
 
 
 def read(workdir: Path) -> list[dict[str, float]]:
-    """Returns the rows of a workdir's metrics.jsonl, [] where there is none; a row cut off by a kill is left out."""
+    """Returns the rows of a workdir's metrics.jsonl, [] where there is none; a row that a kill cut off is left out."""
     path = workdir / FILENAME
     if not path.exists():
         return []

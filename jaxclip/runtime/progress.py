@@ -1,4 +1,4 @@
-"""One object that knows how far a run is: percent, ETA, throughput, waiting for data, MFU, device-hours."""
+"""Progress of a run: percent, ETA, throughput, share of time waiting for data, MFU, device-hours."""
 
 import sys
 import time
@@ -12,9 +12,9 @@ from jaxclip.runtime import distributed, hardware
 
 
 def bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
-    """Returns a progress bar with ETA; into a file it writes a line now and then instead of redrawing.
+    """Returns a progress bar with ETA; when stderr is a file, it writes a line every 15 seconds instead of redrawing.
 
-    Of several processes the first shows it.
+    Only the first of several processes shows it.
     """
     terminal = sys.stderr.isatty()
     defaults = {"dynamic_ncols": True, "mininterval": 0.2 if terminal else 15.0, "leave": True}
@@ -22,9 +22,9 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
 
 
 class Progress:
-    """Counts steps and seconds of training, pauses (evaluation, saving) taken out.
+    """Counts steps and seconds of training, without pauses (evaluation, saving).
 
-    `to_json` goes into the checkpoint, so that totals go on counting over restarts.
+    `to_json` is saved in the checkpoint, so that totals continue after a restart.
     """
 
     def __init__(self, *, first: int, steps: int, batch_size: int, flops: float | None, saved: dict[str, Any]):
@@ -38,7 +38,7 @@ class Progress:
         self._waited = 0.0
 
     def waited(self, seconds: float) -> None:
-        """Counts seconds in which the loop had to wait for the next batch."""
+        """Adds seconds that the loop waited for the next batch."""
         self._waited += seconds
 
     def advance(self) -> None:
@@ -50,7 +50,7 @@ class Progress:
         self._bar.update(1)
 
     def pause(self) -> None:
-        """Stops the clock: called before what is no training."""
+        """Stops the clock, before an evaluation or a save."""
         self._paused = time.perf_counter()
 
     def resume(self) -> None:
@@ -60,22 +60,25 @@ class Progress:
         self._since += gone
 
     def measures(self) -> dict[str, float]:
-        """Returns figures since the last call: pairs_per_second, step_seconds, data_wait (share of the time), mfu."""
+        """Returns figures since the last call: pairs_per_second, step_seconds, data_wait, device_hours and mfu.
+
+        data_wait is a share of the time; device_hours are those of the whole run; mfu is left out on unknown devices.
+        """
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         steps = max(self._steps, 1)
-        found = {
+        measures = {
             "pairs_per_second": self.batch_size * self._steps / elapsed,
             "step_seconds": elapsed / steps,
             "data_wait": min(1.0, self._waited / elapsed),
             "device_hours": self.trained_seconds * jax.device_count() / 3600,
         }
         if self._peak and self.flops:
-            found["mfu"] = self.flops / (elapsed / steps) / self._peak
+            measures["mfu"] = self.flops / (elapsed / steps) / self._peak
         self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
-        return found
+        return measures
 
     def show(self, **figures: Any) -> None:
-        """Writes figures behind the bar."""
+        """Shows figures after the bar."""
         self._bar.set_postfix(figures, refresh=False)
 
     def say(self, line: str) -> None:

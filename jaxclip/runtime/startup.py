@@ -1,4 +1,4 @@
-"""What a process sets before it works: memory, the cache of compiled programs, platforms, quiet imports."""
+"""Process settings made before any work: memory allocator, cache of compiled programs, platforms, quiet imports."""
 
 import errno
 import glob
@@ -14,26 +14,21 @@ import jax
 
 from jaxclip.runtime import compiler, folders
 
-COMPILED_BYTES = 2 * 2**30
-
-
-# A full, read-only or forbidden disk may show at any write.
+COMPILED_BYTES = 2 * 2**30  # size limit of the cache of compiled programs
 SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-
-
+"""OSErrors of a full, read-only or forbidden disk, which any write may raise."""
 ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
-
-
+"""Device files of GPUs and TPUs."""
 MALLOC = {"hugetlb": 1, "mmap_threshold": 10**11, "trim_threshold": 10**11, "top_pad": 2**28, "arena_max": 1}
 
 
 def reuse_memory() -> None:
-    """Starts the process again, once, with a glibc that reuses large blocks; does nothing beside accelerators.
+    """Restarts the process once with glibc settings that reuse large blocks; does nothing where there is a GPU or TPU.
 
-    XLA's CPU backend allocates its temporaries anew in each step, and by default glibc returns such blocks to the
-    kernel, which clears them page by page: that took a fifth to a quarter of a training step here. Blocks of over 64
-    MiB stay only in the first arena, so it has to be the only one. The settings are read when a process starts, so it
-    has to begin again; GLIBC_TUNABLES set by the user stands.
+    XLA's CPU back end allocates its temporaries in every step. By default glibc returns such blocks to the kernel, which
+    clears them page by page before it hands them out again. Blocks of over 64 MiB are kept only in the first arena, so
+    there is only one. glibc reads these settings when a process starts, hence the restart. GLIBC_TUNABLES set by the
+    user is left as it is.
     """
     accelerators = any(glob.glob(pattern) for pattern in ACCELERATORS)
     if sys.platform != "linux" or accelerators or "GLIBC_TUNABLES" in os.environ or not sys.orig_argv:
@@ -43,10 +38,10 @@ def reuse_memory() -> None:
 
 
 def keep_compiled() -> None:
-    """Has JAX keep compiled programs under `folders.cache()`, the latest 2 GiB; JAX_COMPILATION_CACHE_DIR stands.
+    """Makes JAX keep the latest 2 GiB of compiled programs under `folders.cache()`.
 
-    For CPUs they are machine code that JAX would load on a CPU without these instructions too: each kind of CPU has a
-    folder of its own.
+    A JAX_COMPILATION_CACHE_DIR set by the user is left as it is. Each kind of CPU has a folder of its own, since JAX
+    would also load a CPU program whose instructions this CPU lacks.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
@@ -57,10 +52,10 @@ def keep_compiled() -> None:
 
 
 def leave_absent_tpus_alone() -> None:
-    """Has JAX use CPUs where libtpu is installed, as `plan` needs it, but no TPU is there and no GPU either.
+    """Makes JAX use CPUs on a machine where libtpu is installed (for `plan`) but there is neither a TPU nor a GPU.
 
-    JAX would load libtpu to look for TPUs, and once loaded it crashes the profiler. JAX_PLATFORMS set by the user
-    stands.
+    Otherwise JAX loads libtpu to look for TPUs, and a loaded libtpu crashes the profiler. JAX_PLATFORMS set by the user
+    is left as it is.
     """
     absent = not any(glob.glob(pattern) for pattern in ACCELERATORS)
     if absent and "JAX_PLATFORMS" not in os.environ and importlib.util.find_spec("libtpu"):
@@ -69,17 +64,17 @@ def leave_absent_tpus_alone() -> None:
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Hides what libraries write to the standard error stream itself while they are loaded.
+    """Hides what libraries write to file descriptor 2 while they are imported; exceptions are raised as usual.
 
-    TensorFlow tells there, past every setting, that it found no CUDA. Exceptions come through.
+    TensorFlow reports a missing CUDA there whatever its log level.
     """
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(nowhere)

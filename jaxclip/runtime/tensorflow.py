@@ -1,4 +1,4 @@
-"""TensorFlow as it is taken everywhere here: on CPUs, so that accelerators are left to JAX."""
+"""TensorFlow restricted to CPUs, so that JAX has the accelerators to itself; import `tf` from here."""
 
 import tensorflow as tf
 

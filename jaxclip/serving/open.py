@@ -30,7 +30,7 @@ from jaxclip.serving.gallery import Gallery, ProductDetails
 from jaxclip.serving.searcher import MOST, QueryEncoders, Searcher
 from jaxclip.towers.encoders import Encoders
 from jaxclip.towers.load import load
-from jaxclip.towers.state import Params
+from jaxclip.towers.params import Params
 
 COMPUTED_COLOUR = "colour"
 """Attribute of the dominant colour that preparation measured, where the catalogue names no colours."""

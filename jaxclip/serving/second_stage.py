@@ -21,7 +21,7 @@ from jaxclip.runtime import mesh as meshes
 from jaxclip.serving.reordering import Scored, SecondStage
 from jaxclip.towers.checkpoints import Checkpoints, resolve_step
 from jaxclip.towers.encoders import Encoders
-from jaxclip.towers.state import Params, replicated
+from jaxclip.towers.params import Params, replicated
 
 
 def find_first_stage(config: Config, workdir: Path, own: Config, towers: Path, step: str) -> FirstStage:
@@ -38,9 +38,7 @@ def find_first_stage(config: Config, workdir: Path, own: Config, towers: Path, s
     if config.task != "rerank":
         raise UserError(f"--rerank={workdir} is no re-ranker: it was trained with task = {config.task}")
     try:
-        first = reranking_data.find_first_stage(
-            replace(config, first_stage=str(towers), mesh=own.mesh), workdir, lambda path: own
-        )
+        first = reranking_data.find_first_stage(replace(config, first_stage=str(towers), mesh=own.mesh), workdir, own)
     except UserError as error:
         raise UserError(f"--rerank={workdir}: {error}") from None
     if step != "latest" and resolve_step(step, Checkpoints(towers, read_only=True)) != first.step:
@@ -78,8 +76,8 @@ def open_second_stage(
         gallery = reranking_data.with_hubness(gallery, first, reranking_data.find_querybank(config, first, workdir))
         vocabulary = reranking_data.find_vocabulary(gallery, workdir)
         gallery = reranking_data.with_attributes(gallery, vocabulary, towers.preprocess.caption_template)
-        model = make_reranker(config, gallery, 1, mesh=towers.mesh, logit_scale=first.logit_scale)
-        params = checkpoints.restore_params(model.abstract.params, step)
+        model = make_reranker(config, gallery, mesh=towers.mesh, logit_scale=first.logit_scale)
+        params = checkpoints.restore_params(model.shapes, step)
         tables = {
             "features": {name: gallery.features[name] for name in model.features},
             "present": {name: gallery.present[name] for name in model.features},

@@ -9,8 +9,8 @@ from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.models import lora
 from jaxclip.towers.checkpoints import BASE, Checkpoints
+from jaxclip.towers.params import Params, checksum, merge_params
 from jaxclip.towers.pretrained import pretrained_params
-from jaxclip.towers.state import Params, checksum, merge_params
 from jaxclip.towers.towers import Towers
 
 
@@ -23,20 +23,20 @@ def initial_params(config: Config, towers: Towers, step: int | None = None) -> t
     Raises:
       UserError: there is no such checkpoint, it has other arrays than the towers, or it holds adapters alone.
     """
-    plain = {path: leaf for path, leaf in flatten_dict(towers.abstract.params).items() if lora.NAME not in path}
+    plain = {path: leaf for path, leaf in flatten_dict(towers.shapes).items() if lora.NAME not in path}
     params, step = pretrained_params(config, unflatten_dict(plain), step)
     return params, {"name": config.model.init_from, "step": step, "checksum": int(jax.jit(checksum)(params))}
 
 
-def with_base_params(stored: Params, config: Config, towers: Towers, beside: dict[str, Any]) -> Params:
+def with_base_params(stored: Params, config: Config, towers: Towers, metadata: dict[str, Any]) -> Params:
     """Returns a checkpoint's parameters with those of its base, if it stands on one.
 
     Raises:
       UserError: as `initial_params`, or the base is not the one that the adapters were trained on.
     """
-    if BASE not in beside:
+    if BASE not in metadata:
         return stored
-    wanted = beside[BASE]
+    wanted = metadata[BASE]
     params, found = initial_params(config, towers, wanted["step"])
     if found["checksum"] != wanted["checksum"]:
         raise UserError(
@@ -47,9 +47,9 @@ def with_base_params(stored: Params, config: Config, towers: Towers, beside: dic
 
 
 def checkpoint_params(config: Config, towers: Towers, checkpoints: Checkpoints, step: int, which: str = "") -> Params:
-    """Returns all parameters of a workdir's checkpoint, adapters beside what they stand on.
+    """Returns all parameters of a workdir's checkpoint, adapters metadata what they stand on.
 
     `which` is "raw", "ema" or "", which is ema where the run kept one; errors as `with_base_params`.
     """
-    stored = checkpoints.restore_params(towers.stored(towers.abstract.params), step, which)
-    return with_base_params(stored, config, towers, checkpoints.beside(step))
+    stored = checkpoints.restore_params(towers.stored(towers.shapes), step, which)
+    return with_base_params(stored, config, towers, checkpoints.metadata(step))

@@ -19,17 +19,23 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers
 
 from jaxclip.errors import UserError, first_line
+from jaxclip.towers.params import Params, checksum, finite, merge_params
 from jaxclip.towers.sharding import names
-from jaxclip.towers.state import Params, TrainState, checksum, finite, merge_params
 
 FOLDER = "checkpoints"
 CORRUPT = "checkpoints.corrupt"
 BEST_BY = "hit@1"
+METADATA = "beside"
+"""Item of a checkpoint that holds its metadata as JSON; the name is that of the folder on disk."""
 BASE = "base"
 """Under this name a checkpoint of adapters says beside it what they stand on: its name, step and checksum."""
 AVERAGE_BEST_BY = f"ema/{BEST_BY}"
 CHECKSUMS = {"params": "checksum", "rest": "optimizer_checksum", "ema": "ema_checksum"}
 """Item of a checkpoint -> where the JSON beside it keeps that item's checksum."""
+
+
+State = Any
+"""A named tuple of step, params, optimizer and ema, as `jaxclip.training.state.TrainState`, or of their shapes."""
 
 
 class CorruptCheckpoint(UserError):
@@ -88,8 +94,8 @@ class Checkpoints:
         evaluated = {step: _merit(metrics) for step in self.steps() if (metrics := self._manager.metrics(step))}
         return max(evaluated, key=evaluated.__getitem__, default=None)
 
-    def save(self, state: TrainState, beside: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
-        """Starts writing the state, with `beside` as JSON; `metrics` ({"hit@1": ...}) make it a candidate for best.
+    def save(self, state: State, metadata: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+        """Starts writing the state, with `metadata` as JSON; `metrics` ({"hit@1": ...}) make it a candidate for best.
 
         Returns once the state may be donated; an error of the write before is raised here or by `wait`.
 
@@ -112,10 +118,10 @@ class Checkpoints:
                 f"the disk of {self.folder} is full: the checkpoint of step {step} needs up to "
                 f"{needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free; {self._intact()}"
             )
-        beside = {**beside, **{name: int(value) for name, value in sums.items()}}
+        metadata = {**metadata, **{name: int(value) for name, value in sums.items()}}
         with self._explained(f"write the checkpoint of step {step} to"):
             arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-            composite = ocp.args.Composite(**arguments, beside=ocp.args.JsonSave(beside))
+            composite = ocp.args.Composite(**arguments, **{METADATA: ocp.args.JsonSave(metadata)})
             self._manager.save(step, args=composite, metrics=metrics or {})
 
     def wait(self) -> None:
@@ -124,7 +130,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
-    def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+    def restore(self, abstract: State, step: int) -> tuple[State, dict[str, Any]]:
         """Returns a checkpoint's state, placed as `abstract` says, and the JSON beside it.
 
         Its parameters are those that are stored.
@@ -135,7 +141,10 @@ class Checkpoints:
         """
         restored = self._read(step, **self._items(abstract))
         rest = restored["rest"]
-        return TrainState(rest["step"], restored["params"], rest["optimizer"], restored.get("ema")), restored["beside"]
+        state = abstract._replace(
+            step=rest["step"], params=restored["params"], optimizer=rest["optimizer"], ema=restored.get("ema")
+        )
+        return state, restored[METADATA]
 
     def restore_params(self, abstract: Params, step: int, which: str = "") -> Params:
         """Returns a checkpoint's parameters alone; errors as `restore`.
@@ -159,13 +168,11 @@ class Checkpoints:
         """Returns whether a checkpoint holds a moving average of its parameters."""
         return (self.folder / str(step) / "ema").exists()
 
-    def beside(self, step: int) -> dict[str, Any]:
+    def metadata(self, step: int) -> dict[str, Any]:
         """Returns the JSON beside a checkpoint's state; errors as `restore`."""
-        return self._read(step)["beside"]
+        return self._read(step)[METADATA]
 
-    def restore_latest(
-        self, abstract: TrainState, say: Callable[[str], None]
-    ) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_latest(self, abstract: State, say: Callable[[str], None]) -> tuple[State, dict[str, Any]] | None:
         """Returns the newest checkpoint that is whole, None where there is none at all.
 
         A corrupt one is said, moved to checkpoints.corrupt/ and passed over. Where several processes read it, one may
@@ -205,10 +212,10 @@ class Checkpoints:
         try:
             differing = [line for name, item in items.items() for line in _differences(folder / name, item)]
             if not differing:
-                composite = ocp.args.Composite(**arguments, beside=ocp.args.JsonRestore())
+                composite = ocp.args.Composite(**arguments, **{METADATA: ocp.args.JsonRestore()})
                 restored = self._manager.restore(step, args=composite)
-                beside = restored["beside"]
-                sums = {name: beside.get(CHECKSUMS[name]) for name in items} | {"params": beside["checksum"]}
+                metadata = restored[METADATA]
+                sums = {name: metadata.get(CHECKSUMS[name]) for name in items} | {"params": metadata["checksum"]}
         except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # of many types, bare Exception among them
@@ -228,7 +235,7 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
-    def _items(self, state: TrainState) -> dict[str, Any]:
+    def _items(self, state: State) -> dict[str, Any]:
         rest = {"step": state.step, "optimizer": state.optimizer}
         ema = {} if state.ema is None else {"ema": state.ema}
         return {"params": self._stored(state.params), "rest": rest, **ema}

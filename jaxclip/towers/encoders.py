@@ -1,7 +1,5 @@
 """A checkpoint's towers as functions from pictures and captions to embeddings, over all devices and processes."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cache, partial
@@ -15,11 +13,11 @@ from flax import nnx
 from jaxclip.pipeline import text
 from jaxclip.pipeline.batches import image_batches
 from jaxclip.pipeline.records import Records
-from jaxclip.runtime import compiler
+from jaxclip.runtime import compiler, files
 from jaxclip.runtime import mesh as meshes
 from jaxclip.runtime.progress import bar
 from jaxclip.towers.embed import embed, embed_stored, padded_blocks
-from jaxclip.towers.state import Params, checksum, replicated
+from jaxclip.towers.params import Params, checksum, replicated
 from jaxclip.towers.store import EmbeddingStore, content_key
 from jaxclip.towers.towers import Towers
 
@@ -63,7 +61,7 @@ class Encoders:
             "batch": self.batch_size,
             "views": asdict(self.towers.views),
         }
-        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
+        key = files.fingerprint(depends)
         path = workdir / STORES / f"step-{step}-{key}.rows"
         return EmbeddingStore(path, fingerprint=key, dimension=self.towers.config.embedding, say=say)
 

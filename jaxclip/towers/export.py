@@ -1,8 +1,6 @@
 """A workdir's checkpoint as a folder that transformers, open_clip or JAX alone can load."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from jaxclip.models import lora, stablehlo
 from jaxclip.models.weights import hugging_face, open_clip, peft
 from jaxclip.models.weights.table import save
 from jaxclip.pipeline import processor, text
+from jaxclip.runtime import files
 from jaxclip.towers.adapter_base import checkpoint_params
 from jaxclip.towers.checkpoints import Checkpoints, resolve_step
 from jaxclip.towers.towers import Towers, load_towers
@@ -57,18 +56,17 @@ def export_checkpoint(
         if towers.config.lora and merge:
             params = lora.merge(params, towers.config.lora.scale)
             towers = replace(towers, config=replace(towers.config, lora=None))
-    temporary = output.with_name(f"{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    text.save_tokenizer(_tokenizer(towers), temporary)
-    if merge:
-        for layout in layouts:
-            LAYOUTS[layout][1](towers, settings[layout], params, temporary)
-    else:
-        _write_adapters(towers, config.model.init_from, params, temporary)
-    if output.exists():
-        output.rmdir()
-    os.replace(temporary, output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomically(output) as folder:
+        folder.mkdir()
+        text.save_tokenizer(_tokenizer(towers), folder)
+        if merge:
+            for layout in layouts:
+                LAYOUTS[layout][1](towers, settings[layout], params, folder)
+        else:
+            _write_adapters(towers, config.model.init_from, params, folder)
+        if output.exists():
+            output.rmdir()
     return step, sorted(output.iterdir())
 
 
@@ -105,7 +103,7 @@ def _check_apart(towers: Towers, workdir: Path) -> None:
     """UserError where what was trained is not adapters alone, for which PEFT's layout has a place."""
     if not towers.config.lora:
         raise UserError(f"--nomerge is for adapters, and {workdir} has none")
-    trained = flatten_dict(towers.stored(towers.abstract.params), sep="/")
+    trained = flatten_dict(towers.stored(towers.shapes), sep="/")
     beside = [name for name in trained if f"/{lora.NAME}/" not in name and name not in TEMPERATURE]
     if beside:
         raise UserError(

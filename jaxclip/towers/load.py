@@ -14,7 +14,7 @@ from jaxclip.runtime import distributed
 from jaxclip.runtime import mesh as meshes
 from jaxclip.towers.adapter_base import checkpoint_params
 from jaxclip.towers.checkpoints import Checkpoints, resolve_step
-from jaxclip.towers.state import Params
+from jaxclip.towers.params import Params
 from jaxclip.towers.towers import Towers, load_towers
 
 

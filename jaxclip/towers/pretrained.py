@@ -25,8 +25,8 @@ from jaxclip.models.weights.tensors import read_json
 from jaxclip.pipeline import processor, text
 from jaxclip.pipeline.preprocess import FILENAME, Preprocess
 from jaxclip.towers.checkpoints import BASE, Checkpoints, resolve_step
+from jaxclip.towers.params import Params, make_model
 from jaxclip.towers.shape import SHAPE, TOKENIZER, load_shape
-from jaxclip.towers.state import Params, make_model
 
 # What is fetched of a hub's repository: never a pickle, never code.
 FETCHED = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -170,7 +170,7 @@ def _workdir(folder: Path, step: int | None) -> Pretrained:
         raise UserError(f"{folder} has no {SHAPE}: it was trained by a version that could not be continued from")
     checkpoints = Checkpoints(folder, read_only=True)
     step = int(resolve_step("latest" if step is None else str(step), checkpoints))
-    if BASE in checkpoints.beside(step):
+    if BASE in checkpoints.metadata(step):
         raise UserError(f"config.model.init_from: {folder} holds adapters alone; name the run that they stand on")
     tokenizer = text.load_tokenizer(folder / TOKENIZER)
     load = partial(_restore, checkpoints, step, towers)

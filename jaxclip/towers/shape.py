@@ -1,22 +1,20 @@
 """The towers' shape as a workdir holds it, beside how it is run, which a configuration may change at any time."""
 
 import json
-import os
 from pathlib import Path
 
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.presets import from_json, run_as, to_json
+from jaxclip.runtime import files
 
 SHAPE, TOKENIZER = "towers.json", "tokenizer"
 
 
 def save_shape(towers: CLIPConfig, workdir: Path) -> None:
     """Writes towers.json into the workdir."""
-    temporary = workdir / f"{SHAPE}.tmp"
-    temporary.write_text(json.dumps(to_json(towers), indent=2) + "\n")
-    os.replace(temporary, workdir / SHAPE)
+    files.write_json(workdir / SHAPE, to_json(towers))
 
 
 def load_shape(workdir: Path) -> CLIPConfig | None:

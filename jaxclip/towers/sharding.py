@@ -51,6 +51,15 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     return jax.tree.map(place, names(tree), tree)
 
 
+def place_shapes(shapes: Any, mesh: Mesh) -> Any:
+    """Returns the shapes of a tree's arrays with the sharding that each array has on the mesh (see `shardings`)."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes, mesh),
+    )
+
+
 def sharding_table(params: Any, mesh: Mesh) -> str:
     """Returns a line for each parameter (array, or shape with sharding): name, shape, axes it is split over, bytes."""
     lines = [f"{'parameter':44}{'shape':>24}  {'spec':34}{'per device':>12}"]

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from jaxclip.runtime import files
+
 _KEY_BYTES = 16
 _CHECKED_AT_ONCE = 4096
 
@@ -102,7 +104,6 @@ class EmbeddingStore:
             # A server may still have the old file mapped: it is replaced, never changed.
             self._say(f"{self.path}: {self.dropped:,} bytes are damaged or of other towers; embedding those anew")
             kept = kept[list(self._rows.values())]
-            temporary = self.path.with_suffix(".tmp")
-            kept.tofile(temporary)
-            os.replace(temporary, self.path)
+            with files.atomically(self.path) as temporary:
+                kept.tofile(temporary)
             self._rows = {key.tobytes(): row for row, key in enumerate(kept["key"])}

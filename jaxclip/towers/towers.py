@@ -1,14 +1,11 @@
 """From a configuration to what is trained: tokenizer, towers, mesh, optimizer, step. Needs no TensorFlow."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
@@ -20,15 +17,14 @@ from jaxclip.models.presets import CONTEXT_LENGTH, IMAGE_SIZE, PRESETS, clip_con
 from jaxclip.models.views import Views
 from jaxclip.pipeline import text
 from jaxclip.pipeline.preprocess import FILENAME, Preprocess
-from jaxclip.runtime import distributed
+from jaxclip.runtime import distributed, files
 from jaxclip.runtime import mesh as meshes
 from jaxclip.runtime.progress import bar
+from jaxclip.towers.params import Params, cast_kernels, make_model
 from jaxclip.towers.pretrained import open_pretrained
 from jaxclip.towers.shape import TOKENIZER, load_shape, run_as_configured, save_shape
-from jaxclip.towers.state import Params, TrainState, abstract_state, cast_kernels, make_model
+from jaxclip.towers.sharding import place_shapes
 from jaxclip.towers.trainable import Trainable, make_trainable
-from jaxclip.training.negative_queue import with_queue
-from jaxclip.training.optimizer import configured_optimizer
 
 if TYPE_CHECKING:
     from jaxclip.pipeline.records import Records
@@ -38,25 +34,34 @@ VOCABULARY_MULTIPLE = 128
 
 @dataclass(frozen=True)
 class Towers:
-    """What it takes to restore and run the towers of a workdir."""
+    """Two towers that embed pictures and captions: everything about them except the values of their parameters.
+
+    Attributes:
+      preprocess: how a picture and a caption become arrays.
+      tokenizer: of captions.
+      config: the architecture.
+      graph: the module without its parameters; `nnx.merge(graph, params)` gives the model.
+      shapes: shape, dtype and sharding of each parameter.
+      mesh: the devices that the towers run on.
+      trainable: which parameters are trained, and at which factor of the learning rate.
+      views: enlarged and mirrored views over which a picture's vector is averaged.
+    """
 
     preprocess: Preprocess
     tokenizer: PreTrainedTokenizerBase
     config: CLIPConfig
     graph: nnx.GraphDef
+    shapes: Params
     mesh: Mesh
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
     trainable: Trainable
-    abstract: TrainState
     views: Views
 
     def stored(self, params: Params) -> Params:
-        """Returns what a checkpoint holds of parameters: all, or where adapters are trained what is trained alone."""
+        """Returns the parameters that a checkpoint holds: all of them, or only the adapters where those are trained."""
         return self.trainable.stored(params) if self.config.lora else params
 
     def cast_kernels(self, params: Params) -> Params:
-        """Returns parameters for encoders that see many batches (see `state.narrowed`)."""
+        """Returns parameters with kernels in the computation's dtype, for encoders that see many batches."""
         return cast_kernels(params, self.config.image.transformer.dtype)
 
 
@@ -107,13 +112,12 @@ def make_towers(
     config: Config,
     preprocess: Preprocess,
     tokenizer: PreTrainedTokenizerBase,
-    steps: int,
     shape: CLIPConfig | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Towers:
-    """Returns the towers' configuration and shapes, the mesh (of all devices, or the given) and the optimizer.
+    """Returns the towers as configured, on a mesh of the given devices (default: all); allocates no parameters.
 
-    Nothing is allocated. The towers are those of `shape`, or of the configured preset.
+    Their architecture is `shape`, by default that of config.model.preset.
     """
     towers = run_as_configured(shape or preset_shape(config, preprocess, tokenizer), config)
     rates = config.optimizer.rates
@@ -124,29 +128,24 @@ def make_towers(
         rates = ((r"^logit_scale$", 0.0), *rates)
     graph, shapes = make_model(towers)
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
-    given = config.optimizer
-    trainable = make_trainable(shapes, rates, layer_decay=given.layer_decay)
-    schedule, optimizer = configured_optimizer(given, shapes, trainable, steps)
-    if config.loss.queue:
-        optimizer = with_queue(optimizer, config.loss.queue, towers.embedding)
-    abstract = abstract_state(shapes, optimizer, mesh, trainable, ema=given.ema > 0)
+    trainable = make_trainable(shapes, rates, layer_decay=config.optimizer.layer_decay)
     views = Views(config.evaluation.zooms, config.evaluation.mirror)
-    return Towers(preprocess, tokenizer, towers, graph, mesh, optimizer, schedule, trainable, abstract, views)
+    return Towers(preprocess, tokenizer, towers, graph, place_shapes(shapes, mesh), mesh, trainable, views)
 
 
-def make_or_load_towers(config: Config, workdir: Path, train: "Records", steps: int) -> Towers:
+def make_or_load_towers(config: Config, workdir: Path, train: "Records") -> Towers:
     """Returns the towers of a workdir, made as configured where it has none yet; `save_towers` puts them there.
 
     Where config.model.init_from names a checkpoint, preprocessing and tokenizer are that one's.
     """
     if (workdir / FILENAME).exists():
-        return load_towers(config, workdir, steps)
+        return load_towers(config, workdir)
     if config.model.init_from:
         begun = open_pretrained(config)
-        return make_towers(config, begun.preprocess, begun.tokenizer, steps, begun.config)
+        return make_towers(config, begun.preprocess, begun.tokenizer, begun.config)
     preprocess = make_preprocess(config)
     tokenizer = make_tokenizer(config, preprocess, train)
-    return make_towers(config, preprocess, tokenizer, steps)
+    return make_towers(config, preprocess, tokenizer)
 
 
 def save_towers(towers: Towers, workdir: Path) -> None:
@@ -157,12 +156,12 @@ def save_towers(towers: Towers, workdir: Path) -> None:
         towers.preprocess.save(workdir)
 
 
-def load_towers(config: Config, workdir: Path, steps: int = 1) -> Towers:
+def load_towers(config: Config, workdir: Path) -> Towers:
     """Returns the towers of a workdir as its own files describe them."""
     tokenizer = text.load_tokenizer(workdir / TOKENIZER)
-    return make_towers(config, Preprocess.load(workdir), tokenizer, steps, load_shape(workdir))
+    return make_towers(config, Preprocess.load(workdir), tokenizer, load_shape(workdir))
 
 
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns 12 hex digits that change with any token or its number."""
-    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()[:12]
+    return files.fingerprint(tokenizer.get_vocab())

@@ -13,10 +13,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxclip.errors import UserError
 from jaxclip.models.transformer import Segments
+from jaxclip.towers.params import Params
 from jaxclip.towers.sharding import names
 
 Rates = Sequence[tuple[str, float]]
-Params = dict[str, Any]
 
 BLOCKS = "/blocks/"  # in a name, what follows is a layer's number, or the stack of all layers
 BELOW_BLOCKS = r"/(stem|class_token|positions|first_norm|token_embedding)(/|$)"

@@ -1,4 +1,4 @@
-"""The training loop: restore, then for each step: batch, step, write, maybe evaluate, maybe save."""
+"""The training loop of towers and second stages: for each step: batch, step, write, maybe evaluate, maybe save."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,24 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.pipeline.prefetch import prefetch
 from jaxclip.runtime import distributed
 from jaxclip.runtime.metrics_log import Silent, Writers
 from jaxclip.runtime.progress import Progress
 from jaxclip.towers.checkpoints import Checkpoints
-from jaxclip.towers.state import TrainState
 from jaxclip.training.profile import Profile, trace_section
+from jaxclip.training.state import TrainState
 from jaxclip.training.step import Batch, Metrics
 from jaxclip.training.stopping import stop_on_signals
-
-Evaluate = Callable[[TrainState], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """After how many steps what happens, and always after the last one; `evaluate` = 0: only then."""
+    """When to log, evaluate and save, in steps; each also happens after the last step.
+
+    Attributes:
+      steps: length of the whole run.
+      log, save: steps between two of them.
+      evaluate: steps between two evaluations; 0 = only after the last step.
+    """
 
     steps: int
     log: int
@@ -31,44 +34,75 @@ class Cadence:
     save: int
 
 
-def run(
-    state: TrainState,
-    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
-    batches: Iterator[Any],
-    place: Callable[[Any], Batch],
-    *,
-    cadence: Cadence,
-    progress: Progress,
-    writers: Writers | Silent,
-    checkpoints: Checkpoints,
-    beside: dict[str, Any],
-    evaluate: Evaluate,
-    profile: Profile,
-) -> tuple[TrainState, int | None]:
-    """Trains from the state's step to the last one; returns the final state and the signal that ended it early, if any.
+@dataclass(frozen=True)
+class Run:
+    """A training run, of towers or of a second stage, ready to go.
 
-    One step runs while the metrics of the one before are read, so that the devices never wait for the host; what is
-    saved has been checked to be finite.
+    Attributes:
+      workdir: the metrics log and the trace are written here.
+      state: training state to begin or resume from; the first step donates its arrays.
+      step: compiled (state, batch) -> (state, metrics).
+      batches: batches on the host, from the state's step to the last one.
+      place: puts a batch of the host on the devices.
+      batch_size: pairs, or lists, of a step over all devices.
+      flops: of the model in one step, per device.
+      cadence: when to log, evaluate and save.
+      checkpoints: of the workdir.
+      metadata: saved with each state, together with the progress.
+      evaluate: state -> metrics of the validation or test split by name.
+      profiled: steps to trace.
+    """
+
+    workdir: Path
+    state: TrainState
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    batches: Iterator[Any]
+    place: Callable[[Any], Batch]
+    batch_size: int
+    flops: float | None
+    cadence: Cadence
+    checkpoints: Checkpoints
+    metadata: dict[str, Any]
+    evaluate: Callable[[TrainState], dict[str, float]]
+    profiled: range = range(0)
+
+
+def train(run: Run) -> tuple[TrainState, int | None]:
+    """Trains to the last step; returns the final state and the signal that ended the run early, if any.
+
+    The metrics of a step are read while the next one runs, so that the devices never wait for the host. A state is
+    saved only after its metrics were checked to be finite.
 
     Raises:
-      UserError: the loss or a gradient is not finite, naming the step, with the last good checkpoint kept; or a
-        checkpoint cannot be written.
+      UserError: the loss or a gradient is not finite, naming the step and the last good checkpoint; or a checkpoint
+        cannot be written.
     """
+    first = int(run.state.step)
+    log = Writers(run.workdir, first=first) if distributed.is_primary() else Silent()
+    saved = run.metadata.get("progress", {})
+    progress = Progress(first=first, steps=run.cadence.steps, batch_size=run.batch_size, flops=run.flops, saved=saved)
+    profile = Profile(run.workdir / "tensorboard", run.profiled)
+    try:
+        return _steps(run, progress, log, profile)
+    finally:
+        profile.close()
+        progress.close()
+        log.close()
+
+
+def _steps(run: Run, progress: Progress, log: Writers | Silent, profile: Profile) -> tuple[TrainState, int | None]:
+    state, cadence, checkpoints = run.state, run.cadence, run.checkpoints
     first = number = int(state.step)
     previous: Metrics | None = None
-
-    def save(metrics: dict[str, float] | None = None) -> None:
-        checkpoints.save(state, {**beside, "progress": progress.to_json()}, metrics)
-
-    placed = prefetch(batches, place)
+    batches = prefetch(run.batches, run.place)
     with stop_on_signals() as stop:
         for number in range(first + 1, cadence.steps + 1):
             with profile.step(number):
                 waiting = time.perf_counter()
                 with trace_section("wait for data"):
-                    batch = next(placed)
+                    batch = next(batches)
                 progress.waited(time.perf_counter() - waiting)
-                state, metrics = step(state, batch)
+                state, metrics = run.step(state, batch)
             if previous is not None:
                 _check_finite(previous, number - 1, checkpoints)
             previous = metrics
@@ -81,67 +115,22 @@ def run(
                 _check_finite(metrics, number, checkpoints)
             progress.advance()
             if logs:
-                _write(number, metrics, progress, writers)
+                _write(number, metrics, progress, log)
             if saves:
                 progress.pause()
                 with trace_section("evaluate"):
-                    found = evaluate(state) if evaluates and (last or not stops) else None
-                if found:
-                    writers.write(number, found)
+                    evaluated = run.evaluate(state) if evaluates and (last or not stops) else None
+                if evaluated:
+                    log.write(number, evaluated)
                 with trace_section("save"):
-                    save(found)
+                    checkpoints.save(state, {**run.metadata, "progress": progress.to_json()}, evaluated)
                 progress.resume()
             profile.after(number, metrics)
             if stops:
                 break
-        placed.close()
+        batches.close()
         checkpoints.wait()
     return state, stop.signal if number < cadence.steps else None
-
-
-def train(
-    config: Config,
-    workdir: Path,
-    state: TrainState,
-    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
-    batches: Iterator[Any],
-    place: Callable[[Any], Batch],
-    *,
-    steps: int,
-    flops: float,
-    checkpoints: Checkpoints,
-    beside: dict[str, Any],
-    evaluate: Evaluate,
-    profiled: range,
-) -> tuple[TrainState, int | None]:
-    """Returns what `run` does, in the configured cadence; what it tells goes to the console and into the workdir.
-
-    Args:
-      steps: of the whole run. flops: of one step, per device. profiled: the steps to trace.
-    """
-    first = int(state.step)
-    written = Writers(workdir, first=first) if distributed.is_primary() else Silent()
-    saved = beside.get("progress", {})
-    progress = Progress(first=first, steps=steps, batch_size=config.batch_size, flops=flops, saved=saved)
-    profile = Profile(workdir / "tensorboard", profiled)
-    try:
-        return run(
-            state,
-            step,
-            batches,
-            place,
-            cadence=Cadence(steps, config.log_every, config.evaluation.every, config.checkpoint.every),
-            progress=progress,
-            writers=written,
-            checkpoints=checkpoints,
-            beside=beside,
-            evaluate=evaluate,
-            profile=profile,
-        )
-    finally:
-        profile.close()
-        progress.close()
-        written.close()
 
 
 def _check_finite(metrics: Metrics, number: int, checkpoints: Checkpoints) -> None:
@@ -149,17 +138,17 @@ def _check_finite(metrics: Metrics, number: int, checkpoints: Checkpoints) -> No
         return
     checkpoints.wait()
     steps = checkpoints.steps()
-    kept = f"the checkpoint of step {steps[-1]} is the last good one" if steps else "no checkpoint was saved before"
+    intact = f"the checkpoint of step {steps[-1]} is the last good one" if steps else "no checkpoint was saved before"
     raise UserError(
         f"loss {float(metrics['loss'])} and gradient norm {float(metrics['gradient_norm'])} at step {number} are not "
-        f"finite; {kept}. A lower optimizer.learning_rate or a longer optimizer.warmup_steps is the usual remedy"
+        f"finite; {intact}. A lower optimizer.learning_rate or a longer optimizer.warmup_steps is the usual remedy"
     )
 
 
-def _write(number: int, metrics: Metrics, progress: Progress, writers: Writers) -> None:
+def _write(number: int, metrics: Metrics, progress: Progress, log: Writers | Silent) -> None:
     values = {name: float(value) for name, value in metrics.items() if name != "finite"}
     measures = progress.measures()
-    writers.write(number, {**values, **measures})
+    log.write(number, {**values, **measures})
     shown = {"loss": f"{values['loss']:.3f}", "pairs/s": f"{measures['pairs_per_second']:,.0f}"}
     if "mfu" in measures:
         shown["mfu"] = f"{measures['mfu']:.0%}"

@@ -24,10 +24,10 @@ def warmup_of(warmup_steps: int, steps: int) -> int:
     return min(warmup_steps, steps // 2)
 
 
-def make_schedule(peak: float, kind: str, *, warmup_steps: int, steps: int) -> optax.Schedule:
+def make_schedule(settings: Optimizer, steps: int) -> optax.Schedule:
     """Returns the learning rate by step: linear warm-up from zero, then cosine to zero at `steps`, or constant."""
-    warmup_steps = warmup_of(warmup_steps, steps)
-    if kind == "cosine":
+    peak, warmup_steps = settings.learning_rate, warmup_of(settings.warmup_steps, steps)
+    if settings.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, steps - warmup_steps))
     else:
         after = optax.constant_schedule(peak)
@@ -35,18 +35,9 @@ def make_schedule(peak: float, kind: str, *, warmup_steps: int, steps: int) -> o
 
 
 def make_optimizer(
-    params: Any,
-    schedule: optax.Schedule,
-    *,
-    name: str,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    clip_norm: float,
-    trainable: Trainable = EVERYTHING,
+    settings: Optimizer, schedule: optax.Schedule, params: Any, trainable: Trainable = EVERYTHING
 ) -> optax.GradientTransformation:
-    """Returns the gradient transformation for what is trained of parameters (or their shapes) of these names.
+    """Returns the configured optimizer of the trained parameters; `params` may be their shapes.
 
     It is initialised with, and updates, what `trainable.pick` gives. Only matrices and embeddings decay, adapters'
     among them. The clipped norm is that of what is trained. The betas and epsilon are Adam's.
@@ -57,36 +48,17 @@ def make_optimizer(
     """
     trained = jax.eval_shape(trainable.pick, params)
     factors = trainable.trained_factors(trained)
-    adam = optax.scale_by_adam(beta1, beta2, epsilon)
-    steps = [_muon(trained, adam) if name == "muon" else adam]
-    if name != "adam" and weight_decay:
+    adam = optax.scale_by_adam(settings.beta1, settings.beta2, settings.epsilon)
+    steps = [_muon(trained, adam) if settings.name == "muon" else adam]
+    if settings.name != "adam" and settings.weight_decay:
         decayed = jax.tree.map(lambda name: bool(re.search(DECAYED, name)), names(trained))
-        steps.append(optax.add_decayed_weights(weight_decay, mask=decayed))
-    if clip_norm:
-        steps.insert(0, optax.clip_by_global_norm(clip_norm))
+        steps.append(optax.add_decayed_weights(settings.weight_decay, mask=decayed))
+    if settings.clip_norm:
+        steps.insert(0, optax.clip_by_global_norm(settings.clip_norm))
     steps.append(optax.scale_by_learning_rate(schedule))
     if any(np.any(np.not_equal(factor, 1.0)) for factor in jax.tree.leaves(factors)):
         steps.append(_scale_each(factors))
     return optax.chain(*steps)
-
-
-def configured_optimizer(
-    given: Optimizer, shapes: Any, trainable: Trainable, steps: int
-) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """Returns the schedule and the optimizer that a configuration describes, for a run of so many steps."""
-    schedule = make_schedule(given.learning_rate, given.schedule, warmup_steps=given.warmup_steps, steps=steps)
-    optimizer = make_optimizer(
-        shapes,
-        schedule,
-        name=given.name,
-        weight_decay=given.weight_decay,
-        beta1=given.beta1,
-        beta2=given.beta2,
-        epsilon=given.epsilon,
-        clip_norm=given.clip_norm,
-        trainable=trainable,
-    )
-    return schedule, optimizer
 
 
 def _muon(trained: Any, other: optax.GradientTransformation) -> optax.GradientTransformation:

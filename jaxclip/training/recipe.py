@@ -1,24 +1,65 @@
-"""How towers are trained: number of steps, batch, loss and step, as configured."""
+"""How towers are trained: length of the run, batch, loss, optimizer and step, as configured. Needs no TensorFlow."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+import optax
 
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.losses.objective import Objective
 from jaxclip.runtime import mesh as meshes
 from jaxclip.towers.towers import Towers
+from jaxclip.training.negative_queue import with_queue
+from jaxclip.training.optimizer import make_optimizer, make_schedule
+from jaxclip.training.state import TrainState, abstract_state
 from jaxclip.training.step import make_loss, make_step
 
 if TYPE_CHECKING:
-    from jaxclip.pipeline.records import Records
+    from jaxclip.pipeline.records import Records  # which imports TensorFlow
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained, towers or a second stage.
+
+    Attributes:
+      optimizer: of the trained parameters.
+      schedule: learning rate by step.
+      state: shapes, dtypes and shardings of the training state.
+      step: (state, batch) -> (state, metrics), to be compiled (see `step.compile_step`).
+    """
+
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    state: TrainState
+    step: Callable
+
+
+def make_recipe(config: Config, towers: Towers, steps: int) -> Recipe:
+    """Returns how the configured run trains these towers in so many steps; nothing is allocated."""
+    schedule = make_schedule(config.optimizer, steps)
+    optimizer = make_optimizer(config.optimizer, schedule, towers.shapes, towers.trainable)
+    if config.loss.queue:
+        optimizer = with_queue(optimizer, config.loss.queue, towers.config.embedding)
+    ema = config.optimizer.ema
+    state = abstract_state(towers.shapes, optimizer, towers.mesh, towers.trainable, ema=ema > 0)
+    loss = make_loss(
+        towers.graph,
+        mask_groups=config.loss.mask_groups,
+        learned_temperature=config.loss.learned_temperature,
+        objective=make_objective(config),
+        microbatch=config.loss.microbatch,
+    )
+    step = make_step(loss, optimizer, schedule, towers.trainable, seed=config.seed, ema=ema)
+    return Recipe(optimizer, schedule, state, step)
 
 
 def number_of_steps(config: Config, train: "Records") -> int:
-    """Returns the length of the run: config.steps, or as many as config.epochs passes over the split take."""
+    """Returns the length of the run: config.steps, or the steps of config.epochs passes over the training split."""
     if config.batch_size > len(train):
         raise UserError(f"config.batch_size = {config.batch_size} is more than the {len(train)} training products")
     return config.steps or max(1, round(config.epochs * len(train) / config.batch_size))
@@ -26,14 +67,14 @@ def number_of_steps(config: Config, train: "Records") -> int:
 
 def abstract_batch(config: Config, towers: Towers) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes, dtypes and sharding of a training batch; UserError where the mesh does not divide it."""
-    rows, size = meshes.batch_multiple(towers.mesh), towers.preprocess.image_size
-    if config.batch_size < rows:
+    multiple, size = meshes.batch_multiple(towers.mesh), towers.preprocess.image_size
+    if config.batch_size < multiple:
         raise UserError(
             f"config.batch_size = {config.batch_size} is smaller than the number of devices that share it, mesh data x "
-            f"fsdp = {rows}: take a larger batch, or put devices on mesh.tensor"
+            f"fsdp = {multiple}: take a larger batch, or put devices on mesh.tensor"
         )
-    for name, given in (("batch_size", config.batch_size), ("loss.microbatch", config.loss.microbatch)):
-        meshes.check_divides(towers.mesh, name, given)
+    for name, rows in (("batch_size", config.batch_size), ("loss.microbatch", config.loss.microbatch)):
+        meshes.check_divides(towers.mesh, name, rows)
     tokens = ((towers.preprocess.context_length,), np.int32)
     shapes = {"image": ((size, size, 3), np.uint8), "text": tokens, "group": ((), np.int32)}
     if config.loss.name == "incorrect_pairs":
@@ -50,18 +91,4 @@ def make_objective(config: Config) -> Objective:
     loss = config.loss
     return Objective(
         loss.name, loss.implementation, loss.tile, loss.alpha, loss.beta, loss.weighting, info_nce=loss.info_nce
-    )
-
-
-def train_step(config: Config, towers: Towers) -> Callable:
-    """Returns the configured step(state, batch) -> (state, metrics), to be compiled."""
-    loss = make_loss(
-        towers.graph,
-        mask_groups=config.loss.mask_groups,
-        learned_temperature=config.loss.learned_temperature,
-        objective=make_objective(config),
-        microbatch=config.loss.microbatch,
-    )
-    return make_step(
-        loss, towers.optimizer, towers.schedule, towers.trainable, seed=config.seed, ema=config.optimizer.ema
     )

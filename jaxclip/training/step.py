@@ -15,9 +15,10 @@ from jaxclip.models.clip import MAX_LOGIT_SCALE
 from jaxclip.models.transformer import example_keys, shard_batch, split_each
 from jaxclip.runtime import compiler
 from jaxclip.runtime.flops import model_flops
-from jaxclip.towers.state import Params, TrainState
+from jaxclip.towers.params import Params
 from jaxclip.towers.trainable import EVERYTHING, Trainable
 from jaxclip.training.negative_queue import Queued, push
+from jaxclip.training.state import TrainState
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]

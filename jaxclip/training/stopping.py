@@ -1,4 +1,4 @@
-"""How a run is asked to end: a signal to any of its processes stops all of them after the same step."""
+"""Stopping early: a signal to any process of a run stops all processes after the same step."""
 
 import math
 import signal
@@ -18,7 +18,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._last: float = math.inf  # the step that all stop after, once agreed
+        self._last: float = math.inf  # the step after which all processes stop, once agreed
         self._step, self._answered, self._lock, self._over = 0, False, threading.Lock(), threading.Event()
         if distributed.store() is not None:
             threading.Thread(target=self._agree, daemon=True, name="stop").start()
@@ -28,7 +28,7 @@ class Stop:
         signal.signal(number, signal.SIG_DFL)
 
     def after(self, step: int) -> bool:
-        """Returns whether the run stops after this step: the same on all processes, which call it at every step."""
+        """Returns whether the run stops after this step; equal on all processes, which call it after every step."""
         if distributed.store() is None:
             return self.signal is not None
         with self._lock:
@@ -36,7 +36,7 @@ class Stop:
             return step >= self._last
 
     def close(self) -> None:
-        """Answers those who still ask: this process takes no further step."""
+        """Answers processes that still ask, since this process takes no further step."""
         self._over.set()
         if distributed.store() is not None:
             with self._lock:
@@ -48,9 +48,9 @@ class Stop:
             self._answered = True
 
     def _agree(self) -> None:
-        """Waits until any process is asked to stop; then all take the step after the furthest one that any is at.
+        """Waits until a process receives a signal; then all processes stop one step after the furthest of them.
 
-        While its answer is on the way a process takes no further step, so that none is past the one agreed upon.
+        A process takes no further step between its answer and the agreement, so none is past the agreed step.
         """
         store, me, count = distributed.store(), distributed.process_id(), distributed.process_count()
         while not self._over.wait(POLL):
@@ -68,7 +68,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Yields a Stop that SIGTERM and SIGINT set, and puts the former handlers back."""
+    """Yields a Stop that SIGTERM and SIGINT set, and restores the former handlers at the end."""
     stop = Stop()
     former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

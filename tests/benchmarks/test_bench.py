@@ -17,7 +17,7 @@ from jaxclip.benchmarks import search as searches
 from jaxclip.benchmarks import train_step, workers
 from jaxclip.errors import UserError
 from jaxclip.models.presets import PRESETS, clip_config
-from jaxclip.towers.state import make_model
+from jaxclip.towers.params import make_model
 
 PEERS = {"dense", "tiled", "checkpointed strips"}
 

@@ -46,7 +46,7 @@ def evaluator(records):
     wanted = config.build({"steps": 1, "data": data, "model": {"preset": "tiny"}, "evaluation": evaluating})
     preprocess = make_preprocess(wanted)
     tokenizer = train_tokenizer(["a shirt", "a watch"], 300)
-    towers = make_towers(wanted, preprocess, tokenizer, steps=1)
+    towers = make_towers(wanted, preprocess, tokenizer)
     with jax.set_mesh(towers.mesh):
         yield Evaluator(towers, records, wanted)
 

@@ -15,13 +15,15 @@ from jax.sharding import PartitionSpec
 
 from jaxclip import config as configuration
 from jaxclip import plan
+from jaxclip.config.schema import Optimizer
 from jaxclip.errors import UserError
 from jaxclip.models.presets import Preset, clip_config
 from jaxclip.planning import fit, hlo
 from jaxclip.runtime import hardware, mesh
 from jaxclip.runtime.flops import matmul_flops, model_flops
-from jaxclip.towers.state import abstract_state, make_model
+from jaxclip.towers.params import make_model
 from jaxclip.training.optimizer import make_optimizer
+from jaxclip.training.state import abstract_state
 from jaxclip.training.step import make_loss, make_step
 
 ROOT = Path(__file__).parents[2]
@@ -265,8 +267,8 @@ def traced_step(layers, name="adamw"):
         remat="full",
     )
     graph, shapes = make_model(towers)
-    adam = {"weight_decay": 0.1, "beta1": 0.9, "beta2": 0.98, "epsilon": 1e-6, "clip_norm": 1.0}
-    optimizer = make_optimizer(shapes, optax.constant_schedule(1e-3), name=name, **adam)
+    settings = Optimizer(name=name, weight_decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-6, clip_norm=1.0)
+    optimizer = make_optimizer(settings, optax.constant_schedule(1e-3), shapes)
     loss = make_loss(graph, mask_groups=True, learned_temperature=True)
     step = make_step(loss, optimizer, lambda step: 1e-3, seed=0)
     abstract = abstract_state(shapes, optimizer, mesh.make_mesh(1, 1, 1, jax.devices("cpu")[:1]))

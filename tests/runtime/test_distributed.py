@@ -117,8 +117,8 @@ def test_who_shows_no_sign_of_life_is_named(alone):
     now = 100.0
     alone.setattr(distributed.time, "monotonic", lambda: now)
     seen = {}
-    assert distributed._silent({"alive/0": "1", "alive/1": "1"}, seen) is None
+    assert distributed._lost({"alive/0": "1", "alive/1": "1"}, seen) is None
     now += distributed.PATIENCE / 2
-    assert distributed._silent({"alive/0": "2", "alive/1": "1"}, seen) is None
+    assert distributed._lost({"alive/0": "2", "alive/1": "1"}, seen) is None
     now += distributed.PATIENCE / 2 + 1
-    assert distributed._silent({"alive/0": "3", "alive/1": "1"}, seen) == "process 1 was killed or cannot be reached"
+    assert distributed._lost({"alive/0": "3", "alive/1": "1"}, seen) == "process 1 was killed or cannot be reached"

@@ -27,14 +27,14 @@ def ids(results):
 
 def scores_of_evaluation(workdir, towers, shop):
     """Returns captions of the gallery, and the ids and scores of their candidates as an evaluation has them."""
-    config = configs.load(workdir, {"data.path": str(shop), "data.split": "all", "first_stage": str(towers)})
-    first = find_first_stage(config, workdir, configs.load)
+    config = configs.load_config(workdir, {"data.path": str(shop), "data.split": "all", "first_stage": str(towers)})
+    first = find_first_stage(config, workdir)
     evaluator = RerankEvaluator(config, first, prepared_data.prepared_dataset(config, whole=True, say=print), workdir)
     split = evaluator.split
     candidates = retrieve(split.queries, split.features["image"], split.groups[split.owners], split.groups, K)
-    model = make_reranker(config, split, 1, mesh=first.towers.mesh, logit_scale=first.logit_scale)
+    model = make_reranker(config, split, mesh=first.towers.mesh, logit_scale=first.logit_scale)
     checkpoints = Checkpoints(workdir, read_only=True)
-    params = checkpoints.restore_params(model.abstract.params, checkpoints.steps()[-1])
+    params = checkpoints.restore_params(model.shapes, checkpoints.steps()[-1])
     scores = Scorer(model, split, candidates, batch_size=16)(params)
     names = np.asarray([product.id for product in evaluator.queries.products])
     return split.captions, names[candidates.items], scores

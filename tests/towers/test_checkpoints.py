@@ -12,7 +12,7 @@ import pytest
 
 from jaxclip.errors import UserError
 from jaxclip.towers.checkpoints import Checkpoints, CorruptCheckpoint
-from jaxclip.towers.state import TrainState
+from jaxclip.training.state import TrainState
 
 SHAPE = (64, 96)
 
@@ -172,7 +172,7 @@ def test_arrays_of_another_step_are_caught_by_the_checksum(tmp_path):
 
 @pytest.mark.parametrize("bit", [0, 22, 31])
 def test_the_checksum_changes_with_a_single_bit_and_with_the_order_of_values(bit):
-    from jaxclip.towers.state import checksum
+    from jaxclip.towers.params import checksum
 
     params = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(())}
     flipped = np.array(params["a"])

@@ -54,8 +54,8 @@ def configured(folder, **settings):
 def begun(wanted):
     """Returns the towers that a configuration begins from, and their parameters."""
     source = open_pretrained(wanted)
-    towers = make_towers(wanted, source.preprocess, source.tokenizer, 1, source.config)
-    return towers, pretrained_params(wanted, towers.abstract.params)[0]
+    towers = make_towers(wanted, source.preprocess, source.tokenizer, source.config)
+    return towers, pretrained_params(wanted, towers.shapes)[0]
 
 
 def encoded(towers, params):

@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 
+from jaxclip.config.schema import Optimizer
 from jaxclip.models.presets import Preset, clip_config
 from jaxclip.runtime.mesh import make_mesh
+from jaxclip.towers.params import make_model
 from jaxclip.towers.sharding import names
-from jaxclip.towers.state import abstract_state, initial_state, make_model
 from jaxclip.towers.trainable import make_trainable
 from jaxclip.training.optimizer import make_optimizer
+from jaxclip.training.state import abstract_state, initial_state
 from jaxclip.training.step import make_loss, make_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -54,8 +56,8 @@ def train(rates, execution="unroll", *, layer_decay=1.0):
     config, graph, shapes = towers(execution)
     trainable = make_trainable(shapes, rates, layer_decay=layer_decay)
     schedule = optax.constant_schedule(1e-2)
-    adam = {"name": "adamw", "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.98, "epsilon": 1e-2, "clip_norm": 0.0}
-    optimizer = make_optimizer(shapes, schedule, **adam, trainable=trainable)
+    adam = Optimizer(name="adamw", weight_decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-2, clip_norm=0.0)
+    optimizer = make_optimizer(adam, schedule, shapes, trainable)
     abstract = abstract_state(shapes, optimizer, make_mesh(1, 1, 1, jax.devices()[:1]), trainable, ema=True)
     states = [initial_state(config, optimizer, abstract, trainable, seed=0)]
     loss = make_loss(graph, mask_groups=True, learned_temperature=True)

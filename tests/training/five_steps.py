@@ -12,14 +12,16 @@ from functools import partial
 import jax
 import numpy as np
 
+from jaxclip.config.schema import Optimizer
 from jaxclip.losses.objective import Objective
 from jaxclip.models.lora import LoRAConfig
 from jaxclip.models.presets import Preset, clip_config
 from jaxclip.runtime import distributed, mesh
 from jaxclip.towers import sharding
-from jaxclip.towers.state import abstract_state, initial_state, make_model, replicated
+from jaxclip.towers.params import make_model, replicated
 from jaxclip.towers.trainable import EVERYTHING, make_trainable
 from jaxclip.training.optimizer import make_optimizer, make_schedule
+from jaxclip.training.state import abstract_state, initial_state
 from jaxclip.training.step import compile_step, make_loss, make_step
 
 STEPS, BATCH, CONTEXT, END = 5, 16, 12, 255
@@ -36,9 +38,9 @@ CONFIG = clip_config(
     stochastic_depth=0.1,
     execution="scan",
 )
-SCHEDULE = make_schedule(1e-3, "cosine", warmup_steps=2, steps=STEPS)
 # Epsilon is above the rounding of gradients: below it Adam makes whole steps of noise, which is another on each mesh.
-ADAM = {"name": "adamw", "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.98, "epsilon": 1e-4, "clip_norm": 1.0}
+ADAM = Optimizer(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1, beta2=0.98, epsilon=1e-4, clip_norm=1.0)
+SCHEDULE = make_schedule(ADAM, STEPS)
 OBJECTIVES = {
     "dense": Objective(implementation="dense"),
     "tiled": Objective(implementation="tiled", tile=1),
@@ -79,8 +81,8 @@ def adapters():
 def _towers(case, devices):
     """Returns the step, abstract state, initial state and host batches of towers."""
     config, graph, shapes, trainable = adapters() if case == "adapters" else (CONFIG, *make_model(CONFIG), EVERYTHING)
-    name = "muon" if case == "muon" else "adamw"
-    optimizer = make_optimizer(shapes, SCHEDULE, **{**ADAM, "name": name}, trainable=trainable)
+    settings = replace(ADAM, name="muon" if case == "muon" else "adamw")
+    optimizer = make_optimizer(settings, SCHEDULE, shapes, trainable)
     abstract = abstract_state(shapes, optimizer, devices, trainable, ema=True)
     loss = make_loss(graph, mask_groups=True, learned_temperature=True, objective=OBJECTIVES[case])
     step = make_step(loss, optimizer, SCHEDULE, trainable, seed=3, ema=0.5)
@@ -96,10 +98,10 @@ def _reranker(devices):
 
     config = RerankerConfig(16, (("image", 16), ("colour", 5)), 20.0, hidden=32, matching=16, dropout=0.1)
     graph, shapes = make_model(config, PRESETS["gated"])
-    optimizer = make_optimizer(shapes, SCHEDULE, **ADAM)
+    optimizer = make_optimizer(ADAM, SCHEDULE, shapes)
     abstract = abstract_state(shapes, optimizer, devices)
     model = reranking.Reranker(
-        config, ("image", "colour"), PRESETS["gated"], graph, devices, optimizer, SCHEDULE, EVERYTHING, abstract
+        config, ("image", "colour"), PRESETS["gated"], graph, abstract.params, devices, EVERYTHING
     )
     rng, (lists, items, depth) = np.random.default_rng(1), (40, 60, 8)
     tables = {

@@ -22,7 +22,7 @@ from jaxclip.models.presets import PRESETS, clip_config
 from jaxclip.ranking import kernel, ranks
 from jaxclip.runtime import compiler
 from jaxclip.towers.towers import make_preprocess, make_towers
-from jaxclip.training import recipe
+from jaxclip.training.recipe import abstract_batch, make_recipe
 from jaxclip.training.step import compile_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "one_maker")
@@ -44,10 +44,10 @@ def step_of(preset, **training):
     text = {"vocab_size": 512, "context_length": 16, "end_token": 1}
     shape = clip_config(small, image_size=64, mean=CLIP_MEAN, std=CLIP_STD, temperature=0.07, **text)
     preprocess = replace(make_preprocess(config), image_size=64, context_length=16)
-    towers = make_towers(config, preprocess, None, 100, shape, jax.devices("cpu")[:1])
+    towers = make_towers(config, preprocess, None, shape, jax.devices("cpu")[:1])
     with jax.set_mesh(towers.mesh):
-        batch = recipe.abstract_batch(config, towers)
-        return compile_step(recipe.train_step(config, towers), towers.abstract, batch)[0]
+        batch, recipe = abstract_batch(config, towers), make_recipe(config, towers, config.steps)
+        return compile_step(recipe.step, recipe.state, batch)[0]
 
 
 def loss_of(loss):

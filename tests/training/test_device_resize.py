@@ -57,7 +57,7 @@ def test_what_devices_cannot_scale_is_told_where_they_are_asked_to(settings, pro
 
 def test_each_device_scales_its_own_pictures_by_a_program_compiled_once():
     given = config.build(SMALL)
-    towers = make_towers(given, make_preprocess(given), train_tokenizer(["a red shirt"], 258), 1)
+    towers = make_towers(given, make_preprocess(given), train_tokenizer(["a red shirt"], 258))
     random, sharding = np.random.default_rng(0), mesh.batch_sharding(towers.mesh)
     scale, compiled = device_resize.make_device_resize(towers.preprocess, towers.mesh, 48), []
 

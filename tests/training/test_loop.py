@@ -12,11 +12,10 @@ import pytest
 
 from jaxclip.errors import UserError
 from jaxclip.runtime.metrics_log import Writers, read
-from jaxclip.runtime.progress import Progress
 from jaxclip.towers.checkpoints import Checkpoints
-from jaxclip.towers.state import TrainState
 from jaxclip.training import loop
-from jaxclip.training.profile import Profile, parse_steps
+from jaxclip.training.profile import parse_steps
+from jaxclip.training.state import TrainState
 from jaxclip.training.step import make_step
 
 STEPS = 8
@@ -38,30 +37,36 @@ def batches(first=0, poisoned=None):
 
 
 def train(
-    workdir, items, state=None, *, save=2, evaluate=0, log=1, step=None, rank=lambda state: {"hit@1": 0.5}, profile=None
+    workdir,
+    items,
+    state=None,
+    *,
+    save=2,
+    evaluate=0,
+    log=1,
+    step=None,
+    rank=lambda _: {"hit@1": 0.5},
+    profiled=range(0),
 ):
-    state = state or initial_state()
     checkpoints = Checkpoints(workdir, keep=2)
-    written = Writers(workdir, first=int(state.step))
-    progress = Progress(first=int(state.step), steps=STEPS, batch_size=4, flops=None, saved={})
     step = step or jax.jit(make_step(loss, OPTIMIZER, optax.constant_schedule(0.1), seed=0), donate_argnums=0)
+    run = loop.Run(
+        workdir=workdir,
+        state=state or initial_state(),
+        step=step,
+        batches=items,
+        place=lambda batch: jax.tree.map(jnp.asarray, batch),
+        batch_size=4,
+        flops=None,
+        cadence=loop.Cadence(STEPS, log, evaluate, save),
+        checkpoints=checkpoints,
+        metadata={},
+        evaluate=rank,
+        profiled=profiled,
+    )
     try:
-        return loop.run(
-            state,
-            step,
-            items,
-            lambda batch: jax.tree.map(jnp.asarray, batch),
-            cadence=loop.Cadence(STEPS, log, evaluate, save),
-            progress=progress,
-            writers=written,
-            checkpoints=checkpoints,
-            beside={},
-            evaluate=rank,
-            profile=profile or Profile(workdir),
-        )
+        return loop.train(run)
     finally:
-        progress.close()
-        written.close()
         checkpoints.close()
 
 
@@ -167,7 +172,7 @@ def test_a_signal_during_the_last_step_leaves_a_run_that_is_done_and_evaluated(t
 
 
 def test_the_steps_asked_for_are_traced_with_the_chapters_of_the_loop(tmp_path):
-    train(tmp_path, batches(), profile=Profile(tmp_path / "tensorboard", parse_steps("3:4")))
+    train(tmp_path, batches(), profiled=parse_steps("3:4"))
     (folder,) = (tmp_path / "tensorboard" / "plugins" / "profile").iterdir()
     assert len(list(folder.glob("*.xplane.pb"))) == 1  # what TensorBoard reads; Perfetto opens the other
     events = json.loads(gzip.decompress((folder / "perfetto_trace.json.gz").read_bytes()))["traceEvents"]

@@ -9,7 +9,7 @@ from jaxclip.losses.objective import Objective
 from jaxclip.models.clip import CLIP
 from jaxclip.models.presets import Preset, clip_config
 from jaxclip.runtime import mesh
-from jaxclip.towers.state import make_model
+from jaxclip.towers.params import make_model
 from jaxclip.training.step import make_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -10,8 +10,9 @@ from jaxclip.losses.objective import Objective
 from jaxclip.models.presets import Preset, clip_config
 from jaxclip.runtime import mesh
 from jaxclip.towers.checkpoints import Checkpoints
-from jaxclip.towers.state import abstract_state, initial_state, make_model
+from jaxclip.towers.params import make_model
 from jaxclip.training.negative_queue import EMPTY, push, with_queue
+from jaxclip.training.state import abstract_state, initial_state
 from jaxclip.training.step import make_loss, make_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

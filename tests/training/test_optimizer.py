@@ -1,13 +1,16 @@
 """The optimizer follows parameter names: what is frozen stays, what decays is a matrix, what has a rate has it."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from jaxclip.config.schema import Optimizer
 from jaxclip.errors import UserError
-from jaxclip.towers.trainable import make_trainable
+from jaxclip.towers.trainable import EVERYTHING, make_trainable
 from jaxclip.training.optimizer import make_optimizer, make_schedule
 
 RATE = 0.01
@@ -25,9 +28,9 @@ def parameters():
     )
 
 
-def optimizer(params, **changes):
-    given = {"name": "adamw", "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.98, "epsilon": 1e-6, "clip_norm": 1.0}
-    return make_optimizer(params, optax.constant_schedule(RATE), **{**given, **changes})
+def optimizer(params, trainable=EVERYTHING, **changes):
+    settings = Optimizer(weight_decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-6, clip_norm=1.0)
+    return make_optimizer(replace(settings, **changes), optax.constant_schedule(RATE), params, trainable)
 
 
 def take_steps(params, steps=3, gradient=None, rates=(), layer_decay=1.0, **changes):
@@ -165,18 +168,18 @@ def test_muon_follows_rates_and_freezing_by_name_and_decays_as_adamw():
 
 
 def test_warm_up_is_linear_from_zero_and_cosine_ends_at_zero():
-    schedule = make_schedule(2.0, "cosine", warmup_steps=10, steps=110)
+    schedule = make_schedule(Optimizer(learning_rate=2.0, schedule="cosine", warmup_steps=10), steps=110)
     values = [float(schedule(step)) for step in (0, 5, 10, 60, 110, 200)]
     np.testing.assert_allclose(values, [0, 1, 2, 1, 0, 0], atol=1e-6)
 
 
 def test_constant_schedule_stays_at_its_peak_after_warm_up():
-    schedule = make_schedule(2.0, "constant", warmup_steps=4, steps=100)
+    schedule = make_schedule(Optimizer(learning_rate=2.0, schedule="constant", warmup_steps=4), steps=100)
     np.testing.assert_allclose([float(schedule(step)) for step in (0, 1, 4, 50, 100)], [0, 0.5, 2, 2, 2])
 
 
 def test_a_short_run_warms_up_for_half_of_it_at_most():
-    schedule = make_schedule(1.0, "cosine", warmup_steps=100, steps=10)
+    schedule = make_schedule(Optimizer(learning_rate=1.0, schedule="cosine", warmup_steps=100), steps=10)
     assert float(schedule(5)) == pytest.approx(1.0) and float(schedule(10)) == pytest.approx(0.0)
 
 

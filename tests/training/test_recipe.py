@@ -7,9 +7,9 @@ from jaxclip import config
 from jaxclip.errors import UserError
 from jaxclip.losses.objective import Objective
 from jaxclip.pipeline.text import train_tokenizer
-from jaxclip.towers.state import initial_state
 from jaxclip.towers.towers import make_preprocess, make_towers
-from jaxclip.training import recipe
+from jaxclip.training.recipe import abstract_batch, make_objective, make_recipe
+from jaxclip.training.state import initial_state
 
 SMALL = {"steps": 1, "model": {"preset": "tiny"}, "data": {"image_size": 32, "context_length": 8, "vocab_size": 258}}
 
@@ -20,7 +20,7 @@ def tokenizer():
 
 
 def towers_of(given, tokenizer):
-    return make_towers(given, make_preprocess(given), tokenizer, 1)
+    return make_towers(given, make_preprocess(given), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -35,29 +35,30 @@ def test_a_batch_that_the_devices_cannot_share_is_told(tokenizer, changed, probl
     assert jax.device_count() == 8
     given = config.build({**SMALL, **changed})
     with pytest.raises(UserError, match=problem):
-        recipe.abstract_batch(given, towers_of(given, tokenizer))
+        abstract_batch(given, towers_of(given, tokenizer))
 
 
 @pytest.mark.parametrize("name", ["info_nce", "sigmoid", "incorrect_pairs"])
 def test_each_loss_gets_the_batch_and_the_parameters_it_reads(tokenizer, name):
     given = config.build({**SMALL, "loss": {"name": name, "tile": 64, "implementation": "tiled"}})
     towers = towers_of(given, tokenizer)
-    batch = recipe.abstract_batch(given, towers)
+    batch = abstract_batch(given, towers)
     more = {"incorrect_text", "similarity", "has_incorrect"} if name == "incorrect_pairs" else set()
     assert batch.keys() == {"image", "text", "group"} | more
-    assert ("logit_bias" in towers.abstract.params) == (name == "sigmoid")
-    assert recipe.make_objective(given) == Objective(name, "tiled", 64)
+    assert ("logit_bias" in towers.shapes) == (name == "sigmoid")
+    assert make_objective(given) == Objective(name, "tiled", 64)
 
 
 def test_the_bias_starts_where_the_configuration_says(tokenizer):
     given = config.build({**SMALL, "loss": {"name": "sigmoid", "bias": -4.0}})
     towers = towers_of(given, tokenizer)
-    state = initial_state(towers.config, towers.optimizer, towers.abstract, seed=0)
+    recipe = make_recipe(given, towers, 1)
+    state = initial_state(towers.config, recipe.optimizer, recipe.state, seed=0)
     assert float(state.params["logit_bias"]) == -4.0
 
 
 def test_a_patch_of_its_own_makes_other_tokens_of_the_same_preset(tokenizer):
     given = config.build({**SMALL, "model": {"preset": "tiny", "patch": 8}})
     towers = towers_of(given, tokenizer)
-    assert towers.config.image.patch == 8 and towers.abstract.params["image"]["positions"].shape == (16, 128)
-    assert towers_of(config.build(SMALL), tokenizer).abstract.params["image"]["positions"].shape == (4, 128)
+    assert towers.config.image.patch == 8 and towers.shapes["image"]["positions"].shape == (16, 128)
+    assert towers_of(config.build(SMALL), tokenizer).shapes["image"]["positions"].shape == (4, 128)

@@ -16,8 +16,9 @@ from jaxclip.losses.contrastive import info_nce
 from jaxclip.runtime import mesh
 from jaxclip.towers import sharding
 from jaxclip.towers.checkpoints import Checkpoints
-from jaxclip.towers.state import abstract_state, checksum, initial_state, make_model
+from jaxclip.towers.params import checksum, make_model
 from jaxclip.training.optimizer import make_optimizer
+from jaxclip.training.state import abstract_state, initial_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PROGRAM = Path(__file__).with_name("five_steps.py")
@@ -28,7 +29,7 @@ spec.loader.exec_module(five_steps)
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1), (4, 1, 2)]
 BATCH, CONFIG = five_steps.BATCH, five_steps.CONFIG
 SHAPES = make_model(CONFIG)[1]
-OPTIMIZER = make_optimizer(SHAPES, five_steps.SCHEDULE, **five_steps.ADAM)
+OPTIMIZER = make_optimizer(five_steps.ADAM, five_steps.SCHEDULE, SHAPES)
 EVERY = [(case, sizes) for case in five_steps.CASES for sizes in MESHES]
 # All of them take minutes: JAXCLIP_EVERY_MESH=1. Here each case and each mesh is met.
 SOME = [
@@ -121,7 +122,7 @@ def test_no_collective_of_the_dense_loss_is_inside_a_condition_or_a_loop():
 
 def test_adapters_are_split_as_the_kernels_that_they_add_to():
     _, _, shapes, trainable = five_steps.adapters()
-    optimizer = make_optimizer(shapes, five_steps.SCHEDULE, **five_steps.ADAM, trainable=trainable)
+    optimizer = make_optimizer(five_steps.ADAM, five_steps.SCHEDULE, shapes, trainable)
     abstract = abstract_state(shapes, optimizer, make_mesh((1, 1, 8)), trainable).params
     for tower in ("image", "text"):
         block = abstract[tower]["transformer"]["blocks"]

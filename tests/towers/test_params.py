@@ -8,21 +8,24 @@ from flax import nnx
 
 from jaxclip import config
 from jaxclip.pipeline.text import train_tokenizer
-from jaxclip.towers.state import cast_kernels, initial_state
+from jaxclip.towers.params import cast_kernels
 from jaxclip.towers.towers import make_preprocess, make_towers
+from jaxclip.training.recipe import make_recipe
+from jaxclip.training.state import initial_state
 
 SMALL = {"steps": 1, "batch_size": 8, "data": {"image_size": 32, "context_length": 8, "vocab_size": 258}}
 
 
 def towers_of(**model):
-    given = config.build({**SMALL, "model": model})
-    return make_towers(given, make_preprocess(given), train_tokenizer(["a red shirt"], 258), 1)
+    wanted = config.build({**SMALL, "model": model})
+    return wanted, make_towers(wanted, make_preprocess(wanted), train_tokenizer(["a red shirt"], 258))
 
 
 @pytest.mark.parametrize(("preset", "execution"), [("tiny", "unroll"), ("tiny", "scan"), ("laptop", "auto")])
 def test_vectors_are_the_same_bit_for_bit(preset, execution):
-    towers = towers_of(preset=preset, execution=execution, dtype="bfloat16")
-    params = initial_state(towers.config, towers.optimizer, towers.abstract, seed=0).params
+    wanted, towers = towers_of(preset=preset, execution=execution, dtype="bfloat16")
+    recipe = make_recipe(wanted, towers, 1)
+    params = initial_state(towers.config, recipe.optimizer, recipe.state, seed=0).params
     rounded = cast_kernels(params, "bfloat16")
     assert rounded["image"]["positions"] is params["image"]["positions"]
     kernels = {str(path[-1]): leaf.dtype for path, leaf in jax.tree.leaves_with_path(rounded)}
