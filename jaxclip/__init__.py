@@ -36,7 +36,7 @@ def load(
     from jaxclip import config  # what these import takes seconds, and a caller of __version__ need not wait for it
 
     workdir, overrides = Path(workdir), {"data.split": "all", **(overrides or {})}
-    own = config.load(workdir)
+    own = config.load_config(workdir)
     with_gallery = overrides if gallery is None else _pointed_at(Path(gallery), own.data.reader, overrides)
     wanted = config.of_run(workdir, with_gallery)
     from jaxclip.catalog import builder
@@ -47,7 +47,7 @@ def load(
         prepared = Path(gallery)
     else:
         prepared = prepared_data.prepared_dataset(wanted, whole=not config.same_catalogue(own, wanted), say=say)
-    second = None if rerank is None else (Path(rerank), config.load(Path(rerank)))
+    second = None if rerank is None else (Path(rerank), config.load_config(Path(rerank)))
     return open_searcher(wanted, workdir, prepared, step=step, rerank=second, say=say)
 
 

@@ -63,7 +63,7 @@ def searching(flags: dict[str, Any]) -> dict[str, Any]:
     if not flags["workdir"]:
         raise UserError("--workdir is missing: give the folder of a run")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU the server is beside it
-    own = config.load(Path(flags["workdir"]))
+    own = config.load_config(Path(flags["workdir"]))
     searcher = jaxclip.load(flags["workdir"], flags["gallery"] or None, say=cli.say)
     return {"searcher": searcher, "config": own, **flags}
 

@@ -50,7 +50,7 @@ def main(overrides: dict[str, str]) -> None:
         distributed.check_identical("config", config.flat(each), "Start all with the same overrides")
         own = overrides if each.task == "rerank" else config.for_towers(overrides)
         command = _command([f"--workdir={workdir}"], own)
-        runs.append(Run(workdir, each, config.fingerprint(config.load(workdir)), command))
+        runs.append(Run(workdir, each, config.fingerprint(config.load_config(workdir)), command))
     if QUERY.value:
         page, parameters = workdirs[0] / "eval" / (NAME.value or "queries") / "sheet.html", PARAMETERS.value
         asked = [f"--query={sentence}" for sentence in QUERY.value] + [f"--parameters={parameters}"] * bool(parameters)
@@ -99,7 +99,7 @@ def _evaluate(run: "Run", name: str) -> tuple[dict[str, Any], Path]:
 
     evaluate = evaluate_checkpoint
     if run.config.task == "rerank":
-        evaluate = partial(rerank.evaluate_checkpoint, load_config=config.load)
+        evaluate = partial(rerank.evaluate_checkpoint, load_config=config.load_config)
     options = {"parameters": PARAMETERS.value, "fingerprint": run.fingerprint, "say": cli.say}
     return evaluate(run.config, run.workdir, STEP.value, run.workdir / "eval" / name, command=run.command, **options)
 

@@ -31,7 +31,7 @@ def main(overrides: dict[str, str]) -> None:
         runner=RUNNER.value,
         beam_options=BEAM_OPTION.value,
     )
-    pairs = card_sections.complete(wanted, prepared, load_config=config.load, say=cli.say)
+    pairs = card_sections.complete(wanted, prepared, load_config=config.load_config, say=cli.say)
     print(library.summary(prepared))
     print(f"{'dataset':16}{prepared}")
     print(f"{'data card':16}{prepared / CARD}")

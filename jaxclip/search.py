@@ -39,7 +39,7 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("--workdir is missing: give the folder of a run")
     config.of_run(Path(WORKDIR.value), {"data.split": "all", **overrides})
     if RERANK.value:
-        config.load(Path(RERANK.value))
+        config.load_config(Path(RERANK.value))
     listening = _listen()  # a taken port is told before minutes of embedding
     with startup.quiet_imports():
         import uvicorn

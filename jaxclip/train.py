@@ -6,8 +6,6 @@ Started again with the same workdir, it goes on from the newest checkpoint. SIGT
 processes are one run where SLURM, GKE or Cloud TPU started them, or where each is told its place by --process_id.
 """
 
-import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -56,8 +54,8 @@ def main(overrides: dict[str, str]) -> int:
     outcome = (rerank.train if wanted.task == "rerank" else train)(
         wanted,
         workdir,
-        save_config=lambda: _save(workdir, wanted),
-        load_config=config.load,
+        save_config=lambda: config.save_config(wanted, workdir),
+        load_config=config.load_config,
         fingerprint=config.fingerprint(wanted),
         say=cli.say,
         profiled=profiled,
@@ -77,12 +75,12 @@ def main(overrides: dict[str, str]) -> int:
 def _ablate(wanted: Config, workdir: Path) -> int:
     from jaxclip.reranking import ablation
 
-    _save(workdir, wanted)
+    config.save_config(wanted, workdir)
     stopped, result = ablation.run(
         wanted,
         workdir,
-        load_config=config.load,
-        save_config=_save,
+        load_config=config.load_config,
+        save_config=lambda workdir, wanted: config.save_config(wanted, workdir),
         fingerprint=config.fingerprint,
         say=cli.say,
     )
@@ -101,19 +99,14 @@ def _check_workdir(workdir: Path, wanted: Config) -> None:
     if not (workdir / "config.json").exists():
         return
     may_change = (*MAY_CHANGE, "model.init_from") if wanted.task == "adapter" else MAY_CHANGE  # its checksum is held
-    changed = [line for line in config.differences(config.load(workdir), wanted) if not line.startswith(may_change)]
+    changed = [
+        line for line in config.differences(config.load_config(workdir), wanted) if not line.startswith(may_change)
+    ]
     if changed:
         raise UserError(
             f"{workdir} was begun with another configuration ({'; '.join(changed)}): "
             "take the old values or another --workdir"
         )
-
-
-def _save(workdir: Path, wanted: Config) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(config.dump(wanted), indent=2) + "\n")
-    os.replace(temporary, workdir / "config.json")
 
 
 if __name__ == "__main__":

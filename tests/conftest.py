@@ -150,7 +150,7 @@ def catalogue(trained) -> Path:
     from jaxclip import config
     from jaxclip.catalog.library import drawn_path
 
-    data = config.load(trained).data
+    data = config.load_config(trained).data
     path = drawn_path(data.drawn_products, data.drawn_seed)
     assert path.is_dir()
     return path

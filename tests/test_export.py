@@ -52,7 +52,7 @@ def encode(workdir, pixels, tokens):
     from jaxclip.towers.checkpoints import Checkpoints
     from jaxclip.towers.towers import load_towers
 
-    towers = load_towers(config.load(workdir), workdir)
+    towers = load_towers(config.load_config(workdir), workdir)
     checkpoints = Checkpoints(workdir, read_only=True)
     with jax.set_mesh(towers.mesh):
         params = checkpoints.restore_params(towers.abstract.params, checkpoints.steps()[-1])

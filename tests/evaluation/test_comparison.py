@@ -94,7 +94,7 @@ def test_sentences_are_looked_for_in_a_gallery_without_captions(two, run, tmp_pa
         assert page.locator("img").count() == 2 * 2 * 10
         text = page.locator("body").inner_text()
         assert "red <b>shoes</b>" in text and "first" in text and "second" in text
-        assert "config fingerprint" in text.lower() and config.fingerprint(config.load(two[1])) in text
+        assert "config fingerprint" in text.lower() and config.fingerprint(config.load_config(two[1])) in text
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_the_report_of_a_run_that_was_evaluated_for_a_comparison_says_how(two, r
 
 @pytest.mark.slow
 def test_only_what_would_come_out_again_is_kept(trained):
-    own, folder = config.load(trained), trained / "eval" / "test"
+    own, folder = config.load_config(trained), trained / "eval" / "test"
     data = read(folder)["data_fingerprint"]
     assert load_if_current(own, trained, "latest", folder, data) == read(folder)
     views = replace(own, evaluation=replace(own.evaluation, zooms=(1.0, 1.2)))

@@ -19,18 +19,18 @@ from jaxclip.preparation import card_sections, mining, single_encoders
 def prepared(trained):
     """The dataset that `trained` was trained on, as its training prepared it."""
     return prepared_data.prepared_dataset(
-        configs.load(trained), say=lambda line: pytest.fail(f"it was not there: {line}")
+        configs.load_config(trained), say=lambda line: pytest.fail(f"it was not there: {line}")
     )
 
 
 def config_of(trained, **pairs):
-    own = configs.load(trained)
+    own = configs.load_config(trained)
     return dataclasses.replace(own, incorrect_pairs=dataclasses.replace(own.incorrect_pairs, **pairs))
 
 
 def find_or_mine(config, prepared, said=None):
     said = [] if said is None else said
-    return mining.find_or_mine(config, prepared, load_config=configs.load, say=said.append)
+    return mining.find_or_mine(config, prepared, load_config=configs.load_config, say=said.append)
 
 
 def bytes_of(folder):
@@ -99,7 +99,9 @@ def test_a_dataset_without_features_says_how_to_get_them(trained, catalogue, tmp
     with pytest.raises(UserError, match="features.detector"):
         find_or_mine(config_of(trained), tmp_path / "p")
     card = tmp_path / "p" / builder.CARD
-    assert card_sections.complete(config_of(trained), tmp_path / "p", load_config=configs.load, say=print) is None
+    assert (
+        card_sections.complete(config_of(trained), tmp_path / "p", load_config=configs.load_config, say=print) is None
+    )
     assert "Captions in tokens" in card.read_text() and "Incorrect pairs" not in card.read_text()
 
 

@@ -67,7 +67,7 @@ def reranked(run, rerank_file, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(towers) -> Path:
     return prepared_data.prepared_dataset(
-        configs.load(towers), say=lambda line: pytest.fail(f"it was not there: {line}")
+        configs.load_config(towers), say=lambda line: pytest.fail(f"it was not there: {line}")
     )
 
 
@@ -76,7 +76,7 @@ def groups_of(records):
 
 
 def test_a_reranker_learns_from_exactly_the_products_that_its_towers_never_saw(towers, reranked, prepared):
-    own = configs.load(towers)
+    own = configs.load_config(towers)
     seen, held = prepared_data.training_records(own, prepared)
     everything = Records(prepared, "train")
     assert len(held) == 40 and len(seen) + len(held) == len(everything) == 120
@@ -85,15 +85,15 @@ def test_a_reranker_learns_from_exactly_the_products_that_its_towers_never_saw(t
     ids = {product.id for product, _ in seen.products()} | {product.id for product, _ in held.products()}
     assert ids == {product.id for product, _ in everything.products()}
     first = first_stage.load(towers, own)
-    split = training_split(configs.load(reranked), first, prepared, np.load(reranked / QUERYBANK))
+    split = training_split(configs.load_config(reranked), first, prepared, np.load(reranked / QUERYBANK))
     assert sorted(split.groups) == sorted(group for _, group in held.products())
 
 
 @pytest.fixture(scope="module")
 def evaluator(towers, reranked, prepared):
     """Returns the test products as a re-ranker evaluates them, its configuration and its towers."""
-    config = configs.load(reranked)
-    first = first_stage.load(towers, configs.load(towers))
+    config = configs.load_config(reranked)
+    first = first_stage.load(towers, configs.load_config(towers))
     return RerankEvaluator(config, first, prepared, reranked), config, first
 
 
@@ -153,7 +153,7 @@ def test_a_long_caption_is_read_in_segments(evaluator):
 def test_towers_really_train_on_the_rest_alone(towers):
     rows = [json.loads(line) for line in (towers / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) >= 12  # by steps; passes are over the rest:
-    own = configs.load(towers)
+    own = configs.load_config(towers)
     by_epochs = configs.build(configs.dump(own) | {"steps": 0, "epochs": 2.0})
     (prepared,) = {prepared_data.prepared_dataset(own, whole=False, say=print)}
     seen, _ = prepared_data.training_records(own, prepared)
@@ -204,18 +204,18 @@ def test_a_moved_reranker_is_pointed_at_its_first_stage_and_another_one_is_refus
     assert done.returncode == 0, done.stderr
     metrics = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
     assert metrics == json.loads((reranked / "eval" / "test" / "metrics.json").read_text())
-    wanted = configs.load(reranked, {"first_stage": str(trained)})
+    wanted = configs.load_config(reranked, {"first_stage": str(trained)})
     begun = json.loads((reranked / FILENAME).read_text())["fingerprint"]
     with pytest.raises(UserError) as told:
-        find_first_stage(wanted, reranked, configs.load)
-    other = first_stage.load(trained, configs.load(trained)).fingerprint
+        find_first_stage(wanted, reranked, configs.load_config)
+    other = first_stage.load(trained, configs.load_config(trained)).fingerprint
     assert begun in str(told.value) and other in str(told.value) and begun != other
 
 
 def test_the_towers_lie_on_the_mesh_that_is_configured(evaluator, reranked, prepared):
     one, config, _ = evaluator
     split_up = replace(config, mesh=replace(config.mesh, fsdp=2))
-    first = find_first_stage(split_up, reranked, configs.load)
+    first = find_first_stage(split_up, reranked, configs.load_config)
     assert dict(first.towers.mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     bank = np.load(reranked / QUERYBANK)
     found = embedded(split_up, first, prepared, one.records, bank=bank)
@@ -223,10 +223,10 @@ def test_the_towers_lie_on_the_mesh_that_is_configured(evaluator, reranked, prep
 
 
 def test_how_products_reach_the_towers_is_theirs(reranked):
-    config = configs.load(reranked)
+    config = configs.load_config(reranked)
     other = replace(config, data=replace(config.data, image_size=64, lowercase=False))
     with pytest.raises(UserError, match=r"data\.image_size, data\.lowercase would change nothing"):
-        find_first_stage(other, reranked, configs.load)
+        find_first_stage(other, reranked, configs.load_config)
 
 
 def test_rows_of_a_step_follow_from_seed_and_step_alone():

@@ -27,8 +27,8 @@ def ids(results):
 
 def scores_of_evaluation(workdir, towers, shop):
     """Returns captions of the gallery, and the ids and scores of their candidates as an evaluation has them."""
-    config = configs.load(workdir, {"data.path": str(shop), "data.split": "all", "first_stage": str(towers)})
-    first = find_first_stage(config, workdir, configs.load)
+    config = configs.load_config(workdir, {"data.path": str(shop), "data.split": "all", "first_stage": str(towers)})
+    first = find_first_stage(config, workdir, configs.load_config)
     evaluator = RerankEvaluator(config, first, prepared_data.prepared_dataset(config, whole=True, say=print), workdir)
     split = evaluator.split
     candidates = retrieve(split.queries, split.features["image"], split.groups[split.owners], split.groups, K)
