@@ -45,7 +45,7 @@ def build(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = Non
         except (TypeError, ValueError, SyntaxError, OverflowError):
             problems.append(f"{name} = {value!r} is not {describe_type(kinds[name])}")
             wrong_types.add(name)
-    config = _assemble(Config, _without_unused_defaults(values))
+    config = _assemble(Config, _with_values_of_unread_fields(values))
     problems += find_problems(config, wrong_types)
     if problems:
         raise UserError(_listed(problems))
@@ -118,6 +118,7 @@ def fields() -> dict[str, Any]:
 
 
 def _flatten(settings: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Returns (dotted name, value) of nested settings; a mapping that is the value of a known field stays whole."""
     settings = settings.to_dict() if isinstance(settings, ConfigDict) else settings
     flat = []
     for key, value in settings.items():
@@ -130,21 +131,25 @@ def _flatten(settings: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str 
 
 
 def _unknown(name: str, kinds: Mapping[str, Any]) -> str:
-    by_leaf = {known.rsplit(".", 1)[-1]: known for known in kinds}
-    leaf = name.rsplit(".", 1)[-1]
+    """Returns the sentence for a name that is no field: a field of that section, or the nearest name, is suggested."""
+    if of_section := next((known for known in kinds if known.startswith(f"{name}.")), ""):
+        return f"{name} is a section: set its fields, as {of_section}"
+    by_last_part = {known.rsplit(".", 1)[-1]: known for known in kinds}
     near = difflib.get_close_matches(name, kinds, 1) or [
-        by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, 1)
+        by_last_part[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], by_last_part, 1)
     ]
-    sections = sorted({known.rsplit(".", 1)[0] for known in kinds if "." in known})
-    if name in sections:
-        return (
-            f"{name} is a section: set its fields, as {next(known for known in kinds if known.startswith(name + '.'))}"
-        )
     return f"{name} is not a key" + (f"; did you mean {near[0]}?" if near else "; --help lists all")
 
 
 def _convert(value: Any, kind: Any, *, literal: bool) -> Any:
-    """Returns a value as the type `kind`; with `literal` it is the text of a Python literal, or true or false."""
+    """Returns a value converted to the type `kind`.
+
+    Args:
+      literal: the value is text from the command line: for every kind but `str` a Python literal, or true or false.
+
+    Raises:
+      TypeError, ValueError, SyntaxError, OverflowError: it is not a value of that type.
+    """
     origin = typing.get_origin(kind)
     if kind is str:
         if not isinstance(value, str):
@@ -152,11 +157,8 @@ def _convert(value: Any, kind: Any, *, literal: bool) -> Any:
         return value
     if literal:
         text = value.strip()
-        value = (
-            {"true": True, "false": False}[text.lower()]
-            if text.lower() in ("true", "false")
-            else (ast.literal_eval(text))
-        )
+        booleans = {"true": True, "false": False}
+        value = booleans[text.lower()] if text.lower() in booleans else ast.literal_eval(text)
     if kind is bool:
         if not isinstance(value, bool):
             raise TypeError
@@ -180,8 +182,8 @@ def _convert(value: Any, kind: Any, *, literal: bool) -> Any:
     raise TypeError(f"config field of unsupported type {kind}")
 
 
-def _without_unused_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns values with `otherwise` of each field that declares one, is not given and is not read."""
+def _with_values_of_unread_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values, and for each field that is neither given nor read its declared `otherwise`, if it has one."""
     known = {key.name: key for key in keys(Config)}
     implied = {}
     for key in known.values():
@@ -193,6 +195,7 @@ def _without_unused_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _assemble(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Returns an instance of a section's class from values by dotted name; a field without a value has its default."""
     arguments = {}
     for member in members(cls, prefix):
         field = member.name.removeprefix(prefix)

@@ -66,7 +66,7 @@ def help_lines(word: str = "") -> list[str]:
     for section in sections():
         fields = [key for key in section.fields if word.lower() in f"{key.name} {key.declaration.meaning}".lower()]
         if fields:
-            lines += ["", f"{section.name or 'no section'}: {_section_meaning(section)}"]
+            lines += ["", f"{section.name or 'config'}: {_section_meaning(section)}"]
             lines += [_help_line(key) for key in fields]
     return lines[1:] or [f"no field has {word!r} in its name or meaning; --help lists all"]
 

@@ -1,4 +1,4 @@
-"""What the tests of the configuration share."""
+"""Fixtures of the configuration's tests."""
 
 import pytest
 
@@ -11,7 +11,6 @@ def problems():
     """A function that returns the lines of the error that settings raise."""
 
     def problems(settings, overrides=None):
-        """Returns the lines of the error that the settings raise."""
         with pytest.raises(UserError) as raised:
             config.build(settings, overrides)
         message = str(raised.value)

@@ -139,7 +139,7 @@ def test_an_error_names_the_default_that_lies_outside_the_limits(problems, field
     assert re.match(rf"{field} = {value} must be 0 or at least [28]$", found[0])
 
 
-def test_no_value_of_a_reranker_crashes_its_checks(problems):
+def test_zero_heads_are_reported_and_not_divided_by(problems):
     settings = {"preset": "cross_attention", "heads": 0, "hidden": 8}
     found = problems({**RUN, "task": "rerank", "first_stage": "w", "rerank": settings})
     assert found == ["rerank.heads = 0 must be at least 1"]

@@ -21,7 +21,7 @@ FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
 def from_file(name):
-    """Returns the configuration of a file of configs/, its catalogue standing at PATH."""
+    """Returns the configuration of a file of configs/, with PATH as its catalogue."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Every field of the configuration is described, in --help and in the README that is generated from the declarations."""
+"""Every field of the configuration is described, in --help and in a README generated from the declarations."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ README = Path(reference.__file__).with_name("README.md")
 
 
 def test_every_field_and_section_has_a_meaning_of_one_line():
-    sections = [member for cls in (Config, Config().data.__class__) for member in members(cls) if member.is_section]
+    sections = [member for cls in (Config, type(Config().data)) for member in members(cls) if member.is_section]
     for key in [*keys(Config), *sections]:
         meaning = key.declaration.meaning
         assert len(meaning.split()) >= 2 and "\n" not in meaning and meaning == meaning.strip(), key.name
@@ -38,8 +38,8 @@ def test_help_has_one_line_for_each_field_with_all_that_is_declared():
         "  optimizer.learning_rate = 0.001 (number; at least 0): peak learning rate, reached after the warm-up" in lines
     )
     assert (
-        "  loss.weighting = similarity (text; one of similarity, none, literal; only with loss.name = incorrect_pairs): "
-        "how each pair is weighted"
+        "  loss.weighting = similarity (text; one of similarity, none, literal; "
+        "only with loss.name = incorrect_pairs): how each pair is weighted"
     ) in lines
 
 
