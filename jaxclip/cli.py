@@ -1,8 +1,7 @@
-"""What all commands share: --config and its overrides, and one clear sentence where the user has to act."""
+"""Flags, help, start-up and error exit of every command."""
 
 import os
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -14,15 +13,16 @@ from ml_collections import config_flags
 
 from jaxclip import config
 from jaxclip.config import Config
+from jaxclip.config.reference import help_lines
 from jaxclip.errors import UserError
 from jaxclip.runtime import startup
 
-# Before TensorFlow and transformers are imported: they tell of CUDA and torch, which they are not asked for.
+# Set before TensorFlow and transformers are imported: they warn about CUDA and torch, which are not needed here.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 USER_ERROR = 2
-HELP = {"--help", "-help", "-h", "--helpshort"}
+HELP = ("--help", "-help", "-h", "--helpshort")
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -50,59 +50,68 @@ def define_config_file(default: str | None = None) -> None:
 
 
 def define_processes() -> None:
-    """Defines the flags of a command that may run as several processes."""
-    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where no scheduler tells it")
+    """Defines the flags of a command that can run as several processes."""
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, if no scheduler provides it")
     flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator_address", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "number of this process, from 0, with --coordinator_address")
 
 
 def join_processes() -> None:
-    """Makes this process one of a run's, as the flags or the scheduler say (see `distributed.join`)."""
+    """Joins this process to the others of its run, as the flags or the scheduler say (see `distributed.join`)."""
     from jaxclip.runtime import distributed
 
     distributed.join(*(flags.FLAGS[name].value for name in distributed.FOUND_BY))
 
 
 def usage(help: str) -> str:
-    """Returns a command's help: what it does, its flags and every field of the configuration."""
+    """Returns a command's help: what it does, its flags, and a line for every field of the configuration."""
     defined = [*flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
     defined += flags.FLAGS.get_key_flags_for_module(__name__)
     lines = [help.strip(), "", "flags:", *(f"  --{flag.name}: {flag.help}" for flag in defined)]
-    fields = textwrap.wrap(", ".join(config.fields()), 110, initial_indent="    ", subsequent_indent="    ")
-    lines += ["  --config.section.field=VALUE: overrides one field of", *fields]
-    lines += [
-        "  optimizer.rates are pairs: a regex of parameter names and a factor of the learning rate, 0 = frozen, as"
-    ]
-    lines += ["    (('^image/stem', 0.0), ('blocks/11/.*bias$', 0.5)); on the command line also {'^image/stem': 0.0}"]
+    lines += ["  --config.section.field=VALUE: overrides one field of the configuration"]
+    lines += ["  --help=WORD: lists the fields whose name or meaning contains the word", "", *help_lines()]
     return "\n".join(lines)
 
 
+def requested_help(argv: Sequence[str]) -> str | None:
+    """Returns the word of `--help=WORD`, "" for `--help` without one, and None where no help is requested."""
+    for argument in argv:
+        name, _, word = argument.partition("=")
+        if name in HELP:
+            return word.strip()
+    return None
+
+
 def from_file(overrides: dict[str, str]) -> Config:
-    """Returns the configuration of the parsed --config flag with the overrides on top; UserError as `config.build`."""
+    """Returns the configuration of the parsed --config flag with the overrides on top.
+
+    Raises:
+      UserError: --config is missing, or `config.build` raises it.
+    """
     if flags.FLAGS["config"].value is None:
         raise UserError("--config is missing: give a file of configs/, as --config=configs/quickstart.py")
     return config.build(config.on_first_stage(flags.FLAGS["config"].value, overrides), overrides)
 
 
 def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
-    """Runs main(overrides) after absl has parsed the flags, and exits with what it returns, 0 for None.
+    """Runs main(overrides) after absl has parsed the flags, and exits with the status it returns; None counts as 0.
 
-    A UserError is printed as its one message and exits with status 2.
+    A UserError is printed as a single message, and the exit status is 2.
     """
     startup.reuse_memory()
     startup.leave_absent_tpus_alone()
     startup.keep_compiled()
     argv, overrides = split_overrides(sys.argv)
-    if HELP & set(argv[1:]):
-        print(usage(help))
-        sys.exit(0)  # absl's own help exits with 1, leaves out --config and knows no fields
+    if (word := requested_help(argv[1:])) is not None:
+        print("\n".join(help_lines(word)) if word else usage(help))
+        sys.exit(0)  # absl's own help exits with 1, leaves out --config and does not know the fields
     sys.modules["__main__"].__doc__ = help
 
     def guarded(rest: list[str]) -> int:
         absl_logging.set_verbosity(absl_logging.WARNING)
         try:
             if rest[1:]:
-                raise UserError(f"{' '.join(rest[1:])!r} is not understood: flags are written --name=value")
+                raise UserError(f"{' '.join(rest[1:])!r} is not understood: write flags as --name=value")
             status = main(overrides) or 0
         except UserError as error:
             return _failed(error, f"error: {error}", USER_ERROR)
@@ -125,23 +134,24 @@ def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
 
 
 def say(line: str) -> None:
-    """Prints a line for the user, beside the results that go to standard output; of several processes the first one."""
+    """Prints a line to standard error, apart from results; in a run of several processes only the first one prints."""
     show(line, file=sys.stderr)
 
 
 def show(text: str, *, file: TextIO | None = None) -> None:
-    """Prints results; of several processes the first one."""
+    """Prints results; in a run of several processes only the first one prints."""
     if not _processes() or _processes().is_primary():
         print(text, file=file, flush=True)
 
 
 def _processes() -> ModuleType | None:
-    """Returns the module of a run's processes once this one has joined them; importing it takes a second."""
+    """Returns jaxclip.runtime.distributed if this process has joined others; it is not imported here, which is slow."""
     module = sys.modules.get("jaxclip.runtime.distributed")
     return module if module and module.store() is not None else None
 
 
 def _failed(error: BaseException, sentence: str, status: int) -> int:
+    """Reports an error to the user and, in a run of several processes, to the others; returns the exit status."""
     if _processes():
         _processes().fail(error, sentence, status)
     print(sentence, file=sys.stderr)

@@ -141,7 +141,14 @@ def test_help_lists_flags_and_configuration_fields(run, command):
         "prepare": ["--config:", "data.reader", "data.path"],
         "search": ["--workdir", "--rerank", "--gallery", "--port", "--host", "--token", "data.reader"],
     }[command]
-    assert not [word for word in listed if word not in done.stdout.replace("\n    ", " ")]
+    assert not [word for word in listed if word not in done.stdout]
+
+
+def test_help_for_a_word_lists_only_the_fields_that_have_it(run):
+    done = run("train", "--help=optimizer")
+    assert done.returncode == 0
+    assert "optimizer.learning_rate = 0.001" in done.stdout and "--workdir" not in done.stdout
+    assert [line.split(".")[0] for line in done.stdout.splitlines()[1:]] == ["  optimizer"] * 12
 
 
 @pytest.mark.slow

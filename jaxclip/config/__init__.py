@@ -1,6 +1,7 @@
 """The experiment's configuration: frozen dataclasses, filled from a file of configs/ and from the command line.
 
-Every mistake (an unknown key, a wrong type, values that cannot go together) is reported at once.
+Every mistake (an unknown key, a wrong type, values that contradict each other) is reported at once. Each field is
+declared once, in schema.py or catalogue_sections.py; README.md lists them all.
 """
 
 from jaxclip.config.parse import (
@@ -13,7 +14,7 @@ from jaxclip.config.parse import (
     load_config,
     on_first_stage,
     save_config,
-)
+)  # fmt: skip
 from jaxclip.config.saved import evaluation_name, for_towers, of_run, of_runs, same_catalogue
 from jaxclip.config.schema import Config
 

@@ -1,4 +1,4 @@
-"""From a config file, a workdir or the command line to a configuration, every mistake reported at once."""
+"""Builds a configuration from a config file, a workdir or the command line, and reports every mistake at once."""
 
 import ast
 import dataclasses
@@ -7,31 +7,32 @@ import hashlib
 import json
 import math
 import os
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxclip.config.checks import IMPLIED, contradictions
+from jaxclip.config.checks import find_problems
+from jaxclip.config.declare import describe_type, keys, members
 from jaxclip.config.schema import Config
 from jaxclip.errors import UserError
 
 
 def build(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Config:
-    """Returns the configuration that a nested mapping of settings and then `--config.` overrides describe.
+    """Returns the configuration that a nested mapping of settings describes, with `--config.` overrides on top.
 
     Args:
-      settings: section -> field -> value, as a config file's get_config() or a workdir's config.json gives it; what it
-        leaves out keeps its default.
-      overrides: dotted field -> its text on the command line.
+      settings: section -> field -> value, as a config file's get_config() returns it or a workdir's config.json holds
+        it; a field that it leaves out has its default.
+      overrides: dotted name of a field -> its text on the command line.
 
     Raises:
-      UserError: naming every unknown key (with the nearest right one), wrong type and impossible value at once.
+      UserError: names every unknown key (with the nearest known one), wrong type and impossible value at once.
     """
     problems: list[str] = []
+    wrong_types: set[str] = set()
     values: dict[str, Any] = {}
     kinds = fields()
     for name, value in [*_flatten(settings, kinds), *(overrides or {}).items()]:
@@ -42,19 +43,21 @@ def build(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = Non
         try:
             values[name] = _convert(value, kinds[name], literal=text)
         except (TypeError, ValueError, SyntaxError, OverflowError):
-            problems.append(f"{name} = {value!r} is not {_describe(kinds[name])}")
-    for (name, value), defaults in IMPLIED.items():
-        values = {**defaults, **values} if values.get(name) == value else values
-    config = _assemble(Config, values)
-    wrong = {problem.split(" ", 1)[0] for problem in problems}
-    problems += contradictions(config, {name: _get(config, name) for name in kinds if name not in wrong})
+            problems.append(f"{name} = {value!r} is not {describe_type(kinds[name])}")
+            wrong_types.add(name)
+    config = _assemble(Config, _with_values_of_unread_fields(values))
+    problems += find_problems(config, wrong_types)
     if problems:
         raise UserError(_listed(problems))
     return config
 
 
 def load_config(workdir: Path, overrides: Mapping[str, str] | None = None) -> Config:
-    """Returns the configuration saved in a workdir; UserError where there is none or it cannot be read."""
+    """Returns the configuration saved in a workdir, with overrides on top.
+
+    Raises:
+      UserError: the workdir has no configuration, it cannot be read, or `build` raises it.
+    """
     path = workdir / "config.json"
     try:
         settings = json.loads(path.read_text())
@@ -68,7 +71,7 @@ def load_config(workdir: Path, overrides: Mapping[str, str] | None = None) -> Co
 
 
 def save_config(config: Config, workdir: Path) -> None:
-    """Writes config.json into the workdir, which is made first where it is missing."""
+    """Writes config.json into a workdir, creating it if missing; readers see either the old file or the new one."""
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = workdir / "config.json.tmp"
     temporary.write_text(json.dumps(dump(config), indent=2) + "\n")
@@ -76,7 +79,10 @@ def save_config(config: Config, workdir: Path) -> None:
 
 
 def on_first_stage(settings: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
-    """Returns a re-ranker's settings over the catalogue (data and features) of its first stage; others as they are."""
+    """Returns a re-ranker's settings with the catalogue of its first stage as default; other settings are unchanged.
+
+    The catalogue is the sections `data` and `features`, which the first stage's workdir holds.
+    """
     settings = settings.to_dict() if isinstance(settings, ConfigDict) else dict(settings)
     first, task = (overrides.get(name) or settings.get(name) for name in ("first_stage", "task"))
     if task != "rerank" or not first:
@@ -91,7 +97,7 @@ def dump(config: Config) -> dict[str, Any]:
 
 
 def fingerprint(config: Config) -> str:
-    """Returns 12 hex digits that change with any field."""
+    """Returns 12 hex digits of a hash over every field."""
     return hashlib.sha256(json.dumps(dump(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -102,24 +108,17 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Returns every field by its dotted name, as JSON values."""
+    """Returns the dotted name of every field -> its value as JSON."""
     return dict(_flatten(dump(config), fields()))
 
 
 def fields() -> dict[str, Any]:
-    """Returns every configurable field by its dotted name, with its type."""
-    return dict(_fields(Config))
-
-
-def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, kind in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(kind):
-            yield from _fields(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name, kind
+    """Returns the dotted name of every field -> its type."""
+    return {key.name: key.kind for key in keys(Config)}
 
 
 def _flatten(settings: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Returns (dotted name, value) of nested settings; a mapping that is the value of a known field stays whole."""
     settings = settings.to_dict() if isinstance(settings, ConfigDict) else settings
     flat = []
     for key, value in settings.items():
@@ -132,20 +131,25 @@ def _flatten(settings: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str 
 
 
 def _unknown(name: str, kinds: Mapping[str, Any]) -> str:
-    by_leaf = {known.rsplit(".", 1)[-1]: known for known in kinds}
-    leaf = name.rsplit(".", 1)[-1]
+    """Returns the sentence for a name that is no field: a field of that section, or the nearest name, is suggested."""
+    if of_section := next((known for known in kinds if known.startswith(f"{name}.")), ""):
+        return f"{name} is a section: set its fields, as {of_section}"
+    by_last_part = {known.rsplit(".", 1)[-1]: known for known in kinds}
     near = difflib.get_close_matches(name, kinds, 1) or [
-        by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, 1)
+        by_last_part[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], by_last_part, 1)
     ]
-    sections = sorted({known.rsplit(".", 1)[0] for known in kinds if "." in known})
-    if name in sections:
-        return (
-            f"{name} is a section: set its fields, as {next(known for known in kinds if known.startswith(name + '.'))}"
-        )
     return f"{name} is not a key" + (f"; did you mean {near[0]}?" if near else "; --help lists all")
 
 
 def _convert(value: Any, kind: Any, *, literal: bool) -> Any:
+    """Returns a value converted to the type `kind`.
+
+    Args:
+      literal: the value is text from the command line: for every kind but `str` a Python literal, or true or false.
+
+    Raises:
+      TypeError, ValueError, SyntaxError, OverflowError: it is not a value of that type.
+    """
     origin = typing.get_origin(kind)
     if kind is str:
         if not isinstance(value, str):
@@ -153,11 +157,8 @@ def _convert(value: Any, kind: Any, *, literal: bool) -> Any:
         return value
     if literal:
         text = value.strip()
-        value = (
-            {"true": True, "false": False}[text.lower()]
-            if text.lower() in ("true", "false")
-            else (ast.literal_eval(text))
-        )
+        booleans = {"true": True, "false": False}
+        value = booleans[text.lower()] if text.lower() in booleans else ast.literal_eval(text)
     if kind is bool:
         if not isinstance(value, bool):
             raise TypeError
@@ -181,33 +182,28 @@ def _convert(value: Any, kind: Any, *, literal: bool) -> Any:
     raise TypeError(f"config field of unsupported type {kind}")
 
 
-def _describe(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    if isinstance(kind, types.GenericAlias) and typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)
-        if inner == (int, Ellipsis):
-            return "numbers in brackets, as (1, 5, 10)"
-        if Ellipsis in inner:
-            return "pairs, as (('^text/', 0.0), ('bias$', 0.1)), or a mapping, as {'^text/': 0.0}"
-        return f"{len(inner)} numbers, as (0.5, 1.0)"
-    return names[kind]
+def _with_values_of_unread_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values, and for each field that is neither given nor read its declared `otherwise`, if it has one."""
+    known = {key.name: key for key in keys(Config)}
+    implied = {}
+    for key in known.values():
+        if key.declaration.only and key.declaration.otherwise is not None:
+            name, readers = key.declaration.only
+            if values.get(name, known[name].default) not in readers:
+                implied[key.name] = key.declaration.otherwise
+    return implied | dict(values)
 
 
 def _assemble(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Returns an instance of a section's class from values by dotted name; a field without a value has its default."""
     arguments = {}
-    for name, kind in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(kind):
-            arguments[name] = _assemble(kind, values, f"{prefix}{name}.")
-        elif prefix + name in values:
-            arguments[name] = values[prefix + name]
+    for member in members(cls, prefix):
+        field = member.name.removeprefix(prefix)
+        if member.is_section:
+            arguments[field] = _assemble(member.kind, values, f"{member.name}.")
+        elif member.name in values:
+            arguments[field] = values[member.name]
     return cls(**arguments)
-
-
-def _get(config: Config, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _listed(problems: Sequence[str]) -> str:

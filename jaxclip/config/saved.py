@@ -1,4 +1,4 @@
-"""The configuration of a trained run: what of it can still be set, and which catalogues are new to it."""
+"""The configuration of a trained run: which fields can still be overridden, and whether a catalogue is its own."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,27 +14,27 @@ OVERRIDABLE = re.compile(
     r"|evaluation\.(batch_size|ks|zooms|mirror)|mesh\..*|model\.(dtype|execution)"
     r"|first_stage|rerank\.(candidates|segments)"
 )
-"""Fields that say which products are looked at, and how; the workdir's own files say all else."""
+"""Fields that say which products are embedded and ranked, and how; the workdir's own files determine all others."""
 
 
 def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
     """Returns the configuration of a trained run with overrides on top.
 
     Raises:
-      UserError: as `parse.load`, or overrides are of what the training has settled, all of them named.
+      UserError: as `parse.load_config`; or some overrides cannot be changed after training, all of which are named.
     """
-    wanted = load_config(workdir, overrides)
-    base = "model.init_from" if wanted.task == "adapter" else ""  # of adapters it says where their base is now
-    if settled := [f"--config.{name}" for name in overrides if not OVERRIDABLE.fullmatch(name) and name != base]:
+    config = load_config(workdir, overrides)
+    base = "model.init_from" if config.task == "adapter" else ""  # the base's folder may have moved since training
+    if fixed := [f"--config.{name}" for name in overrides if not OVERRIDABLE.fullmatch(name) and name != base]:
         raise UserError(
-            f"{', '.join(settled)} would change nothing: {workdir} is trained, and its own files say how. What can be "
-            "set is the catalogue (data.reader, data.path, data.split, ...) and how it is looked at (evaluation, mesh)"
+            f"{', '.join(fixed)} would change nothing: {workdir} is already trained. You can set the catalogue "
+            "(data.reader, data.path, data.split, ...) and how it is embedded and ranked (evaluation, mesh)"
         )
-    return wanted
+    return config
 
 
 def of_runs(workdirs: Sequence[Path], overrides: Mapping[str, str]) -> list[Config]:
-    """Returns `of_run` of each: what only re-rankers have is left to them, where there is one beside towers."""
+    """Returns `of_run` of each workdir; if any is a re-ranker's, overrides for re-rankers do not reach the towers."""
     rerankers = [load_config(workdir).task == "rerank" for workdir in workdirs]
     return [
         of_run(workdir, overrides if reranker or not any(rerankers) else for_towers(overrides))
@@ -43,30 +43,30 @@ def of_runs(workdirs: Sequence[Path], overrides: Mapping[str, str]) -> list[Conf
 
 
 def for_towers(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Returns the overrides but for those of what re-rankers alone have."""
+    """Returns the overrides without those of fields that only re-rankers read."""
     return {name: value for name, value in overrides.items() if not name.startswith(("first_stage", "rerank."))}
 
 
-def evaluation_name(workdir: Path, wanted: Config) -> str:
-    """Returns what an evaluation of a run is called: its split, before it any catalogue that is not the run's own.
+def evaluation_name(workdir: Path, config: Config) -> str:
+    """Returns the name of an evaluation of a run: its split, preceded by the catalogue if that is not the run's own.
 
     Raises:
-      UserError: the run's own catalogue is to be split anew, where what it was trained on would count as unseen.
+      UserError: the run's own catalogue would be split differently, so that training products would count as unseen.
     """
     own = load_config(workdir)
-    _check_split(workdir, own, wanted)
-    if wanted.task == "rerank":
-        towers = Path(wanted.first_stage).expanduser()
-        _check_split(towers, load_config(towers), wanted)
-    if same_catalogue(own, wanted):
-        return wanted.data.split
-    if wanted.data.reader == "drawn":
-        return f"drawn-{wanted.data.drawn_products}-seed-{wanted.data.drawn_seed}-{wanted.data.split}"
-    return f"{Path(_origin(wanted.data)).name}-{wanted.data.split}"
+    _check_split(workdir, own, config)
+    if config.task == "rerank":
+        towers = Path(config.first_stage).expanduser()
+        _check_split(towers, load_config(towers), config)
+    if same_catalogue(own, config):
+        return config.data.split
+    if config.data.reader == "drawn":
+        return f"drawn-{config.data.drawn_products}-seed-{config.data.drawn_seed}-{config.data.split}"
+    return f"{Path(_origin(config.data)).name}-{config.data.split}"
 
 
 def same_catalogue(one: Config, other: Config) -> bool:
-    """Returns whether two configurations are of the same products, however these are split."""
+    """Returns whether two configurations have the same products, however they are split."""
 
     def identity(data: Data) -> tuple[Any, ...]:
         return _origin(data), data.reader, data.columns, data.drawn_products if data.reader == "drawn" else 0
@@ -74,21 +74,22 @@ def same_catalogue(one: Config, other: Config) -> bool:
     return identity(one.data) == identity(other.data)
 
 
-def _check_split(workdir: Path, own: Config, wanted: Config) -> None:
-    if wanted.data.split == "all" or _origin(own.data) != _origin(wanted.data):
+def _check_split(workdir: Path, own: Config, config: Config) -> None:
+    if config.data.split == "all" or _origin(own.data) != _origin(config.data):
         return
     names = ["test", "split_seed", "reader", "columns", *(["drawn_products"] if own.data.reader == "drawn" else [])]
-    anew = [name for name in names if getattr(own.data, name) != getattr(wanted.data, name)]
-    if anew:
+    changed = [f"data.{name}" for name in names if getattr(own.data, name) != getattr(config.data, name)]
+    if changed:
         raise UserError(
-            f"{' and '.join(f'data.{name}' for name in anew)} would split the catalogue that {workdir} was trained on "
-            f"in another way: products of its training would be in the split {wanted.data.split}. Leave it out, or "
-            "rank the whole of it with --config.data.split=all"
+            f"{' and '.join(changed)} would split the catalogue that {workdir} was trained on in another way: "
+            f"training products would be in the split {config.data.split}. Leave it out, or rank the whole catalogue "
+            "with --config.data.split=all"
         )
 
 
 def _origin(data: Data) -> str:
-    """Returns where products come from. A larger drawn catalogue begins with the smaller one of its seed."""
+    """Returns where products come from, as a text that two configurations of the same catalogue share."""
+    # The size of a drawn catalogue is left out: a larger one begins with the products of a smaller one of its seed.
     if data.reader == "drawn":
         return f"drawn, seed {data.drawn_seed}"
     return str(Path(data.path or data.prepared).expanduser().resolve())

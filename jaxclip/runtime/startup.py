@@ -25,8 +25,8 @@ MALLOC = {"hugetlb": 1, "mmap_threshold": 10**11, "trim_threshold": 10**11, "top
 def reuse_memory() -> None:
     """Restarts the process once with glibc settings that reuse large blocks; does nothing where there is a GPU or TPU.
 
-    XLA's CPU back end allocates its temporaries in every step. By default glibc returns such blocks to the kernel, which
-    clears them page by page before it hands them out again. Blocks of over 64 MiB are kept only in the first arena, so
+    XLA's CPU back end allocates its temporaries in every step. By default glibc returns such blocks to the kernel,
+    which clears them page by page before it hands them out again. Blocks of over 64 MiB stay only in the first arena, so
     there is only one. glibc reads these settings when a process starts, hence the restart. GLIBC_TUNABLES set by the
     user is left as it is.
     """

@@ -135,7 +135,7 @@ def test_parameters_lie_as_the_mesh_splits_them(checkpoint):
     [
         ({"data": {"mean": (0.5, 0.5, 0.5)}}, "data.mean comes from model.init_from: leave it out"),
         ({"model": {"init_from": "x/y", "preset": "tiny"}}, "model.preset comes from model.init_from: leave it out"),
-        ({"data": {"image_size": 4}}, "data.image_size = 4 must be at least 8"),
+        ({"data": {"image_size": 4}}, "data.image_size = 4 must be 0 or at least 8"),
         ({"evaluation": {"ks": (3, 5)}}, r"evaluation.ks = \(3, 5\) must be depths >= 1, and 1 among them"),
     ],
 )

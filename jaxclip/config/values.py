@@ -1,0 +1,83 @@
+"""Checks of one field's value that choices and limits cannot express.
+
+Each takes the field's dotted name and its value, and returns one sentence for each problem.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+from jaxclip.catalog import captions
+from jaxclip.errors import UserError
+from jaxclip.features.detect import DETECTORS
+
+NO_DETECTOR = "none"
+RERANK_FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture", "attributes", "caption_attributes")
+
+
+def none_of(value: str, choices: Sequence[str]) -> str:
+    """Returns the end of a sentence: the value is none of the choices, and the nearest of them if one is near."""
+    near = difflib.get_close_matches(value, choices, 1)
+    return f"is none of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def caption_template(name: str, template: str) -> list[str]:
+    return [f"{name}: {problem}" for problem in captions.check(template)]
+
+
+def detector(name: str, spec: str) -> list[str]:
+    detectors = (NO_DETECTOR, *DETECTORS)
+    kind = spec.partition(":")[0]
+    if kind in detectors:
+        return []
+    return [f"{name} = {spec!r} {none_of(kind, detectors)}"]
+
+
+def pair_variant(name: str, variant: str) -> list[str]:
+    if variant in ("clustered", "random"):
+        return []
+    from jaxclip.features import incorrect_pairs  # takes a second to load
+
+    try:
+        incorrect_pairs.threshold(variant)
+    except UserError as error:
+        return [f"{name}: {error}"]
+    return []
+
+
+def pair_features(name: str, features: str) -> list[str]:
+    kind, _, source = features.partition(":")
+    two_encoders = kind == "encoders" and all(source.split(",")) and source.count(",") == 1
+    if features == "classical" or two_encoders or (kind == "towers" and source):
+        return []
+    return [
+        f"{name} = {features!r} must be classical, towers:WORKDIR with a trained run, or encoders:VIT,BERT with "
+        "folders or names of a ViT and a BERT"
+    ]
+
+
+def interval(name: str, ends: tuple[float, float]) -> list[str]:
+    return [] if ends[0] <= ends[1] else [f"{name} = {ends} must be an interval, the lower number first"]
+
+
+def depths(name: str, ks: tuple[int, ...]) -> list[str]:
+    return [] if 1 in ks and min(ks) >= 1 else [f"{name} = {ks} must be depths >= 1, and 1 among them"]
+
+
+def not_empty(name: str, numbers: tuple[float, ...]) -> list[str]:
+    return [] if numbers else [f"{name} = {numbers} must hold at least one number"]
+
+
+def rates(name: str, pairs: tuple[tuple[str, float], ...]) -> list[str]:
+    return [f"{name} = {pairs}: no factor may be negative"] if any(factor < 0 for _, factor in pairs) else []
+
+
+def rerank_features(name: str, features: str) -> list[str]:
+    names = [part.strip() for part in features.split(",") if part.strip()]
+    problems = [f"{name}: {part!r} {none_of(part, RERANK_FEATURES)}" for part in names if part not in RERANK_FEATURES]
+    if not names or len(set(names)) < len(names):
+        problems.append(f"{name} = {features!r} must name features, each once")
+    return problems
+
+
+def rerank_ablation(name: str, subsets: tuple[tuple[str, str], ...]) -> list[str]:
+    return [problem for part, features in subsets for problem in rerank_features(f"{name}[{part!r}]", features)]

@@ -1,0 +1,74 @@
+"""Every file of configs/ is a valid configuration, and none of its values changes unnoticed.
+
+After an intended change: JAXCLIP_WRITE_GOLDENS=1 python -m pytest tests/config/test_goldens.py
+"""
+
+import importlib.util
+import inspect
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from jaxclip import config
+from jaxclip.errors import UserError
+from jaxclip.losses.objective import DENSE_ROWS
+
+ROOT = Path(__file__).parents[2]
+GOLDENS = ROOT / "tests" / "goldens" / "configs"
+FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def from_file(name):
+    """Returns the configuration of a file of configs/, with PATH as its catalogue."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert "python -m jaxclip." in inspect.getdoc(module), "the docstring says how it is launched"
+    given = module.get_config()
+    needs_path = given.get("data", {}).get("reader", "drawn") != "drawn"
+    return config.build(given, {"data.path": "PATH"} if needs_path else {})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_default_of_a_config_file_changes_unnoticed(name):
+    golden, found = GOLDENS / f"{name}.json", json.dumps(config.dump(from_file(name)), indent=2) + "\n"
+    if os.environ.get("JAXCLIP_WRITE_GOLDENS") == "1":
+        golden.write_text(found)
+    assert golden.exists(), f"{golden} is missing: run with JAXCLIP_WRITE_GOLDENS=1 and read what it writes"
+    assert json.loads(golden.read_text()) == json.loads(found)
+
+
+def test_every_golden_belongs_to_a_config_file():
+    assert sorted(path.stem for path in GOLDENS.glob("*.json")) == FILES
+
+
+def variant_of(name, argument):
+    """Returns the configuration that configs/NAME.py:ARGUMENT is."""
+    spec = importlib.util.spec_from_file_location("variants", ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return config.build(module.get_config(argument), {"data.prepared": "shop"})
+
+
+@pytest.mark.parametrize(("batch", "microbatch"), [(32768, 0), (65536, 0), (131072, 65536), (1048576, 65536)])
+@pytest.mark.parametrize("preset", ["vit_b_32", "vit_b_16", "vit_l_14"])
+def test_a_large_batch_is_tiled_and_the_largest_are_split_into_microbatches(preset, batch, microbatch):
+    built = variant_of("pretrain_large_batch", f"{preset},{batch}")
+    assert (built.batch_size, built.loss.microbatch, built.model.preset) == (batch, microbatch, preset)
+    assert (built.model.dtype, built.model.remat, built.model.execution) == ("bfloat16", "full", "scan")
+    assert built.loss.implementation == "auto" and batch > DENSE_ROWS
+
+
+@pytest.mark.parametrize("argument", ["vit_h_14", "vit_b_16,", "vit_b_16,many"])
+def test_a_bad_argument_of_the_large_batch_file_is_refused(argument):
+    with pytest.raises(UserError, match=f"configs/pretrain_large_batch.py:{argument} is no PRESET"):
+        variant_of("pretrain_large_batch", argument)
+
+
+@pytest.mark.parametrize("variant", ["gated", "ablation", "paper"])
+def test_every_variant_of_the_reranker_is_a_configuration(variant):
+    built = variant_of("rerank_fashion_products", variant)
+    assert built.rerank.preset == ("paper" if variant == "paper" else "gated")
+    assert bool(built.rerank.ablation) == (built.rerank.seeds == 3) == (variant == "ablation")
