@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxclip.catalog.drawn.canvas import Canvas
 from jaxclip.catalog.drawn.outlines import ellipse, mirrored, placed, rectangle, ribbon, rounded, symmetric
-from jaxclip.catalog.drawn.palette import CLOTH, INK, RGB, WHITE, Colour, contrasting, difference
+from jaxclip.catalog.drawn.palette import CLOTH, INK, RGB, WHITE, PaletteColour, contrasting, difference
 
 _COLOURS = {colour.name: colour for colour in CLOTH}
 
@@ -25,7 +25,7 @@ class Brand:
 
     name: str
     emblem: Sequence[np.ndarray]
-    colour: Colour
+    colour: PaletteColour
     holes: Sequence[np.ndarray] = ()
 
     def sign(self, canvas: Canvas, x: int, y: int, ground: RGB, radius: int, part: str = "emblem") -> None:

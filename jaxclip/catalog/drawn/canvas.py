@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxclip.catalog.drawn.outlines import FINE, bounds, ribbon
-from jaxclip.catalog.drawn.palette import RGB, Colour, edge_of
+from jaxclip.catalog.drawn.palette import RGB, PaletteColour, edge_of
 from jaxclip.catalog.drawn.patterns import Cloth
 from jaxclip.catalog.drawn.raster import PIXEL, Mask, coverage
 
@@ -40,14 +40,14 @@ class Canvas:
         self.height, self.width = background.shape[:2]
         self.covered = np.zeros((self.height, self.width), np.int32)
         self.owner = np.full((self.height, self.width), -1, np.int8)
-        self.parts: list[tuple[str, Colour]] = []
+        self.parts: list[tuple[str, PaletteColour]] = []
         self._placement = placement
 
     def part(
         self,
         name: str,
         outlines: Sequence[np.ndarray],
-        colour: Colour,
+        colour: PaletteColour,
         cloth: Cloth | None = None,
         holes: Sequence[np.ndarray] = (),
         within: Mask | None = None,
@@ -86,7 +86,7 @@ class Canvas:
         """The product's box: left, top, width and height in pixels."""
         return _box(self.covered > 0)
 
-    def part_boxes(self) -> dict[str, tuple[tuple[int, int, int, int], Colour]]:
+    def part_boxes(self) -> dict[str, tuple[tuple[int, int, int, int], PaletteColour]]:
         """The box and the colour of what is seen of each part, by name; a part wholly covered by others is left out."""
         return {
             name: (_box(self.owner == number), colour)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 from jaxclip.catalog.drawn.brands import Brand
 from jaxclip.catalog.drawn.canvas import Canvas
-from jaxclip.catalog.drawn.palette import CLOTH, Colour
+from jaxclip.catalog.drawn.palette import CLOTH, PaletteColour
 from jaxclip.catalog.drawn.patterns import SOLID, Cloth
 
 
 @dataclass(frozen=True)
-class Item:
+class DrawnItem:
     """One product: all that its name says and all that its picture shows.
 
     Attributes:
@@ -24,10 +24,10 @@ class Item:
 
     gender: str
     brand: Brand
-    main: Colour
+    main: PaletteColour
     cloth: Cloth
     traits: Mapping[str, str]
-    colours: Mapping[str, Colour]
+    colours: Mapping[str, PaletteColour]
 
     def has(self, words: str) -> bool:
         """Whether `words` are among the traits' words."""
@@ -55,10 +55,10 @@ class Kind:
 
     columns: tuple[str, str, str]
     name: str
-    draw: Callable[[Canvas, Item], None]
+    draw: Callable[[Canvas, DrawnItem], None]
     traits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    colours: tuple[Colour, ...] = CLOTH
-    roles: Mapping[str, tuple[Colour, ...]] = field(default_factory=dict)
+    colours: tuple[PaletteColour, ...] = CLOTH
+    roles: Mapping[str, tuple[PaletteColour, ...]] = field(default_factory=dict)
     patterns: tuple[str, ...] = ()
     genders: tuple[str, ...] = ("Men", "Women")
     usage: tuple[str, ...] = ("Casual",)
@@ -66,7 +66,7 @@ class Kind:
     size: int = 100
 
 
-def name_of(item: Item, kind: Kind) -> str:
+def name_of(item: DrawnItem, kind: Kind) -> str:
     """The product's name, such as "Kestrane Men Brown Leather Strap Green Dial Watch"."""
     cloth = item.main.name
     if item.cloth.pattern != SOLID:

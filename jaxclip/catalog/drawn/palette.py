@@ -15,15 +15,15 @@ class RGB(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Colour:
+class PaletteColour:
     """A colour and the word for it."""
 
     name: str
     rgb: RGB
 
 
-def _colours(**named: tuple[int, int, int]) -> tuple[Colour, ...]:
-    return tuple(Colour(name.replace("_", " "), RGB(*rgb)) for name, rgb in named.items())
+def _colours(**named: tuple[int, int, int]) -> tuple[PaletteColour, ...]:
+    return tuple(PaletteColour(name.replace("_", " "), RGB(*rgb)) for name, rgb in named.items())
 
 
 CLOTH = _colours(
@@ -77,11 +77,13 @@ def contrasting(rgb: RGB, *wishes: RGB) -> RGB:
     return INK if sum(rgb) > 380 else WHITE
 
 
-def another(colours: tuple[Colour, ...], than: Colour, chance: Chance) -> Colour:
+def another(colours: tuple[PaletteColour, ...], than: PaletteColour, chance: Chance) -> PaletteColour:
     """One of `colours` that nobody would take for `than`; any of them where all are near."""
     return chance.pick([colour for colour in colours if difference(colour.rgb, than.rgb) >= 150] or colours)
 
 
-def dyed(colour: Colour, chance: Chance) -> Colour:
+def dyed(colour: PaletteColour, chance: Chance) -> PaletteColour:
     """`colour` as one dye bath gives it: the same name, each channel off by a few levels at most."""
-    return Colour(colour.name, RGB(*(min(255, max(0, channel + chance.between(-5, 5))) for channel in colour.rgb)))
+    return PaletteColour(
+        colour.name, RGB(*(min(255, max(0, channel + chance.between(-5, 5))) for channel in colour.rgb))
+    )

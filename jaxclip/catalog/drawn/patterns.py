@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxclip.catalog.drawn.outlines import FINE, ellipse, placed, rectangle, repeated, ribbon, rounded
-from jaxclip.catalog.drawn.palette import RGB, Colour, shaded
+from jaxclip.catalog.drawn.palette import RGB, PaletteColour, shaded
 
 SOLID = "Solid"
 PATTERNS = ("Striped", "Vertical Striped", "Checked", "Polka Dot", "Floral", "Zigzag", "Colourblock", "Camouflage")
@@ -40,8 +40,8 @@ class Cloth:
     """
 
     pattern: str
-    ground: Colour
-    second: Colour
+    ground: PaletteColour
+    second: PaletteColour
     size: int = 100
 
     def figures(self, box: tuple[int, int, int, int]) -> Iterator[Figure]:

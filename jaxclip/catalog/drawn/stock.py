@@ -9,7 +9,7 @@ from jaxclip.catalog.drawn.backgrounds import choose_background, paint_backgroun
 from jaxclip.catalog.drawn.brands import BRANDS
 from jaxclip.catalog.drawn.canvas import Canvas, Placement
 from jaxclip.catalog.drawn.chance import Chance
-from jaxclip.catalog.drawn.item import Item, Kind, name_of
+from jaxclip.catalog.drawn.item import DrawnItem, Kind, name_of
 from jaxclip.catalog.drawn.kinds import KINDS
 from jaxclip.catalog.drawn.palette import CLOTH, another, dyed
 from jaxclip.catalog.drawn.patterns import SOLID, Cloth
@@ -85,10 +85,10 @@ def _kind(seed: int, index: int) -> Kind:
     return Chance(seed, turn, "kinds").shuffled(KINDS)[place]
 
 
-def _item(kind: Kind, chance: Chance) -> Item:
+def _item(kind: Kind, chance: Chance) -> DrawnItem:
     main = dyed(chance.pick(kind.colours), chance)
     pattern = chance.pick(kind.patterns) if kind.patterns and chance.happens(45) else SOLID
-    return Item(
+    return DrawnItem(
         gender=chance.pick(kind.genders),
         brand=chance.pick(BRANDS),
         main=main,
