@@ -10,7 +10,7 @@ _MARKS = ((0, -100), (50, -87), (87, -50), (100, 0), (87, 50), (50, 87), (0, 100
 
 
 def watch(canvas: Canvas, item: DrawnItem) -> None:
-    """Draws a watch; its strap and its dial have colours of their own."""
+    """Draws a watch; its strap and its dial may differ in colour."""
     small = item.gender == "Women"
     radius, half = (190, 84) if small else (250, 128)
     strap, dial, case = item.main, item.colours["dial"], item.colours["case"]
@@ -61,7 +61,7 @@ def watch(canvas: Canvas, item: DrawnItem) -> None:
 
 
 def cap(canvas: Canvas, item: DrawnItem) -> None:
-    """Draws a cap, its brim to the right."""
+    """Draws a cap with its brim to the right."""
     brim = item.colours["brim"]
     crown = [
         (-400, 130, 60),

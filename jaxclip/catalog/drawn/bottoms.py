@@ -1,4 +1,4 @@
-"""What is worn below the waist."""
+"""Jeans, trousers, shorts and skirts."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What is woven into or printed on a cloth."""
+"""Patterns that are woven into or printed on cloth."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _BLOBS = [
 
 @dataclass(frozen=True)
 class Figure:
-    """Outlines of one colour, laid over a cloth with `strength` of 256."""
+    """Outlines of one colour, blended over a cloth with opacity `strength` / 256."""
 
     outlines: list[np.ndarray]
     rgb: RGB
@@ -30,11 +30,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Cloth:
-    """A pattern in a second colour on a ground that is already there.
+    """A pattern in a second colour over a ground that is drawn first.
 
     Attributes:
       pattern: SOLID or one of PATTERNS.
-      ground: the colour it is laid on.
+      ground: the colour under the pattern.
       second: the pattern's own colour.
       size: the pattern's size in percent.
     """
@@ -45,7 +45,7 @@ class Cloth:
     size: int = 100
 
     def figures(self, box: tuple[int, int, int, int]) -> Iterator[Figure]:
-        """What is laid over the ground within `box`: left, top, right, bottom."""
+        """Yields the figures that are drawn over the ground within `box`: left, top, right, bottom."""
         rgb = self.second.rgb
         match self.pattern:
             case "Striped":

@@ -1,4 +1,4 @@
-"""What is worn above the waist, and dresses."""
+"""T-shirts, shirts, sweatshirts, jackets and dresses."""
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def sweatshirt(canvas: Canvas, item: DrawnItem) -> None:
 
 
 def jacket(canvas: Canvas, item: DrawnItem) -> None:
-    """Draws a zipped jacket, whose sleeves may have a colour of their own."""
+    """Draws a zipped jacket, whose sleeves may have another colour."""
     if item.has("Hooded"):
         _hood(canvas, item.main)
     _sleeves(canvas, item, cuffs=True, colour=item.colours["sleeves"] if item.has("Sleeves") else None)
@@ -79,7 +79,7 @@ def jacket(canvas: Canvas, item: DrawnItem) -> None:
 
 
 def dress(canvas: Canvas, item: DrawnItem) -> None:
-    """Draws a dress: mini, knee-long or maxi, perhaps with a belt."""
+    """Draws a dress: mini, knee-length or maxi, with or without a belt."""
     hem = 250 if item.has("Mini") else 690 if item.has("Maxi") else 470
     wide = 330 if item.has("Mini") else 400 if item.has("Maxi") else 375
     _sleeves(canvas, item, lift=100, squeeze=82)
