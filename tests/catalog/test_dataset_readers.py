@@ -37,7 +37,7 @@ def put(path, content):
 
 
 def is_picture(product):
-    """Returns whether a product's picture can be shown; one inside another file must tell its size without reading."""
+    """Returns whether a product's picture can be decoded; one inside another file must know its size without reading."""
     if not isinstance(product.image, Path):
         assert 0 < product.image.size <= len(product.image.read()) + 200
     return isinstance(inspect(product.image), Picture)
@@ -182,7 +182,7 @@ def test_amazon_photos_are_found_by_url_or_asin_and_ratings_are_counted(tmp_path
     ]
 
 
-def test_amazon_metadata_that_is_cut_off_gives_what_was_before(tmp_path):
+def test_truncated_amazon_metadata_yields_the_products_before_the_cut(tmp_path):
     (tmp_path / "images").mkdir()
     lines = "\n".join(
         json.dumps({"asin": f"A{n}", "title": f"hat {n} {np.random.default_rng(n).bytes(20).hex()}"})

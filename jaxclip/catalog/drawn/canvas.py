@@ -16,7 +16,7 @@ _FIELD = np.int64(1000)
 
 @dataclass(frozen=True)
 class Placement:
-    """The position of the product: size in thousandths, tilt in thousandths of a radian, shift in units, mirrored or not."""
+    """Position of the product: size in thousandths, tilt in thousandths of a radian, shift in units, mirrored."""
 
     size: int = 1000
     tilt: int = 0
@@ -71,7 +71,7 @@ class Canvas:
         return mask
 
     def detail(self, outlines: Sequence[np.ndarray], rgb: RGB, strength: int = 256, within: Mask | None = None) -> None:
-        """Blends `outlines` over the picture with opacity `strength` / 256, clipped to the mask `within` if there is one."""
+        """Blends `outlines` over the picture with opacity `strength` / 256, clipped to the mask `within`, if any."""
         mask = self.mask(outlines)
         self._blend(mask.within(within) if within else mask, rgb, strength)
 

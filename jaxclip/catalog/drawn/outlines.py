@@ -1,7 +1,7 @@
 """Closed outlines from a few control points, in integer arithmetic.
 
 Coordinates are in tenths of a pixel of a product drawn at full size, from the middle of the picture, y downwards. An
-outline is an array of points, (N, 2) int64, in multiples of 1/FINE of that unit; copies of one outline are (copies, N, 2).
+outline is an array of points, (N, 2) int64, in 1/FINE of that unit; copies of one outline are (copies, N, 2).
 """
 
 from collections.abc import Sequence
