@@ -30,7 +30,7 @@ class OnBeam:
     shuffles the examples by key and collects one file on one worker, about 200 MB and at most 1 GB.
 
     Args:
-      runner: a name such as "DirectRunner", "DataflowRunner", "FlinkRunner" or "SparkRunner", or a fully qualified class.
+      runner: a name such as "DirectRunner", "DataflowRunner", "FlinkRunner" or "SparkRunner", or a full class name.
       options: the runner's options, "--name=value"; the dashes may be left out.
       folder: for intermediate files; all workers must reach it under this path.
 

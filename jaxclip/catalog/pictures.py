@@ -72,7 +72,8 @@ def inspect(image: Path | Embedded, max_pixels: int = MAX_PIXELS) -> Picture | s
 
     8-bit RGB and grayscale JPEG and PNG files keep their bytes, without their metadata if that is large. Anything else
     that Pillow reads (CMYK, palettes, alpha over white, 16 bits, WebP, the first frame of an animation, rotation by
-    EXIF) becomes an RGB PNG. The reasons are: "image missing", "image unreadable", "image empty", "not an image", "image truncated" (or damaged), "image over N pixels", "image file over N bytes".
+    EXIF) becomes an RGB PNG. The reasons are: "image missing", "image unreadable", "image empty", "not an image",
+    "image truncated" (or damaged), "image over N pixels", "image file over N bytes".
 
     Args:
       image: where the picture is; no file content raises an exception.

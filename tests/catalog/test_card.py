@@ -176,7 +176,7 @@ def test_large_pictures_are_made_smaller_and_small_ones_kept(form, size, mime):
 
 def test_a_minimal_product_and_a_file_name_that_is_not_unicode_are_shown(tmp_path):
     page = write(tmp_path / "new" / "card.html", [Product("1", None, ("shirt",))], [Oddity("a\udcff.jpg", "odd", True)])
-    assert "a\\udcff.jpg" in page and "without a category" in page and "The catalogue has none." in page
+    assert "a\\udcff.jpg" in page and "without a category" in page and "The catalogue has no attributes." in page
 
 
 def test_shares_are_0_or_100_percent_only_if_exact():

@@ -37,7 +37,7 @@ def put(path, content):
 
 
 def is_picture(product):
-    """Returns whether a product's picture can be decoded; one inside another file must know its size without reading."""
+    """Returns whether a product's picture can be decoded; one inside another file must know its size unread."""
     if not isinstance(product.image, Path):
         assert 0 < product.image.size <= len(product.image.read()) + 200
     return isinstance(inspect(product.image), Picture)
@@ -217,6 +217,6 @@ def test_digikala_is_a_gallery_without_captions_whose_colours_are_attributes(tmp
         ("tfds", "lacks dataset_info.json"),
     ],
 )
-def test_an_empty_folder_is_answered_with_where_to_fetch_the_dataset_and_what_to_put_where(tmp_path, name, says):
+def test_an_error_for_an_empty_folder_says_where_to_fetch_the_dataset_and_where_to_put_it(tmp_path, name, says):
     with pytest.raises(UserError, match=says):
         read(name, tmp_path)

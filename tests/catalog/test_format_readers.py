@@ -35,7 +35,7 @@ def put(path, content):
 
 
 def is_picture(product):
-    """Returns whether a product's picture can be decoded; one inside another file must know its size without reading."""
+    """Returns whether a product's picture can be decoded; one inside another file must know its size unread."""
     if not isinstance(product.image, Path):
         assert 0 < product.image.size <= len(product.image.read()) + 200
     return isinstance(inspect(product.image), Picture)
