@@ -1,1 +1,1 @@
-"""Products, the readers of raw catalogues, and the prepared dataset they become."""
+"""Reads raw catalogues and turns them into prepared datasets."""

@@ -1,4 +1,4 @@
-"""The work on each product on Apache Beam, on the machines of any of its runners."""
+"""Runs the work on each product with Apache Beam, on the machines of any of its runners."""
 
 import itertools
 import shutil
@@ -16,23 +16,23 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from jaxclip.catalog.dataset import example
 from jaxclip.catalog.describe import Describer
 from jaxclip.catalog.execution import Collected, dropped, mended
-from jaxclip.catalog.parts import PART, Chosen, Parts
+from jaxclip.catalog.parts import PART, LazySelection, Parts
 from jaxclip.catalog.product import Oddity, Product
 from jaxclip.catalog.spool import Spool
 from jaxclip.errors import UserError
 
 
 class OnBeam:
-    """Products go through Beam's workers; here come captions, attributes and hashes, but no pictures.
+    """Beam's workers process the products; this process gets captions, attributes and hashes, no pictures.
 
-    Groups and splits depend on all products at once, so there are two pipelines: workers check and describe products
-    and leave them in a folder; then, with groups and splits known, TFDS writes its files on workers too. It shuffles
-    the examples by their keys and takes one file's together on one worker: about 200 MB, up to 1 GB.
+    Groups and splits depend on all products, so there are two pipelines. In the first, workers check and describe the
+    products and write them to a folder. When groups and splits are known, TFDS writes the dataset in the second: it
+    shuffles the examples by key and collects one file on one worker, about 200 MB and at most 1 GB.
 
     Args:
-      runner: as Beam names it, "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner", or a class in full.
-      options: of the runner, "--name=value"; the dashes may be left out.
-      folder: for what workers leave to each other; all see it under this path.
+      runner: a name such as "DirectRunner", "DataflowRunner", "FlinkRunner" or "SparkRunner", or a full class name.
+      options: the runner's options, "--name=value"; the dashes may be left out.
+      folder: for intermediate files; all workers must reach it under this path.
 
     Raises:
       UserError: there is no such runner, or it is not installed.
@@ -42,7 +42,7 @@ class OnBeam:
         try:
             beam.runners.create_runner(runner)
         except (ValueError, ImportError, AttributeError) as error:
-            raise UserError(f"--runner={runner} is not a runner of Apache Beam that is installed: {error}") from error
+            raise UserError(f"--runner={runner} is not an installed Apache Beam runner: {error}") from error
         self._runner = runner
         self._options = [f"--{option.lstrip('-')}" for option in options]
         self._parts = Parts(folder)
@@ -53,36 +53,39 @@ class OnBeam:
         parts, numbers = self._parts, self._numbers
         try:
             oddities: list[Oddity] = []
-            count = parts.write(_without(oddities, rows))
+            count = parts.write(_separate_oddities(oddities, rows))
             with beam.Pipeline(runner=self._runner, options=self._pipeline_options()) as pipeline:
                 _ = pipeline | _each(range(count)) | beam.Map(partial(parts.examine, describer=describer))
             with Spool[Product](parts.folder) as products:
-                pictures, descriptions = Chosen(parts.picture, numbers), Chosen(parts.description, numbers)
-                found = Collected(products, pictures, descriptions if describer else (), oddities=oddities)
+                pictures, descriptions = (
+                    LazySelection(parts.picture, numbers),
+                    LazySelection(parts.description, numbers),
+                )
+                collected = Collected(products, pictures, descriptions if describer else (), oddities=oddities)
                 for number, product, verdict in parts.verdicts(count):
                     if verdict.dropped:
                         oddities.append(dropped(product, verdict.dropped))
                         continue
                     numbers.append(number)
                     products.append(product)
-                    found.sizes.append(verdict.size)
-                    found.hashes.append(verdict.pixels)
+                    collected.sizes.append(verdict.size)
+                    collected.hashes.append(verdict.pixels)
                     oddities += [mended(product, what) for what in verdict.oddities]
-                yield found
+                yield collected
         finally:
             shutil.rmtree(parts.folder, ignore_errors=True)
 
     def examples(
-        self, found: Collected, groups: Sequence[int], splits: Mapping[str, Sequence[int]]
+        self, collected: Collected, groups: Sequence[int], splits: Mapping[str, Sequence[int]]
     ) -> Mapping[str, beam.PTransform]:
         split_of = [""] * len(groups)
         for split, rows in splits.items():
             for row in rows:
                 split_of[row] = split
         filled = []
-        places = zip(self._numbers, split_of, groups, strict=True)
-        for part, members in itertools.groupby(places, lambda place: place[0] // PART):
-            self._parts.place(part, {number % PART: (split, group) for number, split, group in members})
+        assignments = zip(self._numbers, split_of, groups, strict=True)
+        for part, members in itertools.groupby(assignments, lambda assignment: assignment[0] // PART):
+            self._parts.write_assignments(part, {number % PART: (split, group) for number, split, group in members})
             filled.append(part)
         return {split: _each(filled) | beam.FlatMap(partial(_examples, self._parts, split)) for split in splits}
 
@@ -93,8 +96,8 @@ class OnBeam:
         return PipelineOptions(self._options)
 
 
-def _without(oddities: list[Oddity], rows: Iterable[Product | Oddity]) -> Iterator[Product]:
-    """Yields the products and puts the oddities aside."""
+def _separate_oddities(oddities: list[Oddity], rows: Iterable[Product | Oddity]) -> Iterator[Product]:
+    """Yields the products and appends the oddities to `oddities`."""
     for row in rows:
         if isinstance(row, Oddity):
             oddities.append(row)
@@ -103,9 +106,9 @@ def _without(oddities: list[Oddity], rows: Iterable[Product | Oddity]) -> Iterat
 
 
 def _each(parts: Iterable[int]) -> beam.PTransform:
-    # Reshuffled, as a runner may fuse this with what follows and do all of it on one worker.
+    # Without the reshuffle, a runner may fuse this with the next step and run everything on one worker.
     return beam.Create(parts) | beam.Reshuffle()
 
 
 def _examples(parts: Parts, split: str, part: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    return (example(*placed) for placed in parts.placed(part, split))
+    return (example(*product) for product in parts.assigned_products(part, split))

@@ -1,4 +1,4 @@
-"""From a raw catalogue to a prepared dataset: one TFDS dataset of ArrayRecord files, with its data card beside it."""
+"""Turns a raw catalogue into a prepared dataset: one TFDS dataset of ArrayRecord files, and its data card."""
 
 import contextlib
 import hashlib
@@ -26,20 +26,20 @@ from jaxclip.errors import UserError
 CARD = "card.html"
 WHOLE = "whole"  # the one split of a catalogue that is not split; TFDS keeps the name "all" for itself
 DESCRIBED = "features"
-"""Where a source's settings have those of its describer."""
+"""The key of the describer's settings among a source's settings."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a prepared dataset is made from.
+    """The raw catalogue and settings of a prepared dataset.
 
     Attributes:
       reader: a key of READERS.
       path: the raw catalogue.
-      test: products held back for testing, a number or (below 1) a share; 0 keeps the catalogue whole.
-      split_seed: of the split.
+      test: products held back for testing, a number or (below 1) a share; 0 makes no split.
+      split_seed: seed of the split.
       columns: role -> column, for readers of tables.
-      describer: what is computed of each product and stored with it; None for nothing.
+      describer: computes further values of each product, which are stored; None for no such values.
     """
 
     reader: str
@@ -50,7 +50,7 @@ class Source:
     describer: Describer | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Returns the values by which a prepared dataset is recognised, as JSON values."""
+        """Returns the settings that identify a prepared dataset, as JSON values."""
         settings = {
             "reader": self.reader,
             "path": str(self.path.resolve()),
@@ -61,14 +61,14 @@ class Source:
         return settings | ({DESCRIBED: self.describer.settings()} if self.describer else {})
 
     def key(self) -> str:
-        """Returns 12 hex digits that change with the settings and whenever the raw catalogue's listing does."""
+        """Returns 12 hex digits that change with the settings and the raw catalogue's directory listing."""
         listing = [self.path, *sorted(p for p in self.path.glob("*") if p.is_file() or p.is_dir())]
         stamps = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in listing if p.exists()]
         return hashlib.sha256(json.dumps([self.settings(), stamps]).encode()).hexdigest()[:12]
 
 
 class Grouped(Sequence):
-    """Products with the groups found for them, made as they are asked for."""
+    """Products with the groups assigned to them, made when they are accessed."""
 
     def __init__(self, products: Sequence[Product], names: Sequence[str]):
         self._products, self._names = products, names
@@ -81,17 +81,17 @@ class Grouped(Sequence):
 
 
 def folder(prepared: Path) -> Path:
-    """Returns where the TFDS files of a prepared dataset are."""
+    """Returns the folder of the TFDS files of a prepared dataset."""
     return prepared / NAME / VERSION
 
 
 def is_prepared(prepared: Path) -> bool:
-    """Returns whether a complete dataset is there; an interrupted preparation never is."""
+    """Returns whether the folder holds a complete dataset; False after an interrupted preparation."""
     return (folder(prepared) / "dataset_info.json").exists()
 
 
 def metadata(prepared: Path) -> dict[str, Any]:
-    """Returns what `prepare` recorded of a dataset: its source's settings, counts, oddities and fingerprint."""
+    """Returns what `prepare` recorded about a dataset: its source's settings, counts, oddities and fingerprint."""
     return json.loads((folder(prepared) / "metadata.json").read_text())
 
 
@@ -104,21 +104,21 @@ def prepare(
     runner: str = "",
     beam_options: Sequence[str] = (),
 ) -> None:
-    """Writes the prepared dataset and its data card (card.html) into the folder `prepared`, whole or not at all.
+    """Writes the prepared dataset and its data card (card.html) into the folder `prepared`, completely or not at all.
 
-    The dataset is the same whatever it is prepared on; in how many files it is written may differ.
+    The dataset does not depend on workers or runner, except for the number of files it is written to.
 
     Args:
-      source: what it is made from.
-      prepared: made where it is missing.
+      source: the raw catalogue and its settings.
+      prepared: the folder, created if it is missing.
       progress: `progress(iterable, total=, desc=, unit=)` wraps the long loops.
-      workers: that check and describe pictures (see `examine`); 0 is one for each core.
-      runner: of Apache Beam, on which pictures are checked and described and the dataset is written; "" is none. All
-        its workers need catalogue and `prepared` under the same paths as here.
+      workers: number of workers that check and describe pictures (see `examine`); 0 means one per core.
+      runner: the Apache Beam runner that does all work, "" for none. All its workers need the catalogue and `prepared`
+        under the same paths as this process.
       beam_options: the runner's, "--name=value".
 
     Raises:
-      UserError: the catalogue is unreadable, none of its products has a readable picture, or there is no such runner.
+      UserError: the catalogue is unreadable, no product has a readable picture, or the runner does not exist.
     """
     missing = [path for path in (prepared, *prepared.parents) if not path.exists()]
     prepared.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def prepare(
         _clear(prepared)
         if missing:
             shutil.rmtree(prepared, ignore_errors=True)
-        with contextlib.suppress(OSError):  # a parent that holds something else by now stays
+        with contextlib.suppress(OSError):  # keep a parent that is not empty any more
             for parent in missing[1:]:
                 parent.rmdir()
         raise
@@ -161,7 +161,7 @@ def _prepare(source: Source, prepared: Path, execution: Execution) -> None:
             "mended": _count(found.oddities, dropped=False),
             "fingerprint": _fingerprint(products, found.hashes, splits),
         }
-        # The dataset comes last: a folder that holds one has its card too.
+        # The dataset is written last, so that a folder with a dataset always has a card.
         card.write(
             prepared / CARD, facts, products, found.pictures, found.sizes, found.descriptions or None, found.oddities
         )
@@ -176,7 +176,7 @@ def _prepare(source: Source, prepared: Path, execution: Execution) -> None:
 
 
 def _clear(prepared: Path) -> None:
-    """Removes what preparations wrote and nothing else: the user's folder may hold a folder `catalogue` of its own."""
+    """Removes only files of preparations, because the user's folder may hold another folder named `catalogue`."""
     for path in (folder(prepared), *folder(prepared).parent.glob(f"incomplete.*_{VERSION}")):
         shutil.rmtree(path, ignore_errors=True)
     (prepared / CARD).unlink(missing_ok=True)

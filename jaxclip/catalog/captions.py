@@ -1,11 +1,11 @@
-"""Captions: a product's name and attributes put into a template. Pure functions of strings."""
+"""Builds captions from templates, product names and attributes. Pure functions of strings."""
 
 import string
 import unicodedata
 from collections.abc import Collection, Mapping
 
 DEFAULT_TEMPLATE = "{name} {baseColour} {pattern} {materialType} {season} {usage}"
-"""The name, then the attributes that the fit-aware paper appends, redundant words removed."""
+"""The name, followed by the attributes that the fit-aware paper appends; `build` removes redundant words."""
 
 PROMPTS = (
     "a photo of a {name}",
@@ -33,20 +33,20 @@ _Piece = tuple[str, str | None]
 
 
 def build(name: str, attributes: Mapping[str, str], template: str, keep: Collection[str] | None = None) -> str:
-    """Returns the caption of a product, its blanks collapsed.
+    """Returns the caption of a product, with white space collapsed.
 
-    An attribute's word that stands elsewhere in the caption (in the name, in the template's own text, or in an
-    attribute before it) is left out, whatever its case and the punctuation around it. An attribute of which nothing is
-    left takes the punctuation around it along. Words of the name and of the template always stay.
+    A word of an attribute that already occurs in the name, the template's text or an earlier attribute is left out;
+    case and surrounding punctuation are ignored in the comparison. If no word of an attribute is left, the punctuation
+    around it is removed too. Words of the name and of the template always stay.
 
     Args:
-      name: what `{name}` stands for.
-      attributes: what the other fields stand for.
+      name: the value of `{name}`.
+      attributes: the values of the other fields.
       template: see `fields`; it must have passed `check`.
-      keep: the attributes that may be used, None for all of them; training drops some at random.
+      keep: the attributes that may be used, None for all; training drops some at random.
     """
     pieces = list(_pieces(template))
-    standing = {_key(word) for text, _ in pieces for word in text.split()} | {_key(word) for word in name.split()}
+    used = {_key(word) for text, _ in pieces for word in text.split()} | {_key(word) for word in name.split()}
     values = []
     for _, field in pieces:
         if field is None or field == "name":
@@ -54,7 +54,7 @@ def build(name: str, attributes: Mapping[str, str], template: str, keep: Collect
         elif keep is not None and field not in keep:
             values.append("")
         else:
-            values.append(_new_words(attributes.get(field, ""), standing))
+            values.append(_new_words(attributes.get(field, ""), used))
     caption, absent_before = "", False
     for (text, field), value in zip(pieces, values, strict=True):
         absent = field is not None and not value
@@ -66,28 +66,28 @@ def build(name: str, attributes: Mapping[str, str], template: str, keep: Collect
 
 
 def fields(template: str) -> tuple[str, ...]:
-    """Returns the attributes that a template such as "{name} in {baseColour}" uses, once each, without the name."""
+    """Returns the attributes that a template such as "{name} in {baseColour}" uses: no duplicates, no name."""
     return tuple(dict.fromkeys(field for _, field in _pieces(template) if field not in (None, "name")))
 
 
 def check(template: str) -> list[str]:
-    """Returns what is wrong with a template, one sentence each; nothing if it can be used."""
+    """Returns one sentence per problem of a template; an empty list if it is valid."""
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError:
-        return [f'The caption template "{template}" has unbalanced braces: write {{name}} or {{ATTRIBUTE}}.']
+        return [f'the caption template "{template}" has unbalanced braces: write {{name}} or {{ATTRIBUTE}}.']
     problems = []
     for _, field, specification, conversion in parsed:
         if field is not None and (not field.strip() or specification or conversion):
-            problems.append(f'The caption template "{template}" should hold only {{name}} and {{ATTRIBUTE}} in braces.')
+            problems.append(f'the caption template "{template}" should hold only {{name}} and {{ATTRIBUTE}} in braces.')
     if all(field != "name" for _, field, _, _ in parsed):
-        problems.append(f'The caption template "{template}" lacks {{name}}.')
+        problems.append(f'the caption template "{template}" lacks {{name}}.')
     return problems
 
 
 def normalise(caption: str) -> str:
-    """Returns a caption as it is compared: NFKC, casefolded, blanks collapsed. Equal results mean the same caption."""
-    # Casefolding can undo NFKC and the other way round: the second round makes the result stable (Unicode D146).
+    """Returns a caption for comparison: NFKC, casefolded, white space collapsed. Equal results mean equal captions."""
+    # Casefolding can undo NFKC and vice versa; the second round makes the result stable (Unicode D146).
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", caption).casefold())
     return " ".join(unicodedata.normalize("NFKC", folded.casefold()).split())
 
@@ -97,19 +97,19 @@ def _pieces(template: str) -> list[_Piece]:
     return [(text, field) for text, field, _, _ in string.Formatter().parse(template)]
 
 
-def _new_words(value: str, standing: set[str]) -> str:
-    """Returns the words of an attribute that are not `standing` yet, "" if none is, and adds them there."""
+def _new_words(value: str, used: set[str]) -> str:
+    """Returns the words of an attribute that are not in `used`, "" if there are none, and adds them to `used`."""
     kept = []
     for word in value.split():
         key = _key(word)
-        if not key or key not in standing:
+        if not key or key not in used:
             kept.append(word)
-            standing.add(key)
+            used.add(key)
     return " ".join(kept) if any(map(_key, kept)) else ""
 
 
 def _key(word: str) -> str:
-    """Returns a word as it is compared: casefolded, without the punctuation at its ends."""
+    """Returns a word for comparison: casefolded, without punctuation at its ends."""
     folded = word.casefold()
     if folded.isalnum():
         return folded

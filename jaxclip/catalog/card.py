@@ -1,4 +1,4 @@
-"""The data card: one HTML file that needs nothing beside it, by which a reader judges a prepared catalogue."""
+"""The data card: one self-contained HTML file that describes a prepared catalogue."""
 
 import base64
 import os
@@ -37,16 +37,16 @@ def write(
     descriptions: Sequence[Mapping[str, Any]] | None,
     oddities: Sequence[Oddity],
 ) -> None:
-    """Writes the data card to `path`: pictures and style inside, no request to anywhere, the same bytes every time.
+    """Writes the data card to `path`: self-contained (no network requests) and deterministic.
 
     Args:
-      path: the HTML file; its folder is made.
+      path: the HTML file; its folder is created.
       facts: "source" (its settings), "products", "groups", "splits" (name -> products), "dropped" and "mended" (kind
         of oddity -> count) and "fingerprint", as `builder.prepare` records them.
-      products: what was kept, with their groups; at least one.
+      products: the products kept, with their groups; at least one.
       pictures: the picture of each product.
       sizes: (width, height) of each picture.
-      descriptions: boxes, crops and colours of each product as `features.describe` stores them, None where nothing was
+      descriptions: boxes, crops and colours of each product as `features.describe` stores them, None if nothing was
         described.
       oddities: everything that was dropped or mended.
     """
@@ -80,12 +80,12 @@ def write(
 
 
 def put(path: Path, section: str, values: Mapping[str, Any]) -> None:
-    """Puts one of SECTIONS into a card, in place of what it had there before.
+    """Writes one of SECTIONS into a card, replacing its previous content.
 
     Args:
       path: a card that `write` wrote.
       section: "tokens", "colours" or "pairs".
-      values: what its template names.
+      values: the variables of the section's template.
     """
     start, end = (f"<!--{word} {section}-->" for word in ("begin", "end"))
     html = path.read_text(encoding="utf-8")
@@ -112,12 +112,12 @@ def _environment() -> jinja2.Environment:
 
 
 def _write(path: Path, html: str) -> None:
-    # A file name need not be valid Unicode: what cannot be encoded is shown as \udcXX.
+    # A file name may be invalid Unicode; bytes that cannot be encoded appear as \udcXX.
     path.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def _share(part: int, whole: int) -> str:
-    """Returns a percentage that is 100% or 0% only where it is exactly that."""
+    """Returns a percentage; 100% and 0% are shown only if they are exact."""
     if part in (0, whole):
         return "100%" if part else "0%"
     tenths = min(999, round(1000 * part / whole))
@@ -129,7 +129,7 @@ def _short(text: str) -> str:
 
 
 def _rarest_first(oddities: Sequence[Oddity]) -> list[Oddity]:
-    """Returns what was dropped before what was mended, rare kinds first: a cut costs the most frequent kind alone."""
+    """Returns dropped before mended, rare kinds first, so that truncation removes only the most frequent kinds."""
     counts = Counter((oddity.dropped, oddity.what) for oddity in oddities)
     return sorted(oddities, key=lambda o: (not o.dropped, counts[o.dropped, o.what], o.what))
 
@@ -173,7 +173,7 @@ def _in_pixels(boxes: np.ndarray, size: tuple[int, int]) -> list[tuple[float, ..
 
 
 def data_uri(encoded: bytes) -> str:
-    """Returns the picture as an `img` element takes it, made smaller where it is larger than the page shows it."""
+    """Returns the picture as a data URI, scaled down if it is larger than the page shows it."""
     with Image.open(BytesIO(encoded), formats=("JPEG", "PNG")) as image:
         mime = Image.MIME[image.format]
         if max(image.size) > SAMPLE_PIXELS:
@@ -204,7 +204,7 @@ def _attributes(products: Sequence[Product]) -> list[dict[str, Any]]:
 
 
 def _groups(products: Sequence[Product]) -> dict[str, Any]:
-    """Returns {"alone": products that share their group with none, "largest": [(a name in it, size, its id), ...]}."""
+    """Returns {"alone": number of products alone in their group, "largest": [(a name in it, size, its id), ...]}."""
     sizes = Counter(product.group for product in products)
     names: dict[str, str] = {}
     for product in products:

@@ -1,4 +1,4 @@
-"""Geometry of the data card's figures."""
+"""Histogram geometry for the data card."""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 MOST_BARS = 24
-LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT = 52, 8, 14, 44, 440, 240  # of a histogram, in SVG units
+LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT = 52, 8, 14, 44, 440, 240  # margins and size of a histogram in SVG units
 
 
 def histogram(lengths: Sequence[int]) -> dict[str, Any] | None:
-    """Returns how many whole numbers there are, their range, and the bars and ticks of their histogram; None of none.
+    """Returns the count, range, bars and ticks of a histogram of whole numbers; None if there are no numbers.
 
-    A few very large ones do not squeeze the others: those above the 99th percentile go into the last bar where one bar
-    for each number would be too many.
+    If there are too many distinct lengths for one bar each, values above the 99th percentile go into the last bar, so
+    that a few outliers do not compress the rest.
     """
     values = np.asarray(lengths)
     if not len(values):

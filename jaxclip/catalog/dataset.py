@@ -1,4 +1,4 @@
-"""The prepared dataset as TFDS knows it: its columns, and how a product becomes an example."""
+"""TFDS builder of the prepared dataset: its features, and the conversion of a product to an example."""
 
 import json
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     name = NAME
     VERSION = tfds.core.Version(VERSION)
-    # There are no downloads and no checksums of them. TFDS 4.9.10 would look for these with importlib_resources, which
-    # it does not declare and etils no longer brings along.
+    # Nothing is downloaded, so there are no checksums. With a code_path, TFDS 4.9.10 would look for them through
+    # importlib_resources, which is not among its declared dependencies.
     code_path = None
 
     def __init__(
         self, examples: Mapping[str, Any], columns: Mapping[str, Column], about: dict[str, Any], data_dir: Path
     ):
-        """Takes for each split an iterator of `example`s or a Beam transform that yields them."""
+        """Takes, per split, an iterator over the results of `example` or a Beam transform that yields them."""
         self._examples, self._columns, self._about = examples, columns, about
         super().__init__(file_format="array_record", data_dir=data_dir)
 
@@ -54,7 +54,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def example(product: Product, group: int, picture: bytes, description: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Returns a product's key, from which its place in the dataset follows, and its example."""
+    """Returns a product's key, which determines its position in the dataset, and its example."""
     return product.id, {
         "id": product.id,
         "image": picture,

@@ -1,4 +1,4 @@
-"""What preparation may compute of a product beyond its picture, and how that is stored. `features` does it."""
+"""Interface for values computed per product during preparation; `features` implements it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ TEXT = "text"
 
 @dataclass(frozen=True)
 class Column:
-    """The shape of a stored value, None where it varies, and its NumPy dtype or "text"."""
+    """The shape of a stored value, with None for variable sizes, and its NumPy dtype or "text"."""
 
     shape: tuple[int | None, ...]
     dtype: str
@@ -20,11 +20,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Description:
-    """What was computed of one product.
+    """The values computed for one product.
 
     Attributes:
-      values: a value for each of the describer's columns.
-      oddities: kinds of oddity that were mended on the way, the same words for the same kind.
+      values: one value for each of the describer's columns.
+      oddities: kinds of oddity that were mended, always in the same words per kind.
     """
 
     values: Mapping[str, Any]
@@ -32,7 +32,7 @@ class Description:
 
 
 class Describer(Protocol):
-    """Describes products; it is pickled into worker processes, so what takes long to load it loads on first use."""
+    """Describes products; it is pickled into worker processes, so it should load models on first use."""
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -40,7 +40,7 @@ class Describer(Protocol):
         ...
 
     def settings(self) -> dict[str, Any]:
-        """Returns, as JSON values, all that decides the descriptions: a dataset is recognised by it."""
+        """Returns every setting that affects the descriptions, as JSON values; it identifies the prepared dataset."""
         ...
 
     def __call__(self, products: Sequence[Product], pictures: Sequence[Picture]) -> list[Description]:

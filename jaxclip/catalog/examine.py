@@ -1,4 +1,4 @@
-"""Every product's picture checked and, where a describer is given, described: in threads or in processes."""
+"""Checks and optionally describes the picture of every product, in threads or processes."""
 
 import multiprocessing
 import os
@@ -17,15 +17,15 @@ from jaxclip.catalog.pictures import Picture, inspect
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 
-BLOCK = 64  # products handed to a worker at once
-WORTH_PROCESSES = 1000  # products: starting the processes takes seconds
-BLOCK_BYTES = 2**24  # of their pictures, from which a block is full too
-AHEAD = 2  # blocks waiting for each worker: memory does not grow with the catalogue
+BLOCK = 64  # products per task of a worker
+WORTH_PROCESSES = 1000  # products; below this, starting processes takes longer than it saves
+BLOCK_BYTES = 2**24  # a block also ends when its pictures reach this size
+AHEAD = 2  # blocks queued per worker, which bounds memory
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A product with its picture, or the reason why it has none, and its description where one was asked for."""
+    """A product with its picture, or the reason why it has none, and its description if there is a describer."""
 
     product: Product
     picture: Picture | str
@@ -33,15 +33,15 @@ class Examined:
 
 
 def examine(products: Collection[Product], describer: Describer | None, workers: int) -> Iterator[Examined]:
-    """Yields each product examined, in the order given.
+    """Yields the result for each product, in order.
 
-    Decoding runs in threads. Describing holds Python's lock, so with a describer it runs in processes of its own; with
-    one worker, or by default for few products, it runs here.
+    Decoding runs in threads. Describing holds Python's lock, so with a describer the work runs in separate
+    processes; with one worker, or by default for few products, it runs in this process.
 
     Args:
-      products: read as they are needed.
-      describer: None checks pictures alone.
-      workers: threads or processes; 0 is one for each core.
+      products: read lazily.
+      describer: None only checks pictures.
+      workers: threads or processes; 0 means one per core.
 
     Raises:
       UserError: a worker process was killed.
@@ -65,7 +65,7 @@ def examine(products: Collection[Product], describer: Describer | None, workers:
                 yield from waiting.popleft().result()
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker process was killed, by hand or because memory ran out; nothing was kept: start again"
+                "a worker process was killed, by hand or because memory ran out; nothing was saved: start again"
             ) from error
         finally:
             for unneeded in waiting:
@@ -73,7 +73,7 @@ def examine(products: Collection[Product], describer: Describer | None, workers:
 
 
 def examine_block(products: Sequence[Product], describer: Describer | None) -> list[Examined]:
-    """Returns each product examined, here and now."""
+    """Returns the result for each product, computed in the calling thread."""
     pictures = [inspect(product.image) for product in products]
     if describer is None:
         return [Examined(*pair, None) for pair in zip(products, pictures, strict=True)]
@@ -99,7 +99,7 @@ def blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
 
 
 def _size(product: Product) -> int:
-    """Returns the bytes of a product's picture; 0 where there is none."""
+    """Returns the size of a product's picture in bytes; 0 if there is none."""
     try:
         return product.image.stat().st_size if isinstance(product.image, Path) else product.image.size
     except OSError:
@@ -113,7 +113,7 @@ def _processes(workers: int) -> Executor:
 
 
 def _follow_parent() -> None:
-    """Leaves interrupts to the parent, and does not outlive it: a pool's processes would wait for it for ever."""
+    """Ignores interrupts, which the parent handles, and exits with the parent instead of waiting forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Where the work on each product is done: in this process and its workers here, in `catalog.beam` on Apache Beam."""
+"""Runs the work on each product in this process and its local workers; `catalog.beam` does so on Apache Beam."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,14 +19,14 @@ Progress = Callable[..., Iterable]
 
 @dataclass
 class Collected:
-    """What a first pass over a catalogue finds, on disk but for hashes and oddities; one entry for each product kept.
+    """The result of the first pass over a catalogue: one entry per product kept; all large fields are on disk.
 
     Attributes:
-      products: as they were read.
-      pictures: encoded, as they will be stored.
-      descriptions: the describer's values, where there is one.
-      sizes: (width, height) of the pictures.
-      hashes: of the pictures' pixels.
+      products: the products as read.
+      pictures: the encoded pictures as they will be stored.
+      descriptions: the describer's values; empty without a describer.
+      sizes: (width, height) of the pictures in pixels.
+      hashes: hashes of the pictures' pixels.
       oddities: everything that was dropped or mended.
     """
 
@@ -39,39 +39,39 @@ class Collected:
 
 
 class Execution(Protocol):
-    """A way to do the work on each product; all give the same dataset."""
+    """A way to run the work on each product; every way gives the same dataset."""
 
     def collect(
         self, rows: Iterable[Product | Oddity], describer: Describer | None
     ) -> AbstractContextManager[Collected]:
-        """Returns the products whose pictures can be read, described, and all oddities, while the context lasts."""
+        """Returns the products with readable pictures, their descriptions and all oddities; valid in the context."""
         ...
 
     def examples(
-        self, found: Collected, groups: Sequence[int], splits: Mapping[str, Sequence[int]]
+        self, collected: Collected, groups: Sequence[int], splits: Mapping[str, Sequence[int]]
     ) -> Mapping[str, Any]:
-        """Returns what yields the examples of each split, as `CatalogueBuilder` takes it.
+        """Returns split -> source of its examples, as `CatalogueBuilder` takes it.
 
         Args:
-          found: by `collect`, whose context lasts.
+          collected: the result of `collect`, whose context must still be open.
           groups: the group of each product.
-          splits: the indices of their products.
+          splits: split -> indices of its products.
         """
         ...
 
     def download_config(self) -> tfds.download.DownloadConfig:
-        """Returns how TFDS is to write the dataset."""
+        """Returns the TFDS configuration for writing the dataset."""
         ...
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """Products go through this process, a few blocks at a time.
+    """Processes products in this process, a few blocks at a time.
 
     Attributes:
-      folder: for temporary files.
+      folder: folder for temporary files.
       progress: `progress(iterable, total=, desc=, unit=)` wraps the long loops.
-      workers: as `examine` takes it.
+      workers: number of threads or processes, see `examine`.
     """
 
     folder: Path
@@ -85,46 +85,46 @@ class InProcess:
             Spool[bytes](self.folder) as pictures,
             Spool[Mapping[str, Any]](self.folder) as descriptions,
         ):
-            found = Collected(products, pictures, descriptions)
+            collected = Collected(products, pictures, descriptions)
             with Spool[Product](self.folder) as read:
                 for row in rows:
-                    (found.oddities if isinstance(row, Oddity) else read).append(row)
+                    (collected.oddities if isinstance(row, Oddity) else read).append(row)
                 what = "describing" if describer else "checking pictures"
                 examined = examine(read, describer, self.workers)
                 for done in self.progress(examined, total=len(read), desc=what, unit="img"):
                     if isinstance(done.picture, str):
-                        found.oddities.append(dropped(done.product, done.picture))
+                        collected.oddities.append(dropped(done.product, done.picture))
                         continue
                     products.append(done.product)
                     pictures.append(done.picture.encoded)
-                    found.sizes.append((done.picture.width, done.picture.height))
-                    found.hashes.append(done.picture.pixels)
+                    collected.sizes.append((done.picture.width, done.picture.height))
+                    collected.hashes.append(done.picture.pixels)
                     if done.description:
                         descriptions.append(dict(done.description.values))
-                        found.oddities += [mended(done.product, what) for what in done.description.oddities]
-            yield found
+                        collected.oddities += [mended(done.product, what) for what in done.description.oddities]
+            yield collected
 
     def examples(
-        self, found: Collected, groups: Sequence[int], splits: Mapping[str, Sequence[int]]
+        self, collected: Collected, groups: Sequence[int], splits: Mapping[str, Sequence[int]]
     ) -> Mapping[str, Iterator[tuple[str, dict[str, Any]]]]:
-        return {split: self._examples(found, groups, split, rows) for split, rows in splits.items()}
+        return {split: self._examples(collected, groups, split, rows) for split, rows in splits.items()}
 
     def download_config(self) -> tfds.download.DownloadConfig:
         return tfds.download.DownloadConfig()
 
     def _examples(
-        self, found: Collected, groups: Sequence[int], split: str, rows: Sequence[int]
+        self, collected: Collected, groups: Sequence[int], split: str, rows: Sequence[int]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         for row in self.progress(rows, total=len(rows), desc=f"writing {split}", unit="product"):
-            description = found.descriptions[row] if found.descriptions else {}
-            yield example(found.products[row], groups[row], found.pictures[row], description)
+            description = collected.descriptions[row] if collected.descriptions else {}
+            yield example(collected.products[row], groups[row], collected.pictures[row], description)
 
 
 def dropped(product: Product, reason: str) -> Oddity:
-    """Returns the oddity that cost a product."""
+    """Returns the oddity of a product that was dropped."""
     return Oddity(str(product.image), reason, dropped=True)
 
 
 def mended(product: Product, what: str) -> Oddity:
-    """Returns an oddity met in describing a product."""
+    """Returns the oddity of a product that was mended while it was described."""
     return Oddity(product.id, what, dropped=False)

@@ -1,8 +1,8 @@
-"""Groups: which products are the same thing to a searcher, and splits that never divide them.
+"""Groups of products that are interchangeable as search results, and splits that never divide a group.
 
-Captions unite products even where a caption is only the name of a class folder: whoever types "dress" into such a
-catalogue is served by any dress, so a class is one group, relevant to each of its queries. A split then takes whole
-classes. The alternative, a split within the class, would test on captions seen in training.
+A shared caption joins products even if it is only the name of a class folder: for the query "dress", any dress of such
+a catalogue is correct, so the class is one group. A split then takes whole classes; splitting within a class would test
+on captions seen in training.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from jaxclip.errors import UserError
 def assign(products: Iterable[Product], pixel_hashes: Sequence[str]) -> list[str]:
     """Returns the group of each product: the smallest id in it, whatever the order of the products.
 
-    Products that share a normalised caption (any, where they have several), the very pixels or the group that their
-    reader gave them are in one group, and so are those linked through others: A and C, if A shares a caption with B
-    and B a picture with C.
+    Products that share a normalised caption (any, where they have several), identical pixels or the group that their
+    reader set are in one group, also indirectly: if A shares a caption with B and B shares a picture with C, then A
+    and C are in one group.
 
     Args:
       products: their ids are unique.
-      pixel_hashes: `Picture.pixels` of each, "" where it has none.
+      pixel_hashes: `Picture.pixels` of each product, "" if it has none.
     """
     parents = list(range(len(pixel_hashes)))
     ids: list[str] = []
@@ -48,20 +48,20 @@ def assign(products: Iterable[Product], pixel_hashes: Sequence[str]) -> list[str
 
 
 def _digest(kind: str, value: str) -> bytes:
-    """Returns 16 bytes for a key: captions may be long, and there is one key for each."""
+    """Returns a 16-byte digest of a key, which saves memory because captions may be long."""
     return hashlib.blake2b(f"{kind}:{value}".encode("utf-8", errors="surrogatepass"), digest_size=16).digest()
 
 
 def split(groups: Sequence[str], test: int | float, seed: int) -> list[bool]:
     """Returns for each product whether it is a test product: True for all of a group or for none of it.
 
-    Which groups are taken depends on the seed and their names alone, not on their order. As many products are taken
-    as whole groups can make up, and never more than asked for.
+    The choice depends only on the seed and the names of the groups, not on their order. The test part is as large as
+    whole groups allow, and never larger than requested.
 
     Args:
       groups: the group of each product.
       test: the number of test products, or their share if it is a float below 1.
-      seed: another seed is another split.
+      seed: a different seed gives a different split.
 
     Raises:
       UserError: `test` leaves no product for training, or none for testing.
@@ -70,37 +70,37 @@ def split(groups: Sequence[str], test: int | float, seed: int) -> list[bool]:
     target = round(test * total) if isinstance(test, float) and test < 1 else int(test)
     if not 0 < target < total:
         raise UserError(
-            f"A test part of {test} is {target} of {total} products: it should be a share between 0 and 1, or a number "
-            "from 1 up that leaves some for training."
+            f"a test part of {test} is {target} of {total} products: it should be a share between 0 and 1, or a "
+            "number of at least 1 that leaves some products for training."
         )
     sizes = Counter(groups)
-    order = sorted(sizes, key=lambda group: (_place(group, seed), group))
-    taken = _first_fitting([sizes[group] for group in order], target)
+    order = sorted(sizes, key=lambda group: (_sort_key(group, seed), group))
+    taken = _fit_greedily([sizes[group] for group in order], target)
     if not taken:
         raise UserError(
-            f"A test part of {target} products is smaller than the smallest group ({min(sizes.values())} products that "
-            "share a caption or a picture), and no group may be divided: ask for at least as many."
+            f"a test part of {target} products is smaller than the smallest group ({min(sizes.values())} products that "
+            "share a caption or a picture), and no group may be divided: request at least as many."
         )
-    chosen = {order[index] for index in taken}
-    return [group in chosen for group in groups]
+    test_groups = {order[index] for index in taken}
+    return [group in test_groups for group in groups]
 
 
-def _place(group: str, seed: int) -> bytes:
+def _sort_key(group: str, seed: int) -> bytes:
     return hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=16).digest()
 
 
-def _first_fitting(sizes: Sequence[int], target: int) -> set[int]:
-    """Returns indices whose sizes sum to `target`, or to the most below it: the first that fit, where that does."""
+def _fit_greedily(sizes: Sequence[int], target: int) -> set[int]:
+    """Returns indices whose sizes sum to `target`, or to the largest possible sum below it; greedy if possible."""
     taken, room = set(), target
     for index, size in enumerate(sizes):
         if size <= room:
             taken.add(index)
             room -= size
-    return taken if room == 0 else _best_fitting(sizes, target)
+    return taken if room == 0 else _fit_exactly(sizes, target)
 
 
-def _best_fitting(sizes: Sequence[int], target: int) -> set[int]:
-    """Returns the same by dynamic programming: bit s of `sums` says that some of the sizes so far sum to s."""
+def _fit_exactly(sizes: Sequence[int], target: int) -> set[int]:
+    """Returns such indices by dynamic programming (subset sum): bit s of `sums` is set if some sizes sum to s."""
     sums, within = 1, (1 << (target + 1)) - 1
     reached_by: dict[int, int] = {}
     for index, size in enumerate(sizes):

@@ -1,4 +1,4 @@
-"""Where prepared datasets are kept, and how a raw catalogue becomes one on first use."""
+"""Finds prepared datasets, and prepares a raw catalogue on first use."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ Progress = Callable[..., Iterable]
 
 
 def drawn_path(products: int, seed: int) -> Path:
-    """Returns where the drawn catalogue of this size and seed is kept."""
+    """Returns the folder of the drawn catalogue of this size and seed."""
     return cache() / "drawn" / f"{products}-products-seed-{seed}"
 
 
@@ -30,17 +30,17 @@ def find_or_prepare(
     runner: str = "",
     beam_options: Sequence[str] = (),
 ) -> Path:
-    """Returns the folder of the source's prepared dataset, preparing it first (and saying so) where there is none.
+    """Returns the folder of the source's prepared dataset, preparing it first if there is none.
 
     Args:
-      source: the raw catalogue; of the drawn one the path is ignored.
-      prepared: the folder the user names, "" for one under `cache()`.
+      source: the raw catalogue; its path is ignored for the drawn catalogue.
+      prepared: the folder that the user names, "" for a folder under `cache()`.
       drawn: number of products and seed of the drawn catalogue.
       progress: wraps long loops, as tqdm does.
-      say: takes a line for the user.
-      workers: as `builder.prepare` takes it.
-      runner: of Apache Beam and its options, as `builder.prepare` takes them.
-      beam_options: see there.
+      say: prints a line for the user.
+      workers: see `builder.prepare`.
+      runner: Apache Beam runner, see `builder.prepare`.
+      beam_options: options of the runner, see `builder.prepare`.
 
     Raises:
       UserError: there is no catalogue at the path, or the folder holds a dataset prepared from something else.
@@ -69,15 +69,15 @@ def find_or_prepare(
         say(summary(target))
 
     make_once(partial(builder.is_prepared, target), prepare, target.parent, "prepares", say)
-    if prepared:  # perhaps by another process, from something else
+    if prepared:  # another process may have prepared it from another source
         _check_source(source, target)
     return target
 
 
 def reader_of(path: Path, otherwise: str) -> str:
-    """Returns the reader of a raw catalogue by its layout where that is plain to see, else `otherwise`.
+    """Returns the reader that the layout of a raw catalogue implies, or `otherwise` if the layout is ambiguous.
 
-    Where that is "drawn", which reads only what it has drawn, it is "folder".
+    "folder" replaces an `otherwise` of "drawn", because that reader is only for drawn catalogues.
     """
     if (path / "styles.csv").exists():
         return "fashion_product_images"
@@ -86,7 +86,7 @@ def reader_of(path: Path, otherwise: str) -> str:
 
 
 def summary(prepared: Path) -> str:
-    """Returns the line that says what a preparation kept, dropped and mended."""
+    """Returns one line on what a preparation kept, dropped and mended."""
     facts = builder.metadata(prepared)
     splits = ", ".join(f"{split} {count:,}" for split, count in facts["splits"].items())
     oddities = [f"{count:,} {kind}" for kind in ("dropped", "mended") if (count := sum(facts[kind].values()))]

@@ -1,4 +1,4 @@
-"""A catalogue in files of some hundred products each, by which workers on several machines hand it on."""
+"""A catalogue in files of a few hundred products each, through which workers on several machines share it."""
 
 import itertools
 import os
@@ -16,20 +16,20 @@ from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 
 PART = 4 * BLOCK
-"""Products in a part: a worker's task of a few seconds."""
+"""Products per part; small enough that a worker needs only a few seconds for one."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of examining a product.
+    """The result of examining a product.
 
     Attributes:
-      dropped: the reason why it is left out, "" where it is kept.
-      size: width and height of its picture.
+      dropped: the reason why the product was dropped, "" if it was kept.
+      size: width and height of its picture in pixels.
       pixels: `Picture.pixels`.
-      start: of its picture among those of the part, in bytes.
-      stop: the end of it.
-      oddities: kinds of what was mended.
+      start: byte offset of its picture in the part's file of pictures.
+      stop: byte offset of the end of its picture.
+      oddities: the kinds of oddities that were mended.
     """
 
     dropped: str = ""
@@ -42,10 +42,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Parts:
-    """Products in a folder that every worker sees under the same path.
+    """Products in a folder that every worker can reach under the same path.
 
-    A product's number is part * PART + row, in the order in which products were written. Files are whole or not there,
-    and a file written again holds the same: a worker may die, or do what another one did before.
+    A product's number is part * PART + row, in the order in which products were written. Files are replaced
+    atomically and writing is deterministic, so a worker may die, or repeat a part that another worker has done.
     """
 
     folder: Path
@@ -60,10 +60,10 @@ class Parts:
         return parts
 
     def examine(self, part: int, describer: Describer | None) -> None:
-        """Checks and describes the products of a part; memory is that of one block."""
+        """Checks and describes the products of a part, holding one block of pictures in memory at a time."""
         products = self._load(part, "products")
         verdicts, descriptions = [], []
-        with _whole(self._path(part, "pictures")) as file:
+        with _replacing(self._path(part, "pictures")) as file:
             for block in blocks(products):
                 for done in examine_block(block, describer):
                     descriptions.append(done.description.values if done.description else {})
@@ -79,23 +79,25 @@ class Parts:
         self._dump(part, "verdicts", verdicts)
 
     def verdicts(self, parts: int) -> Iterator[tuple[int, Product, Verdict]]:
-        """Yields number, product and verdict of each product, in order."""
+        """Yields the number, product and verdict of each product, in order."""
         for part in range(parts):
             pairs = zip(self._load(part, "products"), self._load(part, "verdicts"), strict=True)
             for row, (product, verdict) in enumerate(pairs):
                 yield part * PART + row, product, verdict
 
-    def place(self, part: int, places: Mapping[int, tuple[str, int]]) -> None:
-        """Writes split and group of the kept products of a part, by their rows."""
-        self._dump(part, "places", dict(places))
+    def write_assignments(self, part: int, assignments: Mapping[int, tuple[str, int]]) -> None:
+        """Writes row -> (split, group) of the products of a part that were kept."""
+        self._dump(part, "assignments", dict(assignments))
 
-    def placed(self, part: int, split: str) -> Iterator[tuple[Product, int, bytes, Mapping[str, Any]]]:
-        """Yields product, group, picture and description of a part's products in a split."""
-        places, *columns = (self._load(part, kind) for kind in ("places", "products", "verdicts", "descriptions"))
+    def assigned_products(self, part: int, split: str) -> Iterator[tuple[Product, int, bytes, Mapping[str, Any]]]:
+        """Yields product, group, encoded picture and description of each product of a part that is in the split."""
+        assignments, *columns = (
+            self._load(part, kind) for kind in ("assignments", "products", "verdicts", "descriptions")
+        )
         rows = list(zip(*columns, strict=True))
         with self._path(part, "pictures").open("rb") as file:
-            for row, (its_split, group) in places.items():
-                if its_split == split:
+            for row, (assigned_split, group) in assignments.items():
+                if assigned_split == split:
                     product, verdict, description = rows[row]
                     yield product, group, _picture(file, verdict), description
 
@@ -114,7 +116,7 @@ class Parts:
         return self.folder / f"{part:06}.{kind}"
 
     def _dump(self, part: int, kind: str, content: Any) -> None:
-        with _whole(self._path(part, kind)) as file:
+        with _replacing(self._path(part, kind)) as file:
             pickle.dump(content, file, pickle.HIGHEST_PROTOCOL)
 
     def _load(self, part: int, kind: str) -> Any:
@@ -123,13 +125,13 @@ class Parts:
             return pickle.loads(path.read_bytes())
         except FileNotFoundError:
             raise UserError(
-                f"{path} is not seen on every machine: the prepared dataset's folder must be one that all workers "
-                "share under the same path"
+                f"{path} does not exist on this machine: the prepared dataset's folder must be shared by all workers "
+                "under the same path"
             ) from None
 
 
-class Chosen(Sequence):
-    """What `read` returns for some numbers, read as it is asked for."""
+class LazySelection(Sequence):
+    """The results of `read` for a sequence of numbers, each read when it is accessed."""
 
     def __init__(self, read: Callable[[int], Any], numbers: Sequence[int]):
         self._read, self._numbers = read, numbers
@@ -142,7 +144,7 @@ class Chosen(Sequence):
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
+def _replacing(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with temporary.open("wb") as file:
         yield file

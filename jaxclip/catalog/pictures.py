@@ -1,4 +1,4 @@
-"""Picture files as they are stored: checked, free of ballast, readable by a decoder that knows JPEG and PNG only."""
+"""Checks picture files and converts them to what is stored: JPEG or PNG without large metadata."""
 
 import hashlib
 import re
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 MAX_PIXELS = 50_000_000
 METADATA_BYTES = 4096
-"""Metadata above this size is stripped: catalogues carry up to 100 kB of it around a thumbnail of 2 kB."""
+"""Metadata above this size is stripped: some catalogues have 100 kB of it in a thumbnail of 2 kB."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8|RIFF....WEBP|II\*\0|MM\0\*|....ftypavi[fs]", re.DOTALL)
 
-# What Pillow's plugins raise on broken files, found by reading and by mutating them.
+# The exceptions that Pillow's plugins raise on broken files, found by reading their code and by fuzzing.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -68,18 +68,18 @@ class Picture:
 
 
 def inspect(image: Path | Embedded, max_pixels: int = MAX_PIXELS) -> Picture | str:
-    """Returns the picture in a file or a part of one, or the reason why there is none.
+    """Returns the picture in a file or in a part of a file, or the reason why there is none.
 
-    8-bit RGB and grayscale JPEG and PNG files keep their bytes, less metadata where that is large. Anything else that
-    Pillow reads (CMYK, palettes, alpha over white, 16 bits, WebP, the first frame of an animation, rotation by EXIF)
-    becomes an RGB PNG. The reasons are the same words for the same kind: "image missing", "image unreadable", "image
-    empty", "not an image", "image truncated" (or damaged), "image over N pixels", "image file over N bytes".
+    8-bit RGB and grayscale JPEG and PNG files keep their bytes, without their metadata if that is large. Anything else
+    that Pillow reads (CMYK, palettes, alpha over white, 16 bits, WebP, the first frame of an animation, rotation by
+    EXIF) becomes an RGB PNG. The reasons are: "image missing", "image unreadable", "image empty", "not an image",
+    "image truncated" (or damaged), "image over N pixels", "image file over N bytes".
 
     Args:
-      image: where it is; whatever is there, nothing is raised.
-      max_pixels: of the picture as its header declares it; what is larger is never decoded. Files are read up to 8
-        bytes for each of these pixels (16-bit RGBA, uncompressed), so memory is bounded. Pillow's own limit,
-        `Image.MAX_IMAGE_PIXELS` twice over, stands beside it.
+      image: where the picture is; no file content raises an exception.
+      max_pixels: the largest picture that is decoded, by the size in its header. At most 8 bytes per pixel are read
+        (uncompressed 16-bit RGBA), so memory is bounded. Pillow's own limit, twice `Image.MAX_IMAGE_PIXELS`, applies
+        as well.
     """
     limit = 8 * max_pixels + 2**20
     try:
@@ -94,18 +94,18 @@ def inspect(image: Path | Embedded, max_pixels: int = MAX_PIXELS) -> Picture | s
         return "image empty"
     if len(data) > limit:
         return f"image file over {limit} bytes"
-    return _decode(data, max_pixels, partial(_stored, data))
+    return _decode(data, max_pixels, partial(_to_picture, data))
 
 
 def look(data: bytes, *, most: int, max_pixels: int = MAX_PIXELS) -> np.ndarray | str:
     """Returns the picture in encoded bytes, upright, as (H, W, 3) uint8, or the reason why there is none (`inspect`).
 
     Args:
-      data: whatever somebody sent; nothing is raised.
-      most: of the longer side, pixels: larger pictures are scaled down, JPEGs while they are decoded.
+      data: untrusted bytes; no content raises an exception.
+      most: the longest side allowed, in pixels; larger pictures are scaled down, JPEGs already during decoding.
       max_pixels: as for `inspect`.
     """
-    return _decode(data, max_pixels, partial(_seen, most)) if data else "image empty"
+    return _decode(data, max_pixels, partial(_to_pixels, most)) if data else "image empty"
 
 
 def pixels(encoded: bytes, most: int) -> np.ndarray:
@@ -142,15 +142,15 @@ def _decode(data: bytes, max_pixels: int, make: Callable[[Image.Image], T]) -> T
         return broken
 
 
-def _stored(data: bytes, image: Image.Image) -> Picture:
+def _to_picture(data: bytes, image: Image.Image) -> Picture:
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
-    encoded = _kept(data, image) if turn is None else None
+    encoded = _original_bytes(data, image) if turn is None else None
     upright = _rgb(image if turn is None else image.transpose(turn))
     return Picture(encoded or _png(upright), upright.width, upright.height, _hash(upright))
 
 
-def _seen(most: int, image: Image.Image) -> np.ndarray:
+def _to_pixels(most: int, image: Image.Image) -> np.ndarray:
     turn = _UPRIGHT.get(_orientation(image))
     if max(image.size) > most:
         image.draft(None, (most, most))
@@ -167,12 +167,12 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except _DECODE_ERRORS:
-        return 1  # The picture itself decoded: broken metadata does not cost it.
+        return 1  # The picture itself decoded: broken metadata is no reason to drop it.
     return value if isinstance(value, int) else 1
 
 
-def _kept(data: bytes, image: Image.Image) -> bytes | None:
-    """Returns the file's own bytes, less large metadata; None where it must be encoded anew."""
+def _original_bytes(data: bytes, image: Image.Image) -> bytes | None:
+    """Returns the file's bytes without large metadata; None if the picture must be encoded again."""
     if image.mode not in ("RGB", "L") or "transparency" in image.info:
         return None
     if image.format in ("JPEG", "MPO"):
@@ -189,9 +189,9 @@ def _kept(data: bytes, image: Image.Image) -> bytes | None:
 
 
 def _bare_jpeg(data: bytes) -> bytes | None:
-    """Returns a JPEG without comments, application data and what follows its end; None if its structure is odd.
+    """Returns a JPEG without comments, application data and trailing bytes; None if its structure is invalid.
 
-    JFIF (APP0) and Adobe (APP14) segments stay, for they say how colours are to be decoded.
+    JFIF (APP0) and Adobe (APP14) segments stay, because they determine how colours are decoded.
     """
     kept, position = [data[:2]], 2
     while True:
@@ -216,9 +216,9 @@ def _bare_jpeg(data: bytes) -> bytes | None:
 
 
 def _bare_png(data: bytes) -> bytes | None:
-    """Returns a PNG's header, pixels and end alone; None if its structure is odd or a checksum is wrong.
+    """Returns a PNG with its header, pixel and end chunks only; None if its structure or a checksum is wrong.
 
-    Pillow overlooks some wrong checksums, libpng does not.
+    Pillow ignores some wrong checksums that libpng rejects.
     """
     kept, position = [data[:8]], 8
     while position + 12 <= len(data):
@@ -235,7 +235,7 @@ def _bare_png(data: bytes) -> bytes | None:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Returns an image as 8-bit RGB, alpha over white, more bits scaled down."""
+    """Returns an image as 8-bit RGB: alpha over white, higher bit depths scaled down."""
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -251,7 +251,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         full = 65535.0
     else:
-        # Neither 32-bit integers nor floats say what white is: the first usual range that holds the values.
+        # 32-bit modes do not define white: assume the smallest usual range that holds all values.
         ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         full = next((value for value in ranges if highest <= value), highest)
     return Image.fromarray(np.clip(values * (255.0 / full) + 0.5, 0, 255).astype(np.uint8))

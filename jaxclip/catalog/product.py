@@ -1,4 +1,4 @@
-"""What a reader yields: a product, or an oddity it met on the way."""
+"""What a reader yields: products, and oddities that it came across."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,35 +7,34 @@ from typing import Protocol
 
 
 class Embedded(Protocol):
-    """A picture that lies inside a larger file (HDF5, tar, TFDS). It is read when it is asked for and never kept."""
+    """A picture inside a larger file (HDF5, tar, TFDS), which is read on demand and never cached."""
 
     @property
     def size(self) -> int:
-        """About how many bytes `read` will take, known without reading."""
+        """The approximate number of bytes that `read` returns, known without reading."""
         ...
 
     def read(self) -> bytes:
-        """Returns the encoded picture; OSError where it cannot be read."""
+        """Returns the encoded picture; raises OSError if it cannot be read."""
         ...
 
     def __str__(self) -> str:
-        """Returns where it lies, as a user would look it up."""
+        """Returns the location as a user would look it up."""
         ...
 
 
 @dataclass(frozen=True)
 class Product:
-    """One product photo and what its catalogue says of it.
+    """One product photo and what its catalogue says about it.
 
     Attributes:
       id: unique in its catalogue.
-      image: the encoded picture; it may turn out to be missing or unreadable.
-      captions: what a searcher could type; the first one is the product's name. A gallery of pictures alone has none.
-      category: the name by which metrics are grouped, "" where unknown.
+      image: the encoded picture; it may be missing or unreadable.
+      captions: queries that describe the product; the first is its name. Products of a gallery without text have none.
+      category: the name by which metrics are grouped, "" if unknown.
       attributes: the catalogue's own columns under their own names; a missing value is absent, never "" or "NA".
-      group: products of one group are the same thing to a searcher. It decides relevance, and a split never divides
-        it. Readers fill it where the catalogue itself says which photos show one article; `catalog.groups` finds the
-        others.
+      group: products of one group are equally relevant to a query, and a split never divides a group. Readers set it
+        if the catalogue says which photos show the same article; `catalog.groups` determines the rest.
     """
 
     id: str
@@ -47,17 +46,17 @@ class Product:
 
     @property
     def title(self) -> str:
-        """The first caption, or the id where there is none."""
+        """The first caption, or the id if there are no captions."""
         return self.captions[0] if self.captions else self.id
 
 
 @dataclass(frozen=True)
 class Oddity:
-    """Something in a catalogue that is not as it should be, and whether it cost the product.
+    """A defect in a catalogue, and whether the product was dropped because of it.
 
     Attributes:
       where: the file, row or id, as a user would look it up.
-      what: the kind of oddity, the same words for the same kind, so that kinds can be counted.
+      what: the kind of oddity, always in the same words, so that kinds can be counted.
       dropped: True if the product was left out, False if it was mended and kept.
     """
 

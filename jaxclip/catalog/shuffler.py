@@ -1,4 +1,4 @@
-"""The order of a dataset's examples, found on disk: neither memory nor imports grow with the catalogue."""
+"""Sorts a dataset's examples on disk, without TensorFlow and with little memory for any size of catalogue."""
 
 import os
 from array import array
@@ -16,10 +16,10 @@ HALF = 64  # bits of a hashed key that one number of an array holds
 
 
 class Shuffler:
-    """Sorts examples by their hashed keys, as `tfds.core.shuffle.Shuffler` does and in its place.
+    """Sorts examples by hashed key; a drop-in replacement for `tfds.core.shuffle.Shuffler`.
 
-    TFDS keeps examples in memory up to a limit, 1 GB by default; past it, it opens a thousand files through TensorFlow,
-    whose import alone takes some 700 MB. This one keeps 24 bytes of an example, whatever its size.
+    TFDS keeps up to 1 GB of examples in memory and then opens a thousand files through TensorFlow, whose import takes
+    about 700 MB. This class keeps 24 bytes per example in memory.
     """
 
     def __init__(self, dirpath: os.PathLike, hash_salt: str | bytes, disable_shuffling: bool = False, **unused: object):
@@ -32,12 +32,12 @@ class Shuffler:
 
     @property
     def num_examples(self) -> int:
-        """How many were added."""
+        """The number of examples added."""
         return len(self._spool)
 
     @property
     def bucket_lengths(self) -> Sequence[int]:
-        """How many examples each file on disk holds: there is one."""
+        """The number of examples in each file on disk; there is one file."""
         return [len(self._spool)]
 
     def add(self, key: str | bytes | int, data: bytes) -> None:
@@ -49,7 +49,7 @@ class Shuffler:
         self.size += len(data)
 
     def __iter__(self) -> Iterator[Record]:
-        """Yields (hashed key, example) by increasing key; DuplicatedKeysError where two are the same."""
+        """Yields (hashed key, example) by increasing key; raises DuplicatedKeysError if two are equal."""
         before: Record | None = None
         with self._spool:
             for index in np.lexsort((self._low, self._high)):
@@ -62,9 +62,9 @@ class Shuffler:
 
 @contextmanager
 def on_disk() -> Iterator[None]:
-    """While the context lasts, TFDS sorts what it writes with `Shuffler`."""
-    theirs, shuffle.Shuffler = shuffle.Shuffler, Shuffler
+    """Makes TFDS sort with `Shuffler` inside the context."""
+    original, shuffle.Shuffler = shuffle.Shuffler, Shuffler
     try:
         yield
     finally:
-        shuffle.Shuffler = theirs
+        shuffle.Shuffler = original

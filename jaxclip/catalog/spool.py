@@ -1,4 +1,4 @@
-"""A sequence that lies in a temporary file, so that memory does not grow with a catalogue."""
+"""A sequence in a temporary file, which keeps memory small for any size of catalogue."""
 
 import pickle
 import tempfile
@@ -11,13 +11,13 @@ T = TypeVar("T")
 
 
 class Spool(Sequence, Generic[T]):
-    """Items in the order in which they were appended; each is read from disk when it is asked for.
+    """Items in the order in which they were appended; each is read from disk when it is accessed.
 
-    8 bytes of memory an item. The file is gone when the spool is left, and when the process dies.
+    Memory is 8 bytes per item. The file is deleted when the spool is closed or the process dies.
     """
 
     def __init__(self, folder: Path):
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, it lives as long as the spool
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, open as long as the spool
         self._starts = array("Q")
 
     def append(self, item: T) -> None:
@@ -36,7 +36,7 @@ class Spool(Sequence, Generic[T]):
         return (self[index] for index in range(len(self)))
 
     def close(self) -> None:
-        """Gives the file up."""
+        """Closes and deletes the file."""
         self._file.close()
 
     def __enter__(self) -> "Spool[T]":

@@ -1,4 +1,4 @@
-"""On Apache Beam a catalogue becomes the dataset that it becomes without: examples, order, splits and what is told."""
+"""Preparation on Apache Beam gives the same dataset as without it: examples, order, splits and reports."""
 
 import csv
 from pathlib import Path
@@ -27,7 +27,7 @@ def silently(items, **_):
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """Drawn products; picture 0 missing, 1 cut, 2 no picture, 3 plain white, 4 a CMYK JPEG, 5 and 40 the same."""
+    """Drawn products; picture 0 is missing, 1 truncated, 2 not a picture, 3 plain white, 4 CMYK, 5 and 40 equal."""
     folder = tmp_path_factory.mktemp("raw") / "shop"
     draw_catalogue(folder, PRODUCTS, 0)
     with (folder / "styles.csv").open(newline="") as file:
@@ -54,7 +54,7 @@ def prepare(raw, folder, describer, test=12.0, **execution):
 
 
 def examples(folder, split):
-    """Returns a split's examples; their bytes may differ, as the order of fields in them is no part of the format."""
+    """Returns a split's examples; their bytes may differ, because the format does not fix the order of fields."""
     records = Records(folder, split)
     return [tf.train.Example.FromString(each) for each in records.read(np.arange(len(records)))]
 
@@ -76,7 +76,7 @@ def test_the_direct_runner_writes_the_same_examples_in_the_same_order_and_splits
 
 
 @pytest.mark.slow
-def test_workers_in_processes_of_their_own_do_the_same(raw, tmp_path):
+def test_workers_in_separate_processes_give_the_same_dataset(raw, tmp_path):
     here = prepare(raw, tmp_path / "here", ProductDescriber())
     options = ("direct_num_workers=2", "--direct_running_mode=multi_processing")
     there = prepare(raw, tmp_path / "there", ProductDescriber(), runner="DirectRunner", beam_options=options)
@@ -86,13 +86,13 @@ def test_workers_in_processes_of_their_own_do_the_same(raw, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_fails_leaves_nothing(raw, tmp_path):
+def test_a_failing_worker_leaves_no_files(raw, tmp_path):
     with pytest.raises(Exception, match="no.such.file.json"):
         prepare(raw, tmp_path / "p", ProductDescriber(detector="boxes:no such file.json"), runner="DirectRunner")
     assert not (tmp_path / "p").exists()
 
 
-def test_an_unknown_runner_is_told_before_anything_is_read(tmp_path):
+def test_an_unknown_runner_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(UserError, match="--runner=Dirct"):
         prepare(Path("/nowhere"), tmp_path / "p", None, runner="Dirct")
     assert not (tmp_path / "p").exists()

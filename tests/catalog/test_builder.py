@@ -1,4 +1,4 @@
-"""A raw catalogue becomes a whole prepared dataset or none, and what was dropped or mended is counted."""
+"""A raw catalogue becomes a complete prepared dataset or none; dropped and mended products are counted."""
 
 import csv
 import json
@@ -67,13 +67,13 @@ def prepared(raw, tmp_path_factory):
     return folder
 
 
-def test_the_longest_side_of_all_pictures_is_noted(prepared):
+def test_the_longest_side_of_all_pictures_is_recorded(prepared):
     records = Records(prepared, "all")
     sizes = [Image.open(BytesIO(records.picture(number))).size for number in range(len(records))]
     assert builder.metadata(prepared)["largest_side"] == records.largest_side == max(map(max, sizes))
 
 
-def test_what_was_dropped_is_counted_by_its_kind(prepared):
+def test_dropped_products_are_counted_by_kind(prepared):
     facts = builder.metadata(prepared)
     assert facts["dropped"] == {"image missing": 1, "image truncated": 1, "not an image": 1}
     assert facts["products"] == PRODUCTS - 3

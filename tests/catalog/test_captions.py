@@ -1,4 +1,4 @@
-"""Captions hold the name, every attribute that adds a word, and nothing twice."""
+"""Captions hold the name and every attribute that adds a word, without repetition."""
 
 import pytest
 from hypothesis import given

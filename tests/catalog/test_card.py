@@ -1,4 +1,4 @@
-"""The data card is one file that asks for nothing, counts right, and hides no oddity."""
+"""The data card is one self-contained file with correct counts and every oddity."""
 
 import base64
 import io
@@ -58,7 +58,7 @@ def picture(size=(30, 40), form="JPEG"):
 
 
 def some_products(number):
-    """Forty in a hundred are shoes, the others bags; every second has a colour; each tenth shares its group."""
+    """Forty percent are shoes, the rest bags; every second has a colour; every tenth is in a shared group."""
     return [
         Product(
             id=f"id-{i}",
@@ -100,10 +100,10 @@ def test_every_oddity_is_listed_and_every_kind_counted(tmp_path):
     assert page.row("duplicate id") == ["duplicate id", "30"]
     assert page.row("image truncated") == ["image truncated", "5"]
     assert page.row("no name, built from attributes") == ["no name, built from attributes", "7"]
-    assert "Every one of them: 42 oddities" in page.text and "135 found" in page.text
+    assert "All 42 oddities" in page.text and "135 found" in page.text
 
 
-def test_a_list_too_long_says_its_total_and_keeps_what_is_rare(tmp_path):
+def test_a_truncated_list_states_its_total_and_keeps_rare_oddities(tmp_path):
     oddities = [Oddity(f"row:{n}", "no name", False) for n in range(3000)]
     oddities += [Oddity("row:7", "broken UTF-8", False), Oddity("row:8", "duplicate id", True)]
     page = Elements(write(tmp_path / "card.html", some_products(3), oddities))
@@ -126,7 +126,7 @@ def test_counts_are_those_of_the_products(tmp_path):
     assert "abcdef012345" in page.text and "10% of the products" in page.text
 
 
-def test_histogram_holds_every_caption_even_beside_a_very_long_one():
+def test_histogram_holds_every_caption_despite_a_very_long_one():
     products = some_products(700) + [Product("long", None, ("word " * 5000,))]
     captions = card_figures.histogram([len(product.captions[0].split()) for product in products])
     assert sum(column["count"] for column in captions["columns"]) == 701
@@ -174,12 +174,12 @@ def test_large_pictures_are_made_smaller_and_small_ones_kept(form, size, mime):
         assert max(image.size) <= card.SAMPLE_PIXELS and image.width * size[1] == image.height * size[0]
 
 
-def test_one_bare_product_and_a_file_name_that_is_not_unicode(tmp_path):
+def test_a_minimal_product_and_a_file_name_that_is_not_unicode_are_shown(tmp_path):
     page = write(tmp_path / "new" / "card.html", [Product("1", None, ("shirt",))], [Oddity("a\udcff.jpg", "odd", True)])
-    assert "a\\udcff.jpg" in page and "without a category" in page and "The catalogue has none." in page
+    assert "a\\udcff.jpg" in page and "without a category" in page and "The catalogue has no attributes." in page
 
 
-def test_shares_are_whole_only_where_they_are_exact():
+def test_shares_are_0_or_100_percent_only_if_exact():
     assert [card._share(part, 10_000) for part in (0, 1, 4_321, 9_999, 10_000)] == [
         "0%",
         "<0.1%",

@@ -1,4 +1,4 @@
-"""Products that are the same to a searcher are one group, and no split divides a group."""
+"""Interchangeable products form one group, and no split divides a group."""
 
 from collections import Counter
 from pathlib import Path
@@ -41,7 +41,7 @@ PRODUCTS = st.lists(st.tuples(CAPTIONS, st.sampled_from(["", *"pqrstuv"])), max_
 
 
 def connected(items):
-    """Returns the set of groups as the plainest possible closure finds it."""
+    """Returns the set of groups by the simplest possible transitive closure."""
     groups = [{index} for index in range(len(items))]
     for one, (captions, pixels) in enumerate(items):
         for other in range(one):

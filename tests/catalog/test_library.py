@@ -1,4 +1,4 @@
-"""Prepared datasets are made once, found again, and never taken for one made otherwise."""
+"""Prepared datasets are made once, found again, and never confused with one from other settings."""
 
 import threading
 from dataclasses import replace
@@ -46,7 +46,7 @@ def test_a_catalogue_is_prepared_once_and_found_again(source, home):
     assert find(source) == (folder, [])
 
 
-def test_of_two_that_prepare_at_once_one_waits_and_finds_what_the_other_made(source, home):
+def test_of_two_concurrent_preparations_one_waits_and_uses_the_result_of_the_other(source, home):
     told, waits, found = [], threading.Event(), []
 
     def say(line):
@@ -103,13 +103,13 @@ def test_a_folder_prepared_from_other_settings_is_refused_and_they_are_named(sou
         find(replace(source, reader="table"), home / "here")
 
 
-def test_a_prepared_folder_serves_where_its_raw_catalogue_is_not(source, home):
+def test_a_prepared_folder_can_be_used_without_its_raw_catalogue(source, home):
     find(source, home / "here")
     assert find(replace(source, path=home / "elsewhere"), home / "here")[0] == home / "here"
     assert find(replace(source, path=Path("")), home / "here")[0] == home / "here"
 
 
-def test_a_whole_catalogue_is_prepared_for_a_run_without_a_split(source):
+def test_a_run_without_a_split_prepares_one_split_for_all_products(source):
     folder, _ = find(replace(source, test=0))
     assert builder.metadata(folder)["splits"] == {builder.WHOLE: 8}
     assert folder != find(source)[0]
@@ -145,7 +145,7 @@ def test_the_cache_is_where_the_environment_says_or_at_home(monkeypatch, tmp_pat
     assert library.cache() == tmp_path / "home" / ".cache" / "jaxclip"
 
 
-def test_what_was_dropped_and_mended_is_said(source):
+def test_dropped_and_mended_products_are_reported(source):
     (source.path / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (source.path / "2.txt").write_bytes(b"broken \xff")
     (source.path / "3.txt").write_text("")

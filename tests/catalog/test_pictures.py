@@ -1,4 +1,4 @@
-"""Whatever a file is, it becomes a picture that a JPEG and PNG decoder reads, or a reason."""
+"""Any file becomes either a JPEG or PNG picture or a reason why it cannot."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Examples are sorted as TFDS sorts them, on disk and without TensorFlow."""
+"""Examples are sorted in the order of TFDS, on disk and without TensorFlow."""
 
 import csv
 import os
@@ -16,7 +16,7 @@ from tensorflow_datasets.core import shuffle
 from jaxclip.catalog.shuffler import Shuffler, on_disk
 
 ROOT = Path(__file__).parents[2]
-SIDE = 100  # of a picture of noise, of which a PNG is as large as its pixels
+SIDE = 100  # pixels of a noise picture, whose PNG is as large as its pixels
 FEW, MANY = 300, 3000
 CODE = """
 import re, sys
@@ -43,7 +43,7 @@ def test_the_order_is_that_of_tfds(tmp_path_factory, examples, split):
     assert list(ours) == list(theirs)
 
 
-def test_a_key_that_comes_twice_is_told_with_both_examples(tmp_path):
+def test_a_duplicate_key_is_reported_with_both_examples(tmp_path):
     shuffler = Shuffler(tmp_path, "train")
     for key, data in (("a", b"1"), ("b", b"2"), ("a", b"3")):
         shuffler.add(key, data)
@@ -61,7 +61,7 @@ def test_tfds_has_its_own_shuffler_again_after_a_failure():
 
 
 def peak(folder, products):
-    """Returns by how many bytes a process's memory went up to prepare a catalogue, which must not import TensorFlow."""
+    """Returns the peak memory in bytes of a process that prepares a catalogue; it must not import TensorFlow."""
     with (folder / f"{products}.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["id", "image", "caption"])

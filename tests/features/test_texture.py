@@ -8,12 +8,20 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from jaxclip.catalog.drawn.canvas import Canvas, Placement
 from jaxclip.catalog.drawn.outlines import rectangle
-from jaxclip.catalog.drawn.palette import RGB, Colour
+from jaxclip.catalog.drawn.palette import RGB, PaletteColour
 from jaxclip.catalog.drawn.patterns import SOLID, Cloth
 from jaxclip.features.texture import NAMES, texture
 
-GROUNDS = [Colour("Navy Blue", RGB(36, 50, 98)), Colour("Maroon", RGB(122, 30, 52)), Colour("Green", RGB(56, 148, 84))]
-SECONDS = [Colour("White", RGB(247, 246, 243)), Colour("Yellow", RGB(246, 206, 72)), Colour("Pink", RGB(244, 150, 176))]
+GROUNDS = [
+    PaletteColour("Navy Blue", RGB(36, 50, 98)),
+    PaletteColour("Maroon", RGB(122, 30, 52)),
+    PaletteColour("Green", RGB(56, 148, 84)),
+]
+SECONDS = [
+    PaletteColour("White", RGB(247, 246, 243)),
+    PaletteColour("Yellow", RGB(246, 206, 72)),
+    PaletteColour("Pink", RGB(244, 150, 176)),
+]
 
 
 def cloth(pattern, ground=GROUNDS[0], second=SECONDS[0], size=100, height=160):

@@ -1,16 +1,16 @@
 """Watches, caps, sunglasses, belts and ties."""
 
 from jaxclip.catalog.drawn.canvas import Canvas
-from jaxclip.catalog.drawn.item import Item
+from jaxclip.catalog.drawn.item import DrawnItem
 from jaxclip.catalog.drawn.outlines import ROUND, ellipse, mirrored, path, placed, rectangle, ribbon, rounded, symmetric
-from jaxclip.catalog.drawn.palette import INK, WHITE, Colour, contrasting, shaded
+from jaxclip.catalog.drawn.palette import INK, WHITE, PaletteColour, contrasting, shaded
 
 _MARKS = ((0, -100), (50, -87), (87, -50), (100, 0), (87, 50), (50, 87), (0, 100), (-50, 87), (-87, 50), (-100, 0),
           (-87, -50), (-50, -87))  # fmt: skip
 
 
-def watch(canvas: Canvas, item: Item) -> None:
-    """Draws a watch; its strap and its dial have colours of their own."""
+def watch(canvas: Canvas, item: DrawnItem) -> None:
+    """Draws a watch; its strap and its dial may differ in colour."""
     small = item.gender == "Women"
     radius, half = (190, 84) if small else (250, 128)
     strap, dial, case = item.main, item.colours["dial"], item.colours["case"]
@@ -60,8 +60,8 @@ def watch(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, 0, radius * 36 // 100, dial.rgb, radius * 25 // 100)
 
 
-def cap(canvas: Canvas, item: Item) -> None:
-    """Draws a cap, its brim to the right."""
+def cap(canvas: Canvas, item: DrawnItem) -> None:
+    """Draws a cap with its brim to the right."""
     brim = item.colours["brim"]
     crown = [
         (-400, 130, 60),
@@ -87,7 +87,7 @@ def cap(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, 10, -95, item.main.rgb, 118)
 
 
-def sunglasses(canvas: Canvas, item: Item) -> None:
+def sunglasses(canvas: Canvas, item: DrawnItem) -> None:
     """Draws sunglasses from the front: aviator, wayfarer, round or cat-eye."""
     frame, lens = item.main, item.colours["lens"]
     if item.has("Aviator"):
@@ -110,7 +110,7 @@ def sunglasses(canvas: Canvas, item: Item) -> None:
     arms = [rounded([(s * 440, -110), (s * 560, -130), (s * 585, -60), (s * 560, 60), (s * 535, 50), (s * 545, -60),
             (s * 450, -60)], 20)
             for s in (-1, 1)]  # fmt: skip
-    canvas.part("arms", arms, Colour(frame.name, shaded(frame.rgb, 85)), line=6)
+    canvas.part("arms", arms, PaletteColour(frame.name, shaded(frame.rgb, 85)), line=6)
     for name, outline in (("lens left", mirrored(right)), ("lens right", right)):
         glass = canvas.part(name, [outline], lens, line=0)
         x = 150 if name == "lens right" else -390
@@ -121,11 +121,11 @@ def sunglasses(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, 290, 20, lens.rgb, 78)
 
 
-def belt(canvas: Canvas, item: Item) -> None:
+def belt(canvas: Canvas, item: DrawnItem) -> None:
     """Draws a rolled belt with its buckle in front."""
     half = 62 if item.gender == "Women" else 96
     metal = item.colours["buckle"]
-    back = Colour(item.main.name, shaded(item.main.rgb, 64))
+    back = PaletteColour(item.main.name, shaded(item.main.rgb, 64))
     canvas.part("lining", [ribbon(ellipse(0, -150, 410, 190), half * 2, closed=True)], back)
     front = path([(-440, -160), (-440, 80, 260), (0, 120, ROUND), (440, 80, 260), (440, -160)], 360)
     strap = canvas.part("strap", [ribbon(front, half * 2)], item.main, item.cloth)
@@ -152,7 +152,7 @@ def belt(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, 0, 105, metal.rgb, size * 62 // 100)
 
 
-def tie(canvas: Canvas, item: Item) -> None:
+def tie(canvas: Canvas, item: DrawnItem) -> None:
     """Draws a tie, or a bow tie."""
     if item.has("Bow"):
         wing = rounded(

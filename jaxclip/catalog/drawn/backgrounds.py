@@ -1,4 +1,4 @@
-"""What product photographers put behind a product."""
+"""Backgrounds of product photos."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ _PASTELS = ((250, 236, 230), (232, 242, 250), (236, 246, 234), (246, 240, 224), 
 
 
 def choose_background(chance: Chance) -> str:
-    """A kind of background: white mostly."""
+    """Returns a kind of background, most often white."""
     number = chance.between(1, 100)
     return "white" if number <= 62 else "grey" if number <= 78 else "pastel" if number <= 90 else "linen"
 
 
 def paint_background(kind: str, chance: Chance, height: int, width: int) -> np.ndarray:
-    """The empty picture, (height, width, 3) int32."""
+    """Returns the picture of an empty background, (height, width, 3) int32."""
     if kind == "white":
         return np.full((height, width, 3), 255, np.int32)
     y, x = np.mgrid[0:height, 0:width]

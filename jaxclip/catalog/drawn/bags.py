@@ -1,12 +1,12 @@
 """Handbags and backpacks."""
 
 from jaxclip.catalog.drawn.canvas import Canvas
-from jaxclip.catalog.drawn.item import Item
+from jaxclip.catalog.drawn.item import DrawnItem
 from jaxclip.catalog.drawn.outlines import ROUND, ellipse, path, rectangle, ribbon, rounded, symmetric
 from jaxclip.catalog.drawn.palette import shaded
 
 
-def handbag(canvas: Canvas, item: Item) -> None:
+def handbag(canvas: Canvas, item: DrawnItem) -> None:
     """Draws a tote, a satchel with a flap or a rounded hobo bag."""
     handle, metal = item.colours["handle"], item.colours["metal"]
     hobo = item.has("Hobo")
@@ -40,7 +40,7 @@ def handbag(canvas: Canvas, item: Item) -> None:
     )
 
 
-def backpack(canvas: Canvas, item: Item) -> None:
+def backpack(canvas: Canvas, item: DrawnItem) -> None:
     """Draws a backpack from the front, with a pocket of another colour."""
     pocket, strap = item.colours["pocket"], item.colours["straps"]
     for side, name in ((-1, "left"), (1, "right")):

@@ -1,15 +1,15 @@
-"""What is worn below the waist."""
+"""Jeans, trousers, shorts and skirts."""
 
 import numpy as np
 
 from jaxclip.catalog.drawn.canvas import Canvas
-from jaxclip.catalog.drawn.item import Item
+from jaxclip.catalog.drawn.item import DrawnItem
 from jaxclip.catalog.drawn.outlines import ROUND, ellipse, mirrored, path, rectangle, ribbon, rounded, symmetric
-from jaxclip.catalog.drawn.palette import RGB, Colour, shaded
+from jaxclip.catalog.drawn.palette import RGB, PaletteColour, shaded
 from jaxclip.catalog.drawn.raster import Mask
 
 
-def jeans(canvas: Canvas, item: Item) -> None:
+def jeans(canvas: Canvas, item: DrawnItem) -> None:
     """Draws jeans with seams, pockets and a button; washed or torn if the item says so."""
     legs = _legs(canvas, item, bottom=640)
     seam = _thread(item.main)
@@ -30,7 +30,7 @@ def jeans(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, 150, -350, item.main.rgb, 78)
 
 
-def trousers(canvas: Canvas, item: Item) -> None:
+def trousers(canvas: Canvas, item: DrawnItem) -> None:
     """Draws trousers with a crease, or track pants with a stripe down each side."""
     legs = _legs(canvas, item, bottom=430 if item.has("Cropped") else 640)
     for side in (-1, 1):
@@ -50,7 +50,7 @@ def trousers(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, 130, -330, item.main.rgb, 78)
 
 
-def shorts(canvas: Canvas, item: Item) -> None:
+def shorts(canvas: Canvas, item: DrawnItem) -> None:
     """Draws shorts, with cargo pockets if the item says so."""
     _legs(canvas, item, bottom=290 if item.gender == "Men" else 140, short=True)
     for side in (-1, 1):
@@ -67,7 +67,7 @@ def shorts(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, -150, -60, item.main.rgb, 84)
 
 
-def skirt(canvas: Canvas, item: Item) -> None:
+def skirt(canvas: Canvas, item: DrawnItem) -> None:
     """Draws a skirt: A-line, pencil, pleated or maxi."""
     hem = 560 if item.has("Maxi") else 330 if item.has("Pencil") else 250
     wide = 235 if item.has("Pencil") else 440 if item.has("Maxi") else 430
@@ -84,23 +84,25 @@ def skirt(canvas: Canvas, item: Item) -> None:
     else:
         folds = [rounded([(x // 3, -300), (x - 20, hem + 40), (x + 40, hem + 40)], 4) for x in (-260, -90, 80, 240)]
         canvas.detail(folds, dark, 60, body)
-    band = item.colours["waistband"] if item.has("Waistband") else Colour(item.main.name, shaded(item.main.rgb, 90))
+    band = (
+        item.colours["waistband"] if item.has("Waistband") else PaletteColour(item.main.name, shaded(item.main.rgb, 90))
+    )
     canvas.part("waistband", [rounded([(-168, -510), (168, -510), (180, -430), (-180, -430)], 10)], band)
     item.brand.sign(canvas, 0, 40 if item.has("Pencil") else 90, item.main.rgb, 92)
 
 
-def _thread(main: Colour) -> RGB:
+def _thread(main: PaletteColour) -> RGB:
     return shaded(main.rgb, 55 if sum(main.rgb) > 330 else 150)
 
 
-def _side_stripe(item: Item, side: int) -> np.ndarray:
+def _side_stripe(item: DrawnItem, side: int) -> np.ndarray:
     hip, knee, ankle = _leg_edge(item)
     return ribbon(
         path([(side * 210, -620), (side * hip, -360, 200), (side * knee, 60, 260), (side * ankle, 650)], 260), 110
     )
 
 
-def _leg_edge(item: Item) -> tuple[int, int, int]:
+def _leg_edge(item: DrawnItem) -> tuple[int, int, int]:
     hip = 297 if item.gender == "Women" else 282
     if item.has("Skinny"):
         return hip, 212, 190
@@ -109,7 +111,7 @@ def _leg_edge(item: Item) -> tuple[int, int, int]:
     return (hip, 262, 335) if item.has("Wide") else (hip, 262, 245)
 
 
-def _legs(canvas: Canvas, item: Item, bottom: int, short: bool = False) -> tuple[Mask, Mask]:
+def _legs(canvas: Canvas, item: DrawnItem, bottom: int, short: bool = False) -> tuple[Mask, Mask]:
     top = -290 if short else -620
     crotch = top + 330
     if short:
@@ -131,8 +133,8 @@ def _legs(canvas: Canvas, item: Item, bottom: int, short: bool = False) -> tuple
     return left_mask, right_mask
 
 
-def _waist(canvas: Canvas, colour: Colour, top: int = -620, loops: bool = True) -> None:
-    back = Colour(colour.name, shaded(colour.rgb, 60))
+def _waist(canvas: Canvas, colour: PaletteColour, top: int = -620, loops: bool = True) -> None:
+    back = PaletteColour(colour.name, shaded(colour.rgb, 60))
     canvas.part("lining", [ellipse(0, top - 2, 198, 22)], back, line=5)
     band = [
         (-206, top - 4),
@@ -142,7 +144,7 @@ def _waist(canvas: Canvas, colour: Colour, top: int = -620, loops: bool = True) 
         (0, top + 86, ROUND),
         (-214, top + 66),
     ]
-    canvas.part("waistband", [rounded(band, 8)], Colour(colour.name, shaded(colour.rgb, 92)))
+    canvas.part("waistband", [rounded(band, 8)], PaletteColour(colour.name, shaded(colour.rgb, 92)))
     if loops:
         straps = [rectangle(x - 11, top, x + 11, top + 88, 5) for x in (-150, -70, 70, 150)]
         canvas.detail(straps, shaded(colour.rgb, 74))

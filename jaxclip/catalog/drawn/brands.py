@@ -1,4 +1,4 @@
-"""Made-up brands, each known by its emblem."""
+"""Fictitious brands and their emblems."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxclip.catalog.drawn.canvas import Canvas
 from jaxclip.catalog.drawn.outlines import ellipse, mirrored, placed, rectangle, ribbon, rounded, symmetric
-from jaxclip.catalog.drawn.palette import CLOTH, INK, RGB, WHITE, Colour, contrasting, difference
+from jaxclip.catalog.drawn.palette import CLOTH, INK, RGB, WHITE, PaletteColour, contrasting, difference
 
 _COLOURS = {colour.name: colour for colour in CLOTH}
 
@@ -17,21 +17,21 @@ class Brand:
     """A brand.
 
     Attributes:
-      name: as product names begin.
-      emblem: its outlines, within 100 units around the origin.
-      colour: the emblem's colour wherever it stands out against the product.
-      holes: what is cut out of the emblem.
+      name: the first word of the names of its products.
+      emblem: outlines within 100 units of the origin.
+      colour: the emblem's preferred colour; another is used if it would not stand out against the product.
+      holes: outlines cut out of the emblem.
     """
 
     name: str
     emblem: Sequence[np.ndarray]
-    colour: Colour
+    colour: PaletteColour
     holes: Sequence[np.ndarray] = ()
 
     def sign(self, canvas: Canvas, x: int, y: int, ground: RGB, radius: int, part: str = "emblem") -> None:
-        """Draws the emblem at (x, y) as `part`, edged so that it stands out on patterns too."""
-        wishes = (self.colour, _COLOURS["White"], _COLOURS["Black"])
-        colour = next(wish for wish in wishes if difference(wish.rgb, ground) >= 200)
+        """Draws the emblem at (x, y) as `part`, with a border so that it stands out on patterns."""
+        preferences = (self.colour, _COLOURS["White"], _COLOURS["Black"])
+        colour = next(preference for preference in preferences if difference(preference.rgb, ground) >= 200)
         emblem = [placed(outline, x, y, radius) for outline in self.emblem]
         holes = [placed(outline, x, y, radius) for outline in self.holes]
         halo = contrasting(colour.rgb, ground, WHITE, INK)

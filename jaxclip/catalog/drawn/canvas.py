@@ -1,4 +1,4 @@
-"""The picture of one product while it is drawn, and the record of what lies where."""
+"""The canvas that one product is drawn on, which also records where each part is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxclip.catalog.drawn.outlines import FINE, bounds, ribbon
-from jaxclip.catalog.drawn.palette import RGB, Colour, edge_of
+from jaxclip.catalog.drawn.palette import RGB, PaletteColour, edge_of
 from jaxclip.catalog.drawn.patterns import Cloth
 from jaxclip.catalog.drawn.raster import PIXEL, Mask, coverage
 
@@ -16,7 +16,7 @@ _FIELD = np.int64(1000)
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the product lies: size in thousandths, tilt in thousandths of a radian, shift in units, mirrored or not."""
+    """Position of the product: size in thousandths, tilt in thousandths of a radian, shift in units, mirrored."""
 
     size: int = 1000
     tilt: int = 0
@@ -26,12 +26,12 @@ class Placement:
 
 
 class Canvas:
-    """A background on which parts are laid one over the other.
+    """A background on which parts are drawn one over another.
 
     Attributes:
       pixels: (height, width, 3) int32, 0 to 255.
       covered: (height, width) int32, 0 to 256: how much of each pixel the product covers.
-      owner: (height, width) int8: the number of the part seen at each pixel, -1 for the background.
+      owner: (height, width) int8: the number of the part visible at each pixel, -1 for the background.
       parts: name and colour of each part, in the order of their numbers.
     """
 
@@ -40,20 +40,20 @@ class Canvas:
         self.height, self.width = background.shape[:2]
         self.covered = np.zeros((self.height, self.width), np.int32)
         self.owner = np.full((self.height, self.width), -1, np.int8)
-        self.parts: list[tuple[str, Colour]] = []
+        self.parts: list[tuple[str, PaletteColour]] = []
         self._placement = placement
 
     def part(
         self,
         name: str,
         outlines: Sequence[np.ndarray],
-        colour: Colour,
+        colour: PaletteColour,
         cloth: Cloth | None = None,
         holes: Sequence[np.ndarray] = (),
         within: Mask | None = None,
         line: int = 9,
     ) -> Mask:
-        """The mask of a part of the product, drawn with its cloth, shading and outline, and recorded under `name`."""
+        """Draws a part with its cloth, shading and outline, records it under `name`, and returns its mask."""
         mask = self.mask(outlines, holes)
         mask = mask.within(within) if within else mask
         self._blend(mask, colour.rgb)
@@ -71,23 +71,23 @@ class Canvas:
         return mask
 
     def detail(self, outlines: Sequence[np.ndarray], rgb: RGB, strength: int = 256, within: Mask | None = None) -> None:
-        """Lays `outlines` over what is there, `strength` of 256, only `within` a mask where one is given."""
+        """Blends `outlines` over the picture with opacity `strength` / 256, clipped to the mask `within`, if any."""
         mask = self.mask(outlines)
         self._blend(mask.within(within) if within else mask, rgb, strength)
 
     def mask(self, outlines: Sequence[np.ndarray], holes: Sequence[np.ndarray] = ()) -> Mask:
-        """The pixels that `outlines` cover, `holes` left out."""
+        """Returns the pixels that `outlines` cover, without `holes`."""
         points = np.concatenate([outline.reshape(-1, 2) for outline in outlines])
         lengths = [outline.shape[-2] for outline in outlines for _ in range(outline.size // (2 * outline.shape[-2]))]
         mask = coverage(self._placed(points), lengths, self.height, self.width)
         return mask.without(self.mask(holes)) if holes else mask
 
     def box(self) -> tuple[int, int, int, int]:
-        """The product's box: left, top, width and height in pixels."""
+        """Returns the product's box: left, top, width and height in pixels."""
         return _box(self.covered > 0)
 
-    def part_boxes(self) -> dict[str, tuple[tuple[int, int, int, int], Colour]]:
-        """The box and the colour of what is seen of each part, by name; a part wholly covered by others is left out."""
+    def part_boxes(self) -> dict[str, tuple[tuple[int, int, int, int], PaletteColour]]:
+        """Returns part name -> (box of its visible pixels, colour), without parts that others cover completely."""
         return {
             name: (_box(self.owner == number), colour)
             for number, (name, colour) in enumerate(self.parts)
@@ -95,7 +95,7 @@ class Canvas:
         }
 
     def cast_shadow(self, strength: int) -> None:
-        """Darkens the background below and to the right of the product, softly."""
+        """Draws a soft shadow on the background, below and to the right of the product."""
         reach = max(self.width // 40, 1)
         shadow = np.zeros_like(self.covered)
         shadow[2 * reach :, reach:] = self.covered[: -2 * reach, :-reach]
@@ -132,7 +132,7 @@ class Canvas:
 
 
 def _blurred(field: np.ndarray, reach: int) -> np.ndarray:
-    """The mean of each value and its neighbours above and below, `reach` of them on each side."""
+    """Returns the mean of each value and its neighbours up to `reach` rows above and below."""
     sums = np.cumsum(np.pad(field, [(reach + 1, reach), (0, 0)]), axis=0, dtype=np.int32)
     span = 2 * reach + 1
     return (sums[span:] - sums[:-span]) // span

@@ -1,4 +1,4 @@
-"""Writing drawn products to a folder that reads like a downloaded one."""
+"""Writes drawn products to a folder in the layout of the downloaded dataset."""
 
 import csv
 import json
@@ -38,23 +38,23 @@ def draw_catalogue(
     """Writes styles.csv, images/ID.jpg and truth.json for `products` products into the new `folder`.
 
     Product i depends on `seed` and i alone, so a larger catalogue begins with the smaller one, and its bytes are the
-    same on every machine. truth.json says of each id where the product is (`box`: left, top, width and height in
-    pixels), where its `parts` are and in which colour (name and RGB before shading), its `pattern` with
+    same on every machine. truth.json maps each id to the place of the product (`box`: left, top, width and height in
+    pixels), the boxes and colours of its `parts` (name and RGB before shading), its `pattern` with
     `pattern_colour`, and the kind of `background`.
 
-    The folder appears when it is whole: until then the work lies beside it under another name.
+    The folder appears only when it is complete: until then, files are written to a temporary sibling folder.
 
     Args:
       folder: must not exist yet, or be empty; missing parents are made.
-      products: how many, from 1.
+      products: the number of products, at least 1.
       seed: any integer.
       progress: wraps the products while they are drawn, as `tqdm` does.
 
     Raises:
-      UserError: `folder` holds something already, or `products` is less than 1.
+      UserError: `folder` is not empty, or `products` is less than 1.
     """
     if products < 1:
-        raise UserError(f"A drawn catalogue needs at least 1 product, not {products}.")
+        raise UserError(f"a drawn catalogue needs at least 1 product, not {products}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; give the drawn catalogue a folder of its own.")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -76,7 +76,7 @@ def _write(folder: Path, products: int, seed: int, progress: Callable[[Iterable]
             table.writerow(drawing.row)
             truth[drawing.row["id"]] = drawing.truth
             picture = Image.fromarray(drawing.canvas.pixels.astype(np.uint8))
-            # The tables and the sampling are said out loud, so that no default of some Pillow decides the bytes.
+            # Quality and subsampling are explicit, so that the bytes do not depend on the defaults of a Pillow version.
             picture.save(folder / "images" / f"{drawing.row['id']}.jpg", quality=90, subsampling=0, optimize=False)
     lines = ",\n".join(f"{json.dumps(product)}: {json.dumps(entry)}" for product, entry in truth.items())
     (folder / "truth.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")

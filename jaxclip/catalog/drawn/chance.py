@@ -10,26 +10,26 @@ T = TypeVar("T")
 class Chance:
     """A stream of choices that is a pure function of its seeds.
 
-    Only `random.Random.random` is asked, the one method whose sequence Python promises to keep for a seed.
+    It uses `random.Random.random` only: the one method whose sequence for a seed Python promises never to change.
     """
 
     def __init__(self, *seeds: int | str):
         self._random = random.Random("/".join(str(seed) for seed in seeds)).random
 
     def between(self, low: int, high: int) -> int:
-        """An integer from `low` to `high`, both included."""
+        """Returns an integer from `low` to `high`, both included."""
         return low + int(self._random() * (high - low + 1))
 
     def happens(self, percent: int) -> bool:
-        """True in `percent` of a hundred cases."""
+        """Returns True with a probability of `percent` in a hundred."""
         return self._random() * 100 < percent
 
     def pick(self, options: Sequence[T]) -> T:
-        """One of `options`, all equally likely."""
+        """Returns one of `options`, all equally likely."""
         return options[int(self._random() * len(options))]
 
     def shuffled(self, options: Sequence[T]) -> list[T]:
-        """All of `options` in a random order."""
+        """Returns all of `options` in a random order."""
         shuffled = list(options)
         for last in range(len(shuffled) - 1, 0, -1):
             other = self.between(0, last)

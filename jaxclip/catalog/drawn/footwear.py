@@ -1,12 +1,12 @@
 """Shoes from the side, toe to the right, and flip flops from above."""
 
 from jaxclip.catalog.drawn.canvas import Canvas
-from jaxclip.catalog.drawn.item import Item
+from jaxclip.catalog.drawn.item import DrawnItem
 from jaxclip.catalog.drawn.outlines import ROUND, ellipse, mirrored, path, rectangle, ribbon, rounded
-from jaxclip.catalog.drawn.palette import Colour, shaded
+from jaxclip.catalog.drawn.palette import PaletteColour, shaded
 
 
-def sneaker(canvas: Canvas, item: Item) -> None:
+def sneaker(canvas: Canvas, item: DrawnItem) -> None:
     """Draws a sneaker, low or high, with laces and a sole of another colour."""
     high = item.has("High-Top")
     top = -330 if high else -130
@@ -41,7 +41,7 @@ def sneaker(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, -215, 110, item.main.rgb, 92)
 
 
-def heel(canvas: Canvas, item: Item) -> None:
+def heel(canvas: Canvas, item: DrawnItem) -> None:
     """Draws a pump on a stiletto, a block heel or a wedge."""
     if item.has("Wedge"):
         support = [(-420, -60), (-120, 130, 200), (140, 290), (480, 330), (490, 372), (-400, 372)]
@@ -76,7 +76,7 @@ def heel(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, 330, 275, item.main.rgb, 66)
 
 
-def boot(canvas: Canvas, item: Item) -> None:
+def boot(canvas: Canvas, item: DrawnItem) -> None:
     """Draws a boot, ankle-high or knee-high, with a heel for women."""
     top = -560 if item.has("Knee") else -230
     rise = 60 if item.gender == "Women" else 0
@@ -113,12 +113,12 @@ def boot(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, -215, 200 - rise // 2, item.main.rgb, 84)
 
 
-def flip_flops(canvas: Canvas, item: Item) -> None:
+def flip_flops(canvas: Canvas, item: DrawnItem) -> None:
     """Draws a pair of flip flops from above."""
     sole = [(0, -500, 200), (170, -480, 200), (215, -250, 250), (150, 60, 300), (165, 330, 200), (60, 500, 200),
             (-90, 490, 200),
             (-135, 300, 250), (-110, 0, 300), (-165, -250, 300), (-130, -480, 200)]  # fmt: skip
-    rim = Colour(item.main.name, shaded(item.main.rgb, 70))
+    rim = PaletteColour(item.main.name, shaded(item.main.rgb, 70))
     for side in (-1, 1):
         outline = rounded([(x + 245, y) for x, y, _ in sole], ROUND)
         inner = rounded([(x * 86 // 100 + 245, y * 93 // 100) for x, y, _ in sole], ROUND)

@@ -1,64 +1,64 @@
-"""What a drawn product is, before it is drawn."""
+"""Descriptions of drawn products, from which their names and pictures are made."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from jaxclip.catalog.drawn.brands import Brand
 from jaxclip.catalog.drawn.canvas import Canvas
-from jaxclip.catalog.drawn.palette import CLOTH, Colour
+from jaxclip.catalog.drawn.palette import CLOTH, PaletteColour
 from jaxclip.catalog.drawn.patterns import SOLID, Cloth
 
 
 @dataclass(frozen=True)
-class Item:
-    """One product: all that its name says and all that its picture shows.
+class DrawnItem:
+    """Everything that the name and the picture of one product show.
 
     Attributes:
       gender: "Men", "Women" or "Unisex".
-      brand: whose emblem it bears.
+      brand: the brand whose emblem it carries.
       main: the colour by which the catalogue lists it.
       cloth: the pattern on its main part.
-      traits: what the kind leaves open, in the words of the name ("Long Sleeve"), by trait; "" is the usual form.
-      colours: the colour of parts that have their own, by role.
+      traits: trait -> its words in the name, such as "Long Sleeve"; "" for the usual form.
+      colours: role -> colour, for parts that differ from the main colour.
     """
 
     gender: str
     brand: Brand
-    main: Colour
+    main: PaletteColour
     cloth: Cloth
     traits: Mapping[str, str]
-    colours: Mapping[str, Colour]
+    colours: Mapping[str, PaletteColour]
 
     def has(self, words: str) -> bool:
-        """Whether `words` are among the traits' words."""
+        """Returns whether any trait's words contain `words`."""
         return any(words in trait for trait in self.traits.values())
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of product: its columns in the catalogue, what varies, and how it is drawn.
+    """A kind of product: its columns in the catalogue, its variations, and how it is drawn.
 
     Attributes:
       columns: masterCategory, subCategory and articleType.
       name: the product's name after brand and gender; {cloth} stands for colour and pattern, {ROLE} for the colour of
         a role, {TRAIT} for the words of a trait, which may name roles themselves.
-      draw: puts a product of this kind on a canvas.
+      draw: draws a product of this kind on a canvas.
       traits: the words a trait can take.
       colours: the palette of the main colour.
       roles: the palette of each part that has its own colour.
-      patterns: what its cloth can bear besides being plain.
-      genders: for whom it is made.
-      usage: what it can be used for.
+      patterns: the patterns that its cloth may have besides plain.
+      genders: the genders it is made for.
+      usage: its possible values of the column usage.
       mirrors: whether it may face either way.
       size: how large it is photographed, in percent.
     """
 
     columns: tuple[str, str, str]
     name: str
-    draw: Callable[[Canvas, Item], None]
+    draw: Callable[[Canvas, DrawnItem], None]
     traits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    colours: tuple[Colour, ...] = CLOTH
-    roles: Mapping[str, tuple[Colour, ...]] = field(default_factory=dict)
+    colours: tuple[PaletteColour, ...] = CLOTH
+    roles: Mapping[str, tuple[PaletteColour, ...]] = field(default_factory=dict)
     patterns: tuple[str, ...] = ()
     genders: tuple[str, ...] = ("Men", "Women")
     usage: tuple[str, ...] = ("Casual",)
@@ -66,8 +66,8 @@ class Kind:
     size: int = 100
 
 
-def name_of(item: Item, kind: Kind) -> str:
-    """The product's name, such as "Kestrane Men Brown Leather Strap Green Dial Watch"."""
+def name_of(item: DrawnItem, kind: Kind) -> str:
+    """Returns the product's name, such as "Kestrane Men Brown Leather Strap Green Dial Watch"."""
     cloth = item.main.name
     if item.cloth.pattern != SOLID:
         cloth = f"{cloth} & {item.cloth.second.name} {item.cloth.pattern}"

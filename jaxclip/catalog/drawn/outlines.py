@@ -1,7 +1,7 @@
-"""Closed outlines from a few control points, in integers.
+"""Closed outlines from a few control points, in integer arithmetic.
 
 Coordinates are in tenths of a pixel of a product drawn at full size, from the middle of the picture, y downwards. An
-outline is an array of points, (N, 2) int64, in FINE-ths of that unit; many of one form are (copies, N, 2).
+outline is an array of points, (N, 2) int64, in 1/FINE of that unit; copies of one outline are (copies, N, 2).
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 
 FINE = 32
-ROUND = 10_000  # A radius that no edge is long enough for: the curve then only touches the middles of its edges.
+ROUND = 10_000  # Larger than any edge: the curve then touches only the midpoints of the edges.
 _STEPS = 6
 
 Point = tuple[int, int] | tuple[int, int, int]
 
 
 def rounded(points: Sequence[Point], radius: int = 20) -> np.ndarray:
-    """The closed outline through `points`, corners rounded by `radius`, or by a point's own third number."""
+    """Returns the closed outline through `points`, corners rounded by `radius`, or by a point's own third number."""
     corner = np.array([point[:2] for point in points], np.int64) * FINE
     wanted = np.array([point[2] if len(point) > 2 else radius for point in points], np.int64)[:, None] * FINE
     before = np.concatenate([corner[-1:], corner[:-1]]) - corner
@@ -50,13 +50,13 @@ def _distinct(points: np.ndarray) -> np.ndarray:
 
 
 def path(points: Sequence[Point], radius: int = ROUND) -> np.ndarray:
-    """An open curve from the first of `points` to the last, for `ribbon`."""
+    """Returns an open curve from the first of `points` to the last, for `ribbon`."""
     first, *middle, last = points
     return rounded([(*first[:2], 0), *middle, (*last[:2], 0)], radius)
 
 
 def ribbon(line: np.ndarray, width: int, closed: bool = False) -> np.ndarray:
-    """The outline of a line of some `width` along `line`."""
+    """Returns the outline of a stroke of this `width` along `line`."""
     if closed:
         line = np.concatenate([line, line[:1]])
     line = _distinct(line)
@@ -68,24 +68,24 @@ def ribbon(line: np.ndarray, width: int, closed: bool = False) -> np.ndarray:
 
 
 def mirrored(outline: np.ndarray) -> np.ndarray:
-    """`outline` with left and right exchanged."""
+    """Returns `outline` with left and right exchanged."""
     return outline * np.array([-1, 1])
 
 
 def symmetric(points: Sequence[Point], radius: int = 20) -> np.ndarray:
-    """The closed outline of which `points` give the right half, from top to bottom."""
+    """Returns the closed, symmetric outline whose right half is `points`, from top to bottom."""
     left = [(-point[0], *point[1:]) for point in reversed(points) if point[0] != 0]
     return rounded([*points, *left], radius)
 
 
 def rectangle(left: int, top: int, right: int, bottom: int, radius: int = 0) -> np.ndarray:
-    """A rectangle, its corners rounded by `radius`."""
+    """Returns a rectangle with corners rounded by `radius`."""
     corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
     return rounded(corners, radius) if radius else np.array(corners, np.int64) * FINE
 
 
 def ellipse(x: int, y: int, horizontal: int, vertical: int) -> np.ndarray:
-    """An ellipse around (x, y) with these radii."""
+    """Returns an ellipse around (x, y) with these radii."""
     across, down = horizontal * 5 // 12, vertical * 5 // 12
     right = [
         (x + across, y - vertical),
@@ -98,16 +98,16 @@ def ellipse(x: int, y: int, horizontal: int, vertical: int) -> np.ndarray:
 
 
 def placed(outline: np.ndarray, x: int, y: int, percent: int = 100) -> np.ndarray:
-    """`outline` made `percent` as large and moved to (x, y)."""
+    """Returns `outline` scaled to `percent` and moved to (x, y)."""
     return outline * percent // 100 + np.array([x, y]) * FINE
 
 
 def repeated(outline: np.ndarray, spots: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Copies of `outline` moved to each of `spots`."""
+    """Returns copies of `outline` moved to each of `spots`."""
     return outline + np.array(spots, np.int64).reshape(-1, 1, 2) * FINE
 
 
 def bounds(outlines: Sequence[np.ndarray]) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of `outlines` together, in whole units."""
+    """Returns left, top, right and bottom of all `outlines` together, in whole units."""
     every = np.concatenate([outline.reshape(-1, 2) for outline in outlines]) // FINE
     return (*every.min(axis=0).tolist(), *every.max(axis=0).tolist())

@@ -1,4 +1,4 @@
-"""Colours, under the names by which product catalogues call them."""
+"""Colours under the names that product catalogues use."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from jaxclip.catalog.drawn.chance import Chance
 
 
 class RGB(NamedTuple):
-    """A colour, 0 to 255 each."""
+    """A colour; each channel is 0 to 255."""
 
     red: int
     green: int
@@ -15,15 +15,15 @@ class RGB(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Colour:
-    """A colour and the word for it."""
+class PaletteColour:
+    """A colour and its name."""
 
     name: str
     rgb: RGB
 
 
-def _colours(**named: tuple[int, int, int]) -> tuple[Colour, ...]:
-    return tuple(Colour(name.replace("_", " "), RGB(*rgb)) for name, rgb in named.items())
+def _colours(**named: tuple[int, int, int]) -> tuple[PaletteColour, ...]:
+    return tuple(PaletteColour(name.replace("_", " "), RGB(*rgb)) for name, rgb in named.items())
 
 
 CLOTH = _colours(
@@ -53,35 +53,37 @@ INK = RGB(44, 44, 50)
 
 
 def shaded(rgb: RGB, percent: int) -> RGB:
-    """`rgb` made darker (percent < 100) or lighter (percent > 100), never beyond white."""
+    """Returns `rgb` made darker (percent < 100) or lighter (percent > 100), never beyond white."""
     if percent <= 100:
         return RGB(*(channel * percent // 100 for channel in rgb))
     return RGB(*(channel + (255 - channel) * min(percent - 100, 100) // 100 for channel in rgb))
 
 
 def edge_of(rgb: RGB) -> RGB:
-    """The colour of the line around a part in `rgb`: darker, but lighter on what is nearly black."""
+    """Returns the outline colour of a part in `rgb`: darker, or lighter if the part is nearly black."""
     return shaded(rgb, 62) if sum(rgb) > 170 else shaded(rgb, 124)
 
 
 def difference(first: RGB, second: RGB) -> int:
-    """How far apart two colours are, 0 to 765."""
+    """Returns the L1 distance of two colours, 0 to 765."""
     return sum(abs(a - b) for a, b in zip(first, second, strict=True))
 
 
-def contrasting(rgb: RGB, *wishes: RGB) -> RGB:
-    """The first of `wishes` that stands out against `rgb`; white or ink where none does."""
-    for wish in wishes:
-        if difference(rgb, wish) >= 200:
-            return wish
+def contrasting(rgb: RGB, *preferences: RGB) -> RGB:
+    """Returns the first of `preferences` that stands out against `rgb`; white or ink if none does."""
+    for preference in preferences:
+        if difference(rgb, preference) >= 200:
+            return preference
     return INK if sum(rgb) > 380 else WHITE
 
 
-def another(colours: tuple[Colour, ...], than: Colour, chance: Chance) -> Colour:
-    """One of `colours` that nobody would take for `than`; any of them where all are near."""
+def another(colours: tuple[PaletteColour, ...], than: PaletteColour, chance: Chance) -> PaletteColour:
+    """Returns one of `colours` that is clearly different from `than`; any of them if none is."""
     return chance.pick([colour for colour in colours if difference(colour.rgb, than.rgb) >= 150] or colours)
 
 
-def dyed(colour: Colour, chance: Chance) -> Colour:
-    """`colour` as one dye bath gives it: the same name, each channel off by a few levels at most."""
-    return Colour(colour.name, RGB(*(min(255, max(0, channel + chance.between(-5, 5))) for channel in colour.rgb)))
+def dyed(colour: PaletteColour, chance: Chance) -> PaletteColour:
+    """Returns `colour` with the same name and each channel changed by a few levels at most, as dye lots vary."""
+    return PaletteColour(
+        colour.name, RGB(*(min(255, max(0, channel + chance.between(-5, 5))) for channel in colour.rgb))
+    )

@@ -1,4 +1,4 @@
-"""What is woven into or printed on a cloth."""
+"""Patterns that are woven into or printed on cloth."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxclip.catalog.drawn.outlines import FINE, ellipse, placed, rectangle, repeated, ribbon, rounded
-from jaxclip.catalog.drawn.palette import RGB, Colour, shaded
+from jaxclip.catalog.drawn.palette import RGB, PaletteColour, shaded
 
 SOLID = "Solid"
 PATTERNS = ("Striped", "Vertical Striped", "Checked", "Polka Dot", "Floral", "Zigzag", "Colourblock", "Camouflage")
@@ -21,7 +21,7 @@ _BLOBS = [
 
 @dataclass(frozen=True)
 class Figure:
-    """Outlines of one colour, laid over a cloth with `strength` of 256."""
+    """Outlines of one colour, blended over a cloth with opacity `strength` / 256."""
 
     outlines: list[np.ndarray]
     rgb: RGB
@@ -30,22 +30,22 @@ class Figure:
 
 @dataclass(frozen=True)
 class Cloth:
-    """A pattern in a second colour on a ground that is already there.
+    """A pattern in a second colour over a ground that is drawn first.
 
     Attributes:
       pattern: SOLID or one of PATTERNS.
-      ground: the colour it is laid on.
+      ground: the colour under the pattern.
       second: the pattern's own colour.
       size: the pattern's size in percent.
     """
 
     pattern: str
-    ground: Colour
-    second: Colour
+    ground: PaletteColour
+    second: PaletteColour
     size: int = 100
 
     def figures(self, box: tuple[int, int, int, int]) -> Iterator[Figure]:
-        """What is laid over the ground within `box`: left, top, right, bottom."""
+        """Yields the figures that are drawn over the ground within `box`: left, top, right, bottom."""
         rgb = self.second.rgb
         match self.pattern:
             case "Striped":

@@ -1,7 +1,7 @@
 """Antialiased filling of outlines in integer arithmetic.
 
-Pillow's own polygons go through single-precision floats, which one processor fuses and another does not; here
-nothing is rounded but quotients of integers, downwards, so that a picture is the same bytes everywhere.
+Pillow draws polygons in single-precision floats, whose results depend on whether the processor fuses multiply and
+add. Here only integer quotients are rounded, always down, so a picture has the same bytes on every machine.
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ class Mask:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the picture."""
+        """The rows and columns of the picture that the mask covers."""
         rows, columns = self.alpha.shape
         return slice(self.top, self.top + rows), slice(self.left, self.left + columns)
 
     def seen_by(self, other: "Mask") -> np.ndarray:
-        """This mask's coverage in the window of `other`, zero where they do not meet."""
+        """Returns this mask's coverage in the window of `other`, zero outside their overlap."""
         seen = np.zeros(other.alpha.shape, np.int32)
         top, left = max(self.top, other.top), max(self.left, other.left)
         bottom = min(self.top + self.alpha.shape[0], other.top + other.alpha.shape[0])
@@ -46,22 +46,22 @@ class Mask:
         return seen
 
     def within(self, other: "Mask") -> "Mask":
-        """What both cover."""
+        """Returns the intersection of both masks."""
         return Mask(self.alpha * other.seen_by(self) >> 8, self.top, self.left)
 
     def without(self, other: "Mask") -> "Mask":
-        """What this covers and `other` does not."""
+        """Returns this mask without the pixels that `other` covers."""
         return Mask(self.alpha * (256 - other.seen_by(self)) >> 8, self.top, self.left)
 
 
 def coverage(points: np.ndarray, lengths: Sequence[int], height: int, width: int) -> Mask:
-    """The mask of the union of closed outlines, clipped to the picture.
+    """Returns the mask of the union of closed outlines, clipped to the picture.
 
     Args:
-      points: (N, 2) integers, x and y in PIXEL-ths of a pixel, one outline after the other.
-      lengths: how many points each outline has.
-      height: of the picture.
-      width: of the picture.
+      points: (N, 2) integers, x and y in 1/PIXEL of a pixel, one outline after the other.
+      lengths: the number of points of each outline.
+      height: height of the picture in pixels.
+      width: width of the picture in pixels.
     """
     start, end, turning = _edges(points, np.asarray(lengths))
     first = np.minimum(np.maximum((start[:, 1] + _STEP // 2 - 1) // _STEP, 0), height * _LINES)
@@ -93,7 +93,7 @@ def coverage(points: np.ndarray, lengths: Sequence[int], height: int, width: int
 
 
 def _edges(points: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start and end of each edge, and by edge which way its outline turns, 1 or -1."""
+    """Returns the start and end of each edge, and the orientation of its outline, 1 or -1."""
     behind = np.cumsum(lengths)
     ends = np.concatenate([points[1:], points[:1]])
     ends[behind - 1] = points[behind - lengths]

@@ -1,4 +1,4 @@
-"""From a seed and a number to a product: its row in the catalogue, its picture, and what is true of the picture."""
+"""Makes a product from a seed and a number: its row in the catalogue, its picture, and the ground truth."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from jaxclip.catalog.drawn.backgrounds import choose_background, paint_backgroun
 from jaxclip.catalog.drawn.brands import BRANDS
 from jaxclip.catalog.drawn.canvas import Canvas, Placement
 from jaxclip.catalog.drawn.chance import Chance
-from jaxclip.catalog.drawn.item import Item, Kind, name_of
+from jaxclip.catalog.drawn.item import DrawnItem, Kind, name_of
 from jaxclip.catalog.drawn.kinds import KINDS
 from jaxclip.catalog.drawn.palette import CLOTH, another, dyed
 from jaxclip.catalog.drawn.patterns import SOLID, Cloth
@@ -21,10 +21,10 @@ _SEASONS = ("Summer", "Fall", "Winter", "Spring")
 
 @dataclass(frozen=True)
 class Drawing:
-    """One product of the catalogue.
+    """One drawn product of the catalogue.
 
     Attributes:
-      row: its line in styles.csv, by column.
+      row: column -> value of its row in styles.csv.
       canvas: its picture.
       empty: the same background without the product and its shadow.
       truth: its entry in truth.json.
@@ -37,7 +37,7 @@ class Drawing:
 
 
 def product_row(seed: int, index: int) -> dict[str, str]:
-    """The line in styles.csv of product number `index` of the catalogue of `seed`, by column."""
+    """Returns the row in styles.csv of product number `index` of the catalogue of `seed`, by column."""
     kind = _kind(seed, index)
     item = _item(kind, Chance(seed, index, "item"))
     chance = Chance(seed, index, "row")
@@ -57,7 +57,7 @@ def product_row(seed: int, index: int) -> dict[str, str]:
 
 
 def draw_product(seed: int, index: int) -> Drawing:
-    """Product number `index` of the catalogue of `seed`, the same however many products the catalogue has."""
+    """Returns product `index` of the catalogue of `seed`, which does not depend on the catalogue's size."""
     kind = _kind(seed, index)
     item = _item(kind, Chance(seed, index, "item"))
     chance = Chance(seed, index, "photo")
@@ -80,15 +80,15 @@ def draw_product(seed: int, index: int) -> Drawing:
 
 
 def _kind(seed: int, index: int) -> Kind:
-    # Every run of len(KINDS) products holds each kind once, so that kinds are balanced in a catalogue of any size.
-    turn, place = divmod(index, len(KINDS))
-    return Chance(seed, turn, "kinds").shuffled(KINDS)[place]
+    # Each block of len(KINDS) products holds every kind once, so that kinds are balanced in a catalogue of any size.
+    block, position = divmod(index, len(KINDS))
+    return Chance(seed, block, "kinds").shuffled(KINDS)[position]
 
 
-def _item(kind: Kind, chance: Chance) -> Item:
+def _item(kind: Kind, chance: Chance) -> DrawnItem:
     main = dyed(chance.pick(kind.colours), chance)
     pattern = chance.pick(kind.patterns) if kind.patterns and chance.happens(45) else SOLID
-    return Item(
+    return DrawnItem(
         gender=chance.pick(kind.genders),
         brand=chance.pick(BRANDS),
         main=main,

@@ -1,18 +1,18 @@
-"""What is worn above the waist, and dresses."""
+"""T-shirts, shirts, sweatshirts, jackets and dresses."""
 
 import numpy as np
 
 from jaxclip.catalog.drawn.canvas import Canvas
-from jaxclip.catalog.drawn.item import Item
+from jaxclip.catalog.drawn.item import DrawnItem
 from jaxclip.catalog.drawn.outlines import ROUND, ellipse, mirrored, path, rectangle, ribbon, rounded, symmetric
-from jaxclip.catalog.drawn.palette import Colour, contrasting, shaded
+from jaxclip.catalog.drawn.palette import PaletteColour, contrasting, shaded
 from jaxclip.catalog.drawn.raster import Mask
 
 _SHORT = [(180, -500), (310, -455, 60), (490, -235), (375, -160), (255, -260)]
 _LONG = [(180, -500), (310, -455, 80), (440, -190, 300), (505, 330), (400, 352), (345, -60, 200), (250, -260)]
 
 
-def tshirt(canvas: Canvas, item: Item) -> None:
+def tshirt(canvas: Canvas, item: DrawnItem) -> None:
     """Draws a T-shirt, a polo or a sleeveless top."""
     _sleeves(canvas, item)
     _torso(canvas, item)
@@ -24,7 +24,7 @@ def tshirt(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, 0, -150, item.main.rgb, 100)
 
 
-def shirt(canvas: Canvas, item: Item) -> None:
+def shirt(canvas: Canvas, item: DrawnItem) -> None:
     """Draws a buttoned shirt with a collar."""
     _sleeves(canvas, item, cuffs=True)
     body = _torso(canvas, item, round_hem=True)
@@ -38,13 +38,13 @@ def shirt(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, -145, -150, item.main.rgb, 74)
 
 
-def sweatshirt(canvas: Canvas, item: Item) -> None:
+def sweatshirt(canvas: Canvas, item: DrawnItem) -> None:
     """Draws a sweatshirt with ribbed cuffs and hem, with or without a hood."""
     if item.has("Hooded"):
         _hood(canvas, item.main)
     _sleeves(canvas, item, cuffs=True)
     _torso(canvas, item)
-    hem = Colour(item.main.name, shaded(item.main.rgb, 88))
+    hem = PaletteColour(item.main.name, shaded(item.main.rgb, 88))
     canvas.part("hem", [rounded([(-282, 405), (282, 405), (272, 482), (-272, 482)], 14)], hem)
     ribs = [ribbon(path([(x, 412), (x, 476)]), 5) for x in range(-250, 260, 31)]
     canvas.detail(ribs, shaded(item.main.rgb, 70), 150)
@@ -58,8 +58,8 @@ def sweatshirt(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, 0, -95, item.main.rgb, 104)
 
 
-def jacket(canvas: Canvas, item: Item) -> None:
-    """Draws a zipped jacket, whose sleeves may have a colour of their own."""
+def jacket(canvas: Canvas, item: DrawnItem) -> None:
+    """Draws a zipped jacket, whose sleeves may have another colour."""
     if item.has("Hooded"):
         _hood(canvas, item.main)
     _sleeves(canvas, item, cuffs=True, colour=item.colours["sleeves"] if item.has("Sleeves") else None)
@@ -78,8 +78,8 @@ def jacket(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, -140, -160, item.main.rgb, 82)
 
 
-def dress(canvas: Canvas, item: Item) -> None:
-    """Draws a dress: mini, knee-long or maxi, perhaps with a belt."""
+def dress(canvas: Canvas, item: DrawnItem) -> None:
+    """Draws a dress: mini, knee-length or maxi, with or without a belt."""
     hem = 250 if item.has("Mini") else 690 if item.has("Maxi") else 470
     wide = 330 if item.has("Mini") else 400 if item.has("Maxi") else 375
     _sleeves(canvas, item, lift=100, squeeze=82)
@@ -97,7 +97,7 @@ def dress(canvas: Canvas, item: Item) -> None:
     item.brand.sign(canvas, 0, -290, item.main.rgb, 70)
 
 
-def _torso(canvas: Canvas, item: Item, round_hem: bool = False) -> Mask:
+def _torso(canvas: Canvas, item: DrawnItem, round_hem: bool = False) -> Mask:
     waist = [(222, 60, 260)] if item.gender == "Women" else [(285, 60, 200)]
     shoulder = (262, -462, 30) if item.gender == "Women" else (300, -455, 30)
     hem = [(282, 440, 60), (150, 500, 200), (0, 520, ROUND)] if round_hem else [(284, 470), (0, 482, ROUND)]
@@ -115,7 +115,12 @@ def _torso(canvas: Canvas, item: Item, round_hem: bool = False) -> Mask:
 
 
 def _sleeves(
-    canvas: Canvas, item: Item, cuffs: bool = False, colour: Colour | None = None, lift: int = 0, squeeze: int = 100
+    canvas: Canvas,
+    item: DrawnItem,
+    cuffs: bool = False,
+    colour: PaletteColour | None = None,
+    lift: int = 0,
+    squeeze: int = 100,
 ) -> None:
     kind = item.traits.get("sleeves", "Long Sleeve")
     if kind == "Sleeveless":
@@ -142,8 +147,8 @@ def _cuff(long: bool, narrow: int, squeeze: int, lift: int) -> np.ndarray:
     return rounded([((x - narrow) * squeeze // 100, y - lift) for x, y in points], 10)
 
 
-def _neck(canvas: Canvas, colour: Colour, kind: str, top: int = -505, half: int = 105) -> None:
-    back = Colour(colour.name, shaded(colour.rgb, 62))
+def _neck(canvas: Canvas, colour: PaletteColour, kind: str, top: int = -505, half: int = 105) -> None:
+    back = PaletteColour(colour.name, shaded(colour.rgb, 62))
     depth = 230 if kind == "V-Neck" else 125
     bend = 0 if kind == "V-Neck" else 90
     front = [(-half, top), (-half * 3 // 4, top + depth, bend), (half * 3 // 4, top + depth, bend), (half, top)]
@@ -155,22 +160,22 @@ def _neck(canvas: Canvas, colour: Colour, kind: str, top: int = -505, half: int 
     canvas.detail([ribbon(path([(-half, top), (0, top + 40), (half, top)]), 24)], shaded(colour.rgb, 76))
 
 
-def _collar(canvas: Canvas, colour: Colour) -> None:
-    back = Colour(colour.name, shaded(colour.rgb, 60))
+def _collar(canvas: Canvas, colour: PaletteColour) -> None:
+    back = PaletteColour(colour.name, shaded(colour.rgb, 60))
     canvas.part("neckline", [rounded([(-100, -510), (100, -510), (0, -400)], 20)], back, line=0)
     canvas.detail([ribbon(path([(-104, -514), (0, -488), (104, -514)]), 44)], shaded(colour.rgb, 80))
     flap = rounded([(104, -540), (140, -490), (96, -360), (4, -420), (60, -470)], 8)
     canvas.part("collar", [mirrored(flap), flap], colour)
 
 
-def _polo(canvas: Canvas, item: Item) -> None:
+def _polo(canvas: Canvas, item: DrawnItem) -> None:
     canvas.part("placket", [rectangle(-34, -440, 34, -250, 8)], item.main)
     dots = [ellipse(0, y, 11, 11) for y in (-370, -300)]
     canvas.detail(dots, contrasting(item.main.rgb, (245, 245, 240)))
     _collar(canvas, item.main)
 
 
-def _hood(canvas: Canvas, colour: Colour) -> None:
+def _hood(canvas: Canvas, colour: PaletteColour) -> None:
     outer = symmetric([(0, -690, ROUND), (150, -690, 140), (200, -500, 120), (130, -400, 40), (0, -380, 40)])
     canvas.part("hood", [outer], colour)
     inner = symmetric([(0, -640, ROUND), (98, -640, 90), (128, -500, 80), (80, -420, 40), (0, -400, 40)])

@@ -1,4 +1,4 @@
-"""Readers of raw catalogues, one file for each layout, by the name that `--config.data.reader` takes."""
+"""Readers of raw catalogues, one file per layout, by the name that `--config.data.reader` takes."""
 
 from jaxclip.catalog.product import Reader
 from jaxclip.catalog.readers import (

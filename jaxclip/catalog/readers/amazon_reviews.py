@@ -21,16 +21,16 @@ SOURCE = (
 )
 URLS = ("imageURLHighRes", "imageURL", "imUrl")
 _TAG = re.compile(r"<[^>]*>")
-LONGEST_TITLE = 1000  # letters; what is longer is a page that was scraped by mistake
+LONGEST_TITLE = 1000  # characters; anything longer is a web page that was scraped by mistake
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the products of all `meta_*.json.gz` in their order, and what is odd as it is met.
+    """Yields the products of all `meta_*.json.gz` in file order, and each oddity where it occurs.
 
     The caption is the title. A product's photo is the first of its URLs whose file is in `images/`, else
-    `images/ASIN.jpg`; one without any is yielded with a photo that is missing, so that it is counted. Attributes:
-    brand, the number of reviews and their mean rating where the reviews are there. The category is the deepest of
-    the product's own.
+    `images/ASIN.jpg`; a product without any photo is yielded with that path, so that it is counted as missing.
+    Attributes: brand and, if the review file is present, the number of reviews and their mean rating. The category is
+    the deepest usable level of the product's own category list.
 
     Raises:
       UserError: no metadata, no `images/`, or `columns` is not empty.
@@ -38,7 +38,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     layout.check(path, columns, ["images/"], dataset="Amazon Review Data", source=SOURCE)
     tables = sorted(path.glob("meta_*.json.gz"))
     if not tables:
-        raise UserError(f"{path} is no Amazon Review Data: it lacks meta_*.json.gz. {SOURCE}")
+        raise UserError(f"{path} is not a copy of Amazon Review Data: it lacks meta_*.json.gz. {SOURCE}")
     photos = {file.name: file for file in (path / "images").rglob("*") if file.suffix.lower() in SUFFIXES}
     seen: set[str] = set()
     for table in tables:
@@ -51,19 +51,23 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
                 yield Oddity(where, entry, dropped=True)
                 continue
             asin, title = str(entry.get("asin") or ""), _text(entry.get("title"))
-            wrong = _wrong(asin, title, seen)
-            if wrong:
-                yield Oddity(f"{where} {asin}".rstrip(), wrong, dropped=True)
+            problem = _problem(asin, title, seen)
+            if problem:
+                yield Oddity(f"{where} {asin}".rstrip(), problem, dropped=True)
                 continue
             seen.add(asin)
             yield Product(
-                asin, _photo(entry, asin, photos, path), (title,), _category(entry), _known(entry, ratings, asin)
+                asin,
+                _photo(entry, asin, photos, path),
+                (title,),
+                _category(entry),
+                _review_attributes(entry, ratings, asin),
             )
     if not seen:
         raise UserError(f"{path} holds no product with a title in meta_*.json.gz.")
 
 
-def _wrong(asin: str, title: str, seen: set[str]) -> str:
+def _problem(asin: str, title: str, seen: set[str]) -> str:
     if not asin:
         return "product without an ASIN"
     if asin in seen:
@@ -74,7 +78,7 @@ def _wrong(asin: str, title: str, seen: set[str]) -> str:
 
 
 def _read_ratings(reviews: Path, ratings: dict[str, tuple[int, float]]) -> Iterator[Oddity]:
-    """Adds to each product's number of reviews and sum of ratings; yields the lines that are odd."""
+    """Adds each review to its product's (number of reviews, sum of ratings); yields malformed lines as oddities."""
     for where, entry in _lines(reviews):
         if isinstance(entry, str):
             yield Oddity(where, entry, dropped=False)
@@ -84,7 +88,7 @@ def _read_ratings(reviews: Path, ratings: dict[str, tuple[int, float]]) -> Itera
 
 
 def _lines(file: Path) -> Iterator[tuple[str, dict | str]]:
-    """Yields (file:line, the line's object) without ever holding the file; in place of an object, what is wrong."""
+    """Streams (file:line, the line's JSON object); a malformed line gives a description of the problem instead."""
     number = 0
     try:
         with gzip.open(file, "rt", encoding="utf-8", errors="replace") as lines:
@@ -114,12 +118,12 @@ def _category(entry: Mapping) -> str:
     names = entry.get("category") or entry.get("categories") or []
     while names and isinstance(names[0], list):
         names = names[0]
-    # Below the third level it holds sentences of the description.
+    # Below the third level the list holds sentences of the description.
     known = [_text(name) for name in names[:3]] if isinstance(names, list) else [_text(names)]
     return next((name for name in reversed(known) if name), "")
 
 
-def _known(entry: Mapping, ratings: Mapping[str, tuple[int, float]], asin: str) -> dict[str, str]:
+def _review_attributes(entry: Mapping, ratings: Mapping[str, tuple[int, float]], asin: str) -> dict[str, str]:
     brand = _text(entry.get("brand"))
     known = {"brand": brand} if brand else {}
     if asin in ratings:

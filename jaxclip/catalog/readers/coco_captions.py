@@ -1,4 +1,4 @@
-"""COCO Captions (Chen et al. 2015): about five sentences for each photo."""
+"""COCO Captions (Chen et al. 2015): about five captions per photo."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,14 +15,14 @@ SOURCE = (
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the photos in the order of the caption files, with all their sentences, and what is odd as it is met.
+    """Yields the photos in the order of the caption files, with all their captions, and each oddity where it occurs.
 
-    The attribute `partition` is the end of a caption file's name, as `val2017` of `captions_val2017.json`, and photos
-    are looked for in the folder of that name, else in `images/`. Where there is a `dataset_coco.json`, it holds
-    instead.
+    The attribute `partition` is the end of the caption file's name: `val2017` for `captions_val2017.json`. Photos are
+    looked up in the folder of that name, or in `images/` if there is none. If `dataset_coco.json` exists, it is read
+    instead of the caption files.
 
     Raises:
-      UserError: no caption files, or one in another format, or `columns` is not empty.
+      UserError: there are no caption files, one has another format, or `columns` is not empty.
     """
     layout.check(path, columns, ["./"], dataset="COCO Captions", source=SOURCE)
     if (path / "dataset_coco.json").is_file():
@@ -30,7 +30,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         return
     files = sorted(path.glob("annotations/captions_*.json"))
     if not files:
-        raise UserError(f"{path} is no COCO Captions: it lacks annotations/captions_*.json. {SOURCE}")
+        raise UserError(f"{path} is not a copy of COCO Captions: it lacks annotations/captions_*.json. {SOURCE}")
     for file in files:
         yield from _photos(file, path)
 

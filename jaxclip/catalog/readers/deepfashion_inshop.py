@@ -1,4 +1,4 @@
-"""DeepFashion In-shop Clothes Retrieval (Liu et al. 2016): several photos of each article, and its description."""
+"""DeepFashion In-shop Clothes Retrieval (Liu et al. 2016): several photos and a description per article."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,25 +14,25 @@ SOURCE = (
     "into it."
 )
 DESCRIPTIONS, PARTITION = "Anno/list_description_inshop.json", "Eval/list_eval_partition.txt"
-FEWEST_LETTERS = 3  # lines of a description that say something
+FEWEST_LETTERS = 3  # shorter lines of a description carry no information
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the photos in the order of the partition list, and what is odd as it is met.
+    """Yields the photos in the order of the partition list, and each oddity where it occurs.
 
     The caption is the article's description, its lines joined; the category is the photo's folder, as in
     `img/WOMEN/Dresses/id_00000002/02_1_front.jpg`. Photos of one article are one group. Attributes: gender, view,
-    colours (of the article, where it has several they are joined) and `partition` (train, query or gallery). The
-    dataset's own partition never divides an article either.
+    colours (all of the article's, joined by commas) and `partition` (train, query or gallery). The
+    dataset's own partition never divides an article.
 
     Raises:
       UserError: a file is missing or is not in the dataset's format, or `columns` is not empty.
     """
     needed = [DESCRIPTIONS, PARTITION]
-    layout.check(path, columns, needed, dataset="DeepFashion In-shop dataset", source=SOURCE)
+    layout.check(path, columns, needed, dataset="the DeepFashion In-shop dataset", source=SOURCE)
     images = next((folder for folder in (path / "img", path / "Img" / "img") if folder.is_dir()), None)
     if images is None:
-        raise UserError(f"{path} is no DeepFashion In-shop dataset: it lacks img/. {SOURCE}")
+        raise UserError(f"{path} is not a copy of the DeepFashion In-shop dataset: it lacks img/. {SOURCE}")
     described = _descriptions(path / DESCRIPTIONS)
     found = False
     for number, line in enumerate((path / PARTITION).read_text(encoding="utf-8").splitlines(), start=1):
@@ -48,20 +48,20 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         if not texts:
             yield Oddity(where, "article without a description", dropped=True)
             continue
-        place = Path(photo).relative_to("img")
-        gender, category = (place.parts[0], place.parts[1]) if len(place.parts) > 3 else ("", "")
-        attributes = {"partition": partition, "view": place.stem.rpartition("_")[2]}
+        photo_path = Path(photo).relative_to("img")
+        gender, category = (photo_path.parts[0], photo_path.parts[1]) if len(photo_path.parts) > 3 else ("", "")
+        attributes = {"partition": partition, "view": photo_path.stem.rpartition("_")[2]}
         attributes |= {"gender": gender} if gender else {}
         attributes |= {"colours": ", ".join(colours)} if colours else {}
         found = True
-        id_ = place.with_suffix("").as_posix()
-        yield Product(id_, images / place, tuple(texts), category.replace("_", " "), attributes, item)
+        id_ = photo_path.with_suffix("").as_posix()
+        yield Product(id_, images / photo_path, tuple(texts), category.replace("_", " "), attributes, item)
     if not found:
         raise UserError(f"{path / PARTITION} lists no photo with a description.")
 
 
 def _descriptions(file: Path) -> dict[str, tuple[list[str], list[str]]]:
-    """Returns article -> (its descriptions, its colours), each once and in the file's order."""
+    """Returns article -> (its descriptions, its colours), without duplicates, in file order."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
         described: dict[str, tuple[list[str], list[str]]] = {}

@@ -1,4 +1,4 @@
-"""DeepFashion-MultiModal (Jiang et al. 2022): photos of people, each described, with labels of shape and cloth."""
+"""DeepFashion-MultiModal (Jiang et al. 2022): captioned photos of people, with labels of shape and fabric."""
 
 import json
 import re
@@ -27,7 +27,7 @@ SHAPES = {
     "cardigan": ("yes", "no"),
     "coversNavel": ("no", "yes"),
 }
-"""Attribute -> the meanings of its numbers; a number past the last one means that the part is not visible."""
+"""Attribute -> the meanings of its numbers; a number beyond the last means that the part is not visible."""
 NECKLINE = list(SHAPES).index("neckline")
 FABRICS = ("denim", "cotton", "leather", "furry", "knitted", "chiffon", "other")
 PATTERNS = ("floral", "graphic", "striped", "pure color", "lattice", "other", "color block")
@@ -41,11 +41,11 @@ _NAME = re.compile(r"(?P<item>(?P<gender>[^-]+)-(?P<category>.+)-id_\d+)-\d+_\d+
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the photos of `captions.json` in its order, then what is odd.
+    """Yields the photos of `captions.json` in file order, and the oddities.
 
     Photos of one article are one group, and its category is in the file name, as in
-    `WOMEN-Dresses-id_00000002-02_1_front.jpg`. Attributes come from `labels/` as far as it is there; what the labels
-    call not visible is absent.
+    `WOMEN-Dresses-id_00000002-02_1_front.jpg`. Attributes come from the files of `labels/` that exist; a part
+    labelled as not visible has no attribute.
 
     Raises:
       UserError: `captions.json` or `images/` is missing or unreadable, or `columns` is not empty.
@@ -78,7 +78,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
 
 
 def _read_labels(file: Path, meanings: Mapping[str, Sequence[str]], labels: dict[str, dict[str, str]]):
-    """Adds a file's labels to those of each photo; yields the rows that are odd."""
+    """Adds the labels in a file to each photo's attributes in `labels`; yields malformed rows as oddities."""
     rows: list[tuple[str, list[int]]] = []
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         photo, *values = line.split() or [""]
@@ -88,7 +88,7 @@ def _read_labels(file: Path, meanings: Mapping[str, Sequence[str]], labels: dict
             yield Oddity(f"{file.name}:{number}", f"row without {len(meanings)} numbers", dropped=False)
             continue
         rows.append((photo, [int(value) for value in values]))
-    # The dataset's own page leaves out number 3 of the neckline; files that use it count without that gap.
+    # The dataset's documentation skips neckline number 3. If a file uses 3, its numbers have no such gap.
     gap = meanings is SHAPES and not any(values[NECKLINE] == 3 for _, values in rows)
     for photo, values in rows:
         if gap and values[NECKLINE] > 3:

@@ -1,4 +1,4 @@
-"""Digikala colours: product photos in one folder for each colour, without a word of text."""
+"""Digikala colours: product photos without any text, in one folder per colour."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -7,19 +7,19 @@ from pathlib import Path
 from jaxclip.catalog.product import Oddity, Product
 from jaxclip.catalog.readers import folder, layout
 
-SOURCE = "Fetch Digikala's colour classification photos from Kaggle and unpack them: one folder of photos a colour."
+SOURCE = "Fetch Digikala's colour classification photos from Kaggle and unpack them: one folder of photos per colour."
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the photos sorted by path: a gallery without captions, to be searched and not to be trained on.
+    """Yields the photos sorted by path: a gallery without captions, which can be searched but not trained on.
 
-    The folder's name is the attribute `baseColour`. Photos of a colour are no group: being red does not make two
-    products the same.
+    The folder's name becomes the attribute `baseColour`. Photos of one colour do not form a group: two red products are
+    not the same product.
 
     Raises:
       UserError: `path` is not a folder or holds no photo, or `columns` is not empty.
     """
-    layout.check(path, columns, ["./"], dataset="folder of Digikala photos", source=SOURCE)
+    layout.check(path, columns, ["./"], dataset="Digikala's colour photos", source=SOURCE)
     for found in folder.read(path, {}):
         if isinstance(found, Product):
             colour = folder.humanise(found.category.rpartition("/")[2])

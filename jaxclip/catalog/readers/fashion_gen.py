@@ -1,4 +1,4 @@
-"""Fashion-Gen (Rostamzadeh et al. 2018): photos and their texts in HDF5 files, read a row at a time."""
+"""Fashion-Gen (Rostamzadeh et al. 2018): photos and texts in HDF5 files; pictures are read one row at a time."""
 
 import io
 import math
@@ -29,8 +29,8 @@ ATTRIBUTES = {
     "input_department": "department",
     "input_pose": "view",
 }
-"""Dataset of the file -> attribute."""
-BLOCK = 4096  # rows of text read at once
+"""HDF5 dataset -> attribute of the product."""
+BLOCK = 4096  # rows of text per read
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ class HDF5Image:
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the photos of an HDF5 file, or of all in a folder sorted by name, and what is odd as it is met.
+    """Yields the photos of an HDF5 file, or of all `*.h5` in a folder sorted by name, and each oddity where it occurs.
 
     The caption is the description, HTML line breaks removed. Photos of one article (its product id) are one group.
     The attribute `partition` is the end of the file's name, as in `fashiongen_256_256_train.h5`.
 
     Raises:
-      UserError: no such file, one that is not HDF5 or lacks the pictures or descriptions, or `columns` is not empty.
+      UserError: there is no file, a file is not HDF5 or lacks the pictures or descriptions, or `columns` is not empty.
     """
     layout.check(path, columns, [], dataset="Fashion-Gen", source=SOURCE)
     files = [path] if path.is_file() else sorted(path.glob("*.h5"))
     if not files:
-        raise UserError(f"{path} is no Fashion-Gen: it holds no .h5 file. {SOURCE}")
+        raise UserError(f"{path} is not a copy of Fashion-Gen: it holds no .h5 file. {SOURCE}")
     for file in files:
         yield from _rows(file)
 
@@ -104,6 +104,6 @@ def _rows(file: Path) -> Iterator[Product | Oddity]:
 
 
 def _text(value: bytes | np.generic) -> str:
-    """Returns a value of the file as text: it holds Latin-1 bytes and numbers."""
+    """Returns a value of the file as text: the files hold Latin-1 bytes and numbers."""
     text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
     return layout.collapse(text.replace("<br>", " ").replace("<br/>", " "))

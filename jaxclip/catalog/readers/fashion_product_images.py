@@ -1,6 +1,7 @@
-"""Fashion Product Images (Param Aggarwal, Kaggle), in both its layouts.
+"""Fashion Product Images (Param Aggarwal, Kaggle), in both of its layouts.
 
-Small: `styles.csv` and `images/ID.jpg`. Full: `styles/ID.json` besides, which adds pattern and material.
+The small layout has `styles.csv` and `images/ID.jpg`; the full one also has `styles/ID.json`, which adds pattern and
+material.
 """
 
 import csv
@@ -18,15 +19,15 @@ DETAILS = {
     "pattern": ("Pattern", "Print or Pattern Type", "Pattern Type", "Top Pattern"),
     "materialType": ("Fabric", "Fabric Type", "Material", "Material Type", "Top Fabric", "Saree Fabric"),
 }
-"""Attribute -> the keys of a JSON file's `articleAttributes` that hold it, the first one present wins."""
+"""Attribute -> the keys of a JSON file's `articleAttributes` that may hold it; the first one present is used."""
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the catalogue's products in the order of `styles.csv`, and its oddities as they are met.
+    """Yields the catalogue's products in the order of `styles.csv`, and each oddity where it occurs.
 
     The category is `subCategory`. Attributes keep the dataset's own names; `pattern` and `materialType` come from
-    `styles/ID.json`, which also fills in what the row lacks. A missing name is built from gender, colour and article
-    type. Blanks around and doubled within a value carry no meaning and are collapsed.
+    `styles/ID.json`, which also supplies values that the row lacks. A missing name is built from gender, colour and
+    article type. Surrounding and repeated white space in a value is collapsed.
 
     Raises:
       UserError: the folder, `styles.csv`, `images/` or a needed column is missing, or `columns` is not empty.
@@ -74,10 +75,10 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
 
 
 def split_row(line: str, count: int, name: int) -> list[str] | None:
-    """Returns the `count` fields of a row, or None where there are too few.
+    """Returns the `count` fields of a row, or None if there are too few.
 
-    Rows are not CSV-quoted: quote marks are part of the text and the name, at index `name`, may hold commas, so the
-    surplus commas of a row are the name's. A row that somebody did quote properly is read as CSV.
+    Rows are not CSV-quoted: quote marks are part of the text and the name, at index `name`, may hold commas, so
+    surplus commas are taken as part of the name. A row that is correctly quoted is read as CSV.
     """
     if '"' in line:
         try:
@@ -95,7 +96,7 @@ def split_row(line: str, count: int, name: int) -> list[str] | None:
 
 def _check_layout(path: Path, columns: Mapping[str, str]) -> Path:
     if any(columns.values()):
-        raise UserError("The fashion_product_images layout has fixed columns: leave --config.data.columns out.")
+        raise UserError("the fashion_product_images layout has fixed columns: leave --config.data.columns out.")
     if not path.is_dir():
         raise UserError(f"{path} is not a folder: it should hold styles.csv and images/ID.jpg.")
     table = path / "styles.csv"

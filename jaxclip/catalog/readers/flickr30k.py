@@ -1,4 +1,4 @@
-"""Flickr30k (Young et al. 2014): five sentences for each photo."""
+"""Flickr30k (Young et al. 2014): five captions per photo."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,18 +16,20 @@ FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the photos in the order of the captions' file, with all their sentences, and what is odd as it is met.
+    """Yields the photos in the order of the caption file, with all their captions, and each oddity where it occurs.
 
-    `dataset_flickr30k.json` is preferred; it alone tells the attribute `partition` (train, val or test).
+    `dataset_flickr30k.json` is preferred, because only this file gives the attribute `partition` (train, val or test).
 
     Raises:
-      UserError: no photos, no captions or captions in another format, or `columns` is not empty.
+      UserError: photos or captions are missing, the captions have another format, or `columns` is not empty.
     """
     layout.check(path, columns, ["./"], dataset="Flickr30k", source=SOURCE)
     images = next((path / name for name in FOLDERS if (path / name).is_dir()), None)
     karpathy, token, table = (path / n for n in ("dataset_flickr30k.json", "results_20130124.token", "results.csv"))
     if images is None or not (karpathy.is_file() or token.is_file() or table.is_file()):
-        raise UserError(f"{path} is no Flickr30k: it lacks {'the captions' if images else 'the photos'}. {SOURCE}")
+        raise UserError(
+            f"{path} is not a copy of Flickr30k: it lacks {'the captions' if images else 'the photos'}. {SOURCE}"
+        )
     if karpathy.is_file():
         yield from read_karpathy(karpathy, images)
     else:
@@ -73,8 +75,8 @@ def _read_lines(file: Path, images: Path) -> Iterator[Product | Oddity]:
             if number == 1 and line.startswith("image"):
                 continue
             if file.suffix == ".token":  # NAME.jpg#NUMBER<tab>SENTENCE
-                place, _, text = line.partition("\t")
-                name = place.rpartition("#")[0]
+                photo, _, text = line.partition("\t")
+                name = photo.rpartition("#")[0]
             else:  # NAME.jpg| NUMBER| SENTENCE
                 name, _, text = (line.split("|", 2) + ["", ""])[:3]
             name, text = name.strip(), layout.collapse(text)

@@ -1,4 +1,4 @@
-"""A folder of images, its sub-folders being categories, with captions in `.txt` files beside them or none at all."""
+"""A folder of images: sub-folders are categories, and an optional `.txt` file next to an image holds its captions."""
 
 import os
 from collections import Counter
@@ -12,18 +12,18 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", "
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the images of a folder, sorted by path, and the files that are none.
+    """Yields the images of a folder, sorted by path, and an oddity for every other file.
 
     The captions are the non-empty lines of the `.txt` file of the same stem; else the humanised name of the image's
     folder, which all images of a class then share, so that a class is one group (see `catalog.groups`); else, for
     images at the top, the humanised stem. The category is the image's folder, relative to `path`; the id is its
-    relative path without the suffix, or with it where two images differ in nothing else. Hidden files are ignored.
+    relative path without the suffix, or with the suffix if two images differ only in it. Hidden files are ignored.
 
     Raises:
       UserError: `path` is not a folder or holds no image, or `columns` is not empty.
     """
     if any(columns.values()):
-        raise UserError("A folder of images has no columns: leave --config.data.columns out.")
+        raise UserError("a folder of images has no columns: leave --config.data.columns out.")
     if not path.is_dir():
         raise UserError(f"{path} is not a folder: give the folder that holds the images.")
     empty = True
@@ -61,13 +61,13 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, list[Path]]]:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
     yield folder, [entry for entry in entries if not entry.is_dir()]
     for entry in entries:
-        # Class folders are often links; `seen` ends a circle of them.
+        # Class folders are often links; `seen` stops at cycles of links.
         if entry.is_dir() and entry.resolve() not in seen:
             yield from _walk(entry, seen)
 
 
 def _captions(image: Path) -> tuple[tuple[str, ...], str]:
-    """Returns the captions in the file beside an image, () if there are none, and what is odd about it."""
+    """Returns the captions in an image's `.txt` file, () if there are none, and the kind of oddity or ""."""
     try:
         text = image.with_suffix(".txt").read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace")
     except FileNotFoundError:
@@ -79,5 +79,5 @@ def _captions(image: Path) -> tuple[tuple[str, ...], str]:
 
 
 def _text(path: Path) -> str:
-    # A file name need not be UTF-8, an id has to be.
+    # A file name may be invalid UTF-8, but an id must be valid.
     return os.fsencode(path.as_posix()).decode("utf-8", errors="replace")

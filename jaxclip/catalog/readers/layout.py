@@ -1,4 +1,4 @@
-"""What readers of fixed layouts share: is everything there, and where does one get it."""
+"""Checks of fixed dataset layouts, and text clean-up for all readers."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,23 +11,23 @@ def check(path: Path, columns: Mapping[str, str], needed: Iterable[str], *, data
 
     Args:
       path: the folder.
-      columns: as a reader gets it; a fixed layout has none to name.
-      needed: paths relative to the folder; a folder's end in "/".
-      dataset: the dataset's name, for the error.
-      source: where to fetch it and what to put where, as a sentence.
+      columns: the reader's `columns`; must be empty, because a fixed layout has fixed columns.
+      needed: required paths relative to the folder; the name of a folder ends in "/".
+      dataset: the dataset's name for error messages.
+      source: a sentence that says where to fetch the dataset and where to put each file.
 
     Raises:
-      UserError: names everything that is missing, with the source; or `columns` is not empty.
+      UserError: something is missing (everything missing is named, with the source), or `columns` is not empty.
     """
     if any(columns.values()):
         raise UserError(f"{dataset} has fixed columns: leave --config.data.columns out.")
     missing = [name for name in needed if not _present(path / name, folder=name.endswith("/"))]
     if missing:
-        raise UserError(f"{path} is no {dataset}: it lacks {', '.join(missing)}. {source}")
+        raise UserError(f"{path} is not a copy of {dataset}: it lacks {', '.join(missing)}. {source}")
 
 
 def collapse(text: str) -> str:
-    """Returns the text without blanks around it or doubled in it."""
+    """Returns the text stripped, with every run of white space replaced by one space."""
     return " ".join(text.split())
 
 

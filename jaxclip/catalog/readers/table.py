@@ -1,4 +1,4 @@
-"""Any CSV or TSV file with one row for each pair of image and caption, or for each image of a gallery without any."""
+"""Any CSV or TSV file with one row per (image, caption) pair, or one row per image in a gallery without captions."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ USUAL = {
     "id": ("id", "product_id", "sku", "item_id", "article_id"),
     "category": ("category", "class", "label", "type", "product_type", "subcategory"),
 }
-"""Role -> the column names by which it is recognised, in lower case with blanks and hyphens as underscores."""
+"""Role -> the column names by which it is recognised: lower case, spaces and hyphens replaced by underscores."""
 MISSING = {"", "NA", "N/A", "<NA>", "nan", "NaN", "None", "null", "NULL"}
 
 
@@ -29,13 +29,14 @@ class _Entry:
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the oddities of a table, then its products in the order of their first rows.
 
-    `path` is the table, or a folder with exactly one, or with a `metadata.csv`. Image paths are relative to the
-    table's folder. Rows of one id and one image become one product with several captions; where there is no id column
-    the image's path is the id. Columns other than id, image and caption become attributes. Without a column of
-    captions products have none: that is a gallery, and an oddity says so.
+    `path` is the table itself, or a folder that holds `metadata.csv` or exactly one table. Image paths are relative
+    to the table's folder. Rows with the same id and image become one product with several captions; without an id
+    column, the image's path is the id. Columns other than id, image and caption become attributes. A table without a
+    caption column is a gallery: its products have no captions, and an oddity reports this.
 
     Raises:
-      UserError: no table, no column of images or none of the name given, a quote never closed, or not one usable row.
+      UserError: there is no table, the image column or a named column is missing, a quote is never closed, or no row is
+        usable.
     """
     table = _find(path)
     entries: dict[tuple[str, str], _Entry] = {}
@@ -54,9 +55,9 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         known = {column: " ".join(value.split()) for column, value in values.items() if value.strip() not in MISSING}
         gallery = "caption" not in roles
         image, caption = values[roles["image"]].strip(), "" if gallery else known.get(roles["caption"], "")
-        wrong = _wrong(image, caption, gallery=gallery)
-        if wrong:
-            yield Oddity(where, wrong, dropped=True)
+        problem = _problem(image, caption, gallery=gallery)
+        if problem:
+            yield Oddity(where, problem, dropped=True)
             continue
         id_ = known.get(roles["id"], "") if "id" in roles else image
         if not id_:
@@ -74,9 +75,9 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         entries[id_, image] = _Entry(unique, image, [caption] if caption else [], known)
     if not entries:
         raise UserError(f"{table} has no row with an image and a caption: one row for each pair would be right.")
-    outside = {roles.get("id"), roles["image"], roles.get("caption"), ""}
+    role_columns = {roles.get("id"), roles["image"], roles.get("caption"), ""}
     for entry in entries.values():
-        attributes = {column: value for column, value in entry.values.items() if column not in outside}
+        attributes = {column: value for column, value in entry.values.items() if column not in role_columns}
         category = entry.values.get(roles.get("category", ""), "")
         yield Product(entry.id, table.parent / entry.image, tuple(entry.captions), category, attributes)
 
@@ -96,7 +97,7 @@ def _find(path: Path) -> Path:
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, str] | str]]:
-    """Yields (file:line, column -> value) for each row; in place of values, what is wrong with the row."""
+    """Yields (file:line, column -> value) per row; a malformed row gives a description of the problem instead."""
     with table.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         first = lines.readline()
         if "\0" in first:
@@ -144,7 +145,7 @@ def _roles(table: Path, header: Sequence[str], columns: Mapping[str, str]) -> di
     return roles
 
 
-def _wrong(image: str, caption: str, *, gallery: bool) -> str:
+def _problem(image: str, caption: str, *, gallery: bool) -> str:
     if image in MISSING:
         return "row without an image"
     if image.startswith(("http://", "https://")):

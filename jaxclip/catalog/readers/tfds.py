@@ -1,4 +1,4 @@
-"""Any TensorFlow dataset that TFDS has prepared: pictures and their texts by the names of its features."""
+"""Any dataset that TFDS has prepared; images and texts are recognised by the names of its features."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class TFDSImage:
     size: int
 
     def read(self) -> bytes:
-        """Returns the picture as it is stored."""
+        """Returns the encoded picture as stored."""
         return bytes(_values(_source(self.folder, self.split, self.feature)[self.row], self.feature))
 
     def __str__(self) -> str:
@@ -40,19 +40,21 @@ class TFDSImage:
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the examples of all splits, in their order, and what is odd as it is met.
+    """Yields the examples of all splits, in stored order, and each oddity where it occurs.
 
-    `path` is the folder that holds `dataset_info.json`, as `DATA_DIR/flickr30k/1.0.0`. Only random-access formats
-    (ArrayRecord) are read: others keep every example before the one asked for. Features that are text, class labels
+    `path` is the folder that holds `dataset_info.json`, for example `DATA_DIR/flickr30k/1.0.0`. Only
+    ArrayRecord is supported, because other formats have no random access. Features that are text, class labels
     or whole numbers become attributes, and so does `partition`, the split's name.
 
     Raises:
-      UserError: no prepared dataset, one in another format, or no feature for a role.
+      UserError: there is no prepared dataset, it has another format, or a role has no feature.
     """
-    import tensorflow_datasets as tfds  # seconds, and only here
+    import tensorflow_datasets as tfds  # takes seconds to import, and only this reader needs it
 
     if not (path / "dataset_info.json").is_file():
-        raise UserError(f"{path} is no prepared TFDS dataset: it lacks dataset_info.json. Give DATA_DIR/NAME/VERSION.")
+        raise UserError(
+            f"{path} is not a prepared TFDS dataset: it lacks dataset_info.json. Give DATA_DIR/NAME/VERSION."
+        )
     builder = tfds.builder_from_directory(path)
     if not _random_access(builder):
         raise UserError(
@@ -77,7 +79,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
 
 @lru_cache(maxsize=8)
 def _source(folder: Path, split: str, image: str) -> Any:
-    """Returns a split's examples by index, pictures left encoded. Opening one costs a tenth of a second."""
+    """Returns a split's examples by index, with encoded pictures; cached because opening a split is slow."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
@@ -131,7 +133,7 @@ def _captions(value: Any) -> tuple[str, ...]:
 
 
 def _text(value: Any, feature: Any) -> str:
-    """Returns a value as text where it is text, a class label or a whole number, else ""."""
+    """Returns text, a class label or a whole number as text, and "" for any other value."""
     if isinstance(value, bytes | str):
         return " ".join(_captions(value))
     if isinstance(value, int | np.integer):

@@ -1,4 +1,4 @@
-"""Tar files in the layout of webdataset: files of one sample follow each other and share their name up to the dot."""
+"""Tar files in the webdataset layout: consecutive files that share their name up to the first dot form a sample."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from jaxclip.errors import UserError
 
 TEXTS = (".txt", ".text", ".caption")
 USUAL = {"id": (), "caption": ("caption", "text", "title"), "category": ("category", "class")}
-"""Role -> the keys of a sample's JSON in which it is looked for."""
-MOST_TEXT = 2**20  # bytes of a text or JSON file
+"""Role -> the keys of a sample's JSON that may hold it."""
+MOST_TEXT = 2**20  # bytes; a larger text or JSON file is read as empty
 
 
 @dataclass(frozen=True)
 class TarMember:
-    """A file in an uncompressed tar, by where its bytes are."""
+    """A file in an uncompressed tar, addressed by the position of its bytes."""
 
     tar: Path
     name: str
@@ -37,20 +37,20 @@ class TarMember:
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the samples of a tar file, or of all `*.tar` in a folder sorted by name, and what is odd as it is met.
+    """Yields the samples of a tar file, or of all `*.tar` in a folder sorted by name, and each oddity.
 
-    A sample's picture is its file with a picture's suffix. Its captions are the lines of its `.txt`, or the `caption`,
-    `text` or `title` of its `.json`, whose other values that are text or numbers become attributes; `columns` names
-    other keys of the JSON for id, caption and category. Pictures are read from where they lie.
+    A sample's picture is its file with an image suffix. Its captions are the lines of its `.txt`, or the `caption`,
+    `text` or `title` of its `.json`. Other JSON values that are text or numbers become attributes. `columns` can name
+    other JSON keys for id, caption and category. Pictures are read directly from the tar, without unpacking.
 
     Raises:
-      UserError: no tar file, one that is compressed or damaged, no sample, or `columns` names an image.
+      UserError: there is no tar file, one is compressed or damaged, there is no sample, or `columns` names an image.
     """
     files = [path] if path.is_file() else sorted(path.glob("*.tar"))
     if not files:
         raise UserError(f"{path} holds no .tar file: give one, or the folder that holds the shards.")
     if columns.get("image"):
-        raise UserError("A webdataset finds pictures by their suffix: leave --config.data.columns.image out.")
+        raise UserError("a webdataset finds pictures by their suffix: leave --config.data.columns.image out.")
     seen: set[str] = set()
     for file in files:
         for key, sample in _samples(file):
@@ -70,7 +70,7 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, TarMember]]]:
         with tarfile.open(file, "r:") as tar:
             key, sample = "", {}
             for member in tar:
-                tar.members = []  # tarfile remembers every one
+                tar.members = []  # tarfile would keep every member in memory
                 if not member.isfile():
                     continue
                 folder, _, name = member.name.rpartition("/")
@@ -114,7 +114,7 @@ def _product(key: str, sample: Mapping[str, TarMember], columns: Mapping[str, st
 
 
 def _take(values: dict[str, str], role: str, columns: Mapping[str, str]) -> str:
-    """Returns the value of a role, which is then no attribute any more, or "" where there is none."""
+    """Removes the value of a role from `values` and returns it, "" if there is none."""
     named = columns.get(role)
     name = named or next((name for name in USUAL[role] if name in values), "")
     return values.pop(name, "")
