@@ -34,7 +34,7 @@ from jaxclip.towers import state
 from jaxclip.training import optimizer, step
 
 config = clip_config(PRESETS["tiny"], image_size=32, vocab_size=64, context_length=6, end_token=1,
-                     mean=(0.5,) * 3, std=(0.25,) * 3, temperature=0.07)
+                     mean=(0.5,) * 3, std=(0.25,) * 3)
 graph, shapes = state.make_model(config)
 schedule = optimizer.make_schedule(1e-3, "cosine", warmup_steps=1, steps=10)
 adam = optimizer.make_optimizer(shapes, schedule, name="adamw", weight_decay=0.1, beta1=0.9, beta2=0.98,
