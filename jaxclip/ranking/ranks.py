@@ -113,8 +113,8 @@ def _search(
     if products == "bfloat16_3x" and not finite:
         raise ValueError(f'products = "{products}" needs finite embeddings and finite scores')
     sweep = _Sweep(mesh, sides, slots, within, ks, back=reverse is not None, finite=finite)
-    # The thresholds must equal the scores of the pass to the bit. On CPUs a product of small tiles gives the same bits as
-    # one of large tiles. The pass returns the pairs' scores that it saw; if they differ, it runs again with them.
+    # The thresholds must equal the scores of the pass to the bit. On CPUs small tiles give the same bits as large ones.
+    # The pass returns the pairs' scores that it saw; if they differ, it runs again with them.
     scores = _guess(sides, slots, finite)
     with jax.set_mesh(mesh):  # the caller's mesh may have other axes
         found = sweep.run(scores, progress)
