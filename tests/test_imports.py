@@ -35,7 +35,7 @@ from jaxclip.towers.params import make_model
 from jaxclip.training import optimizer, state, step
 
 config = clip_config(PRESETS["tiny"], image_size=32, vocab_size=64, context_length=6, end_token=1,
-                     mean=(0.5,) * 3, std=(0.25,) * 3, temperature=0.07)
+                     mean=(0.5,) * 3, std=(0.25,) * 3)
 graph, shapes = make_model(config)
 settings = Optimizer(learning_rate=1e-3, warmup_steps=1, weight_decay=0.1, beta2=0.98, epsilon=1e-6, clip_norm=1.0)
 schedule = optimizer.make_schedule(settings, 10)

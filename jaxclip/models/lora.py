@@ -41,7 +41,7 @@ class LoRAConfig:
         return self.alpha / self.rank
 
 
-class LoRA(nnx.Module):
+class LowRankAdapter(nnx.Module):
     """Adds scale * (x A) B to a linear map of x; B starts at zero, A uniform as in the paper's own code.
 
     Where the map's kernel is a stack of layers, A and B are too.
@@ -81,7 +81,7 @@ def adapt(model: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> None:
             f"{', '.join(sorted(linears))}"
         )
     for layer in targeted:
-        layer.lora = LoRA(layer, config, rngs=rngs)
+        layer.lora = LowRankAdapter(layer, config, rngs=rngs)
 
 
 def merge(params: Mapping[str, Any], scale: float) -> dict[str, Any]:

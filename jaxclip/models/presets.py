@@ -1,4 +1,4 @@
-"""Named shapes of CLIP, from one that trains on a laptop to those of the original paper."""
+"""Presets: named sizes of CLIP, from one that trains on a laptop to those of the original paper."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,18 +9,26 @@ from jaxclip.models.clip import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.models.transformer import TransformerConfig
 
 IMAGE_SIZE, CONTEXT_LENGTH = 64, 32
-"""Of towers that begin at random, where nothing says otherwise."""
+"""Defaults for towers that are trained from random weights."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The shape of both towers, without what the data decides (picture size, vocabulary, context length).
+    """The size of both towers, without what the data decides (picture size, vocabulary, context length).
 
-    Widths, layers and heads are those of the towers' transformers; `embedding` is the dimension of the shared space.
+    Attributes:
+      patch: side of a patch, in pixels.
+      image: width, layers and heads of the image tower's transformer.
+      text: width, layers and heads of the text tower's transformer.
+      embedding: dimension of the space that both towers share.
+      stem: how the image tower makes tokens of pixels, as in `ImageConfig`.
+      image_pooling: how the image tower makes one vector of its tokens, as in `ImageConfig`.
+      text_pooling: how the text tower makes one vector of its tokens, as in `TextConfig`.
+      activation: of the transformers' hidden layers, as in `TransformerConfig`.
     """
 
     patch: int
-    image: tuple[int, int, int]  # width, layers, heads
+    image: tuple[int, int, int]
     text: tuple[int, int, int]
     embedding: int
     stem: str = "patch"
@@ -47,15 +55,21 @@ def clip_config(
     end_token: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
-    temperature: float,
-    logit_bias: float | None = None,
     patch_dropout: float = 0.0,
     **execution,
 ) -> CLIPConfig:
-    """Returns the full configuration of a preset for given data.
+    """Returns the full configuration of a preset; temperature and logit bias are those of a plain CLIPConfig.
 
-    `execution` holds the fields of TransformerConfig that do not shape the parameters (dropout, stochastic_depth,
-    dtype, execution, remat), the same for both towers.
+    Args:
+      preset: the size of the towers.
+      image_size: side of the pictures, in pixels.
+      vocab_size: number of the tokenizer's tokens.
+      context_length: tokens of a caption.
+      end_token: id of the token that ends a caption.
+      mean, std: of the pixels' channels after scaling to [0, 1].
+      patch_dropout: share of patches that training leaves out.
+      execution: fields of TransformerConfig that leave the shapes of the parameters as they are (dropout,
+        stochastic_depth, dtype, execution, remat), for both towers.
     """
 
     def transformer(shape: tuple[int, int, int]) -> TransformerConfig:
@@ -73,11 +87,11 @@ def clip_config(
         tuple(std),
     )
     text = TextConfig(vocab_size, context_length, end_token, transformer(preset.text), preset.text_pooling)
-    return CLIPConfig(image, text, preset.embedding, temperature, logit_bias)
+    return CLIPConfig(image, text, preset.embedding)
 
 
 def run_as(config: CLIPConfig, *, patch_dropout: float, **execution) -> CLIPConfig:
-    """Returns towers of the same parameters that are regularised and executed otherwise, as in `clip_config`."""
+    """Returns the configuration with other regularisation and execution (see `clip_config`)."""
     image, text = (
         replace(tower, transformer=replace(tower.transformer, **execution)) for tower in (config.image, config.text)
     )
@@ -90,7 +104,11 @@ def to_json(config: CLIPConfig) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> CLIPConfig:
-    """Returns the configuration that `to_json` wrote; TypeError or KeyError for anything else."""
+    """Returns the configuration that `to_json` wrote.
+
+    Raises:
+      TypeError, KeyError: the values are not those that `to_json` wrote.
+    """
     image, text = dict(values["image"]), dict(values["text"])
     for tower in (image, text):
         tower["transformer"] = TransformerConfig(**tower["transformer"])

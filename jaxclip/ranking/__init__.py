@@ -1,1 +1,1 @@
-"""Exact ranks and retrieval metrics, over arrays alone."""
+"""Exact ranks and retrieval metrics, as functions of arrays."""

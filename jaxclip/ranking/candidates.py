@@ -1,4 +1,4 @@
-"""The `rerank` protocol: the first stage's top K in a new order, everything else where the first stage left it."""
+"""The `rerank` protocol: the first stage's top K are re-ordered; all other items keep their ranks."""
 
 from dataclasses import dataclass, replace
 
@@ -10,12 +10,13 @@ from jaxclip.ranking.relevance import Relevance
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """What the first stage retrieved: nothing but its own top K, whether or not an answer is among them.
+    """The first stage's top K, exactly as retrieved, whether or not a relevant item is among them.
 
     Attributes:
-      first: the ranks behind them, with the best items of each query, K or more.
-      relevance: of all items.
-      relevant: (Q, K) whether the K are right. One that only a tie with a wrong item brought among them is not.
+      first: the first stage's ranks, with at least K best items for each query.
+      relevance: the relevant items of each query.
+      relevant: (Q, K) whether each candidate counts as relevant. A correct item that reached the top K only through a
+        tie is not counted.
     """
 
     first: Ranks
@@ -24,7 +25,7 @@ class Candidates:
 
     @classmethod
     def among(cls, first: Ranks, relevance: Relevance, query_groups, gallery_groups, k: int) -> "Candidates":
-        """Returns the best k items that `first` holds of each query, of groups (Q,) and (G,) as arrays."""
+        """Returns each query's best k items in `first`; the groups are arrays (Q,) and (G,)."""
         same = gallery_groups[first.top_items[:, :k]] == query_groups[:, None]  # (Q, K)
         retrieved = np.add.reduceat(first.ranks <= same.shape[1], relevance.indptr[:-1], dtype=np.int64)  # (Q,)
         return cls(first, relevance, same & (np.cumsum(same, axis=1) <= retrieved[:, None]))
@@ -36,20 +37,20 @@ class Candidates:
 
     @property
     def scores(self) -> np.ndarray:
-        """(Q, K) of the first stage."""
+        """(Q, K) the first stage's scores."""
         return self.first.top_scores[:, : self.relevant.shape[1]]
 
     @property
     def found(self) -> np.ndarray:
-        """(Q,) whether any candidate is right."""
+        """(Q,) whether any candidate is relevant."""
         return self.relevant.any(axis=1)
 
     def reordered(self, scores: np.ndarray) -> Ranks:
         """Returns the ranks after the candidates are ordered by new scores (Q, K), best first.
 
-        An item that the first stage did not retrieve keeps its rank, which is past K. Ties are pessimistic, as in
-        `ranks`: a wrong candidate with an equal score comes before a right one, right ones keep their order; NaN comes
-        last. Among the best items ties keep the first stage's order.
+        An item that the first stage did not retrieve keeps its rank, which is beyond K. Ties are pessimistic, as in
+        `ranks`: a non-relevant candidate comes before a relevant one with an equal score, relevant ones keep their
+        order, and NaN comes last. In `top_items` ties keep the first stage's order.
 
         Raises:
           ValueError: the scores are not (Q, K).
@@ -61,7 +62,7 @@ class Candidates:
         position = np.empty_like(order)
         np.put_along_axis(position, order, np.arange(1, order.shape[1] + 1)[None], axis=1)
         by_rank = np.lexsort((self.first.ranks, self.relevance.rows))  # (nnz,)
-        # Right candidates, by query and place, are the right items of rank K and better, by query and rank.
+        # By query and position, the relevant candidates are the relevant items of rank K or better, by query and rank.
         retrieved = by_rank[self.first.ranks[by_rank] <= order.shape[1]]
         new = self.first.ranks.copy()
         new[retrieved] = position[self.relevant]
@@ -79,12 +80,12 @@ def retrieve(queries, gallery, query_groups, gallery_groups, k: int) -> Candidat
     """Returns the exact top k of the gallery by dot product for each query.
 
     Args:
-      queries: (Q, D). gallery: (G, D), normalised by the caller.
-      query_groups: (Q,) groups; gallery_groups: (G,). Relevant means same group.
-      k: at most G are returned.
+      queries: (Q, D) embeddings, normalised by the caller. gallery: (G, D) embeddings, normalised by the caller.
+      query_groups: (Q,) groups. gallery_groups: (G,) groups; an item is relevant to the queries of its group.
+      k: number of candidates; G where that is fewer.
 
     Raises:
-      UserError: a query's group is not in the gallery at all.
+      UserError: a query's group has no item in the gallery.
     """
     query_groups, gallery_groups = np.asarray(query_groups), np.asarray(gallery_groups)
     relevance = Relevance.from_groups(query_groups, gallery_groups)
@@ -92,5 +93,5 @@ def retrieve(queries, gallery, query_groups, gallery_groups, k: int) -> Candidat
 
 
 def moved(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns (Q,) whether the first right item comes earlier, at the same rank or later, of (Q,) ranks."""
+    """Returns (Q,) whether the first relevant item's rank improved, stayed or worsened, of (Q,) ranks."""
     return {"improved": after < before, "unchanged": after == before, "worsened": after > before}

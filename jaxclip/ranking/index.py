@@ -1,4 +1,4 @@
-"""Exact nearest neighbours in a gallery of embeddings that lies on the devices."""
+"""Exact nearest neighbours in a gallery of embeddings that is kept on the devices."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,12 +14,14 @@ from jaxclip.ranking import kernel
 
 
 class NearestNeighbours:
-    """Exact nearest neighbours by dot product: the gallery lies on the devices, split over all of them.
+    """Exact nearest neighbours by dot product; the gallery is split over all devices.
 
-    Every query is compared with every vector in float32; there is nothing approximate to tune below ten million rows.
+    Every query is compared with every vector in float32: up to about ten million rows no approximation is needed.
 
     Attributes:
-      most: how many neighbours a search returns at most.
+      size: number of vectors.
+      dimension: of the vectors.
+      most: the largest number of neighbours that a search returns.
     """
 
     def __init__(self, vectors: Float[np.ndarray, "G D"], *, most: int, devices: Sequence[jax.Device] | None = None):
@@ -37,8 +39,8 @@ class NearestNeighbours:
     ) -> tuple[Float[np.ndarray, "B K"], Int[np.ndarray, "B K"]]:
         """Returns the scores and gallery rows of each query's nearest neighbours, best first.
 
-        Equal scores come by ascending row. K is `most`, or the number of rows that `allowed` holds where that is less.
-        Each number of queries is compiled once.
+        Rows with equal scores come in ascending order. K is `most`, or the number of rows that `allowed` marks if that
+        is less; without `allowed` all rows are searched. Each new number of queries is compiled once.
         """
         mask = self._everything if allowed is None else self._place(allowed)
         count = self.most if allowed is None else min(self.most, int(allowed.sum()))
@@ -51,7 +53,7 @@ class NearestNeighbours:
 
     @property
     def vectors(self) -> Float[np.ndarray, "G D"]:
-        """The whole gallery, copied from the devices."""
+        """The gallery, copied from the devices."""
         return np.asarray(self._gallery)[: self.size]
 
     def _place(self, rows: np.ndarray) -> jax.Array:
@@ -67,10 +69,10 @@ class NearestNeighbours:
 
 @partial(jax.jit, static_argnames=("devices", "k"))
 def _nearest(queries, gallery, allowed, *, devices, k):
-    # Flat: a product with a third axis, one for each device, took fifty times as long on CPU.
+    # Two-dimensional: XLA's CPU back end is many times slower at a product with a third axis for the devices.
     scores = kernel.product(queries, gallery)  # (B, N * T)
     scores = jnp.where(allowed, scores, -jnp.inf).reshape(len(queries), devices, -1)
-    # Each device finds its own best, and only those travel.
+    # Each device selects its own best, so that only these are transferred.
     tile = scores.shape[-1]
     scores, rows = lax.top_k(scores, min(k, tile))  # (B, N, k)
     rows += tile * jnp.arange(devices, dtype=rows.dtype)[:, None]

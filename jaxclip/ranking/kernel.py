@@ -1,12 +1,13 @@
-"""The kernel under `ranks`: one block of queries against the gallery, tile by tile, both directions of each tile.
+"""The kernel of `ranks`: scores one block of queries against the gallery, tile by tile, and ranks in both directions.
 
-A *line* is a query (a row of the tile) or a gallery item (a column). Of each score a line keeps two bits, packed into
-words of 16 scores: whether it reaches the line's threshold, which is counted, and whether it beats the worst of the
-line's best so far, which sends it to be looked at. Reading a tile costs a thirtieth of computing it; only what is
-looked at costs more, and that is a few scores per line and tile.
+A *line* is a query (a row of the tile) or a gallery item (a column of the tile). Each score yields two bits per line,
+packed into words of 16 scores: whether it reaches the line's threshold (these are counted), and whether it beats the
+worst of the line's best scores so far (these are candidates, which are then merged into the best). Packing is cheap
+compared with computing the scores, and only the candidates, a few per line and tile, are read one by one.
 """
 
 from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +19,28 @@ from jax.sharding import PartitionSpec as P
 from jaxclip.runtime import compiler
 
 AXES = ("queries", "gallery")
-WORD = 16  # scores per word: 16 bits for counting, 16 for looking
-MULTIPLE = 64  # of a tile's sides
-VECTORS = 256  # of them where there are several tiles: then each word's scores lie in whole vectors
-CHUNK = 512  # lines looked at together
-HALVINGS = 10  # in the search for a bound of a line's k-th best
-# Below every finite score, in this order: -inf scores, then NaN; padding is -inf itself.
+WORD = 16  # scores per word: 16 bits mark the scores to count, 16 bits the candidates
+MULTIPLE = 64  # the sides of a tile are multiples of this
+VECTORS = 256  # with several tiles they are multiples of this, so that each word's scores fill whole vector registers
+CHUNK = 512  # lines whose candidates are merged together
+HALVINGS = 10  # bisection steps of the search for a lower bound of a line's k-th best score
+# Stand-ins for -inf and NaN scores: below every finite score, in this order. Padding is -inf itself.
 MINUS_INFINITY, NAN = np.float32(-3.2e38), np.float32(-3.3e38)
 _NOWHERE = np.iinfo(np.int32).max
-_FIRST = np.float32(np.inf), -1  # before every score and item
+_SENTINEL = np.float32(np.inf), -1  # a score and an item that sort before all others
 State = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class Thresholds(NamedTuple):
+    """The scores of each line's relevant pairs, at or above which scores are counted.
+
+    Attributes:
+      limits: (..., R, lines) float32; inf where a line has fewer than R pairs.
+      width: how many of the R are in use, one number for each block or tile.
+    """
+
+    limits: jax.Array | np.ndarray
+    width: jax.Array | np.ndarray
 
 
 def keys(scores, *, finite: bool):
@@ -48,13 +61,12 @@ def product(queries, gallery):
 
 @partial(jax.jit, static_argnames="finite")
 def product_keys(queries, gallery, *, finite: bool):
-    """Returns the keys of the scores of two blocks."""
+    """Returns (B, T) sort keys of the scores of (B, D) and (T, D)."""
     return keys(product(queries, gallery), finite=finite)
 
 
 def empty_state(mesh: Mesh, shards: int, tiles: int, width: int, tile: int, k: int) -> State:
-    """Returns what the columns know before the first block: counts (A, N, R, T), best values and items (A, N, k, T)."""
-
+    """Returns the columns' state before the first block: counts (A, N, R, T), best values and items (A, N, k, T)."""
     counts = np.zeros((shards, tiles, width, tile), np.int32)
     values = np.full((shards, tiles, k, tile), -np.inf, np.float32)
     items = np.full(values.shape, _NOWHERE)
@@ -66,20 +78,27 @@ def empty_state(mesh: Mesh, shards: int, tiles: int, width: int, tile: int, k: i
 def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, finite: bool):
     """Returns the compiled function that takes one block of queries of each shard through all tiles of the gallery.
 
-    It maps (block, sizes (Q, G), beyond which is padding, queries (A, B, D), gallery (N, T, D), row thresholds
-    (A, R, B), their width in use, column thresholds (N, R', T), their widths (N,), spots (A, N, S, 2), state) to
-    (state, counts (A, C, R, B), best values and items (A, C, k, B), scores at the spots (A, N, S), NaNs (A, C)), A and
-    C the shards of queries and gallery.
+    The function takes, with A shards of queries, C shards and N tiles of the gallery:
+      block: number of the block.
+      sizes: numbers of queries and of gallery items; what lies beyond is padding.
+      queries: (A, B, D). gallery: (N, T, D).
+      row_thresholds: limits (A, R, B), width a scalar.
+      column_thresholds: limits (N, R', T), width (N,).
+      spots: (A, N, S, 2) row and column, within each tile, of the scores to return.
+      state: of the columns, from `empty_state` or the previous block; donated.
+    It returns (state, row counts (A, C, R, B), the rows' best values and items (A, C, k, B) each, scores at the spots
+    (A, N, S), numbers of NaN scores (A, C)).
 
     Args:
-      mesh: axes "queries" and "gallery".
-      blocks: of queries on each shard.
-      ks: how many best each row and each column keeps.
-      back: whether columns are counted too.
-      finite: whether no score can be infinite or NaN.
+      mesh: has the axes "queries" and "gallery".
+      blocks: number of blocks of queries on each shard.
+      ks: how many best scores each row and each column keeps.
+      back: whether to rank queries for gallery items (the columns) too.
+      finite: whether every score is certain to be finite.
     """
 
-    def visit(block, sizes, queries, gallery, row_limits, row_width, column_limits, column_widths, spots, state):
+    def visit(block, sizes, queries, gallery, row_thresholds, column_thresholds, spots, state):
+        (row_limits, row_width), (column_limits, column_widths) = row_thresholds, column_thresholds
         queries, row_limits, spots = queries[0], row_limits[0], spots[0]  # this shard's
         (rows, _), (count, columns, _) = queries.shape, gallery.shape
         first_row = (lax.axis_index("queries") * blocks + block) * rows
@@ -96,17 +115,16 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
                 nans += jnp.sum(jnp.isnan(scores) & real, dtype=jnp.int32)
                 scores = keys(scores, finite=False)
             edge = (first_row + rows > sizes[0]) | (first_column + columns > sizes[1])
-            # A loop of no or one turn: unlike a condition it leaves the tile where it is.
+            # A loop of zero or one iterations: a conditional would copy the tile.
             scores = lax.fori_loop(0, edge.astype(jnp.int32), lambda _, s: jnp.where(real, s, -jnp.inf), scores)
             seen = seen.at[number].set(scores[spots[number, :, 0], spots[number, :, 1]])
-            counted, best = _read(scores, row_limits, row_width, best, number == 0, first_column, axis=1)
+            counted, best = _read(scores, Thresholds(row_limits, row_width), best, number == 0, first_column, axis=1)
             row_counts += counted
             if back:
-                here = [part[number] for part in state]
-                counted, found = _read(
-                    scores, column_limits[number], column_widths[number], here[1:], block == 0, first_row, axis=0
-                )
-                new = (here[0] + counted, *found)
+                old_counts, *old_best = [part[number] for part in state]
+                thresholds = Thresholds(column_limits[number], column_widths[number])
+                counted, column_best = _read(scores, thresholds, old_best, block == 0, first_row, axis=0)
+                new = (old_counts + counted, *column_best)
                 state = tuple(part.at[number].set(value) for part, value in zip(state, new, strict=True))
             return row_counts, best, seen, nans, state
 
@@ -118,21 +136,25 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
     mapped = jax.shard_map(
         visit,
         mesh=mesh,
-        in_specs=(P(), P(), a, c, a, P(), c, c, ac, ac),
+        in_specs=(P(), P(), a, c, Thresholds(a, P()), Thresholds(c, c), ac, ac),
         out_specs=(ac, ac, ac, ac, ac, ac),
         check_vma=False,
     )
-    return jax.jit(mapped, donate_argnums=9, compiler_options=compiler.ranks())
+    return jax.jit(mapped, donate_argnums=7, compiler_options=compiler.ranks())
 
 
-def _read(scores, limits, width, best, first, offset, *, axis):
-    """Returns (counts (R, lines) of scores at or above each limit, the best with this tile's), for one direction.
+def _read(scores, thresholds, best, first, offset, *, axis):
+    """Returns (counts (R, lines) of scores at or above each limit, the best merged with this tile's), one direction.
 
     Args:
-      scores: (B, T). limits: (R, lines), `width` of them in use. best: values and items (k, lines).
-      first: whether the lines have seen no tile yet. offset: item number of the tile's first.
-      axis: along which a line runs.
+      scores: (B, T).
+      thresholds: limits (R, lines), and how many of the R are in use.
+      best: values and items (k, lines) so far.
+      first: whether this is the lines' first tile.
+      offset: number of the tile's first item.
+      axis: the axis of the scores along which a line runs.
     """
+    limits, width = thresholds
     values, items = best
 
     def count(j, counts):
@@ -145,27 +167,27 @@ def _read(scores, limits, width, best, first, offset, *, axis):
     floor = jnp.maximum(values[-1], _bound(scores, first, len(values), axis))
     words = _words(scores, limits[0], floor, width, axis)
     counts = counts.at[0].set(_total(lax.population_count(words & np.uint32(2**WORD - 1)).astype(jnp.int32), axis))
-    if len(limits) > 1:  # a loop over the only one would be counted before it
+    if len(limits) > 1:  # no loop for a single threshold, which the words have counted already
         counts = lax.fori_loop(1, width, count, counts)
     return counts, _merge_candidates(values, items, scores, words >> WORD, offset, axis)
 
 
 def _slices(array, axis):
-    """Returns WORD equal parts of the axis: element w of part i is score i * W + w, bit i of word w."""
+    """Returns WORD parts of length W along the axis: element w of part i is score i * W + w, bit i of word w."""
     return jnp.split(array, WORD, axis=axis)
 
 
 def _total(counts, axis):
-    """Returns the sums along the axis: by parts of it first, which XLA vectorises along lines too."""
+    """Returns the sums along the axis, halving it first: XLA vectorises these additions along either axis."""
     while counts.shape[axis] % 2 == 0 and counts.shape[axis] > 8:
         counts = sum(jnp.split(counts, 2, axis=axis))
     return counts.sum(axis)
 
 
 def _words(scores, limit, floor, width, axis):
-    """Returns what `_pack` does, from a loop of one turn (`width` is at least 1).
+    """Returns the words of `_pack`, computed in a loop of one iteration (`width` is at least 1).
 
-    The loop has the words written once; without it XLA packs them anew in each place that reads them.
+    The loop makes XLA write the words to memory once; otherwise it fuses the packing into each of their consumers.
     """
     words = jnp.zeros(_shortened(scores.shape, axis, scores.shape[axis] // WORD), jnp.uint32)
     limit, floor = jnp.expand_dims(limit, axis), jnp.expand_dims(floor, axis)
@@ -173,9 +195,9 @@ def _words(scores, limit, floor, width, axis):
 
 
 def _pack(scores, limit, floor, axis):
-    """Returns words, `axis` shortened by WORD: bit i says score >= limit, bit WORD + i score > floor.
+    """Returns uint32 words along `axis`, one for WORD scores: bit i is score >= limit, bit WORD + i is score > floor.
 
-    Written out score by score it compiles to one vectorised loop.
+    The unrolled loop over the bits compiles to one vectorised loop.
     """
     words = None
     for i, part in enumerate(_slices(scores, axis)):
@@ -186,9 +208,9 @@ def _pack(scores, limit, floor, axis):
 
 
 def _bound(scores, first, k, axis):
-    """Returns (lines,) a number below the k-th best score of each line: below the maxima of k parts of it.
+    """Returns (lines,) lower bounds of each line's k-th best score: numbers that the maxima of k of its parts exceed.
 
-    Only a line's first tile needs it: where `first` is false it is -inf, and no score is read.
+    Only a line's first tile needs the bound: where `first` is false it is -inf, and no score is read.
     """
     size = scores.shape[axis] // WORD
 
@@ -213,14 +235,21 @@ def _shortened(shape, axis, size):
 
 
 def _merge_candidates(values, items, scores, words, offset, axis):
-    """Returns the best with all scores whose bits are set, of equals the first ones; most bits first, CHUNK lines each.
+    """Returns the best values and items (k, lines) after merging the scores whose bits are set; ties keep the first.
 
-    values, items: (k, lines). scores: (B, T). words: as `_pack`'s high halves.
+    Lines are taken CHUNK at a time in descending number of candidates, so that those of a chunk need similar time.
+
+    Args:
+      values, items: (k, lines) the best so far.
+      scores: (B, T).
+      words: the high halves of `_pack`'s words, which mark the candidates.
+      offset: number of the tile's first item.
+      axis: the axis of the scores along which a line runs.
     """
     lines, size = values.shape[1], words.shape[axis]
     counts = _total(lax.population_count(words).astype(jnp.int32), axis)  # (lines,)
     order = _order(-counts)
-    places = _order(order)  # of the lines in it
+    places = _order(order)  # position of each line in that order
     chunk = min(CHUNK, lines)
     order = jnp.pad(order, (0, -lines % chunk), mode="edge")
     filled = jnp.moveaxis(words != 0, axis, 0)  # (W, lines)
@@ -231,10 +260,10 @@ def _merge_candidates(values, items, scores, words, offset, axis):
     def take(array, along, line):
         return array[line, along] if axis else array[along, line]
 
-    def look(number, best):
+    def merge_chunk(number, best):
         line = lax.dynamic_slice_in_dim(order, number * chunk, chunk)
 
-        def turn(_, carry):
+        def merge_one(_, carry):
             values, items, summary, word, bits = carry
             group = jnp.argmax(summary != 0, axis=0)  # (chunk,)
             rest = jnp.take_along_axis(summary, group[None], axis=0)[0]
@@ -253,37 +282,38 @@ def _merge_candidates(values, items, scores, words, offset, axis):
 
         nothing = jnp.zeros(chunk, jnp.int32), jnp.zeros(chunk, jnp.uint32)
         lists = (lax.dynamic_slice_in_dim(part, number * chunk, chunk, axis=1) for part in best)
-        found = lax.fori_loop(0, counts[line[0]], turn, (*lists, summary[:, line], *nothing))
+        found = lax.fori_loop(0, counts[line[0]], merge_one, (*lists, summary[:, line], *nothing))
         return tuple(
             lax.dynamic_update_slice_in_dim(part, f, number * chunk, axis=1)
             for part, f in zip(best, found[:2], strict=True)
         )
 
     chunks = (jnp.sum(counts > 0, dtype=jnp.int32) + chunk - 1) // chunk
-    # Taken in that order and put back whole: what XLA makes of a scatter is a turn for each line.
+    # Gathered into that order and gathered back: XLA's CPU back end turns a scatter into a loop over the lines.
     ordered = (
-        jnp.pad(part[:, order], ((1, 0), (0, 0)), constant_values=first)
-        for part, first in zip((values, items), _FIRST, strict=True)
+        jnp.pad(part[:, order], ((1, 0), (0, 0)), constant_values=sentinel)
+        for part, sentinel in zip((values, items), _SENTINEL, strict=True)
     )
-    return tuple(part[1:, places] for part in lax.fori_loop(0, chunks, look, tuple(ordered)))
+    return tuple(part[1:, places] for part in lax.fori_loop(0, chunks, merge_chunk, tuple(ordered)))
 
 
 def _order(numbers):
-    """Returns the indices that sort (N,) int32 numbers, equal ones as they stand; N times each has to be an int32."""
+    """Returns the indices that stably sort (N,) int32 numbers; N times each number must fit an int32."""
     size = len(numbers)
-    return lax.sort(numbers * size + jnp.arange(size, dtype=jnp.int32)) % size  # a single operand sorts faster
+    return lax.sort(numbers * size + jnp.arange(size, dtype=jnp.int32)) % size  # a single operand sorts faster than two
 
 
 def _lowest(bits):
-    """Returns the number of the lowest set bit; 32 where none is."""
+    """Returns the index of the lowest set bit; 32 where no bit is set."""
     return lax.population_count(~bits & (bits - np.uint32(1))).astype(jnp.int32)
 
 
 def _insert(values, items, score, item):
-    """Returns the lists (1 + k, lines), best first and of equals the first item, with one score more and the last less.
+    """Returns the lists (1 + k, lines) after inserting one score per line and dropping the last entry.
 
-    Their first rows stand before every score, so that each other row has one above it. Concatenated last: XLA does not
-    vectorise what reads a shifted list.
+    The lists are sorted best first, ties by item. Their first row is a sentinel that sorts before every score, so that
+    each other row has a row above it. The concatenation comes last because XLA does not vectorise code that reads a
+    shifted list.
     """
     above = _before(values[:-1], items[:-1], score, item)
     stays = _before(values[1:], items[1:], score, item)

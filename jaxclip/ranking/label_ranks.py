@@ -1,4 +1,4 @@
-"""Queries with many right answers (all red things, all shoes): ranks by one sort of each query's scores."""
+"""Ranks for queries with many relevant items (a colour, a category), by sorting each query's scores once."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ BLOCK, TILE = 64, 4096
 
 
 def label_ranks(queries, gallery, relevance: Relevance) -> np.ndarray:
-    """Returns (nnz,) the ranks that `ranks.ranks` gives, in time that does not grow with the relevant items.
+    """Returns (nnz,) the ranks that `ranks.ranks` returns, in time independent of the number of relevant items.
 
-    For a few hundred queries: each sorts the whole gallery once. Memory is 64 G floats.
+    Meant for a few hundred queries, because each sorts the whole gallery. Memory is 64 G floats.
 
     Args:
       queries: (Q, D) embeddings. gallery: (G, D) embeddings.
@@ -26,11 +26,11 @@ def label_ranks(queries, gallery, relevance: Relevance) -> np.ndarray:
             kernel.product_keys(block, _padded(gallery[first : first + TILE]), finite=False)
             for first in range(0, len(gallery), TILE)
         ]
-        found = np.concatenate([np.asarray(part) for part in parts], axis=1)[:, : len(gallery)]  # (BLOCK, G)
+        block_scores = np.concatenate([np.asarray(part) for part in parts], axis=1)[:, : len(gallery)]  # (BLOCK, G)
         for row in range(start, min(start + BLOCK, len(queries))):
             pairs = slice(relevance.indptr[row], relevance.indptr[row + 1])
-            scores[pairs] = found[row - start, relevance.indices[pairs]]
-            ascending = np.sort(found[row - start])
+            scores[pairs] = block_scores[row - start, relevance.indices[pairs]]
+            ascending = np.sort(block_scores[row - start])
             at_or_above[pairs] = len(gallery) - np.searchsorted(ascending, scores[pairs], side="left")
     return order_relevant(scores, at_or_above, relevance)
 

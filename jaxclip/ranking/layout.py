@@ -1,4 +1,4 @@
-"""Queries and gallery items as the ranks kernel sweeps them: in which order, cut into which tiles, multiplied how."""
+"""Order, tiling and precision of queries and gallery for the rank kernel."""
 
 from dataclasses import dataclass
 
@@ -9,16 +9,24 @@ from jaxclip.ranking import kernel
 from jaxclip.ranking.relevance import Relevance
 
 TILE = 2048
-PRODUCTS = {"float32": (None, None), "bfloat16": ((0,), (0,)), "bfloat16_3x": ((0, 0, 1), (0, 1, 0))}
-"""How scores are multiplied out -> which bfloat16 parts of a query meet which of an item, None for float32 itself: a
-number is nearly the sum of two, the nearest (0) and that of what it leaves (1)."""
+PRECISIONS = {"float32": (None, None), "bfloat16": ((0,), (0,)), "bfloat16_3x": ((0, 0, 1), (0, 1, 0))}
+"""Precision -> the pairs of bfloat16 parts (0 = high, 1 = low) that are multiplied and summed; None = float32 itself.
+
+The first tuple lists the parts of a query, the second the parts of an item that they are multiplied by. The high part
+of a number is the nearest bfloat16 number, the low part the bfloat16 number nearest to the remainder."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Queries or gallery items in the order of the sweep, cut into tiles: `order[slot]` is the line in a slot.
+    """Queries or gallery items, ordered and cut into tiles; each position in that order is a slot, padding included.
 
-    `parts` are the bfloat16 parts that products take of each line, behind each other; None = the float32 line itself.
+    Attributes:
+      embeddings: (lines, D).
+      order: (lines,) the line in each slot.
+      shards: number of shards that the lines are split over.
+      least: the smallest number of lines in a tile.
+      most: the largest number of lines in a tile.
+      parts: the bfloat16 parts of each line that are concatenated, see PRECISIONS; None = the float32 line itself.
     """
 
     embeddings: np.ndarray
@@ -30,7 +38,7 @@ class Layout:
 
     @property
     def tile(self) -> int:
-        """Lines of a tile: all where they fit, else what leaves the fewest slots empty, from half of `most` up."""
+        """Lines of a tile: a whole shard if it fits, else the size above half of `most` with the fewest empty slots."""
         lines = -(-len(self.order) // self.shards)
         if lines <= self.most:
             return _up(max(lines, self.least), kernel.MULTIPLE)
@@ -40,25 +48,28 @@ class Layout:
 
     @property
     def blocks(self) -> int:
+        """Tiles of a shard."""
         return -(-len(self.order) // (self.shards * self.tile))
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Shards, tiles of a shard and lines of a tile; their product is the number of slots."""
         return self.shards, self.blocks, self.tile
 
     def lines(self, start: int, size: int) -> np.ndarray:
-        """Returns what products take of the lines in the slots from `start` on, (size, width); empty slots are zero."""
-        chosen = self.order[start : start + size]
+        """Returns (size, width) the factors of the lines in the slots from `start` on; empty slots are zero."""
+        rows = self.order[start : start + size]
         lines = np.zeros((size, self.width), np.float32 if self.parts is None else jnp.bfloat16)
-        for first in range(0, len(chosen), TILE):  # in turns: the temporary copy stays small
-            some = self.embeddings[chosen[first : first + TILE]]
+        for first in range(0, len(rows), TILE):  # a part at a time, to keep the temporary copy small
+            block = self.embeddings[rows[first : first + TILE]]
             if self.parts is not None:
-                some = _halves(some, self.parts)
-            lines[first : first + len(some)] = some
+                block = _bfloat16_parts(block, self.parts)
+            lines[first : first + len(block)] = block
         return lines
 
     @property
     def width(self) -> int:
+        """Length of a line's factors."""
         return self.embeddings.shape[1] * (1 if self.parts is None else len(self.parts))
 
     def slots(self) -> np.ndarray:
@@ -67,24 +78,27 @@ class Layout:
         slots[self.order] = np.arange(len(self.order))
         return slots
 
-    def thresholds(self, slots: np.ndarray, within: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the scores of each line's pairs, (shards, blocks, R, tile), and how many of the R a block uses.
+    def thresholds(self, slots: np.ndarray, within: np.ndarray, scores: np.ndarray) -> kernel.Thresholds:
+        """Returns each line's thresholds: limits (shards, blocks, R, tile), widths (shards, blocks).
 
-        `within` numbers the pairs of a line; R is a power of two.
+        Args:
+          slots: (nnz,) the slot of each relevant pair's line.
+          within: (nnz,) the pair's number among those of its line; R is a power of two above the largest.
+          scores: (nnz,) the pairs' scores.
         """
         limits = np.full((*self.shape, 1 << int(within.max(initial=0)).bit_length()), np.inf, np.float32)
         limits.reshape(-1, limits.shape[-1])[slots, within] = scores
         widths = np.ones(self.shape[:2], np.int32)
         np.maximum.at(widths.reshape(-1), slots // self.tile, within.astype(np.int32) + 1)
-        return limits.swapaxes(2, 3), widths
+        return kernel.Thresholds(limits.swapaxes(2, 3), widths)
 
 
-def _halves(lines: np.ndarray, parts: tuple[int, ...]) -> np.ndarray:
-    """Returns (n, parts * D) bfloat16, the parts of float32 lines (see PRODUCTS) behind each other."""
-    found = [lines.astype(jnp.bfloat16)]
+def _bfloat16_parts(lines: np.ndarray, parts: tuple[int, ...]) -> np.ndarray:
+    """Returns (n, parts * D) bfloat16, the concatenated parts (see PRECISIONS) of float32 lines."""
+    high_and_low = [lines.astype(jnp.bfloat16)]
     if 1 in parts:
-        found.append((lines - found[0].astype(np.float32)).astype(jnp.bfloat16))
-    return np.concatenate([found[part] for part in parts], axis=1)
+        high_and_low.append((lines - high_and_low[0].astype(np.float32)).astype(jnp.bfloat16))
+    return np.concatenate([high_and_low[part] for part in parts], axis=1)
 
 
 def _up(number: int, multiple: int) -> int:
@@ -92,11 +106,12 @@ def _up(number: int, multiple: int) -> int:
 
 
 def orders(relevance: Relevance, reverse: Relevance | None, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the orders in which queries and gallery items are swept: pairs near the diagonal, like counts together.
+    """Returns (Q,) and (G,) the orders of queries and gallery items that keep relevant pairs near the diagonal.
 
-    Each item comes where the first query that it is relevant to has its first item. So few small tiles hold all pairs,
-    and a tile is hardly wider than its lines need. Where each query has one item and each item one query, the gallery
-    keeps its order.
+    Lines with similar numbers of relevant pairs stand together, so that a tile has few unused thresholds; within them
+    queries are sorted by their first relevant item, and items by the first relevant item of the queries that they are
+    relevant to, so that few small tiles hold all pairs. Where each query has one item and each item one query, the
+    gallery keeps its order.
     """
     first = relevance.indices[relevance.indptr[:-1]]  # (Q,)
     of_item = np.arange(size)

@@ -1,7 +1,7 @@
-"""Retrieval metrics from the ranks of the relevant items alone: an array per query, and chance beside it.
+"""Retrieval metrics per query, computed from the ranks of the relevant items, and the value expected by chance.
 
 `ranks` is always (nnz,) 1-based and distinct within a query, `indptr` (Q+1,) says where each query's ranks start, and
-every query has at least one: as `ranks.Ranks` and `relevance.Relevance` hold them.
+every query has at least one relevant item (see `ranks.Ranks` and `relevance.Relevance`).
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def recall(ranks: np.ndarray, indptr: np.ndarray, k: int) -> np.ndarray:
 
 
 def precision(ranks: np.ndarray, indptr: np.ndarray, k: int) -> np.ndarray:
-    """Returns (Q,) |relevant in the top k| / k, also where the gallery or the relevant items are fewer than k."""
+    """Returns (Q,) |relevant in the top k| / k, even where the gallery or the relevant items number fewer than k."""
     return _sums(ranks <= k, indptr) / k
 
 
@@ -35,7 +35,7 @@ def reciprocal_rank(ranks: np.ndarray, indptr: np.ndarray) -> np.ndarray:
 
 
 def average_precision(ranks: np.ndarray, indptr: np.ndarray) -> np.ndarray:
-    """Returns (Q,) the mean of the precision at the rank of each relevant item, however deep; its mean is mAP."""
+    """Returns (Q,) the mean precision at the ranks of all relevant items, without a cut-off; its mean is mAP."""
     counts = np.diff(indptr)
     rows = np.repeat(np.arange(len(counts)), counts)
     ascending = ranks[np.lexsort((ranks, rows))]  # (nnz,)
@@ -44,7 +44,7 @@ def average_precision(ranks: np.ndarray, indptr: np.ndarray) -> np.ndarray:
 
 
 def ndcg(ranks: np.ndarray, indptr: np.ndarray, k: int) -> np.ndarray:
-    """Returns (Q,) nDCG@k with binary gain: sum of 1 / log2(1 + rank) in the top k, over that of the ideal ranking."""
+    """Returns (Q,) nDCG@k with binary gain: sum of 1 / log2(1 + rank) in the top k, divided by its ideal value."""
     gained = _sums(np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0), indptr)
     ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))  # (k,)
     return gained / ideal[np.minimum(np.diff(indptr), k) - 1]
@@ -74,7 +74,7 @@ def chance_hit(relevant_counts: np.ndarray, gallery: int, k: int) -> float:
     if not counts.size or counts[0] < 1 or counts[-1] > gallery:
         raise ValueError(f"relevant counts must lie in 1..{gallery}, got {counts[:1]} to {counts[-1:]}")
     drawn = np.arange(min(k, gallery))
-    share = counts[:, None] / (gallery - drawn)  # (U, k) that the next item is right, none having been
+    share = counts[:, None] / (gallery - drawn)  # (U, k) chance that the next item is relevant after only misses
     with np.errstate(divide="ignore"):
         log_miss = np.log1p(-np.minimum(share, 1.0)).sum(axis=1)
     return float(np.average(-np.expm1(log_miss), weights=weights))

@@ -1,6 +1,6 @@
-"""Exact ranks of the relevant items, by counting, in both directions at once: every score is computed once."""
+"""Exact ranks of the relevant items, by counting; both directions come from one computation of the scores."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,21 +11,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxclip.ranking import kernel
-from jaxclip.ranking.layout import PRODUCTS, TILE, Layout, orders
+from jaxclip.ranking.layout import PRECISIONS, TILE, Layout, orders
 from jaxclip.ranking.relevance import Relevance
 
-_GUESS = 256  # side of the small tiles that the relevant scores are first taken from
+_SMALL = 256  # side of the small tiles that the relevant pairs' scores are first computed from
 
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """Where the relevant items came, and what came first.
+    """Ranks of the relevant items, and the best items of each query.
 
     Attributes:
       ranks: (nnz,) int64, 1-based, aligned with `Relevance.indices`; distinct within a query.
       top_scores: (Q, k) float32, descending, NaN last.
-      top_items: (Q, k) int64 gallery items; equal scores by index, but items of one group and of groups of like size
-        stay together (see `sides.orders`).
+      top_items: (Q, k) int64 gallery items; equal scores in the order of `layout.orders`, which is by index where each
+        query has one relevant item.
       nan_count: how many of the Q x G scores are NaN.
     """
 
@@ -36,7 +36,7 @@ class Ranks:
 
 
 def make_mesh(queries: int = -1, gallery: int = 1) -> Mesh:
-    """Returns all devices of all processes as a mesh of `queries` x `gallery`; one may be -1 for what is left."""
+    """Returns all devices of all processes as a mesh of `queries` x `gallery`; -1 for one of them takes the rest."""
     count = jax.device_count()
     sizes = (count // gallery if queries == -1 else queries, count // queries if gallery == -1 else gallery)
     return jax.make_mesh(sizes, kernel.AXES, axis_types=(AxisType.Auto,) * 2)
@@ -44,51 +44,53 @@ def make_mesh(queries: int = -1, gallery: int = 1) -> Mesh:
 
 def ranks(queries, gallery, relevance: Relevance, **options: Any) -> Ranks:
     """Returns the rank of each relevant item for each query, and each query's best items; see `both_ways`."""
-    return _search(queries, gallery, relevance, None, **options)[0]
+    return _search(queries, gallery, [relevance], **options)[0]
 
 
 def both_ways(queries, gallery, relevance: Relevance, **options: Any) -> tuple[Ranks, Ranks]:
     """Returns the ranks of gallery items for queries, and of queries for gallery items, from one pass over the scores.
 
-    A non-relevant item with an equal score ranks above a relevant one; relevant items with equal scores rank by index.
-    A NaN score ranks below every other, and a relevant one below the non-relevant NaNs too.
+    Ties are pessimistic: a non-relevant item ranks above a relevant item with an equal score. Relevant items with equal
+    scores rank by index. NaN scores rank below all others, those of relevant items last.
 
     Args:
       queries: (Q, D) embeddings, normalised by the caller if cosines are meant.
       gallery: (G, D) embeddings.
-      relevance: the relevant items of the Q queries; read backwards it is that of the G items.
-      top_k: how many of the best each line keeps; at most as many as there are.
-      tile: queries and gallery items of a tile, at most. Memory beside the embeddings: one copy of the gallery, a few
-        tiles of floats, 8 bytes for each kept item.
-      products: a key of `sides.PRODUCTS`; all add up in float32. "bfloat16" rounds the embeddings. "bfloat16_3x" errs
-        by less than 2^-16 of both vectors' lengths multiplied, and is faster than "float32" where bfloat16 products are
-        more than three times as fast (TPUs, processors with AMX).
-      mesh: from `make_mesh`; default: all devices along the queries. The result is the same on any.
+      relevance: the relevant items of the Q queries; its transpose gives the relevant queries of the G items.
+      top_k: how many of the best to return for each query and item; fewer where there are fewer.
+      tile: the largest number of queries and of gallery items in a tile. Memory besides the embeddings: one copy of the
+        gallery, a few tiles of floats, 8 bytes for each of the best.
+      products: the precision of the scores, a key of `layout.PRECISIONS`; all are summed in float32. "bfloat16" rounds
+        the embeddings. "bfloat16_3x" errs by less than 2^-16 of the product of both vectors' lengths, and is faster
+        than "float32" where bfloat16 products are more than three times as fast (TPUs, processors with AMX).
+      mesh: from `make_mesh`; default: all devices along the queries. The result does not depend on it.
       progress: wraps the sequence of query blocks, for a progress bar.
 
     Raises:
-      ValueError: the shapes, or the relevance, do not belong together; an item is relevant to no query; no such
-        products, or embeddings that are not finite with "bfloat16_3x".
+      ValueError: the shapes or the relevance do not match; an item is relevant to no query; `products` is no key of
+        PRECISIONS; or embeddings are not finite with "bfloat16_3x".
     """
-    return _search(queries, gallery, relevance, relevance.transpose(len(gallery)), **options)
+    forth, back = _search(queries, gallery, [relevance, relevance.transpose(len(gallery))], **options)
+    return forth, back
 
 
 def _search(
     queries,
     gallery,
-    relevance: Relevance,
-    reverse: Relevance | None,
+    directions: Sequence[Relevance],
     *,
     top_k: int = 0,
     tile: int = TILE,
     products: str = "float32",
     mesh: Mesh | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
-) -> tuple[Ranks, Ranks | None]:
+) -> list[Ranks]:
+    """Returns the ranks in each direction: items for queries, then queries for items if a second relevance is given."""
+    relevance, reverse = directions[0], directions[1] if len(directions) > 1 else None
     queries, gallery = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)
     _check(queries, gallery, relevance)
-    if products not in PRODUCTS:
-        raise ValueError(f"products = {products!r} is none of {', '.join(PRODUCTS)}")
+    if products not in PRECISIONS:
+        raise ValueError(f"products = {products!r} is none of {', '.join(PRECISIONS)}")
     mesh = make_mesh() if mesh is None else mesh
     least = kernel.WORD * min(top_k, max(len(queries), len(gallery)))
     sides = [
@@ -97,7 +99,7 @@ def _search(
             (queries, gallery),
             orders(relevance, reverse, len(gallery)),
             mesh.devices.shape,
-            PRODUCTS[products],
+            PRECISIONS[products],
             strict=True,
         )
     ]
@@ -109,26 +111,33 @@ def _search(
     ks = min(top_k, len(gallery)), min(top_k, len(queries)) if reverse is not None else 0
     finite = _all_finite(queries, gallery)
     if products == "bfloat16_3x" and not finite:
-        raise ValueError(f'products = "{products}" takes embeddings that are finite, and whose scores are')
+        raise ValueError(f'products = "{products}" needs finite embeddings and finite scores')
     sweep = _Sweep(mesh, sides, slots, within, ks, back=reverse is not None, finite=finite)
-    # The thresholds have to be the scores of the pass itself, to the bit. A small product adds up as a large one does
-    # on CPUs; that it did is checked, and elsewhere the pass is made again with the scores that it saw.
+    # The thresholds must equal the scores of the pass to the bit. On CPUs small tiles give the same bits as large ones.
+    # The pass returns the pairs' scores that it saw; if they differ, it runs again with them.
     scores = _guess(sides, slots, finite)
-    with jax.set_mesh(mesh):  # the caller's may be of other axes
+    with jax.set_mesh(mesh):  # the caller's mesh may have other axes
         found = sweep.run(scores, progress)
         while not np.array_equal(found.scores, scores):
             scores = found.scores
             found = sweep.run(scores, progress)
     forth = _result(scores, found.rows, relevance, sides[1].order, found.nans)
     if reverse is None:
-        return forth, None
+        return [forth]
     columns = (found.columns[0][turned], *found.columns[1:])
-    return forth, _result(scores[turned], columns, reverse, sides[0].order, found.nans)
+    return [forth, _result(scores[turned], columns, reverse, sides[0].order, found.nans)]
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What a sweep found: the pairs' scores, and for each direction the pairs' counts and the lines' best."""
+    """Result of a sweep.
+
+    Attributes:
+      scores: (nnz,) of the relevant pairs.
+      rows: for queries, the pairs' counts (nnz,) and the best values and slots (Q, k) each.
+      columns: the same for gallery items; equal to `rows` where only queries are ranked for.
+      nans: number of NaN scores.
+    """
 
     scores: np.ndarray
     rows: tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -137,14 +146,14 @@ class _Found:
 
 
 class _Sweep:
-    """One pass over all tiles: blocks of queries in turn, each shard of them against each shard of the gallery."""
+    """One pass over all tiles: block after block, each shard of queries against each shard of the gallery."""
 
     def __init__(self, mesh, sides, slots, within, ks, *, back, finite):
         self.mesh, self.sides, self.slots, self.within, self.ks, self.back = mesh, sides, slots, within, ks, back
         self.visit = kernel.make_visit(mesh, blocks=sides[0].blocks, ks=ks, back=back, finite=finite)
 
     def run(self, scores: np.ndarray, progress) -> _Found:
-        """Returns what the pass finds where the pairs' scores are taken to be `scores`."""
+        """Returns the result of the pass with `scores` (nnz,) as the relevant pairs' thresholds."""
         rows, columns = self.sides
         (across, blocks, _), (along, per_shard, _) = rows.shape, columns.shape
         count = along * per_shard  # tiles of the gallery
@@ -154,7 +163,9 @@ class _Sweep:
         tile_of, column = np.divmod(self.slots[1], columns.tile)
         a, c, ac = P(kernel.AXES[0]), P(kernel.AXES[1]), P(*kernel.AXES)
         gallery = self._place((count, columns.tile), c, columns, lambda tile: tile[0].indices(count)[0] * columns.tile)
-        fixed = [self._host(part.reshape(count, *part.shape[2:]), c) for part in (column_limits, column_widths)]
+        column_thresholds = kernel.Thresholds(
+            *(self._host(part.reshape(count, *part.shape[2:]), c) for part in (column_limits, column_widths))
+        )
         state = kernel.empty_state(self.mesh, across, count, column_limits.shape[2], columns.tile, self.ks[1])
         seen, parts = np.empty_like(scores), []
         for block in progress(range(blocks)):
@@ -168,18 +179,17 @@ class _Sweep:
                 np.array([len(rows.order), len(columns.order)], np.int32),
                 self._place((across, rows.tile), a, rows, lambda s, b=block: self._first_slot(s, b)),
                 gallery,
-                self._host(row_limits[:, block], a),
-                row_widths[:, block].max(),
-                *fixed,
+                kernel.Thresholds(self._host(row_limits[:, block], a), row_widths[:, block].max()),
+                column_thresholds,
                 self._host(spots, ac),
                 state,
             )
             counts, values, items, scores_seen, nans = map(_fetch, found)
             seen[mine] = scores_seen.reshape(across * count, -1)[cell, spot]
             parts.append((counts.sum(axis=1), values, items, int(nans.sum(dtype=np.int64))))
-        del gallery, fixed  # what follows takes memory of its own
+        del gallery, column_thresholds  # free their memory before the results are gathered
         counts, values, items, nans = zip(*parts, strict=True)
-        # (A, blocks, R, B), then by slot; the shards of the gallery stand behind each other in a line's best.
+        # (A, blocks, R, B), then by slot; a line's best are concatenated over the shards of the gallery.
         by_slot = np.stack(counts, axis=1).swapaxes(2, 3).reshape(rows.shape[0] * blocks * rows.tile, -1)
         best = [np.stack(p, axis=1).transpose(0, 1, 4, 2, 3).reshape(len(by_slot), -1) for p in (values, items)]
         found_rows = by_slot[self.slots[0], self.within[0]], *_best(*best, rows.order, self.ks[0])
@@ -196,7 +206,7 @@ class _Sweep:
         return (index[0].indices(shards)[0] * blocks + block) * tile
 
     def _place(self, shape: tuple[int, int], spec: P, side: Layout, first: Callable) -> jax.Array:
-        """Returns the global array (*shape, width) whose part at an index holds the lines from slot first(index) on."""
+        """Returns the global array (*shape, width); its part at an index has the lines from slot first(index) on."""
 
         def part(index):
             start, stop, _ = index[0].indices(shape[0])
@@ -215,7 +225,7 @@ def _fetch(array: jax.Array) -> np.ndarray:
 
 
 def _numbered(cells: np.ndarray) -> np.ndarray:
-    """Returns for each entry how many equal ones come before it."""
+    """Returns for each entry how many equal entries precede it."""
     order = np.argsort(cells, kind="stable")
     ordered = cells[order]
     numbers = np.empty(len(cells), np.int64)
@@ -224,7 +234,12 @@ def _numbered(cells: np.ndarray) -> np.ndarray:
 
 
 def _best(values, items, order, k):
-    """Returns the k best (lines, k) of each line and their slots, from one or several sorted lists, by slot."""
+    """Returns each line's k best values and their slots, (lines, k) each.
+
+    Args:
+      values, items: (slots, n * k), n sorted lists for each slot.
+      order: (lines,) the line in each slot.
+    """
     lines = np.empty(len(order), np.int64)
     lines[order] = np.arange(len(order))
     values, items = values[lines], items[lines]
@@ -237,13 +252,13 @@ def _best(values, items, order, k):
 
 
 def _guess(sides, slots, finite) -> np.ndarray:
-    """Returns (nnz,) the scores of the pairs, from small tiles that hold them."""
-    tile_of, place = zip(*(np.divmod(s, _GUESS) for s in slots), strict=True)
+    """Returns (nnz,) the scores of the relevant pairs, computed in small tiles that contain them."""
+    tile_of, place = zip(*(np.divmod(s, _SMALL) for s in slots), strict=True)
     number = tile_of[0] * (1 + tile_of[1].max()) + tile_of[1]
     order = np.argsort(number, kind="stable")
     scores = np.empty(len(number), np.float32)
     for some in np.split(order, np.flatnonzero(np.diff(number[order])) + 1):
-        parts = (side.lines(tile[some[0]] * _GUESS, _GUESS) for side, tile in zip(sides, tile_of, strict=True))
+        parts = (side.lines(tile[some[0]] * _SMALL, _SMALL) for side, tile in zip(sides, tile_of, strict=True))
         scores[some] = np.asarray(kernel.product_keys(*parts, finite=finite))[place[0][some], place[1][some]]
     return scores
 
@@ -264,7 +279,7 @@ def _result(scores, found, relevance, order, nans):
 def order_relevant(scores: np.ndarray, at_or_above: np.ndarray, relevance: Relevance) -> np.ndarray:
     """Returns (nnz,) ranks from the pairs' scores and the counts of scores at or above each of them.
 
-    The counts include the query's other relevant items, which are put in their order here.
+    The counts include the query's other relevant items; here these are ordered by score, ties by index.
     """
     rows = relevance.rows
     order = np.lexsort((relevance.indices, -scores, rows))  # (nnz,)
@@ -283,4 +298,4 @@ def _check(queries, gallery, relevance):
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1] or not len(gallery):
         raise ValueError(f"embeddings (Q, D) and (G, D) expected, got {queries.shape} and {gallery.shape}")
     if len(relevance.indptr) != len(queries) + 1 or (relevance.indices >= len(gallery)).any():
-        raise ValueError(f"the relevance is not of {len(queries)} queries and {len(gallery)} gallery items")
+        raise ValueError(f"the relevance does not fit {len(queries)} queries and {len(gallery)} gallery items")

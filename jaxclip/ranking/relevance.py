@@ -1,4 +1,4 @@
-"""Which gallery items are right for which query, in compressed sparse rows."""
+"""Which gallery items are relevant to which query, in compressed sparse rows."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from jaxclip.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Relevance:
-    """Which gallery items are right for each query, in compressed sparse rows.
+    """Which gallery items are relevant to each query, in compressed sparse rows.
 
     Attributes:
       indptr: (Q+1,) where each query's items start in `indices`; every query has at least one.
-      indices: (nnz,) gallery items, ascending within a query, none twice.
+      indices: (nnz,) gallery items, strictly ascending within a query.
     """
 
     indptr: np.ndarray
@@ -32,11 +32,11 @@ class Relevance:
 
     @classmethod
     def from_groups(cls, query_groups, gallery_groups) -> "Relevance":
-        """Returns the relevance that says: same group, relevant.
+        """Returns the relevance under which an item is relevant to the queries of its group.
 
         Args:
           query_groups: (Q,) group names or numbers.
-          gallery_groups: (G,) of the same kind.
+          gallery_groups: (G,) group names or numbers.
 
         Raises:
           UserError: a query's group has no item in the gallery.
@@ -51,7 +51,7 @@ class Relevance:
             named = ", ".join(f"query {row} (group {query_groups[row].item()!r})" for row in missing[:3])
             raise UserError(
                 f"{missing.size} of {len(query_groups)} queries have no relevant item in the gallery of "
-                f"{len(gallery_groups)}: {named}{', ...' if missing.size > 3 else ''}; give each query's group an item"
+                f"{len(gallery_groups)}: {named}{', ...' if missing.size > 3 else ''}; each query's group needs an item"
             )
         indptr = np.concatenate([[0], np.cumsum(counts)])  # (Q+1,)
         return cls(indptr, order[np.repeat(first - indptr[:-1], counts) + np.arange(indptr[-1])])
@@ -67,7 +67,7 @@ class Relevance:
         return np.repeat(np.arange(len(self.indptr) - 1), self.counts)
 
     def transpose(self, gallery: int) -> "Relevance":
-        """Returns the same pairs seen from `gallery` items: which queries each of them is relevant to.
+        """Returns which queries each of the `gallery` items is relevant to.
 
         Raises:
           ValueError: an item is relevant to no query.

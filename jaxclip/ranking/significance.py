@@ -1,14 +1,14 @@
-"""How sure a figure is: bootstrap intervals and paired comparison, by resampling queries (Efron & Tibshirani 1993)."""
+"""Bootstrap intervals and paired tests, by resampling queries (Efron & Tibshirani 1993)."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 SAMPLES = 1000
-_BLOCK = 4_000_000  # resampled entries held at once
+_BLOCK = 4_000_000  # resampled entries held in memory at once
 
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""`statistic(values (M, Q), weights (S, Q)) -> (M, S)`: each value taken `weights` times, for each row of weights."""
+"""`statistic(values (M, Q), weights (S, Q)) -> (M, S)`: for each row of weights, each value counts `weights` times."""
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -17,7 +17,7 @@ def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns (M, S) the medians of values (M, Q), each taken as often as weights (S, Q), whole numbers, say."""
+    """Returns (M, S) the medians of values (M, Q), each repeated as often as weights (S, Q) say, in whole numbers."""
     result = np.empty((len(values), len(weights)))
     size = int(weights[0].sum())
     for row, of_row in enumerate(values):
@@ -32,13 +32,13 @@ def median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def bootstrap_interval(values, *, statistic: Statistic = mean, samples: int = SAMPLES, seed: int = 0):
     """Returns (low, high), the 95% percentile bootstrap interval of a statistic over queries.
 
-    The same seed gives the same interval, and metrics passed together share their resamples. Where all queries score
-    alike (all hit, none hit) the interval has no width: that is the method's, not certainty.
+    The same seed gives the same interval, and metrics passed together share their resamples. Where all queries have the
+    same value (all hit, or none) the interval has zero width: a limit of the method, not a sign of certainty.
 
     Args:
       values: (Q,) one metric per query, or (M, Q) several.
       statistic: `mean`, `median`, or another weighted statistic.
-      samples: how many resamples.
+      samples: number of resamples.
       seed: of the resampling.
 
     Returns: two floats for (Q,), two (M,) arrays for (M, Q).
@@ -58,14 +58,14 @@ def bootstrap_interval(values, *, statistic: Statistic = mean, samples: int = SA
 def paired_bootstrap(a, b, *, samples: int = 10_000, seed: int = 0):
     """Returns the two-sided p-value of mean(a) - mean(b), when both were measured on the same queries.
 
-    The differences are shifted to mean zero and resampled; p is the share of resampled means at least as far from zero
-    as the one seen, the one seen counted in (so never below 1 / (samples + 1)). Same seed, same p; metrics passed
-    together share their resamples.
+    The differences are shifted to mean zero and resampled; p is the share of means at least as far from zero as the
+    observed mean, which is counted as one of them (so that p is never below 1 / (samples + 1)). The same seed gives the
+    same p, and metrics passed together share their resamples.
 
     Args:
       a: (Q,) one metric of one run, per query, or (M, Q) several.
       b: of the other run, the same queries in the same order.
-      samples: how many resamples.
+      samples: number of resamples.
       seed: of the resampling.
 
     Returns: a float for (Q,), an (M,) array for (M, Q).
@@ -75,14 +75,14 @@ def paired_bootstrap(a, b, *, samples: int = 10_000, seed: int = 0):
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape or a.ndim not in (1, 2) or not a.shape[-1]:
-        raise ValueError(f"the same queries are needed on both sides, got {a.shape} and {b.shape}")
+        raise ValueError(f"a and b must be of the same queries, at least one, got {a.shape} and {b.shape}")
     difference = np.atleast_2d(a - b)
-    seen = np.abs(difference.mean(axis=1, keepdims=True))  # (M, 1)
+    observed = np.abs(difference.mean(axis=1, keepdims=True))  # (M, 1)
     centred = difference - difference.mean(axis=1, keepdims=True)
-    # Sums of equal fractions differ in the last bits: without slack a tie with what was seen counts or not by chance.
-    reached = seen - 1e-12 * np.maximum(1.0, seen)
+    # Sums of equal fractions differ in the last bits; the tolerance counts every tie with the observed mean.
+    threshold = observed - 1e-12 * np.maximum(1.0, observed)
     blocks = _weights(difference.shape[1], samples, seed)
-    beyond = sum((np.abs(mean(centred, weights)) >= reached).sum(axis=1) for weights in blocks)
+    beyond = sum((np.abs(mean(centred, weights)) >= threshold).sum(axis=1) for weights in blocks)
     p = (beyond + 1) / (samples + 1)
     return p if a.ndim == 2 else float(p[0])
 

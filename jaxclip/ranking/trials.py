@@ -1,7 +1,7 @@
 """Trials of 100 images and their texts: the protocol of FashionBERT (Gao et al. 2020) and of the incorrect-pairs paper.
 
-Far easier than the whole gallery: for a model that sees right pairs as t and wrong ones as independent draws, hit@k is
-the chance that fewer than k of 99 draws reach t.
+Far easier than ranking the whole gallery: if a pair scores t and non-pairs score like independent draws, hit@k is the
+chance that fewer than k of 99 draws reach t.
 """
 
 import jax
@@ -18,21 +18,23 @@ TRIALS, SIZE = 100, 100
 def best_ranks(
     texts: np.ndarray, images: np.ndarray, text_groups, image_groups, *, trials: int = TRIALS, seed: int = 0
 ) -> np.ndarray:
-    """Returns (2, trials, 100) the ranks of the one right image of each text, and of the one right text of each image.
+    """Returns (2, trials, 100) the ranks of the matching image for each text, and of the matching text for each image.
 
-    The images of a trial are of distinct groups, each with one random image and one random text. Ties and NaN as in
+    A trial draws 100 distinct groups, and one random image and one random text of each. Ties and NaN are treated as in
     `ranks.both_ways`. The same seed draws the same trials.
 
     Args:
       texts: (Q, D) embeddings. images: (G, D) embeddings.
-      text_groups: (Q,) of each text. image_groups: (G,) of each image.
+      text_groups: (Q,) the group of each text. image_groups: (G,) the group of each image.
+      trials: number of trials.
+      seed: of the draws.
 
     Raises:
       UserError: there are fewer than 100 groups.
     """
     groups = np.unique(image_groups)
     if len(groups) < SIZE:
-        raise UserError(f"{SIZE} distinct groups are needed for a trial, and there are {len(groups)}")
+        raise UserError(f"a trial needs {SIZE} distinct groups, and there are {len(groups)}")
     random = np.random.default_rng(seed)
     image_of, text_of = Relevance.from_groups(groups, image_groups), Relevance.from_groups(groups, text_groups)
     found = np.empty((2, trials, SIZE), np.int64)
@@ -50,5 +52,5 @@ def _both(texts, images):
 
 
 def _one_each(members: Relevance, drawn, random):
-    """Returns a random member of each of the drawn groups."""
+    """Returns a random member of each drawn group."""
     return members.indices[members.indptr[drawn] + random.integers(members.counts[drawn])]

@@ -26,8 +26,8 @@ def reuse_memory() -> None:
     """Restarts the process once with glibc settings that reuse large blocks; does nothing where there is a GPU or TPU.
 
     XLA's CPU back end allocates its temporaries in every step. By default glibc returns such blocks to the kernel,
-    which clears them page by page before it hands them out again. Blocks of over 64 MiB stay only in the first arena, so
-    there is only one. glibc reads these settings when a process starts, hence the restart. GLIBC_TUNABLES set by the
+    which clears them page by page before it hands them out again. Blocks of over 64 MiB stay in the first arena only,
+    so there is only one. glibc reads these settings when a process starts, hence the restart. GLIBC_TUNABLES set by the
     user is left as it is.
     """
     accelerators = any(glob.glob(pattern) for pattern in ACCELERATORS)

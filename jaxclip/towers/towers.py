@@ -95,7 +95,7 @@ def make_tokenizer(config: Config, preprocess: Preprocess, train: "Records") -> 
 def preset_shape(config: Config, preprocess: Preprocess, tokenizer: PreTrainedTokenizerBase) -> CLIPConfig:
     """Returns the towers of config.model.preset for these pictures and captions."""
     preset = PRESETS[config.model.preset]
-    return clip_config(
+    shape = clip_config(
         replace(preset, patch=config.model.patch or preset.patch),
         image_size=preprocess.image_size,
         vocab_size=-(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
@@ -103,9 +103,9 @@ def preset_shape(config: Config, preprocess: Preprocess, tokenizer: PreTrainedTo
         end_token=tokenizer.eos_token_id,
         mean=preprocess.mean,
         std=preprocess.std,
-        temperature=config.loss.temperature,
-        logit_bias=config.loss.bias if config.loss.name == "sigmoid" else None,
     )
+    logit_bias = config.loss.bias if config.loss.name == "sigmoid" else None
+    return replace(shape, temperature=config.loss.temperature, logit_bias=logit_bias)
 
 
 def make_towers(

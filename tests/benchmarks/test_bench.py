@@ -143,7 +143,7 @@ def test_a_peer_has_towers_of_the_same_shape(name, preset):
 
     small = replace(PRESETS[preset], patch=16, image=(64, 2, 1), text=(64, 2, 1), embedding=32)
     text = {"vocab_size": 300, "context_length": 8, "end_token": 299}
-    shape = clip_config(small, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3, temperature=0.07, **text)
+    shape = clip_config(small, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3, **text)
     _, ours = make_model(shape)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(ours))
     calls = getattr(peers, name)(shape, 2)

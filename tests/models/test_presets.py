@@ -21,7 +21,6 @@ def config_of(preset, image_size=224, vocab_size=49_408, context_length=77, **ex
         end_token=vocab_size - 1,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
-        temperature=0.07,
         **execution,
     )
 

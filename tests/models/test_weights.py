@@ -21,7 +21,6 @@ from jaxclip.errors import UserError
 from jaxclip.models.clip import CLIP, CLIPConfig, ImageConfig, TextConfig
 from jaxclip.models.transformer import TransformerConfig
 from jaxclip.models.weights import hugging_face, open_clip, table
-from jaxclip.models.weights.positions import resize_context
 from jaxclip.models.weights.tensors import open_tensors
 from jaxclip.runtime import mesh as meshes
 from jaxclip.towers import sharding
@@ -290,17 +289,6 @@ def test_clips_towers_with_a_bias_of_the_logits_are_open_clips_alone():
 def test_an_end_token_that_transformers_would_misread_is_refused():
     with pytest.raises(UserError, match="end token whose id is 2"):
         hugging_face.write_config(replace(CLIP_TOWERS, text=replace(CLIP_TOWERS.text, end_token=2)))
-
-
-def test_a_longer_context_keeps_its_first_positions_and_stretches_the_rest():
-    positions = np.random.default_rng(0).normal(size=(77, 3)).astype(np.float32)
-    longer = resize_context(positions, (248, 3))
-    np.testing.assert_array_equal(longer[:20], positions[:20])
-    np.testing.assert_allclose(longer[[20, -1]], positions[[20, -1]], atol=1e-6)
-    places = np.linspace(20, 76, 228)
-    expected = np.stack([np.interp(places, np.arange(77), column) for column in positions.T], axis=1)
-    np.testing.assert_allclose(longer[20:], expected, atol=1e-5)
-    np.testing.assert_array_equal(resize_context(positions, (30, 3)), positions[:30])
 
 
 MEASURED = """

@@ -262,7 +262,6 @@ def traced_step(layers, name="adamw"):
         end_token=255,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
-        temperature=0.07,
         execution="scan",
         remat="full",
     )

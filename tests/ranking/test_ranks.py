@@ -1,4 +1,4 @@
-"""Ranks by counting equal ranks by sorting, whatever ties, duplicates and NaNs there are."""
+"""Ranks by counting equal ranks by sorting, with any ties, duplicates and NaNs."""
 
 import socket
 import subprocess
@@ -15,7 +15,7 @@ from jaxclip.errors import UserError
 from jaxclip.ranking import kernel
 from jaxclip.ranking import ranks as module
 from jaxclip.ranking.label_ranks import label_ranks
-from jaxclip.ranking.layout import PRODUCTS
+from jaxclip.ranking.layout import PRECISIONS
 from jaxclip.ranking.ranks import both_ways, make_mesh, ranks
 from jaxclip.ranking.relevance import Relevance
 
@@ -96,7 +96,7 @@ def test_ranks_do_not_depend_on_the_tile(per_group, tile):
 
 
 @pytest.mark.parametrize("layout", [(8, 1), (4, 2), (2, 4), (1, 8)])
-def test_any_layout_of_eight_devices_gives_what_one_gives(layout):
+def test_any_layout_of_eight_devices_equals_one_device(layout):
     queries, gallery, relevance = integers(2, 530, 470, 3)
     queries[3], gallery[7] = np.nan, np.inf
     alone = both_ways(queries, gallery, relevance, top_k=5, tile=128, mesh=ONE)
@@ -131,10 +131,10 @@ def test_long_lists_of_scores_with_many_ties_are_those_of_a_stable_sort():
     np.testing.assert_array_equal(forth.top_scores, np.take_along_axis(queries @ gallery.T, order, axis=1))
 
 
-def test_a_pass_is_made_again_where_the_first_guess_of_a_score_is_a_bit_off(monkeypatch):
+def test_a_pass_is_repeated_where_a_guessed_score_is_one_bit_off(monkeypatch):
     queries, gallery, relevance = integers(4, 210, 200, 2)
     guess = module._guess
-    monkeypatch.setattr(module, "_guess", lambda *given: np.nextafter(guess(*given), np.float32(np.inf)))
+    monkeypatch.setattr(module, "_guess", lambda *args: np.nextafter(guess(*args), np.float32(np.inf)))
     expected, _ = brute_force(queries, gallery, relevance)
     np.testing.assert_array_equal(ranks(queries, gallery, relevance, mesh=ONE).ranks, expected)
 
@@ -145,20 +145,20 @@ def test_bfloat16_moves_ranks_little():
     queries = gallery + 2 * random.normal(size=(1000, 64))
     queries, gallery = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (queries, gallery))
     relevance = Relevance.from_groups(np.arange(1000), np.arange(1000))
-    exact, half, three = (ranks(queries, gallery, relevance, mesh=ONE, products=p).ranks for p in PRODUCTS)
+    exact, half, three = (ranks(queries, gallery, relevance, mesh=ONE, products=p).ranks for p in PRECISIONS)
     assert 0 < (exact != half).mean() < 0.05
     assert abs(np.mean(exact <= 10) - np.mean(half <= 10)) < 0.005
     assert (exact != three).mean() < 0.005 and abs(exact - three).max() <= 1
 
 
-@pytest.mark.parametrize("products", PRODUCTS)
-def test_numbers_that_bfloat16_holds_are_ranked_alike_by_all_products(products):
+@pytest.mark.parametrize("products", PRECISIONS)
+def test_numbers_exact_in_bfloat16_rank_alike_at_every_precision(products):
     queries, gallery, relevance = integers(9, 210, 200, 2)
     expected, _ = brute_force(queries, gallery, relevance)
     np.testing.assert_array_equal(ranks(queries, gallery, relevance, products=products, mesh=ONE).ranks, expected)
 
 
-def test_products_that_are_none_and_numbers_that_have_no_parts_are_refused():
+def test_an_unknown_precision_and_numbers_without_bfloat16_parts_are_refused():
     queries, gallery, relevance = integers(9, 21, 20, 2)
     with pytest.raises(ValueError, match="'half' is none of float32, bfloat16, bfloat16_3x"):
         ranks(queries, gallery, relevance, products="half")
@@ -168,13 +168,13 @@ def test_products_that_are_none_and_numbers_that_have_no_parts_are_refused():
         ranks(queries, gallery, relevance, products="bfloat16_3x")
 
 
-def test_the_answer_among_equals_comes_last_and_several_answers_by_index():
+def test_a_relevant_item_ranks_last_among_ties_and_several_rank_by_index():
     queries, gallery = np.ones((2, 4)), np.ones((6, 4))
     result = ranks(queries, gallery, Relevance.from_groups(["a", "b"], ["a", "b", "c", "b", "c", "b"]))
     assert result.ranks.tolist() == [6, 4, 5, 6]
 
 
-def test_equal_embeddings_score_equal_to_the_last_bit_wherever_they_stand():
+def test_equal_embeddings_score_equal_to_the_last_bit_in_any_position():
     random = np.random.default_rng(0)
     gallery = np.repeat(random.normal(size=(1, 257)), 1500, axis=0)
     queries = random.normal(size=(1500, 257))
@@ -182,7 +182,7 @@ def test_equal_embeddings_score_equal_to_the_last_bit_wherever_they_stand():
     assert (result.ranks == 1500).all()
 
 
-def test_infinite_scores_keep_their_place_before_nan():
+def test_infinite_scores_rank_before_nan():
     gallery = np.array([[np.nan], [-np.inf], [0.0], [np.inf]])
     result = ranks(np.ones((4, 1)), gallery, Relevance.from_groups(range(4), range(4)), top_k=4)
     assert result.ranks.tolist() == [4, 3, 2, 1]
@@ -218,7 +218,7 @@ np.savez(sys.argv[3], *(getattr(f, n) for f in (forth, back) for n in ("ranks", 
 
 
 @pytest.mark.slow
-def test_two_processes_both_find_what_one_finds(tmp_path):
+def test_each_of_two_processes_returns_the_ranks_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -239,7 +239,7 @@ def test_two_processes_both_find_what_one_finds(tmp_path):
                 np.testing.assert_array_equal(arrays[name], array)
 
 
-def test_groups_become_ascending_items_and_a_query_without_an_answer_is_named():
+def test_groups_become_ascending_items_and_a_query_without_a_relevant_item_is_named():
     relevance = Relevance.from_groups(["b", "a", "b"], ["a", "b", "a", "b"])
     assert relevance.indptr.tolist() == [0, 2, 4, 6]
     assert relevance.indices.tolist() == [1, 3, 0, 2, 1, 3]

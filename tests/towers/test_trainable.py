@@ -32,7 +32,6 @@ def towers(execution="unroll"):
         end_token=END,
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
-        temperature=0.07,
         execution=execution,
     )
     return config, *make_model(config)

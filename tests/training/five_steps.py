@@ -33,7 +33,6 @@ CONFIG = clip_config(
     end_token=END,
     mean=(0.5, 0.5, 0.5),
     std=(0.25, 0.25, 0.25),
-    temperature=0.07,
     dropout=0.1,
     stochastic_depth=0.1,
     execution="scan",

@@ -42,7 +42,7 @@ def step_of(preset, **training):
     config = configuration.build({"steps": 100, "batch_size": 16, **training})
     small = replace(PRESETS[preset], patch=16, image=(128, 2, 2), text=(128, 2, 2), embedding=64)
     text = {"vocab_size": 512, "context_length": 16, "end_token": 1}
-    shape = clip_config(small, image_size=64, mean=CLIP_MEAN, std=CLIP_STD, temperature=0.07, **text)
+    shape = clip_config(small, image_size=64, mean=CLIP_MEAN, std=CLIP_STD, **text)
     preprocess = replace(make_preprocess(config), image_size=64, context_length=16)
     towers = make_towers(config, preprocess, None, shape, jax.devices("cpu")[:1])
     with jax.set_mesh(towers.mesh):
@@ -66,9 +66,10 @@ def ranks_of(*, top):
     mesh = jax.make_mesh((1, 1), kernel.AXES, axis_types=ranks.make_mesh().axis_types, devices=jax.devices("cpu")[:1])
     visit = kernel.make_visit(mesh, blocks=1, ks=(top, top), back=True, finite=True)
     state = shape(1, 2, 1, lines), shape(1, 2, top, lines, dtype=real), shape(1, 2, top, lines)
-    limits = shape(1, 1, lines, dtype=real), shape(), shape(2, 1, lines, dtype=real), shape(2)
+    rows = kernel.Thresholds(shape(1, 1, lines, dtype=real), shape())
+    columns = kernel.Thresholds(shape(2, 1, lines, dtype=real), shape(2))
     sides = shape(1, lines, width, dtype=real), shape(2, lines, width, dtype=real)
-    return visit.lower(shape(), shape(2), *sides, *limits, shape(1, 2, 64, 2), state).compile()
+    return visit.lower(shape(), shape(2), *sides, rows, columns, shape(1, 2, 64, 2), state).compile()
 
 
 PROGRAMS = {

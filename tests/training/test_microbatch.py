@@ -1,5 +1,7 @@
 """Microbatches have the loss and gradients of the undivided batch, with all that is drawn at random, in less memory."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from jaxclip.training.step import make_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH, CONTEXT, END = 32, 8, 63
-CONFIG = clip_config(
+SHAPE = clip_config(
     Preset(8, (32, 2, 2), (32, 2, 2), 32, "conv", "mean", "mean", "gelu_tanh"),
     image_size=32,
     vocab_size=64,
@@ -22,13 +24,12 @@ CONFIG = clip_config(
     end_token=END,
     mean=(0.5,) * 3,
     std=(0.25,) * 3,
-    temperature=0.07,
-    logit_bias=-10.0,
     dropout=0.2,
     stochastic_depth=0.4,
     patch_dropout=0.5,
     execution="scan",
 )
+CONFIG = replace(SHAPE, logit_bias=-10.0)
 GRAPH, _ = make_model(CONFIG)
 PARAMS = nnx.to_pure_dict(nnx.state(CLIP(CONFIG, rngs=nnx.Rngs(0))))
 INFO_NCE, TILED = Objective(implementation="dense"), Objective(implementation="tiled", tile=8)

@@ -25,7 +25,6 @@ CONFIG = clip_config(
     end_token=END,
     mean=(0.5,) * 3,
     std=(0.25,) * 3,
-    temperature=0.07,
     dropout=0.1,
 )
 

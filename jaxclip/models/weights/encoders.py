@@ -15,7 +15,7 @@ from jaxclip.models.clip import ImageConfig, ImageTower
 from jaxclip.models.encoders import BERT, BERTConfig, vit_config
 from jaxclip.models.weights.hugging_face import CONFIG, WEIGHTS, transformer
 from jaxclip.models.weights.positions import resize_grid
-from jaxclip.models.weights.table import Row, linear_rows, load, norm_rows, patches, same
+from jaxclip.models.weights.table import TableRow, linear_rows, load, norm_rows, patches, same
 from jaxclip.models.weights.tensors import Tensors, open_tensors, read_json
 
 HEADS = r"^(pooler|cls|classifier)\."
@@ -75,19 +75,19 @@ def _tensors(folder: Path, prefix: str) -> Tensors:
     return open_tensors(folder, WEIGHTS).renamed(rename)
 
 
-def _loaded(make: Callable[[], nnx.Module], table: list[Row], tensors: Tensors) -> Any:
+def _loaded(make: Callable[[], nnx.Module], table: list[TableRow], tensors: Tensors) -> Any:
     graph, shapes = nnx.split(nnx.eval_shape(make))
     return nnx.merge(graph, load(table, tensors, nnx.to_pure_dict(shapes)))
 
 
-def _vit_table(config: ImageConfig) -> list[Row]:
+def _vit_table(config: ImageConfig) -> list[TableRow]:
     ours, theirs = "transformer/blocks", "encoder.layer.{}"
     grid = partial(resize_grid, class_token=True)
     return [
-        Row("class_token", "embeddings.cls_token", same(leading=2)),
-        Row("positions", "embeddings.position_embeddings", same(leading=1), resize=grid),
-        Row("stem/projection/kernel", "embeddings.patch_embeddings.projection.weight", patches(config.patch)),
-        Row("stem/projection/bias", "embeddings.patch_embeddings.projection.bias", same()),
+        TableRow("class_token", "embeddings.cls_token", same(leading=2)),
+        TableRow("positions", "embeddings.position_embeddings", same(leading=1), resize=grid),
+        TableRow("stem/projection/kernel", "embeddings.patch_embeddings.projection.weight", patches(config.patch)),
+        TableRow("stem/projection/bias", "embeddings.patch_embeddings.projection.bias", same()),
         *norm_rows(f"{ours}/attention_norm", f"{theirs}.layernorm_before"),
         *_attention(f"{ours}/attention", f"{theirs}.attention.attention", f"{theirs}.attention.output"),
         *norm_rows(f"{ours}/mlp_norm", f"{theirs}.layernorm_after"),
@@ -96,12 +96,12 @@ def _vit_table(config: ImageConfig) -> list[Row]:
     ]
 
 
-def _bert_table() -> list[Row]:
+def _bert_table() -> list[TableRow]:
     ours, theirs = "transformer/blocks", "encoder.layer.{}"
     return [
-        Row("token_embedding/embedding", "embeddings.word_embeddings.weight", same()),
-        Row("positions", "embeddings.position_embeddings.weight", same()),
-        Row("types", "embeddings.token_type_embeddings.weight", same()),
+        TableRow("token_embedding/embedding", "embeddings.word_embeddings.weight", same()),
+        TableRow("positions", "embeddings.position_embeddings.weight", same()),
+        TableRow("types", "embeddings.token_type_embeddings.weight", same()),
         *norm_rows("first_norm", "embeddings.LayerNorm"),
         *_attention(f"{ours}/attention", f"{theirs}.attention.self", f"{theirs}.attention.output"),
         *norm_rows(f"{ours}/attention_norm", f"{theirs}.attention.output.LayerNorm"),
@@ -110,14 +110,14 @@ def _bert_table() -> list[Row]:
     ]
 
 
-def _attention(ours: str, theirs: str, output: str) -> list[Row]:
+def _attention(ours: str, theirs: str, output: str) -> list[TableRow]:
     return [
         *linear_rows(f"{ours}/qkv", tuple(f"{theirs}.{part}" for part in ("query", "key", "value"))),
         *linear_rows(f"{ours}/out", f"{output}.dense", inputs=2),
     ]
 
 
-def _mlp(ours: str, theirs: str) -> list[Row]:
+def _mlp(ours: str, theirs: str) -> list[TableRow]:
     return [
         *linear_rows(f"{ours}/mlp_in", f"{theirs}.intermediate.dense"),
         *linear_rows(f"{ours}/mlp_out", f"{theirs}.output.dense"),

@@ -11,7 +11,7 @@ from jaxclip.errors import UserError
 from jaxclip.models.clip import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.models.transformer import TransformerConfig
 from jaxclip.models.weights.positions import resize_context, resize_grid
-from jaxclip.models.weights.table import Checkpoint, Row, linear, linear_rows, norm_rows, patches, same
+from jaxclip.models.weights.table import ForeignCheckpoint, TableRow, linear, linear_rows, norm_rows, patches, same
 from jaxclip.models.weights.tensors import open_tensors, read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -23,10 +23,10 @@ LEGACY_END = 2
 """With this end token CLIPModel reads the highest id instead: the first configurations had it by mistake."""
 
 
-def read(folder: Path) -> Checkpoint:
+def read(folder: Path) -> ForeignCheckpoint:
     """Returns the checkpoint in a folder; UserError where it is broken or its towers cannot be built here."""
     config = read_config(folder)
-    return Checkpoint(config, table(config), open_tensors(folder, WEIGHTS))
+    return ForeignCheckpoint(config, table(config), open_tensors(folder, WEIGHTS))
 
 
 def read_config(folder: Path) -> CLIPConfig:
@@ -45,28 +45,28 @@ def read_config(folder: Path) -> CLIPConfig:
         raise UserError(f"{path} does not describe a {kind} model: {str(error).strip().splitlines()[-1]}") from None
 
 
-def table(config: CLIPConfig) -> list[Row]:
+def table(config: CLIPConfig) -> list[TableRow]:
     """Returns the table of names, theirs <-> ours."""
     image = config.image
     sigmoid = config.logit_bias is not None
     tower, class_token = "vision_model", image.pooling == "class"
     grid = partial(resize_grid, class_token=class_token)
     rows = [
-        Row("logit_scale", "logit_scale", same(leading=int(sigmoid))),
-        Row("image/stem/projection/kernel", f"{tower}.embeddings.patch_embedding.weight", patches(image.patch)),
-        Row("image/positions", f"{tower}.embeddings.position_embedding.weight", same(), resize=grid),
+        TableRow("logit_scale", "logit_scale", same(leading=int(sigmoid))),
+        TableRow("image/stem/projection/kernel", f"{tower}.embeddings.patch_embedding.weight", patches(image.patch)),
+        TableRow("image/positions", f"{tower}.embeddings.position_embedding.weight", same(), resize=grid),
         *_blocks("image", tower),
         *norm_rows("image/last_norm", f"{tower}.post_layernorm"),
-        Row("text/token_embedding/embedding", "text_model.embeddings.token_embedding.weight", same()),
-        Row("text/positions", "text_model.embeddings.position_embedding.weight", same(), resize=resize_context),
+        TableRow("text/token_embedding/embedding", "text_model.embeddings.token_embedding.weight", same()),
+        TableRow("text/positions", "text_model.embeddings.position_embedding.weight", same(), resize=resize_context),
         *_blocks("text", "text_model"),
         *norm_rows("text/last_norm", "text_model.final_layer_norm"),
     ]
     if sigmoid:
         return rows + [
-            Row("logit_bias", "logit_bias", same(leading=1)),
-            Row("image/stem/projection/bias", f"{tower}.embeddings.patch_embedding.bias", same()),
-            Row("image/pool/probe", f"{tower}.head.probe", same(leading=2)),
+            TableRow("logit_bias", "logit_bias", same(leading=1)),
+            TableRow("image/stem/projection/bias", f"{tower}.embeddings.patch_embedding.bias", same()),
+            TableRow("image/pool/probe", f"{tower}.head.probe", same(leading=2)),
             *linear_rows("image/pool/attention/qkv", f"{tower}.head.attention.in_proj", dot="_"),
             *linear_rows("image/pool/attention/out", f"{tower}.head.attention.out_proj", inputs=2),
             *norm_rows("image/pool/norm", f"{tower}.head.layernorm"),
@@ -75,10 +75,10 @@ def table(config: CLIPConfig) -> list[Row]:
             *linear_rows("text/projection", "text_model.head"),
         ]
     return rows + [
-        Row("image/class_token", f"{tower}.embeddings.class_embedding", same()),
+        TableRow("image/class_token", f"{tower}.embeddings.class_embedding", same()),
         *norm_rows("image/first_norm", f"{tower}.pre_layrnorm"),
-        Row("image/projection/kernel", "visual_projection.weight", linear()),
-        Row("text/projection/kernel", "text_projection.weight", linear()),
+        TableRow("image/projection/kernel", "visual_projection.weight", linear()),
+        TableRow("text/projection/kernel", "text_projection.weight", linear()),
     ]
 
 
@@ -153,7 +153,7 @@ def oddity(config: CLIPConfig) -> str:
     return "this mixture of CLIP's and SigLIP's parts"
 
 
-def _blocks(tower: str, prefix: str) -> list[Row]:
+def _blocks(tower: str, prefix: str) -> list[TableRow]:
     ours, theirs = f"{tower}/transformer/blocks", f"{prefix}.encoder.layers.{{}}"
     return [
         *norm_rows(f"{ours}/attention_norm", f"{theirs}.layer_norm1"),

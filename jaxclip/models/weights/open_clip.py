@@ -12,7 +12,7 @@ from jaxclip.models.clip import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.models.transformer import TransformerConfig
 from jaxclip.models.weights.hugging_face import is_clip, is_siglip, oddity
 from jaxclip.models.weights.positions import resize_context, resize_grid
-from jaxclip.models.weights.table import Checkpoint, Row, linear_rows, norm_rows, patches, same
+from jaxclip.models.weights.table import ForeignCheckpoint, TableRow, linear_rows, norm_rows, patches, same
 from jaxclip.models.weights.tensors import open_tensors, read_json
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -51,7 +51,7 @@ TIMM_NAME = r"vit_(\w+)_patch(\d+)_siglip_(\d+)"
 TIMM_EXACT_GELU = r"vit_(base_patch16_siglip_\d+|large_patch16_siglip_(256|384)|so400m_patch14_siglip_\d+)"
 
 
-def read(folder: Path) -> Checkpoint:
+def read(folder: Path) -> ForeignCheckpoint:
     """Returns the checkpoint in a folder; UserError where it is broken or its towers cannot be built here."""
     path = folder / CONFIG
     tensors = open_tensors(folder, WEIGHTS)
@@ -67,7 +67,7 @@ def read(folder: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} does not describe a CLIP model: {type(error).__name__} {error}") from None
-    return Checkpoint(config, table(config, nested="text.positional_embedding" in tensors.shapes), tensors)
+    return ForeignCheckpoint(config, table(config, nested="text.positional_embedding" in tensors.shapes), tensors)
 
 
 def cleaning(settings: Mapping[str, Any], path: Path) -> str:
@@ -83,22 +83,22 @@ def cleaning(settings: Mapping[str, Any], path: Path) -> str:
     return given["clean"]
 
 
-def table(config: CLIPConfig, *, nested: bool) -> list[Row]:
+def table(config: CLIPConfig, *, nested: bool) -> list[TableRow]:
     """Returns the table of names, theirs <-> ours; `nested`: the text tower is a module of its own."""
     prefix = "text." if nested else ""
     rows = [
-        Row("logit_scale", "logit_scale", same()),
-        Row("text/token_embedding/embedding", f"{prefix}token_embedding.weight", same()),
-        Row("text/positions", f"{prefix}positional_embedding", same(), resize=resize_context),
+        TableRow("logit_scale", "logit_scale", same()),
+        TableRow("text/token_embedding/embedding", f"{prefix}token_embedding.weight", same()),
+        TableRow("text/positions", f"{prefix}positional_embedding", same(), resize=resize_context),
         *_blocks("text", f"{prefix}transformer"),
         *norm_rows("text/last_norm", f"{prefix}ln_final"),
     ]
     if config.text.projection_bias:
         rows += linear_rows("text/projection", f"{prefix}text_projection")
     else:
-        rows.append(Row("text/projection/kernel", f"{prefix}text_projection", same()))
+        rows.append(TableRow("text/projection/kernel", f"{prefix}text_projection", same()))
     if config.logit_bias is not None:
-        rows.append(Row("logit_bias", "logit_bias", same()))
+        rows.append(TableRow("logit_bias", "logit_bias", same()))
     return rows + (_clip_image(config.image) if config.image.projection else _timm_image(config.image))
 
 
@@ -219,7 +219,7 @@ def _written(blocks: TransformerConfig) -> dict[str, Any]:
     return written if blocks.epsilon == 1e-5 else {**written, "norm_kwargs": {"eps": blocks.epsilon}}
 
 
-def _blocks(tower: str, prefix: str) -> list[Row]:
+def _blocks(tower: str, prefix: str) -> list[TableRow]:
     ours, theirs = f"{tower}/transformer/blocks", f"{prefix}.resblocks.{{}}"
     return [
         *norm_rows(f"{ours}/attention_norm", f"{theirs}.ln_1"),
@@ -231,27 +231,27 @@ def _blocks(tower: str, prefix: str) -> list[Row]:
     ]
 
 
-def _clip_image(image: ImageConfig) -> list[Row]:
+def _clip_image(image: ImageConfig) -> list[TableRow]:
     grid = partial(resize_grid, class_token=True)
     return [
-        Row("image/stem/projection/kernel", "visual.conv1.weight", patches(image.patch)),
-        Row("image/class_token", "visual.class_embedding", same()),
-        Row("image/positions", "visual.positional_embedding", same(), resize=grid),
+        TableRow("image/stem/projection/kernel", "visual.conv1.weight", patches(image.patch)),
+        TableRow("image/class_token", "visual.class_embedding", same()),
+        TableRow("image/positions", "visual.positional_embedding", same(), resize=grid),
         *norm_rows("image/first_norm", "visual.ln_pre"),
         *_blocks("image", "visual.transformer"),
         *norm_rows("image/last_norm", "visual.ln_post"),
-        Row("image/projection/kernel", "visual.proj", same()),
+        TableRow("image/projection/kernel", "visual.proj", same()),
     ]
 
 
-def _timm_image(image: ImageConfig) -> list[Row]:
+def _timm_image(image: ImageConfig) -> list[TableRow]:
     trunk, pool, ours = "visual.trunk", "visual.trunk.attn_pool", "image/transformer/blocks"
     theirs = f"{trunk}.blocks.{{}}"
     grid = partial(resize_grid, class_token=False)
     return [
-        Row("image/stem/projection/kernel", f"{trunk}.patch_embed.proj.weight", patches(image.patch)),
-        Row("image/stem/projection/bias", f"{trunk}.patch_embed.proj.bias", same()),
-        Row("image/positions", f"{trunk}.pos_embed", same(leading=1), resize=grid),
+        TableRow("image/stem/projection/kernel", f"{trunk}.patch_embed.proj.weight", patches(image.patch)),
+        TableRow("image/stem/projection/bias", f"{trunk}.patch_embed.proj.bias", same()),
+        TableRow("image/positions", f"{trunk}.pos_embed", same(leading=1), resize=grid),
         *norm_rows(f"{ours}/attention_norm", f"{theirs}.norm1"),
         *linear_rows(f"{ours}/attention/qkv", f"{theirs}.attn.qkv"),
         *linear_rows(f"{ours}/attention/out", f"{theirs}.attn.proj", inputs=2),
@@ -259,7 +259,7 @@ def _timm_image(image: ImageConfig) -> list[Row]:
         *linear_rows(f"{ours}/mlp_in", f"{theirs}.mlp.fc1"),
         *linear_rows(f"{ours}/mlp_out", f"{theirs}.mlp.fc2"),
         *norm_rows("image/last_norm", f"{trunk}.norm"),
-        Row("image/pool/probe", f"{pool}.latent", same(leading=2)),
+        TableRow("image/pool/probe", f"{pool}.latent", same(leading=2)),
         *linear_rows("image/pool/attention/qkv", (f"{pool}.q", f"{pool}.kv"), parts=(1, 2)),
         *linear_rows("image/pool/attention/out", f"{pool}.proj", inputs=2),
         *norm_rows("image/pool/norm", f"{pool}.norm"),

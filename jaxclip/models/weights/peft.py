@@ -7,13 +7,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from jaxclip.models.lora import NAME, LoRAConfig
-from jaxclip.models.weights.table import Params, Row
+from jaxclip.models.weights.table import Params, TableRow
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
-def tensors(table: Sequence[Row], params: Params) -> dict[str, np.ndarray]:
+def tensors(table: Sequence[TableRow], params: Params) -> dict[str, np.ndarray]:
     """Returns PEFT's tensors by name, float32, of all adapters among the parameters.
 
     Where one of our maps holds several of theirs (query, key, value), each gets the whole of A and its part of B.

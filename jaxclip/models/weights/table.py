@@ -52,7 +52,7 @@ def patches(patch: int) -> Form:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a layout's table.
 
     Attributes:
@@ -89,32 +89,32 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ForeignCheckpoint:
     """A checkpoint of another library: the towers it holds, the table of its names and its tensors, not read yet."""
 
     config: CLIPConfig
-    table: list[Row]
+    table: list[TableRow]
     tensors: Tensors
 
 
-def norm_rows(ours: str, theirs: str) -> list[Row]:
+def norm_rows(ours: str, theirs: str) -> list[TableRow]:
     """Returns the rows of a layer norm."""
-    return [Row(f"{ours}/scale", f"{theirs}.weight", same()), Row(f"{ours}/bias", f"{theirs}.bias", same())]
+    return [TableRow(f"{ours}/scale", f"{theirs}.weight", same()), TableRow(f"{ours}/bias", f"{theirs}.bias", same())]
 
 
 def linear_rows(
     ours: str, theirs: str | tuple[str, ...], *, inputs: int = 1, dot: str = ".", parts: tuple[int, ...] = ()
-) -> list[Row]:
+) -> list[TableRow]:
     """Returns the rows of a linear map with a bias; `dot` is what parts its name from those of its two tensors."""
     names = (theirs,) if isinstance(theirs, str) else theirs
     weights, biases = (tuple(f"{name}{dot}{kind}" for name in names) for kind in ("weight", "bias"))
     return [
-        Row(f"{ours}/kernel", weights, linear(inputs), parts=parts),
-        Row(f"{ours}/bias", biases, same(flat=True), parts=parts),
+        TableRow(f"{ours}/kernel", weights, linear(inputs), parts=parts),
+        TableRow(f"{ours}/bias", biases, same(flat=True), parts=parts),
     ]
 
 
-def load(table: Sequence[Row], tensors: Tensors, abstract: Params) -> Params:
+def load(table: Sequence[TableRow], tensors: Tensors, abstract: Params) -> Params:
     """Returns the parameters, read one after the other straight to where `abstract` places them.
 
     Beside them host memory holds one parameter and one of their tensors at a time, the largest at the beginning.
@@ -136,7 +136,7 @@ def load(table: Sequence[Row], tensors: Tensors, abstract: Params) -> Params:
     return unflatten_dict({name: loaded[name] for name in leaves}, sep="/")
 
 
-def save(table: Sequence[Row], params: Params) -> dict[str, np.ndarray]:
+def save(table: Sequence[TableRow], params: Params) -> dict[str, np.ndarray]:
     """Returns their tensors by name, float32 and contiguous as safetensors wants them."""
     tensors: dict[str, np.ndarray] = {}
     leaves = flatten_dict(params, sep="/")
@@ -148,7 +148,7 @@ def save(table: Sequence[Row], params: Params) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _parameter(row: Row, tensors: Tensors, leaf: Any) -> np.ndarray:
+def _parameter(row: TableRow, tensors: Tensors, leaf: Any) -> np.ndarray:
     if not row.stacked:
         return _one(row, 0, tensors, leaf.shape, leaf.dtype)
     ours = np.empty(leaf.shape, leaf.dtype)
@@ -157,7 +157,7 @@ def _parameter(row: Row, tensors: Tensors, leaf: Any) -> np.ndarray:
     return ours
 
 
-def _one(row: Row, layer: int, tensors: Tensors, shape: Shape, dtype: np.dtype) -> np.ndarray:
+def _one(row: TableRow, layer: int, tensors: Tensors, shape: Shape, dtype: np.dtype) -> np.ndarray:
     """Returns our parameter, or one layer of it."""
     parts = [tensors.read(name).astype(dtype, copy=False) for name in row.names(layer)]
     theirs = np.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -170,7 +170,7 @@ def _place(value: np.ndarray, leaf: Any) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, value.__getitem__).block_until_ready()
 
 
-def _check(table: Sequence[Row], tensors: Tensors, abstract: Mapping[str, Any]) -> None:
+def _check(table: Sequence[TableRow], tensors: Tensors, abstract: Mapping[str, Any]) -> None:
     missing, misshaped, known = [], [], set()
     for row in table:
         shape = abstract[row.ours].shape
