@@ -26,8 +26,8 @@ from jaxclip.errors import UserError
 from jaxclip.runtime import startup
 
 NAMES = ("train_step", "input", "start", "loss", "ranks", "rerank", "search")
-"""Modules of jaxclip.benchmarks. Each has FLAGS (name -> default value and help text), `measure(**flags)`, which returns
-one dict per measured implementation, and `table`, which formats these dicts for the terminal."""
+"""Modules of jaxclip.benchmarks. Each has FLAGS (name -> default value and help text), `measure(**flags)`, which
+returns one dict per measured implementation, and `table`, which formats these dicts for the terminal."""
 
 
 def main(argv: Sequence[str]) -> int:

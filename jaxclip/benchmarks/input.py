@@ -108,7 +108,7 @@ def calls(name: str, folder: Path, size: int, batches: int) -> dict[str, Callabl
 def ours(
     folder: Path, size: int, batches: int, resize_on: str = "host"
 ) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns a function that starts `pipeline.batches.training_batches` over the prepared catalogue, as `train` does."""
+    """Returns a function that starts `training_batches` over the prepared catalogue, as `train` does."""
     from jaxclip.catalog import library
     from jaxclip.catalog.builder import Source
     from jaxclip.pipeline.batches import training_batches
@@ -129,7 +129,7 @@ def ours(
 
 
 def threads(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns a function that starts a pool with a thread per core; a picture is a task, and two batches are prefetched."""
+    """Returns a function that starts a pool with a thread per core; a picture is a task, two batches are prefetched."""
     pairs, tokenizer = _pairs(folder), _tokenizer(folder)
 
     def stream() -> Iterator[dict[str, np.ndarray]]:

@@ -84,7 +84,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def by_strips(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
-    """Returns InfoNCE from strips of rows, one direction at a time, recomputed in the backward pass (`jax.checkpoint`)."""
+    """Returns InfoNCE from strips of rows, one direction at a time, recomputed in the backward pass."""
 
     def one_direction(queries: jax.Array, gallery: jax.Array) -> jax.Array:
         @jax.checkpoint

@@ -52,8 +52,8 @@ SCORE_TOLERANCE = 1e-4  # the servers sum float32 products in different orders
 def measure(*, workdir: str, gallery: str, k: int, seconds: int, repeats: int) -> list[dict[str, Any]]:
     """Returns a row for each number of CLIENTS and each server: `jaxclip.search`, and PEER if it is installed.
 
-    Each client keeps one connection open and sends its next request when the previous one is answered; the sentences are
-    captions of the gallery. The two servers are measured in turns.
+    Each client keeps one connection open and sends its next request when the previous one is answered. The sentences
+    are captions of the gallery. The two servers are measured in turns.
 
     A row holds "per_second", the median requests per second over the repeats; "p50" and "p99", percentiles of the
     latency in milliseconds over all repeats; "ratio", requests per second divided by the peer's (None without a peer);

@@ -1,4 +1,4 @@
-"""A search server of faiss, PyTorch and transformers, as one would write it first: each request is encoded by itself."""
+"""A plain search server of faiss, PyTorch and transformers, which encodes each request by itself."""
 
 import json
 import socket

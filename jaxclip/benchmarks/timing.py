@@ -16,7 +16,7 @@ def rounds(repeats: int) -> Iterable[int]:
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Returns the median seconds of each call, after one untimed call each; a call must block until its work is done."""
+    """Returns the median seconds of each call, after one untimed call; a call must block until its work is done."""
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
