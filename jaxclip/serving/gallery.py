@@ -114,7 +114,7 @@ class Gallery:
 
 
 class _Column:
-    """The values of one attribute, stored as one integer code per product; codes count values in order of appearance."""
+    """The values of one attribute: an integer code per product; codes number the values in order of appearance."""
 
     def __init__(self) -> None:
         self._values: dict[str, int] = {}
