@@ -21,7 +21,7 @@ LAYOUTS = flags.DEFINE_list(
 MERGE = flags.DEFINE_bool(
     "merge",
     True,
-    "merge adapters into the towers; --nomerge writes only the adapters, in the layout of the PEFT library",
+    "merge adapters into the towers; --nomerge writes only the adapters, in PEFT's layout",
 )
 
 

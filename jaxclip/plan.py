@@ -22,9 +22,7 @@ from jaxclip.runtime import startup
 if TYPE_CHECKING:
     from jaxclip.planning.fit import Plan
 
-TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "KIND:SHAPE, for example v5e:16x16, v5p:4x4x4 or h100:64 (an estimate)"
-)
+TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, such as v5e:16x16, v5p:4x4x4 or h100:64 (an estimate)")
 COMPARE = flags.DEFINE_list(
     "compare", [], "more topologies, or meshes DATAxFSDPxTENSOR of --topology, shown side by side"
 )
@@ -63,9 +61,7 @@ def main(overrides: dict[str, str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are not used
     wanted = cli.from_file({"data.path": "(not read)", **overrides})
     if wanted.task == "rerank":
-        raise UserError(
-            "task = 'rerank' cannot be planned: a re-ranker trains on one device in minutes; give a config of towers"
-        )
+        raise UserError("task = 'rerank' cannot be planned: a re-ranker trains in minutes; plan its towers")
     if not TOPOLOGY.value:
         raise UserError("--topology is missing: give KIND:SHAPE, as --topology=v5e:16x16")
     with startup.quiet_imports():

@@ -24,9 +24,7 @@ RERANK = flags.DEFINE_string("rerank", None, "folder of a re-ranker trained on t
 GALLERY = flags.DEFINE_string(
     "gallery", None, "catalogue to search, raw or prepared; default: the complete catalogue of the workdir"
 )
-HOST = flags.DEFINE_string(
-    "host", "127.0.0.1", "address to listen on; the default accepts connections from this machine only"
-)
+HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; default: this machine only")
 PORT = flags.DEFINE_integer("port", 8000, "port to listen on; 0 takes a free one", 0, 65535)
 TOKEN = flags.DEFINE_string("token", None, "token that requests must send; default: $JAXCLIP_TOKEN, else none")
 CONNECTIONS = 2048
