@@ -23,17 +23,18 @@ def load(
     """Returns the searcher of a trained workdir: `jaxclip.load("runs/quickstart").search("blue ballet shoes", k=10)`.
 
     Args:
-      workdir: of a run.
-      gallery: the catalogue to search, raw or prepared; None for the whole of the workdir's own.
-      step: the checkpoint: latest, best or a step; with a re-ranker it is the one that this was trained on.
-      rerank: workdir of a re-ranker of these towers.
+      workdir: folder of the run.
+      gallery: catalogue to search, raw or prepared; None for the complete catalogue of the workdir.
+      step: checkpoint: latest, best or a step. A re-ranker needs the step that it was trained on.
+      rerank: workdir of a re-ranker that was trained on these towers.
       overrides: fields of the configuration, as on the command line: {"data.reader": "folder"}.
-      say: takes a line for the user.
+      say: receives progress messages.
 
     Raises:
-      jaxclip.errors.UserError: there is no such workdir, checkpoint or catalogue, or the re-ranker is of other towers.
+      jaxclip.errors.UserError: there is no such workdir, checkpoint or catalogue, or the re-ranker was trained on other
+        towers.
     """
-    from jaxclip import config  # what these import takes seconds, and a caller of __version__ need not wait for it
+    from jaxclip import config  # imported here: these imports take seconds, which `jaxclip.__version__` does not need
 
     workdir, overrides = Path(workdir), {"data.split": "all", **(overrides or {})}
     own = config.load_config(workdir)

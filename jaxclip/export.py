@@ -1,7 +1,7 @@
 """Export a checkpoint: python -m jaxclip.export --workdir=W --output=DIR [--step=N] [--layouts=LAYOUT,...]
 
-DIR is then a folder that transformers (CLIPModel or SiglipModel, AutoProcessor), open_clip ("local-dir:DIR") and, with
-load_towers.py of the folder itself, JAX alone can load.
+DIR can then be loaded by transformers (CLIPModel or SiglipModel, AutoProcessor), by open_clip ("local-dir:DIR") and,
+with the load_towers.py that it contains, by JAX without this package.
 """
 
 from pathlib import Path
@@ -19,17 +19,19 @@ LAYOUTS = flags.DEFINE_list(
     "layouts", ["transformers", "open_clip"], "what to write: transformers, open_clip, stablehlo (any towers)"
 )
 MERGE = flags.DEFINE_bool(
-    "merge", True, "add adapters to the towers; --nomerge writes them alone, as the PEFT library loads them"
+    "merge",
+    True,
+    "merge adapters into the towers; --nomerge writes only the adapters, in PEFT's layout",
 )
 
 
 def main(overrides: dict[str, str]) -> None:
-    """Exports as the flags say."""
+    """Exports a checkpoint according to the flags."""
     for flag in (WORKDIR, OUTPUT):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing")
     wanted = config.of_run(Path(WORKDIR.value), overrides)
-    with startup.quiet_imports():  # they take seconds: bad flags are told before
+    with startup.quiet_imports():  # these imports take seconds, so the flags are checked first
         from jaxclip.towers import export
 
     unknown = [layout for layout in LAYOUTS.value if layout not in export.LAYOUTS]

@@ -1,7 +1,8 @@
 """Plan a training: python -m jaxclip.plan --config=configs/pretrain_large_batch.py:vit_l_14 --topology=v5e:16x16
 
-Compiles the real step for TPUs that are not here (pip install jaxclip[plan]) and prints what each device would hold, do
-and send, and the time its roofline allows. GPUs (h100:64) are estimated from the same program. Nothing is trained.
+Compiles the training step for TPUs that this machine does not have (pip install jaxclip[plan]). Prints the memory,
+FLOPs and traffic of each device and the step time of its roofline. For GPUs (h100:64) these are estimates from the
+same program. Nothing is trained.
 """
 
 import dataclasses
@@ -21,11 +22,11 @@ from jaxclip.runtime import startup
 if TYPE_CHECKING:
     from jaxclip.planning.fit import Plan
 
-TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, as v5e:16x16, v5p:4x4x4 or h100:64 (GPUs: an estimate)")
+TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, such as v5e:16x16, v5p:4x4x4 or h100:64 (an estimate)")
 COMPARE = flags.DEFINE_list(
-    "compare", [], "further topologies, or meshes of this one as DATAxFSDPxTENSOR, side by side"
+    "compare", [], "more topologies, or meshes DATAxFSDPxTENSOR of --topology, shown side by side"
 )
-MAX_BATCH = flags.DEFINE_bool("max_batch", False, "find the largest global batch that fits; compiles several")
+MAX_BATCH = flags.DEFINE_bool("max_batch", False, "find the largest global batch that fits, by compiling several")
 JSON = flags.DEFINE_string("json", None, "also write the plans into this file")
 
 ROWS: Sequence[tuple[str, Callable[["Plan"], str]]] = (
@@ -54,13 +55,13 @@ ROWS: Sequence[tuple[str, Callable[["Plan"], str]]] = (
 
 
 def main(overrides: dict[str, str]) -> None:
-    """Plans as the flags say."""
+    """Plans a training according to the flags."""
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # devices that are here take no part
+    jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are not used
     wanted = cli.from_file({"data.path": "(not read)", **overrides})
     if wanted.task == "rerank":
-        raise UserError("task = 'rerank': what is planned are towers; a re-ranker trains on one device in minutes")
+        raise UserError("task = 'rerank' cannot be planned: a re-ranker trains in minutes; plan its towers")
     if not TOPOLOGY.value:
         raise UserError("--topology is missing: give KIND:SHAPE, as --topology=v5e:16x16")
     with startup.quiet_imports():
@@ -92,7 +93,7 @@ def _variant(item: str, config: Config) -> tuple[str, Config]:
 
 
 def table(plans: Sequence["Plan"]) -> str:
-    """Returns the plans as lines, a column each; all figures but the batch and the last are of one device and step."""
+    """Returns a table with a column per plan; figures are per device and step, except the batch and the last row."""
     lines = [f"{'per device':18}" + "".join(f"{plan.topology:>24}" for plan in plans)]
     lines += [f"{name:18}" + "".join(f"{show(plan):>24}" for plan in plans) for name, show in ROWS]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Search a catalogue: python -m jaxclip.search --workdir=W [--rerank=W2] [--gallery=PATH] [--port=8000]
 
-Embeds the catalogue once, into W/embeddings (later only what is new), then serves a page and an HTTP API.
-SIGTERM and Ctrl-C answer what was asked and stop.
+Embeds the pictures that are not yet in W/embeddings, then serves a page and an HTTP API.
+After SIGTERM or Ctrl-C the server answers the running requests and stops.
 """
 
 import errno
@@ -18,29 +18,29 @@ from jaxclip.runtime import startup
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 STEP = flags.DEFINE_string(
-    "step", "latest", "the checkpoint: latest, best (by hit@1) or a step; --rerank knows its own"
+    "step", "latest", "the checkpoint: latest, best (by hit@1) or a step; leave it out with --rerank"
 )
-RERANK = flags.DEFINE_string("rerank", None, "folder of a re-ranker of these towers (task = rerank)")
+RERANK = flags.DEFINE_string("rerank", None, "folder of a re-ranker trained on these towers (task = rerank)")
 GALLERY = flags.DEFINE_string(
-    "gallery", None, "catalogue to search, raw or prepared; default: all of the workdir's own"
+    "gallery", None, "catalogue to search, raw or prepared; default: the complete catalogue of the workdir"
 )
-HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at; the default is reached from this machine alone")
-PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0 takes a free one", 0, 65535)
-TOKEN = flags.DEFINE_string("token", None, "what requests have to bring; default: $JAXCLIP_TOKEN, else nothing")
+HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; default: this machine only")
+PORT = flags.DEFINE_integer("port", 8000, "port to listen on; 0 takes a free one", 0, 65535)
+TOKEN = flags.DEFINE_string("token", None, "token that requests must send; default: $JAXCLIP_TOKEN, else none")
 CONNECTIONS = 2048
-"""Open at the same time at most."""
-DRAINED = 30
-"""Seconds that running requests have to end after SIGTERM."""
+"""Largest number of open connections."""
+SHUTDOWN_SECONDS = 30
+"""Time that running requests have to finish after SIGTERM."""
 
 
 def main(overrides: dict[str, str]) -> None:
-    """Serves as the flags say until it is told to stop."""
+    """Serves a catalogue according to the flags, until SIGTERM or SIGINT."""
     if not WORKDIR.value:
         raise UserError("--workdir is missing: give the folder of a run")
     config.of_run(Path(WORKDIR.value), {"data.split": "all", **overrides})
     if RERANK.value:
         config.load_config(Path(RERANK.value))
-    listening = _listen()  # a taken port is told before minutes of embedding
+    listening = _listen()  # before embedding, which may take minutes, so that a taken port is reported at once
     with startup.quiet_imports():
         import uvicorn
 
@@ -48,8 +48,8 @@ def main(overrides: dict[str, str]) -> None:
         from jaxclip.web.app import make_app
         from jaxclip.web.connections import Connection
 
-    wanted = {"step": STEP.value, "rerank": RERANK.value, "overrides": overrides, "say": cli.say}
-    searcher = jaxclip.load(WORKDIR.value, GALLERY.value, **wanted)
+    options = {"step": STEP.value, "rerank": RERANK.value, "overrides": overrides, "say": cli.say}
+    searcher = jaxclip.load(WORKDIR.value, GALLERY.value, **options)
     cli.say("compiling for batches of searches")
     searcher.warm_up()
     token = os.environ.get("JAXCLIP_TOKEN", "") if TOKEN.value is None else TOKEN.value
@@ -61,12 +61,12 @@ def main(overrides: dict[str, str]) -> None:
         access_log=False,
         server_header=False,
         limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=DRAINED,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # uvicorn has its own, and raises the signal again when it is done
-    shown = f"[{HOST.value}]" if ":" in HOST.value else HOST.value
-    print(f"{len(searcher.gallery):,} products at http://{shown}:{listening.getsockname()[1]}/", flush=True)
+        signal.signal(number, signal.SIG_IGN)  # uvicorn handles both, and raises the signal again when it has stopped
+    host = f"[{HOST.value}]" if ":" in HOST.value else HOST.value
+    print(f"{len(searcher.gallery):,} products at http://{host}:{listening.getsockname()[1]}/", flush=True)
     uvicorn.Server(settings).run([listening])
     print("stopped")
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Several processes on this machine, one GPU each, as one run. Arguments: their number, then a command of jaxclip.
+# Starts one run as several processes on this machine, one GPU each. Arguments: PROCESSES, then a command of jaxclip.
 #   launch/local.sh 4 train --config=configs/pretrain_large_batch.py --workdir=W
-# One process drives all GPUs of a machine as well; several share the host's work. SIGTERM to this script saves and ends.
+# One process can drive all GPUs too; several share the work of the host. SIGTERM makes the run save and stop.
 set -uo pipefail
 processes=${1:?usage: launch/local.sh PROCESSES COMMAND [ARGUMENTS]}
 command=${2:?usage: launch/local.sh PROCESSES COMMAND [ARGUMENTS]}

@@ -61,11 +61,10 @@ assert not {"tensorflow", "tensorflow_datasets", "array_record", "transformers"}
 """
 
 MEASURING = """
-from jaxclip import bench
 from jaxclip.planning import fit
 from jaxclip.benchmarks import loss, ranks, train_step
 
-calls = train_step.ours(bench.training({"preset": "tiny", "batch": 4, "dtype": "float32"})["config"])
+calls = train_step.ours(train_step.make_config(preset="tiny", batch=4, dtype="float32"))
 assert calls["train step"]() > 0 and calls["images"]() and calls["texts"]()
 assert "tensorflow" not in sys.modules
 """

@@ -1,4 +1,4 @@
-"""The input pipeline: encoded pictures and captions into batches of pixels and tokens, beside others doing the same."""
+"""Speed of the input pipeline, from encoded pictures and captions to batches, compared with other loaders."""
 
 import importlib.util
 import io
@@ -24,34 +24,34 @@ from jaxclip.catalog.readers import fashion_product_images
 from jaxclip.pipeline import text
 
 FLAGS = {
-    "size": (224, "side of the square pictures that the towers get, pixels"),
+    "size": (224, "side of the square pictures in a batch, pixels"),
     "source": (256, "side of the JPEGs, pixels"),
-    "batches": (20, "of 64 pairs, timed"),
+    "batches": (20, "timed batches of 64 pairs"),
     "repeats": (3, REPEATS),
 }
 OURS, ON_DEVICE = "jaxclip", "jaxclip, resize_on=device"
 PEERS = {"Pillow in threads": (), "webdataset": ("webdataset", "torch"), "grain": ("grain",)}
-"""Implementation -> the packages that it takes."""
-PRODUCTS, BATCH, WORDS = 512, 64, 32
-AREA = (0.6, 1.0)  # of the random crop, the default of config.Augmentation
+"""Implementation -> the packages that it needs."""
+PRODUCTS, BATCH, CONTEXT_LENGTH = 512, 64, 32
+AREA = (0.6, 1.0)  # share of the picture that a random crop covers, as config.Augmentation has it by default
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def measure(*, size: int, source: int, batches: int, repeats: int = 3) -> list[dict[str, Any]]:
     """Returns a row for each implementation: "seconds" of `batches` batches of 64, "per_second" pictures, "time_ratio".
 
-    All decode JPEGs of `source` x `source` pixels, cut a random part, scale it to `size` x `size` with an antialiased
-    bicubic filter, and encode the caption with one tokenizer, on all cores; ON_DEVICE leaves scaling to a GPU or TPU.
-    Each has a process of its own, they run in turns, and the first of `batches` + 1 batches is not timed. Those not
-    installed are left out.
+    Each implementation decodes JPEGs of `source` x `source` pixels, takes a random crop, scales it to `size` x `size`
+    with an antialiased bicubic filter, and encodes the caption with the same tokenizer, on all cores; ON_DEVICE leaves
+    scaling to the accelerator. Each runs in a separate process, in turns, and its first batch is not timed. Packages
+    that are not installed are left out.
     """
     with tempfile.TemporaryDirectory(prefix="jaxclip_input_") as name, ExitStack() as stack:
         folder = Path(name)
         _catalogue(folder, source)
-        names = [peer for peer, needs in PEERS.items() if all(map(importlib.util.find_spec, needs))]
-        given = (folder, size, batches)
+        peers = [peer for peer, packages in PEERS.items() if all(map(importlib.util.find_spec, packages))]
         workers = [
-            stack.enter_context(Worker(name, f"{__name__}:calls", name, *given)) for name in (OURS, ON_DEVICE, *names)
+            stack.enter_context(Worker(name, f"{__name__}:calls", name, folder, size, batches))
+            for name in (OURS, ON_DEVICE, *peers)
         ]
         for worker in workers:
             worker.run("batches")
@@ -75,7 +75,7 @@ def measure(*, size: int, source: int, batches: int, repeats: int = 3) -> list[d
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the measurements as lines for the terminal."""
+    """Returns the rows of `measure` as a table for the terminal."""
     first = rows[0]
     lines = [
         f"JPEGs of {first['source']} pixels to {first['size']}, with captions, {first['cores']} cores",
@@ -85,27 +85,30 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def calls(name: str, folder: Path, size: int, batches: int) -> dict[str, Callable[[], float]]:
-    """Returns the one call of an implementation: the seconds in which it gives so many batches, after a first one."""
+    """Returns the only call of an implementation, "batches": it takes `batches` batches and returns the seconds.
+
+    A first batch is taken before the clock starts.
+    """
     own = {OURS: ours, ON_DEVICE: partial(ours, resize_on="device")}
     peers = {"Pillow in threads": threads, "webdataset": webdataset, "grain": grain}
-    start = (own | peers)[name](folder, size, batches + 1)
+    start_stream = (own | peers)[name](folder, size, batches + 1)
 
-    def take() -> float:
-        stream = start()
+    def take_batches() -> float:
+        stream = start_stream()
         next(stream)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for batch in islice(stream, batches):
-            assert len(batch["image"]) == BATCH and batch["text"].shape == (BATCH, WORDS)
+            assert len(batch["image"]) == BATCH and batch["text"].shape == (BATCH, CONTEXT_LENGTH)
             assert ("extent" in batch) == (name == ON_DEVICE) and batch["image"].shape[1] >= size
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
-    return {"batches": take}
+    return {"batches": take_batches}
 
 
 def ours(
     folder: Path, size: int, batches: int, resize_on: str = "host"
 ) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns what starts `pipeline.batches.training_batches` over the prepared catalogue, as `train` does."""
+    """Returns a function that starts `training_batches` over the prepared catalogue, as `train` does."""
     from jaxclip.catalog import library
     from jaxclip.catalog.builder import Source
     from jaxclip.pipeline.batches import training_batches
@@ -117,41 +120,41 @@ def ours(
     source = Source("fashion_product_images", folder / "raw", 0, 0, {}, None)
     say = {"progress": lambda items, **_: items, "say": lambda line: None}
     records = Records(library.find_or_prepare(source, str(folder / "prepared"), drawn=(0, 0), **say), "all")
-    preprocess = Preprocess(size, "squash", (0.5,) * 3, (0.5,) * 3, "{name}", True, WORDS)
+    preprocess = Preprocess(size, "squash", (0.5,) * 3, (0.5,) * 3, "{name}", True, CONTEXT_LENGTH)
     augmentation = ImageAugmentation(AREA, (0.8, 1.25), False), text.TextAugmentation(1.0, 1.0, False)
     canvas = device_resize.canvas_of(resize_on, preprocess, augmentation[0], records.largest_side)
-    given = {"batch_size": BATCH, "seed": 0, "first_step": 0, "last_step": batches, "canvas": canvas}
+    settings = {"batch_size": BATCH, "seed": 0, "first_step": 0, "last_step": batches, "canvas": canvas}
     tokenizer = _tokenizer(folder)
-    return lambda: training_batches(records, tokenizer, preprocess, *augmentation, **given)
+    return lambda: training_batches(records, tokenizer, preprocess, *augmentation, **settings)
 
 
 def threads(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns what starts a pool of as many threads as cores, each picture a task, two batches ahead."""
+    """Returns a function that starts a pool with a thread per core; a picture is a task, two batches are prefetched."""
     pairs, tokenizer = _pairs(folder), _tokenizer(folder)
 
     def stream() -> Iterator[dict[str, np.ndarray]]:
         random = np.random.default_rng(0)
         with ThreadPoolExecutor(CPUS) as pool:
 
-            def begin() -> list:
-                chosen = [pairs[number] for number in random.integers(0, len(pairs), BATCH)]
-                boxes = random.uniform(size=(BATCH, 3))
-                texts = pool.submit(_tokens, tokenizer, [caption for _, caption in chosen])
-                pictures = zip(chosen, boxes, strict=True)
-                return [texts, *(pool.submit(by_pillow, data, size, draws) for (data, _), draws in pictures)]
+            def submit_batch() -> list:
+                sample = [pairs[number] for number in random.integers(0, len(pairs), BATCH)]
+                draws = random.uniform(size=(BATCH, 3))
+                texts = pool.submit(_tokens, tokenizer, [caption for _, caption in sample])
+                pictures = zip(sample, draws, strict=True)
+                return [texts, *(pool.submit(crop_with_pillow, data, size, draw) for (data, _), draw in pictures)]
 
-            ahead = [begin() for _ in range(2)]
+            pending = [submit_batch() for _ in range(2)]
             for number in range(batches):
                 if number + 2 < batches:
-                    ahead.append(begin())
-                texts, *images = (task.result() for task in ahead.pop(0))
+                    pending.append(submit_batch())
+                texts, *images = (task.result() for task in pending.pop(0))
                 yield {"image": np.stack(images), "text": texts}
 
     return stream
 
 
 def webdataset(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns what starts a webdataset of one shard per core in as many processes of PyTorch's loader."""
+    """Returns a function that starts webdataset with a shard and a process of PyTorch's DataLoader per core."""
     import torch.utils.data
     import webdataset as wds
 
@@ -164,24 +167,24 @@ def webdataset(folder: Path, size: int, batches: int) -> Callable[[], Iterator[d
                     member = tarfile.TarInfo(f"{number}.{form}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
-    of_batch = _OfBatch(size, _tokenizer(folder))
+    collate = _Collate(size, _tokenizer(folder))
 
     def stream() -> Iterator[dict[str, np.ndarray]]:
         dataset = wds.WebDataset(shards, shardshuffle=False, empty_check=False)
-        dataset = dataset.repeat().shuffle(PRODUCTS // 4).to_tuple("jpg", "txt").batched(BATCH, collation_fn=of_batch)
+        dataset = dataset.repeat().shuffle(PRODUCTS // 4).to_tuple("jpg", "txt").batched(BATCH, collation_fn=collate)
         return iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=CPUS, prefetch_factor=2))
 
     return stream
 
 
 def grain(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns what starts a grain dataset that reads ahead with as many threads as cores."""
+    """Returns a function that starts a grain dataset that prefetches with a thread per core."""
     import grain as library
 
     pairs, tokenizer = _pairs(folder), _tokenizer(folder)
 
     def example(pair: tuple[bytes, str], random: np.random.Generator) -> dict[str, np.ndarray]:
-        picture = by_pillow(pair[0], size, random.uniform(size=3))
+        picture = crop_with_pillow(pair[0], size, random.uniform(size=3))
         return {"image": picture, "text": _tokens(tokenizer, [pair[1]])[0]}
 
     def stream() -> Iterator[dict[str, np.ndarray]]:
@@ -191,8 +194,11 @@ def grain(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[s
     return stream
 
 
-def by_pillow(data: bytes, size: int, draws: np.ndarray) -> np.ndarray:
-    """Returns a random part of an encoded picture, (size, size, 3) uint8, scaled by Pillow; `draws` are 3 in [0, 1)."""
+def crop_with_pillow(data: bytes, size: int, draws: np.ndarray) -> np.ndarray:
+    """Returns a random crop of an encoded picture, (size, size, 3) uint8, scaled by Pillow.
+
+    `draws` are three uniform numbers in [0, 1): for the area, the horizontal and the vertical position of the crop.
+    """
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     share = np.sqrt(AREA[0] + (AREA[1] - AREA[0]) * draws[0])
     width, height = (round(share * side) for side in picture.size)
@@ -201,14 +207,14 @@ def by_pillow(data: bytes, size: int, draws: np.ndarray) -> np.ndarray:
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-class _OfBatch:
-    """Makes a batch of webdataset's pairs; an object, since the loader's processes receive it."""
+class _Collate:
+    """Makes a batch from webdataset's pairs; a class because the loader pickles it for its processes."""
 
     def __init__(self, size: int, tokenizer: Any):
         self.size, self.tokenizer, self.random = size, tokenizer, np.random.default_rng(0)
 
     def __call__(self, pairs: list[tuple[bytes, bytes]]) -> dict[str, np.ndarray]:
-        pictures = [by_pillow(data, self.size, self.random.uniform(size=3)) for data, _ in pairs]
+        pictures = [crop_with_pillow(data, self.size, self.random.uniform(size=3)) for data, _ in pairs]
         return {
             "image": np.stack(pictures),
             "text": _tokens(self.tokenizer, [caption.decode() for _, caption in pairs]),
@@ -216,7 +222,7 @@ class _OfBatch:
 
 
 def _catalogue(folder: Path, source: int) -> None:
-    """Draws a catalogue into folder/raw, its pictures scaled to this size, with noise as a camera has it."""
+    """Draws a catalogue into folder/raw; pictures are scaled to `source` pixels and get camera-like noise."""
     raw, random = folder / "raw", np.random.default_rng(0)
     draw_catalogue(raw, PRODUCTS, 0)
     for path in sorted((raw / "images").iterdir()):
@@ -236,4 +242,4 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _tokens(tokenizer: Any, texts: list[str]) -> np.ndarray:
-    return text.encode(tokenizer, texts, WORDS)
+    return text.encode(tokenizer, texts, CONTEXT_LENGTH)

@@ -1,4 +1,4 @@
-"""Time, temporaries and achieved FLOP/s of InfoNCE: value and gradient, dense, tiled and by others."""
+"""Time, temporary memory and FLOP/s of InfoNCE's value and gradient: dense, tiled, in strips and by open_clip."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from jaxclip.benchmarks.timing import REPEATS, available_memory, interleaved
 from jaxclip.losses import contrastive, tiled
 
 FLAGS = {
-    "rows": (16384, "pairs of the batch"),
-    "dimension": (512, "of the embeddings"),
+    "rows": (16384, "pairs in the batch"),
+    "dimension": (512, "dimension of the embeddings"),
     "tile": (tiled.TILE, "rows and columns of a tile"),
     "repeats": (5, REPEATS),
 }
@@ -22,14 +22,14 @@ SCALE = 1 / 0.07
 STRIP = 256
 OPEN_CLIP = ("torch", "open_clip")
 OPEN_CLIP_MATRICES = 6
-"""B x B arrays that PyTorch holds at once: both directions' logits, log-probabilities and gradients."""
+"""Number of B x B arrays that PyTorch holds at once: logits, log-probabilities and gradients of both directions."""
 
 
 def measure(*, rows: int, dimension: int, tile: int = tiled.TILE, repeats: int = 5) -> list[dict[str, Any]]:
-    """Returns a row for each implementation: its temporaries in bytes, median seconds and FLOP/s, and ratios to dense.
+    """Returns a row for each implementation: temporaries in bytes, median seconds, FLOP/s, and the ratios to dense.
 
-    FLOP/s count the dense loss's three products of B x B x D for everyone, so that they compare as speeds. What would
-    not fit into memory is not run, and has no seconds; PyTorch tells no temporaries.
+    FLOP/s count the dense loss's three products of B x B x D for every implementation, so that they compare as speeds.
+    An implementation that would not fit into memory is not run: its seconds are None. PyTorch reports no temporaries.
     """
     images, texts = _vectors(rows, dimension)
     arguments = (jnp.asarray(images), jnp.asarray(texts), jnp.float32(SCALE))
@@ -69,7 +69,7 @@ def measure(*, rows: int, dimension: int, tile: int = tiled.TILE, repeats: int =
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the measurements as lines for the terminal."""
+    """Returns the rows of `measure` as a table for the terminal."""
     lines = [
         f"InfoNCE, value and gradient, {rows[0]['rows']:,} x {rows[0]['dimension']}",
         f"{'':22}{'seconds':>10}{'ratio':>8}{'temporaries':>14}{'ratio':>8}{'GFLOP/s':>9}",
@@ -84,12 +84,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def by_strips(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
-    """Returns InfoNCE by what JAX offers for it: strips of rows, each direction alone, recomputed by `checkpoint`."""
+    """Returns InfoNCE from strips of rows, one direction at a time, recomputed in the backward pass."""
 
     def one_direction(queries: jax.Array, gallery: jax.Array) -> jax.Array:
         @jax.checkpoint
-        def strip(some: jax.Array) -> jax.Array:
-            logits = scale * jnp.matmul(some, gallery.T, precision=jax.lax.Precision.HIGHEST)  # (S, B)
+        def strip(rows: jax.Array) -> jax.Array:
+            logits = scale * jnp.matmul(rows, gallery.T, precision=jax.lax.Precision.HIGHEST)  # (S, B)
             return jax.nn.logsumexp(logits, axis=1)
 
         return jax.lax.map(strip, queries.reshape(-1, STRIP, queries.shape[1])).mean()
@@ -101,7 +101,7 @@ def by_strips(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Arra
 def _open_clip(images: np.ndarray, texts: np.ndarray) -> Callable[[], object]:
     import torch
 
-    # By its file: the package imports torchvision, of which the loss needs nothing.
+    # Loaded from its file, because importing the package needs torchvision, which the loss does not use.
     path = Path(importlib.util.find_spec("open_clip").origin).with_name("loss.py")
     spec = importlib.util.spec_from_file_location("open_clip_loss", path)
     module = importlib.util.module_from_spec(spec)
@@ -114,8 +114,8 @@ def _open_clip(images: np.ndarray, texts: np.ndarray) -> Callable[[], object]:
 
 def _vectors(rows: int, dimension: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
-    drawn = random.standard_normal((2, rows, dimension), np.float32)
-    return tuple(drawn / np.linalg.norm(drawn, axis=2, keepdims=True))
+    vectors = random.standard_normal((2, rows, dimension), np.float32)
+    return tuple(vectors / np.linalg.norm(vectors, axis=2, keepdims=True))
 
 
 def _ratio(values: dict[str, float], name: str) -> float | None:

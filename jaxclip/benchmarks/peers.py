@@ -1,7 +1,7 @@
-"""CLIP as open_clip and transformers have it in PyTorch: towers of the same shape, the same work in a training step.
+"""CLIP of open_clip and transformers in PyTorch, with towers of the same shape and the same work per training step.
 
-Their weights are random and their pictures come normalised. Both take AdamW fused and clip the gradient's norm, as the
-step that they stand beside does; on a GPU they are compiled, and in bfloat16 where the configuration says so.
+Weights are random and pictures are already normalised. Both use fused AdamW and clip the norm of the gradient, as this
+package's step does. On a GPU they are compiled. They run under autocast if the configuration asks for bfloat16.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from torch import nn
 
 from jaxclip.models.clip import CLIPConfig, ImageConfig
 
-ON = "cuda" if torch.cuda.is_available() else "cpu"
-MATRIX = 2048
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+MATRIX = 2048  # as in train_step.py, which this process does not import
 
 
 def open_clip(shape: CLIPConfig, rows: int) -> dict[str, Callable[[], Any]]:
@@ -39,7 +39,7 @@ def open_clip(shape: CLIPConfig, rows: int) -> dict[str, Callable[[], Any]]:
         quick_gelu=image.activation == "quick_gelu",
     )  # fmt: skip
     if shape.image.stem != "patch":
-        model.visual.conv1 = ConvStem(shape.image)
+        model.visual.conv1 = TorchConvStem(shape.image)
     loss = ClipLoss()
 
     def value(pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -55,10 +55,11 @@ def transformers(shape: CLIPConfig, rows: int) -> dict[str, Callable[[], Any]]:
     image, text = shape.image.transformer, shape.text.transformer
     activation = {"gelu_tanh": "gelu_pytorch_tanh"}.get(image.activation, image.activation)
 
-    def tower(of: Any) -> dict[str, Any]:
+    def tower(part: Any) -> dict[str, Any]:
         return {
-            "hidden_size": of.width, "intermediate_size": round(of.width * of.mlp_ratio), "hidden_act": activation,
-            "num_hidden_layers": of.layers, "num_attention_heads": of.heads, "projection_dim": shape.embedding,
+            "hidden_size": part.width, "intermediate_size": round(part.width * part.mlp_ratio),
+            "hidden_act": activation, "num_hidden_layers": part.layers, "num_attention_heads": part.heads,
+            "projection_dim": shape.embedding,
         }  # fmt: skip
 
     model = hugging_face.CLIPModel(
@@ -74,7 +75,7 @@ def transformers(shape: CLIPConfig, rows: int) -> dict[str, Callable[[], Any]]:
         )
     )  # fmt: skip
     if shape.image.stem != "patch":
-        model.vision_model.embeddings.patch_embedding = ConvStem(shape.image)
+        model.vision_model.embeddings.patch_embedding = TorchConvStem(shape.image)
 
     def value(pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         return model(input_ids=tokens, pixel_values=pixels, return_loss=True).loss
@@ -88,8 +89,8 @@ def transformers(shape: CLIPConfig, rows: int) -> dict[str, Callable[[], Any]]:
     return _calls(model, value, encode_image, encode_text, shape, rows)
 
 
-class ConvStem(nn.Module):
-    """The convolutional stem of `models.stem`, (B, 3, S, S) -> (B, W, S / patch, S / patch)."""
+class TorchConvStem(nn.Module):
+    """`models.stem.ConvStem` in PyTorch: (B, 3, S, S) -> (B, W, S / patch, S / patch)."""
 
     def __init__(self, config: ImageConfig):
         super().__init__()
@@ -103,7 +104,7 @@ class ConvStem(nn.Module):
         self.residuals = nn.ModuleList(nn.Conv2d(b, b, 3, 1, 1, bias=False) for b in between)
         self.residual_norms = nn.ModuleList(nn.LayerNorm(b) for b in between)
         self.projection = nn.Conv2d(widths[-1], width, 1)
-        self.weight = self.projection.weight  # transformers asks for its dtype
+        self.weight = self.projection.weight  # transformers reads the dtype of patch_embedding.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         def normalised(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
@@ -124,16 +125,16 @@ def _calls(
     size, length, end = shape.image.size, shape.text.context_length, shape.text.end_token
     numbers = random.integers(0, end, (rows, length))
     numbers[:, -1] = end
-    pixels = torch.from_numpy(random.standard_normal((rows, 3, size, size), np.float32)).to(ON)
-    tokens = torch.from_numpy(numbers).to(ON)
-    model.to(ON).train()
-    if ON == "cuda":
+    pixels = torch.from_numpy(random.standard_normal((rows, 3, size, size), np.float32)).to(DEVICE)
+    tokens = torch.from_numpy(numbers).to(DEVICE)
+    model.to(DEVICE).train()
+    if DEVICE == "cuda":
         value, encode_image, encode_text = map(torch.compile, (value, encode_image, encode_text))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, fused=True
     )
     half = shape.image.transformer.dtype == "bfloat16"
-    precision = (lambda: torch.autocast(ON, torch.bfloat16)) if half else nullcontext
+    precision = (lambda: torch.autocast(DEVICE, torch.bfloat16)) if half else nullcontext
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -147,15 +148,15 @@ def _calls(
     def forward(encode: Callable, batch: torch.Tensor) -> None:
         with torch.inference_mode(), precision():
             encode(batch)
-        if ON == "cuda":
+        if DEVICE == "cuda":
             torch.cuda.synchronize()
 
-    square = torch.ones(MATRIX, MATRIX, dtype=torch.bfloat16 if half else torch.float32, device=ON)
+    square = torch.ones(MATRIX, MATRIX, dtype=torch.bfloat16 if half else torch.float32, device=DEVICE)
     return {
         "images": lambda: forward(encode_image, pixels),
         "texts": lambda: forward(encode_text, tokens),
         "train step": step,
         "parameters": lambda: sum(parameter.numel() for parameter in model.parameters()),
         "product": lambda: float((square @ square)[0, 0]),
-        "memory": lambda: torch.cuda.max_memory_allocated() if ON == "cuda" else None,
+        "memory": lambda: torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None,
     }

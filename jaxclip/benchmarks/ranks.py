@@ -1,4 +1,4 @@
-"""How long the ranks take on this machine, beside what else computes them here."""
+"""Time of the exact ranks and top k, compared with other implementations."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -15,9 +15,10 @@ from jaxclip.ranking.ranks import both_ways, ranks
 from jaxclip.ranking.relevance import Relevance
 
 ITEMS, DIMENSION, TOP, SMALL, FEW = 41_446, 512, 20, 4096, 512
-NOISE = 8.0  # ranks then spread from 1 to thousands
-FLAGS = {"items": (ITEMS, "texts, and as many pictures"), "repeats": (3, REPEATS)}
-NAMED = ("implementation", "seconds")
+NOISE = 8.0  # spreads the ranks from 1 to thousands
+FLAGS = {"items": (ITEMS, "number of texts, and of pictures"), "repeats": (3, REPEATS)}
+OWN_COLUMNS = ("implementation", "seconds")
+"""Fields of a row that `table` shows in columns; it lists the others as figures."""
 HALF, THREE, BOTH_THREE = (
     "one way, bfloat16", f"one way, top {TOP}, bfloat16_3x", f"both ways, top {TOP}, bfloat16_3x"
 )  # fmt: skip
@@ -27,27 +28,29 @@ PEERS = {
     OPEN_CLIP: ("open_clip_train", "torchvision"),
     TORCHMETRICS: ("torchmetrics", "lightning_utilities"),
 }
-"""Implementation -> the packages that it takes."""
+"""Implementation -> the packages that it needs."""
 
 
 def measure(items: int = ITEMS, *, repeats: int = 3) -> list[dict[str, Any]]:
-    """Returns rows of "implementation", "seconds", "items", ... of a search of `items` texts in as many pictures.
+    """Returns a row for each way of ranking `items` texts against `items` pictures: "seconds", "items", "time_ratio".
 
-    Embeddings are 512 wide, each text its picture with noise, seed 0; all run in turns after one call that warms up,
-    and the median of `repeats` counts. Peers take part where they are installed: faiss's IndexFlatIP at full size;
-    open_clip's metric, torchmetrics and a full numpy sort, which hold the whole score matrix, at 4,096 (torchmetrics
-    512 texts). "time_ratio" is to our row of the same work, rows of bfloat16 tell how far its ranks are from float32's,
-    and "memory" how many MB the first search took at most, compilation included, beyond what was there (the embeddings,
-    the libraries); it is read where the system is Linux.
+    Embeddings are 512 wide; a text's embedding is its picture's with noise (seed 0). Implementations run in turns after
+    one call as a warm-up, and the median of `repeats` calls counts. Peers are measured if they are installed: faiss's
+    IndexFlatIP at full size; open_clip's metric, torchmetrics and a full numpy sort, which hold the complete score
+    matrix, at 4,096 items (torchmetrics with 512 texts).
+
+    "time_ratio" is relative to this package's row of the same work. Rows in bfloat16 also hold the share of ranks and
+    the hit@10 that differ from float32's. The row "memory" holds the peak MB of the first search, compilation included,
+    in excess of the embeddings and the libraries; it is read from /proc, so it needs Linux.
     """
     texts, images = _embeddings(items)
     relevance = _pairs(items)
     jax.devices()
     before = _resident(peak=False)
-    found, _ = both_ways(texts, images, relevance, top_k=TOP)
+    exact, _ = both_ways(texts, images, relevance, top_k=TOP)
     memory = {"items": items, "MB": round((_resident(peak=True) - before) / 2**20)}
     rows: dict[str, Any] = {"memory": memory}
-    # In each group all do the work of the first, so far as they can.
+    # The first implementation of each group is this package's, and the others do the same work as far as they can.
     groups = [(items, _at_full_size(texts, images)), *_at_small_size(texts[:SMALL], images[:SMALL])]
     calls = {name: call for _, group in groups for name, call in group.items() if _installed(*PEERS.get(name, ()))}
     seconds = interleaved(calls, repeats)
@@ -58,8 +61,8 @@ def measure(items: int = ITEMS, *, repeats: int = 3) -> list[dict[str, Any]]:
     for name, products in ((HALF, "bfloat16"), (THREE, "bfloat16_3x")):
         rounded = ranks(texts, images, relevance, products=products).ranks
         rows[name] |= {
-            "ranks changed": float((rounded != found.ranks).mean()),
-            "hit@10 changed": float((rounded <= 10).mean() - (found.ranks <= 10).mean()),
+            "ranks changed": float((rounded != exact.ranks).mean()),
+            "hit@10 changed": float((rounded <= 10).mean() - (exact.ranks <= 10).mean()),
         }
     return [{"implementation": name, **rows[name]} for name in ("memory", *calls)]
 
@@ -80,24 +83,24 @@ def _at_full_size(texts: np.ndarray, images: np.ndarray) -> dict[str, Callable[[
 
 def _at_small_size(texts: np.ndarray, images: np.ndarray) -> list[tuple[int, dict[str, Callable[[], Any]]]]:
     pairs, few = _pairs(len(texts)), texts[:FEW]
-    of_few = Relevance.from_groups(np.arange(len(few)), np.arange(len(images)))
+    few_pairs = Relevance.from_groups(np.arange(len(few)), np.arange(len(images)))
     metrics = {
         "both ways, small": lambda: both_ways(texts, images, pairs),
         OPEN_CLIP: lambda: _open_clip(texts, images),
         "numpy sort, small": lambda: _sort(texts, images),
     }
     hit_rate = {
-        "one way, few texts": lambda: ranks(few, images, of_few, top_k=TOP),
+        "one way, few texts": lambda: ranks(few, images, few_pairs, top_k=TOP),
         TORCHMETRICS: lambda: _torchmetrics(few, images),
     }
     return [(len(texts), metrics), (len(few), hit_rate)]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the measurements as lines for the terminal."""
+    """Returns the rows of `measure` as lines for the terminal."""
     lines = [f"{jax.device_count()} device(s) of kind {jax.devices()[0].device_kind}, JAX {jax.__version__}"]
     for row in rows:
-        figures = ", ".join(f"{key} {value:,.4g}" for key, value in row.items() if key not in NAMED)
+        figures = ", ".join(f"{key} {value:,.4g}" for key, value in row.items() if key not in OWN_COLUMNS)
         seconds = f"{row['seconds']:9.2f} s   " if "seconds" in row else " " * 14
         lines.append(f"{row['implementation']:34}{seconds}{figures}")
     absent = PEERS.keys() - {row["implementation"] for row in rows}
@@ -115,7 +118,10 @@ def _embeddings(items: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resident(*, peak: bool) -> int:
-    """Returns the bytes that this process has in memory, or had at most since the last call without `peak`."""
+    """Returns the bytes of main memory that this process holds now or, with `peak`, held at most since the last reset.
+
+    A call without `peak` resets the peak.
+    """
     if not peak:
         Path("/proc/self/clear_refs").write_text("5")
     field = "VmHWM:" if peak else "VmRSS:"
@@ -132,13 +138,13 @@ def _pairs(items: int) -> Relevance:
 
 
 def _product(texts: np.ndarray, images: np.ndarray) -> None:
-    """Computes all scores, tile by tile, and keeps none: what any exact search of one direction costs at least."""
+    """Computes all scores, tile by tile, and discards them: the minimum cost of an exact search in one direction."""
     for first in range(0, len(texts), TILE):
-        jax.block_until_ready(_largest(texts[first : first + TILE], images))
+        jax.block_until_ready(_scores(texts[first : first + TILE], images))
 
 
 @jax.jit
-def _largest(texts: jax.Array, images: jax.Array) -> jax.Array:
+def _scores(texts: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.matmul(texts, images.T, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -1,4 +1,4 @@
-"""Search as one would write it with faiss, PyTorch and transformers, without batches of several requests."""
+"""A plain search server of faiss, PyTorch and transformers, which encodes each request by itself."""
 
 import json
 import socket
@@ -17,19 +17,22 @@ from transformers import CLIPTextModelWithProjection
 from jaxclip.pipeline import text
 from jaxclip.pipeline.preprocess import Preprocess
 
-ON = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def serve(workdir: str, folder: str) -> dict[str, Callable[[], str]]:
-    """Returns the one call of a server that runs beside it: its address.
+    """Starts the server in a thread and returns the only call of this worker, "address".
 
-    The folder holds the text tower, its "pooling", vectors.npy, and gallery.json with the products' "ids" and
-    "captions"; the workdir tokenizer and preprocessing. Each request goes through the tower alone, in one of the
-    threads that FastAPI keeps for such functions, and through an IndexFlatIP over all vectors.
+    A request is encoded in one of FastAPI's worker threads and looked up in an IndexFlatIP over all vectors.
+
+    Args:
+      workdir: folder of the run, with the tokenizer and the preprocessing.
+      folder: holds the text tower, its "pooling", vectors.npy, and gallery.json with the products' "ids" and
+        "captions".
     """
     preprocess = Preprocess.load(Path(workdir))
     tokenizer = text.load_tokenizer(Path(workdir) / "tokenizer")
-    tower = CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True).eval().to(ON)
+    tower = CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True).eval().to(DEVICE)
     gallery = json.loads((Path(folder) / "gallery.json").read_text())
     ids, captions, pooling = gallery["ids"], gallery["captions"], (Path(folder) / "pooling").read_text()
     vectors = np.load(Path(folder) / "vectors.npy")
@@ -41,10 +44,10 @@ def serve(workdir: str, folder: str) -> dict[str, Callable[[], str]]:
     def search(q: str, k: int) -> dict:
         tokens = text.encode(tokenizer, [text.caption(q, {}, preprocess)], preprocess.context_length)
         with torch.inference_mode():
-            query = embeddings(tower, torch.from_numpy(tokens).long().to(ON), pooling)
+            query = embeddings(tower, torch.from_numpy(tokens).long().to(DEVICE), pooling)
         query = torch.nn.functional.normalize(query, dim=-1).float().cpu().numpy()
         scores, numbers = index.search(query, k)
-        found = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
+        nearest = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
         results = [
             {
                 "id": ids[number],
@@ -52,7 +55,7 @@ def serve(workdir: str, folder: str) -> dict[str, Callable[[], str]]:
                 "caption": captions[number],
                 "image": f"/v1/images/{ids[number]}",
             }
-            for number, score in found
+            for number, score in nearest
             if number >= 0
         ]
         return {"results": results}
@@ -66,9 +69,9 @@ def serve(workdir: str, folder: str) -> dict[str, Callable[[], str]]:
 
 
 def embeddings(tower: CLIPTextModelWithProjection, ids: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Returns the (B, D) embeddings of token ids (B, T), read at the end token ("end") or averaged ("mean").
+    """Returns the (B, D) embeddings of token ids (B, T), pooled at the end token ("end") or averaged ("mean").
 
-    Averaged tokens see each other in both directions, as in `models.clip.TextTower`, with transformers' own layers.
+    With "mean" the tokens attend to each other in both directions, as in `models.clip.TextTower`.
     """
     if pooling == "end":
         return tower(input_ids=ids).text_embeds

@@ -1,4 +1,4 @@
-"""From the command to the first step: `python -m jaxclip.train` as a user starts it, its data prepared."""
+"""Time from the command `python -m jaxclip.train` to its first step, on prepared data."""
 
 import json
 import os
@@ -16,16 +16,17 @@ from jaxclip.benchmarks.timing import REPEATS, rounds
 from jaxclip.catalog.drawn import draw_catalogue
 from jaxclip.errors import UserError
 
-FLAGS = {"preset": ("laptop", "of the towers"), "repeats": (3, REPEATS)}
+FLAGS = {"preset": ("laptop", "preset of the towers"), "repeats": (3, REPEATS)}
 FILE = "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict(json.loads({!r}))\n"
 POLL, PATIENCE = 0.01, 600.0  # seconds
 
 
 def measure(preset: str, *, repeats: int = 3) -> list[dict[str, Any]]:
-    """Returns rows of median "seconds": importing what training needs, and from the command to the first step.
+    """Returns rows of median "seconds" for importing the training modules ("imports") and for two kinds of start.
 
-    That is until metrics.jsonl tells of the first step, once with nothing compiled before ("cold") and once with the
-    programs that an earlier run kept ("compiled before"), in turns; "programs" tells how many each compiled and kept.
+    A start is measured from the command until metrics.jsonl holds the first step: with an empty compilation cache
+    ("cold") and with the cache of an earlier run ("compiled before"). They run in turns. "programs" is the number of
+    programs that the last start of each kind added to the cache.
     """
     with tempfile.TemporaryDirectory(prefix="jaxclip_start_") as name:
         folder = Path(name)
@@ -35,17 +36,17 @@ def measure(preset: str, *, repeats: int = 3) -> list[dict[str, Any]]:
         config |= {"data": data, "features": {"detector": "none"}}
         file = folder / "start.py"
         file.write_text("import json\n\n" + FILE.format(json.dumps(config)))
-        kept = folder / "kept"
-        _first_step(file, folder / "first", kept)  # prepares the data, and compiles
+        filled_cache = folder / "kept"
+        _first_step(file, folder / "first", filled_cache)  # prepares the data and fills the cache
         programs = {"imports": 0, "cold": 0, "compiled before": 0}
-        found: dict[str, list[float]] = {name: [] for name in programs}
+        seconds: dict[str, list[float]] = {name: [] for name in programs}
         for number in rounds(repeats):
-            found["imports"].append(_imports())
-            for name, compiled in (("cold", folder / f"nothing{number}"), ("compiled before", kept)):
-                before = _programs(compiled)
-                found[name].append(_first_step(file, folder / f"{name}{number}", compiled))
-                programs[name] = _programs(compiled) - before
-    medians = {name: float(np.median(values)) for name, values in found.items()}
+            seconds["imports"].append(_imports())
+            for name, cache in (("cold", folder / f"nothing{number}"), ("compiled before", filled_cache)):
+                before = _programs(cache)
+                seconds[name].append(_first_step(file, folder / f"{name}{number}", cache))
+                programs[name] = _programs(cache) - before
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
     return [
         {"start": name, "preset": preset, "seconds": s, "time_ratio": s / medians["cold"], "programs": programs[name]}
         for name, s in medians.items()
@@ -53,14 +54,14 @@ def measure(preset: str, *, repeats: int = 3) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the measurements as lines for the terminal."""
+    """Returns the rows of `measure` as a table for the terminal."""
     lines = [f"from the command to the first step, {rows[0]['preset']}", f"{'':18}{'seconds':>9}{'ratio':>7}"]
     return "\n".join(lines + [f"{row['start']:18}{row['seconds']:9.1f}{row['time_ratio']:7.2f}" for row in rows])
 
 
-def _programs(compiled: Path) -> int:
-    """Returns how many programs JAX has kept in a folder."""
-    return len(list(compiled.glob("*-cache")))
+def _programs(cache: Path) -> int:
+    """Returns the number of programs in a folder of JAX's compilation cache."""
+    return len(list(cache.glob("*-cache")))
 
 
 def _imports() -> float:
@@ -69,13 +70,13 @@ def _imports() -> float:
     return time.perf_counter() - start
 
 
-def _first_step(file: Path, workdir: Path, compiled: Path) -> float:
-    """Returns the seconds until the first step is told of, after which the process is ended."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+def _first_step(file: Path, workdir: Path, cache: Path) -> float:
+    """Returns the seconds from the command until the first step is logged; then the process is killed."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     command = [sys.executable, "-m", "jaxclip.train", f"--config={file}", f"--workdir={workdir}"]
     metrics, start = workdir / "metrics.jsonl", time.perf_counter()
-    with tempfile.TemporaryFile() as told:
-        process = subprocess.Popen(command, env=environment, stdout=told, stderr=told)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
             while time.perf_counter() - start < PATIENCE:
                 if metrics.exists() and metrics.read_text().endswith("\n"):
@@ -86,6 +87,6 @@ def _first_step(file: Path, workdir: Path, compiled: Path) -> float:
         finally:
             process.kill()
             process.wait()
-        told.seek(0)
-        last = told.read().decode(errors="replace").strip().splitlines()[-1:]
-    raise UserError(f"the run in {workdir} made no step: {' '.join(last)}")
+        output.seek(0)
+        last_line = output.read().decode(errors="replace").strip().splitlines()[-1:]
+    raise UserError(f"the training in {workdir} ended before its first step: {' '.join(last_line)}")

@@ -1,4 +1,4 @@
-"""Times of several ways to the same result, taken in turns so that a busy moment of the machine hits all of them."""
+"""Timing of several implementations in turns, so that a busy moment of the machine affects all of them."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,12 +11,12 @@ REPEATS = "timed runs of each implementation"
 
 
 def rounds(repeats: int) -> Iterable[int]:
-    """Returns the numbers of the rounds, shown as a progress bar."""
+    """Returns the numbers of the rounds, 0 to repeats - 1, and shows a progress bar."""
     return bar(range(repeats), desc="measuring", unit="round")
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Returns the median seconds of each call, which returns when its work is done; one call of each warms up."""
+    """Returns the median seconds of each call, after one untimed call; a call must block until its work is done."""
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -29,7 +29,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict
 
 
 def available_memory() -> int:
-    """Returns the bytes that a process may still take on this machine's main memory (Linux)."""
+    """Returns the bytes of main memory that are available on this machine (Linux)."""
     with open("/proc/meminfo") as file:
         fields = dict(line.split(":", 1) for line in file)
     return int(fields["MemAvailable"].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""A training step and the encoding of pictures and captions, beside open_clip and transformers in PyTorch."""
+"""Time of a training step and of the two encoders, compared with open_clip and transformers in PyTorch."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxclip.benchmarks.timing import REPEATS, rounds
 from jaxclip.benchmarks.workers import Worker
-from jaxclip.config import Config
+from jaxclip.config import Config, build
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.planning.fit import Vocabulary
 from jaxclip.runtime import compiler, hardware
@@ -26,38 +26,41 @@ from jaxclip.training.state import initial_state
 from jaxclip.training.step import compile_step
 
 FLAGS = {
-    "preset": ("vit_b_32", "of the towers"),
-    "batch": (32, "pairs of a step"),
-    "dtype": ("float32", "of the computation: float32 or bfloat16"),
+    "preset": ("vit_b_32", "preset of the towers"),
+    "batch": (32, "pairs per step"),
+    "dtype": ("float32", "type of the computation: float32 or bfloat16"),
     "repeats": (5, REPEATS),
 }
 OURS = "jaxclip"
 PEERS = {"open_clip": ("torch", "torchvision", "open_clip"), "transformers": ("torch", "transformers")}
-"""Function of `peers` -> the packages that it takes."""
+"""Function of `peers` -> the packages that it needs."""
 MEASURED = ("train step", "images", "texts")
-MATRIX = 2048  # side of the matrices whose product is the limit
+MATRIX = 2048  # side of the square matrices whose product sets the "limit"
+VIT_DATA = {"image_size": 224, "context_length": 77, "vocab_size": 49408}
+"""Fields of config.data for the ViT presets; smaller presets use the defaults."""
 
 
-def measure(config: Config, *, repeats: int = 5, peers: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Returns a row for each of MEASURED and each implementation.
+def measure(*, preset: str, batch: int, dtype: str, repeats: int = 5) -> list[dict[str, Any]]:
+    """Returns a row for each of MEASURED and each implementation: this package and the installed PEERS.
 
-    Each implementation runs in a process of its own, they run in turns, and the median of `repeats` counts after one
-    call that warms up. A row has its "seconds", "per_second" (pairs, pictures or captions), "time_ratio" (its seconds
-    in ours), "flops_per_second" of the model's matrix products (ours, for everyone), their share of "the limit", which
-    is the fastest product of two 2048 x 2048 matrices that any of the processes made in between, their "mfu", the share
-    of the device's bfloat16 peak, where that is known, and the "memory" that the process held at most, in bytes; that
-    of the device where there is one. Ours encodes as `Encoders` does, with kernels that are rounded beforehand.
+    Each implementation runs in a separate process. They run in turns, and the median of `repeats` calls counts, after
+    one call as a warm-up. This package encodes as `Encoders` does, with kernels cast beforehand.
 
-    Args:
-      config: of the training; its model.preset and data say the shapes.
-      peers: of PEERS; None = those that are installed.
+    A row holds:
+      seconds: median time of a call.
+      per_second: pairs, pictures or captions per second.
+      time_ratio: `seconds` divided by this package's.
+      flops_per_second: FLOPs of this package's matrix products divided by `seconds`, for every implementation.
+      limit: FLOP/s of the fastest product of two 2048 x 2048 matrices in any of the processes.
+      mfu: `flops_per_second` as a share of the device's bfloat16 peak; absent if the peak is unknown.
+      memory: the most bytes that the process held: device memory if there is an accelerator, else main memory.
     """
-    if peers is None:
-        peers = [name for name, needs in PEERS.items() if all(map(importlib.util.find_spec, needs))]
-    found: dict[tuple[str, str], list[float]] = {}
+    config = make_config(preset, batch, dtype)
+    peers = [name for name, packages in PEERS.items() if all(map(importlib.util.find_spec, packages))]
+    seconds: dict[tuple[str, str], list[float]] = {}
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(OURS, f"{__name__}:ours", config))]
-        shape, flops, peak = workers[0].run("about")[1]
+        shape, flops, peak = workers[0].run("description")[1]
         for name in peers:
             make = f"jaxclip.benchmarks.peers:{name}"
             workers.append(stack.enter_context(Worker(name, make, shape, config.batch_size)))
@@ -67,10 +70,10 @@ def measure(config: Config, *, repeats: int = 5, peers: Sequence[str] | None = N
         for _ in rounds(repeats):
             for call in (*MEASURED, "product"):
                 for worker in workers:
-                    found.setdefault((worker.name, call), []).append(worker.run(call)[0])
+                    seconds.setdefault((worker.name, call), []).append(worker.run(call)[0])
         memory = {worker.name: worker.run("memory")[1] or worker.peak_memory() for worker in workers}
-    medians = {key: float(np.median(values)) for key, values in found.items()}
-    limit = 2 * MATRIX**3 / min(min(values) for (_, call), values in found.items() if call == "product")
+    medians = {key: float(np.median(values)) for key, values in seconds.items()}
+    limit = 2 * MATRIX**3 / min(min(values) for (_, call), values in seconds.items() if call == "product")
     return [
         {
             "measured": call,
@@ -91,7 +94,7 @@ def measure(config: Config, *, repeats: int = 5, peers: Sequence[str] | None = N
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the measurements as lines for the terminal."""
+    """Returns the rows of `measure` as a table for the terminal."""
     first = rows[0]
     lines = [
         f"{first['preset']}, batches of {first['rows']}; the limit: {first['limit'] / 1e9:,.0f} GFLOP/s",
@@ -106,15 +109,22 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def make_config(preset: str, batch: int, dtype: str) -> Config:
+    """Returns the configuration of the measured training; UserError if there is no such preset or type."""
+    data = VIT_DATA if preset.startswith("vit") else {}
+    model = {"preset": preset, "dtype": dtype}
+    return build({"steps": 1000, "batch_size": batch, "data": data, "model": model})
+
+
 def ours(config: Config) -> dict[str, Callable[[], Any]]:
-    """Returns the calls of this package: the step that `train` compiles, and the towers' encoders."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU the peers are beside it
+    """Returns the calls of this package: the step that `train` compiles, and the two encoders."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peers' processes share the GPU's memory
     towers, device = _towers(config), jax.devices()[0]
-    known = hardware.chip(device)
+    chip = hardware.chip(device)
     jax.set_mesh(towers.mesh)
     shapes, recipe = abstract_batch(config, towers), make_recipe(config, towers, config.steps)
     state = initial_state(towers.config, recipe.optimizer, recipe.state, towers.trainable, seed=config.seed)
-    jax.block_until_ready(state)  # what that took is handed back with what compiling takes
+    jax.block_until_ready(state)  # frees the temporary memory of initialisation before compiling
     step, _ = compile_step(recipe.step, recipe.state, shapes)
     batch = {name: jax.device_put(rows, shapes[name].sharding) for name, rows in _batch(config, towers.config).items()}
     options = compiler.towers()
@@ -124,13 +134,13 @@ def ours(config: Config) -> dict[str, Callable[[], Any]]:
     product = jax.jit(jnp.matmul)
 
     @cache
-    def rounded() -> Params:
-        """Returns parameters with kernels in the computation's type and all else copied: the step donates its own."""
-        kept = cast_kernels(state.params, config.model.dtype)
-        return jax.tree.map(lambda leaf: leaf if leaf.dtype == dtype else jnp.copy(leaf), kept)
+    def cast_params() -> Params:
+        """Returns the parameters with kernels in `dtype`; other leaves are copied because the step donates them."""
+        cast = cast_kernels(state.params, config.model.dtype)
+        return jax.tree.map(lambda leaf: leaf if leaf.dtype == dtype else jnp.copy(leaf), cast)
 
     def params() -> Params:
-        return state.params if dtype == jnp.float32 else rounded()
+        return state.params if dtype == jnp.float32 else cast_params()
 
     def train() -> float:
         nonlocal state
@@ -139,7 +149,7 @@ def ours(config: Config) -> dict[str, Callable[[], Any]]:
         return float(metrics["loss"])
 
     return {
-        "about": lambda: (towers.config, _flops(config, towers), known.peak if known else None),
+        "description": lambda: (towers.config, _flops(config, towers), chip.peak if chip else None),
         "images": lambda: np.asarray(encode_image(params(), batch["image"])).sum(),
         "texts": lambda: np.asarray(encode_text(params(), batch["text"])).sum(),
         "train step": train,
@@ -161,7 +171,7 @@ def _encoders(towers: Towers) -> tuple[Callable, Callable]:
 
 
 def _flops(config: Config, towers: Towers) -> dict[str, float]:
-    """Returns the FLOPs of the matrix products of each of MEASURED."""
+    """Returns, for each of MEASURED, the FLOPs of its matrix products."""
     batch, recipe = abstract_batch(config, towers), make_recipe(config, towers, config.steps)
     image, text = _encoders(towers)
     params = towers.shapes

@@ -1,4 +1,4 @@
-"""Implementations in processes of their own: each has its memory and its threads, and one runs at a time."""
+"""Worker processes: each implementation has its own memory and threads, and one of them runs at a time."""
 
 import importlib
 import multiprocessing
@@ -11,28 +11,30 @@ from typing import Any
 from jaxclip.errors import UserError
 
 Calls = Mapping[str, Callable[[], Any]]
-"""Name -> what is measured; it returns when its work is done."""
+"""Name -> a function to measure; it blocks until its work is done."""
 
 
 class Worker:
-    """A process that makes its calls once and runs the one that it is asked for; a context manager that ends it.
+    """A process that makes the calls of an implementation once and runs them on request.
+
+    It is a context manager; leaving it ends the process.
 
     Args:
-      name: of the implementation, for messages.
-      make: "module:function", which returns the calls; no other process imports what it needs.
-      given: its arguments.
+      name: name of the implementation, for messages.
+      make: "module:function" that returns the calls. Only the worker imports the module.
+      arguments: arguments of that function.
 
     Raises:
-      UserError: the process ended before it answered, as for want of memory.
+      UserError: the process ended before it answered, for example because memory ran out.
     """
 
-    def __init__(self, name: str, make: str, *given: Any):
+    def __init__(self, name: str, make: str, *arguments: Any):
         context = multiprocessing.get_context("spawn")
         self.name = name
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, given))
+        self._pipe, worker_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(worker_end, make, arguments))
         self._process.start()
-        theirs.close()
+        worker_end.close()
         self.calls: list[str] = self._answer()
 
     def __enter__(self) -> "Worker":
@@ -44,7 +46,7 @@ class Worker:
         self._process.kill()
 
     def run(self, call: str) -> tuple[float, Any]:
-        """Returns the seconds that a call took, and what it returned."""
+        """Returns the seconds that a call took, and its return value."""
         self._pipe.send(call)
         return self._answer()
 
@@ -59,17 +61,17 @@ class Worker:
             value, failure = self._pipe.recv()
         except EOFError:
             self._process.join()
-            why = ": too little memory, a smaller --batch needs less" if self._process.exitcode == -9 else ""
+            why = ", probably for lack of memory: give a smaller --batch" if self._process.exitcode == -9 else ""
             raise UserError(f"the process of {self.name} ended with status {self._process.exitcode}{why}") from None
         if failure:
             raise RuntimeError(f"{self.name} failed:\n{failure}")
         return value
 
 
-def _serve(pipe: Connection, make: str, given: tuple) -> None:
+def _serve(pipe: Connection, make: str, arguments: tuple) -> None:
     module, _, function = make.partition(":")
     try:
-        calls: Calls = getattr(importlib.import_module(module), function)(*given)
+        calls: Calls = getattr(importlib.import_module(module), function)(*arguments)
         pipe.send((list(calls), None))
         while True:
             call = calls[pipe.recv()]

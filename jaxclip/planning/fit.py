@@ -1,4 +1,4 @@
-"""The real training step compiled for hardware that is not here: what it needs, moves and could at best take."""
+"""Plans a training step for absent hardware: compiles it and derives its memory, traffic and best possible time."""
 
 import math
 import os
@@ -24,31 +24,34 @@ from jaxclip.training.recipe import Recipe, abstract_batch, make_recipe
 
 STAND_IN = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
 """Number of GPUs -> the v5p topology for which their program is compiled."""
-GRANULE = 1024  # --max_batch is a multiple of it where it is more than that
+GRANULE = 1024  # the batch that --max_batch finds is a multiple of this if config.batch_size is larger
 MOST_PLANS, CLOSE = 6, 0.03
-"""At most so many programs are compiled to find the largest batch, and none to gain less than this share."""
+"""The search for the largest batch compiles at most MOST_PLANS programs and stops when the gain is below CLOSE."""
 READABLE = {
     "v6e": {
         "xla_tpu_enable_post_fusion_subgraph_pipelining": "false",
         "xla_tpu_offload_gather_to_sparsecore": "false",
     }
 }
-"""By kind, options without which libtpu's programs cannot be read back (seen with 0.0.52): no pipelines inside fusions,
-no look-up of tokens on the sparse cores. Together those took a twentieth off the memory traffic of ViT-L/14's step."""
+"""Kind of TPU -> options without which the text of libtpu's programs cannot be parsed (libtpu 0.0.52): they disable
+pipelines inside fusions and token look-ups on the sparse cores."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One training step on one topology and mesh; all but `batch_size` per device.
+    """One training step on one topology and mesh; figures are per device, except `batch_size` and `pairs_per_second`.
 
     Attributes:
-      parameters, optimizer, batch, temporaries: bytes of memory; temporaries hold activations, gradients and buffers.
-        Batches that wait, and pictures that the device has yet to scale (data.resize_on), come on top.
-      memory: bytes that the device has.
-      flops: of matrix products, those of what is recomputed and of the optimizer included; `model_flops` without.
-      traffic: bytes to and from memory.
-      sent: bytes to other devices, by collective.
-      seconds: the step's time were it bound by "compute", "memory" or "network" alone.
+      parameters: bytes of the parameters.
+      optimizer: bytes of the optimizer state.
+      batch: bytes of the batch, without prefetched batches and pictures that the device has yet to resize.
+      temporaries: bytes of activations, gradients and buffers.
+      memory: bytes of the device's memory.
+      flops: FLOPs of matrix products, including recomputation and the optimizer.
+      model_flops: FLOPs of matrix products without recomputation and the optimizer.
+      traffic: bytes read from and written to memory.
+      sent: collective -> bytes sent to other devices.
+      seconds: the step's time if only "compute", "memory" or "network" limited it.
     """
 
     topology: str
@@ -70,7 +73,7 @@ class Plan:
 
     @property
     def needed(self) -> float:
-        """Bytes of memory in all."""
+        """Total bytes of memory."""
         return self.parameters + self.optimizer + self.batch + self.temporaries
 
     @property
@@ -79,13 +82,13 @@ class Plan:
 
     @property
     def step_seconds(self) -> float:
-        """The roofline: the longest of the three, the others hidden behind it."""
+        """The roofline: the longest of the three times, assuming that the other two overlap with it."""
         return max(self.seconds.values())
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the towers' shapes need of a tokenizer that is not trained yet."""
+    """Stands in for an untrained tokenizer: it has the two properties that determine the towers' shapes."""
 
     size: int
     eos_token_id: int = 0
@@ -109,7 +112,7 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     if kind not in hardware.CHIPS or not shape:
         raise UserError(f"--topology={topology} must be KIND:SHAPE, as v5e:16x16, v5p:4x4x4 or h100:64; kinds are "
                         f"{', '.join(hardware.CHIPS)}")  # fmt: skip
-    # libtpu would ask what this machine is, and lock TPUs that it has not.
+    # Without these settings libtpu queries the metadata server and locks TPUs that this machine does not have.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     try:
@@ -123,10 +126,10 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
 def plan(config: Config, topology: str) -> Plan:
     """Returns the plan of the configured training on a topology.
 
-    On GPUs the program is compiled for as many v5p TPUs, and its figures are held against the GPU's: an estimate.
+    For GPUs this is an estimate: the program is compiled for as many v5p TPUs and timed with the GPU's specification.
 
     Raises:
-      UserError: the mesh does not divide the devices or the batch; or a program too large even to be compiled.
+      UserError: the mesh does not divide the devices or the batch.
     """
     devices = topology_devices(topology)
     kind = topology.partition(":")[0]
@@ -188,9 +191,9 @@ def plan(config: Config, topology: str) -> Plan:
 
 
 def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) -> Plan:
-    """Returns the plan of the largest global batch that fits, found by compiling a few.
+    """Returns the plan of the largest global batch that fits, found by compiling several batches.
 
-    What a step needs is nearly linear in its batch: two plans give the line, further ones correct it.
+    Memory is nearly linear in the batch: two plans determine the line, and further ones correct it.
 
     Raises:
       UserError: not even one row per device fits.

@@ -1,4 +1,4 @@
-"""What a compiled program moves: through its memory, and between devices. Read from the text of its HLO."""
+"""Memory traffic and bytes sent between devices by a compiled program, computed from the text of its HLO."""
 
 import math
 import re
@@ -54,15 +54,15 @@ class _Computation:
 
 
 def traffic(text: str) -> Traffic:
-    """Returns what the program of an HLO text moves; loops count as often as they run.
+    """Returns the traffic of a program from its HLO text; a loop's body counts as often as it runs.
 
-    A fusion reads of an array no more than the slice it takes. A TPU's vector memory (S(1)) is not counted.
+    A fusion that uses only a slice of an array reads only that slice. A TPU's vector memory (S(1)) is not counted.
     """
     computations, entry = _parse(text)
     runs = _runs(computations, entry)
     memory = 0.0
-    # By channel: an asynchronous collective stands in every computation that runs beside it, once where it starts. All
-    # permutes have one channel, and stand once.
+    # Keyed by channel, because an asynchronous collective appears in every computation that overlaps with it. All
+    # permutes share one channel and appear once each.
     collectives: dict[str, tuple[str, float]] = {}
     for name, computation in computations.items():
         for instruction in computation.instructions.values():
@@ -108,7 +108,7 @@ def _arrays(shape: str) -> Iterator[tuple[float, bool]]:
 
 
 def _runs(computations: dict[str, _Computation], entry: str) -> dict[str, tuple[float, bool]]:
-    """Returns how often each computation runs, and whether as a part of a fusion."""
+    """Returns, for each computation, how often it runs and whether it is part of a fusion."""
     runs: dict[str, tuple[float, bool]] = {}
 
     def visit(name: str, times: float, fused: bool) -> None:
@@ -125,7 +125,7 @@ def _runs(computations: dict[str, _Computation], entry: str) -> dict[str, tuple[
 
 
 def _trips(loop: _Instruction, computations: dict[str, _Computation]) -> int:
-    """Returns how often a loop runs: as XLA knows, else what its counter is compared with, else 1."""
+    """Returns a loop's trip count: XLA's if known, else the constant that its counter is compared with, else 1."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text):
         return int(known[1])
     condition = re.search(r"condition=%([\w.-]+)", loop.text)

@@ -1,4 +1,4 @@
-"""The products of a gallery as a searcher meets them: names, filters, pictures."""
+"""The products of a searchable gallery: names, filters and pictures."""
 
 import difflib
 from array import array
@@ -16,12 +16,12 @@ from jaxclip.errors import UserError
 CATEGORY = "category"
 ABSENT = -1
 Filters = Mapping[str, Sequence[str]]
-"""Attribute -> values: a product passes if it has one of the values of every attribute."""
+"""Attribute -> values; a product passes if, for every attribute, it has one of the values."""
 
 
 @dataclass(frozen=True)
 class Facet:
-    """An attribute by which products can be filtered: its values and how many products have each, commonest first."""
+    """A filterable attribute: its values with the number of products that have each, most common first."""
 
     name: str
     values: Sequence[tuple[str, int]]
@@ -29,11 +29,11 @@ class Facet:
 
 @dataclass(frozen=True)
 class ProductDetails:
-    """What is stored of one product: all it was prepared with but its picture.
+    """Everything stored about a product except its picture.
 
     Attributes:
-      product: as the catalogue has it.
-      features: what preparation measured, by the column's name; empty where it measured nothing.
+      product: the product as in the catalogue.
+      features: column name -> value measured by preparation; empty if it measured nothing.
     """
 
     product: Product
@@ -41,13 +41,15 @@ class ProductDetails:
 
 
 class Gallery:
-    """The products in the order of their vectors.
+    """The products of a catalogue, in the order of their vectors.
 
     Attributes:
-      name: of the catalogue, for people.
-      ids, captions, categories: of each product; a caption is "" where the catalogue has none.
-      picture: returns the encoded picture (JPEG or PNG) of a product's number.
-      details: returns what is stored of a product's number.
+      name: name of the catalogue, for display.
+      ids: id of each product.
+      captions: caption of each product; "" if the catalogue has none.
+      categories: category of each product.
+      picture: returns the encoded picture (JPEG or PNG) of the product with a number.
+      details: returns the details of the product with a number.
     """
 
     def __init__(
@@ -76,30 +78,30 @@ class Gallery:
         return len(self.ids)
 
     def number(self, id: str) -> int | None:
-        """Returns a product's number, None where there is no such id."""
+        """Returns the number of the product with an id, or None if there is no such product."""
         return self._numbers.get(id)
 
     def facets(self, most_values: int = 150) -> list[Facet]:
-        """Returns the attributes that divide the gallery into 2 to `most_values` kinds, few enough to choose from.
+        """Returns the attributes that have 2 to `most_values` values, few enough to choose from.
 
-        An attribute that says the same as one before it is left out.
+        An attribute that divides the products exactly as an earlier one is left out.
         """
-        found, partitions = [], []
+        facets, partitions = [], []
         for name, column in self._columns.items():
             values = column.counts()
             if not 2 <= len(values) <= min(most_values, max(2, len(self) // 2)):
                 continue
             codes = column.codes(len(self))
             if not any(np.array_equal(codes, other) for other in partitions):
-                found.append(Facet(name, values))
+                facets.append(Facet(name, values))
                 partitions.append(codes)
-        return found
+        return facets
 
     def allowed(self, filters: Filters) -> Bool[np.ndarray, "G"] | None:
-        """Returns which products pass the filters, None where there are none to pass.
+        """Returns a mask of the products that pass the filters, or None if there are no filters.
 
         Raises:
-          UserError: the gallery has no such attribute, or no product has such a value of it.
+          UserError: the gallery has no such attribute, or no product has such a value.
         """
         if not filters:
             return None
@@ -112,7 +114,7 @@ class Gallery:
 
 
 class _Column:
-    """The values of one attribute: a number for each product, the numbers of values in the order they were met."""
+    """The values of one attribute: an integer code per product; codes number the values in order of appearance."""
 
     def __init__(self) -> None:
         self._values: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""A workdir's towers over a catalogue: every product embedded once, ready to be searched."""
+"""Opens a searcher: the towers of a workdir over an embedded catalogue."""
 
 import dataclasses
 import os
@@ -33,10 +33,11 @@ from jaxclip.towers.load import load
 from jaxclip.towers.params import Params
 
 COMPUTED_COLOUR = "colour"
-"""Attribute of the dominant colour that preparation measured, where the catalogue names no colours."""
+"""Attribute that holds the dominant colour measured by preparation, if the catalogue names no colours."""
 MAX_PIXELS = 24_000_000
-"""Of pictures that are searched with."""
-LOOKED_AT = 1024
+"""Largest number of pixels of a query picture."""
+LONGEST_SIDE = 1024
+"""Query pictures are decoded to at most this many pixels on the longer side."""
 
 
 def open_searcher(
@@ -50,35 +51,35 @@ def open_searcher(
 ) -> Searcher:
     """Returns the searcher of a workdir's checkpoint over the configured split of a prepared dataset.
 
-    Vectors are kept in the workdir by content, those of evaluations among them; only pictures that have none are
-    embedded. `rerank` is the workdir of a re-ranker of these towers and its configuration.
+    Vectors are stored in the workdir by the content of the picture, and evaluations share the store; only pictures that
+    are not in it are embedded. `rerank` is the workdir of a re-ranker of these towers and its configuration.
 
     Raises:
       UserError: there is no such checkpoint or split, the split holds no product, the vectors are not finite, or the
-        re-ranker does not fit.
+        re-ranker was trained on other towers.
     """
     distributed.require_one_process("a search")
     if rerank is None:
-        found = load(config, workdir, step, prepared=prepared, say=say)
+        first = load(config, workdir, step, prepared=prepared, say=say)
     else:
-        found = second_stage.find_first_stage(rerank[1], rerank[0], config, workdir, step)
+        first = second_stage.find_first_stage(rerank[1], rerank[0], config, workdir, step)
     records = Records(prepared, config.data.split)
     if not len(records):
         raise UserError(f"{prepared} has no product in its split {config.data.split}: there is nothing to search")
-    encoders = Encoders(found.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
+    encoders = Encoders(first.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
     products, *keys = _read(records, encoders)
-    store = encoders.store(workdir, found.params, found.step, say=say)
-    with jax.set_mesh(found.towers.mesh):
-        vectors = encoders.pictures(found.params, records, store=store, keys=keys[0])
+    store = encoders.store(workdir, first.params, first.step, say=say)
+    with jax.set_mesh(first.towers.mesh):
+        vectors = encoders.pictures(first.params, records, store=store, keys=keys[0])
     if not np.isfinite(vectors).all():
-        raise UserError(f"step {found.step} of {workdir} gives vectors that are not finite: take another --step")
+        raise UserError(f"step {first.step} of {workdir} gives vectors that are not finite: give another --step")
     second, depth = None, MOST + 1
     if rerank is not None:
         folder, own = rerank
         tokens = second_stage.needs_tokens(own)
-        with jax.set_mesh(found.towers.mesh):
-            known = embed_gallery(found, records, products, encoders, tokens=tokens, store=store, keys=keys)
-        second = second_stage.open_second_stage(own, folder, found, known, encoders)
+        with jax.set_mesh(first.towers.mesh):
+            split = embed_gallery(first, records, products, encoders, tokens=tokens, store=store, keys=keys)
+        second = second_stage.open_second_stage(own, folder, first, split, encoders)
         depth = max(depth, second.candidates + 1)
     gallery = Gallery(
         Path(builder.metadata(prepared)["source"]["path"]).name,
@@ -89,13 +90,13 @@ def open_searcher(
     return Searcher(
         gallery,
         NearestNeighbours(vectors, most=depth),
-        query_encoders(encoders, found.params, make_describer(config)),
+        query_encoders(encoders, first.params, make_describer(config)),
         second,
     )
 
 
 def query_encoders(encoders: Encoders, params: Params, describer: ProductDescriber | None) -> QueryEncoders:
-    """Returns the towers as functions of sentences and pictures; `describer` crops these where towers see crops."""
+    """Returns functions that encode sentences and pictures; `describer` crops pictures for towers trained on crops."""
     towers, rows = encoders.towers, meshes.batch_multiple(encoders.towers.mesh)
     params = towers.cast_kernels(params)
 
@@ -117,15 +118,15 @@ def query_encoders(encoders: Encoders, params: Params, describer: ProductDescrib
 
 
 def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber | None = None) -> np.ndarray:
-    """Returns a picture as the image tower takes it, (S, S, 3) uint8.
+    """Returns a picture as input of the image tower, (S, S, 3) uint8.
 
     Args:
       image: a path, encoded bytes, a Pillow image or an (H, W, 3) uint8 array.
-      preprocess: of the workdir.
-      describer: of the workdir's catalogue; what crops the picture where `preprocess` wants that.
+      preprocess: preprocessing of the workdir.
+      describer: describer of the workdir's catalogue; crops the picture if `preprocess.picture` is "crop".
 
     Raises:
-      UserError: it is no picture, or one of more than 24 million pixels.
+      UserError: `image` is not a picture, or has more than 24 million pixels.
     """
     if isinstance(image, str | os.PathLike):
         if not Path(image).is_file():
@@ -133,7 +134,7 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
         image = Path(image).read_bytes()
     if isinstance(image, Image.Image):
         image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    seen = pictures.look(image, most=LOOKED_AT, max_pixels=MAX_PIXELS) if isinstance(image, bytes) else image
+    seen = pictures.look(image, most=LONGEST_SIDE, max_pixels=MAX_PIXELS) if isinstance(image, bytes) else image
     if isinstance(seen, str):
         raise UserError(f"the picture cannot be read: {seen}")
     if not isinstance(seen, np.ndarray) or seen.dtype != np.uint8 or seen.ndim != 3 or seen.shape[-1] != 3:
@@ -144,7 +145,7 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
 
 
 def _read(records: Records, encoders: Encoders) -> tuple[list[Product], list[bytes], list[bytes]]:
-    """Returns the products, and what stands for their pictures and for their crops in a store."""
+    """Returns the products, and the keys of their pictures and of their crops in an embedding store."""
     products, pictures, crops = [], [], []
     for product, picture, crop in bar(records.pictured(), total=len(records), desc="reading products", unit="product"):
         products.append(product)
@@ -154,7 +155,7 @@ def _read(records: Records, encoders: Encoders) -> tuple[list[Product], list[byt
 
 
 def _with_colours(products: Sequence[Product], records: Records) -> Sequence[Product]:
-    """Returns the products with the dominant colour that preparation measured, where the catalogue names no colours."""
+    """Returns the products; adds the measured dominant colour as an attribute if the catalogue names no colours."""
     named = colour_attribute([product.attributes for product in products]) is not None
     if named or "colour_names" not in records.features:
         return products

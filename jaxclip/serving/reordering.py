@@ -1,4 +1,4 @@
-"""A second stage as a search uses it: the first stage's nearest products in a new order, and why."""
+"""Re-orders the first stage's products by a second stage, and keeps the reasons."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 
 
 class Scored(NamedTuple):
-    """What a second stage makes of the candidates of queries.
+    """A second stage's scores of the candidates of n queries.
 
     Attributes:
-      scores: by which they are ordered.
-      gates: the weight, from 0 to 2, of each feature for each query; no features where the model has no gates.
-      added: what each feature adds to the first stage's score.
+      scores: second-stage score of each candidate.
+      gates: weight of each feature for each query, from 0 to 2; F is 0 if the model has no gates.
+      added: what each feature adds to the first-stage score.
     """
 
     scores: Float[np.ndarray, "n K"]
@@ -24,14 +24,14 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class SecondStage:
-    """What re-orders candidates.
+    """A re-ranker that re-orders the candidates of the first stage.
 
     Attributes:
-      name: for people.
-      candidates: K, how many of the first stage's it looks at.
-      features: F names of what it weighs; none where the model has no gates.
-      judge: (sentences, their (n, D) unit vectors, (n, K) numbers of products, (n, K) first-stage scores, (n, K)
-        whether there is such a candidate) -> Scored; compiled for each n.
+      name: name for display.
+      candidates: K, the number of candidates per query.
+      features: names of the F gated features; empty if the model has no gates.
+      judge: (sentences, their (n, D) unit vectors, (n, K) product numbers, (n, K) first-stage scores, (n, K) mask of
+        candidates that exist) -> Scored; compiled for each n.
     """
 
     name: str
@@ -42,14 +42,15 @@ class SecondStage:
 
 @dataclass(frozen=True, eq=False)
 class Reordered:
-    """One query's candidates in their new order: M of them.
+    """The M products of one query in their new order; products after the first K keep the first stage's order.
 
     Attributes:
-      numbers, scores: of the products, best first, by the second stage; past its candidates as the first left them.
-      before: (M,) each one's place in the first stage, from 1.
-      first: (M,) each one's score there.
-      gates: (F,) of the query.
-      added: (M, F) to each one's score; NaN past the candidates.
+      numbers: product numbers, best first.
+      scores: second-stage scores; after the first K, first-stage scores.
+      before: places in the first stage, from 1.
+      first: first-stage scores.
+      gates: weights of the features for the query.
+      added: what each feature added to each score; NaN after the first K.
     """
 
     numbers: Int[np.ndarray, "M"]
@@ -67,20 +68,24 @@ def reorder(
     numbers: Sequence[Int[np.ndarray, "M"]],
     scores: Sequence[Float[np.ndarray, "M"]],
 ) -> list[Reordered]:
-    """Returns each query's products with the first K in the second stage's order; ties keep the first's, NaN is last.
+    """Returns each query's products with the first K in the second stage's order.
+
+    Ties keep the first stage's order, and NaN scores come last.
 
     Args:
       stage: the second stage.
-      sentences: of the queries. vectors: of the sentences.
-      numbers, scores: of each query's products in the first stage, best first; any number of them.
+      sentences: sentence of each query.
+      vectors: unit vectors of the sentences.
+      numbers: for each query, its products in the first stage, best first; lists may differ in length.
+      scores: for each query, the first-stage scores of these products.
     """
     shape = len(sentences), stage.candidates
-    items, first, there = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape, bool)
+    items, first, exists = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape, bool)
     for row, (own, own_scores) in enumerate(zip(numbers, scores, strict=True)):
         count = min(len(own), stage.candidates)
-        items[row, :count], first[row, :count], there[row, :count] = own[:count], own_scores[:count], True
-    judged = stage.judge(sentences, vectors, items, first, there)
-    return [_ordered(judged, row, int(mine.sum()), numbers[row], scores[row]) for row, mine in enumerate(there)]
+        items[row, :count], first[row, :count], exists[row, :count] = own[:count], own_scores[:count], True
+    judged = stage.judge(sentences, vectors, items, first, exists)
+    return [_ordered(judged, row, int(mask.sum()), numbers[row], scores[row]) for row, mask in enumerate(exists)]
 
 
 def _ordered(judged: Scored, row: int, count: int, numbers: np.ndarray, scores: np.ndarray) -> Reordered:

@@ -1,4 +1,4 @@
-"""What a search found, as notebooks show it."""
+"""Results of a search, and how notebooks show them."""
 
 import base64
 import html
@@ -11,11 +11,11 @@ from jaxclip.serving.gallery import ProductDetails
 
 
 class Reason(NamedTuple):
-    """What a second stage did with a feature.
+    """The effect of one feature in the second stage.
 
     Attributes:
-      gate: its weight for the query, from 0 to 2.
-      added: what it added to this product's score.
+      gate: weight of the feature for the query, from 0 to 2.
+      added: what the feature added to the product's score.
     """
 
     gate: float
@@ -24,16 +24,16 @@ class Reason(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A product that was found; in a notebook it shows its picture.
+    """A product found by a search; a notebook shows its picture.
 
     Attributes:
-      id: of the product.
-      score: the cosine of its picture with the query; where a second stage ordered the rows, its score.
-      place: among the rows, from 1.
-      before: its place in the first stage, from 1; None where no second stage ordered the rows.
-      why: feature -> what the second stage did with it.
-      details: what is stored of it.
-      image_bytes: its picture, JPEG or PNG.
+      id: id of the product.
+      score: cosine of its picture with the query, or the second stage's score if that ordered the rows.
+      place: place among the rows, from 1.
+      before: place in the first stage, from 1; None if no second stage ordered the rows.
+      why: feature -> its effect in the second stage.
+      details: everything stored about the product.
+      image_bytes: the encoded picture, JPEG or PNG.
     """
 
     id: str
@@ -46,7 +46,7 @@ class Row:
 
     @property
     def caption(self) -> str:
-        """Its name, "" where the catalogue has none."""
+        """First caption of the product; "" if it has none."""
         return self.details.product.captions[0] if self.details.product.captions else ""
 
     @property
@@ -74,7 +74,7 @@ class Row:
 
 
 class Results(Sequence):
-    """The rows of a search, best first; in a notebook they show their pictures."""
+    """The rows of a search, best first; a notebook shows their pictures."""
 
     def __init__(self, rows: Sequence[Row]):
         self._rows = list(rows)
@@ -94,7 +94,7 @@ class Results(Sequence):
 
 
 def moved(place: int, before: int | None) -> str:
-    """Returns how far a product moved, as " ▲3"; "" where it did not, or was not re-ordered."""
+    """Returns how far the second stage moved a product, for example " ▲3"; "" if it did not move."""
     if before is None or before == place:
         return ""
     return f" {'▲' if before > place else '▼'}{abs(before - place)}"

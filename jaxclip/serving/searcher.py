@@ -1,4 +1,4 @@
-"""Search: sentences, pictures or products in, the nearest products of a gallery out."""
+"""Searches a gallery for the products nearest to sentences, pictures or products."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,22 +15,22 @@ from jaxclip.serving.rows import Reason, Results, Row
 from jaxclip.towers.embed import padded_blocks
 
 MOST = 100
-"""Products that one search returns at most."""
+"""Largest number of products that a search returns."""
 BATCHES = (1, 4, 8, 16, 32, 64)
-"""Numbers of queries that are compiled; others are filled up to the next of them."""
+"""Compiled batch sizes of queries; smaller batches are padded to the next size."""
 PICTURE_BATCHES = (1, 4)
-"""Those of pictures: a picture costs so much more than a sentence that larger batches gain nothing."""
+"""Compiled batch sizes of query pictures. A picture costs so much more to encode that larger batches gain nothing."""
 
 
 @dataclass(frozen=True)
 class QueryEncoders:
-    """What turns queries into unit vectors, for any number of rows but compiled for each; and pictures into rows.
+    """Functions that encode queries as unit vectors; they are compiled for each number of rows.
 
     Attributes:
       text: sentences -> (n, D).
       image: (n, S, S, 3) uint8 -> (n, D).
-      picture: encoded bytes, or whatever else may stand for a picture -> (S, S, 3) uint8; UserError where it is none.
-      picture_size: S.
+      picture: a picture as `Searcher.search` accepts it -> (S, S, 3) uint8; raises UserError if it is not a picture.
+      picture_size: S, in pixels.
     """
 
     text: Callable[[Sequence[str]], Float[np.ndarray, "n D"]]
@@ -41,15 +41,15 @@ class QueryEncoders:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """What is searched for; of several kinds the vectors are averaged.
+    """A query; the vectors of its sentence, picture and product are averaged.
 
     Attributes:
       text: a sentence, "" for none.
-      picture: (S, S, 3) uint8.
-      like: number of a product, which is then not among its own neighbours.
-      filters: what the products have to be.
-      k: how many are wanted, at most MOST.
-      rerank: whether the second stage orders them, which reads sentences: without one the first stage's order stays.
+      picture: (S, S, 3) uint8, None for none.
+      like: number of a similar product, None for none; the product itself is left out of the results.
+      filters: filters that the results must pass.
+      k: number of results, at most MOST.
+      rerank: whether the second stage re-orders the results; it needs a sentence and has no effect without one.
     """
 
     text: str = ""
@@ -61,12 +61,12 @@ class Query:
 
 
 class Found(NamedTuple):
-    """What was found for a query.
+    """The result of a query.
 
     Attributes:
-      numbers: of the k products, best first.
+      numbers: numbers of the k products, best first.
       scores: cosines of their pictures with the query, or the second stage's scores.
-      reordered: the second stage's candidates and what else it was given, None where it did not order them.
+      reordered: all products in the second stage's order, None if it did not order them.
     """
 
     numbers: np.ndarray
@@ -79,8 +79,8 @@ class Searcher:
 
     Attributes:
       gallery: the products.
-      picture_size: side of the pictures that the image tower sees, pixels.
-      second: the second stage, None where there is none.
+      picture_size: side of the image tower's input, in pixels.
+      second: the second stage, None if there is none.
     """
 
     def __init__(
@@ -108,18 +108,19 @@ class Searcher:
         filters: Filters | None = None,
         rerank: bool | None = None,
     ) -> Results:
-        """Returns the k products nearest to a sentence, a picture, a product, or any of them together.
+        """Returns the k products nearest to a sentence, a picture, a product, or a combination of these.
 
         Args:
           text: a sentence.
           image: a path, encoded bytes, a Pillow image or an (H, W, 3) uint8 array.
           like: the id of a product of the gallery.
           k: from 1 to 100.
-          filters: attribute -> the value or values it may have, as {"gender": "Women"}.
-          rerank: whether the second stage orders them by the sentence; None: where there is one.
+          filters: attribute -> allowed value or values, for example {"gender": "Women"}.
+          rerank: whether the second stage re-orders the results by the sentence; None: if there is a second stage.
 
         Raises:
-          UserError: nothing is asked for, or for something the gallery or the searcher does not have.
+          UserError: the query is empty, k is out of range, or there is no such product, attribute, value or second
+            stage.
         """
         if not 1 <= k <= MOST:
             raise UserError(f"k = {k} must be from 1 to {MOST}")
@@ -130,12 +131,12 @@ class Searcher:
         return self._results(found)
 
     def rerank(self, text: str, products: Sequence[str] | Results) -> Results:
-        """Returns products, by id or as a search found them, in the second stage's order for a sentence.
+        """Returns the given products (ids, or results of a search) in the second stage's order for a sentence.
 
-        Their places before are those by the cosine of picture and sentence, among these products alone.
+        `Row.before` is the place by the cosine of picture and sentence among the given products.
 
         Raises:
-          UserError: there is no second stage, no sentence, no such product, or more products than it looks at.
+          UserError: there is no second stage, no sentence, no such product, or more products than candidates.
         """
         self.reranks(True)
         ids = [product if isinstance(product, str) else product.id for product in products]
@@ -148,11 +149,11 @@ class Searcher:
         (found,) = self._reorder([text], vector[None], [(numbers[order], scores[order])])
         return self._results(Found(found.numbers, found.scores, found))
 
-    def reranks(self, asked: bool | None) -> bool:
-        """Returns whether the second stage orders what is found; UserError where it is asked for and there is none."""
-        if asked and self.second is None:
+    def reranks(self, requested: bool | None) -> bool:
+        """Returns whether the second stage re-orders results; raises UserError if it is requested but missing."""
+        if requested and self.second is None:
             raise UserError("rerank: there is no second stage; give the workdir of a re-ranker as --rerank or rerank=")
-        return self.second is not None if asked is None else asked
+        return self.second is not None if requested is None else requested
 
     def encode_text(self, text: str | Sequence[str]) -> np.ndarray:
         """Returns the unit vector of a sentence, (D,), or those of a list of them, (n, D)."""
@@ -167,14 +168,14 @@ class Searcher:
         return vectors if isinstance(image, list) else vectors[0]
 
     def read_picture(self, image: Any) -> UInt8[np.ndarray, "S S 3"]:
-        """Returns a picture as a `Query` takes it; UserError where it is none."""
+        """Returns a picture preprocessed for a `Query`; raises UserError if it is not a picture."""
         return self._encoders.picture(image)
 
     def find(self, queries: Sequence[Query]) -> list[Found]:
-        """Returns what is nearest to each query: the first stage, exact, and the second where a query asks for it.
+        """Returns the exact nearest products of each query, re-ordered by the second stage if the query asks for it.
 
         Raises:
-          UserError: a query asks for nothing, or filters by what the gallery does not have.
+          UserError: a query is empty, or filters by an attribute or value that the gallery does not have.
         """
         vectors, words = self._vectors(queries)
         nearest: list[tuple[np.ndarray, np.ndarray]] = [()] * len(queries)
@@ -209,9 +210,9 @@ class Searcher:
         return found
 
     def _vectors(self, queries: Sequence[Query]) -> tuple[Float[np.ndarray, "n D"], Float[np.ndarray, "n D"]]:
-        """Returns the unit vectors of queries and, zero where there is none, of their sentences.
+        """Returns the unit vectors of queries, and those of their sentences (zero without a sentence).
 
-        UserError where one asks for nothing.
+        Raises UserError if a query is empty.
         """
         words = np.zeros((len(queries), self._neighbours.dimension), np.float32)
         if rows := [row for row, query in enumerate(queries) if query.text.strip()]:
@@ -227,7 +228,7 @@ class Searcher:
         return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-6), words
 
     def warm_up(self) -> None:
-        """Compiles all that searches need, so that the first ones do not wait for it."""
+        """Compiles every batch size, so that the first searches do not wait for compilation."""
         picture = self._encoders.picture(self.gallery.picture(0))
         for size in PICTURE_BATCHES:
             self._encode_pictures([picture] * size)
@@ -260,7 +261,7 @@ class Searcher:
 
 
 def reasons(stage: SecondStage, found: Reordered, place: int) -> dict[str, Reason]:
-    """Returns what each feature did to the product at a place; nothing where the second stage did not look at it."""
+    """Returns the effect of each feature on the product at a place (from 0); empty if it was not a candidate."""
     if np.isnan(found.added[place]).any():
         return {}
     columns = zip(stage.features, found.gates.tolist(), found.added[place].tolist(), strict=True)
@@ -280,7 +281,7 @@ def _batch(count: int, sizes: Sequence[int]) -> int:
 
 
 def _blocks(rows: list, encode: Callable[[list], np.ndarray], sizes: Sequence[int]) -> np.ndarray:
-    """Returns encode(rows), called with numbers of rows from `sizes` only, the last row repeated to fill them up."""
+    """Returns encode(rows), computed in blocks whose sizes are in `sizes`; the last row is repeated as padding."""
 
     def blocks() -> Iterator[np.ndarray]:
         for start in range(0, len(rows), sizes[-1]):

@@ -1,4 +1,4 @@
-"""A re-ranker's workdir as the second stage of a search."""
+"""Opens a trained re-ranker as the second stage of a search."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,12 +28,14 @@ def find_first_stage(config: Config, workdir: Path, own: Config, towers: Path, s
     """Returns the towers of a workdir at the step that a re-ranker was trained on.
 
     Args:
-      config: of the re-ranker. workdir: where it was trained.
-      own: configuration of the towers. towers: their workdir.
-      step: "latest", which is whatever the re-ranker needs, or a checkpoint that has to be the one.
+      config: configuration of the re-ranker.
+      workdir: workdir of the re-ranker.
+      own: configuration of the towers.
+      towers: workdir of the towers.
+      step: "latest" for the step that the re-ranker was trained on; any other checkpoint must be that step.
 
     Raises:
-      UserError: it was trained on other towers or on another step of them, or is no re-ranker.
+      UserError: the workdir holds no re-ranker, or one that was trained on other towers or another step of them.
     """
     if config.task != "rerank":
         raise UserError(f"--rerank={workdir} is no re-ranker: it was trained with task = {config.task}")
@@ -49,12 +51,14 @@ def find_first_stage(config: Config, workdir: Path, own: Config, towers: Path, s
 def open_second_stage(
     config: Config, workdir: Path, first: FirstStage, gallery: Split, encoders: Encoders
 ) -> SecondStage:
-    """Returns the newest checkpoint of a re-ranker over a gallery, whose features lie on every device.
+    """Returns the newest checkpoint of a re-ranker over a gallery; the features are replicated on every device.
 
     Args:
-      config: of the re-ranker. workdir: where it was trained.
-      first: its towers. encoders: the same, compiled.
-      gallery: the products as the towers see them (`first_stage.embed_gallery`).
+      config: configuration of the re-ranker.
+      workdir: workdir of the re-ranker.
+      first: the towers.
+      gallery: the products with the towers' features (`first_stage.embed_gallery`).
+      encoders: the compiled encoders of the towers.
 
     Raises:
       UserError: there is no checkpoint.

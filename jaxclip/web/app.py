@@ -1,4 +1,4 @@
-"""The HTTP API and the page over a searcher."""
+"""The HTTP API and the search page."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from PIL import Image
 
-import jaxclip.serving.searcher as searching
 from jaxclip.catalog import pictures
 from jaxclip.catalog.pictures import mime
 from jaxclip.errors import UserError
 from jaxclip.serving.gallery import Filters
 from jaxclip.serving.searcher import BATCHES, MOST, Searcher
+from jaxclip.serving.searcher import Query as SearchQuery
 from jaxclip.web import schemas, uploads
 from jaxclip.web.batching import Batcher, Overloaded
 from jaxclip.web.guard import Guard
@@ -29,21 +29,21 @@ from jaxclip.web.metrics import CONTENT_TYPE, Measures
 
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 SCALED_ABOVE = 40_000
-"""Bytes of a picture that is scaled down for a list."""
-AGAIN = {"Retry-After": "1"}
+"""A picture file of more bytes than this is scaled down if the request gives a size."""
+RETRY = {"Retry-After": "1"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server takes on.
+    """Upper limits of what the server accepts.
 
     Attributes:
-      query: characters of a sentence.
-      filters: filters of one search.
+      query: characters in a sentence.
+      filters: filters in one search.
       body: bytes of an uploaded picture.
       uploads: pictures received and decoded at the same time.
-      requests: answered at the same time.
-      seconds: for a picture to arrive, and for an answer.
+      requests: requests in progress at the same time.
+      seconds: seconds for a picture to arrive, and for a search to be answered.
     """
 
     query: int = 1000
@@ -57,25 +57,25 @@ class Limits:
 LIMITS = Limits()
 Text = Annotated[str, Query(max_length=LIMITS.query, description="a sentence")]
 Number = Annotated[int, Query(ge=1, le=MOST, description="how many products")]
-Start = Annotated[int, Query(ge=0, le=2**31, description="how many to pass over")]
+Start = Annotated[int, Query(ge=0, le=2**31, description="how many to skip")]
 Like = Annotated[str | None, Query(max_length=LIMITS.query, description="id of a product to find neighbours of")]
 Filter = Annotated[
     list[Annotated[str, Query(max_length=LIMITS.query)]],
     Query(
         max_length=LIMITS.filters,
-        description="ATTRIBUTE:VALUE; several values of an attribute are alternatives, several attributes all count",
+        description="ATTRIBUTE:VALUE; a product needs one of the given values of every given attribute",
     ),
 ]
 Rerank = Annotated[
     bool | None,
-    Query(description="whether the second stage orders what a sentence finds; as a rule where the server has one"),
+    Query(description="whether the second stage re-orders the results of a sentence; default: if the server has one"),
 ]
 Identity = Annotated[str, Path(max_length=LIMITS.query, description="id of a product")]
-Size = Annotated[int | None, Query(ge=16, le=1024, description="of the longer side, pixels, where it is larger")]
+Size = Annotated[int | None, Query(ge=16, le=1024, description="largest length of the longer side, in pixels")]
 
 
 class Service:
-    """The searcher as requests use it: one batch at a time on the devices, two pictures at a time decoded."""
+    """The searcher shared by all requests: it runs one batch at a time and decodes two pictures at a time."""
 
     def __init__(self, searcher: Searcher, limits: Limits, measures: Measures):
         self.searcher, self.gallery, self.limits = searcher, searcher.gallery, limits
@@ -86,35 +86,35 @@ class Service:
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="pictures")
         measures.watch(len(self.gallery), lambda: self.batcher.waiting)
 
-    async def search(self, query: searching.Query) -> schemas.Results:
-        """Returns what is found; HTTPException where the server is too busy."""
+    async def search(self, query: SearchQuery) -> schemas.ResultsSchema:
+        """Returns the results of a query; raises HTTPException (429 or 503) if the server is too busy."""
         allowed = self.gallery.allowed(query.filters)
         try:
             found = await self.batcher(query)
         except Overloaded:
-            raise HTTPException(429, "too many searches are waiting: try again", AGAIN) from None
+            raise HTTPException(429, "too many searches are waiting: try again", RETRY) from None
         except TimeoutError:
-            raise HTTPException(503, "the search took too long: try again", AGAIN) from None
+            raise HTTPException(503, "the search took too long: try again", RETRY) from None
         matching = len(self.gallery) if allowed is None else int(allowed.sum())
         return schemas.found(self.gallery, self.searcher.second, found, matching)
 
     async def uploaded(self, request: Request) -> np.ndarray:
-        """Returns the picture of a request, as the towers see it."""
+        """Returns the picture of a request, preprocessed for the image tower."""
         if self.uploading >= self.limits.uploads:
-            raise HTTPException(429, "too many pictures at once: try again", AGAIN)
+            raise HTTPException(429, "too many pictures at once: try again", RETRY)
         self.uploading += 1
         try:
             body = await uploads.read(request, most=self.limits.body, seconds=self.limits.seconds)
-            return await self.aside(self.searcher.read_picture, body)
+            return await self.in_thread(self.searcher.read_picture, body)
         finally:
             self.uploading -= 1
 
-    async def aside(self, work: Any, *arguments: Any) -> Any:
-        """Returns work(*arguments), done where it does not hold up other requests."""
+    async def in_thread(self, work: Any, *arguments: Any) -> Any:
+        """Returns work(*arguments), computed in a thread so that the event loop stays free for other requests."""
         return await asyncio.get_running_loop().run_in_executor(self.decoders, work, *arguments)
 
     def picture(self, number: int, size: int | None) -> bytes:
-        """Returns a product's picture, scaled down where it is a large file and a size is given."""
+        """Returns a product's encoded picture, scaled down if a size is given and the file is large."""
         encoded = self.gallery.picture(number)
         if size is None or len(encoded) <= SCALED_ABOVE:
             return encoded
@@ -123,7 +123,7 @@ class Service:
         return buffer.getvalue()
 
     def number(self, id: str) -> int:
-        """Returns a product's number; 404 where there is none."""
+        """Returns the number of a product; raises HTTPException 404 if there is no such product."""
         number = self.gallery.number(id)
         if number is None:
             raise HTTPException(404, "there is no such product")
@@ -131,7 +131,7 @@ class Service:
 
 
 def make_app(searcher: Searcher, *, loopback: bool = True, token: str = "", limits: Limits = LIMITS) -> FastAPI:
-    """Returns the ASGI application over a searcher that is warmed up (see `guard.Guard` for loopback and token)."""
+    """Returns the ASGI application over a warmed-up searcher; see `guard.Guard` for loopback and token."""
     measures = Measures()
     service = Service(searcher, limits, measures)
 
@@ -146,10 +146,10 @@ def make_app(searcher: Searcher, *, loopback: bool = True, token: str = "", limi
     app = FastAPI(
         title="jaxclip search",
         version="1",
-        description="Products of a gallery by sentence, picture, or both.",
+        description="Finds products of a gallery by a sentence, a picture, or both.",
         lifespan=lifespan,
         responses=problems,
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from other hosts
         redoc_url=None,
     )
     app.add_middleware(Guard, loopback=loopback, token=token, most=limits.requests, measures=measures)
@@ -165,24 +165,24 @@ def make_app(searcher: Searcher, *, loopback: bool = True, token: str = "", limi
 def _add_search(app: FastAPI, service: Service) -> None:
     def query(
         q: str, k: int, filter: Sequence[str], like: str | None, rerank: bool | None, **picture: Any
-    ) -> searching.Query:
+    ) -> SearchQuery:
         number = None if like is None else service.gallery.number(like)
         if like is not None and number is None:
             raise UserError("like: there is no such product")
         if not q.strip() and number is None and not picture:
             raise UserError("nothing is searched for: give q, like or a picture")
         ordered = service.searcher.reranks(rerank)
-        return searching.Query(text=q, like=number, filters=_filters(filter), k=k, rerank=ordered, **picture)
+        return SearchQuery(text=q, like=number, filters=_filters(filter), k=k, rerank=ordered, **picture)
 
-    @app.get("/v1/search", summary="Products by a sentence, or like a product, or both")
+    @app.get("/v1/search", summary="Find products by a sentence, a similar product, or both")
     async def search(
         q: Text = "", k: Number = 10, filter: Filter = (), like: Like = None, rerank: Rerank = None
-    ) -> schemas.Results:
+    ) -> schemas.ResultsSchema:
         return await service.search(query(q, k, filter, like, rerank))
 
     @app.post(
         "/v1/search",
-        summary="Products by a picture, or with a sentence or product beside it",
+        summary="Find products by a picture, optionally with a sentence or a similar product",
         openapi_extra={"requestBody": uploads.REQUEST_BODY},
         responses={code: {"model": schemas.Problem} for code in (408, 413, 415)},
     )
@@ -193,28 +193,28 @@ def _add_search(app: FastAPI, service: Service) -> None:
         filter: Filter = (),
         like: Like = None,
         rerank: Rerank = None,
-    ) -> schemas.Results:
+    ) -> schemas.ResultsSchema:
         picture = await service.uploaded(request)
         return await service.search(query(q, k, filter, like, rerank, picture=picture))
 
 
 def _add_products(app: FastAPI, service: Service) -> None:
     absent = {404: {"model": schemas.Problem}}
-    whole = schemas.gallery(service.searcher)
+    description = schemas.gallery(service.searcher)
 
-    @app.get("/v1/gallery", summary="What there is to search and to filter by")
+    @app.get("/v1/gallery", summary="The gallery and its filters")
     async def gallery() -> schemas.GalleryShown:
-        return whole
+        return description
 
     @app.get("/v1/products", summary="Products in the catalogue's order")
-    async def products(k: Number = 10, start: Start = 0, filter: Filter = ()) -> schemas.Results:
+    async def products(k: Number = 10, start: Start = 0, filter: Filter = ()) -> schemas.ResultsSchema:
         allowed = service.gallery.allowed(_filters(filter))
         numbers = np.arange(len(service.gallery)) if allowed is None else np.flatnonzero(allowed)
-        chosen = numbers[start : start + k].tolist()
-        return schemas.results(service.gallery, chosen, [None] * len(chosen), len(numbers))
+        page = numbers[start : start + k].tolist()
+        return schemas.results(service.gallery, page, [None] * len(page), len(numbers))
 
-    @app.get("/v1/products/{id:path}", summary="All that is known of a product", responses=absent)
-    async def product(id: Identity) -> schemas.Product:
+    @app.get("/v1/products/{id:path}", summary="The details of a product", responses=absent)
+    async def product(id: Identity) -> schemas.ProductSchema:
         return schemas.product(service.gallery.details(service.number(id)))
 
     @app.get(
@@ -224,7 +224,7 @@ def _add_products(app: FastAPI, service: Service) -> None:
         responses=absent | {200: {"content": {"image/jpeg": {}, "image/png": {}}}},
     )
     async def image(id: Identity, size: Size = None) -> Response:
-        encoded = await service.aside(service.picture, service.number(id), size)
+        encoded = await service.in_thread(service.picture, service.number(id), size)
         return Response(encoded, media_type=mime(encoded), headers={"Cache-Control": "private, max-age=3600"})
 
 
@@ -233,12 +233,12 @@ def _add_operation(app: FastAPI, service: Service, measures: Measures) -> None:
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", summary="Whether a search is answered now")
+    @app.get("/readyz", summary="Whether searches are answered")
     async def readyz() -> dict[str, str]:
-        await service.search(searching.Query(text="ready", k=1))
+        await service.search(SearchQuery(text="ready", k=1))
         return {"status": "ok"}
 
-    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     async def metrics() -> Response:
         return Response(measures.text(), headers={"Content-Type": CONTENT_TYPE})
 
@@ -255,10 +255,10 @@ def _add_page(app: FastAPI) -> None:
         app.add_api_route(path, partial(send, file.read_bytes(), kind), include_in_schema=False)
 
 
-def _filters(given: Sequence[str]) -> Filters:
-    """Returns "ATTRIBUTE:VALUE" texts as attribute -> values; UserError where one is none."""
+def _filters(texts: Sequence[str]) -> Filters:
+    """Returns attribute -> values from texts "ATTRIBUTE:VALUE"; raises UserError for any other text."""
     filters: dict[str, list[str]] = {}
-    for text in given:
+    for text in texts:
         name, colon, value = text.partition(":")
         if not colon:
             raise UserError(f"filter: {text!r} is not of the form ATTRIBUTE:VALUE")
@@ -267,8 +267,8 @@ def _filters(given: Sequence[str]) -> Filters:
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-    found = [f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in error.errors()]
-    return JSONResponse({"detail": "; ".join(found)}, 422)
+    problems = [f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors()]
+    return JSONResponse({"detail": "; ".join(problems)}, 422)
 
 
 async def _refused(request: Request, error: UserError) -> JSONResponse:

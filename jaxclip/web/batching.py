@@ -1,4 +1,4 @@
-"""Queries of many requests, answered together."""
+"""Batches the queries of concurrent requests."""
 
 import asyncio
 from collections import deque
@@ -11,20 +11,20 @@ Find = Callable[[Sequence[Query]], list[Found]]
 
 
 class Overloaded(Exception):
-    """More queries wait than will be answered in good time."""
+    """Too many queries are waiting; the new one is refused."""
 
 
 class Batcher:
-    """Gathers what arrives while the devices are busy into the next batch.
+    """Collects the queries that arrive while the devices are busy into the next batch.
 
-    An idle server answers at once and a busy one answers many together; nothing ever waits for company.
+    A query that finds the devices idle is answered immediately: no query waits for a batch to fill.
 
     Args:
-      find: answers a batch; it runs in one thread of its own.
-      size: queries answered together at most.
-      waiting: queries that may wait; the next is refused.
-      seconds: after which a query is given up.
-      observe: told the size of each batch.
+      find: answers a batch; it runs in a thread of its own.
+      size: largest number of queries in a batch.
+      waiting: largest number of waiting queries; further ones are refused.
+      seconds: time after which a query is abandoned.
+      observe: receives the size of each batch.
     """
 
     def __init__(self, find: Find, *, size: int, waiting: int, seconds: float, observe: Callable[[int], None]):
@@ -35,15 +35,15 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """How many queries wait."""
+        """Number of waiting queries."""
         return len(self._waiting)
 
     async def __call__(self, query: Query) -> Found:
-        """Returns what was found.
+        """Returns the products found for a query.
 
         Raises:
-          Overloaded: too many wait already.
-          TimeoutError: it took too long.
+          Overloaded: too many queries are waiting.
+          TimeoutError: the answer took longer than `seconds`.
         """
         if len(self._waiting) >= self._limit:
             raise Overloaded
@@ -54,7 +54,7 @@ class Batcher:
             return await answer
 
     async def serve(self) -> None:
-        """Answers until it is cancelled."""
+        """Answers queries until it is cancelled."""
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -63,10 +63,10 @@ class Batcher:
                     self._observe(len(batch))
                     try:
                         found = await loop.run_in_executor(self._thread, self._find, [query for query, _ in batch])
-                    except Exception as error:  # of one batch: those who asked are told, the next one is tried
-                        _tell(batch, [error] * len(batch))
+                    except Exception as error:  # fails the requests of this batch only; the next one is tried
+                        _resolve(batch, [error] * len(batch))
                     else:
-                        _tell(batch, found)
+                        _resolve(batch, found)
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -74,14 +74,14 @@ class Batcher:
         batch = []
         while self._waiting and len(batch) < self._size:
             query, answer = self._waiting.popleft()
-            if not answer.done():  # given up meanwhile
+            if not answer.done():  # a timed-out query is done and need not be computed
                 batch.append((query, answer))
         if not self._waiting:
             self._arrived.clear()
         return batch
 
 
-def _tell(batch: Sequence[tuple[Query, asyncio.Future[Found]]], results: Sequence[Found | Exception]) -> None:
+def _resolve(batch: Sequence[tuple[Query, asyncio.Future[Found]]], results: Sequence[Found | Exception]) -> None:
     for (_, answer), result in zip(batch, results, strict=True):
         if not answer.done():
             answer.set_exception(result) if isinstance(result, Exception) else answer.set_result(result)

@@ -1,4 +1,4 @@
-"""Connections that do not wait for ever for a request."""
+"""Connections that are closed if no complete request arrives in time."""
 
 import asyncio
 
@@ -6,13 +6,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 
 class Connection(H11Protocol):
-    """Uvicorn's, but closed where no whole head of a request arrives in good time.
+    """Uvicorn's HTTP protocol with a time limit for the head of a request.
 
-    Uvicorn waits for ever for the rest of a head, and for a first one: who opens enough connections and says nothing,
-    or a byte now and then, would keep everybody else out.
+    Uvicorn waits forever for a first request and for the rest of an incomplete head. A client could therefore open all
+    the connections that the server allows, send nothing or a byte now and then, and lock everybody else out.
 
     Attributes:
-      seconds: between two looks; a connection that has no request at both, or the same one answered, is closed.
+      seconds: time between two checks. A connection is closed if no new request has arrived since the previous check
+        and none is being answered.
     """
 
     seconds = 10.0

@@ -1,4 +1,4 @@
-"""What every request passes first: who may ask, how many at once, what is counted, what the browser is told."""
+"""Middleware of every request: access, limits, metrics and security headers."""
 
 import hmac
 import time
@@ -12,7 +12,7 @@ from jaxclip.web.metrics import Measures
 
 LOOPBACK = ("localhost", "[::1]")
 OPEN = ("/healthz", "/readyz")
-"""Paths that need no token: they tell nothing."""
+"""Paths that need no token, because they reveal nothing."""
 COOKIE = "jaxclip_token"
 PARAMETER = "token"
 HEADERS = {
@@ -24,16 +24,16 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses strangers and crowds, counts and times requests, and sets the headers that confine the page.
+    """Checks access and load, counts and times requests, and sets security headers.
 
     Args:
-      app: what it guards.
-      loopback: True where it serves this machine alone. Then the Host header has to name it: a web page elsewhere whose
-        name is pointed at 127.0.0.1 could otherwise read the catalogue (DNS rebinding).
-      token: what requests have to bring as `Authorization: Bearer TOKEN`; "" for nothing. The page brings it as a
-        cookie that it gets where it is opened once as /?token=TOKEN.
-      most: requests answered at the same time; the next is told to come back.
-      measures: where it counts.
+      app: the guarded application.
+      loopback: True if the server listens on a loopback address. The Host header must then name this machine: otherwise
+        a web page whose host name resolves to 127.0.0.1 could read the catalogue (DNS rebinding).
+      token: the token that requests must send as `Authorization: Bearer TOKEN`; "" for none. The page sends it as a
+        cookie, which it receives when it is opened as /?token=TOKEN.
+      most: largest number of requests in progress; further ones are refused with status 429.
+      measures: metrics to update.
     """
 
     def __init__(self, app: ASGIApp, *, loopback: bool, token: str, most: int, measures: Measures):
@@ -64,7 +64,7 @@ class Guard:
     def _refusal(self, scope: Scope) -> ASGIApp | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if self._loopback and not _names_this_machine(headers.get(b"host", "")):
-            return _problem(421, "this server answers to localhost alone")
+            return _problem(421, "this server only answers requests to localhost: open it as http://localhost:PORT/")
         if scope["path"] in OPEN:
             return None
         if self._token and not self._known(headers):
@@ -91,7 +91,7 @@ class Guard:
 
 
 def _taken_out(query: str) -> tuple[str, str]:
-    """Returns the token of a query string, "" for none, and the rest: the state of a page that was shared with it."""
+    """Returns the token of a query string ("" for none) and the query string without it."""
     pairs = parse_qsl(query, keep_blank_values=True)
     token = next((value for name, value in pairs if name == PARAMETER), "")
     return token, urlencode([(name, value) for name, value in pairs if name != PARAMETER])

@@ -1,4 +1,4 @@
-"""What /metrics tells Prometheus."""
+"""Prometheus metrics of the search server."""
 
 from collections.abc import Callable
 
@@ -10,18 +10,18 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Measures:
-    """Requests by route and status, their seconds, sizes of batches, waiting queries and the gallery's products."""
+    """Counts and durations of requests, batch sizes, waiting queries and the size of the gallery."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        where = {"registry": self._registry}
-        self._requests = Counter("jaxclip_requests", "Requests answered.", ["route", "status"], **where)
+        registry = {"registry": self._registry}
+        self._requests = Counter("jaxclip_requests", "Requests answered.", ["route", "status"], **registry)
         self._seconds = Histogram(
-            "jaxclip_request_seconds", "Time to the end of the answer.", ["route"], buckets=SECONDS, **where
+            "jaxclip_request_seconds", "Time to the end of the answer.", ["route"], buckets=SECONDS, **registry
         )
-        self._batch = Histogram("jaxclip_batch_queries", "Queries answered together.", buckets=BATCHES, **where)
-        self._waiting = Gauge("jaxclip_waiting_queries", "Queries that wait for the devices.", **where)
-        self._products = Gauge("jaxclip_gallery_products", "Products in the gallery.", **where)
+        self._batch = Histogram("jaxclip_batch_queries", "Queries answered together.", buckets=BATCHES, **registry)
+        self._waiting = Gauge("jaxclip_waiting_queries", "Queries that wait for the devices.", **registry)
+        self._products = Gauge("jaxclip_gallery_products", "Products in the gallery.", **registry)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, status).inc()
@@ -31,10 +31,10 @@ class Measures:
         self._batch.observe(queries)
 
     def watch(self, products: int, waiting: Callable[[], int]) -> None:
-        """Sets what is read whenever Prometheus asks."""
+        """Sets the gallery's size and the function that returns the number of waiting queries."""
         self._products.set(products)
         self._waiting.set_function(waiting)
 
     def text(self) -> bytes:
-        """Returns the exposition format."""
+        """Returns the metrics in Prometheus' exposition format."""
         return generate_latest(self._registry)

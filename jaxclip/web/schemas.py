@@ -1,4 +1,4 @@
-"""Products, filters and results as the API shows them."""
+"""JSON schemas of the API: products, filters and results."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,14 +18,14 @@ def _chroma(look: str) -> int:
 
 
 PURE = 255
-"""Chroma of a screen's primaries, which no product has."""
+"""Chroma of pure screen colours, which products do not have."""
 _LOOKS = {
     name.casefold(): max((look for look in looks if _chroma(look) < PURE), key=_chroma)
     for name, looks in PROTOTYPES.items()
 }
-"""Of each colour name the look that is least like grey: it is told apart best."""
-SUGGESTIONS, LOOKED_AT, SUGGESTED_SEED = 5, 40, 0
-"""The shortest of as many captions, which read more like what people type."""
+"""Colour name -> hex of its most colourful prototype, which is the easiest to tell apart from other swatches."""
+SUGGESTIONS, SAMPLED_CAPTIONS, SUGGESTION_SEED = 5, 40, 0
+"""Suggestions are the shortest of the sampled captions, because short ones read like what people type."""
 
 
 class Problem(BaseModel):
@@ -34,12 +34,12 @@ class Problem(BaseModel):
     detail: str
 
 
-class Reason(BaseModel):
-    """What the second stage did with a feature of a product."""
+class ReasonSchema(BaseModel):
+    """The effect of one feature in the second stage."""
 
     feature: str
-    gate: float = Field(description="its weight for this query, from 0 to 2")
-    added: float = Field(description="what it added to the product's score")
+    gate: float = Field(description="weight of the feature for this query, from 0 to 2")
+    added: float = Field(description="what the feature added to the product's score")
 
 
 class Result(BaseModel):
@@ -47,36 +47,36 @@ class Result(BaseModel):
 
     id: str
     score: float | None = Field(
-        description="cosine of the picture with the query, or the second stage's score; null where nothing was asked"
+        description="cosine of the picture with the query, or the second stage's score; null if there was no query"
     )
-    caption: str = Field(description="its name, empty where the catalogue has none")
+    caption: str = Field(description="name of the product; empty if the catalogue has none")
     category: str
-    image: str = Field(description="address of its picture")
-    before: int | None = Field(None, description="its place in the first stage, from 1; null where that is this list")
-    first: float | None = Field(None, description="its score in the first stage, where it was placed anew")
-    why: list[Reason] = Field([], description="why it is where it is; empty where the second stage has no gates")
+    image: str = Field(description="address of the picture")
+    before: int | None = Field(None, description="place in the first stage, from 1; null without a second stage")
+    first: float | None = Field(None, description="score in the first stage; null without a second stage")
+    why: list[ReasonSchema] = Field([], description="effect of each feature; empty if the second stage has no gates")
 
 
-class Results(BaseModel):
+class ResultsSchema(BaseModel):
     """Products, best first."""
 
     results: list[Result]
     matching: int = Field(description="products that pass the filters")
     first_stage: list[Result] | None = Field(
-        None, description="as the first stage has them, where a second one came after"
+        None, description="the first stage's results in its order; null without a second stage"
     )
 
 
-class Colour(BaseModel):
+class ColourSchema(BaseModel):
     """A colour of a product's crop."""
 
     name: str
     rgb: str = Field(description="as #rrggbb")
-    share: float = Field(description="of the crop's product pixels")
+    share: float = Field(description="share of the crop's product pixels")
 
 
-class Product(BaseModel):
-    """All that is known of a product."""
+class ProductSchema(BaseModel):
+    """The details of a product."""
 
     id: str
     caption: str
@@ -85,7 +85,7 @@ class Product(BaseModel):
     attributes: dict[str, str]
     image: str
     crop: list[float] | None = Field(description="left, top, right, bottom as shares of the picture")
-    colours: list[Colour]
+    colours: list[ColourSchema]
 
 
 class Value(BaseModel):
@@ -93,7 +93,7 @@ class Value(BaseModel):
 
     value: str
     products: int
-    swatch: str | None = Field(description="#rrggbb where it is the name of a colour")
+    swatch: str | None = Field(description="#rrggbb if the value names a colour")
 
 
 class FacetShown(BaseModel):
@@ -108,32 +108,32 @@ class SecondStageShown(BaseModel):
     """A re-ranker."""
 
     name: str
-    candidates: int = Field(description="of the first stage's products, how many it looks at")
+    candidates: int = Field(description="number of the first stage's products that it re-orders")
 
 
 class GalleryShown(BaseModel):
-    """What there is to search."""
+    """The gallery and its filters."""
 
     name: str
     products: int
     facets: list[FacetShown]
-    suggestions: list[str] = Field(description="sentences to begin with")
-    picture_size: int = Field(description="side of the picture that the towers see, in pixels")
-    second_stage: SecondStageShown | None = Field(description="what can order sentences' results anew")
+    suggestions: list[str] = Field(description="sentences to start with")
+    picture_size: int = Field(description="side of the image tower's input, in pixels")
+    second_stage: SecondStageShown | None = Field(description="the re-ranker of a sentence's results, if there is one")
 
 
 def address(id: str) -> str:
-    """Returns where a product's picture is."""
+    """Returns the path of a product's picture."""
     return f"/v1/images/{quote(id, safe='')}"
 
 
-def results(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | None], matching: int) -> Results:
-    """Returns products by number."""
-    return Results(results=_list(gallery, numbers, scores), matching=matching)
+def results(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | None], matching: int) -> ResultsSchema:
+    """Returns the products with these numbers."""
+    return ResultsSchema(results=_list(gallery, numbers, scores), matching=matching)
 
 
-def found(gallery: Gallery, stage: SecondStage | None, found: Found, matching: int) -> Results:
-    """Returns what a search found, in both orders where there are two."""
+def found(gallery: Gallery, stage: SecondStage | None, found: Found, matching: int) -> ResultsSchema:
+    """Returns the products that a search found, also in the first stage's order if a second stage re-ordered them."""
     shown = results(gallery, found.numbers.tolist(), found.scores.tolist(), matching)
     second = found.reordered
     if second is None:
@@ -141,7 +141,7 @@ def found(gallery: Gallery, stage: SecondStage | None, found: Found, matching: i
     for place, result in enumerate(shown.results):
         result.before, result.first = int(second.before[place]), round(float(second.first[place]), 6)
         result.why = [
-            Reason(feature=name, gate=round(reason.gate, 4), added=round(reason.added, 6))
+            ReasonSchema(feature=name, gate=round(reason.gate, 4), added=round(reason.added, 6))
             for name, reason in reasons(stage, second, place).items()
         ]
     first = np.argsort(second.before)[: len(found.numbers)]
@@ -162,10 +162,10 @@ def _list(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | Non
     ]
 
 
-def product(details: ProductDetails) -> Product:
-    """Returns a product with its crop and colours, where preparation found them."""
+def product(details: ProductDetails) -> ProductSchema:
+    """Returns the details of a product, with its crop and colours if preparation measured them."""
     shown, features = details.product, details.features
-    return Product(
+    return ProductSchema(
         id=shown.id,
         caption=shown.captions[0] if shown.captions else "",
         captions=list(shown.captions),
@@ -178,16 +178,16 @@ def product(details: ProductDetails) -> Product:
 
 
 def gallery(searcher: Searcher) -> GalleryShown:
-    """Returns what there is to search and to filter by."""
+    """Returns the description of a searcher's gallery."""
     shown, second = searcher.gallery, searcher.second
     facets = [_facet(facet) for facet in shown.facets()]
     captions = sorted({caption for caption in shown.captions if caption})
-    drawn = np.random.default_rng(SUGGESTED_SEED).permutation(len(captions))[:LOOKED_AT]
+    sample = np.random.default_rng(SUGGESTION_SEED).permutation(len(captions))[:SAMPLED_CAPTIONS]
     return GalleryShown(
         name=shown.name,
         products=len(shown),
         facets=facets[:1] + sorted(facets[1:], key=lambda facet: (not facet.colour, len(facet.values))),
-        suggestions=sorted((captions[number] for number in drawn), key=len)[:SUGGESTIONS],
+        suggestions=sorted((captions[number] for number in sample), key=len)[:SUGGESTIONS],
         picture_size=searcher.picture_size,
         second_stage=second and SecondStageShown(name=second.name, candidates=second.candidates),
     )
@@ -202,12 +202,12 @@ def _facet(facet: Facet) -> FacetShown:
     return FacetShown(name=facet.name, values=values, colour=coloured > len(values) / 2)
 
 
-def _colours(features: dict[str, Any]) -> list[Colour]:
+def _colours(features: dict[str, Any]) -> list[ColourSchema]:
     if not {"colour_names", "colour_rgb", "colour_shares"} <= features.keys():
         return []
     columns = features["colour_names"], features["colour_rgb"], features["colour_shares"]
     return [
-        Colour(name=name, rgb=f"#{bytes(rgb.tolist()).hex()}", share=round(float(share), 4))
+        ColourSchema(name=name, rgb=f"#{bytes(rgb.tolist()).hex()}", share=round(float(share), 4))
         for name, rgb, share in zip(*columns, strict=False)
         if share > 0
     ]

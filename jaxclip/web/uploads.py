@@ -1,4 +1,4 @@
-"""A picture out of a request's body, whatever else may be in it."""
+"""Reads an uploaded picture from a request."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,15 +24,15 @@ REQUEST_BODY = {
         }
     },
 }
-"""The body in terms of OpenAPI."""
+"""OpenAPI description of the request body."""
 
 
 async def read(request: Request, *, most: int, seconds: float) -> bytes:
     """Returns the encoded picture that a request carries, as its body or in the one field of a form.
 
     Raises:
-      HTTPException: 408 it took too long; 413 it is over `most` bytes; 415 it is neither picture nor form; 422 there is
-        none.
+      HTTPException: 408 if the body takes longer than `seconds`; 413 if it has more than `most` bytes; 415 if it is
+        neither a picture nor a form; 422 if it holds no picture.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != FORM and kind != "application/octet-stream" and not kind.startswith("image/"):
@@ -60,7 +60,7 @@ async def _body(request: Request, most: int) -> bytes:
                 break
             parts.append(part)
     if size > most:
-        raise HTTPException(413, f"a picture may have {most:,} bytes", {"Connection": "close"})
+        raise HTTPException(413, f"a picture may have at most {most:,} bytes", {"Connection": "close"})
     return b"".join(parts)
 
 
@@ -77,7 +77,7 @@ async def _field(request: Request, body: bytes) -> bytes:
     try:
         (name, field), *others = form.multi_items() or [("", "")]
         if name != FIELD or others or not isinstance(field, UploadFile):
-            raise HTTPException(422, f"the form has to hold one file, in the field {FIELD!r}, and nothing else")
+            raise HTTPException(422, f"the form must hold one file in the field {FIELD!r} and nothing else")
         return await field.read()
     finally:
         await form.close()

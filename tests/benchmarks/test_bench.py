@@ -68,7 +68,7 @@ def test_ranks_are_measured_beside_what_is_installed(run, tmp_path):
         (["los"], "invalid choice: 'los'"),
         (["loss", "--rows=0"], "0 must be at least 1"),
         (["loss", "--colour"], "unrecognized arguments: --colour"),
-        (["loss", "--json=/nowhere/at/all.json"], "/nowhere/at is no folder"),
+        (["loss", "--json=/nowhere/at/all.json"], "the folder /nowhere/at does not exist"),
     ],
 )
 def test_a_wrong_command_line_is_told(capsys, arguments, problem):
@@ -201,7 +201,7 @@ def test_searches_of_many_clients_are_measured_and_exact(run, trained, shop, tmp
     done = run("bench", "search", f"--workdir={workdir}", f"--gallery={shop}", *sizes, f"--json={path}")
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())["rows"]
-    peers = [searches.PEER] if all(map(importlib.util.find_spec, searches.NEEDS)) else []
+    peers = [searches.PEER] if all(map(importlib.util.find_spec, searches.PEER_PACKAGES)) else []
     assert [(row["clients"], row["implementation"]) for row in rows] == [
         (clients, name) for clients in searches.CLIENTS for name in ("jaxclip", *peers)
     ]
