@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from jaxclip import cli, config
-from jaxclip.errors import UserError
-from jaxclip.evaluation import tables
+from jaxclip.evaluation import command_flags, tables
 from jaxclip.runtime import startup
 
 if TYPE_CHECKING:
@@ -37,59 +36,64 @@ QUERY = flags.DEFINE_multi_string("query", [], "a sentence to look for; may be g
 def main(overrides: dict[str, str]) -> None:
     """Evaluates, compares or looks for sentences as the flags say."""
     cli.join_processes()
-    workdirs = _workdirs()
-    wanted = config.of_runs(workdirs, overrides)
-    with startup.quiet_imports():  # they take seconds: bad flags are told before
-        from jaxclip.evaluation import comparison
+    workdirs = command_flags.workdirs(WORKDIR.value, COMPARE.value, QUERY.value, PARAMETERS.value, NAME.value)
+    configs = config.of_runs(workdirs, overrides)
+    with startup.quiet_imports():  # these take seconds, so flags are checked first
         from jaxclip.evaluation.comparison import Run
         from jaxclip.runtime import distributed
 
     runs = []
-    for workdir, each in zip(workdirs, wanted, strict=True):
+    for workdir, each in zip(workdirs, configs, strict=True):
         distributed.check_identical("config", config.flat(each), "Start all with the same overrides")
         own = overrides if each.task == "rerank" else config.for_towers(overrides)
         command = _command([f"--workdir={workdir}"], own)
         runs.append(Run(workdir, each, config.fingerprint(config.load_config(workdir)), command))
     if QUERY.value:
-        page, parameters = workdirs[0] / "eval" / (NAME.value or "queries") / "sheet.html", PARAMETERS.value
-        asked = [f"--query={sentence}" for sentence in QUERY.value] + [f"--parameters={parameters}"] * bool(parameters)
-        given = [f"--workdir={','.join(map(str, workdirs))}", f"--step={STEP.value}", *asked]
-        options = {"parameters": parameters, "command": _command(given, overrides), "say": cli.say}
-        comparison.write_sheet(page, runs, STEP.value, list(dict.fromkeys(QUERY.value)), **options)
-        cli.show(f"{'sheet':10}{page}")
-        return
-    names = [NAME.value or name for name in [config.evaluation_name(run.workdir, run.config) for run in runs]]
-    if COMPARE.value:
-        command = _command(["--compare", *map(str, workdirs), f"--step={STEP.value}"], overrides)
-        options = {"evaluate": _evaluate, "command": command, "say": cli.say}
-        figures, folder = comparison.compare(*runs, *names, STEP.value, **options)
-        cli.show(f"\n{tables.compared(figures)}\n")
+        _look_for_sentences(runs, overrides)
+    elif COMPARE.value:
+        _compare_two(runs, overrides)
     else:
-        metrics, folder = _evaluate(runs[0], names[0])
-        stands = f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}"
-        cli.show(f"\n{tables.headline(metrics)}\n\n{stands}")
-    for path in ("comparison.json" if COMPARE.value else "metrics.json", "report.html"):
-        cli.show(f"{Path(path).stem:12}{folder / path}")
+        _evaluate_one(runs[0])
 
 
-def _workdirs() -> list[Path]:
-    """Returns the workdirs that the flags name; UserError where the flags do not go together."""
-    given, flag = (COMPARE.value, "compare") if COMPARE.value else (WORKDIR.value, "workdir")
-    if not given:
-        raise UserError("--workdir is missing: give the folder of a run")
-    if not all(name.strip() for name in given):
-        raise UserError(f"--{flag}={','.join(given)} has an empty name between its commas")
-    if COMPARE.value and (len(given) != 2 or WORKDIR.value or QUERY.value or PARAMETERS.value):
-        raise UserError("--compare takes two workdirs, as --compare W1 W2, and no --workdir, --query or --parameters")
-    if len(given) > 1 and not COMPARE.value and not QUERY.value:
-        raise UserError("--workdir names several runs: that is for --query; --compare W1 W2 compares two")
-    if PARAMETERS.value not in ("", "ema", "raw"):
-        raise UserError(f"--parameters={PARAMETERS.value} is none of ema, raw")
-    if not all(sentence.strip() for sentence in QUERY.value):
-        raise UserError("--query is empty: give a sentence, as --query='red shoes'")
-    if NAME.value is not None and (Path(NAME.value).name != NAME.value or NAME.value in ("", "..")):
-        raise UserError(f"--name={NAME.value!r} must be the name of a folder, for WORKDIR/eval/NAME")
-    return [Path(workdir).expanduser() for workdir in given]
+def _look_for_sentences(runs: list["Run"], overrides: dict[str, str]) -> None:
+    from jaxclip.evaluation import comparison
+
+    workdirs, parameters = [run.workdir for run in runs], PARAMETERS.value
+    page = workdirs[0] / "eval" / (NAME.value or "queries") / "sheet.html"
+    arguments = [f"--workdir={','.join(map(str, workdirs))}", f"--step={STEP.value}"]
+    arguments += [f"--query={sentence}" for sentence in QUERY.value] + [f"--parameters={parameters}"] * bool(parameters)
+    options = {"parameters": parameters, "command": _command(arguments, overrides), "say": cli.say}
+    comparison.write_sheet(page, runs, STEP.value, list(dict.fromkeys(QUERY.value)), **options)
+    cli.show(f"{'sheet':10}{page}")
+
+
+def _compare_two(runs: list["Run"], overrides: dict[str, str]) -> None:
+    from jaxclip.evaluation import comparison
+
+    workdirs = [str(run.workdir) for run in runs]
+    command = _command(["--compare", *workdirs, f"--step={STEP.value}"], overrides)
+    options = {"evaluate": _evaluate, "command": command, "say": cli.say}
+    figures, folder = comparison.compare(*runs, *map(_name, runs), STEP.value, **options)
+    cli.show(f"\n{tables.compared(figures)}\n")
+    _show_files(folder, "comparison.json", "report.html")
+
+
+def _evaluate_one(run: "Run") -> None:
+    metrics, folder = _evaluate(run, _name(run))
+    checkpoint = f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}"
+    cli.show(f"\n{tables.headline(metrics)}\n\n{checkpoint}")
+    _show_files(folder, "metrics.json", "report.html")
+
+
+def _name(run: "Run") -> str:
+    default = config.evaluation_name(run.workdir, run.config)
+    return NAME.value or default
+
+
+def _show_files(folder: Path, *names: str) -> None:
+    for name in names:
+        cli.show(f"{Path(name).stem:12}{folder / name}")
 
 
 def _evaluate(run: "Run", name: str) -> tuple[dict[str, Any], Path]:
@@ -108,15 +112,7 @@ def _command(what: list[str], overrides: dict[str, str]) -> str:
     return shlex.join(["python", "-m", "jaxclip.evaluate", *what, *([f"--name={NAME.value}"] if NAME.value else [])])
 
 
-def _joined(argv: list[str]) -> list[str]:
-    """Returns the arguments with `--compare W1 W2` as the one flag that absl knows."""
-    if "--compare" not in argv:
-        return argv
-    at = argv.index("--compare")
-    return [*argv[:at], "--compare=" + ",".join(argv[at + 1 : at + 3]), *argv[at + 3 :]]
-
-
 if __name__ == "__main__":
-    sys.argv = _joined(sys.argv)
+    sys.argv = command_flags.join_compare(sys.argv)
     cli.define_processes()
     cli.run(main, __doc__)

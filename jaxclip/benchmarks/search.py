@@ -65,7 +65,7 @@ def measure(*, workdir: str, gallery: str, k: int, seconds: int, repeats: int) -
     if not workdir:
         raise UserError("--workdir is missing: give the folder of a run")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the server process shares the GPU's memory
-    run_config = config.load(Path(workdir))
+    run_config = config.load_config(Path(workdir))
     searcher = jaxclip.load(workdir, gallery or None, say=cli.say)
     sentences = _sentences(searcher)
     latencies: dict[tuple[int, str], list[list[float]]] = {}

@@ -1,4 +1,4 @@
-"""Two workdirs' evaluations side by side, and several checkpoints on sentences to which no right answer is known."""
+"""Compares two workdirs' evaluations, and shows what several checkpoints find for sentences without known answers."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxclip.config import Config
 from jaxclip.errors import UserError
-from jaxclip.evaluation import evaluator as evaluation
 from jaxclip.evaluation import pages, report, results
+from jaxclip.evaluation.metrics_file import load_if_current, provenance
 from jaxclip.pipeline import prepared_data, text
 from jaxclip.pipeline.records import Records
 from jaxclip.ranking.index import NearestNeighbours
@@ -28,11 +28,13 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Run:
-    """A workdir, and how it is looked at.
+    """A workdir and the configuration to evaluate it with.
 
     Attributes:
-      config: with overrides. fingerprint: of the workdir's own.
-      command: what evaluates it like this, but for the step and the parameters.
+      workdir: the folder of the run.
+      config: the configuration, with overrides applied.
+      fingerprint: the fingerprint of the workdir's own configuration.
+      command: the command line of this evaluation, without --step and --parameters.
     """
 
     workdir: Path
@@ -46,33 +48,34 @@ def compare(
     run: Run,
     baseline_name: str,
     name: str,
-    which: str,
+    step: str,
     *,
     evaluate: Callable[[Run, str], tuple[dict[str, Any], Path]],
     command: str,
     say: Callable[[str], None],
 ) -> tuple[Mapping[str, Any], Path]:
-    """Returns what `results.compare` says of two workdirs, and the folder of its page.
+    """Returns the result of `results.compare` for two workdirs, and the folder of the comparison's page.
 
     The first process writes comparison.json and report.html into WORKDIR/eval/NAME/against-BASELINE.
 
     Args:
-      baseline: what `run` is held against.
-      baseline_name: of its evaluation; `name` that of the other.
-      which: the checkpoint of both, "latest", "best" or a step.
-      evaluate: (run, name) -> metrics and folder of its evaluation, written anew: where what is kept is not of this
-        checkpoint and catalogue.
-      command: what makes the page again.
-      say: takes a line for the user.
+      baseline: the run that `run` is compared with.
+      baseline_name: the name of the baseline's evaluation.
+      name: the name of the run's evaluation.
+      step: the checkpoint of both: "latest", "best" or a number.
+      evaluate: (run, name) -> the metrics and folder of a new evaluation; called if the stored metrics are of another
+        checkpoint or catalogue.
+      command: the command line that makes the page again.
+      say: prints a line for the user.
 
     Raises:
-      UserError: they are to rank other products, or a workdir has no such checkpoint.
+      UserError: the runs rank different products, or a workdir has no such checkpoint.
     """
     folders = baseline.workdir / "eval" / baseline_name, run.workdir / "eval" / name
     prepared, data = _same_catalogue(baseline, run, say)
     metrics = []
     for each, called, folder in zip((baseline, run), (baseline_name, name), folders, strict=True):
-        find = partial(evaluation.load_if_current, each.config, each.workdir, which, folder, data)
+        find = partial(load_if_current, each.config, each.workdir, step, folder, data)
         found = distributed.broadcast("kept", find)
         if found is None:
             say(f"evaluating {each.workdir} first")
@@ -82,22 +85,21 @@ def compare(
     figures, place = results.compare(before, after), _folder(folders[1], baseline.workdir)
     if not distributed.is_primary():
         return figures, place
-    told = [evaluation.provenance(found) for found in metrics]
+    origins = [provenance(figures_of_run) for figures_of_run in metrics]
     where = [{"workdir": str(each.workdir.resolve())} for each in (baseline, run)]
     place.mkdir(parents=True, exist_ok=True)
-    compared = {"baseline": where[0] | told[0], "run": where[1] | told[1], **figures}
+    compared = {"baseline": where[0] | origins[0], "run": where[1] | origins[1], **figures}
     (place / COMPARISON).write_text(json.dumps(compared, indent=2) + "\n")
     titles = _names([baseline.workdir, run.workdir])
-    of_baseline = {f"its {name}": value for name, value in told[0].items()}
+    of_baseline = {f"its {name}": value for name, value in origins[0].items()}
     records = Records(prepared, run.config.data.split)
     pages.write_report(
         place / "report.html",
         metrics[1],
         after,
-        [product for product, _ in records.products()],
-        records,
+        pages.ProductPictures([product for product, _ in records.products()], records),
         title=f"{titles[1]} against {titles[0]}: {name}",
-        run={"workdir": titles[1], **told[1], "baseline": titles[0], **of_baseline, "command": command},
+        run={"workdir": titles[1], **origins[1], "baseline": titles[0], **of_baseline, "command": command},
         curve=metrics_log.read(run.workdir),
         baseline=(titles[0], before, figures),
     )
@@ -138,7 +140,7 @@ def _names(workdirs: Sequence[Path]) -> list[str]:
 def write_sheet(
     path: Path,
     runs: Sequence[Run],
-    which: str,
+    step: str,
     sentences: Sequence[str],
     *,
     parameters: str = "",
@@ -147,8 +149,8 @@ def write_sheet(
 ) -> None:
     """Writes the page of the ten pictures that each run's checkpoint finds for each sentence.
 
-    Every run looks at the split that its configuration names; captions are not needed. `which` and `parameters` as in
-    `load`.
+    Every run looks at the split that its configuration names; captions are not needed. `step` and `parameters` are
+    as in `load`.
 
     Raises:
       UserError: as `load`, or a checkpoint gives vectors that are not finite.
@@ -157,8 +159,8 @@ def write_sheet(
     facts = {}
     for run, name in zip(runs, _names([run.workdir for run in runs]), strict=True):
         config = run.config
-        loaded = load(config, run.workdir, which, parameters=parameters, say=say)
-        products = [product for product, _ in loaded.records.products()]
+        loaded = load(config, run.workdir, step, parameters=parameters, say=say)
+        gallery = pages.ProductPictures([product for product, _ in loaded.records.products()], loaded.records)
         with jax.set_mesh(loaded.towers.mesh):
             encoders = Encoders(loaded.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
             store = encoders.store(run.workdir, loaded.params, loaded.step, say=say)
@@ -170,7 +172,7 @@ def write_sheet(
         found = NearestNeighbours(images, most=SHOWN, devices=jax.local_devices()[:1])(texts)
         for sentence, *best in zip(sentences, *found, strict=True):
             sheet[sentence][name] = [
-                pages.picture(int(n), products, loaded.records, relevant=False, score=float(score))
+                pages.picture(int(n), gallery, relevant=False, score=float(score))
                 for score, n in zip(*best, strict=True)
             ]
         facts[name] = {
@@ -180,4 +182,4 @@ def write_sheet(
             "data fingerprint": loaded.data_fingerprint,
         }
     if distributed.is_primary():
-        report.write_sheet(path, sheet, runs=facts, command=command)
+        report.write(path, report.sheet_page(sheet, runs=facts, command=command))

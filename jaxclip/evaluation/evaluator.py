@@ -1,9 +1,6 @@
-"""A checkpoint's towers over a split: embeddings, metrics, and what is left in the folder of the results."""
+"""Embeds a split with a checkpoint's towers and computes its metrics."""
 
-import dataclasses
-import json
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,42 +12,46 @@ import numpy as np
 from jaxclip.catalog.product import Product
 from jaxclip.config import Config
 from jaxclip.errors import UserError
-from jaxclip.evaluation import labels, marqo, pages, protocols, results
+from jaxclip.evaluation import labels, marqo, protocols
+from jaxclip.evaluation.metrics_file import results_folder, settings, write
+from jaxclip.evaluation.protocols import GroupedEmbeddings, Result
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
-from jaxclip.runtime import distributed, metrics_log
 from jaxclip.runtime.progress import bar
-from jaxclip.towers.checkpoints import Checkpoints, resolve_step
 from jaxclip.towers.encoders import Encoders
 from jaxclip.towers.load import load
 from jaxclip.towers.params import Params
 from jaxclip.towers.store import EmbeddingStore
 from jaxclip.towers.towers import Towers
 
-Result = tuple[dict[str, Any], protocols.Details]
 Embedded = tuple[np.ndarray, np.ndarray]
-PROVENANCE = ("parameters", "config_fingerprint", "data_fingerprint", "first_stage_fingerprint")
-"""What metrics.json says of where its figures come from, beside the step."""
 
 
 @dataclass(frozen=True)
 class Queries:
-    """Every caption of a split, and the products they and the gallery's pictures belong to."""
+    """The captions of a split, which are the queries, and its products, whose pictures are the gallery.
+
+    Attributes:
+      products: the G products, in the order of the records.
+      product_groups: (G,) the group of each product; products of one group are relevant to the same queries.
+      captions: the Q captions, worded as evaluation words them.
+      caption_products: (Q,) the index into `products` of each caption's product.
+    """
 
     products: list[Product]
-    product_groups: np.ndarray  # (G,)
+    product_groups: np.ndarray
     captions: list[str]
-    caption_products: np.ndarray  # (Q,) index into products
+    caption_products: np.ndarray
 
 
 class Evaluator:
-    """Ranks one split with whatever parameters it is given; encoders are compiled and captions are read once.
+    """Computes the metrics of one split for any parameters; compiles the encoders and reads the captions only once.
 
     Attributes:
       queries: the split's captions and products.
-      encoders: the towers.
-      settings: see `settings`.
-      last: what the newest `rank_state` returned, None before the first.
+      encoders: encode captions and pictures with the towers.
+      settings: the settings that the metrics depend on (`metrics_file.settings`).
+      last: the newest result of `rank_state`, None before its first call.
     """
 
     def __init__(self, towers: Towers, records: Records, config: Config):
@@ -69,7 +70,7 @@ class Evaluator:
     def embed(self, params: Params, *, store: EmbeddingStore | None = None) -> Embedded:
         """Returns the unit vectors of all captions (Q, D) and of all pictures (G, D).
 
-        They are kept in the store as they are made, and found there again.
+        With a store, embeddings already in it are reused and new ones are added to it.
         """
         images = self.encoders.pictures(params, self.records, store=store)
         return self.encoders.captions(params, self.queries.captions, store=store), images
@@ -93,9 +94,10 @@ class Evaluator:
         }
 
     def complete(self, params: Params, *, store: EmbeddingStore | None = None) -> Result:
-        """Returns `rank`'s result with the protocols that are run once; `store` as in `embed`.
+        """Returns the result of `rank`, extended by the protocols that are run only once, after training.
 
-        Those are Marqo's, labels as queries and labels as classes (see `retrieval.marqo` and `retrieval.labels`).
+        These are Marqo's protocol (`evaluation.marqo`), and labels as queries and as classes (`evaluation.labels`).
+        `store` is that of `embed`.
         """
         embedded = self.embed(params, store=store)
         return self._complete(params, *embedded, self._rank(*embedded), store=store)
@@ -104,12 +106,15 @@ class Evaluator:
         queries, groups = self.queries, self.queries.product_groups
         categories = [queries.products[owner].category for owner in queries.caption_products]
 
-        def shown(blocks):
+        def with_progress_bar(blocks):
             return bar(blocks, desc="ranking", unit="block", leave=False)
 
-        text_groups = groups[queries.caption_products]
         return protocols.evaluate(
-            texts, images, text_groups, groups, categories, ks=self.settings["ks"], progress=shown
+            GroupedEmbeddings(texts, groups[queries.caption_products]),
+            GroupedEmbeddings(images, groups),
+            categories,
+            ks=self.settings["ks"],
+            progress=with_progress_bar,
         )
 
     def _complete(
@@ -120,8 +125,8 @@ class Evaluator:
         owned, first = np.unique(queries.caption_products, return_index=True)
         titles = np.zeros_like(images)
         titles[owned] = texts[first]
-        text_groups = groups[queries.caption_products]
-        figures = {**figures, "marqo": marqo.evaluate(texts, images, titles, text_groups, groups)}
+        grouped_texts = GroupedEmbeddings(texts, groups[queries.caption_products])
+        figures = {**figures, "marqo": marqo.evaluate(grouped_texts, GroupedEmbeddings(images, groups), titles)}
         names = ["category", *sorted({name for product in queries.products for name in product.attributes})]
         fields = labels.fields({
             name: [p.category if name == "category" else p.attributes.get(name, "") for p in queries.products]
@@ -141,7 +146,7 @@ class Evaluator:
 
 
 def read_queries(records: Records, towers: Towers) -> Queries:
-    """Returns the captions of a split as evaluation words them."""
+    """Returns the products of a split and all their captions, worded for evaluation."""
     products, product_groups, captions, owners = [], [], [], []
     for product, group in bar(records.products(), total=len(records), desc="reading captions", unit="product"):
         for caption in product.captions:
@@ -152,98 +157,10 @@ def read_queries(records: Records, towers: Towers) -> Queries:
     return Queries(products, np.asarray(product_groups), captions, np.asarray(owners))
 
 
-def settings(config: Config) -> dict[str, Any]:
-    """Returns what figures depend on beside the checkpoint and the catalogue, as JSON values."""
-    given = config.evaluation
-    found = {"split": config.data.split, "ks": sorted(given.ks), "dtype": config.model.dtype}
-    if config.task == "rerank":
-        return found | {"candidates": config.rerank.candidates, "segments": config.rerank.segments}
-    return found | {"zooms": list(given.zooms), "mirror": given.mirror}
-
-
-def write(
-    folder: Path,
-    result: Result,
-    evaluator: Evaluator,
-    *,
-    workdir: Path,
-    step: int,
-    provenance: Mapping[str, str],
-    command: str = "",
-) -> dict[str, Any]:
-    """Returns what metrics.json holds; the first process writes it, its tables, queries.npz and report.html.
-
-    Where the rankings were re-ranked, those before go into first_stage/ and are what the report compares with.
-
-    Args:
-      provenance: of PROVENANCE what there is.
-      command: what evaluates this but for the step and the parameters; default: this workdir on its own catalogue.
-    """
-    figures, details = result
-    metrics = {**figures, "checkpoint_step": step, "settings": evaluator.settings}
-    metrics |= {name: provenance[name] for name in PROVENANCE if name in provenance}
-    if distributed.is_primary():
-        command = command or shlex.join(["python", "-m", "jaxclip.evaluate", f"--workdir={workdir}"])
-        command += f" --step={step} --parameters={metrics['parameters']}"
-        metrics = _write(folder, metrics, details, evaluator, workdir, command)
-    distributed.barrier("written")
-    return metrics
-
-
-def _write(
-    folder: Path, metrics: dict[str, Any], details: protocols.Details, evaluator: Evaluator, workdir: Path, command: str
-) -> dict[str, Any]:
-    queries, baseline = evaluator.queries, None
-
-    def write_queries(folder: Path, details: protocols.Details) -> results.Stored:
-        results.write_queries(
-            folder,
-            details,
-            captions=queries.captions,
-            owners=queries.caption_products,
-            ids=[product.id for product in queries.products],
-            data_fingerprint=metrics["data_fingerprint"],
-        )
-        return results.read_queries(folder)
-
-    found = write_queries(folder, details)
-    if details.first_stage is not None:
-        before = dataclasses.replace(details, text_to_image=details.first_stage, first_stage=None)
-        first = write_queries(folder / results.FIRST_STAGE, before)
-        compared = results.compare(first, found)
-        metrics["reranked"] = {**metrics["reranked"], "compared": compared["text_to_image"]}
-        baseline = ("the first stage", first, compared)
-    results.write_metrics(folder, metrics)
-    pages.write_report(
-        folder / "report.html",
-        metrics,
-        found,
-        queries.products,
-        evaluator.records,
-        title=f"{workdir.name}: {folder.name}",
-        run={"workdir": workdir.name, **provenance(metrics), "command": command},
-        curve=metrics_log.read(workdir),
-        baseline=baseline,
-    )
-    return metrics
-
-
-def provenance(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what a page says of where the figures of a metrics.json come from."""
-    names = {"checkpoint_step": "step", **{name: name.replace("_", " ") for name in PROVENANCE}}
-    return {shown: str(metrics[name]) for name, shown in names.items() if name in metrics}
-
-
-def read(folder: Path) -> dict[str, Any] | None:
-    """Returns what a folder's metrics.json holds, None where it has none."""
-    path = folder / "metrics.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 def evaluate_checkpoint(
     config: Config,
     workdir: Path,
-    which: str,
+    step: str,
     folder: Path,
     *,
     parameters: str = "",
@@ -253,13 +170,21 @@ def evaluate_checkpoint(
 ) -> tuple[dict[str, Any], Path]:
     """Returns the metrics of a workdir's checkpoint on the configured catalogue, and the folder they were written into.
 
-    `which` and `parameters` as in `load`; raw ones of a run that kept an average go into a folder of their own
-    (see `results_folder`). What an interrupted evaluation has embedded is not embedded again. `command` as in `write`.
+    Embeddings that an interrupted evaluation left in the workdir are reused.
+
+    Args:
+      step: the checkpoint: "latest", "best" or a number, as in `load`.
+      folder: where the results go. Those of raw parameters go to another folder if the run also has a moving average
+        (see `results_folder`).
+      parameters: "raw", "ema" or "", as in `load`.
+      fingerprint: the fingerprint of the workdir's own configuration.
+      say: prints a line for the user.
+      command: the command line to show in the report, as in `write`.
 
     Raises:
-      UserError: as `load`.
+      UserError: for the reasons given in `load`.
     """
-    loaded = load(config, workdir, which, parameters=parameters, say=say)
+    loaded = load(config, workdir, step, parameters=parameters, say=say)
     with jax.set_mesh(loaded.towers.mesh):
         evaluator = Evaluator(loaded.towers, loaded.records, config)
         store = evaluator.encoders.store(workdir, loaded.params, loaded.step, say=say)
@@ -274,24 +199,3 @@ def evaluate_checkpoint(
         folder, result, evaluator, workdir=workdir, step=loaded.step, provenance=provenance, command=command
     )
     return metrics, folder
-
-
-def load_if_current(
-    config: Config, workdir: Path, which: str, folder: Path, data_fingerprint: str
-) -> dict[str, Any] | None:
-    """Returns the metrics that a folder holds if an evaluation of the checkpoint `which` would write the same now."""
-    checkpoints = Checkpoints(workdir, read_only=True)
-    step = resolve_step(which, checkpoints)
-    wanted = {
-        "checkpoint_step": step,
-        "parameters": "ema" if checkpoints.keeps_average(step) else "raw",
-        "settings": settings(config),
-        "data_fingerprint": data_fingerprint,
-    }
-    found = read(folder)
-    return found if found and all(found.get(name) == value for name, value in wanted.items()) else None
-
-
-def results_folder(folder: Path, which: str, *, averaged: bool) -> Path:
-    """Returns where results go: into a folder of their own, where they are raw beside those of a moving average."""
-    return folder.with_name(f"{folder.name}-raw") if which == "raw" and averaged else folder

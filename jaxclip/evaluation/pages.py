@@ -1,6 +1,7 @@
 """The pages of an evaluation: its report, with the records' pictures, and the sheet of a gallery without captions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +15,39 @@ from jaxclip.pipeline.records import Records
 CHANGES, FAILED_CATEGORIES, FAILURES, LEAST_QUERIES = 6, 4, 2, 10
 
 
+@dataclass(frozen=True)
+class ProductPictures:
+    """The ranked products and the records that hold their pictures.
+
+    Attributes:
+      products: (G,) in the order of the records.
+      records: the split.
+    """
+
+    products: Sequence[Product]
+    records: Records
+
+
 def write_report(
     path: Path,
     metrics: Mapping[str, Any],
     found: Stored,
-    products: Sequence[Product],
-    records: Records,
+    gallery: ProductPictures,
     *,
     title: str,
     run: Mapping[str, str],
     curve: Sequence[Mapping],
     baseline: tuple[str, Stored, Mapping] | None = None,
 ) -> None:
-    """Writes the report of the rankings `found`; see `report.write`.
+    """Writes the report of the rankings `found` (see `report.report_page`).
 
     Args:
-      products: (G,) of the records.
-      baseline: name, rankings and figures (`results.compare`) of another run on the same queries.
+      gallery: the products that were ranked.
+      baseline: the name, rankings and figures (`results.compare`) of another run on the same queries.
     """
 
     def row(stored: Stored, query: int) -> report.QueryRow:
-        return _row(stored, query, products, records)
+        return _row(stored, query, gallery)
 
     comparison = None
     if baseline is not None:
@@ -48,8 +61,7 @@ def write_report(
         improved = changes(q for q in order[:CHANGES] if ratio[q] > 0)
         worsened = changes(q for q in order[::-1][:CHANGES] if ratio[q] < 0)
         comparison = report.Comparison(name, figures, before.best_ranks, improved, worsened)
-    report.write(
-        path,
+    page = report.report_page(
         metrics,
         title=title,
         run=run,
@@ -58,16 +70,17 @@ def write_report(
         best_ranks=found.best_ranks,
         failures={
             category: [row(found, query) for query in queries]
-            for category, queries in _failures(metrics, found, products).items()
+            for category, queries in _failures(metrics, found, gallery.products).items()
         },
         comparison=comparison,
     )
+    report.write(path, page)
 
 
-def picture(number: int, products: Sequence[Product], records: Records, *, relevant: bool, score: float) -> report.Item:
+def picture(number: int, gallery: ProductPictures, *, relevant: bool, score: float) -> report.Item:
     """Returns one product's picture as a page shows it."""
-    encoded, mime = report.thumbnail(records.picture(number))
-    return report.Item(encoded, mime, products[number].title, relevant, score)
+    encoded, mime = report.thumbnail(gallery.records.picture(number))
+    return report.Item(encoded, mime, gallery.products[number].title, relevant, score)
 
 
 def _failures(metrics, found, products) -> dict[str, list[int]]:
@@ -85,10 +98,10 @@ def _failures(metrics, found, products) -> dict[str, list[int]]:
     return failures
 
 
-def _row(found: Stored, query: int, products, records) -> report.QueryRow:
+def _row(found: Stored, query: int, gallery: ProductPictures) -> report.QueryRow:
     top = zip(found.top_items[query], found.top_relevant[query], found.top_scores[query], strict=True)
-    items = [picture(int(n), products, records, relevant=bool(right), score=float(score)) for n, right, score in top]
+    items = [picture(int(n), gallery, relevant=bool(right), score=float(score)) for n, right, score in top]
     answer = None
     if not found.top_relevant[query].any():
-        answer = picture(int(found.owners[query]), products, records, relevant=True, score=float("nan"))
+        answer = picture(int(found.owners[query]), gallery, relevant=True, score=float("nan"))
     return report.QueryRow(str(found.captions[query]), int(found.best_ranks[query]), items, answer)

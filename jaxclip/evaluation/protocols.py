@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,17 +14,32 @@ from jaxclip.ranking.relevance import Relevance
 
 UNCATEGORISED = "(none)"
 CATEGORY_KS = (1, 5, 10)
+TOP_K = 10  # items per query in the details
+
+
+class GroupedEmbeddings:
+    """The texts or the images of a split.
+
+    Attributes:
+      embeddings: (N, D) unit vectors, in float32.
+      groups: (N,) the group of each; a text and an image are relevant to each other if their groups are equal.
+    """
+
+    def __init__(self, embeddings, groups: Sequence):
+        self.embeddings, self.groups = np.asarray(embeddings, np.float32), np.asarray(groups)
 
 
 @dataclass(frozen=True, eq=False)
 class Rankings:
-    """What one direction found, query by query.
+    """The rankings of one direction, query by query.
 
     Attributes:
       best_ranks: (Q,) rank of the first relevant item.
-      relevant_counts: (Q,) how many items are relevant.
-      values: the (Q,) values behind each figure, under the figure's name, for paired comparison of two runs.
-      top_items: (Q, k) items, best first. top_scores: (Q, k). top_relevant: (Q, k) whether they are right.
+      relevant_counts: (Q,) the number of relevant items.
+      values: metric name -> (Q,) values per query, whose mean is the figure; two runs are compared query by query.
+      top_items: (Q, k) the first k items, best first.
+      top_scores: (Q, k) their scores.
+      top_relevant: (Q, k) whether they are relevant.
     """
 
     best_ranks: np.ndarray
@@ -36,106 +52,122 @@ class Rankings:
 
 @dataclass(frozen=True, eq=False)
 class Details:
-    """The rankings behind the metrics, in both directions; where they were re-ranked also those of the first stage."""
+    """The rankings behind the metrics, in both directions, and those of the first stage if there was a second."""
 
     text_to_image: Rankings
     image_to_text: Rankings
     first_stage: Rankings | None = None
 
 
+Result = tuple[dict[str, Any], Details]
+"""The metrics of an evaluation and the rankings behind them."""
+
+
 def evaluate(
-    text_embeddings,
-    image_embeddings,
-    text_groups: Sequence,
-    image_groups: Sequence,
+    texts: GroupedEmbeddings,
+    images: GroupedEmbeddings,
     categories_of_texts: Sequence[str],
     *,
     ks: Sequence[int] = (1, 5, 10),
-    top_k: int = 10,
     seed: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
     second_stage: Callable[[Candidates], np.ndarray] | None = None,
     candidates: int = 100,
-) -> tuple[dict, Details]:
-    """Returns (metrics, details): the content of metrics.json but for the run's fingerprints, and what is behind it.
+) -> Result:
+    """Returns (metrics, details): the content of metrics.json without the provenance, and the rankings behind it.
 
     Every figure is `{"value", "low", "high"}` with a 95% bootstrap interval over queries (over trials, in `trials`).
-    Text-to-image queries are texts and its gallery all images, image-to-text the reverse; relevant means same group.
+    Text-to-image queries are texts and the gallery is all images; image-to-text is the reverse. An item is relevant to
+    a query if both have the same group.
 
-    With a `second_stage`, text-to-image is what it makes of the images that the embeddings retrieve, and what they make
-    of the texts themselves is under "first_stage". "reranked" then has k, the share of texts to which an answer was
-    retrieved (their hit@k: what no second stage can exceed) and the shares that it improved and worsened.
+    With a `second_stage`, "text_to_image" has the figures after re-ranking and "first_stage" those of the embeddings.
+    "reranked" then has k, the share of texts with a relevant image among the candidates (the hit@k of the first stage,
+    which no second stage can exceed), and the shares of texts that re-ranking improved and worsened.
 
     Args:
-      text_embeddings: (Q, D), normalised. image_embeddings: (G, D), normalised.
-      text_groups: (Q,) the group of each text. image_groups: (G,) of each image.
+      texts: Q texts. images: G images.
       categories_of_texts: (Q,) names; "" is shown as "(none)".
-      ks: depths of hit, recall, precision and nDCG; rows of categories have 1, 5 and 10 too.
-      top_k: how many items per query the details keep.
-      seed: of the trials and of the resampling.
+      ks: depths of hit, recall, precision and nDCG; the rows of categories always include 1, 5 and 10.
+      seed: seeds the trials and the resampling.
       progress: wraps the sequence of query blocks.
-      second_stage: scores (Q, K) of the candidates, which alone are re-ordered.
+      second_stage: returns (Q, K) scores of the candidates; only these are re-ordered.
       candidates: K.
 
     Raises:
-      UserError: a text or an image has no counterpart of its group.
+      UserError: a text or an image has no counterpart in its group.
       ValueError: the lengths differ.
     """
-    texts, images = np.asarray(text_embeddings, np.float32), np.asarray(image_embeddings, np.float32)
-    text_groups, image_groups = np.asarray(text_groups), np.asarray(image_groups)
-    if not len(texts) == len(text_groups) == len(categories_of_texts) or len(images) != len(image_groups):
+    if not len(texts.embeddings) == len(texts.groups) == len(categories_of_texts) or len(images.embeddings) != len(
+        images.groups
+    ):
         raise ValueError(
-            f"{len(texts)} texts with {len(text_groups)} groups and {len(categories_of_texts)} categories, "
-            f"{len(images)} images with {len(image_groups)} groups"
+            f"{len(texts.embeddings)} texts with {len(texts.groups)} groups and {len(categories_of_texts)} categories, "
+            f"{len(images.embeddings)} images with {len(images.groups)} groups"
         )
-    relevance = Relevance.from_groups(text_groups, image_groups), Relevance.from_groups(image_groups, text_groups)
-    deep = max(top_k, candidates) if second_stage else top_k
-    found, found_back = both_ways(texts, images, relevance[0], top_k=deep, progress=progress)
-    first, retrieved = None, None
+    relevance = Relevance.from_groups(texts.groups, images.groups)
+    relevance_back = Relevance.from_groups(images.groups, texts.groups)
+    depth = max(TOP_K, candidates) if second_stage else TOP_K
+    ranks, ranks_back = both_ways(texts.embeddings, images.embeddings, relevance, top_k=depth, progress=progress)
+    first_stage, retrieved = None, None
     if second_stage:
-        retrieved = Candidates.among(found, relevance[0], text_groups, image_groups, candidates)
-        first = _rankings(found, relevance[0], text_groups, image_groups, ks, top_k)
-        found = retrieved.reordered(second_stage(retrieved))
+        retrieved = Candidates.among(ranks, relevance, texts.groups, images.groups, candidates)
+        first_stage = _rankings(ranks, relevance, texts.groups, images.groups, ks)
+        ranks = retrieved.reordered(second_stage(retrieved))
     details = Details(
-        _rankings(found, relevance[0], text_groups, image_groups, ks, top_k),
-        _rankings(found_back, relevance[1], image_groups, text_groups, ks, top_k),
-        first,
+        _rankings(ranks, relevance, texts.groups, images.groups, ks),
+        _rankings(ranks_back, relevance_back, images.groups, texts.groups, ks),
+        first_stage,
     )
-    result = {
-        "text_to_image": _figures(details.text_to_image, seed),
-        "image_to_text": _figures(details.image_to_text, seed),
-        "by_category": _by_category(details.text_to_image, categories_of_texts, relevance[0], found, ks, seed),
-        "trials": {"reason": "trials are of embeddings alone, which is the first stage"}
+    by_category = _by_category(details.text_to_image, categories_of_texts, relevance, ranks, ks, seed)
+    trial_figures = (
+        {"reason": "trials are of embeddings alone, which is the first stage"}
         if second_stage
-        else _trials(texts, images, text_groups, image_groups, ks, seed),
-        "chance": _chance(details.text_to_image, len(images), ks),
-        "chance_image_to_text": _chance(details.image_to_text, len(texts), ks),
-        "queries": len(texts),
-        "gallery": len(images),
-        "nan_scores": found.nan_count,
-    }
-    if first is not None:
-        result["first_stage"] = _figures(first, seed)
-        shares = {"retrieved": retrieved.found, **moved(first.best_ranks, details.text_to_image.best_ranks)}
-        result["reranked"] = {"k": retrieved.items.shape[1], **means(shares, seed)}
+        else _trials(texts, images, ks, seed)
+    )
+    result = _metrics(details, by_category, trial_figures, ks, seed) | {"nan_scores": ranks.nan_count}
+    if retrieved is not None:
+        result |= _reranked(details, retrieved, seed)
     return result, details
 
 
-def _rankings(found: Ranks, relevance, query_groups, gallery_groups, ks, top_k):
+def _metrics(details: Details, by_category, trial_figures, ks, seed) -> dict[str, Any]:
+    queries, gallery = len(details.text_to_image.best_ranks), len(details.image_to_text.best_ranks)
+    return {
+        "text_to_image": _figures(details.text_to_image, seed),
+        "image_to_text": _figures(details.image_to_text, seed),
+        "by_category": by_category,
+        "trials": trial_figures,
+        "chance": _chance(details.text_to_image, gallery, ks),
+        "chance_image_to_text": _chance(details.image_to_text, queries, ks),
+        "queries": queries,
+        "gallery": gallery,
+    }
+
+
+def _reranked(details: Details, retrieved: Candidates, seed: int) -> dict[str, Any]:
+    shifts = moved(details.first_stage.best_ranks, details.text_to_image.best_ranks)
+    shares = {"retrieved": retrieved.found, **shifts}
+    return {
+        "first_stage": _figures(details.first_stage, seed),
+        "reranked": {"k": retrieved.items.shape[1], **means(shares, seed)},
+    }
+
+
+def _rankings(ranks: Ranks, relevance, query_groups, gallery_groups, ks) -> Rankings:
     """Returns one direction's rankings, by query."""
-    top_items = found.top_items[:, :top_k]
+    top_items = ranks.top_items[:, :TOP_K]
     return Rankings(
-        best_ranks=metrics.best_rank(found.ranks, relevance.indptr),
+        best_ranks=metrics.best_rank(ranks.ranks, relevance.indptr),
         relevant_counts=relevance.counts,
-        values=metrics.per_query(found.ranks, relevance.indptr, ks),
+        values=metrics.per_query(ranks.ranks, relevance.indptr, ks),
         top_items=top_items,
-        top_scores=found.top_scores[:, :top_k],
+        top_scores=ranks.top_scores[:, :TOP_K],
         top_relevant=gallery_groups[top_items] == query_groups[:, None],
     )
 
 
 def _figures(rankings, seed):
-    """Returns every mean, and the median rank, with intervals; the hits first."""
+    """Returns every mean and the median rank with their intervals, hit@k first."""
     figures = means(rankings.values | {"mean_rank": rankings.best_ranks.astype(np.float64)}, seed)
     low, high = significance.bootstrap_interval(rankings.best_ranks, statistic=significance.median, seed=seed)
     median = {"median_rank": {"value": float(np.median(rankings.best_ranks)), "low": low, "high": high}}
@@ -153,11 +185,11 @@ def means(values: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, fl
     }
 
 
-def _by_category(rankings, categories, relevance, found, ks, seed):
+def _by_category(rankings, categories, relevance, ranks, ks, seed):
     """Returns a row per category, most queries first, then by name."""
     names, members = np.unique([name or UNCATEGORISED for name in categories], return_inverse=True)
     depths = sorted({*CATEGORY_KS, *ks})
-    values = {f"hit@{k}": metrics.hit(found.ranks, relevance.indptr, k) for k in depths}
+    values = {f"hit@{k}": metrics.hit(ranks.ranks, relevance.indptr, k) for k in depths}
     values["mrr"] = rankings.values["mrr"]
     counts = np.bincount(members)
     rows = {}
@@ -167,13 +199,13 @@ def _by_category(rankings, categories, relevance, found, ks, seed):
     return rows
 
 
-def _trials(texts, images, text_groups, image_groups, ks, seed):
+def _trials(texts: GroupedEmbeddings, images: GroupedEmbeddings, ks, seed):
     """Returns the mean hit@k and mAP over the trials, or the reason why there are none."""
     try:
-        best = trials.best_ranks(texts, images, text_groups, image_groups, seed=seed)
+        best = trials.best_ranks(texts.embeddings, images.embeddings, texts.groups, images.groups, seed=seed)
     except UserError as error:
         return {"reason": str(error)}
-    # One right item each: its average precision is the reciprocal of its rank.
+    # A trial has one relevant item per query, so its average precision is the reciprocal of its rank.
     figures = [
         means({f"hit@{k}": (side <= k).mean(axis=1) for k in ks} | {"map": (1.0 / side).mean(axis=1)}, seed)
         for side in best

@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML file that needs nothing beside it, for a reader who was not there."""
+"""The evaluation report: one self-contained HTML file."""
 
 import base64
 import io
@@ -95,8 +95,15 @@ def thumbnail(encoded: bytes) -> tuple[bytes, str]:
     return file.getvalue(), "image/jpeg"
 
 
-def write(
-    path: Path,
+def write(path: Path, page: str) -> Path:
+    """Returns `path`, having written the page there; makes its folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def report_page(
     metrics: Mapping,
     *,
     title: str,
@@ -106,11 +113,10 @@ def write(
     best_ranks: np.ndarray | None = None,
     failures: Mapping[str, Sequence[QueryRow]] | None = None,
     comparison: Comparison | None = None,
-) -> Path:
-    """Returns `path`, having written the report there: pictures and style inside, no request to anywhere.
+) -> str:
+    """Returns the report as one HTML page that contains its pictures and style and requests nothing.
 
     Args:
-      path: the HTML file; its folder is made.
       metrics: what `protocols.evaluate` returns, or the content of metrics.json.
       title: the heading, as "quickstart, step 2,000".
       run: what identifies and reproduces the run, name to text; "command" is set as code.
@@ -132,7 +138,6 @@ def write(
     categories = list(metrics["by_category"].items())
     return _render(
         "report.html.j2",
-        path,
         title=title,
         run=run,
         metrics=metrics,
@@ -155,24 +160,23 @@ def write(
     )
 
 
-def write_sheet(
-    path: Path,
+def sheet_page(
     sheet: Mapping[str, Mapping[str, Sequence[Item]]],
     *,
     runs: Mapping[str, Mapping[str, str]],
     command: str,
-) -> Path:
-    """Returns `path`, having written what was found for queries to which no right answer is known.
+) -> str:
+    """Returns the HTML page of what was found for queries whose relevant items are unknown.
 
     Args:
-      sheet: query -> name of the run -> pictures, best first; the runs stand as rows below their query.
+      sheet: query -> name of the run -> pictures, best first; each run is a row below its query.
       runs: name of each run -> what identifies its checkpoint and the catalogue, name to text.
       command: what makes the sheet again.
     """
-    return _render("sheet.html.j2", path, sheet=sheet, runs=runs, command=command)
+    return _render("sheet.html.j2", sheet=sheet, runs=runs, command=command)
 
 
-def _render(template: str, path: Path, **values) -> Path:
+def _render(template: str, **values) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -182,10 +186,7 @@ def _render(template: str, path: Path, **values) -> Path:
     )
     environment.filters |= {"percent": _percent, "number": _number, "interval": _interval, "chance": _chance}
     environment.filters |= {"named": _named, "signed": _signed}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(environment.get_template(template).render(**values), encoding="utf-8")
-    return path
+    return environment.get_template(template).render(**values)
 
 
 def _percent(share: float) -> str:

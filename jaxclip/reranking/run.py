@@ -13,7 +13,9 @@ from jaxclip import config as configs
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.evaluation import protocols
-from jaxclip.evaluation.evaluator import Queries, Result, settings, write
+from jaxclip.evaluation.evaluator import Queries
+from jaxclip.evaluation.metrics_file import settings, write
+from jaxclip.evaluation.protocols import GroupedEmbeddings, Result
 from jaxclip.pipeline import prepared_data
 from jaxclip.pipeline.records import Records
 from jaxclip.ranking.candidates import Candidates
@@ -82,10 +84,8 @@ class RerankEvaluator:
 
         split, products = self.split, self.queries.products
         self.last = protocols.evaluate(
-            split.queries,
-            split.features["image"],
-            split.groups[split.owners],
-            split.groups,
+            GroupedEmbeddings(split.queries, split.groups[split.owners]),
+            GroupedEmbeddings(split.features["image"], split.groups),
             [products[owner].category for owner in split.owners],
             ks=self.settings["ks"],
             second_stage=score,

@@ -12,7 +12,8 @@ from jaxclip import config as configs
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.evaluation import tables
-from jaxclip.evaluation.evaluator import Evaluator, read, results_folder, write
+from jaxclip.evaluation.evaluator import Evaluator
+from jaxclip.evaluation.metrics_file import read, results_folder, write
 from jaxclip.pipeline import prepared_data
 from jaxclip.pipeline.batches import Partners
 from jaxclip.pipeline.records import Records

@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxclip import config
 from jaxclip.evaluation import comparison
-from jaxclip.evaluation.evaluator import load_if_current, read
+from jaxclip.evaluation.metrics_file import load_if_current, read
 
 PHONE, DESK = 400, 1400
 

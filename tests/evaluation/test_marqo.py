@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxclip.evaluation import marqo
+from jaxclip.evaluation.protocols import GroupedEmbeddings
 
 
 def unit(random, *shape):
@@ -16,7 +17,7 @@ def test_documents_mix_image_and_title_and_recall_is_of_all_right_ones():
     images, titles = unit(random, 90, 8), unit(random, 90, 8)
     groups = np.arange(90) // 3
     texts, text_groups = titles[::2] + 0.8 * unit(random, 45, 8), groups[::2]
-    found = marqo.evaluate(texts, images, titles, text_groups, groups)
+    found = marqo.evaluate(GroupedEmbeddings(texts, text_groups), GroupedEmbeddings(images, groups), titles)
     documents = 0.9 * images + 0.1 * titles
     documents /= np.linalg.norm(documents, axis=1, keepdims=True)
     order = np.argsort(-(texts @ documents.T), axis=1)
@@ -33,6 +34,7 @@ def test_at_most_2000_texts_are_sampled_and_the_seed_decides_which():
     images = unit(random, 2100, 4)
     groups = np.arange(2100)
     texts = images + 0.3 * unit(random, 2100, 4)
-    first, again, other = (marqo.evaluate(texts, images, images, groups, groups, seed=s) for s in (0, 0, 1))
+    sides = GroupedEmbeddings(texts, groups), GroupedEmbeddings(images, groups)
+    first, again, other = (marqo.evaluate(*sides, images, seed=s) for s in (0, 0, 1))
     assert first["queries"] == 2000 and first == again
     assert first["mrr@10"]["value"] != other["mrr@10"]["value"]

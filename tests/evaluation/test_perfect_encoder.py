@@ -14,7 +14,8 @@ from PIL import Image
 from jaxclip import config
 from jaxclip.catalog import builder
 from jaxclip.catalog.drawn import draw_catalogue
-from jaxclip.evaluation.evaluator import Evaluator, write
+from jaxclip.evaluation.evaluator import Evaluator
+from jaxclip.evaluation.metrics_file import write
 from jaxclip.pipeline.records import Records
 from jaxclip.pipeline.text import train_tokenizer
 from jaxclip.towers.towers import make_preprocess, make_towers

@@ -7,8 +7,13 @@ import pytest
 from scipy.stats import beta, binom
 
 from jaxclip.errors import UserError
-from jaxclip.evaluation.protocols import evaluate
+from jaxclip.evaluation import protocols
 from jaxclip.ranking import trials
+
+
+def evaluate(texts, images, text_groups, image_groups, categories, **options):
+    grouped = protocols.GroupedEmbeddings(texts, text_groups), protocols.GroupedEmbeddings(images, image_groups)
+    return protocols.evaluate(*grouped, categories, **options)
 
 
 def unit(seed, size, width=64):

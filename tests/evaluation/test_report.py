@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxclip.evaluation import report
-from jaxclip.evaluation.protocols import evaluate
+from jaxclip.evaluation.protocols import GroupedEmbeddings, evaluate
 
 HOSTILE = '<script>alert("x")</script> & "quotes" <img src=http://example.com/x.png>'
 
@@ -40,7 +40,8 @@ def metrics():
     embeddings = random.normal(size=(60, 8))
     names = [str(i) for i in range(60)]
     categories = [f"<i>category {i % 25}</i>" for i in range(60)]
-    return evaluate(embeddings, embeddings + random.normal(size=(60, 8)), names, names, categories)[0]
+    images = GroupedEmbeddings(embeddings + random.normal(size=(60, 8)), names)
+    return evaluate(GroupedEmbeddings(embeddings, names), images, categories)[0]
 
 
 @pytest.fixture
@@ -51,7 +52,8 @@ def query():
 
 def page(tmp_path, metrics, **arguments):
     arguments = {"title": "A run", "run": {"workdir": "w", "command": "python -m jaxclip.evaluate"}} | arguments
-    return Elements(report.write(tmp_path / "eval" / "report.html", metrics, **arguments).read_text(encoding="utf-8"))
+    path = report.write(tmp_path / "eval" / "report.html", report.report_page(metrics, **arguments))
+    return Elements(path.read_text(encoding="utf-8"))
 
 
 def test_the_report_requests_nothing(tmp_path, metrics, query):

@@ -19,7 +19,9 @@ def evaluated(folder, noise, *, seed=0, data="d1", products=PRODUCTS):
     texts = images + noise * random.standard_normal(images.shape).astype(np.float32)
     images, texts = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (images, texts))
     groups = np.arange(products)
-    figures, details = protocols.evaluate(texts, images, groups, groups, ["shoes", "bags"] * (products // 2))
+    figures, details = protocols.evaluate(
+        *(protocols.GroupedEmbeddings(side, groups) for side in (texts, images)), ["shoes", "bags"] * (products // 2)
+    )
     results.write_metrics(folder, figures)
     names = [f"p{n}" for n in groups]
     results.write_queries(folder, details, captions=names, owners=groups, ids=names, data_fingerprint=data)

@@ -23,11 +23,16 @@ def retrieve(seed=0, k=10, **sizes):
     return second_stage.retrieve(*embeddings(seed, **sizes), k)
 
 
+def grouped(seed):
+    texts, images, text_groups, image_groups = embeddings(seed)
+    return protocols.GroupedEmbeddings(texts, text_groups), protocols.GroupedEmbeddings(images, image_groups)
+
+
 def evaluate(score, seed=0, k=10, categories=None, **options):
     """Returns the metrics and details of re-ranking by score(candidates)."""
-    found = embeddings(seed)
-    categories = categories or [""] * len(found[0])
-    return protocols.evaluate(*found, categories, second_stage=score, candidates=k, **options)
+    texts, images = grouped(seed)
+    categories = categories or [""] * len(texts.embeddings)
+    return protocols.evaluate(texts, images, categories, second_stage=score, candidates=k, **options)
 
 
 def test_candidates_are_the_exact_top_k_and_nothing_else():
@@ -65,7 +70,7 @@ def test_the_first_stages_own_scores_change_nothing():
     np.testing.assert_array_equal(after.ranks, found.first.ranks)
     np.testing.assert_array_equal(after.top_items, found.first.top_items)
     result, details = evaluate(lambda candidates: candidates.scores, seed=3)
-    plain, _ = protocols.evaluate(*embeddings(3), [""] * 60)
+    plain, _ = protocols.evaluate(*grouped(3), [""] * 60)
     assert result["reranked"]["unchanged"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert result["text_to_image"] == result["first_stage"] == plain["text_to_image"]
     assert result["image_to_text"] == plain["image_to_text"] and result["by_category"] == plain["by_category"]
@@ -109,7 +114,7 @@ def test_nan_scores_rank_last_and_equal_scores_are_pessimistic():
 
 
 def test_what_stands_behind_few_candidates_stays_there_and_scores_of_another_shape_are_refused():
-    first = protocols.evaluate(*embeddings(0), [""] * 60)[1].text_to_image
+    first = protocols.evaluate(*grouped(0), [""] * 60)[1].text_to_image
     result, details = evaluate(lambda candidates: -candidates.scores, k=5, categories=["shoes", ""] * 30)
     np.testing.assert_array_equal(details.text_to_image.top_items[:, :5], first.top_items[:, 4::-1])
     np.testing.assert_array_equal(details.text_to_image.top_items[:, 5:], first.top_items[:, 5:])
