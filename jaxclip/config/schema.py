@@ -82,6 +82,10 @@ class Augmentation:
     keep_words: float = 1.0  # probability with which a caption keeps each word of the name
     prompts: bool = False  # draw the caption's wording from OpenFashionCLIP's prompt templates
 
+    @property
+    def keeps_whole_picture(self) -> bool:
+        return self.crop_area == (1.0, 1.0) and self.crop_aspect == (1.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Model:

@@ -38,7 +38,7 @@ _BROKEN = (
 
 
 @dataclass(frozen=True)
-class IncorrectPairs:
+class MinedPairs:
     """A partner for each product: the incorrect pair is the product's image with the partner's text.
 
     Attributes:
@@ -88,7 +88,7 @@ def fingerprint(image_features: np.ndarray, text_features: np.ndarray, groups: n
     return digest.hexdigest()
 
 
-def save(path: Path, pairs: IncorrectPairs, settings: Mapping[str, object]) -> None:
+def save(path: Path, pairs: MinedPairs, settings: Mapping[str, object]) -> None:
     """Writes pairs and how they were mined as one file, whole or not at all; the same content gives the same bytes.
 
     Args:
@@ -110,7 +110,7 @@ def save(path: Path, pairs: IncorrectPairs, settings: Mapping[str, object]) -> N
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path) -> tuple[IncorrectPairs, dict[str, object]]:
+def load(path: Path) -> tuple[MinedPairs, dict[str, object]]:
     """Returns the pairs and the settings that `save` wrote.
 
     Raises:
@@ -124,7 +124,7 @@ def load(path: Path) -> tuple[IncorrectPairs, dict[str, object]]:
             raise ValueError(f"its form is {about['form']}, not {_FORM}")
         if sorted(content) != sorted(["about", *about["columns"]]):
             raise ValueError(f"it has columns {sorted(content)}")
-        pairs = IncorrectPairs(
+        pairs = MinedPairs(
             content["partner"],
             content["similarity"],
             content.get("image_clusters"),
@@ -139,7 +139,7 @@ def load(path: Path) -> tuple[IncorrectPairs, dict[str, object]]:
         raise UserError(f"{path} is not a whole table of incorrect pairs ({error}): mine them again") from None
 
 
-def _check(pairs: IncorrectPairs) -> None:
+def _check(pairs: MinedPairs) -> None:
     total = len(pairs.partner)
     columns = [one for one in (pairs.similarity, pairs.image_clusters, pairs.text_clusters) if one is not None]
     if any(column.shape != (total,) for column in columns):

@@ -15,7 +15,7 @@ from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.evaluation.evaluator import Evaluator
 from jaxclip.features import classical, incorrect_pairs, pair_table
-from jaxclip.features.pair_table import IncorrectPairs
+from jaxclip.features.pair_table import MinedPairs
 from jaxclip.pipeline import prepared_data
 from jaxclip.pipeline.records import Records
 from jaxclip.preparation import single_encoders
@@ -36,7 +36,7 @@ Features = tuple[np.ndarray, np.ndarray]
 
 def find_or_mine(
     config: Config, prepared: Path, *, load_config: Callable[[Path], Config], say: Callable[[str], None]
-) -> IncorrectPairs:
+) -> MinedPairs:
     """Returns the configured incorrect pairs of the training split, mining them first where they are not kept yet.
 
     A table is found again by all that decides it: rule, seed, features and the dataset's fingerprint. Another rule

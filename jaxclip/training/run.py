@@ -141,7 +141,7 @@ def _set_up(config: Config, workdir: Path, load_config: Callable[[Path], Config]
     canvas = device_resize.canvas_of(
         config.data.resize_on,
         towers.preprocess,
-        inputs.image_augmentation(config),
+        config.augmentation,
         records.largest_side,
         prepared=str(prepared),
     )
