@@ -1,4 +1,4 @@
-"""The table of incorrect pairs: a file beside a prepared dataset, so that mining again leaves its pictures alone."""
+"""The table of incorrect pairs: a file of its own in the dataset's folder, so that mining does not rewrite pictures."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ class MinedPairs:
         return np.bincount(self.partner[self.products], minlength=len(self.partner))
 
     def summary(self) -> dict[str, float]:
-        """Returns what tells whether the pairs are any good: how many, how evenly partners are used, how unlike."""
+        """Returns statistics of the pairs: their number, how evenly partners are used, and the image similarities."""
         uses, similarity = self.uses, self.similarity[self.products]
         return {
             "pairs": len(similarity),
@@ -99,7 +99,7 @@ def save(path: Path, pairs: MinedPairs, settings: Mapping[str, object]) -> None:
     arrays = {"partner": pairs.partner, "similarity": pairs.similarity}
     if pairs.image_clusters is not None and pairs.text_clusters is not None:
         arrays |= {"image_clusters": pairs.image_clusters, "text_clusters": pairs.text_clusters}
-    # With the columns' names, which no checksum in the file covers.
+    # The column names are stored as well, because no checksum in the file covers them.
     about = {"form": _FORM, "columns": sorted(arrays), "fingerprint": pairs.fingerprint, "settings": dict(settings)}
     temporary = path.with_name(f"{path.name}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Batches whose order is a pure function of (seed, step): any step is resumed at once, on any number of hosts."""
+"""Batches whose order is a pure function of (seed, step), so training resumes at any step on any number of hosts."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Partners:
-    """Whose text each record's picture is wrongly shown with.
+    """The incorrect pairs of a split: for each record, the record whose text is paired with its picture.
 
     Attributes:
       partner: (N,) number of another record of the split, negative where there is none.
-      similarity: (N,) cosine of the two pictures; not looked at where there is no partner.
+      similarity: (N,) cosine of the two pictures; ignored where there is no partner.
 
     Raises:
       UserError: no record has a partner, or a similarity is not finite.
@@ -43,7 +43,7 @@ class Partners:
             )
 
     def among(self, numbers: np.ndarray) -> "Partners":
-        """Returns those of records `take`n by number, numbered anew; one whose partner was not taken has none."""
+        """Returns the partners within a subset of the records, renumbered; a partner outside the subset is dropped."""
         anew = np.full(len(self.partner), -1)
         anew[numbers] = np.arange(len(numbers))
         partner = self.partner[numbers]
@@ -131,7 +131,7 @@ def _augmenting(records: Records, preprocess: Preprocess, config: Config, canvas
 
 
 def _reading(records: Records, partners: Partners | None, seed: int, size: int) -> Callable:
-    """Returns what reads a batch: positions (b,) -> these, their records and, with partners, what `example` needs."""
+    """Returns the function that reads a batch: positions (b,) -> positions, records and any incorrect pairs."""
 
     def load(numbers: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.numpy_function(records.read, [numbers], tf.string, stateful=False), [size])
@@ -152,7 +152,7 @@ def _reading(records: Records, partners: Partners | None, seed: int, size: int) 
 def _tokenizing(
     tokenizer: PreTrainedTokenizerFast, preprocess: Preprocess, augmentation: Augmentation, size: int
 ) -> Callable:
-    """Returns what makes tokens (b, T) of a batch's texts as `_wording` gives them."""
+    """Returns the function that turns the texts of a batch, as `_wording` returns them, into tokens (b, T)."""
 
     def encode(names, attributes, draws):
         return text.augmented_tokens(tokenizer, names, attributes, preprocess, augmentation, draws)
@@ -181,7 +181,7 @@ def _shuffled(positions: tf.Tensor, total: int, seed: int) -> tf.Tensor:
 
 
 def _wording(record: dict[str, tf.Tensor], draw: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """Returns one of a record's captions, its attributes and what their augmentation is drawn from."""
+    """Returns a random caption of a record, its attributes, and the uniform draws for their augmentation."""
     captions = record["captions"]
     chosen = tf.random.stateless_uniform([], draw, 0, tf.shape(captions)[0], tf.int32)
     return captions[chosen], record["attributes"], tf.random.stateless_uniform([text.MAX_DRAWS], draw + 1)
@@ -244,8 +244,8 @@ def _sees_crops(records: Records, preprocess: Preprocess) -> bool:
 def _map(dataset: tf.data.Dataset, function: Callable, *, parallel: int) -> tf.data.Dataset:
     """Returns the dataset with a function applied to each element, in order, `parallel` at a time.
 
-    AutoGraph is left out: no Python `if` or loop here depends on a tensor, and to find that out it would parse and
-    rewrite everything that is called, TFDS included, for seconds at each start.
+    AutoGraph is off: no Python `if` or loop here depends on a tensor, and AutoGraph would spend seconds at every start
+    parsing and rewriting all called code, including TFDS.
     """
     mapped = tf.autograph.experimental.do_not_convert(function)
     return dataset.map(mapped, num_parallel_calls=parallel, deterministic=True)

@@ -11,10 +11,9 @@ from jaxclip.runtime.tensorflow import tf
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 REDUCTIONS = {1: 0, 2: 2, 4: 8, 8: 16}
-"""How many times shorter libjpeg makes sides while it decodes -> where a crop's are at least so many times the wanted.
+"""libjpeg's reduction factor -> the smallest ratio of crop size to target size at which it is used.
 
-There the pixels are about as far from those of a bicubic filter as a bilinear filter's are: 1.4, 2.5 and 2.4 levels on
-average over photos from a street, at the shortest of such sides.
+At these ratios the pixels differ from bicubic resizing about as much as bilinear resizing does.
 """
 
 

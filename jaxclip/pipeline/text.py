@@ -129,12 +129,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context_len
 
 @dataclass(frozen=True, eq=False)
 class TokenSegments:
-    """Captions cut into parts of so many tokens that the text tower reads each whole.
+    """Long captions split into segments that each fit the context length of the text tower.
 
     Attributes:
       ids: (M, context_length) int32 token ids of the parts, each with its start and end, padded.
-      owners: (M,) the caption of each, ascending.
-      lengths: (M,) tokens that are no padding.
+      owners: (M,) the index of the caption that each part belongs to, ascending.
+      lengths: (M,) number of tokens that are not padding.
     """
 
     ids: np.ndarray

@@ -51,7 +51,7 @@ COCO = (
 
 @dataclass(frozen=True)
 class OutputLayout:
-    """What a file's shapes say: its family, its classes (0 where the boxes name them) and its strides."""
+    """The output format of a model: its family, number of classes (0 if each box carries its class) and strides."""
 
     family: str
     classes: int
