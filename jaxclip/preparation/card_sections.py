@@ -1,4 +1,4 @@
-"""What a data card tells beyond the catalogue: captions in tokens, agreement of colours, incorrect pairs."""
+"""Sections of the data card beyond the catalogue: caption lengths, agreement of colours, incorrect pairs."""
 
 import itertools
 from array import array

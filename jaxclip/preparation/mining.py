@@ -1,4 +1,4 @@
-"""The incorrect pairs of a prepared dataset: mined from its training split, kept in a table beside it."""
+"""Mines the incorrect pairs of a dataset's training split and stores them as a table in its folder."""
 
 import hashlib
 import json
@@ -37,11 +37,11 @@ Features = tuple[np.ndarray, np.ndarray]
 def find_or_mine(
     config: Config, prepared: Path, *, load_config: Callable[[Path], Config], say: Callable[[str], None]
 ) -> MinedPairs:
-    """Returns the configured incorrect pairs of the training split, mining them first where they are not kept yet.
+    """Returns the configured incorrect pairs of the training split, mining them first if they are not stored yet.
 
-    A table is found again by all that decides it: rule, seed, features and the dataset's fingerprint. Another rule
-    makes another table; neither touches the dataset. Indices are those of `Records(prepared, "train")`. `load_config`
-    reads the configuration of a workdir whose towers are named.
+    A table is identified by everything that determines it: rule, seed, features and the dataset's fingerprint. Another
+    rule creates another table; the dataset itself never changes. Indices are those of `Records(prepared, "train")`.
+    `load_config` reads the configuration of the workdir whose towers compute the features.
 
     Raises:
       UserError: the dataset has no training split or no features, or no pairs can be mined from it.
@@ -62,7 +62,7 @@ def _mine(
     load_config: Callable[[Path], Config],
     say: Callable[[str], None],
 ) -> None:
-    """Writes the table: the first process does, and the others only help towers to embed."""
+    """Writes the table: the first process does so; the others only take part in embedding with towers."""
     given = config.incorrect_pairs
     if not (distributed.is_primary() or given.features.startswith(TOWERS)):
         return
@@ -78,7 +78,7 @@ def _mine(
 
 
 def settings(config: Config, prepared: Path) -> dict[str, Any]:
-    """Returns all that decides the pairs of a dataset, as JSON values."""
+    """Returns the settings that determine the pairs of a dataset, as JSON values."""
     given = config.incorrect_pairs
     wanted = {
         "variant": given.variant,
@@ -95,7 +95,7 @@ def settings(config: Config, prepared: Path) -> dict[str, Any]:
 
 
 def table(prepared: Path, wanted: dict[str, Any]) -> Path:
-    """Returns where the pairs of these settings are kept."""
+    """Returns the path of the table with these settings."""
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:8]
     return prepared / FOLDER / f"{wanted['variant'].replace(':', '-')}-{key}.npz"
 
@@ -106,7 +106,7 @@ def _features(
     load_config: Callable[[Path], Config],
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns what pictures and texts are compared by, a row per product of the split, and the products' groups."""
+    """Returns picture features, text features and groups, one row per product of the split."""
     worded, groups = [], []
     for product, group in bar(records.products(), total=len(records), desc="reading captions", unit="product"):
         worded.append(_text(config, product))
