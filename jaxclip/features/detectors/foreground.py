@@ -2,8 +2,8 @@
 
 The background is modelled from the picture's border: a smooth surface in CIELAB (white, grey, gradients, vignettes),
 plus other colours that fill the corners (a floor under a wall). Pixels far from the background that are not its soft
-shadow are the product. Where the border does not fit this model, colour histograms of the middle and the border separate
-product from background, as in GrabCut (Rother et al., 2004), with a blur in place of the graph cut.
+shadow are the product. Where the border does not fit this model, colour histograms of the middle and the border
+separate product from background, as in GrabCut (Rother et al., 2004), with a blur in place of the graph cut.
 """
 
 from collections.abc import Sequence
