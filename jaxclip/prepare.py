@@ -18,7 +18,7 @@ def main(overrides: dict[str, str]) -> None:
     """Prepares as the flags say."""
     given = flags.FLAGS["config"].value
     wanted = config.build(given if given is not None else {"steps": 1}, overrides)
-    with startup.quiet_imports():  # they take seconds: bad flags are told before
+    with startup.quiet_imports():  # they take seconds; bad flags are reported before
         from jaxclip.catalog import library
         from jaxclip.catalog.builder import CARD
         from jaxclip.pipeline import prepared_data

@@ -111,8 +111,8 @@ def ours(
     """Returns a function that starts `training_batches` over the prepared catalogue, as `train` does."""
     from jaxclip.catalog import library
     from jaxclip.catalog.builder import Source
+    from jaxclip.config.schema import Augmentation, Config
     from jaxclip.pipeline.batches import training_batches
-    from jaxclip.pipeline.images import ImageAugmentation
     from jaxclip.pipeline.preprocess import Preprocess
     from jaxclip.pipeline.records import Records
     from jaxclip.training import device_resize
@@ -121,11 +121,10 @@ def ours(
     say = {"progress": lambda items, **_: items, "say": lambda line: None}
     records = Records(library.find_or_prepare(source, str(folder / "prepared"), drawn=(0, 0), **say), "all")
     preprocess = Preprocess(size, "squash", (0.5,) * 3, (0.5,) * 3, "{name}", True, CONTEXT_LENGTH)
-    augmentation = ImageAugmentation(AREA, (0.8, 1.25), False), text.TextAugmentation(1.0, 1.0, False)
-    canvas = device_resize.canvas_of(resize_on, preprocess, augmentation[0], records.largest_side)
-    settings = {"batch_size": BATCH, "seed": 0, "first_step": 0, "last_step": batches, "canvas": canvas}
+    config = Config(seed=0, batch_size=BATCH, augmentation=Augmentation(AREA, (0.8, 1.25)))
+    canvas = device_resize.canvas_of(resize_on, preprocess, config.augmentation, records.largest_side)
     tokenizer = _tokenizer(folder)
-    return lambda: training_batches(records, tokenizer, preprocess, *augmentation, **settings)
+    return lambda: training_batches(records, tokenizer, preprocess, config, steps=range(batches), canvas=canvas)
 
 
 def threads(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:

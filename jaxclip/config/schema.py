@@ -41,6 +41,10 @@ class Augmentation:
     keep_words: float = key(1.0, "probability with which a caption keeps each word of the name", limits=ZERO_TO_ONE)
     prompts: bool = key(False, "whether the caption's wording is drawn from OpenFashionCLIP's prompt templates")
 
+    @property
+    def keeps_whole_picture(self) -> bool:
+        return self.crop_area == (1.0, 1.0) and self.crop_aspect == (1.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Model:

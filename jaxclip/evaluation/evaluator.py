@@ -1,6 +1,6 @@
 """Embeds a split with a checkpoint's towers and computes its metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How well computed colours agree with the colour names that a catalogue has of its own."""
+"""Agreement of the computed colours with the colour names in the catalogue."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Features of pictures and texts without any weights, to mine incorrect pairs from where no encoder is at hand."""
+"""Picture and text features that need no trained weights, for mining incorrect pairs without an encoder."""
 
 from collections.abc import Sequence
 
@@ -22,14 +22,14 @@ def image_features(
     colour_weight: float = 0.5,
     dimensions: int | None = None,
 ) -> Float32[np.ndarray, "N D"]:
-    """Returns (N, D) unit rows whose cosine tells how alike two pictures are in colour and texture.
+    """Returns (N, D) unit rows whose cosine measures the similarity of two pictures in colour and texture.
 
     Histograms are made to sum to 1 and their square roots taken (Hellinger: the dot product is then the Bhattacharyya
     coefficient), so that a large plain background does not drown the garment. Textures have units of their own: each
     column is divided by its distance between quartiles, which outliers do not move, and clipped at 5 of them; a column
     that is constant over half of the products is divided by its standard deviation instead. Both blocks are then
     centred, so that unlike pictures have cosines below 0 and not merely below those of like ones, and brought to the
-    same mean square length before they are weighted and set side by side.
+    same mean square length before they are weighted and concatenated.
 
     Args:
       colour_histograms: counts or shares of colours, not negative; a row may be empty (all 0).
@@ -58,7 +58,7 @@ def image_features(
 
 
 def text_features(captions: Sequence[str], dimensions: int = 128, seed: int = 0) -> Float32[np.ndarray, "N E"]:
-    """Returns (N, E) unit rows whose cosine tells how alike two captions are in their words: latent semantic analysis.
+    """Returns (N, E) unit rows whose cosine measures how similar the words of two captions are (LSA).
 
     Words and pairs of neighbouring words of the normalised captions, the 50,000 most frequent, weighted by
     (1 + log tf) idf, reduced by a truncated singular value decomposition whose signs are fixed. Deerwester et al.,
@@ -69,7 +69,7 @@ def text_features(captions: Sequence[str], dimensions: int = 128, seed: int = 0)
       dimensions: E; fewer where there are fewer captions, or fewer words and pairs, which then are the features.
       seed: of the randomised decomposition.
 
-    Returns: a row of zeros for a caption without any word, or with none that the kept dimensions tell of.
+    Returns: a row of zeros for a caption without any word, or whose words do not load on any kept dimension.
 
     Raises:
       UserError: no caption has a word.

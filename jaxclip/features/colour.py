@@ -26,7 +26,7 @@ _LOOKS = rgb2lab(np.array([[*bytes.fromhex(look)] for looks in PROTOTYPES.values
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """The pixels of a product by 5 bits a channel: what all that is said of its colours is computed from.
+    """Histogram of a product's pixels at 5 bits per channel; every colour feature is computed from it.
 
     Attributes:
       codes: (B,) the bins that hold pixels, rising: 5 bits of red, of green and of blue.

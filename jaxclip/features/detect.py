@@ -1,4 +1,4 @@
-"""Detectors by name: where in its picture a product, or a part of it, lies."""
+"""Detectors by name; a detector locates a product, or parts of it, in a picture."""
 
 from collections.abc import Callable
 

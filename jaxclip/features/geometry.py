@@ -1,4 +1,4 @@
-"""What a box says by itself: how large it is, of which shape, and where it lies."""
+"""Geometry of bounding boxes: size, aspect, position and overlap."""
 
 import numpy as np
 from jaxtyping import Float32

@@ -42,7 +42,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from jaxclip.errors import UserError
-from jaxclip.features.pair_table import NONE, IncorrectPairs, fingerprint
+from jaxclip.features.pair_table import NONE, MinedPairs, fingerprint
 
 CLUSTERS = 10
 _BLOCK = 512  # products a side of an assignment problem: its time grows with the third power
@@ -62,7 +62,7 @@ def mine(
     clusters: int = CLUSTERS,
     seed: int = 0,
     progress: Progress = lambda iterable, **_: iterable,
-) -> IncorrectPairs:
+) -> MinedPairs:
     """Returns a partner for each product, by the rule of the module's docstring.
 
     A partner is never of the product's own group, and with `clustered` never of its image cluster or text cluster.
@@ -106,7 +106,7 @@ def mine(
         reason = _reason(variant, image_clusters, text_clusters)
         raise UserError(f"no product has an incorrect pair by the rule {variant!r}: {reason}")
     of_features = fingerprint(image_features, text_features, groups)
-    return IncorrectPairs(partner, similarity, image_clusters, text_clusters, of_features)
+    return MinedPairs(partner, similarity, image_clusters, text_clusters, of_features)
 
 
 @dataclass(frozen=True)

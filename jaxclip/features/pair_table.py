@@ -1,4 +1,4 @@
-"""The table of incorrect pairs: a file beside a prepared dataset, so that mining again leaves its pictures alone."""
+"""The table of incorrect pairs: a file of its own in the dataset's folder, so that mining does not rewrite pictures."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ _BROKEN = (
 
 
 @dataclass(frozen=True)
-class IncorrectPairs:
+class MinedPairs:
     """A partner for each product: the incorrect pair is the product's image with the partner's text.
 
     Attributes:
@@ -66,7 +66,7 @@ class IncorrectPairs:
         return np.bincount(self.partner[self.products], minlength=len(self.partner))
 
     def summary(self) -> dict[str, float]:
-        """Returns what tells whether the pairs are any good: how many, how evenly partners are used, how unlike."""
+        """Returns statistics of the pairs: their number, how evenly partners are used, and the image similarities."""
         uses, similarity = self.uses, self.similarity[self.products]
         return {
             "pairs": len(similarity),
@@ -88,7 +88,7 @@ def fingerprint(image_features: np.ndarray, text_features: np.ndarray, groups: n
     return digest.hexdigest()
 
 
-def save(path: Path, pairs: IncorrectPairs, settings: Mapping[str, object]) -> None:
+def save(path: Path, pairs: MinedPairs, settings: Mapping[str, object]) -> None:
     """Writes pairs and how they were mined as one file, whole or not at all; the same content gives the same bytes.
 
     Args:
@@ -99,7 +99,7 @@ def save(path: Path, pairs: IncorrectPairs, settings: Mapping[str, object]) -> N
     arrays = {"partner": pairs.partner, "similarity": pairs.similarity}
     if pairs.image_clusters is not None and pairs.text_clusters is not None:
         arrays |= {"image_clusters": pairs.image_clusters, "text_clusters": pairs.text_clusters}
-    # With the columns' names, which no checksum in the file covers.
+    # The column names are stored as well, because no checksum in the file covers them.
     about = {"form": _FORM, "columns": sorted(arrays), "fingerprint": pairs.fingerprint, "settings": dict(settings)}
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -110,7 +110,7 @@ def save(path: Path, pairs: IncorrectPairs, settings: Mapping[str, object]) -> N
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path) -> tuple[IncorrectPairs, dict[str, object]]:
+def load(path: Path) -> tuple[MinedPairs, dict[str, object]]:
     """Returns the pairs and the settings that `save` wrote.
 
     Raises:
@@ -124,7 +124,7 @@ def load(path: Path) -> tuple[IncorrectPairs, dict[str, object]]:
             raise ValueError(f"its form is {about['form']}, not {_FORM}")
         if sorted(content) != sorted(["about", *about["columns"]]):
             raise ValueError(f"it has columns {sorted(content)}")
-        pairs = IncorrectPairs(
+        pairs = MinedPairs(
             content["partner"],
             content["similarity"],
             content.get("image_clusters"),
@@ -139,7 +139,7 @@ def load(path: Path) -> tuple[IncorrectPairs, dict[str, object]]:
         raise UserError(f"{path} is not a whole table of incorrect pairs ({error}): mine them again") from None
 
 
-def _check(pairs: IncorrectPairs) -> None:
+def _check(pairs: MinedPairs) -> None:
     total = len(pairs.partner)
     columns = [one for one in (pairs.similarity, pairs.image_clusters, pairs.text_clusters) if one is not None]
     if any(column.shape != (total,) for column in columns):

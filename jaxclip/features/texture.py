@@ -1,4 +1,4 @@
-"""The texture of a product: how its cloth varies in lightness, near by and farther off."""
+"""Texture of a product: local binary patterns and co-occurrence statistics of its lightness."""
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -41,7 +41,7 @@ def texture(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -
     grey, inside = _scaled(pixels, mask)  # (h, w)
     patterns = local_binary_pattern(grey, _POINTS, _RADIUS, "uniform")[inside].astype(np.intp)
     shares = np.bincount(patterns, minlength=_POINTS + 2) / len(patterns)
-    # Level 0 is what does not count: its row and column of the matrix are left out.
+    # Level 0 marks pixels outside the mask; its row and column of the matrix are dropped.
     levels = np.where(inside, grey // (256 // _LEVELS) + 1, 0).astype(np.uint8)
     pairs = graycomatrix(levels, _DISTANCES, list(_DIRECTIONS.values()), _LEVELS + 1, symmetric=True)[1:, 1:]
     pairs[0, 0] += (pairs.sum(axis=(0, 1)) == 0).astype(pairs.dtype)

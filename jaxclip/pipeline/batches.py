@@ -1,4 +1,4 @@
-"""Batches whose order is a pure function of (seed, step): any step is resumed at once, on any number of hosts."""
+"""Batches whose order is a pure function of (seed, step), so training resumes at any step on any number of hosts."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from jaxclip.config.schema import Augmentation, Config
 from jaxclip.errors import UserError
 from jaxclip.pipeline import images, text
 from jaxclip.pipeline.preprocess import Preprocess
@@ -17,11 +18,11 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Partners:
-    """Whose text each record's picture is wrongly shown with.
+    """The incorrect pairs of a split: for each record, the record whose text is paired with its picture.
 
     Attributes:
       partner: (N,) number of another record of the split, negative where there is none.
-      similarity: (N,) cosine of the two pictures; not looked at where there is no partner.
+      similarity: (N,) cosine of the two pictures; ignored where there is no partner.
 
     Raises:
       UserError: no record has a partner, or a similarity is not finite.
@@ -42,7 +43,7 @@ class Partners:
             )
 
     def among(self, numbers: np.ndarray) -> "Partners":
-        """Returns those of records `take`n by number, numbered anew; one whose partner was not taken has none."""
+        """Returns the partners within a subset of the records, renumbered; a partner outside the subset is dropped."""
         anew = np.full(len(self.partner), -1)
         anew[numbers] = np.arange(len(numbers))
         partner = self.partner[numbers]
@@ -53,53 +54,64 @@ def training_batches(
     records: Records,
     tokenizer: PreTrainedTokenizerFast,
     preprocess: Preprocess,
-    image_augmentation: images.ImageAugmentation,
-    text_augmentation: text.TextAugmentation,
+    config: Config,
     partners: Partners | None = None,
     *,
-    batch_size: int,
-    seed: int,
-    first_step: int,
-    last_step: int,
+    steps: range,
     rows: np.ndarray | None = None,
-    workers: int = 0,
     canvas: int = 0,
 ) -> Iterator[Batch]:
-    """Yields `rows` (None = all) of the batches of steps first_step to last_step - 1; no other records are read.
+    """Yields the batches of the given consecutive steps, or only `rows` of each; no other records are read.
 
-    Row i of step s is the record at position s * batch_size + i of an endless stream, in which every pass over the
-    split is another permutation (`index_shuffle`, a cipher: nothing is shuffled in memory). Its augmentation is drawn
-    from the seed and that position alone.
+    Row i of step s is the record at position s * config.batch_size + i of an endless stream in which every epoch is a
+    different permutation of the split (`index_shuffle` is a cipher, so nothing is shuffled in memory). The augmentation
+    of a row depends only on config.seed and its position.
 
-    Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32. With a `canvas` pictures are left
-    for the device to scale: S is then the canvas' side, and extent (b, 2) int32 tells how much of it each picture takes
-    (`images.augment`). With `partners` it also has the partner's incorrect_text (b, T) int32, augmented by draws of its
-    own, similarity (b,) float32, and has_incorrect (b,) bool, False where there is no partner: the text is then the
-    record's own and the similarity 1.
+    Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32. With a `canvas` the pictures are
+    left for the device to resize: S is then the side of the canvas, and extent (b, 2) int32 is the height and width of
+    each picture in it (`images.augment`). With `partners` a batch also has incorrect_text (b, T) int32, the partner's
+    text with its own random augmentation, similarity (b,) float32, and has_incorrect (b,) bool. Where a record has no
+    partner, has_incorrect is False, the incorrect text is another augmentation of its own text and the similarity is 1.
+
+    Args:
+      config: batch_size, seed, augmentation and data.workers are used.
+      partners: the partner of each of the `records`; None leaves out the incorrect pairs.
+      rows: the rows of the global batch that this process reads; None reads all of them.
 
     Raises:
-      UserError: the partners are not those of these records, or the towers see crops and these have none.
+      UserError: the partners belong to other records, or the towers see crops and the records have none.
     """
-    crop = _sees_crops(records, preprocess)
-    rows = np.arange(batch_size) if rows is None else rows
+    rows = np.arange(config.batch_size) if rows is None else rows
     if partners is not None and len(partners.partner) != len(records):
         raise UserError(
             f"the table of incorrect pairs is of {len(partners.partner)} products, the split has {len(records)}: "
             "mine the pairs again"
         )
-    parallel = workers or tf.data.AUTOTUNE
 
     def positions(step: tf.Tensor) -> tf.Tensor:
-        return step * batch_size + tf.constant(rows, tf.int64)
+        return step * config.batch_size + tf.constant(rows, tf.int64)
+
+    dataset = _map(tf.data.Dataset.range(steps.start, steps.stop), positions, parallel=1)
+    dataset = _map(dataset, _reading(records, partners, config.seed, len(rows)), parallel=2)
+    example = _augmenting(records, preprocess, config, canvas)
+    dataset = _map(dataset.unbatch(), example, parallel=config.data.workers or tf.data.AUTOTUNE)
+    tokenize = _tokenizing(tokenizer, preprocess, config.augmentation, len(rows))
+    dataset = _map(dataset.batch(len(rows), drop_remainder=True), tokenize, parallel=2)
+    return dataset.prefetch(2).as_numpy_iterator()
+
+
+def _augmenting(records: Records, preprocess: Preprocess, config: Config, canvas: int) -> Callable:
+    """Returns the function that parses, decodes and augments one example; its texts are tokenized later, by batch."""
+    crop = _sees_crops(records, preprocess)
 
     def example(position: tf.Tensor, serialized: tf.Tensor, *incorrect: tf.Tensor) -> dict[str, tf.Tensor]:
         record = records.parse(serialized)
-        draw = tf.stack([tf.constant(seed, tf.int64), 4 * position])
+        draw = tf.stack([tf.constant(config.seed, tf.int64), 4 * position])
         picture, extent = images.augment(
             record["image"],
             preprocess.image_size,
             preprocess.resize,
-            image_augmentation,
+            config.augmentation,
             draw,
             preprocess.filter,
             part=record["crops"][0] if crop else None,
@@ -110,21 +122,16 @@ def training_batches(
             fields |= {"extent": extent}
         if incorrect:
             other, similarity, present = incorrect
-            of_its_own = tf.stack([tf.constant(seed, tf.int64), -4 * (position + 1)])
-            fields |= {"incorrect_text": _wording(records.parse(other), of_its_own)}
+            incorrect_draw = tf.stack([tf.constant(config.seed, tf.int64), -4 * (position + 1)])
+            fields |= {"incorrect_text": _wording(records.parse(other), incorrect_draw)}
             fields |= {"similarity": similarity, "has_incorrect": present}
         return fields
 
-    dataset = _map(tf.data.Dataset.range(first_step, last_step), positions, parallel=1)
-    dataset = _map(dataset, _reading(records, partners, seed, len(rows)), parallel=2)
-    dataset = _map(dataset.unbatch(), example, parallel=parallel)
-    tokenize = _tokenizing(tokenizer, preprocess, text_augmentation, len(rows))
-    dataset = _map(dataset.batch(len(rows), drop_remainder=True), tokenize, parallel=2)
-    return dataset.prefetch(2).as_numpy_iterator()
+    return example
 
 
 def _reading(records: Records, partners: Partners | None, seed: int, size: int) -> Callable:
-    """Returns what reads a batch: positions (b,) -> these, their records and, with partners, what `example` needs."""
+    """Returns the function that reads a batch: positions (b,) -> positions, records and any incorrect pairs."""
 
     def load(numbers: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.numpy_function(records.read, [numbers], tf.string, stateful=False), [size])
@@ -143,9 +150,9 @@ def _reading(records: Records, partners: Partners | None, seed: int, size: int) 
 
 
 def _tokenizing(
-    tokenizer: PreTrainedTokenizerFast, preprocess: Preprocess, augmentation: text.TextAugmentation, size: int
+    tokenizer: PreTrainedTokenizerFast, preprocess: Preprocess, augmentation: Augmentation, size: int
 ) -> Callable:
-    """Returns what makes tokens (b, T) of a batch's texts as `_wording` gives them."""
+    """Returns the function that turns the texts of a batch, as `_wording` returns them, into tokens (b, T)."""
 
     def encode(names, attributes, draws):
         return text.augmented_tokens(tokenizer, names, attributes, preprocess, augmentation, draws)
@@ -174,7 +181,7 @@ def _shuffled(positions: tf.Tensor, total: int, seed: int) -> tf.Tensor:
 
 
 def _wording(record: dict[str, tf.Tensor], draw: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """Returns one of a record's captions, its attributes and what their augmentation is drawn from."""
+    """Returns a random caption of a record, its attributes, and the uniform draws for their augmentation."""
     captions = record["captions"]
     chosen = tf.random.stateless_uniform([], draw, 0, tf.shape(captions)[0], tf.int32)
     return captions[chosen], record["attributes"], tf.random.stateless_uniform([text.MAX_DRAWS], draw + 1)
@@ -237,8 +244,8 @@ def _sees_crops(records: Records, preprocess: Preprocess) -> bool:
 def _map(dataset: tf.data.Dataset, function: Callable, *, parallel: int) -> tf.data.Dataset:
     """Returns the dataset with a function applied to each element, in order, `parallel` at a time.
 
-    AutoGraph is left out: no Python `if` or loop here depends on a tensor, and to find that out it would parse and
-    rewrite everything that is called, TFDS included, for seconds at each start.
+    AutoGraph is off: no Python `if` or loop here depends on a tensor, and AutoGraph would spend seconds at every start
+    parsing and rewriting all called code, including TFDS.
     """
     mapped = tf.autograph.experimental.do_not_convert(function)
     return dataset.map(mapped, num_parallel_calls=parallel, deterministic=True)

@@ -1,34 +1,20 @@
 """Encoded pictures into square uint8 ones, in a tf.data graph."""
 
 import math
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from PIL import Image
 
+from jaxclip.config.schema import Augmentation
 from jaxclip.runtime.tensorflow import tf
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 REDUCTIONS = {1: 0, 2: 2, 4: 8, 8: 16}
-"""How many times shorter libjpeg makes sides while it decodes -> where a crop's are at least so many times the wanted.
+"""libjpeg's reduction factor -> the smallest ratio of crop size to target size at which it is used.
 
-There the pixels are about as far from those of a bicubic filter as a bilinear filter's are: 1.4, 2.5 and 2.4 levels on
-average over photos from a street, at the shortest of such sides.
+At these ratios the pixels differ from bicubic resizing about as much as bilinear resizing does.
 """
-
-
-@dataclass(frozen=True)
-class ImageAugmentation:
-    """Random resized crop and mirroring (see `config.Augmentation`)."""
-
-    crop_area: tuple[float, float]
-    crop_aspect: tuple[float, float]
-    flip: bool
-
-    @property
-    def keeps_whole(self) -> bool:
-        return self.crop_area == (1.0, 1.0) and self.crop_aspect == (1.0, 1.0)
 
 
 def decode(encoded: tf.Tensor, reduction: int = 1) -> tf.Tensor:
@@ -87,7 +73,7 @@ def augment(
     encoded: tf.Tensor,
     size: int,
     policy: str,
-    augmentation: ImageAugmentation,
+    augmentation: Augmentation,
     seed: tf.Tensor,
     filter: str = "bicubic",
     *,
@@ -111,7 +97,7 @@ def augment(
     """
     shape = shape_of(encoded)
     begin, end = (tf.zeros_like(shape), shape) if part is None else pixel_bounds(shape, part)
-    whole = augmentation.keeps_whole
+    whole = augmentation.keeps_whole_picture
     if not whole:
         begin, end = _drawn(begin, end, policy, augmentation, seed)
     picture = _decode_part(encoded, begin, end, size, reduced=not whole)
@@ -133,7 +119,7 @@ def augment(
 
 
 def _drawn(
-    begin: tf.Tensor, end: tf.Tensor, policy: str, augmentation: ImageAugmentation, seed: tf.Tensor
+    begin: tf.Tensor, end: tf.Tensor, policy: str, augmentation: Augmentation, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns where a random crop within (begin, end) begins and ends, each (row, column)."""
     draws = tf.random.stateless_uniform([4], seed)

@@ -1,4 +1,4 @@
-"""Batches on their way to the devices while the step before them runs."""
+"""Places the next batches on the devices while the current step runs."""
 
 import queue
 import threading

@@ -21,11 +21,11 @@ _OF_PRODUCT = {"id", "image", "captions", "category", "attributes", "group"}
 class Records:
     """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0.
 
-    With `first`, only so many of them; a prepared dataset stores its records in random order.
+    With `first`, only the first that many records; a prepared dataset stores its records in random order.
 
     Attributes:
       features: of a record, as TFDS describes them.
-      largest_side: of all pictures in the dataset, pixels; 0 where its preparation did not note it.
+      largest_side: of all pictures in the dataset, pixels; 0 if preparation did not record it.
       numbers: (N,) the number in the split of each record; not 0..N-1 only where `take` left some out.
     """
 
@@ -57,7 +57,7 @@ class Records:
         return len(self.numbers)
 
     def take(self, numbers: np.ndarray) -> "Records":
-        """Returns these records alone, numbered anew from 0 in the order given."""
+        """Returns a view of only these records, renumbered from 0 in the given order."""
         taken = copy.copy(self)
         taken.numbers = self.numbers[numbers]
         return taken

@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, SiglipTokenizer
 
 from jaxclip.catalog import captions
+from jaxclip.config.schema import Augmentation
 from jaxclip.errors import UserError, first_line
 from jaxclip.pipeline.clip_tokenizer import clip_tokenizer
 from jaxclip.pipeline.preprocess import Preprocess
@@ -24,15 +25,6 @@ OF_ONE_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Classes of tokenizers, our own among them, that are all in tokenizer.json; the second is the first's newer name."""
 LEFTOVERS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only")
 """Settings that a tokenizer keeps from how it was last loaded or used."""
-
-
-@dataclass(frozen=True)
-class TextAugmentation:
-    """What training leaves out of captions (see `config.Augmentation`)."""
-
-    keep_attributes: float
-    keep_words: float
-    prompts: bool
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -136,13 +128,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context_len
 
 
 @dataclass(frozen=True, eq=False)
-class Segments:
-    """Captions cut into parts of so many tokens that the text tower reads each whole.
+class TokenSegments:
+    """Long captions split into segments that each fit the context length of the text tower.
 
     Attributes:
       ids: (M, context_length) int32 token ids of the parts, each with its start and end, padded.
-      owners: (M,) the caption of each, ascending.
-      lengths: (M,) tokens that are no padding.
+      owners: (M,) the index of the caption that each part belongs to, ascending.
+      lengths: (M,) number of tokens that are not padding.
     """
 
     ids: np.ndarray
@@ -150,7 +142,7 @@ class Segments:
     lengths: np.ndarray
 
 
-def segments(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], context_length: int, most: int) -> Segments:
+def segments(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], context_length: int, most: int) -> TokenSegments:
     """Returns the parts of captions, at most `most` of each; what is longer is cut, as `encode` cuts it."""
     encoded = tokenizer(
         list(texts),
@@ -163,7 +155,7 @@ def segments(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], context_l
     owners = np.asarray(encoded["overflow_to_sample_mapping"])
     kept = np.arange(len(owners)) - np.searchsorted(owners, owners) < most
     ids, inside = (np.asarray(encoded[name], np.int32)[kept] for name in ("input_ids", "attention_mask"))
-    return Segments(ids, owners[kept], inside.sum(axis=1))
+    return TokenSegments(ids, owners[kept], inside.sum(axis=1))
 
 
 def caption(name: str, attributes: Mapping[str, str], preprocess: Preprocess) -> str:
@@ -177,7 +169,7 @@ def prompts(name: str, preprocess: Preprocess) -> list[str]:
 
 
 def augmented_caption(
-    name: str, attributes: Mapping[str, str], preprocess: Preprocess, augmentation: TextAugmentation, draws: np.ndarray
+    name: str, attributes: Mapping[str, str], preprocess: Preprocess, augmentation: Augmentation, draws: np.ndarray
 ) -> str:
     """Returns the caption with attributes and words of the name left out at random.
 
@@ -202,7 +194,7 @@ def augmented_tokens(
     names: Sequence[bytes],
     attributes: Sequence[bytes],
     preprocess: Preprocess,
-    augmentation: TextAugmentation,
+    augmentation: Augmentation,
     draws: np.ndarray,
 ) -> np.ndarray:
     """Returns the token ids of a batch's augmented captions, (n, context_length) int32."""

@@ -1,4 +1,4 @@
-"""What a data card tells beyond the catalogue: captions in tokens, agreement of colours, incorrect pairs."""
+"""Sections of the data card beyond the catalogue: caption lengths, agreement of colours, incorrect pairs."""
 
 import itertools
 from array import array
@@ -11,7 +11,7 @@ import numpy as np
 from jaxclip.catalog import builder, card, card_figures
 from jaxclip.config import Config
 from jaxclip.features import agreement
-from jaxclip.features.pair_table import IncorrectPairs
+from jaxclip.features.pair_table import MinedPairs
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.preparation import mining
@@ -21,7 +21,7 @@ SHOWN_PAIRS, SHOWN_SEED = 24, 0
 TOKENIZED_AT_ONCE = 1024
 
 
-def complete(config: Config, prepared: Path, *, say: Callable[[str], None]) -> IncorrectPairs | None:
+def complete(config: Config, prepared: Path, *, say: Callable[[str], None]) -> MinedPairs | None:
     """Mines the incorrect pairs of a prepared dataset and puts into its card what only the configuration knows.
 
     Args:
@@ -65,7 +65,7 @@ def _tokens(config: Config, records: Records, training: Records) -> dict[str, An
     }
 
 
-def _pairs(config: Config, prepared: Path, pairs: IncorrectPairs) -> dict[str, Any]:
+def _pairs(config: Config, prepared: Path, pairs: MinedPairs) -> dict[str, Any]:
     records = Records(prepared, mining.TRAIN)
     titles = [product.title for product, _ in records.products()]
     random = np.random.default_rng(SHOWN_SEED)

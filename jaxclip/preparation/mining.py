@@ -1,4 +1,4 @@
-"""The incorrect pairs of a prepared dataset: mined from its training split, kept in a table beside it."""
+"""Mines the incorrect pairs of a dataset's training split and stores them as a table in its folder."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from jaxclip.config import Config, load_config
 from jaxclip.errors import UserError
 from jaxclip.evaluation.evaluator import Evaluator
 from jaxclip.features import classical, incorrect_pairs, pair_table
-from jaxclip.features.pair_table import IncorrectPairs
+from jaxclip.features.pair_table import MinedPairs
 from jaxclip.pipeline import prepared_data
 from jaxclip.pipeline.records import Records
 from jaxclip.preparation import single_encoders
@@ -34,11 +34,11 @@ CLASSICAL, TOWERS, ENCODERS = "classical", "towers", "encoders"
 Features = tuple[np.ndarray, np.ndarray]
 
 
-def find_or_mine(config: Config, prepared: Path, *, say: Callable[[str], None]) -> IncorrectPairs:
-    """Returns the configured incorrect pairs of the training split, mining them first where they are not kept yet.
+def find_or_mine(config: Config, prepared: Path, *, say: Callable[[str], None]) -> MinedPairs:
+    """Returns the configured incorrect pairs of the training split, mining them first if they are not stored yet.
 
-    A table is found again by all that decides it: rule, seed, features and the dataset's fingerprint. Another rule
-    makes another table; neither touches the dataset. Indices are those of `Records(prepared, "train")`.
+    A table is identified by everything that determines it: rule, seed, features and the dataset's fingerprint. Another
+    rule creates another table; the dataset itself never changes. Indices are those of `Records(prepared, "train")`.
 
     Raises:
       UserError: the dataset has no training split or no features, or no pairs can be mined from it.
@@ -58,7 +58,7 @@ def _mine(
     wanted: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Writes the table: the first process does, and the others only help towers to embed."""
+    """Writes the table: the first process does so; the others only take part in embedding with towers."""
     given = config.incorrect_pairs
     if not (distributed.is_primary() or given.features.startswith(TOWERS)):
         return
@@ -74,7 +74,7 @@ def _mine(
 
 
 def settings(config: Config, prepared: Path) -> dict[str, Any]:
-    """Returns all that decides the pairs of a dataset, as JSON values."""
+    """Returns the settings that determine the pairs of a dataset, as JSON values."""
     given = config.incorrect_pairs
     wanted = {
         "variant": given.variant,
@@ -91,7 +91,7 @@ def settings(config: Config, prepared: Path) -> dict[str, Any]:
 
 
 def table(prepared: Path, wanted: dict[str, Any]) -> Path:
-    """Returns where the pairs of these settings are kept."""
+    """Returns the path of the table with these settings."""
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:8]
     return prepared / FOLDER / f"{wanted['variant'].replace(':', '-')}-{key}.npz"
 
@@ -101,7 +101,7 @@ def _features(
     records: Records,
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns what pictures and texts are compared by, a row per product of the split, and the products' groups."""
+    """Returns picture features, text features and groups, one row per product of the split."""
     worded, groups = [], []
     for product, group in bar(records.products(), total=len(records), desc="reading captions", unit="product"):
         worded.append(_text(config, product))

@@ -1,4 +1,4 @@
-"""Pictures by a ViT alone and texts by a BERT alone: the features that Tagami et al. cluster products by."""
+"""Features from a separate ViT and BERT, by which Tagami et al. cluster products."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -274,8 +274,7 @@ def _embed_texts(
 
 def _wordings(products: Sequence[Product], first: FirstStage, wordings: int) -> tuple[list[str], np.ndarray]:
     """Returns all captions as evaluation words them, then all of them in each further wording; and their products."""
-    given, preprocess = first.config.augmentation, first.towers.preprocess
-    augmentation = text.TextAugmentation(given.keep_attributes, given.keep_words, given.prompts)
+    augmentation, preprocess = first.config.augmentation, first.towers.preprocess
     random = np.random.default_rng(WORDINGS_SEED)
     captions, owners = [], []
     for wording in range(wordings):

@@ -6,9 +6,9 @@ from functools import partial
 import jax
 from jax.sharding import Mesh
 
+from jaxclip.config.schema import Augmentation
 from jaxclip.errors import UserError
 from jaxclip.models import resampling
-from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.runtime import compiler
 from jaxclip.runtime.mesh import batch_sharding
@@ -21,7 +21,7 @@ MULTIPLE = 16  # pixels; of a square's side, so that few different programs are 
 
 
 def canvas_of(
-    where: str, preprocess: Preprocess, augmentation: ImageAugmentation, largest_side: int, *, prepared: str = ""
+    where: str, preprocess: Preprocess, augmentation: Augmentation, largest_side: int, *, prepared: str = ""
 ) -> int:
     """Returns the side of the squares in which training pictures reach a device that scales them, 0 if the host does.
 
@@ -37,7 +37,7 @@ def canvas_of(
     if where == "host" or (where == "auto" and compiler.on_cpu()):
         return 0
     size, problem = preprocess.image_size, ""
-    if preprocess.resize == "crop" and augmentation.keeps_whole:
+    if preprocess.resize == "crop" and augmentation.keeps_whole_picture:
         problem = "data.resize = 'crop' cuts whole pictures after they are scaled"
     elif not largest_side:
         problem = f"{prepared} was prepared by a version that did not note how large its pictures are: prepare it again"

@@ -7,18 +7,10 @@ import jax
 import numpy as np
 
 from jaxclip.config import Config
-from jaxclip.pipeline import text
 from jaxclip.pipeline.batches import Partners, training_batches
-from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.records import Records
 from jaxclip.runtime import mesh as meshes
 from jaxclip.towers.towers import Towers
-
-
-def image_augmentation(config: Config) -> ImageAugmentation:
-    """Returns what the configuration says of training pictures."""
-    given = config.augmentation
-    return ImageAugmentation(given.crop_area, given.crop_aspect, given.flip)
 
 
 def device_batches(
@@ -32,20 +24,15 @@ def device_batches(
     canvas: int = 0,
 ) -> tuple[Any, Callable]:
     """Returns the batches of steps first to last - 1 on the host, and the function that places one on the devices."""
-    given, sharding = config.augmentation, meshes.batch_sharding(towers.mesh)
+    sharding = meshes.batch_sharding(towers.mesh)
     batches = training_batches(
         train,
         towers.tokenizer,
         towers.preprocess,
-        image_augmentation(config),
-        text.TextAugmentation(given.keep_attributes, given.keep_words, given.prompts),
+        config,
         partners,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        first_step=first,
-        last_step=last,
+        steps=range(first, last),
         rows=meshes.process_rows(sharding, config.batch_size),
-        workers=config.data.workers,
         canvas=canvas,
     )
 

@@ -208,7 +208,7 @@ def _set_up(config: Config, workdir: Path, say: Say) -> _Setup:
     canvas = device_resize.canvas_of(
         config.data.resize_on,
         towers.preprocess,
-        inputs.image_augmentation(config),
+        config.augmentation,
         records.largest_side,
         prepared=str(prepared),
     )

@@ -1,7 +1,6 @@
 import json
 import os
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ from jaxclip.catalog.pictures import inspect
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 from jaxclip.features.describe import ProductDescriber
-from jaxclip.features.detect import DETECTORS, Detections, make_detector
+from jaxclip.features.detect import Detections, make_detector
 from jaxclip.features.detectors.foreground import foreground_mask
-from jaxclip.features.detectors.yolo import Layout, best, decode, letterbox, recognise
+from jaxclip.features.detectors.yolo import OutputLayout, best, decode, letterbox, recognise
 from jaxclip.features.geometry import iou
 
 REAL = Path(os.environ.get("JAXCLIP_REAL_DATA") or "/nonexistent")
@@ -202,10 +201,10 @@ class TestYolo:
     @pytest.mark.parametrize(
         ("shape", "layout"),
         [
-            ((1, 3549, 85), Layout("yolox", 80, (8, 16, 32))),
-            ((1, 3 * 3549, 85), Layout("yolov5", 80)),
-            ((1, 17, 3549), Layout("yolov8", 13)),
-            ((1, 300, 6), Layout("corners", 0)),
+            ((1, 3549, 85), OutputLayout("yolox", 80, (8, 16, 32))),
+            ((1, 3 * 3549, 85), OutputLayout("yolov5", 80)),
+            ((1, 17, 3549), OutputLayout("yolov8", 13)),
+            ((1, 300, 6), OutputLayout("corners", 0)),
             ((1, 300, 7), None),
             ((3549, 85), None),
             ((2, 3549, 85), None),
@@ -232,11 +231,11 @@ class TestYolo:
         plain = np.zeros((7, cells), np.float32)
         plain[:, 26] = [*box, 0, 0, 0.72]
         outputs = [
-            (raw, Layout("yolox", 3, strides)),
-            (decoded, Layout("yolox", 3, strides)),
-            (np.repeat(decoded, 3, axis=0), Layout("yolov5", 3)),
-            (plain, Layout("yolov8", 3)),
-            (np.array([[*corners, 0.72, number]], np.float32), Layout("corners", 0)),
+            (raw, OutputLayout("yolox", 3, strides)),
+            (decoded, OutputLayout("yolox", 3, strides)),
+            (np.repeat(decoded, 3, axis=0), OutputLayout("yolov5", 3)),
+            (plain, OutputLayout("yolov8", 3)),
+            (np.array([[*corners, 0.72, number]], np.float32), OutputLayout("corners", 0)),
         ]
         for output, layout in outputs:
             found, scores, classes = decode(output, layout, size, size)
@@ -343,23 +342,3 @@ class TestTransformers:
         pytest.importorskip("torch")
         with pytest.raises(UserError, match="no folder or name"):
             make_detector(f"transformers:{tmp_path}")
-
-
-def test_an_unknown_detector_is_told_with_those_there_are():
-    with pytest.raises(UserError, match=", ".join(DETECTORS)):
-        make_detector("yolo:x.onnx")
-
-
-@pytest.mark.parametrize("spec", ["onnx", "boxes", "transformers", "foreground:x"])
-def test_a_spec_with_too_little_or_too_much_is_told(spec):
-    with pytest.raises(UserError, match=spec.partition(":")[0]):
-        make_detector(spec)
-
-
-@pytest.mark.parametrize(
-    ("spec", "library"), [("faster_rcnn", "torch"), ("transformers:x", "torch"), ("onnx:x.onnx", "onnxruntime")]
-)
-def test_a_library_that_is_missing_is_told_with_what_to_install(monkeypatch, spec, library):
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UserError, match=rf"needs {library}; .*pip install 'jaxclip\[detect\]'"):
-        make_detector(spec)

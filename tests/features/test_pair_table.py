@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxclip.errors import UserError
 from jaxclip.features import pair_table
-from jaxclip.features.pair_table import NONE, IncorrectPairs, load, save
+from jaxclip.features.pair_table import NONE, MinedPairs, load, save
 
 SETTINGS = {"variant": "clustered", "clusters": 10, "seed": 0, "image_features": "colour"}
 
@@ -28,7 +28,7 @@ def pairs_of(products, clustered=True):
     partner[::7] = NONE
     similarity = np.where(partner == NONE, np.nan, random.random(products)).astype(np.float32)
     clusters = [random.integers(0, 10, products) if clustered else None for _ in range(2)]
-    return IncorrectPairs(partner, similarity, *clusters, pair_table.fingerprint(*features(products)))
+    return MinedPairs(partner, similarity, *clusters, pair_table.fingerprint(*features(products)))
 
 
 @pytest.mark.parametrize("clustered", (True, False))
@@ -115,8 +115,8 @@ def test_other_files_are_not_tables(tmp_path):
     (tmp_path / "text.npz").write_text("partner,similarity\n1,0.5\n")
     np.save(tmp_path / "array.npy", np.arange(3))
     pairs = pairs_of(60)
-    save(tmp_path / "beyond.npz", IncorrectPairs(pairs.partner + 60, *list(vars(pairs).values())[1:]), {})
-    save(tmp_path / "short.npz", IncorrectPairs(pairs.partner[1:], *list(vars(pairs).values())[1:]), {})
+    save(tmp_path / "beyond.npz", MinedPairs(pairs.partner + 60, *list(vars(pairs).values())[1:]), {})
+    save(tmp_path / "short.npz", MinedPairs(pairs.partner[1:], *list(vars(pairs).values())[1:]), {})
     for name in ("other.npz", "text.npz", "array.npy", "beyond.npz", "short.npz"):
         with pytest.raises(UserError, match="not a whole table"):
             load(tmp_path / name)

@@ -8,18 +8,17 @@ import pytest
 from PIL import Image
 
 from jaxclip.catalog import builder
+from jaxclip.config.schema import Augmentation, Config
 from jaxclip.errors import UserError
 from jaxclip.features.describe import ProductDescriber
 from jaxclip.models.resampling import scale
 from jaxclip.pipeline import images
 from jaxclip.pipeline.batches import Partners, image_batches, training_batches
-from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.records import Records
-from jaxclip.pipeline.text import TextAugmentation
 
 TOTAL, BATCH = 19, 4
-AUGMENTED = ImageAugmentation((0.3, 0.9), (0.5, 2.0), True), TextAugmentation(0.5, 0.5, False)
-PLAIN = ImageAugmentation((1.0, 1.0), (1.0, 1.0), False), TextAugmentation(1.0, 1.0, False)
+AUGMENTED = Augmentation((0.3, 0.9), (0.5, 2.0), flip=True, keep_attributes=0.5, keep_words=0.5)
+PLAIN = Augmentation((1.0, 1.0), (1.0, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +27,8 @@ def batches(prepared, preprocess, tokenizer):
     records = Records(prepared, "train")
 
     def load(first, last, *, batch=BATCH, seed=3, rows=None, augmentation=AUGMENTED):
-        return list(
-            training_batches(
-                records,
-                tokenizer,
-                preprocess,
-                *augmentation,
-                batch_size=batch,
-                seed=seed,
-                first_step=first,
-                last_step=last,
-                rows=rows,
-            )
-        )
+        config = Config(seed=seed, batch_size=batch, augmentation=augmentation)
+        return list(training_batches(records, tokenizer, preprocess, config, steps=range(first, last), rows=rows))
 
     return load
 
@@ -178,11 +166,11 @@ def test_towers_that_see_crops_get_those_of_preparation_in_training_and_evaluati
     for product, picture, box in records.pictured():
         part = images.cut(images.decode(picture), box)
         expected[int(product.group)] = images.resize(part, crops.image_size, crops.resize).numpy()
-    settings = {"batch_size": TOTAL, "seed": 0, "first_step": 0, "last_step": 1}
-    (batch,) = training_batches(records, tokenizer, crops, *PLAIN, **settings)
+    config = Config(seed=0, batch_size=TOTAL, augmentation=PLAIN)
+    (batch,) = training_batches(records, tokenizer, crops, config, steps=range(1))
     for group, picture in zip(batch["group"], batch["image"], strict=True):
         np.testing.assert_array_equal(picture, expected[int(group)])
-    (unscaled,) = training_batches(records, tokenizer, crops, *PLAIN, **settings, canvas=96)
+    (unscaled,) = training_batches(records, tokenizer, crops, config, steps=range(1), canvas=96)
     found = np.asarray(scale(unscaled["image"], unscaled["extent"], crops.image_size, "bicubic"), int)
     assert (unscaled["extent"] != crops.image_size).any() and np.abs(found - batch["image"]).mean() < 0.5
     (seen,) = image_batches(records, crops, batch_size=TOTAL)
@@ -247,7 +235,8 @@ def test_a_split_that_is_not_there_is_named(raw, tmp_path):
 def test_the_context_length_and_the_picture_size_are_those_of_the_preprocessing(prepared, preprocess, tokenizer):
     other = replace(preprocess, image_size=16, context_length=6, resize="crop")
     records = Records(prepared, "train")
-    (batch,) = training_batches(records, tokenizer, other, *AUGMENTED, batch_size=2, seed=0, first_step=0, last_step=1)
+    config = Config(seed=0, batch_size=2, augmentation=AUGMENTED)
+    (batch,) = training_batches(records, tokenizer, other, config, steps=range(1))
     assert batch["image"].shape == (2, 16, 16, 3) and batch["text"].shape == (2, 6)
 
 
@@ -265,8 +254,8 @@ def test_with_partners_a_batch_has_their_texts_and_similarities_and_nothing_else
     records, table = Records(prepared, "train"), partners_of(TOTAL, without=(2, 7))
     products = list(records.products())
     number_of = {group: number for number, (_, group) in enumerate(products)}
-    settings = dict(batch_size=BATCH, seed=3, first_step=1, last_step=11)
-    found = list(training_batches(records, tokenizer, preprocess, *PLAIN, table, **settings))
+    config = Config(seed=3, batch_size=BATCH, augmentation=PLAIN)
+    found = list(training_batches(records, tokenizer, preprocess, config, table, steps=range(1, 11)))
     left_out = 0
     for batch, without in zip(found, batches(1, 11, augmentation=PLAIN), strict=True):
         for name in without:
@@ -292,8 +281,8 @@ def test_incorrect_texts_are_augmented_by_draws_of_their_own_and_resume_exactly(
     records, itself = Records(prepared, "train"), Partners(np.arange(TOTAL), np.zeros(TOTAL, np.float32))
 
     def load(first, last, rows=None):
-        settings = dict(batch_size=BATCH, seed=3, first_step=first, last_step=last, rows=rows)
-        return list(training_batches(records, tokenizer, preprocess, *AUGMENTED, itself, **settings))
+        config, steps = Config(seed=3, batch_size=BATCH, augmentation=AUGMENTED), range(first, last)
+        return list(training_batches(records, tokenizer, preprocess, config, itself, steps=steps, rows=rows))
 
     whole = load(0, 10)
     different = [(batch["text"] != batch["incorrect_text"]).any(axis=1).mean() for batch in whole]
@@ -316,4 +305,4 @@ def test_a_table_that_is_empty_not_finite_or_of_another_split_is_told(prepared, 
         Partners(np.asarray([1, 0, 3, -1]), np.asarray([0.1, 0.1, np.inf, np.nan], np.float32))
     records, other = Records(prepared, "train"), partners_of(7)
     with pytest.raises(UserError, match=f"is of 7 products, the split has {TOTAL}: mine the pairs again"):
-        training_batches(records, tokenizer, preprocess, *PLAIN, other, batch_size=2, seed=0, first_step=0, last_step=1)
+        training_batches(records, tokenizer, preprocess, Config(batch_size=2), other, steps=range(1))

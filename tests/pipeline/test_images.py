@@ -7,11 +7,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from jaxclip.config.schema import Augmentation
 from jaxclip.features import crop
 from jaxclip.models.resampling import scale
 from jaxclip.pipeline import images
 from jaxclip.pipeline.batches import image_batches
-from jaxclip.pipeline.images import ImageAugmentation, augment, decode, resize
+from jaxclip.pipeline.images import augment, decode, resize
 from jaxclip.pipeline.records import Records
 
 SMOOTH = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize(
@@ -66,7 +67,7 @@ def test_cropping_equals_pillows_resize_of_the_shorter_side_and_its_centre():
 def test_a_picture_of_any_shape_becomes_a_square(shape, policy):
     picture = np.full((*shape, 3), 77, np.uint8)
     np.testing.assert_array_equal(resize(tf.constant(picture), 32, policy), np.full((32, 32, 3), 77))
-    settings = ImageAugmentation((0.1, 1.0), (0.5, 2.0), True)
+    settings = Augmentation((0.1, 1.0), (0.5, 2.0), True)
     cropped, _ = augment(
         tf.constant(encoded(Image.fromarray(picture), "PNG")), 32, policy, settings, tf.constant([3, 4])
     )
@@ -83,14 +84,14 @@ def views(augmentation, policy="squash", count=40):
 
 
 def test_augmentation_is_a_pure_function_of_its_seed():
-    settings = ImageAugmentation((0.3, 0.9), (0.7, 1.4), True)
+    settings = Augmentation((0.3, 0.9), (0.7, 1.4), True)
     np.testing.assert_array_equal(views(settings, count=5), views(settings, count=5))
     assert len({view.tobytes() for view in views(settings)}) == 40
 
 
 @pytest.mark.parametrize("policy", ["squash", "crop"])
 def test_a_crop_keeps_the_wanted_share_and_moves_about(policy):
-    found = views(ImageAugmentation((0.25, 0.25), (1.0, 1.0), False), policy)
+    found = views(Augmentation((0.25, 0.25), (1.0, 1.0), False), policy)
     widths = [np.ptp(view[..., 0]) / 255 for view in found]
     heights = [np.ptp(view[..., 1]) / 255 for view in found]
     np.testing.assert_allclose(np.multiply(widths, heights), 0.25, atol=0.05)
@@ -101,14 +102,14 @@ def test_a_crop_keeps_the_wanted_share_and_moves_about(policy):
 
 def test_half_of_the_pictures_are_mirrored_and_none_without_being_asked():
     def mirrored(flip):
-        return [view[0, 0, 0] > view[0, -1, 0] for view in views(ImageAugmentation((0.5, 1.0), (1.0, 1.0), flip))]
+        return [view[0, 0, 0] > view[0, -1, 0] for view in views(Augmentation((0.5, 1.0), (1.0, 1.0), flip))]
 
     assert not any(mirrored(False))
     assert 10 <= sum(mirrored(True)) <= 30
 
 
 def test_no_augmentation_is_the_evaluations_resize():
-    none = ImageAugmentation((1.0, 1.0), (1.0, 1.0), False)
+    none = Augmentation((1.0, 1.0), (1.0, 1.0), False)
     data, seed = tf.constant(encoded(SMOOTH, "PNG")), tf.constant([1, 2])
     np.testing.assert_array_equal(augment(data, 32, "squash", none, seed)[0], resize(decode(data), 32, "squash"))
 
@@ -134,7 +135,7 @@ PHOTO = Image.fromarray(np.random.default_rng(1).integers(60, 200, (90, 60, 3), 
 @pytest.mark.parametrize("area", [(0.3, 0.9), (1.0, 1.0)])
 def test_what_is_left_to_the_device_to_scale_becomes_what_the_host_scales(form, part, policy, area):
     size, canvas = 48, 96
-    settings = ImageAugmentation(area, (0.8, 1.25) if area != (1.0, 1.0) else (1.0, 1.0), True)
+    settings = Augmentation(area, (0.8, 1.25) if area != (1.0, 1.0) else (1.0, 1.0), True)
     small = PHOTO.resize((61, 90))
     part = None if part is None else tf.constant(part)
     for image in (small, PHOTO):  # one that the canvas holds, one that it does not
@@ -159,7 +160,7 @@ def test_large_jpegs_are_reduced_while_they_are_decoded(monkeypatch, times, redu
         images, "decode", lambda data, reduction=1: decoded.append(reduction) or decode(data, reduction)
     )
     size = int(600 / times)
-    settings = ImageAugmentation((0.999, 1.0), (1.0, 1.0), False)
+    settings = Augmentation((0.999, 1.0), (1.0, 1.0), False)
     data = tf.constant(encoded(PHOTO, "JPEG", quality=95))
     found, _ = augment(data, size, "squash", settings, tf.constant([0, 0]))
     assert decoded == [reduced]

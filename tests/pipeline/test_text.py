@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from jaxclip.catalog import captions
+from jaxclip.config.schema import Augmentation
 from jaxclip.errors import UserError
 from jaxclip.pipeline import text
 from jaxclip.pipeline.preprocess import Preprocess
-from jaxclip.pipeline.text import END, MAX_DRAWS, START, TextAugmentation
+from jaxclip.pipeline.text import END, MAX_DRAWS, START
 
 PREPROCESS = Preprocess(32, "squash", (0.5,) * 3, (0.25,) * 3, "{name} in {colour}, {season}", True, 16)
 TOKENIZER = text.train_tokenizer(["a cotton shirt in blue", "a silk shirt in red", "Schöne Hemden aus 棉"], 320)
@@ -145,14 +146,18 @@ def test_the_caption_of_an_evaluation_is_the_whole_template():
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_keeping_everything_is_the_caption_of_an_evaluation(seed):
-    kept = text.augmented_caption("Puma Shirt", ATTRIBUTES, PREPROCESS, TextAugmentation(1, 1, False), drawn(seed))
+    kept = text.augmented_caption(
+        "Puma Shirt", ATTRIBUTES, PREPROCESS, Augmentation(keep_attributes=1, keep_words=1, prompts=False), drawn(seed)
+    )
     assert kept == text.caption("Puma Shirt", ATTRIBUTES, PREPROCESS)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_keeping_no_attribute_leaves_the_name(seed):
-    bare = text.augmented_caption("Puma Shirt", ATTRIBUTES, PREPROCESS, TextAugmentation(0, 1, False), drawn(seed))
+    bare = text.augmented_caption(
+        "Puma Shirt", ATTRIBUTES, PREPROCESS, Augmentation(keep_attributes=0, keep_words=1, prompts=False), drawn(seed)
+    )
     assert not {"blue", "winter"} & set(bare.replace(",", " ").split())
     assert bare.startswith("puma shirt")
 
@@ -162,12 +167,14 @@ def test_keeping_no_attribute_leaves_the_name(seed):
 def test_a_caption_keeps_at_least_one_word_of_its_name_in_their_order(seed, keep, count):
     name = [f"word{index}" for index in range(count)]
     template = replace(PREPROCESS, caption_template="{name}")
-    found = text.augmented_caption(" ".join(name), {}, template, TextAugmentation(1, keep, False), drawn(seed)).split()
+    found = text.augmented_caption(
+        " ".join(name), {}, template, Augmentation(keep_attributes=1, keep_words=keep, prompts=False), drawn(seed)
+    ).split()
     assert found and found == [word for word in name if word in found]
 
 
 def test_attributes_and_words_are_kept_as_often_as_asked():
-    settings = TextAugmentation(0.7, 0.4, False)
+    settings = Augmentation(keep_attributes=0.7, keep_words=0.4, prompts=False)
     template = replace(PREPROCESS, caption_template="{name} {colour}")
     found = [
         text.augmented_caption("one two three four five", ATTRIBUTES, template, settings, drawn(seed)).split()
@@ -179,14 +186,14 @@ def test_attributes_and_words_are_kept_as_often_as_asked():
 
 
 def test_prompts_are_those_of_openfashionclip():
-    settings = TextAugmentation(1, 1, True)
+    settings = Augmentation(keep_attributes=1, keep_words=1, prompts=True)
     found = {text.augmented_caption("shirt", ATTRIBUTES, PREPROCESS, settings, drawn(seed)) for seed in range(300)}
     assert found == {prompt.format(name="shirt") for prompt in captions.PROMPTS}
 
 
 def test_a_batch_of_augmented_captions_is_tokenized_row_by_row():
     draws = np.stack([drawn(0), drawn(1)])
-    settings = TextAugmentation(0.5, 0.5, False)
+    settings = Augmentation(keep_attributes=0.5, keep_words=0.5, prompts=False)
     names, values = [b"Puma Shirt", "Hemd für Männer".encode()], [b'{"colour": "Blue"}', b"{}"]
     found = text.augmented_tokens(TOKENIZER, names, values, PREPROCESS, settings, draws)
     expected = [

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from jaxclip import config
+from jaxclip.config.schema import Augmentation
 from jaxclip.errors import UserError
 from jaxclip.models import resampling
-from jaxclip.pipeline.images import ImageAugmentation
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.pipeline.text import train_tokenizer
 from jaxclip.runtime import compiler, mesh
@@ -19,7 +19,7 @@ SMALL = {"steps": 1, "batch_size": 16, "model": {"preset": "tiny"}, "data": {"im
 
 def canvas(where, size, largest, *, resize="squash", area=(0.6, 1.0)):
     preprocess = Preprocess(size, resize, (0.5,) * 3, (0.5,) * 3, "{name}", True, 16)
-    augmentation = ImageAugmentation(area, (1.0, 1.0), False)
+    augmentation = Augmentation(area, (1.0, 1.0), False)
     return device_resize.canvas_of(where, preprocess, augmentation, largest, prepared="SHOP")
 
 

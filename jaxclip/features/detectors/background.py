@@ -1,11 +1,11 @@
-"""The background of a picture, as its border shows it: a surface in CIELAB, and other colours that hold corners."""
+"""Models the background from the picture's border: a smooth CIELAB surface, plus other colours in the corners."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 FAR = 3.2
-"""Deviations from the background at which a pixel is no part of it."""
+"""Distance from the background, in standard deviations, beyond which a pixel does not belong to it."""
 
 _NOISE = 1.3  # CIELAB units that JPEG leaves on a plain background.
 
@@ -28,7 +28,7 @@ class Background:
 
 
 def model_background(lab: np.ndarray) -> Background:
-    """Returns what the border of a picture (height, width, 3) in CIELAB says of its background."""
+    """Returns what the border of a picture (height, width, 3) in CIELAB implies about its background."""
     height, width = lab.shape[:2]
     thick = max(1, round(0.02 * min(height, width)))
     ring = np.ones((height, width), bool)
@@ -99,7 +99,7 @@ def _near_mode(colours: np.ndarray) -> np.ndarray:
 
 
 def _fit(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Returns (terms, 3): the surface's coefficients, held small where the border does not say them."""
+    """Returns (terms, 3): the surface's coefficients, regularised where the border does not determine them."""
     ridge = np.array([0.001, 0.02, 0.02, 0.05, 0.05, 0.05], np.float32)[: terms.shape[1]] * len(terms)
     middle = values.mean(axis=0)
     surface = np.linalg.solve(terms.T @ terms + np.diag(ridge), terms.T @ (values - middle))

@@ -15,7 +15,7 @@ class Detections:
       boxes: (N, 4) float32: left, top, right, bottom as shares of the picture's width and height, 0 to 1.
       scores: (N,) float32, falling.
       labels: what each box holds, in the detector's own words.
-      mask: (height, width) bool, what in the picture is product, from detectors that tell it; else None.
+      mask: (height, width) bool, the product's pixels, from detectors that segment; None from others.
     """
 
     boxes: np.ndarray

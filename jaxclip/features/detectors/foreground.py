@@ -1,9 +1,9 @@
 """What stands out from the background of a product photo, found without weights.
 
 The background is modelled from the picture's border: a smooth surface in CIELAB (white, grey, gradients, vignettes),
-and beside it the colours that hold the corners (a floor under a wall). What lies far from it and is not its soft shadow
-is the product. Where the border is no such background, colour histograms of middle and border are told apart instead,
-as in GrabCut (Rother et al., 2004), with a blur in place of the graph cut.
+plus other colours that fill the corners (a floor under a wall). Pixels far from the background that are not its soft
+shadow are the product. Where the border does not fit this model, colour histograms of the middle and the border
+separate product from background, as in GrabCut (Rother et al., 2004), with a blur in place of the graph cut.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ _LEAST_CLARITY = 0.35  # Score before a plain background; noise comes to 0.3.
 _LEAST_DIFFERENCE = 0.1  # The same before a busy one, where noise comes to 0.02.
 _STUDIO = 0.5  # Share of the border that a background must explain.
 _LEAST_AREA = 0.003  # Share of the picture below which nothing stands out.
-_LEAST_PIECE = 0.03  # Area of a piece of the product beside its largest, 1.
-_LEAST_AT_EDGE = 0.3  # The same where the piece touches the picture's edge.
+_LEAST_PIECE = 0.03  # Smallest area of a piece, relative to the largest piece.
+_LEAST_AT_EDGE = 0.3  # The same for a piece that touches the picture's edge.
 _DEEPEST_SHADOW = 45.0  # Fall in lightness.
 _SHADOW_EDGE = 8.0  # Lightness per pixel at which a shadow would be too sharp.
 _TRUE_HOLE = 0.01  # Share of the picture from which a hole in a strong product is one.
@@ -180,7 +180,7 @@ def _histogram(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def _whole_pieces(parts: np.ndarray) -> np.ndarray:
     """Returns the numbers of the pieces that belong to the product: the largest, seen from the middle, and others.
 
-    What touches the picture's edge must be a good part of the product itself to be no thing beside it.
+    A region that touches the border is kept only if it is a large part of the product.
     """
     height, width = parts.shape
     y, x = (np.abs(np.arange(side, dtype=np.float32) / side * 2 - 1) for side in (height, width))

@@ -50,8 +50,8 @@ COCO = (
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a file's shapes say: its family, its classes (0 where the boxes name them) and its strides."""
+class OutputLayout:
+    """The output format of a model: its family, number of classes (0 if each box carries its class) and strides."""
 
     family: str
     classes: int
@@ -110,7 +110,7 @@ def make(argument: str) -> Yolo:
     return Yolo(Path(argument).expanduser())
 
 
-def recognise(shapes: Sequence[tuple[int, ...]], height: int, width: int) -> Layout | None:
+def recognise(shapes: Sequence[tuple[int, ...]], height: int, width: int) -> OutputLayout | None:
     """Returns what outputs of these shapes mean for an input of `height` x `width`; None if no detector's."""
     if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][0] != 1:
         return None
@@ -118,12 +118,12 @@ def recognise(shapes: Sequence[tuple[int, ...]], height: int, width: int) -> Lay
     for strides in _STRIDES:
         cells = sum((height // stride) * (width // stride) for stride in strides)
         if rows == cells and columns > 5:
-            return Layout("yolox", columns - 5, strides)
+            return OutputLayout("yolox", columns - 5, strides)
         if rows == 3 * cells and columns > 5:
-            return Layout("yolov5", columns - 5)
+            return OutputLayout("yolov5", columns - 5)
         if columns == cells and rows > 4:
-            return Layout("yolov8", rows - 4)
-    return Layout("corners", 0) if columns == 6 else None
+            return OutputLayout("yolov8", rows - 4)
+    return OutputLayout("corners", 0) if columns == 6 else None
 
 
 def letterbox(image: np.ndarray, height: int, width: int, *, middle: bool) -> tuple[np.ndarray, float, tuple[int, int]]:
@@ -137,7 +137,9 @@ def letterbox(image: np.ndarray, height: int, width: int, *, middle: bool) -> tu
     return boxed, scale, (left, top)
 
 
-def decode(output: np.ndarray, layout: Layout, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def decode(
+    output: np.ndarray, layout: OutputLayout, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns corners (N, 4) in pixels of the input, scores (N,) and class numbers (N,) of one picture's output."""
     if layout.family == "corners":
         return output[:, :4], output[:, 4], output[:, 5].astype(np.int64)
