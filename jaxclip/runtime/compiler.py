@@ -38,15 +38,15 @@ def _not_amd_before_zen_5(vendor: str, family: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One thing that is done differently on a back end because it was measured to pay there.
+class Tuning:
+    """Something that is done differently on a back end because it pays there.
 
     Attributes:
       name: name of the row, unique in TABLE.
       target: programs that are compiled with the options ("towers", "ranks"), or the operation that has a form of its
         own: a function of `models/cpu.py`, or "unroll", which is a transformer without a scan.
-      buys: time with it / time without it.
-      measured: program, processor and comparison of that ratio.
+      buys: time with it / time without it; None if it was not measured.
+      measured: program and processor of that ratio, and what it was compared with.
       backend: "cpu", "gpu" or "tpu".
       processors: whether the row applies to CPUs of this vendor and family.
       dtype: dtype of the operands for which the form is used; None for all.
@@ -55,7 +55,7 @@ class Row:
 
     name: str
     target: str
-    buys: float
+    buys: float | None
     measured: str
     backend: str = "cpu"
     processors: Callable[[str, int], bool] = _any_processor
@@ -64,14 +64,14 @@ class Row:
 
 
 TABLE = (
-    Row(
+    Tuning(
         name="memory scheduler",  # runs next what frees memory, not what gives more threads something to do
         target="towers",
         buys=0.96,
         measured="step of vit_b_32, 32 pairs, float32; temporaries 3.0 GB instead of 3.7",
         options={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
     ),
-    Row(
+    Tuning(
         name="no YNNPACK",
         target="towers",
         buys=0.80,
@@ -79,7 +79,7 @@ TABLE = (
         processors=_amd_before_zen_5,
         options={YNNPACK_LIBRARY: ""},
     ),
-    Row(
+    Tuning(
         name="YNNPACK for products and sums",  # not for convolutions, which are slower there than XLA's own
         target="towers",
         buys=0.83,
@@ -87,7 +87,7 @@ TABLE = (
         processors=_not_amd_before_zen_5,
         options={YNNPACK_LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"},
     ),
-    Row(
+    Tuning(
         name="wide vectors",  # of 512 bits, as AVX-512 has them; XLA's default is 256
         target="towers",
         buys=0.93,
@@ -95,58 +95,58 @@ TABLE = (
         processors=_intel,
         options={"xla_cpu_prefer_vector_width": 512},
     ),
-    Row(
+    Tuning(
         name="older emitters",  # the generated code is as fast; JAX 0.12 no longer has them
         target="ranks",
         buys=1.0,
         measured="ranks; compiling takes 80 MB less",
         options={"xla_cpu_use_fusion_emitters": False},
     ),
-    Row(
+    Tuning(
         name="wide vectors in ranks",
         target="ranks",
         buys=0.80,
         measured="lists of the best 100, AMD Zen 5",
         options={"xla_cpu_prefer_vector_width": 512},
     ),
-    Row(
+    Tuning(
         name="unrolled layers",
         target="unroll",
-        buys=1.0,
-        measured="",
+        buys=None,
+        measured="not measured",
     ),
-    Row(
+    Tuning(
         name="matrices of rows",
         target="contract",
         buys=0.91,
         measured="step of tiny, float32, AMD Zen 5; laptop 0.86",
         dtype="float32",
     ),
-    Row(
+    Tuning(
         name="bfloat16 products into float32",
         target="contract",
         buys=0.40,
         measured="step of vit_b_32, bfloat16, Intel Sapphire Rapids with AMX",
         dtype="bfloat16",
     ),
-    Row(
+    Tuning(
         name="bias gradient as a product",
         target="add_bias",
-        buys=1.0,
-        measured="",
+        buys=0.40,
+        measured="together with the bfloat16 products, not on its own",
         dtype="bfloat16",
     ),
-    Row(
+    Tuning(
         name="convolutions apart from YNNPACK, gradients without zeros",
         target="convolve",
         buys=0.84,
         measured="pictures encoded by laptop, float32, AMD Zen 5",
     ),
-    Row(
+    Tuning(
         name="attention in float32",
         target="attend",
-        buys=1.0,
-        measured="",
+        buys=0.93,
+        measured="step of vit_b_32, bfloat16, AMD Zen 5, together with activations in float32",
         dtype="bfloat16",
     ),
 )
@@ -189,7 +189,7 @@ def ranks() -> Options | None:
     return _options("ranks")
 
 
-def _rows(target: str) -> Iterator[Row]:
+def _rows(target: str) -> Iterator[Tuning]:
     """Yields the rows of TABLE about the target that apply to the back end and to this machine's processor."""
     current = backend()
     for row in TABLE:
