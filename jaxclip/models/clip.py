@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021): an image tower and a text tower into one space of unit vectors."""
+"""CLIP (Radford et al. 2021): an image tower and a text tower that map into one space of unit vectors."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -29,21 +29,22 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """The image tower.
+    """The shape of the image tower.
 
     Attributes:
       size: side of the square pictures, in pixels.
       patch: side of the square that becomes one token, in pixels; divides the size.
-      stem: "patch" cuts patches (ViT), "conv" halves the picture with 3x3 convolutions until a token covers a patch,
-        "residual_conv" has residual convolutions between the halvings.
-      pooling: "class" reads a class token (CLIP), "mean" averages all tokens, "map" attends to them (SigLIP).
-      transformer: its blocks.
-      patch_dropout: share of the patches that the transformer does not see in training (Li et al. 2023,
+      stem: "patch" is a linear map of each patch (ViT), "conv" halves the picture with 3x3 convolutions until a token
+        covers a patch, "residual_conv" adds residual convolutions between the halvings.
+      pooling: "class" reads a class token (CLIP), "mean" averages all tokens, "map" pools by attention (SigLIP).
+      transformer: configuration of the blocks.
+      patch_dropout: share of the patches left out before the transformer in training (Li et al. 2023,
         arXiv:2212.00794).
-      mean, std: of the pixels' channels after scaling to [0, 1].
+      mean: mean of each channel after scaling pixels to [0, 1]; subtracted.
+      std: standard deviation of each channel after scaling pixels to [0, 1]; divided by.
       stem_bias: whether the patches' linear map has a bias.
-      first_norm: whether the tokens are normalised before the first block, as in CLIP.
-      projection: whether a linear map leads into the shared space; without it the width is the embedding.
+      first_norm: whether there is a layer norm before the first block, as in CLIP.
+      projection: whether a linear map leads into the shared space; without it the output has the width of the tokens.
     """
 
     size: int
@@ -61,15 +62,15 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text tower.
+    """The shape of the text tower.
 
     Attributes:
       vocab_size: number of token ids.
-      context_length: tokens of a caption, padding included.
-      end_token: id whose first occurrence ends a caption.
-      pooling: "end" reads the end token under a causal mask (CLIP), "mean" averages a caption's tokens, which then see
-        each other in both directions, "last" reads the last position, padding or not, and masks nothing (SigLIP).
-      transformer: its blocks.
+      context_length: number of tokens of a caption, including padding.
+      end_token: token id whose first occurrence ends a caption.
+      pooling: "end" reads the end token under a causal mask (CLIP); "mean" averages the caption's tokens, which attend
+        to each other in both directions; "last" reads the last position, even padding, with no mask (SigLIP).
+      transformer: configuration of the blocks.
       projection_bias: whether the map into the shared space has a bias.
     """
 
@@ -83,10 +84,16 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers, the dimension of the shared space and the softmax temperature that training starts from, adapters.
+    """The shape of both towers and of the logits.
 
-    With a `logit_bias`, the value it starts from, the logits are those of the sigmoid loss (Zhai et al. 2023,
-    arXiv:2303.15343): they have a learned bias, and their scale no upper limit.
+    Attributes:
+      image: the image tower.
+      text: the text tower.
+      embedding: dimension of the shared space.
+      temperature: initial softmax temperature.
+      logit_bias: initial bias of the logits of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343), which is learned
+        and goes with a logit scale without upper limit; None for softmax losses.
+      lora: adapters; None for none.
     """
 
     image: ImageConfig
@@ -98,7 +105,7 @@ class CLIPConfig:
 
 
 class Embeddings(NamedTuple):
-    """Unit vectors of a batch of pairs, exp(logit scale), the inverse of the temperature, and the sigmoid's bias."""
+    """Unit vectors of a batch of pairs, the factor of their cosines (1 / temperature) and the sigmoid loss' bias."""
 
     image: Float[Array, "B D"]
     text: Float[Array, "B D"]
@@ -107,7 +114,7 @@ class Embeddings(NamedTuple):
 
 
 class ImageTower(nnx.Module):
-    """A vision transformer (Dosovitskiy et al. 2021), with CLIP's norm before the first block or without."""
+    """A vision transformer (Dosovitskiy et al. 2021), optionally with CLIP's layer norm before the first block."""
 
     def __init__(self, config: ImageConfig, embedding: int, *, rngs: nnx.Rngs):
         width, dtype = config.transformer.width, jnp.dtype(config.transformer.dtype)
@@ -149,7 +156,7 @@ class ImageTower(nnx.Module):
         patch_rng: Key[Array, " B"] | None = None,
         block_rng: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B T W"]:
-        """Returns what the last block makes of the patches, behind the class token where there is one."""
+        """Returns the output of the last block: the class token if there is one, then the patches."""
         mean, std = (jnp.asarray(v, jnp.float32) * 255.0 for v in (self.config.mean, self.config.std))
         normalised = (pixels.astype(jnp.float32) - mean) / std
         x = self.stem(normalised.astype(self.config.transformer.dtype))  # (B, P, W)
@@ -167,7 +174,7 @@ class ImageTower(nnx.Module):
 
 
 class TextTower(nnx.Module):
-    """CLIP's or SigLIP's text transformer."""
+    """The text transformer of CLIP or SigLIP."""
 
     def __init__(self, config: TextConfig, embedding: int, *, rngs: nnx.Rngs):
         width, dtype = config.transformer.width, jnp.dtype(config.transformer.dtype)
@@ -200,7 +207,7 @@ class TextTower(nnx.Module):
     def tokens(
         self, tokens: Int[Array, "B T"], *, rng: Key[Array, " B"] | None = None
     ) -> tuple[Float[Array, "B T W"], Bool[Array, "B T"]]:
-        """Returns what the last block makes of the tokens, and which are the caption's, its end included."""
+        """Returns the output of the last block, and True at the caption's tokens up to and including its end token."""
         end = jnp.argmax(tokens == self.config.end_token, axis=1)  # (B,)
         inside = jnp.arange(tokens.shape[1]) <= end[:, None]  # (B, T)
         x = self.token_embedding(tokens) + self.positions[...].astype(self.config.transformer.dtype)  # (B, T, W)
@@ -209,7 +216,7 @@ class TextTower(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """Both towers, the learned logit scale (as its logarithm, as CLIP stores it) and perhaps the learned logit bias."""
+    """Both towers, the logarithm of the learned logit scale and, if configured, the learned logit bias."""
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs):
         self.image = ImageTower(config.image, config.embedding, rngs=rngs)
@@ -224,12 +231,12 @@ class CLIP(nnx.Module):
     def encode_image(self, pixels: UInt8[Array, "B S S 3"], *, rng: Array | None = None) -> Float[Array, "B D"]:
         """Returns unit vectors in float32; `pixels` are uint8 RGB.
 
-        An rng, one key or one per example, switches regularisation on.
+        `rng` (one key, or one per example) switches regularisation on.
         """
         return unit(self.image(pixels, rng=rng))
 
     def encode_text(self, tokens: Int[Array, "B T"], *, rng: Array | None = None) -> Float[Array, "B D"]:
-        """Returns unit vectors in float32; each row of `tokens` holds the end token. An rng as in `encode_image`."""
+        """Returns unit vectors in float32; each row of `tokens` must hold the end token. `rng` as in `encode_image`."""
         return unit(self.text(tokens, rng=rng))
 
     def __call__(self, pixels: Array, tokens: Array, *, rng: Array | None = None) -> Embeddings:
@@ -238,26 +245,29 @@ class CLIP(nnx.Module):
         return Embeddings(image, text, self.scale(), self.bias())
 
     def scale(self) -> Float[Array, ""]:
-        """Returns the factor of the cosines, at most MAX_LOGIT_SCALE where there is no bias."""
+        """Returns the factor of the cosines, at most MAX_LOGIT_SCALE unless there is a logit bias."""
         scale = jnp.exp(self.logit_scale[...])
         return jnp.minimum(scale, MAX_LOGIT_SCALE) if self.config.logit_bias is None else scale
 
     def bias(self) -> Float[Array, ""] | None:
-        """Returns what is added to the scaled cosines, None where the loss has no bias."""
+        """Returns the bias added to the scaled cosines; None without a logit bias."""
         return None if self.config.logit_bias is None else self.logit_bias[...]
 
 
 def keep_patches(x: Float[Array, "B P W"], dropped: float, rng: Key[Array, "..."]) -> Float[Array, "B K W"]:
-    """Returns a random subset of each picture's patches, the same number K of all: a share 1 - `dropped`."""
-    kept = max(1, round(x.shape[1] * (1.0 - dropped)))
-    if kept == x.shape[1]:
+    """Returns a random subset of each picture's patches: K = round(P * (1 - `dropped`)), at least one."""
+    count = max(1, round(x.shape[1] * (1.0 - dropped)))
+    if count == x.shape[1]:
         return x
     draws = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:2]))(example_keys(rng, len(x)))  # (B, P)
-    _, chosen = jax.lax.top_k(draws, kept)  # (B, K)
-    return jnp.take_along_axis(x, chosen[..., None], axis=1)
+    _, indices = jax.lax.top_k(draws, count)  # (B, K)
+    return jnp.take_along_axis(x, indices[..., None], axis=1)
 
 
 def unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """Returns the rows scaled to length one, in float32; the gradient at a zero row is finite."""
+    """Returns the rows scaled to length one; the gradient at a zero row is finite.
+
+    In float32 whatever the dtype of x: bfloat16 resolves cosines near 1 to 0.004, too coarse to rank by.
+    """
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))

@@ -1,4 +1,4 @@
-"""A transformer whose layers are stored stacked and run scanned or unrolled."""
+"""A transformer whose layers are stored as one stack and run in a scan or unrolled."""
 
 import itertools
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
+from jaxclip.models.forms import per_backend
 from jaxclip.models.linear import Linear
 from jaxclip.runtime import compiler
 from jaxclip.runtime.mesh import BATCH_AXES
@@ -17,24 +18,10 @@ from jaxclip.runtime.mesh import BATCH_AXES
 Activation = Callable[[Array], Array]
 
 
-def _in_float32(activation: Activation) -> Activation:
-    """Returns the activation, computed in float32 and rounded once.
-
-    In bfloat16 XLA rounds after each operation on CPUs: GELU takes 2.6 times as long there, its gradient 4. Of what the
-    gradient needs the rounded argument alone is kept.
-    """
-
-    @jax.checkpoint
-    def widened(x: Array) -> Array:
-        return activation(x.astype(jnp.float32)).astype(x.dtype)
-
-    return lambda x: activation(x) if x.dtype == jnp.float32 else widened(x)
-
-
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu": _in_float32(lambda x: jax.nn.gelu(x, approximate=False)),
-    "gelu_tanh": _in_float32(lambda x: jax.nn.gelu(x, approximate=True)),
-    "quick_gelu": _in_float32(lambda x: x * jax.nn.sigmoid(1.702 * x)),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -46,23 +33,23 @@ EXECUTIONS = ("auto", "scan", "unroll")
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The shape of a transformer and how it is run.
+    """The shape of a transformer and how it is executed.
 
     Attributes:
-      width: features of a token.
+      width: number of features of a token.
       layers: number of blocks.
       heads: attention heads; divides the width.
-      mlp_ratio: hidden features of a block's MLP, in widths.
-      activation: a key of ACTIVATIONS.
-      epsilon: of the layer norms.
-      post_norm: normalise after each residual sum (BERT, Vaswani et al. 2017) rather than before attention and MLP.
-      dropout: share of features zeroed after attention and MLP in training.
-      stochastic_depth: share of examples that skip the last block in training; it rises linearly from 0 at the first
-        (Huang et al. 2016).
-      dtype: of the computation; parameters are float32.
-      execution: "scan" compiles one layer, "unroll" all of them and runs faster on CPU; "auto" takes what suits the
-        backend.
-      remat: a key of REMAT_POLICIES, what the backward pass recomputes.
+      mlp_ratio: hidden features of a block's MLP as a multiple of the width.
+      activation: key of ACTIVATIONS.
+      epsilon: added to the variance in the layer norms.
+      post_norm: normalise after each residual sum (Vaswani et al. 2017, BERT) instead of before attention and MLP.
+      dropout: probability that a feature is zeroed after attention and MLP in training.
+      stochastic_depth: probability that an example skips the last block in training; it rises linearly over the blocks
+        from 0 at the first (Huang et al. 2016).
+      dtype: dtype of the computation; parameters are float32.
+      execution: "scan" compiles one layer and loops over it, "unroll" compiles all layers; "auto" unrolls where
+        `compiler.TABLE` says that it pays.
+      remat: key of REMAT_POLICIES, which say what the backward pass recomputes.
     """
 
     width: int
@@ -80,16 +67,16 @@ class TransformerConfig:
 
 
 def shard_batch(x: Array) -> Array:
-    """Returns x with its first axis constrained to the mesh's batch axes; x itself where no such mesh is set."""
+    """Returns x with its first axis constrained to the mesh's batch axes; x itself without such a mesh."""
     if not set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
 def example_keys(rng: Key[Array, "..."], rows: int) -> Key[Array, " B"]:
-    """Returns one key per example: those given, or as many made of the one given.
+    """Returns one key per example: `rng` itself if it is an array of keys, else `rows` keys split from it.
 
-    What an example draws from a key of its own does not depend on the batch, or part of a batch, that it is run in.
+    With a key of its own an example draws the same numbers in whichever batch or microbatch it is processed.
     """
     return jax.random.split(rng, rows) if rng.ndim == 0 else rng
 
@@ -102,43 +89,53 @@ def split_each(keys: Key[Array, " B"], count: int) -> Key[Array, "N B"]:
 def dropout(
     x: Array, rate: float | Array, keys: Key[Array, " B"] | None, *, shared_axes: tuple[int, ...] = ()
 ) -> Array:
-    """Returns x with a share `rate` of its entries zeroed and the rest scaled up; x itself without keys.
+    """Returns x with each entry zeroed with probability `rate` and the rest divided by 1 - rate; x itself without keys.
 
-    `shared_axes` are dropped together: dropping all but the batch axis is stochastic depth.
+    Entries along `shared_axes` are zeroed together. Sharing all axes but the batch axis is stochastic depth.
     """
     if keys is None:
         return x
     shape = [1 if axis in shared_axes else size for axis, size in enumerate(x.shape)][1:]
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))(keys)
-    return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))(keys)
+    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
 def normal(std: float) -> Callable:
     return nnx.initializers.normal(stddev=std)
 
 
-def attend(query: Float[Array, "B Q H D"], key: Float[Array, "B T H D"], value: Float[Array, "B T H D"], **options):
-    """Returns `jax.nn.dot_product_attention` of these, (B, Q, H, D) in their type.
+@per_backend
+def attend(
+    query: Float[Array, "B Q H D"], key: Float[Array, "B T H D"], value: Float[Array, "B T H D"], **options
+) -> Float[Array, "B Q H D"]:
+    """Returns softmax(query key^T / sqrt(D)) value of each head; `options` as in `jax.nn.dot_product_attention`."""
+    return jax.nn.dot_product_attention(query, key, value, **options)
 
-    On CPUs it is computed in float32: XLA's products of bfloat16 by batch take twice the time there.
+
+def activate(x: Array, name: str) -> Array:
+    """Returns the activation `name` of ACTIVATIONS, computed in float32 and rounded once to the type of x.
+
+    In bfloat16 some back ends round after each operation of the formula, which is slower and less precise. For the
+    backward pass only x is kept.
     """
-    wide = [part.astype(jnp.float32) if compiler.on_cpu() else part for part in (query, key, value)]
-    return jax.nn.dot_product_attention(*wide, **options).astype(query.dtype)
+    if x.dtype == jnp.float32:
+        return ACTIVATIONS[name](x)
+    return jax.checkpoint(lambda x: ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype))(x)
 
 
 class Segments(tuple):
-    """One parameter of stacked layers, cut along the layers: those that are trained and those that are not are apart.
+    """One parameter of all layers as several arrays, split along the layer axis into trained and frozen layers.
 
-    No pytree: it stands where the whole stack would.
+    It is not a pytree node: in a tree of parameters it is one leaf, as the unsplit stack would be.
     """
 
     @property
     def bounds(self) -> tuple[int, ...]:
-        """The layers before which it is cut, with 0 and the number of layers."""
+        """Index of the first layer of each array, then the number of layers."""
         return (0, *itertools.accumulate(len(part) for part in self))
 
     def between(self, first: int, last: int) -> Array:
-        """Returns layers first to last - 1, which lie in one part."""
+        """Returns layers first to last - 1, which must lie in one array."""
         start, part = next((s, p) for s, p in zip(self.bounds, self, strict=False) if s <= first < s + len(p))
         return part[first - start : last - start]
 
@@ -172,7 +169,10 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One transformer layer: x + attention(norm(x)), then x + MLP(norm(x))."""
+    """One transformer layer: x + attention(norm(x)), then x + MLP(norm(x)).
+
+    With `post_norm` it is norm(x + attention(x)), then norm(x + MLP(x)).
+    """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         width, hidden, dtype = config.width, round(config.width * config.mlp_ratio), jnp.dtype(config.dtype)
@@ -196,7 +196,7 @@ class Block(nnx.Module):
             return self._regularise(update, skip_rate, rngs[0], rngs[1])
 
         def transform(x: Array) -> Array:
-            hidden = ACTIVATIONS[self.activation](self.mlp_in(x, rng=rngs[5]))
+            hidden = activate(self.mlp_in(x, rng=rngs[5]), self.activation)
             return self._regularise(self.mlp_out(hidden, rng=rngs[6]), skip_rate, rngs[2], rngs[3])
 
         if self.post_norm:
@@ -214,7 +214,7 @@ class Block(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """Tokens into one vector: a learned probe attends to all of them, then a residual MLP (Lee et al. 2019; SigLIP)."""
+    """Pools tokens into one vector: a learned query attends to all, then a residual MLP (Lee et al. 2019; SigLIP)."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         width, hidden, dtype = config.width, round(config.width * config.mlp_ratio), jnp.dtype(config.dtype)
@@ -231,11 +231,11 @@ class AttentionPool(nnx.Module):
         qkv = self.attention.qkv(x)  # (B, T, 3, H, D)
         mixed = attend(query, qkv[:, :, 1], qkv[:, :, 2])  # (B, 1, H, D)
         pooled = self.attention.out(mixed)[:, 0]  # (B, W)
-        return pooled + self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.norm(pooled))))
+        return pooled + self.mlp_out(activate(self.mlp_in(self.norm(pooled)), self.activation))
 
 
 class Transformer(nnx.Module):
-    """A stack of blocks. Each parameter of the blocks is one array with the layers as its first axis."""
+    """A stack of blocks. Each parameter of the blocks is one array whose first axis is the layer."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         @nnx.split_rngs(splits=config.layers)
@@ -256,8 +256,8 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "B T W"]:
         """Returns the tokens after all layers.
 
-        `mask` is True at the tokens that may be attended to. `rng`, one key or one per example, switches dropout and
-        stochastic depth on.
+        `mask` is True at tokens that may be attended to. `rng` (one key, or one per example) switches on dropout and
+        stochastic depth.
         """
         config = self.config
         graph, stacked = nnx.split(self.blocks)
@@ -277,7 +277,7 @@ class Transformer(nnx.Module):
             for first, last in itertools.pairwise(sorted(cuts)):
                 x, _ = jax.lax.scan(run_block, x, tree.unflatten([_between(leaf, first, last) for leaf in leaves]))
             return x
-        # The transpose of split is one concatenation; that of indexing would add up L arrays of the stack's full size.
+        # jnp.unstack: its gradient is one concatenation; that of indexing is a sum of L arrays of the stack's size.
         unstacked = [_unstack(leaf) for leaf in leaves]
         for index in range(config.layers):
             layer = tree.unflatten([parts[index] for parts in unstacked])
@@ -295,4 +295,4 @@ def _unstack(leaf: Array | Segments) -> list[Array]:
 
 
 def _scans(execution: str) -> bool:
-    return execution == "scan" or (execution == "auto" and not compiler.on_cpu())
+    return execution == "scan" or (execution == "auto" and not compiler.has_form("unroll"))

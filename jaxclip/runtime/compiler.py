@@ -1,101 +1,214 @@
-"""What programs are made for: on CPUs they are written otherwise, and XLA is asked for options of its own."""
+"""What pays on which back end: one table of XLA options and of operations written in a form of their own."""
 
 import ctypes
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 Option = str | bool | int
 Options = dict[str, Option]
-TOWERS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-"""What is computed next is what lets go of memory, not what would give more threads something to do."""
-YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
-"""It has the products and the sums, not the convolutions, which take 1.4 to 7 times as long as XLA's there."""
-NO_YNNPACK = dict.fromkeys(YNNPACK, "")
-"""It has nothing, on processors before ZEN_5."""
+
+YNNPACK_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
+"""Option that lists the operations that XLA hands to the library YNNPACK on CPUs."""
 ZEN_5 = 26
-"""As Linux numbers the families of NO_YNNPACK's processors."""
-WIDE = {"xla_cpu_prefer_vector_width": 512}
-"""Vectors as wide as AVX-512 has them, not half as wide."""
-EMITTERS = {"xla_cpu_use_fusion_emitters": False}
-"""The older emitters, which JAX 0.12 has no more: their code is as fast, and compiling it takes 80 MB less."""
+"""Family of AMD's Zen 5 processors, as Linux numbers them; older ones have lower numbers."""
+
+
+def _any_processor(vendor: str, family: int) -> bool:
+    return True
+
+
+def _intel(vendor: str, family: int) -> bool:
+    return vendor == "GenuineIntel"
+
+
+def _amd_before_zen_5(vendor: str, family: int) -> bool:
+    return vendor == "AuthenticAMD" and family < ZEN_5
+
+
+def _not_amd_before_zen_5(vendor: str, family: int) -> bool:
+    return not _amd_before_zen_5(vendor, family)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Something that is done differently on a back end because it pays there.
+
+    Attributes:
+      name: name of the row, unique in TABLE.
+      target: programs that are compiled with the options ("towers", "ranks"), or the operation that has a form of its
+        own: a function of `models/cpu.py`, or "unroll", which is a transformer without a scan.
+      buys: time with it / time without it; None if it was not measured.
+      measured: program and processor of that ratio, and what it was compared with.
+      backend: "cpu", "gpu" or "tpu".
+      processors: whether the row applies to CPUs of this vendor and family.
+      dtype: dtype of the operands for which the form is used; None for all.
+      options: options for XLA; empty where the row is about a form.
+    """
+
+    name: str
+    target: str
+    buys: float | None
+    measured: str
+    backend: str = "cpu"
+    processors: Callable[[str, int], bool] = _any_processor
+    dtype: str | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+TABLE = (
+    Tuning(
+        name="memory scheduler",  # runs next what frees memory, not what gives more threads something to do
+        target="towers",
+        buys=0.96,
+        measured="step of vit_b_32, 32 pairs, float32; temporaries 3.0 GB instead of 3.7",
+        options={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
+    ),
+    Tuning(
+        name="no YNNPACK",
+        target="towers",
+        buys=0.80,
+        measured="step of laptop, float32, AMD Zen 4, against XLA's defaults",
+        processors=_amd_before_zen_5,
+        options={YNNPACK_LIBRARY: ""},
+    ),
+    Tuning(
+        name="YNNPACK for products and sums",  # not for convolutions, which are slower there than XLA's own
+        target="towers",
+        buys=0.83,
+        measured="step of laptop, float32, Intel Sapphire Rapids, against no YNNPACK; vit_b_32 on Zen 5: 0.91",
+        processors=_not_amd_before_zen_5,
+        options={YNNPACK_LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"},
+    ),
+    Tuning(
+        name="wide vectors",  # of 512 bits, as AVX-512 has them; XLA's default is 256
+        target="towers",
+        buys=0.93,
+        measured="step of vit_b_32, Intel Sapphire Rapids; no gain on Zen 5",
+        processors=_intel,
+        options={"xla_cpu_prefer_vector_width": 512},
+    ),
+    Tuning(
+        name="older emitters",  # the generated code is as fast; JAX 0.12 no longer has them
+        target="ranks",
+        buys=1.0,
+        measured="ranks; compiling takes 80 MB less",
+        options={"xla_cpu_use_fusion_emitters": False},
+    ),
+    Tuning(
+        name="wide vectors in ranks",
+        target="ranks",
+        buys=0.80,
+        measured="lists of the best 100, AMD Zen 5",
+        options={"xla_cpu_prefer_vector_width": 512},
+    ),
+    Tuning(
+        name="unrolled layers",
+        target="unroll",
+        buys=None,
+        measured="not measured",
+    ),
+    Tuning(
+        name="matrices of rows",
+        target="contract",
+        buys=0.91,
+        measured="step of tiny, float32, AMD Zen 5; laptop 0.86",
+        dtype="float32",
+    ),
+    Tuning(
+        name="bfloat16 products into float32",
+        target="contract",
+        buys=0.40,
+        measured="step of vit_b_32, bfloat16, Intel Sapphire Rapids with AMX",
+        dtype="bfloat16",
+    ),
+    Tuning(
+        name="bias gradient as a product",
+        target="add_bias",
+        buys=0.40,
+        measured="together with the bfloat16 products, not on its own",
+        dtype="bfloat16",
+    ),
+    Tuning(
+        name="convolutions apart from YNNPACK, gradients without zeros",
+        target="convolve",
+        buys=0.84,
+        measured="pictures encoded by laptop, float32, AMD Zen 5",
+    ),
+    Tuning(
+        name="attention in float32",
+        target="attend",
+        buys=0.93,
+        measured="step of vit_b_32, bfloat16, AMD Zen 5, together with activations in float32",
+        dtype="bfloat16",
+    ),
+)
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 @contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """What is first traced inside is written for this platform ("cpu", "gpu", "tpu"), be it here or not."""
-    before = _platform.set(platform)
+    """Has programs that are first traced inside written for this back end ("cpu", "gpu", "tpu"), present or not."""
+    token = _platform.set(platform)
     try:
         yield
     finally:
-        _platform.reset(before)
+        _platform.reset(token)
+
+
+def backend() -> str:
+    """Returns the back end that is traced for: that of `compiling_for`, else JAX's default."""
+    return _platform.get() or jax.default_backend()
 
 
 def on_cpu() -> bool:
-    """Returns whether what is traced now is for CPUs: what `compiling_for` says, else JAX's default backend."""
-    return (_platform.get() or jax.default_backend()) == "cpu"
+    """Returns whether programs are traced for CPUs."""
+    return backend() == "cpu"
+
+
+def has_form(operation: str, dtype: jnp.dtype | None = None) -> bool:
+    """Returns whether TABLE has a form of the operation for this back end, processor and dtype of the operands."""
+    return any(row.dtype is None or row.dtype == dtype for row in _rows(operation) if not row.options)
 
 
 def towers() -> Options | None:
-    """Returns the options of programs that run towers.
-
-    In the order of TOWERS a step of vit_b_32 (32 pairs, float32) holds 3.0 GB beside its state where it held 3.7, and
-    takes 0.96 of its time. Without YNNPACK a training step of the preset laptop takes 0.8 of the time on AMD's Zen 4,
-    and 1.2 on Intel's Sapphire Rapids, as does one of vit_b_32 there; on Zen 5 the latter takes 1.1, and in bfloat16,
-    which XLA's own products widen, 1.9. Wide vectors take 0.93 of it on Sapphire Rapids, and gain nothing on Zen 5.
-    """
-    vendor, family = _maker()
-    library = NO_YNNPACK if vendor == "AuthenticAMD" and family < ZEN_5 else YNNPACK
-    return _known(TOWERS, library, WIDE if vendor == "GenuineIntel" else {})
+    """Returns the options for `jax.jit` of programs that run towers; None for XLA's defaults."""
+    return _options("towers")
 
 
 def ranks() -> Options | None:
-    """Returns the options of the program that ranks: wide vectors take 0.8 of the time of lists of 100 on Zen 5."""
-    return _known(EMITTERS, WIDE)
+    """Returns the options for `jax.jit` of the program that ranks; None for XLA's defaults."""
+    return _options("ranks")
 
 
-def options(wanted: Mapping[str, Option]) -> Options | None:
-    """Returns options for `jax.jit`: `wanted` on CPUs if this version of XLA knows them, else None, its defaults."""
-    known = on_cpu() and all(_is_known(*option) for option in wanted.items())
-    return dict(wanted) if known and wanted else None
+def _rows(target: str) -> Iterator[Tuning]:
+    """Yields the rows of TABLE about the target that apply to the back end and to this machine's processor."""
+    current = backend()
+    for row in TABLE:
+        if row.target == target and row.backend == current and (current != "cpu" or row.processors(*_maker())):
+            yield row
 
 
-def _known(*parts: Mapping[str, Option]) -> Options | None:
-    """Returns all of those parts that `options` returns."""
-    return {name: value for part in parts for name, value in (options(part) or {}).items()} or None
-
-
-def release_memory() -> None:
-    """Hands free main memory back to the system on Linux with glibc: compiling a step of vit_b_32 leaves 0.7 GB."""
-    if on_cpu() and sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
-
-
-def processor_line(*names: str) -> str:
-    """Returns the first line of /proc/cpuinfo that begins with one of the names, in lower case; "" if there is none."""
-    described = Path("/proc/cpuinfo")
-    if not described.exists():
-        return ""
-    with described.open() as file:
-        return next((line for line in file if line.lower().startswith(names)), "")
+def _options(target: str) -> Options | None:
+    """Returns the options of the target's rows without the rows that this version of XLA does not know."""
+    merged: Options = {}
+    for row in _rows(target):
+        if all(is_known(name, value) for name, value in row.options.items()):
+            merged |= row.options
+    return merged or None
 
 
 @cache
-def _maker() -> tuple[str, int]:
-    """Returns who made the processor and its family, as Linux names them; "" and 0 where that is not known."""
-    vendor, family = (processor_line(name).partition(":")[2].strip() for name in ("vendor_id", "cpu family"))
-    return vendor, int(family or 0)
-
-
-@cache
-def _is_known(name: str, value: Option) -> bool:
+def is_known(name: str, value: Option) -> bool:
+    """Returns whether this version of XLA knows the option."""
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -103,3 +216,25 @@ def _is_known(name: str, value: Option) -> bool:
             raise
         return False
     return True
+
+
+def release_memory() -> None:
+    """Returns free main memory to the system, on Linux with glibc: compiling leaves hundreds of MB allocated."""
+    if on_cpu() and sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
+def processor_line(*names: str) -> str:
+    """Returns the first line of /proc/cpuinfo that begins with one of the names; "" if there is none."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return ""
+    with cpuinfo.open() as file:
+        return next((line for line in file if line.lower().startswith(names)), "")
+
+
+@cache
+def _maker() -> tuple[str, int]:
+    """Returns the processor's vendor and family as Linux names them; "" and 0 where they are not known."""
+    vendor, family = (processor_line(name).partition(":")[2].strip() for name in ("vendor_id", "cpu family"))
+    return vendor, int(family or 0)

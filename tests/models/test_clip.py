@@ -1,4 +1,4 @@
-"""The towers: unit vectors in float32, captions read up to their end, finite gradients everywhere."""
+"""The towers return unit vectors in float32, read captions up to the end token and have finite gradients."""
 
 import functools
 from dataclasses import replace
@@ -54,7 +54,7 @@ def graph_of(config):
 
 @functools.cache
 def towers(*form, method="__call__", **settings):
-    """Returns the compiled towers, or one of their methods; the settings shape no parameter."""
+    """Returns a compiled method of the towers; no setting changes the shape of a parameter."""
     graph = graph_of(config_of(*form, **settings))
 
     def run(params, *inputs, rng=None):
@@ -65,7 +65,7 @@ def towers(*form, method="__call__", **settings):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_embeddings_are_unit_vectors_in_float32_whatever_computes_them(form, dtype):
+def test_embeddings_are_float32_unit_vectors_whatever_the_dtype_of_the_computation(form, dtype):
     found, exact = towers(*form, dtype=dtype)(pictures(), captions()), towers(*form)(pictures(), captions())
     for side, reference in ((found.image, exact.image), (found.text, exact.text)):
         assert side.dtype == jnp.float32 and side.shape == (3, 24)
@@ -75,13 +75,13 @@ def test_embeddings_are_unit_vectors_in_float32_whatever_computes_them(form, dty
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parameters_are_float32_whatever_computes_with_them(dtype):
+def test_parameters_are_float32_whatever_the_dtype_of_the_computation(dtype):
     shapes = nnx.eval_shape(lambda: nnx.state(CLIP(config_of("conv", dtype=dtype), rngs=nnx.Rngs(0))))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_stands_behind_the_end_token_does_not_matter(form):
+def test_tokens_after_the_end_token_do_not_matter(form):
     encode, tokens = towers(*form, method="encode_text"), captions()
     behind = jnp.arange(CONTEXT) > jnp.argmax(tokens == END, axis=1)[:, None]
     found = encode(tokens)
@@ -107,7 +107,7 @@ def test_patch_dropout_acts_with_an_rng_only_and_follows_from_it(form):
     assert not np.allclose(first, other) and not np.allclose(first, plain)
 
 
-def test_patch_dropout_keeps_distinct_patches_another_set_of_each_picture():
+def test_patch_dropout_keeps_distinct_patches_and_another_set_for_each_picture():
     x = jnp.broadcast_to(jnp.arange(16.0)[None, :, None], (50, 16, 1))
     kept = np.asarray(keep_patches(x, 0.75, jax.random.key(0)))[..., 0]
     assert kept.shape == (50, 4)

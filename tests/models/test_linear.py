@@ -1,4 +1,4 @@
-"""A linear map computes what flax's own does; bfloat16 products add up in float32, forwards and backwards."""
+"""Linear equals flax's own; on CPUs bfloat16 products are summed in float32, forwards and backwards."""
 
 import re
 
@@ -13,7 +13,7 @@ from jaxclip.models.linear import Linear, contract
 
 @pytest.fixture(params=[((8,), (3, 2, 4), -1), ((2, 4), (8,), (-2, -1))], ids=["split", "joined"])
 def layers(request):
-    """Returns a function from a dtype to our map and flax's, with the same parameters, and an input for them."""
+    """Returns a function from a dtype to (our map, flax's with the same parameters, an input for both)."""
     inputs, outputs, axis = request.param
 
     def make(dtype):
@@ -28,20 +28,20 @@ def layers(request):
 
 
 def gradients(layer, x):
-    """Returns the gradients of a number made of the layer's outputs in the parameters and the input."""
+    """Returns the gradients of a weighted sum of the outputs with respect to the parameters and the input."""
     weight = jax.random.randint(jax.random.key(2), layer(x).shape, -4, 5).astype(jnp.float32)
     return nnx.grad(lambda layer, x: (layer(x) * weight).sum(), argnums=(0, 1))(layer, x)
 
 
-def test_float32_maps_are_those_of_flax(layers):
+def test_float32_maps_equal_those_of_flax(layers):
     ours, flax, x = layers(jnp.float32)
     np.testing.assert_allclose(ours(x), flax(x), rtol=1e-6, atol=1e-6)
-    for layer in (ours, flax):  # whole numbers add up to the same in any order
+    for layer in (ours, flax):  # sums of whole numbers do not depend on the order
         nnx.update(layer, jax.tree.map(lambda leaf: jnp.round(8 * leaf), nnx.state(layer)))
     jax.tree.map(np.testing.assert_array_equal, *(gradients(layer, jnp.round(4 * x)) for layer in (ours, flax)))
 
 
-def test_on_a_cpu_a_float32_kernels_gradient_adds_up_over_one_axis_of_rows(layers):
+def test_on_a_cpu_the_gradient_of_a_float32_kernel_sums_over_one_axis(layers):
     layer, _, x = layers(jnp.float32)
     graph, params = nnx.split(layer)
     program = jax.jit(lambda params, x: gradients(nnx.merge(graph, params), x)).lower(params, x).as_text()
@@ -49,7 +49,7 @@ def test_on_a_cpu_a_float32_kernels_gradient_adds_up_over_one_axis_of_rows(layer
     assert "[0] x [0]" in contracted and "[0, 1] x [0, 1]" not in contracted, contracted
 
 
-def test_bfloat16_maps_differ_from_float32_ones_by_their_rounding(layers):
+def test_bfloat16_maps_differ_from_float32_ones_only_by_rounding(layers):
     (half, _, x), (whole, _, _) = layers(jnp.bfloat16), layers(jnp.float32)
     y, exact = half(x), whole(x.astype(jnp.float32))
     assert y.dtype == jnp.bfloat16
@@ -60,7 +60,7 @@ def test_bfloat16_maps_differ_from_float32_ones_by_their_rounding(layers):
         np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=0.03, atol=0.03 * np.abs(other).max())
 
 
-def test_on_a_cpu_every_bfloat16_product_is_of_bfloat16_into_float32(layers):
+def test_on_a_cpu_every_bfloat16_product_has_a_float32_result(layers):
     layer, _, x = layers(jnp.bfloat16)
     graph, params = nnx.split(layer)
     program = jax.jit(lambda params, x: gradients(nnx.merge(graph, params), x)).lower(params, x).as_text()
@@ -70,7 +70,7 @@ def test_on_a_cpu_every_bfloat16_product_is_of_bfloat16_into_float32(layers):
     assert len(products) >= 3 and set(products) == {("bf16", "bf16", "f32")}
 
 
-def test_a_sum_of_many_small_products_is_not_rounded_on_the_way():
+def test_the_sum_of_many_small_products_is_rounded_only_once():
     ones = jnp.ones((1, 4096), jnp.bfloat16)
     assert contract(ones, ones.T) == 4096
     gradient = jax.grad(lambda kernel: contract(ones.reshape(4096, 1), kernel).astype(jnp.float32).sum())(ones[:, :1])

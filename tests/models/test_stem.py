@@ -1,4 +1,4 @@
-"""The stems' formulations equal the textbook ones."""
+"""The stems equal their textbook definitions."""
 
 from functools import partial
 
@@ -22,10 +22,10 @@ def convolution(x, kernel, stride):
     )
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the stem is the convolution")
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the plain definition runs")
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 2, 2, 5), (2, 6, 10, 4), (1, 5, 7, 2)])
-def test_the_stem_on_cpu_equals_a_convolution_in_value_and_gradient(shape, stride):
+def test_a_convolution_on_a_cpu_equals_the_plain_one_in_value_and_gradient(shape, stride):
     ours, textbook = partial(convolve, stride=stride), partial(convolution, stride=stride)
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=shape), jnp.float32)
@@ -58,5 +58,5 @@ def test_a_convolutional_stem_makes_one_token_per_patch():
         stem = ConvStem(8, 32, residual=residual, dtype=jnp.float32, rngs=nnx.Rngs(0))
         assert stem(jnp.ones((2, 24, 24, 3))).shape == (2, 9, 32)
         assert len(stem.layers) == (4 if residual else 3)
-    with pytest.raises(ValueError, match="patch 12 is no power of two"):
+    with pytest.raises(ValueError, match="patch must be a power of two, not 12"):
         ConvStem(12, 32, residual=False, dtype=jnp.float32, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""However a transformer is run, it computes the same."""
+"""A transformer computes the same in every execution mode and under every remat policy."""
 
 import functools
 from dataclasses import replace
@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxclip.models.transformer import ACTIVATIONS, REMAT_POLICIES, Transformer, TransformerConfig, attend, dropout
+from jaxclip.models.transformer import (
+    ACTIVATIONS,
+    REMAT_POLICIES,
+    Transformer,
+    TransformerConfig,
+    activate,
+    attend,
+    dropout,
+)
 
 SHAPE = TransformerConfig(width=16, layers=2, heads=2)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 16)), jnp.float32)
@@ -23,7 +31,7 @@ def parameters(layers=SHAPE.layers):
 
 @functools.cache
 def apply(config, causal=False):
-    """Returns f(x, mask, rng) -> tokens, compiled; `config` shapes the same parameters, whatever else it says."""
+    """Returns compiled f(x, mask, rng) -> tokens; the parameters depend on no field of `config` but layers."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
 
     def run(params, x, mask, rng):
@@ -78,7 +86,7 @@ def test_a_remat_policy_keeps_less_for_the_backward_pass():
     assert kept("full") < kept("dots") < kept("none")
 
 
-def test_a_causal_token_sees_only_what_stands_before_it():
+def test_under_a_causal_mask_a_token_does_not_see_later_tokens():
     run, changed = apply(SHAPE, causal=True), X.at[:, 3:].set(0.5)
     np.testing.assert_array_equal(run(X, None, None)[:, :3], run(changed, None, None)[:, :3])
     plain = apply(SHAPE)
@@ -128,14 +136,15 @@ def value_and_gradients(function, *arguments):
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_a_bfloat16_activation_and_its_gradient_are_float32_s_rounded_once(name):
+def test_a_bfloat16_activation_and_its_gradient_are_those_of_float32_rounded_once(name):
     x = jnp.linspace(-4, 4, 2048).astype(jnp.bfloat16)
+    ours = lambda x: activate(x, name)  # noqa: E731
     wide = lambda x: ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)  # noqa: E731
-    jax.tree.map(np.testing.assert_array_equal, *(value_and_gradients(f, x) for f in (ACTIVATIONS[name], wide)))
+    jax.tree.map(np.testing.assert_array_equal, *(value_and_gradients(f, x) for f in (ours, wide)))
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere attention is computed in its own type")
-def test_bfloat16_attention_on_a_cpu_and_its_gradients_are_float32_s_rounded_once():
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere attention is computed in the dtype of its inputs")
+def test_bfloat16_attention_on_a_cpu_and_its_gradients_are_those_of_float32_rounded_once():
     parts = jax.random.normal(jax.random.key(0), (3, 2, 7, 2, 8), jnp.bfloat16)
     wide = lambda *parts: attend(*(part.astype(jnp.float32) for part in parts)).astype(jnp.bfloat16)  # noqa: E731
     jax.tree.map(np.testing.assert_array_equal, *(value_and_gradients(f, *parts) for f in (attend, wide)))

@@ -1,0 +1,28 @@
+"""The one place that picks between an operation's plain definition and the form written for a back end."""
+
+from collections.abc import Callable
+from functools import wraps
+
+from jaxtyping import Array
+
+from jaxclip.models import cpu
+from jaxclip.runtime import compiler
+
+MODULES = {"cpu": cpu}
+"""Back end -> the module that holds the forms written for it, each under the name of the plain definition."""
+
+
+def per_backend(plain: Callable[..., Array]) -> Callable[..., Array]:
+    """Returns an operation that is `plain`, except where `compiler.TABLE` has a row for a form of it.
+
+    The choice is made whenever the operation is traced, by the back end that the program is compiled for and by the
+    dtype of the first argument.
+    """
+
+    @wraps(plain)
+    def operation(x: Array, *args, **options) -> Array:
+        if compiler.has_form(plain.__name__, x.dtype):
+            return getattr(MODULES[compiler.backend()], plain.__name__)(x, *args, **options)
+        return plain(x, *args, **options)
+
+    return operation
