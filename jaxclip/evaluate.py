@@ -19,7 +19,7 @@ from jaxclip.evaluation import command_flags, tables
 from jaxclip.runtime import startup
 
 if TYPE_CHECKING:
-    from jaxclip.evaluation.comparison import Run
+    from jaxclip.evaluation.comparison import EvaluatedRun
 
 WORKDIR = flags.DEFINE_list("workdir", [], "folder of the run; several, separated by commas, with --query")
 STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by hit@1) or a step")
@@ -39,7 +39,7 @@ def main(overrides: dict[str, str]) -> None:
     workdirs = command_flags.workdirs(WORKDIR.value, COMPARE.value, QUERY.value, PARAMETERS.value, NAME.value)
     configs = config.of_runs(workdirs, overrides)
     with startup.quiet_imports():  # these take seconds, so flags are checked first
-        from jaxclip.evaluation.comparison import Run
+        from jaxclip.evaluation.comparison import EvaluatedRun
         from jaxclip.runtime import distributed
 
     runs = []
@@ -47,7 +47,7 @@ def main(overrides: dict[str, str]) -> None:
         distributed.check_identical("config", config.flat(each), "Start all with the same overrides")
         own = overrides if each.task == "rerank" else config.for_towers(overrides)
         command = _command([f"--workdir={workdir}"], own)
-        runs.append(Run(workdir, each, config.fingerprint(config.load_config(workdir)), command))
+        runs.append(EvaluatedRun(workdir, each, config.fingerprint(config.load_config(workdir)), command))
     if QUERY.value:
         _look_for_sentences(runs, overrides)
     elif COMPARE.value:
@@ -56,7 +56,7 @@ def main(overrides: dict[str, str]) -> None:
         _evaluate_one(runs[0])
 
 
-def _look_for_sentences(runs: list["Run"], overrides: dict[str, str]) -> None:
+def _look_for_sentences(runs: list[EvaluatedRun], overrides: dict[str, str]) -> None:
     from jaxclip.evaluation import comparison
 
     workdirs, parameters = [run.workdir for run in runs], PARAMETERS.value
@@ -68,7 +68,7 @@ def _look_for_sentences(runs: list["Run"], overrides: dict[str, str]) -> None:
     cli.show(f"{'sheet':10}{page}")
 
 
-def _compare_two(runs: list["Run"], overrides: dict[str, str]) -> None:
+def _compare_two(runs: list[EvaluatedRun], overrides: dict[str, str]) -> None:
     from jaxclip.evaluation import comparison
 
     workdirs = [str(run.workdir) for run in runs]
@@ -79,14 +79,14 @@ def _compare_two(runs: list["Run"], overrides: dict[str, str]) -> None:
     _show_files(folder, "comparison.json", "report.html")
 
 
-def _evaluate_one(run: "Run") -> None:
+def _evaluate_one(run: EvaluatedRun) -> None:
     metrics, folder = _evaluate(run, _name(run))
     checkpoint = f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}"
     cli.show(f"\n{tables.headline(metrics)}\n\n{checkpoint}")
     _show_files(folder, "metrics.json", "report.html")
 
 
-def _name(run: "Run") -> str:
+def _name(run: EvaluatedRun) -> str:
     default = config.evaluation_name(run.workdir, run.config)
     return NAME.value or default
 
@@ -96,7 +96,7 @@ def _show_files(folder: Path, *names: str) -> None:
         cli.show(f"{Path(name).stem:12}{folder / name}")
 
 
-def _evaluate(run: "Run", name: str) -> tuple[dict[str, Any], Path]:
+def _evaluate(run: EvaluatedRun, name: str) -> tuple[dict[str, Any], Path]:
     from jaxclip.evaluation.evaluator import evaluate_checkpoint
     from jaxclip.reranking.run import evaluate_reranker
 

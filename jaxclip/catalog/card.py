@@ -1,7 +1,6 @@
 """The data card: one self-contained HTML file that describes a prepared catalogue."""
 
 import base64
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from PIL import Image
 
 from jaxclip.catalog import card_figures
 from jaxclip.catalog.product import Oddity, Product
+from jaxclip.runtime import files
 
 SAMPLES, SAMPLE_SEED, SAMPLE_PIXELS = 48, 0, 360
 SHOWN_ROWS, SHOWN_GROUPS, SHOWN_VALUES, SHOWN_SIZES, SHOWN_ODDITIES, SHOWN_LETTERS = 20, 8, 5, 8, 2000, 90
@@ -91,12 +91,8 @@ def put(path: Path, section: str, values: Mapping[str, Any]) -> None:
     html = path.read_text(encoding="utf-8")
     before, after = html[: html.index(start) + len(start)], html[html.index(end) :]
     content = _environment().get_template(f"card_{section}.html.j2").render(values)
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
+    with files.atomically(path) as temporary:
         _write(temporary, f"{before}\n{content}\n{after}")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _environment() -> jinja2.Environment:

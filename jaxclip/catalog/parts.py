@@ -1,9 +1,7 @@
 """A catalogue in files of a few hundred products each, through which workers on several machines share it."""
 
 import itertools
-import os
 import pickle
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from jaxclip.catalog.describe import Describer
 from jaxclip.catalog.examine import BLOCK, blocks, examine_block
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
+from jaxclip.runtime import files
 
 PART = 4 * BLOCK
 """Products per part; small enough that a worker needs only a few seconds for one."""
@@ -145,10 +144,8 @@ class LazySelection(Sequence):
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with temporary.open("wb") as file:
+    with files.atomically(path) as temporary, temporary.open("wb") as file:
         yield file
-    os.replace(temporary, path)
 
 
 def _picture(file: BinaryIO, verdict: Verdict) -> bytes:

@@ -3,10 +3,8 @@
 import ast
 import dataclasses
 import difflib
-import hashlib
 import json
 import math
-import os
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from jaxclip.config.checks import find_problems
 from jaxclip.config.declare import describe_type, keys, members
 from jaxclip.config.schema import Config
 from jaxclip.errors import UserError
+from jaxclip.runtime import files
 
 
 def build(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Config:
@@ -73,9 +72,7 @@ def load_config(workdir: Path, overrides: Mapping[str, str] | None = None) -> Co
 def save_config(config: Config, workdir: Path) -> None:
     """Writes config.json into a workdir, creating it if missing; readers see either the old file or the new one."""
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(dump(config), indent=2) + "\n")
-    os.replace(temporary, workdir / "config.json")
+    files.write_json(workdir / "config.json", dump(config))
 
 
 def on_first_stage(settings: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
@@ -98,7 +95,7 @@ def dump(config: Config) -> dict[str, Any]:
 
 def fingerprint(config: Config) -> str:
     """Returns 12 hex digits of a hash over every field."""
-    return hashlib.sha256(json.dumps(dump(config), sort_keys=True).encode()).hexdigest()[:12]
+    return files.fingerprint(dump(config))
 
 
 def differences(old: Config, new: Config) -> list[str]:

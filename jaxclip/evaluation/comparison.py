@@ -18,7 +18,7 @@ from jaxclip.evaluation.metrics_file import load_if_current, provenance
 from jaxclip.pipeline import prepared_data, text
 from jaxclip.pipeline.records import Records
 from jaxclip.ranking.index import NearestNeighbours
-from jaxclip.runtime import distributed, metrics_log
+from jaxclip.runtime import distributed, files, metrics_log
 from jaxclip.towers.encoders import Encoders
 from jaxclip.towers.load import load
 
@@ -27,7 +27,7 @@ SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluatedRun:
     """A workdir and the configuration to evaluate it with.
 
     Attributes:
@@ -44,13 +44,13 @@ class Run:
 
 
 def compare(
-    baseline: Run,
-    run: Run,
+    baseline: EvaluatedRun,
+    run: EvaluatedRun,
     baseline_name: str,
     name: str,
     step: str,
     *,
-    evaluate: Callable[[Run, str], tuple[dict[str, Any], Path]],
+    evaluate: Callable[[EvaluatedRun, str], tuple[dict[str, Any], Path]],
     command: str,
     say: Callable[[str], None],
 ) -> tuple[Mapping[str, Any], Path]:
@@ -89,7 +89,7 @@ def compare(
     where = [{"workdir": str(each.workdir.resolve())} for each in (baseline, run)]
     place.mkdir(parents=True, exist_ok=True)
     compared = {"baseline": where[0] | origins[0], "run": where[1] | origins[1], **figures}
-    (place / COMPARISON).write_text(json.dumps(compared, indent=2) + "\n")
+    files.write_json(place / COMPARISON, compared)
     titles = _names([baseline.workdir, run.workdir])
     of_baseline = {f"its {name}": value for name, value in origins[0].items()}
     records = Records(prepared, run.config.data.split)
@@ -106,7 +106,7 @@ def compare(
     return figures, place
 
 
-def _same_catalogue(baseline: Run, run: Run, say: Callable[[str], None]) -> tuple[Path, str]:
+def _same_catalogue(baseline: EvaluatedRun, run: EvaluatedRun, say: Callable[[str], None]) -> tuple[Path, str]:
     """Returns the prepared dataset that both runs rank, and its fingerprint; UserError where these are two."""
     one, other = (prepared_data.prepared_dataset(each.config, say=say) for each in (baseline, run))
     data, splits = prepared_data.data_fingerprint(other), (baseline.config.data.split, run.config.data.split)
@@ -139,7 +139,7 @@ def _names(workdirs: Sequence[Path]) -> list[str]:
 
 def write_sheet(
     path: Path,
-    runs: Sequence[Run],
+    runs: Sequence[EvaluatedRun],
     step: str,
     sentences: Sequence[str],
     *,

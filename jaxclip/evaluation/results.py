@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from jaxclip.errors import UserError
 from jaxclip.evaluation.protocols import Details
 from jaxclip.ranking import significance
+from jaxclip.runtime import files
 
 QUERIES = "queries.npz"
 FIRST_STAGE = "first_stage"
@@ -146,6 +146,5 @@ def _table(header: Sequence[str], rows: Iterable[Sequence]) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with files.atomically(path) as temporary:
+        temporary.write_bytes(content)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from jaxclip.errors import UserError
+from jaxclip.runtime import files
 
 NONE = -1
 """The partner of a product that is left out."""
@@ -101,13 +101,8 @@ def save(path: Path, pairs: MinedPairs, settings: Mapping[str, object]) -> None:
         arrays |= {"image_clusters": pairs.image_clusters, "text_clusters": pairs.text_clusters}
     # The column names are stored as well, because no checksum in the file covers them.
     about = {"form": _FORM, "columns": sorted(arrays), "fingerprint": pairs.fingerprint, "settings": dict(settings)}
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, about=np.array(json.dumps(about, sort_keys=True)), **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.atomically(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, about=np.array(json.dumps(about, sort_keys=True)), **arrays)
 
 
 def load(path: Path) -> tuple[MinedPairs, dict[str, object]]:

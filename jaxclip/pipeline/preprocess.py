@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxclip.errors import UserError
+from jaxclip.runtime import files
 
 FILENAME = "preprocess.json"
 
@@ -38,9 +38,7 @@ class Preprocess:
 
     def save(self, workdir: Path) -> None:
         """Writes preprocess.json into the workdir."""
-        temporary = workdir / f"{FILENAME}.tmp"
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-        os.replace(temporary, workdir / FILENAME)
+        files.write_json(workdir / FILENAME, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, workdir: Path) -> "Preprocess":

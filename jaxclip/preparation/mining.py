@@ -1,7 +1,5 @@
 """Mines the incorrect pairs of a dataset's training split and stores them as a table in its folder."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from jaxclip.features.pair_table import MinedPairs
 from jaxclip.pipeline import prepared_data
 from jaxclip.pipeline.records import Records
 from jaxclip.preparation import single_encoders
-from jaxclip.runtime import distributed
+from jaxclip.runtime import distributed, files
 from jaxclip.runtime import mesh as meshes
 from jaxclip.runtime.progress import bar
 from jaxclip.towers.adapter_base import checkpoint_params
@@ -92,7 +90,7 @@ def settings(config: Config, prepared: Path) -> dict[str, Any]:
 
 def table(prepared: Path, wanted: dict[str, Any]) -> Path:
     """Returns the path of the table with these settings."""
-    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:8]
+    key = files.fingerprint(wanted, 8)
     return prepared / FOLDER / f"{wanted['variant'].replace(':', '-')}-{key}.npz"
 
 
