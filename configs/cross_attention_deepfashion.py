@@ -6,10 +6,10 @@
     python -m jaxclip.train --config=configs/cross_attention_deepfashion.py --config.first_stage=W --workdir=R
     python -m jaxclip.train --config=configs/cross_attention_deepfashion.py:truncated --config.first_stage=W --workdir=T
 
-The paper's block, 6 layers and 8 heads, as a scorer of pairs for the first stage's top 100, trained contrastively
-within the batch. Captions of more than 77 tokens are read in up to three segments; `truncated` cuts them off, as the
-paper does. It reads 100 candidates for each query with all layers: on CPU count on a third of a second per query and
-more, this is for an accelerator.
+The paper's block (6 layers, 8 heads) scores each (query, candidate) pair of the first stage's top 100. It is trained
+with a contrastive loss within the batch. Captions of more than 77 tokens are read in up to three segments; `truncated`
+cuts them off, as the paper does. All layers read 100 candidates for each query, which takes at least a third of a second
+per query on a CPU: use an accelerator.
 """
 
 from ml_collections import ConfigDict

@@ -1,32 +1,32 @@
-"""Fine-tune towers with incorrect pairs (Tagami et al.), after one of the methods of its section 4.1.
+"""Fine-tune towers with incorrect pairs (Tagami et al.), by one of the methods of the paper's section 4.1.
 
     python -m jaxclip.train --config=configs/incorrect_pairs.py:VARIANT --config.model.init_from=BASE \\
         --config.data.path=PATH --workdir=W
 
 BASE is a trained workdir, such as that of configs/pretrain_fashion_products.py, or a checkpoint of transformers or
-open_clip. VARIANT is
+open_clip. VARIANT is one of
   2     correct pairs only
-  3     and as many incorrect ones, any product's text with another's picture
-  4     and as many incorrect ones, the two pictures' similarity below 0.8
-  5     and as many incorrect ones, the two pictures' similarity below 0.2
-  6     as 5, pairs weighted by the similarity
-  full  incorrect pairs from other clusters of pictures and of texts, weighted: the paper's own
+  3     correct pairs and as many incorrect ones: a picture with the text of any other product
+  4     as 3, but the two products' pictures have a similarity below 0.8
+  5     as 3, but the two products' pictures have a similarity below 0.2
+  6     as 5, with each pair weighted by its similarity
+  full  incorrect pairs from other clusters of pictures and of texts, weighted: the paper's own method
 
-All are trained alike but for their pairs: the same steps on the same pictures, each with a correct and an incorrect
-text (of which 2 learns nothing). --config.loss.info_nce=1 adds InfoNCE. It is needed from random weights, where two
-terms that look at one pair at a time say too little:
+The variants differ in their pairs only: all take the same steps on the same pictures, each with a correct and an
+incorrect text (which variant 2 ignores). --config.loss.info_nce=1 adds InfoNCE, which is needed when training starts
+from random weights, because the other two terms look at one pair at a time:
 
     python -m jaxclip.train --config=configs/pretrain_fashion_products.py --config.loss.name=incorrect_pairs \\
         --config.loss.info_nce=1 --config.data.path=PATH --workdir=W
 
-The paper's order of the variants is a hypothesis; what came out on Fashion Product Images stands in the README.
+configs/README.md has the results of all variants on Fashion Product Images.
 """
 
 from ml_collections import ConfigDict
 
 from jaxclip.errors import UserError
 
-# pairs mined, weight of the incorrect pairs' term, weighting
+# Variant -> rule by which pairs are mined, weight of the incorrect pairs' term, weighting of each pair.
 VARIANTS = {
     "2": ("random", 0.0, "none"),
     "3": ("random", 1.0, "none"),

@@ -1,8 +1,8 @@
-"""Train a small CLIP from scratch on a catalogue that is drawn on the spot: nothing to download.
+"""Train a small CLIP from scratch on a catalogue that the command draws itself; nothing is downloaded.
 
     python -m jaxclip.train --config=configs/quickstart.py
 
-Takes three to four minutes on two CPU cores and ends at a text-to-image hit@1 of about .8 (chance: .003).
+It takes three to four minutes on two CPU cores and reaches a text-to-image hit@1 of about .8 (chance: .003).
 """
 
 from ml_collections import ConfigDict
