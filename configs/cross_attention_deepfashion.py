@@ -8,8 +8,8 @@
 
 The paper's block (6 layers, 8 heads) scores each (query, candidate) pair of the first stage's top 100. It is trained
 with a contrastive loss within the batch. Captions of more than 77 tokens are read in up to three segments; `truncated`
-cuts them off, as the paper does. All layers read 100 candidates for each query, which takes at least a third of a second
-per query on a CPU: use an accelerator.
+cuts them off, as the paper does. All layers read 100 candidates for each query, which takes at least a third of a
+second per query on a CPU: use an accelerator.
 """
 
 from ml_collections import ConfigDict

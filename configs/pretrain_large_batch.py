@@ -6,8 +6,9 @@
 ARG is PRESET or PRESET,BATCH: vit_b_32, vit_b_16 (default) or vit_l_14, and a global batch, from 32,768 to 1,048,576
 (default: 65,536). With a larger batch the towers process 65,536 pairs at a time; the gradients are still those of the
 whole batch. PATH holds webdataset tars (`data.reader`). Run the plan first: on any machine with `pip install
-jaxclip[plan]` it finds out in minutes whether the step fits into memory and the least time that it can take. On
-v5e:16x16 vit_l_14 needs 13.97 of 15.75 GiB and at least 1.28 s; `--config.mesh.fsdp=16` shards parameters and optimizer.
+jaxclip[plan]` it finds out in minutes whether the step fits into memory and the least time that it can take.
+On v5e:16x16 vit_l_14 needs 13.97 of 15.75 GiB and at least 1.28 s; `--config.mesh.fsdp=16` shards parameters and
+optimizer state.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +24,10 @@ def get_config(arg: str = "vit_b_16") -> ConfigDict:
     """Returns the configuration of a preset, or of PRESET,BATCH."""
     preset, comma, batch = arg.partition(",")
     if preset not in RATES or (comma and not batch.isdigit()):
-        raise UserError(f"configs/pretrain_large_batch.py:{arg} is not PRESET or PRESET,BATCH with a preset of {', '.join(RATES)}")
+        presets = ", ".join(RATES)
+        raise UserError(
+            f"configs/pretrain_large_batch.py:{arg} is not PRESET or PRESET,BATCH with a preset of {presets}"
+        )
     config = ConfigDict()
     config.batch_size = int(batch) if comma else AT_ONCE
     config.loss = ConfigDict({"microbatch": AT_ONCE if config.batch_size > AT_ONCE else 0})
