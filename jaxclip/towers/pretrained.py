@@ -154,7 +154,7 @@ def _published(folder: Path, config: Config) -> Pretrained:
     towers = checkpoint.config
     if len(tokenizer) > towers.text.vocab_size:
         raise UserError(
-            f"the tokenizer of {folder} has {len(tokenizer):,} tokens, but its text tower has {towers.text.vocab_size:,}"
+            f"the tokenizer of {folder} has {len(tokenizer):,} tokens, its text tower only {towers.text.vocab_size:,}"
         )
     if towers.text.pooling == "end" and towers.text.end_token != tokenizer.eos_token_id:
         raise UserError(
