@@ -33,7 +33,7 @@ class Encoders:
 
     Attributes:
       towers: the towers.
-      workers: number of processes that decode pictures; 0 decodes in this one.
+      workers: number of pictures that are decoded in parallel; 0 lets tf.data decide.
       batch_size: rows of a batch over all devices, rounded up to what the mesh can split evenly.
       image: (params, pixels) -> (B, D) float32 unit vectors, each the mean over `towers.views`, normalised.
       text: (params, tokens) -> (B, D) float32 unit vectors.

@@ -55,7 +55,7 @@ class Trainable:
         return self._insert(trained, params, replace_layers)
 
     def assemble(self, trained: Params, params: Params) -> Params:
-        """Returns what `put` returns, without a copy: partly trained stacks are Segments, which only the towers read."""
+        """Returns what `put` does, without a copy: partly trained stacks are Segments, which only the towers read."""
 
         def parts(leaf: jax.Array, runs: Any, new: jax.Array) -> Segments:
             trained_part = {start: part for start, _, part in _split(new, runs)}
