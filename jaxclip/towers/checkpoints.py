@@ -199,7 +199,8 @@ class Checkpoints:
                 if jax.process_count() > 1:
                     with suppress(FileNotFoundError, FileExistsError):  # another process has moved it
                         (self.folder / str(step)).rename(aside)
-                    raise UserError(f"{error}; moved to {aside}; start again to resume from the previous") from error
+                    message = f"{error}; moved to {aside}: start again to resume from the previous one"
+                    raise UserError(message) from error
                 shutil.rmtree(aside, ignore_errors=True)
                 shutil.move(self.folder / str(step), aside)
                 self._manager.reload()
