@@ -20,7 +20,7 @@ from jaxclip.pipeline.records import Records
 from jaxclip.ranking.index import NearestNeighbours
 from jaxclip.runtime import distributed, files, metrics_log
 from jaxclip.towers.encoders import Encoders
-from jaxclip.towers.load import load
+from jaxclip.towers.load import load_checkpoint
 
 COMPARISON = "comparison.json"
 SHOWN = 10
@@ -150,16 +150,16 @@ def write_sheet(
     """Writes the page of the ten pictures that each run's checkpoint finds for each sentence.
 
     Every run looks at the split that its configuration names; captions are not needed. `step` and `parameters` are
-    as in `load`.
+    as in `load_checkpoint`.
 
     Raises:
-      UserError: as `load`, or a checkpoint gives vectors that are not finite.
+      UserError: as `load_checkpoint`, or a checkpoint gives vectors that are not finite.
     """
     sheet: dict[str, dict[str, list[report.Item]]] = {sentence: {} for sentence in sentences}
     facts = {}
     for run, name in zip(runs, _names([run.workdir for run in runs]), strict=True):
         config = run.config
-        loaded = load(config, run.workdir, step, parameters=parameters, say=say)
+        loaded = load_checkpoint(config, run.workdir, step, parameters=parameters, say=say)
         gallery = pages.ProductPictures([product for product, _ in loaded.records.products()], loaded.records)
         with jax.set_mesh(loaded.towers.mesh):
             encoders = Encoders(loaded.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)

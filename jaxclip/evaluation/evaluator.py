@@ -19,7 +19,7 @@ from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.runtime.progress import bar
 from jaxclip.towers.encoders import Encoders
-from jaxclip.towers.load import load
+from jaxclip.towers.load import load_checkpoint
 from jaxclip.towers.params import Params
 from jaxclip.towers.store import EmbeddingStore
 from jaxclip.towers.towers import Towers
@@ -173,18 +173,18 @@ def evaluate_checkpoint(
     Embeddings that an interrupted evaluation left in the workdir are reused.
 
     Args:
-      step: the checkpoint: "latest", "best" or a number, as in `load`.
+      step: the checkpoint: "latest", "best" or a number, as in `load_checkpoint`.
       folder: where the results go. Those of raw parameters go to another folder if the run also has a moving average
         (see `results_folder`).
-      parameters: "raw", "ema" or "", as in `load`.
+      parameters: "raw", "ema" or "", as in `load_checkpoint`.
       fingerprint: the fingerprint of the workdir's own configuration.
       say: prints a line for the user.
       command: the command line to show in the report, as in `write`.
 
     Raises:
-      UserError: for the reasons given in `load`.
+      UserError: for the reasons given in `load_checkpoint`.
     """
-    loaded = load(config, workdir, step, parameters=parameters, say=say)
+    loaded = load_checkpoint(config, workdir, step, parameters=parameters, say=say)
     with jax.set_mesh(loaded.towers.mesh):
         evaluator = Evaluator(loaded.towers, loaded.records, config)
         store = evaluator.encoders.store(workdir, loaded.params, loaded.step, say=say)

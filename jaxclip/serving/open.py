@@ -29,7 +29,7 @@ from jaxclip.serving import second_stage
 from jaxclip.serving.gallery import Gallery, ProductDetails
 from jaxclip.serving.searcher import MOST, QueryEncoders, Searcher
 from jaxclip.towers.encoders import Encoders
-from jaxclip.towers.load import load
+from jaxclip.towers.load import load_checkpoint
 from jaxclip.towers.params import Params
 
 COMPUTED_COLOUR = "colour"
@@ -60,7 +60,7 @@ def open_searcher(
     """
     distributed.require_one_process("a search")
     if rerank is None:
-        first = load(config, workdir, step, prepared=prepared, say=say)
+        first = load_checkpoint(config, workdir, step, prepared=prepared, say=say)
     else:
         first = second_stage.find_first_stage(rerank[1], rerank[0], config, workdir, step)
     records = Records(prepared, config.data.split)

@@ -1,1 +1,1 @@
-"""The towers: made, restored, run and exported."""
+"""The two towers: building, restoring, running and exporting them, and their checkpoints."""

@@ -1,4 +1,4 @@
-"""The parameters that a run starts from or, where it trains adapters, stands on: those of another checkpoint."""
+"""The parameters of config.model.init_from: where a run starts, or the frozen base of the adapters it trains."""
 
 from typing import Any
 
@@ -15,41 +15,48 @@ from jaxclip.towers.towers import Towers
 
 
 def initial_params(config: Config, towers: Towers, step: int | None = None) -> tuple[Params, dict[str, Any]]:
-    """Returns the parameters that config.model.init_from names, and their {"name", "step", "checksum"}.
+    """Returns the parameters of config.model.init_from and a record of them, {"name", "step", "checksum"}.
 
-    They are placed as the towers' own. Of a workdir it is the newest step where none is given, and of a run that kept
-    a moving average, that; what others published has no step.
+    The parameters are sharded like those of the towers. If init_from is a workdir, they are those of the given step (by
+    default the newest), and the moving average if that run has one. A published checkpoint's step is None.
 
     Raises:
-      UserError: there is no such checkpoint, it has other arrays than the towers, or it holds adapters alone.
+      UserError: there is no such checkpoint, its arrays are not those of the towers, or it holds only adapters.
     """
-    plain = {path: leaf for path, leaf in flatten_dict(towers.shapes).items() if lora.NAME not in path}
-    params, step = pretrained_params(config, unflatten_dict(plain), step)
+    without_adapters = {path: leaf for path, leaf in flatten_dict(towers.shapes).items() if lora.NAME not in path}
+    params, step = pretrained_params(config, unflatten_dict(without_adapters), step)
     return params, {"name": config.model.init_from, "step": step, "checksum": int(jax.jit(checksum)(params))}
 
 
 def with_base_params(stored: Params, config: Config, towers: Towers, metadata: dict[str, Any]) -> Params:
-    """Returns a checkpoint's parameters with those of its base, if it stands on one.
+    """Returns a checkpoint's parameters, completed with those of its base if it holds only adapters.
+
+    Args:
+      stored: the parameters that the checkpoint holds.
+      metadata: the checkpoint's metadata, which names the base.
 
     Raises:
-      UserError: as `initial_params`, or the base is not the one that the adapters were trained on.
+      UserError: as `initial_params`, or config.model.init_from is not the base that the adapters were trained on.
     """
     if BASE not in metadata:
         return stored
-    wanted = metadata[BASE]
-    params, found = initial_params(config, towers, wanted["step"])
-    if found["checksum"] != wanted["checksum"]:
+    expected = metadata[BASE]
+    params, base = initial_params(config, towers, expected["step"])
+    if base["checksum"] != expected["checksum"]:
         raise UserError(
-            f"config.model.init_from: {found['name']} (step {found['step']}) is not what the adapters were trained on, "
-            f"{wanted['name']}: its parameters' checksum is {found['checksum']}, not {wanted['checksum']}"
+            f"config.model.init_from: {base['name']} (step {base['step']}) is not what the adapters were trained on, "
+            f"{expected['name']}: the checksum of its parameters is {base['checksum']}, not {expected['checksum']}"
         )
     return merge_params(stored, params)
 
 
-def checkpoint_params(config: Config, towers: Towers, checkpoints: Checkpoints, step: int, which: str = "") -> Params:
-    """Returns all parameters of a workdir's checkpoint, adapters metadata what they stand on.
+def checkpoint_params(
+    config: Config, towers: Towers, checkpoints: Checkpoints, step: int, parameters: str = ""
+) -> Params:
+    """Returns all parameters of a workdir's checkpoint, including those of the base if it holds only adapters.
 
-    `which` is "raw", "ema" or "", which is ema where the run kept one; errors as `with_base_params`.
+    `parameters` is "raw", "ema" (the moving average) or "" (the moving average if there is one). Raises what
+    `with_base_params` and `Checkpoints.restore_params` raise.
     """
-    stored = checkpoints.restore_params(towers.stored(towers.shapes), step, which)
+    stored = checkpoints.restore_params(towers.stored(towers.shapes), step, parameters)
     return with_base_params(stored, config, towers, checkpoints.metadata(step))

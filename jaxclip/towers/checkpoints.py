@@ -1,4 +1,4 @@
-"""Checkpoints that survive kills, full disks and rotten files (Orbax)."""
+"""Orbax checkpoints with checksums: an interrupted write, a full disk or a corrupt file never costs an earlier one."""
 
 import inspect
 import logging
@@ -26,27 +26,30 @@ FOLDER = "checkpoints"
 CORRUPT = "checkpoints.corrupt"
 BEST_BY = "hit@1"
 METADATA = "beside"
-"""Item of a checkpoint that holds its metadata as JSON; the name is that of the folder on disk."""
+"""Name, on disk, of the checkpoint item that holds the metadata as JSON."""
 BASE = "base"
-"""Under this name a checkpoint of adapters says beside it what they stand on: its name, step and checksum."""
+"""Metadata key of a checkpoint of adapters; its value has the name, step and checksum of the base."""
 AVERAGE_BEST_BY = f"ema/{BEST_BY}"
 CHECKSUMS = {"params": "checksum", "rest": "optimizer_checksum", "ema": "ema_checksum"}
-"""Item of a checkpoint -> where the JSON beside it keeps that item's checksum."""
+"""Checkpoint item -> metadata key of that item's checksum."""
 
 
 State = Any
-"""A named tuple of step, params, optimizer and ema, as `jaxclip.training.state.TrainState`, or of their shapes."""
+"""A named tuple with step, params, optimizer and ema (`jaxclip.training.state.TrainState`): arrays or their shapes."""
 
 
 class CorruptCheckpoint(UserError):
-    """A checkpoint's files cannot be read, or hold other values than were written."""
+    """A checkpoint's files cannot be read, or their values are not the ones that were written."""
 
 
 class Checkpoints:
-    """The checkpoints of a workdir: written in the background, the newest `keep` and the best one kept.
+    """The checkpoints of a workdir: written in the background; the newest `keep` and the best one are kept.
 
-    A checkpoint holds the training state and a JSON object beside it (progress, fingerprints, checksum of parameters).
-    `stored` picks the parameters that it holds.
+    A checkpoint holds the training state and metadata as JSON (progress, fingerprints, checksums). `stored` selects the
+    parameters that are saved from all parameters.
+
+    Attributes:
+      folder: the folder of the checkpoints, one subfolder per step.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Checkpoints:
     ):
         self.folder = (workdir / FOLDER).resolve()
         if read_only and not self.folder.exists():
-            raise UserError(f"{workdir} has no checkpoints: nothing has been trained there yet")
+            raise UserError(f"{workdir} has no checkpoints: no run has been trained in it yet")
         policies = [
             checkpoint_managers.LatestN(keep),
             checkpoint_managers.BestN(get_metric_fn=_merit, n=1, keep_checkpoints_without_metrics=False),
@@ -67,7 +70,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
-            best_fn=_merit,  # without it Orbax writes no metrics, and a restarted run would forget its best checkpoint
+            best_fn=_merit,  # without it Orbax saves no metrics, and a resumed run would not know its best checkpoint
             enable_async_checkpointing=True,
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
@@ -79,7 +82,7 @@ class Checkpoints:
         self._examine = jax.jit(
             lambda items: (finite(items["params"]), {CHECKSUMS[name]: checksum(item) for name, item in items.items()})
         )
-        with self._explained("open"), _unwarned() if read_only else nullcontext():
+        with self._io_errors("open"), _absl_warnings_hidden() if read_only else nullcontext():
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
@@ -87,21 +90,24 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:
-        """Returns the step of the best checkpoint by hit@1, None where none was evaluated.
+        """Returns the step of the checkpoint with the highest hit@1, or None if none was evaluated.
 
-        Where a moving average is kept, it is that one's hit@1.
+        The hit@1 is that of the moving average if there is one.
         """
         evaluated = {step: _merit(metrics) for step in self.steps() if (metrics := self._manager.metrics(step))}
         return max(evaluated, key=evaluated.__getitem__, default=None)
 
     def save(self, state: State, metadata: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
-        """Starts writing the state, with `metadata` as JSON; `metrics` ({"hit@1": ...}) make it a candidate for best.
+        """Starts to write a checkpoint in the background; returns as soon as the state's buffers may be donated.
 
-        Returns once the state may be donated; an error of the write before is raised here or by `wait`.
+        Args:
+          state: the training state.
+          metadata: values that JSON can hold; the checksums are added to them.
+          metrics: {"hit@1": ...}, which makes the checkpoint a candidate for the best one.
 
         Raises:
-          UserError: the disk is full or not writable, or the parameters are not finite. Checkpoints written before are
-            intact.
+          UserError: the disk is full or not writable, or the parameters are not finite; or the previous write failed.
+            Earlier checkpoints stay intact.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -110,34 +116,34 @@ class Checkpoints:
         items = self._items(state)
         is_finite, sums = jax.device_get(self._examine(items))
         if not is_finite:
-            raise UserError(f"parameters are not finite at step {step}, which is not saved; {self._intact()}")
+            raise UserError(f"parameters are not finite at step {step}, which is not saved; {self._newest_intact()}")
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(
                 f"the disk of {self.folder} is full: the checkpoint of step {step} needs up to "
-                f"{needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free; {self._intact()}"
+                f"{needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free; {self._newest_intact()}"
             )
         metadata = {**metadata, **{name: int(value) for name, value in sums.items()}}
-        with self._explained(f"write the checkpoint of step {step} to"):
+        with self._io_errors(f"write the checkpoint of step {step} to"):
             arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
             composite = ocp.args.Composite(**arguments, **{METADATA: ocp.args.JsonSave(metadata)})
             self._manager.save(step, args=composite, metrics=metrics or {})
 
     def wait(self) -> None:
-        """Returns when all that was begun is on disk; UserError where it could not be written."""
-        with self._explained("finish a checkpoint in"):
+        """Waits until every started checkpoint is on disk; UserError if one could not be written."""
+        with self._io_errors("finish a checkpoint in"):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def restore(self, abstract: State, step: int) -> tuple[State, dict[str, Any]]:
-        """Returns a checkpoint's state, placed as `abstract` says, and the JSON beside it.
+        """Returns a checkpoint's state, sharded as `abstract`, and its metadata.
 
-        Its parameters are those that are stored.
+        The state's parameters are only those that checkpoints store (see the class).
 
         Raises:
-          UserError: there is no such checkpoint, its arrays are not those of `abstract`, or it is corrupt
-            (CorruptCheckpoint).
+          CorruptCheckpoint: a file cannot be read, or a checksum is wrong.
+          UserError: there is no such checkpoint, or its arrays differ from `abstract` in name or shape.
         """
         restored = self._read(step, **self._items(abstract))
         rest = restored["rest"]
@@ -146,41 +152,42 @@ class Checkpoints:
         )
         return state, restored[METADATA]
 
-    def restore_params(self, abstract: Params, step: int, which: str = "") -> Params:
-        """Returns a checkpoint's parameters alone; errors as `restore`.
+    def restore_params(self, abstract: Params, step: int, parameters: str = "") -> Params:
+        """Returns only the parameters of a checkpoint, sharded as `abstract`.
 
-        `which` is "ema" for the moving average, "raw" for what was averaged, "" for the average where there is one.
+        `parameters` is "raw" for the trained values, "ema" for their moving average, or "" for the moving average if
+        there is one and else the trained values.
 
         Raises:
-          UserError: there is no average and "ema" was asked for.
+          UserError: as `restore`, or `parameters` is "ema" and the checkpoint has no moving average.
         """
-        kept = self.keeps_average(step)
-        if which == "ema" and not kept:
+        has_average = self.keeps_average(step)
+        if parameters == "ema" and not has_average:
             raise UserError(f"{self.folder} has no moving average of step {step}: optimizer.ema was 0 in training")
         params = self._read(step, params=abstract)["params"]
-        if which == "raw" or not kept:
+        if parameters == "raw" or not has_average:
             return params
         averaged = _shapes(ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "ema").tree)
-        wanted = {path: leaf for path, leaf in flatten_dict(abstract).items() if "/".join(map(str, path)) in averaged}
-        return merge_params(self._read(step, ema=unflatten_dict(wanted))["ema"], params)
+        ema = {path: leaf for path, leaf in flatten_dict(abstract).items() if "/".join(map(str, path)) in averaged}
+        return merge_params(self._read(step, ema=unflatten_dict(ema))["ema"], params)
 
     def keeps_average(self, step: int) -> bool:
         """Returns whether a checkpoint holds a moving average of its parameters."""
         return (self.folder / str(step) / "ema").exists()
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """Returns the JSON beside a checkpoint's state; errors as `restore`."""
+        """Returns a checkpoint's metadata; raises what `restore` raises."""
         return self._read(step)[METADATA]
 
     def restore_latest(self, abstract: State, say: Callable[[str], None]) -> tuple[State, dict[str, Any]] | None:
-        """Returns the newest checkpoint that is whole, None where there is none at all.
+        """Returns the state and metadata of the newest intact checkpoint, or None if there are no checkpoints.
 
-        A corrupt one is said, moved to checkpoints.corrupt/ and passed over. Where several processes read it, one may
-        find corrupt what the others could read: then the run ends, and started again it finds the one before.
+        A corrupt checkpoint is reported through `say` and moved to checkpoints.corrupt/, and the previous one is tried.
+        If several processes read checkpoints, one may fail to read what the others could: the run then ends with an
+        error, and resumes from the previous checkpoint when it is started again.
 
         Raises:
-          UserError: there are checkpoints, and all of them are corrupt; or the newest whole one has other arrays than
-            `abstract`.
+          UserError: all checkpoints are corrupt; or the arrays of the newest intact one are not those of `abstract`.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -190,13 +197,14 @@ class Checkpoints:
                 aside = self.folder.parent / CORRUPT / str(step)
                 aside.parent.mkdir(exist_ok=True)
                 if jax.process_count() > 1:
-                    with suppress(FileNotFoundError, FileExistsError):  # another process was first
+                    with suppress(FileNotFoundError, FileExistsError):  # another process has moved it
                         (self.folder / str(step)).rename(aside)
-                    raise UserError(f"{error}; moved to {aside}: start again, from the one before") from error
+                    message = f"{error}; moved to {aside}: start again to resume from the previous one"
+                    raise UserError(message) from error
                 shutil.rmtree(aside, ignore_errors=True)
                 shutil.move(self.folder / str(step), aside)
                 self._manager.reload()
-                say(f"{error}; moved to {aside}, falling back to the one before")
+                say(f"{error}; moved to {aside}, falling back to the previous one")
         if steps:
             raise UserError(
                 f"all checkpoints of {self.folder} were corrupt; they are in {self.folder.parent / CORRUPT}"
@@ -208,7 +216,7 @@ class Checkpoints:
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {self.steps()}")
         folder = self.folder / str(step)
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
-        _hide_abandoned_reads()
+        _silence_abandoned_reads()
         try:
             differing = [line for name, item in items.items() for line in _differences(folder / name, item)]
             if not differing:
@@ -218,13 +226,13 @@ class Checkpoints:
                 sums = {name: metadata.get(CHECKSUMS[name]) for name in items} | {"params": metadata["checksum"]}
         except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
             raise
-        except Exception as error:  # of many types, bare Exception among them
-            raise CorruptCheckpoint(f"the checkpoint {folder} is corrupt: {_named(error)}") from error
+        except Exception as error:  # Orbax raises many types, even Exception itself
+            raise CorruptCheckpoint(f"the checkpoint {folder} is corrupt: {_type_and_message(error)}") from error
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise UserError(
                 f"the parameters of {folder} do not match the configuration: {', '.join(differing[:3])}{more}; "
-                "take the configuration it was trained with or another --workdir"
+                "use the configuration it was trained with, or another --workdir"
             )
         for name in items:
             expected = sums[name]
@@ -240,30 +248,37 @@ class Checkpoints:
         ema = {} if state.ema is None else {"ema": state.ema}
         return {"params": self._stored(state.params), "rest": rest, **ema}
 
-    def _intact(self) -> str:
+    def _newest_intact(self) -> str:
         steps = self.steps()
         return f"the checkpoint of step {steps[-1]} is intact" if steps else "nothing was saved yet"
 
     @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def _io_errors(self, action: str) -> Iterator[None]:
+        """Raises an error of the file system or of Orbax as a UserError that names the action and the folder."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"could not {what} {self.folder}: {_named(error)}") from error
+            raise UserError(f"could not {action} {self.folder}: {_type_and_message(error)}") from error
 
 
-def resolve_step(which: str, checkpoints: Checkpoints) -> int:
-    """Returns the step that --step names: "latest", "best" or a number; UserError where there is none."""
+def resolve_step(step: str, checkpoints: Checkpoints) -> int:
+    """Returns the number of the checkpoint that `step` ("latest", "best" or a number) names.
+
+    "best" is the newest checkpoint if none was evaluated.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"{checkpoints.folder} has no complete checkpoint")
-    if which == "latest":
+    if step == "latest":
         return steps[-1]
-    if which == "best":
+    if step == "best":
         return checkpoints.best() or steps[-1]
-    if not which.isdigit() or int(which) not in steps:
-        raise UserError(f"--step={which} is none of latest, best, {', '.join(map(str, steps))}")
-    return int(which)
+    if not step.isdigit() or int(step) not in steps:
+        raise UserError(f"--step={step} is none of latest, best, {', '.join(map(str, steps))}")
+    return int(step)
 
 
 def _merit(metrics: dict[str, float]) -> float:
@@ -271,51 +286,51 @@ def _merit(metrics: dict[str, float]) -> float:
 
 
 @cache
-def _hide_abandoned_reads() -> None:
-    """Hides what the reads print that Orbax abandons once one has failed.
+def _silence_abandoned_reads() -> None:
+    """Hides the warnings and tracebacks of the reads that Orbax abandons after one of them has failed.
 
-    A warning or traceback each, at any later time: when the coroutine is collected, when the task of one that failed as
-    well is, or when TensorStore, in a thread of its own, reports to an event loop that is closed by then.
+    Each of those may print one at any later time: when its coroutine is garbage-collected, when its task is, if that
+    failed too, or when a thread of TensorStore reports to an event loop that has been closed.
     """
-    shown = sys.unraisablehook
+    previous_hook = sys.unraisablehook
 
     def show(unraisable: Any) -> None:
         read = inspect.iscoroutine(unraisable.object) and unraisable.object.__name__.startswith("_read_array")
         late = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
         if not (read or late):
-            shown(unraisable)
+            previous_hook(unraisable)
 
-    def is_other(record: logging.LogRecord) -> bool:
+    def not_abandoned(record: logging.LogRecord) -> bool:
         message = record.getMessage()
         return "exception was never retrieved" not in message or f"/{FOLDER}/" not in message
 
     sys.unraisablehook = show
-    logging.getLogger("asyncio").addFilter(is_other)
+    logging.getLogger("asyncio").addFilter(not_abandoned)
     warnings.filterwarnings("ignore", message="coroutine '_read_array.*' was never awaited", category=RuntimeWarning)
 
 
 def _differences(item: Path, abstract: Any) -> list[str]:
-    """Returns a line for each array whose shape in an item of a checkpoint is not that of `abstract`."""
-    stored, wanted = _shapes(ocp.PyTreeCheckpointHandler().metadata(item).tree), _shapes(abstract)
+    """Returns a line for each array whose shape in a checkpoint's item differs from its shape in `abstract`."""
+    stored, expected = _shapes(ocp.PyTreeCheckpointHandler().metadata(item).tree), _shapes(abstract)
     return [
-        f"{name} is {stored.get(name, 'missing')}, not {wanted.get(name, 'there')}"
-        for name in sorted(stored.keys() | wanted.keys())
-        if stored.get(name) != wanted.get(name)
+        f"{name} is {stored.get(name, 'missing')}, expected {expected.get(name, 'none')}"
+        for name in sorted(stored.keys() | expected.keys())
+        if stored.get(name) != expected.get(name)
     ]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Returns each array's shape by its name; a named tuple and the dict it is stored as have the same names."""
+    """Returns name -> shape of the arrays; a named tuple and the dict that Orbax stores it as have the same names."""
     return dict(zip(jax.tree.leaves(names(tree)), (tuple(leaf.shape) for leaf in jax.tree.leaves(tree)), strict=True))
 
 
-def _named(error: BaseException) -> str:
+def _type_and_message(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)[:300]}"
 
 
 @contextmanager
-def _unwarned() -> Iterator[None]:
-    """Leaves out what Orbax warns of whenever it opens a folder only to read, as it is told to."""
+def _absl_warnings_hidden() -> Iterator[None]:
+    """Hides absl's warnings; Orbax logs some every time that a folder is opened with read_only=True."""
     verbosity = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""All pictures or captions of a split into embeddings, kept on disk as they are made."""
+"""Embeds batches of pictures or captions, optionally saving the embeddings in a store as they are computed."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -14,8 +14,11 @@ from jaxclip.towers.store import EmbeddingStore
 def embed(encode: Callable[[Array], Array], batches: Iterable[Array], count: int) -> np.ndarray:
     """Returns the embeddings of the first `count` rows of the batches, (count, D) float32.
 
-    The batches have one shape, so that `encode` is compiled once; rows beyond `count` fill up the last one and are cut
-    off. One batch is computed while the one before is copied back.
+    The batches must have the same shape, so that `encode` is compiled once; rows beyond `count` are padding of the last
+    batch and are dropped. Each batch is computed while the results of the previous one are copied to the host.
+
+    Raises:
+      ValueError: the batches have fewer rows than `count`.
     """
     rows = np.concatenate(list(_encoded(encode, batches)))
     if len(rows) < count:
@@ -24,6 +27,7 @@ def embed(encode: Callable[[Array], Array], batches: Iterable[Array], count: int
 
 
 def _encoded(encode: Callable[[Array], Array], batches: Iterable[Array]) -> Iterator[np.ndarray]:
+    """Yields the embeddings of each batch, always with the next batch already started."""
     running = None
     for batch in batches:
         started = encode(batch)
@@ -35,7 +39,7 @@ def _encoded(encode: Callable[[Array], Array], batches: Iterable[Array]) -> Iter
 
 
 def padded_blocks(rows: np.ndarray, size: int) -> Iterable[np.ndarray]:
-    """Yields the rows in blocks of exactly `size`; the last one is filled up with its last row."""
+    """Yields the rows in blocks of exactly `size`; the last block is padded with copies of its last row."""
     for start in range(0, len(rows), size):
         block = rows[start : start + size]
         yield np.concatenate([block, np.repeat(block[-1:], size - len(block), axis=0)])
@@ -47,30 +51,33 @@ def embed_stored(
     encode: Callable[[Array], Array],
     batches: Callable[[np.ndarray], Iterable[Array]],
 ) -> np.ndarray:
-    """Returns the embeddings of what the keys stand for, (len(keys), D), from the store where it has them.
+    """Returns the embeddings of the contents with these keys, (len(keys), D) float32, reusing those in the store.
 
-    The others are embedded, equal ones once, and kept there batch by batch, so that what is interrupted goes on where
-    it was. Where several processes embed together the first one keeps the store and tells the others.
+    Contents without an embedding in the store are embedded, equal ones once, and saved batch by batch, so that an
+    interrupted run continues where it stopped. With several processes only the primary opens the store; it broadcasts
+    what is missing and the result.
 
     Args:
-      batches: batches(numbers) yields the batches of what these numbers of keys stand for, as `embed` takes them.
+      keys: the content key of each picture or caption (`content_key`).
+      encode: batch -> embeddings.
+      batches: positions in `keys` -> batches of those contents, of one shape, as in `embed`.
     """
-    first = jax.process_index() == 0
-    wanted = np.zeros(len(keys), bool)
-    with store if first else nullcontext():
-        if first:
-            wanted[store.missing(keys)] = True
-        numbers = np.flatnonzero(_of_the_first(wanted))
+    primary = jax.process_index() == 0
+    is_missing = np.zeros(len(keys), bool)
+    with store if primary else nullcontext():
+        if primary:
+            is_missing[store.missing(keys)] = True
+        positions = np.flatnonzero(_from_primary(is_missing))
         start = 0
-        for rows in _encoded(encode, batches(numbers)) if len(numbers) else ():
-            new = numbers[start : start + len(rows)]
+        for rows in _encoded(encode, batches(positions)) if len(positions) else ():
+            new = positions[start : start + len(rows)]
             start += len(rows)
-            if first:
-                store.append([keys[number] for number in new], rows[: len(new)])
-        vectors = store.vectors(keys) if first else np.zeros((len(keys), store.dimension), np.float32)
-    return _of_the_first(vectors)
+            if primary:
+                store.append([keys[position] for position in new], rows[: len(new)])
+        vectors = store.vectors(keys) if primary else np.zeros((len(keys), store.dimension), np.float32)
+    return _from_primary(vectors)
 
 
-def _of_the_first(array: np.ndarray) -> np.ndarray:
-    """Returns what the first process has, on every process."""
+def _from_primary(array: np.ndarray) -> np.ndarray:
+    """Returns the primary process's array on every process."""
     return np.asarray(multihost_utils.broadcast_one_to_all(array)) if jax.process_count() > 1 else array

@@ -1,4 +1,4 @@
-"""A checkpoint's towers as functions from pictures and captions to embeddings, over all devices and processes."""
+"""Embeds the pictures and captions of a split with both towers, on all devices and processes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -25,13 +25,20 @@ STORES = "embeddings"
 
 
 class Encoders:
-    """Both towers, compiled once for batches of one size, for whatever parameters they are given.
+    """Both towers, compiled once for one batch size; the parameters are an argument.
+
+    Embeddings are float32 even where the towers compute in bfloat16. Ranks are exact, and two items tie only if their
+    float32 scores are equal. bfloat16 has 8 significant bits, so that near a cosine of 1 it would round scores that
+    differ by less than 0.004 to one value: false ties, which change the ranks (see `jaxclip.models.clip.unit`).
 
     Attributes:
-      image, text: (params, batch) -> (B, D) unit vectors, a picture's over its `towers.views`.
-      image_tokens, text_tokens: (params, batch) -> (B, T, W), what the last block makes of each token, and of captions
-        zeros past the end.
-      batch_size: rows of a batch, over all devices.
+      towers: the towers.
+      workers: number of pictures that are decoded in parallel; 0 lets tf.data decide.
+      batch_size: rows of a batch over all devices, rounded up to what the mesh can split evenly.
+      image: (params, pixels) -> (B, D) float32 unit vectors, each the mean over `towers.views`, normalised.
+      text: (params, tokens) -> (B, D) float32 unit vectors.
+      image_tokens: (params, pixels) -> (B, T, W), the output of the last block for each token.
+      text_tokens: (params, tokens) -> (B, T, W), the same for captions, with zeros after the end token.
     """
 
     def __init__(self, towers: Towers, *, batch_size: int, workers: int = 0):
@@ -46,22 +53,22 @@ class Encoders:
         self._rows = meshes.process_rows(self._sharding, self.batch_size)
 
         def text_tokens(params: Params, x: jax.Array) -> jax.Array:
-            found, inside = nnx.merge(graph, params).text.tokens(x)
-            return jnp.where(inside[..., None], found, 0)
+            outputs, inside = nnx.merge(graph, params).text.tokens(x)
+            return jnp.where(inside[..., None], outputs, 0)
 
         self.image_tokens = jit(lambda params, x: nnx.merge(graph, params).image.tokens(x))
         self.text_tokens = jit(text_tokens)
 
     def store(self, workdir: Path, params: Params, step: int, *, say: Callable[[str], None]) -> EmbeddingStore:
-        """Returns where a workdir keeps what these parameters make; the file's name changes with all it depends on."""
-        depends = {
+        """Returns the workdir's store for these embeddings; its name has a fingerprint of everything they depend on."""
+        dependencies = {
             "parameters": int(jax.jit(checksum)(params)),
             "preprocess": asdict(self.towers.preprocess),
             "towers": asdict(self.towers.config),
             "batch": self.batch_size,
             "views": asdict(self.towers.views),
         }
-        key = files.fingerprint(depends)
+        key = files.fingerprint(dependencies)
         path = workdir / STORES / f"step-{step}-{key}.rows"
         return EmbeddingStore(path, fingerprint=key, dimension=self.towers.config.embedding, say=say)
 
@@ -75,16 +82,20 @@ class Encoders:
         store: EmbeddingStore | None = None,
         keys: Sequence[bytes] | None = None,
     ) -> np.ndarray:
-        """Returns the unit vectors of all pictures, (G, D), or of their tokens, (G, T, W).
+        """Returns the unit vectors of all pictures, (G, D) float32, or the outputs for their tokens, (G, T, W).
 
-        With `crops`, and wherever these are what the towers see, it is of the best crop of each. Vectors that the store
-        has are read there; `keys` are those of the pictures in it (see `picture_key`), where they are known already.
-        Tokens are in no store.
+        Args:
+          params: parameters of the towers.
+          records: the G products.
+          crops: embed the best crop of each picture. Towers trained on crops (data.picture) always do.
+          tokens: return the last block's output for each token instead; must not be combined with a store.
+          store: where embeddings are looked up first and new ones are saved.
+          keys: the store's keys of the pictures (`picture_key`), if the caller has computed them already.
         """
 
-        def batches(numbers: np.ndarray) -> Iterable[np.ndarray]:
+        def batches(positions: np.ndarray) -> Iterable[np.ndarray]:
             return image_batches(
-                records.take(numbers),
+                records.take(positions),
                 self.towers.preprocess,
                 batch_size=self.batch_size,
                 rows=self._rows,
@@ -95,13 +106,14 @@ class Encoders:
         def own_keys() -> Sequence[bytes]:
             return [self.picture_key(picture, crop, crops=crops) for _, picture, crop in records.pictured()]
 
-        encoder, what = self.image_tokens if tokens else self.image, "crops" if crops else "pictures"
-        return self._embed(encoder, params, batches, len(records), what, store, lambda: keys or own_keys())
+        encoder, content = self.image_tokens if tokens else self.image, "crops" if crops else "pictures"
+        return self._embed(encoder, params, batches, len(records), content, store, lambda: keys or own_keys())
 
     def picture_key(self, picture: bytes, crop: np.ndarray | None, *, crops: bool = False) -> bytes:
-        """Returns what stands in a store for what the image tower sees of a picture.
+        """Returns the store's key for the part of a picture that the image tower sees.
 
-        That is all of it, or `crop` (left, top, right, bottom as shares) with `crops` or where towers see these alone.
+        That part is the whole picture, or `crop` (left, top, right, bottom as shares of the sides) if `crops` is true
+        or the towers were trained on crops.
         """
         cropped = crop is not None and (crops or self.towers.preprocess.picture == "crop")
         return content_key(picture + crop.tobytes() if cropped else picture)
@@ -114,35 +126,36 @@ class Encoders:
         tokens: bool = False,
         store: EmbeddingStore | None = None,
     ) -> np.ndarray:
-        """Returns the unit vectors of captions as they are worded, (Q, D), or of their tokens, (Q, T, W).
+        """Returns the unit vectors of captions, (Q, D) float32, or the outputs for their tokens, (Q, T, W).
 
-        Vectors that the store has are read there; tokens are in none.
+        The captions are used as they are, without the caption template. Embeddings are looked up in the store first and
+        new ones are saved in it; `tokens` must not be combined with a store.
         """
         towers = self.towers
         ids = text.encode(towers.tokenizer, captions, towers.preprocess.context_length)
         return self._tokenized(params, ids, tokens=tokens, store=store)
 
     def segmented(self, params: Params, captions: Sequence[str], segments: int, *, tokens: bool = False) -> np.ndarray:
-        """Returns what `captions` does, of captions that are read in up to so many parts rather than cut off.
+        """Returns what `captions` returns, but splits a long caption into up to `segments` parts instead of cutting it.
 
-        A caption's vector is the mean of its parts' weighted by their tokens, at unit length; its tokens are those of
-        its parts, (Q, segments * T, W), zeros where it has fewer.
+        A caption's vector is the mean of its parts' vectors, weighted by their numbers of tokens and normalised. Its
+        tokens are those of all parts, (Q, segments * T, W), with zeros for the parts that it does not have.
         """
         towers = self.towers
         parts = text.segments(towers.tokenizer, captions, towers.preprocess.context_length, segments)
         number = np.arange(len(parts.owners)) - np.searchsorted(parts.owners, parts.owners)
-        found = self._tokenized(params, parts.ids, tokens=tokens, store=None)
+        encoded = self._tokenized(params, parts.ids, tokens=tokens, store=None)
         if tokens:
-            whole = np.zeros((len(captions), segments, *found.shape[1:]), found.dtype)
-            whole[parts.owners, number] = found
-            return whole.reshape(len(captions), -1, found.shape[-1])
-        pooled = np.zeros((len(captions), found.shape[1]), found.dtype)
-        np.add.at(pooled, parts.owners, found * parts.lengths[:, None])
+            by_caption = np.zeros((len(captions), segments, *encoded.shape[1:]), encoded.dtype)
+            by_caption[parts.owners, number] = encoded
+            return by_caption.reshape(len(captions), -1, encoded.shape[-1])
+        pooled = np.zeros((len(captions), encoded.shape[1]), encoded.dtype)
+        np.add.at(pooled, parts.owners, encoded * parts.lengths[:, None])
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
 
     def _tokenized(self, params: Params, ids: np.ndarray, *, tokens: bool, store: EmbeddingStore | None) -> np.ndarray:
-        def batches(numbers: np.ndarray) -> Iterable[np.ndarray]:
-            for block in padded_blocks(ids[numbers], self.batch_size):
+        def batches(positions: np.ndarray) -> Iterable[np.ndarray]:
+            for block in padded_blocks(ids[positions], self.batch_size):
                 yield block[self._rows]
 
         def keys() -> Sequence[bytes]:
@@ -157,19 +170,19 @@ class Encoders:
         params: Params,
         batches: Callable[[np.ndarray], Iterable[np.ndarray]],
         rows: int,
-        what: str,
+        content: str,
         store: EmbeddingStore | None,
         keys: Callable[[], Sequence[bytes]],
     ) -> np.ndarray:
-        narrow = cache(lambda: self.towers.cast_kernels(params))  # not where the store has all
+        cast_params = cache(lambda: self.towers.cast_kernels(params))  # never called if the store has every embedding
 
         def encode(batch: np.ndarray) -> jax.Array:
-            return encoder(narrow(), meshes.place_rows(self._sharding, self.batch_size, batch))
+            return encoder(cast_params(), meshes.place_rows(self._sharding, self.batch_size, batch))
 
-        def shown(numbers: np.ndarray) -> Iterable[np.ndarray]:
-            total = -(-len(numbers) // self.batch_size)
-            return bar(batches(numbers), total=total, desc=f"embedding {what}", unit="batch", leave=False)
+        def with_progress(positions: np.ndarray) -> Iterable[np.ndarray]:
+            total = -(-len(positions) // self.batch_size)
+            return bar(batches(positions), total=total, desc=f"embedding {content}", unit="batch", leave=False)
 
         if store is None:
-            return embed(encode, shown(np.arange(rows)), rows)
-        return embed_stored(store, keys(), encode, shown)
+            return embed(encode, with_progress(np.arange(rows)), rows)
+        return embed_stored(store, keys(), encode, with_progress)

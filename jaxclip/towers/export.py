@@ -1,4 +1,4 @@
-"""A workdir's checkpoint as a folder that transformers, open_clip or JAX alone can load."""
+"""Exports a workdir's checkpoint to a folder that transformers, open_clip, or JAX without this package can load."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -24,35 +24,37 @@ from jaxclip.towers.checkpoints import Checkpoints, resolve_step
 from jaxclip.towers.towers import Towers, load_towers
 
 Params = dict[str, Any]
-# safetensors files name the library whose conventions they follow; transformers reads no others.
+# transformers rejects a safetensors file whose metadata does not name the framework that its tensors follow.
 METADATA = {"format": "pt"}
 TEMPERATURE = ("logit_scale", "logit_bias")
 
 
 def export_checkpoint(
-    config: Config, workdir: Path, which: str, output: Path, layouts: Sequence[str], *, merge: bool = True
+    config: Config, workdir: Path, step: str, output: Path, layouts: Sequence[str], *, merge: bool = True
 ) -> tuple[int, list[Path]]:
-    """Writes a workdir's checkpoint into a new folder; returns its step and the paths written.
+    """Writes a workdir's checkpoint into a new folder; returns the number of its step and the paths written.
 
     Args:
-      config: the workdir's.
-      which: "latest", "best" or a step.
+      config: the configuration of the workdir.
+      workdir: where the checkpoint is.
+      step: "latest", "best" or a number.
+      output: the new folder.
       layouts: keys of LAYOUTS.
-      merge: whether adapters become part of the towers; otherwise they alone are written, in PEFT's layout.
+      merge: whether adapters are merged into the towers; otherwise only the adapters are written, in PEFT's layout.
 
     Raises:
-      UserError: the folder holds something, or a layout cannot be what the towers are; nothing is written then.
+      UserError: the folder is not empty, or a layout cannot represent these towers. Nothing is written then.
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output={output} is not empty: give a new folder")
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = resolve_step(which, checkpoints)
+    number = resolve_step(step, checkpoints)
     towers = load_towers(config, workdir)
     if not merge:
-        _check_apart(towers, workdir)
+        _check_only_adapters_trained(towers, workdir)
     settings = {layout: LAYOUTS[layout][0](towers) for layout in (layouts if merge else ["transformers"])}
     with jax.set_mesh(towers.mesh):
-        params = checkpoint_params(config, towers, checkpoints, step)
+        params = checkpoint_params(config, towers, checkpoints, number)
         if towers.config.lora and merge:
             params = lora.merge(params, towers.config.lora.scale)
             towers = replace(towers, config=replace(towers.config, lora=None))
@@ -67,7 +69,7 @@ def export_checkpoint(
             _write_adapters(towers, config.model.init_from, params, folder)
         if output.exists():
             output.rmdir()
-    return step, sorted(output.iterdir())
+    return number, sorted(output.iterdir())
 
 
 def _transformers_settings(towers: Towers) -> dict[str, Any]:
@@ -99,21 +101,21 @@ def _write_stablehlo(towers: Towers, settings: None, params: Params, folder: Pat
     towers.preprocess.save(folder)
 
 
-def _check_apart(towers: Towers, workdir: Path) -> None:
-    """UserError where what was trained is not adapters alone, for which PEFT's layout has a place."""
+def _check_only_adapters_trained(towers: Towers, workdir: Path) -> None:
+    """Raises UserError if there are no adapters, or if other parameters, which PEFT cannot hold, were trained too."""
     if not towers.config.lora:
         raise UserError(f"--nomerge is for adapters, and {workdir} has none")
     trained = flatten_dict(towers.stored(towers.shapes), sep="/")
-    beside = [name for name in trained if f"/{lora.NAME}/" not in name and name not in TEMPERATURE]
-    if beside:
+    others = [name for name in trained if f"/{lora.NAME}/" not in name and name not in TEMPERATURE]
+    if others:
         raise UserError(
-            f"{', '.join(beside)} are trained beside the adapters, and PEFT's layout has no place for them: leave "
+            f"{', '.join(others)} were trained in addition to the adapters, and PEFT's layout cannot hold them: leave "
             "--nomerge out"
         )
 
 
 def _write_adapters(towers: Towers, base: str, params: Params, folder: Path) -> None:
-    """Writes what PEFT puts on the base as transformers loads it; a learned temperature has no place there."""
+    """Writes the adapters in PEFT's layout, for a base loaded by transformers; a learned temperature is not written."""
     tensors = peft.tensors(hugging_face.table(replace(towers.config, lora=None)), params)
     save_file(tensors, folder / peft.WEIGHTS, METADATA)
     _write_json(folder / peft.CONFIG, peft.settings(towers.config.lora, base, list(tensors)))
@@ -125,11 +127,11 @@ LAYOUTS: dict[str, tuple[Callable[[Towers], Any], Callable[..., None]]] = {
     "open_clip": (_open_clip_settings, _write_open_clip),
     "stablehlo": (lambda towers: None, _write_stablehlo),
 }
-"""Name -> what is written of its configuration, which tells early what cannot be, and what writes it all."""
+"""Layout -> (towers -> settings, or UserError if the layout cannot represent the towers; writer of the folder)."""
 
 
 def _tokenizer(towers: Towers) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer, which then does the lowercasing that `Preprocess` does here."""
+    """Returns the towers' tokenizer, changed to lowercase captions itself where `Preprocess` lowercases them here."""
     tokenizer = towers.tokenizer
     tokenizer.model_max_length = towers.preprocess.context_length
     if towers.preprocess.lowercase:

@@ -1,4 +1,4 @@
-"""A workdir's checkpoint, and the products that it is to look at."""
+"""Loads a workdir's checkpoint together with the products of the configured split."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +19,17 @@ from jaxclip.towers.towers import Towers, load_towers
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A workdir's checkpoint and the records that it is to look at.
+class LoadedCheckpoint:
+    """A workdir's checkpoint, and the products of the configured split.
 
-    `parameters` says which they are, "raw" or "ema"; `averaged` whether the run kept an average.
+    Attributes:
+      towers: the towers, without their parameters.
+      params: the parameters of the towers.
+      records: the products of the split.
+      step: the number of the checkpoint's step.
+      data_fingerprint: changes with any change of the prepared dataset.
+      parameters: "ema" if `params` are the moving average, else "raw".
+      averaged: whether the checkpoint has a moving average.
     """
 
     towers: Towers
@@ -34,36 +41,41 @@ class Loaded:
     averaged: bool
 
 
-def load(
+def load_checkpoint(
     config: Config,
     workdir: Path,
-    which: str,
+    step: str,
     *,
     parameters: str = "",
     prepared: Path | None = None,
     say: Callable[[str], None],
-) -> Loaded:
-    """Returns the checkpoint `which` ("latest", "best" or a step) of a workdir and the configured split.
+) -> LoadedCheckpoint:
+    """Returns a workdir's checkpoint and the products of the configured split.
 
-    `parameters` is "raw", "ema" or "", which is ema where the run kept one; `prepared` the dataset, where it is not
-    the configured catalogue's.
+    Args:
+      config: the configuration of the workdir.
+      workdir: where the checkpoint is.
+      step: "latest", "best" or a number.
+      parameters: "raw", "ema" (the moving average) or "" (the moving average if there is one).
+      prepared: the prepared dataset; by default that of the configured catalogue, which is prepared if need be.
+      say: called with each line of progress.
 
     Raises:
-      UserError: there is no such checkpoint or average, or the catalogue is unreadable.
+      UserError: the workdir is a re-ranker's, there is no such checkpoint or average, or the catalogue is unreadable.
     """
     if config.task == "rerank":
-        raise UserError(f"{workdir} re-ranks what towers find: name those, {config.first_stage}")
+        raise UserError(f"{workdir} holds a re-ranker: name the workdir of its towers, {config.first_stage}, instead")
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = resolve_step(which, checkpoints)
+    number = resolve_step(step, checkpoints)
     prepared = prepared or prepared_data.prepared_dataset(config, say=say)
     records = Records(prepared, config.data.split)
     data_fingerprint = prepared_data.data_fingerprint(prepared)
-    facts = {"data fingerprint": data_fingerprint, "checkpoint": step}
-    distributed.check_identical("run", facts, "All need the same prepared dataset and a workdir that they share")
+    facts = {"data fingerprint": data_fingerprint, "checkpoint": number}
+    distributed.check_identical("run", facts, "All need the same prepared dataset and a shared workdir")
     towers = load_towers(config, workdir)
     meshes.open_collectives(towers.mesh)
     with jax.set_mesh(towers.mesh):
-        params = checkpoint_params(config, towers, checkpoints, step, parameters)
-    averaged = checkpoints.keeps_average(step)
-    taken = parameters or ("ema" if averaged else "raw")
-    return Loaded(towers, params, records, step, data_fingerprint, taken, averaged)
+        params = checkpoint_params(config, towers, checkpoints, number, parameters)
+    averaged = checkpoints.keeps_average(number)
+    resolved = parameters or ("ema" if averaged else "raw")
+    return LoadedCheckpoint(towers, params, records, number, data_fingerprint, resolved, averaged)

@@ -1,4 +1,4 @@
-"""Parameters: made, merged, cast, summed."""
+"""Operations on a model's parameters: shapes, merging, casting, checksums."""
 
 from functools import partial
 from typing import Any
@@ -15,41 +15,43 @@ Params = dict[str, Any]
 
 
 def make_model(config: Any, model: type[nnx.Module] = CLIP) -> tuple[nnx.GraphDef, Params]:
-    """Returns the graph of the towers (or another model) and the shapes of its parameters, allocating nothing."""
+    """Returns the graph of the towers (or another model) and the shapes of its parameters; allocates no arrays."""
     graph, shapes = nnx.split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(shapes)
 
 
-def merge_params(some: Params, params: Params) -> Params:
-    """Returns the parameters with those that `some` has in their place."""
-    return unflatten_dict({**flatten_dict(params), **flatten_dict(some)})
+def merge_params(replacements: Params, params: Params) -> Params:
+    """Returns `params`, with each parameter that `replacements` has too taken from there."""
+    return unflatten_dict({**flatten_dict(params), **flatten_dict(replacements)})
 
 
 def cast_kernels(params: Params, dtype: str) -> Params:
-    """Returns parameters whose kernels are in `dtype`, to which linear maps and convolutions round them at each use.
+    """Returns the parameters with their kernels cast to `dtype`; other parameters are not copied.
 
-    Whoever uses the same parameters for many batches spares each of them that. What is no kernel is not copied.
+    Linear maps and convolutions cast their kernels at each use anyway, so that the results are the same. Casting them
+    once pays where the same parameters are used for many batches.
     """
     flat = flatten_dict(params)
     kernels = {path: leaf for path, leaf in flat.items() if path[-1] == "kernel" and leaf.dtype != dtype}
-    return unflatten_dict(flat | _in_type(kernels, dtype))
+    return unflatten_dict(flat | _cast(kernels, dtype))
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _in_type(arrays: dict[tuple, jax.Array], dtype: str) -> dict[tuple, jax.Array]:
+def _cast(arrays: dict[tuple, jax.Array], dtype: str) -> dict[tuple, jax.Array]:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), arrays)
 
 
 def checksum(tree: Any) -> jax.Array:
-    """Returns a uint32 that changes with any bit of a tree's arrays, whatever mesh they lie on."""
+    """Returns a uint32 that changes with any bit and with the order of a tree's values, but not with their sharding."""
 
     def fold(leaf: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
-        place = jnp.uint32(1)
+        position = jnp.uint32(1)
         for axis in range(leaf.ndim):
             index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-            place = place * jnp.uint32(2654435761) + index
-        return jnp.sum(bits * (place | jnp.uint32(1)), dtype=jnp.uint32)
+            position = position * jnp.uint32(2654435761) + index
+        # Odd weights are invertible modulo 2^32, so that a change of a single value always changes the sum.
+        return jnp.sum(bits * (position | jnp.uint32(1)), dtype=jnp.uint32)
 
     total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(tree):
@@ -58,10 +60,10 @@ def checksum(tree: Any) -> jax.Array:
 
 
 def finite(params: Params) -> jax.Array:
-    """Returns whether all parameters are."""
+    """Returns a boolean scalar: whether all values are finite."""
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of values that every device holds."""
+    """Returns the sharding under which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())

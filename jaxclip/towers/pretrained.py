@@ -1,4 +1,4 @@
-"""Towers that begin as a checkpoint: a folder or a name on the Hugging Face hub, or another workdir."""
+"""Reads config.model.init_from: a workdir, or a published checkpoint in a folder or on the Hugging Face hub."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from jax.sharding import NamedSharding, PartitionSpec
 from transformers import PreTrainedTokenizerBase
 
 from jaxclip.config import Config
@@ -25,23 +24,24 @@ from jaxclip.models.weights.tensors import read_json
 from jaxclip.pipeline import processor, text
 from jaxclip.pipeline.preprocess import FILENAME, Preprocess
 from jaxclip.towers.checkpoints import BASE, Checkpoints, resolve_step
-from jaxclip.towers.params import Params, make_model
+from jaxclip.towers.params import Params, make_model, replicated
 from jaxclip.towers.shape import SHAPE, TOKENIZER, load_shape
 
-# What is fetched of a hub's repository: never a pickle, never code.
-FETCHED = ["*.json", "*.txt", "*.model", "*.safetensors"]
-PROPER_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?"
+# The files downloaded from a repository on the hub: no pickles and no code, because both could run anything.
+DOWNLOADED = ["*.json", "*.txt", "*.model", "*.safetensors"]
+HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?"
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a checkpoint brings, its weights not yet read.
+    """A checkpoint whose weights have not been read yet.
 
     Attributes:
-      config: its towers, for the wanted size of pictures and length of captions.
-      preprocess, tokenizer: how pictures and captions reach them.
-      load: abstract parameters -> the parameters, placed as those say.
-      step: of a workdir's checkpoint, None of what others published.
+      config: the architecture of its towers, at the configured size of pictures and length of captions.
+      preprocess: how a picture and a caption become arrays.
+      tokenizer: the tokenizer of captions.
+      load: abstract parameters -> the parameters, sharded as those.
+      step: the step of a workdir's checkpoint; None for a published one.
     """
 
     config: CLIPConfig
@@ -52,11 +52,11 @@ class Pretrained:
 
 
 def open_pretrained(config: Config, step: int | None = None) -> Pretrained:
-    """Returns the checkpoint that config.model.init_from names, of a workdir the newest where no step is given.
+    """Returns the checkpoint that config.model.init_from names; of a workdir, that of `step` (default: the newest).
 
-    config.data.image_size and context_length, where set, replace the checkpoint's own: the positions of pictures are
-    interpolated (`resize_grid`), those of captions stretched (`resize_context`). Towers without a bias of the logits,
-    which the sigmoid loss needs, get one that starts at config.loss.bias.
+    config.data.image_size and context_length, if set, replace those of the checkpoint: the position embeddings of the
+    image tower are interpolated (`resize_grid`) and those of the text tower are stretched (`resize_context`). For the
+    sigmoid loss, towers that have no logit bias get one that starts at config.loss.bias.
 
     Raises:
       UserError: there is no such checkpoint, it is broken, or its towers cannot be built here.
@@ -88,11 +88,12 @@ def open_pretrained(config: Config, step: int | None = None) -> Pretrained:
 
 
 def pretrained_params(config: Config, abstract: Params, step: int | None = None) -> tuple[Params, int | None]:
-    """Returns the parameters of config.model.init_from, placed as `abstract` says, and their step.
+    """Returns the parameters of config.model.init_from, sharded as `abstract`, and their step (see `open_pretrained`).
 
-    Arguments and errors as of `open_pretrained`.
+    If the temperature is not learned, it is the configured one instead of the checkpoint's.
 
-    A temperature that is not learned is the configured one.
+    Raises:
+      UserError: as `open_pretrained`, or the weights are not those of `abstract`.
     """
     source = open_pretrained(config, step)
     params = source.load(abstract)
@@ -103,32 +104,33 @@ def pretrained_params(config: Config, abstract: Params, step: int | None = None)
 
 
 def checkpoint_folder(name: str, key: str) -> Path:
-    """Returns the folder that `name` is, or that the Hugging Face hub gives for it.
+    """Returns the folder called `name`, or else the local copy of that repository on the Hugging Face hub.
 
-    `key` is the configuration's key that named it, for the message of the UserError where it is neither.
+    Raises:
+      UserError: it is neither; the message names `key`, the field of the configuration that has the name.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if not re.fullmatch(PROPER_NAME, name):
+    if not re.fullmatch(HUB_NAME, name):
         raise UserError(f"{key} = {name!r} is neither a folder nor a name on the Hugging Face hub")
     repository, _, revision = name.partition("@")
     try:
-        return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=FETCHED))
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=DOWNLOADED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
-        raise UserError(f"{key} = {name!r} is no folder, and the hub could not give it: {reason}") from None
+        raise UserError(f"{key} = {name!r} is no folder and could not be downloaded from the hub: {reason}") from None
 
 
 def _with_bias(load: Callable[[Params], Params], bias: float, abstract: Params) -> Params:
-    """Returns the parameters that `load` reads, and the bias of the logits that their checkpoint lacks."""
+    """Returns the parameters that `load` reads, and in addition the logit bias, which the checkpoint does not have."""
     leaf = abstract["logit_bias"]
     params = load({name: leaf for name, leaf in abstract.items() if name != "logit_bias"})
     return params | {"logit_bias": jax.device_put(jnp.asarray(bias, leaf.dtype), leaf.sharding)}
 
 
 def _published(folder: Path, config: Config) -> Pretrained:
-    """Returns a checkpoint of another library, in the layout that it knows by its files."""
+    """Returns a checkpoint in the layout of transformers or of open_clip, as the files in the folder imply."""
     captions = {"caption_template": config.data.caption_template, "lowercase": False}
     settings = read_json(folder / hugging_face.CONFIG) if (folder / hugging_face.CONFIG).exists() else {}
     in_open_clip = (folder / open_clip.CONFIG).exists()
@@ -152,50 +154,46 @@ def _published(folder: Path, config: Config) -> Pretrained:
     towers = checkpoint.config
     if len(tokenizer) > towers.text.vocab_size:
         raise UserError(
-            f"the tokenizer of {folder} has {len(tokenizer):,} tokens, its towers know {towers.text.vocab_size:,}"
+            f"the tokenizer of {folder} has {len(tokenizer):,} tokens, its text tower only {towers.text.vocab_size:,}"
         )
     if towers.text.pooling == "end" and towers.text.end_token != tokenizer.eos_token_id:
         raise UserError(
-            f"the towers of {folder} read the token {towers.text.end_token} as the end of a caption, its tokenizer "
-            f"writes {tokenizer.eos_token_id}"
+            f"the towers of {folder} read the token {towers.text.end_token} as the end of a caption, but its "
+            f"tokenizer ends captions with {tokenizer.eos_token_id}"
         )
     towers = replace(towers, text=replace(towers.text, end_token=tokenizer.eos_token_id))
     return Pretrained(towers, preprocess, tokenizer, partial(load, checkpoint.table, checkpoint.tensors))
 
 
 def _workdir(folder: Path, step: int | None) -> Pretrained:
-    """Returns a checkpoint of a workdir, the newest where no step is given."""
+    """Returns the checkpoint of a workdir at `step` (default: the newest)."""
     towers = load_shape(folder)
     if towers is None:
-        raise UserError(f"{folder} has no {SHAPE}: it was trained by a version that could not be continued from")
+        raise UserError(f"{folder} has no {SHAPE}: it was trained by an older version; runs cannot start from it")
     checkpoints = Checkpoints(folder, read_only=True)
     step = int(resolve_step("latest" if step is None else str(step), checkpoints))
     if BASE in checkpoints.metadata(step):
-        raise UserError(f"config.model.init_from: {folder} holds adapters alone; name the run that they stand on")
+        raise UserError(f"config.model.init_from: {folder} holds only adapters; name the run they were trained on")
     tokenizer = text.load_tokenizer(folder / TOKENIZER)
     load = partial(_restore, checkpoints, step, towers)
     return Pretrained(towers, Preprocess.load(folder), tokenizer, load, step)
 
 
 def _restore(checkpoints: Checkpoints, step: int, towers: CLIPConfig, abstract: Params) -> Params:
-    """Returns the parameters of a workdir's checkpoint, their positions resized for `abstract`."""
+    """Returns the parameters of a workdir's checkpoint, with position embeddings resized to `abstract`."""
     resizing = {
         ("image", "positions"): partial(resize_grid, class_token=towers.image.pooling == "class"),
         ("text", "positions"): resize_context,
     }
-    shapes, wanted = flatten_dict(make_model(towers)[1]), flatten_dict(abstract)
+    shapes, target = flatten_dict(make_model(towers)[1]), flatten_dict(abstract)
     stored = {
-        name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=_whole(wanted[name].sharding))
+        name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=replicated(target[name].sharding.mesh))
         if name in resizing
-        else wanted[name]
+        else target[name]
         for name, shape in shapes.items()
     }
     params = flatten_dict(checkpoints.restore_params(unflatten_dict(stored), step))
     for name, resize in resizing.items():
-        value = resize(np.asarray(params[name]), wanted[name].shape)
-        params[name] = jax.make_array_from_callback(value.shape, wanted[name].sharding, value.__getitem__)
+        value = resize(np.asarray(params[name]), target[name].shape)
+        params[name] = jax.make_array_from_callback(value.shape, target[name].sharding, value.__getitem__)
     return unflatten_dict(params)
-
-
-def _whole(sharding: NamedSharding) -> NamedSharding:
-    return NamedSharding(sharding.mesh, PartitionSpec())

@@ -1,4 +1,4 @@
-"""The towers' shape as a workdir holds it, beside how it is run, which a configuration may change at any time."""
+"""Reads and writes a workdir's towers.json: the architecture, without the settings that any run may change."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def save_shape(towers: CLIPConfig, workdir: Path) -> None:
 
 
 def load_shape(workdir: Path) -> CLIPConfig | None:
-    """Returns the towers of a workdir, None where it has no towers.json; UserError where that cannot be read."""
+    """Returns the architecture of a workdir's towers, or None if it has no towers.json; UserError if that is broken."""
     path = workdir / SHAPE
     if not path.exists():
         return None
@@ -29,7 +29,7 @@ def load_shape(workdir: Path) -> CLIPConfig | None:
 
 
 def run_as_configured(towers: CLIPConfig, config: Config) -> CLIPConfig:
-    """Returns the towers as config.model has them regularised and executed."""
+    """Returns the towers with the regularisation, dtype, execution and rematerialisation of config.model."""
     model = config.model
     return run_as(
         towers,

@@ -1,4 +1,4 @@
-"""Where each parameter lies on the mesh: rules by name, and the fallback over fsdp."""
+"""How each parameter is sharded over the mesh: by rules on its name, else over the fsdp axis."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 
-# Blocks have their layers as first axis. The first rule whose regex is found in a parameter's name holds.
+# The first axis of a block's parameters is the layer. The first rule whose regex matches part of a name applies.
 RULES: Rules = (
     (r"attention/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),  # (L, W, 3, H, D)
     (r"attention/qkv/bias", PartitionSpec(None, None, "tensor", None)),  # (L, 3, H, D)
@@ -28,18 +28,18 @@ RULES: Rules = (
 
 
 def names(tree: Any) -> Any:
-    """Returns the tree with each leaf replaced by its path, as "image/projection/kernel"."""
+    """Returns the tree with each leaf replaced by its path, such as "image/projection/kernel"."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
     )
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-    """Returns a NamedSharding for each leaf (arrays or their shapes) of a tree that has parameters' names in its paths.
+    """Returns a NamedSharding for each leaf (array or shape) of a tree whose paths contain parameters' names.
 
-    Where no rule holds, or a rule's axis does not divide its dimension, the largest dimension that fsdp divides is
-    split over fsdp, and where there is none the array is replicated. Optimizer state carries its parameters' names and
-    so is sharded as they are.
+    If no rule applies, or the size of a mesh axis does not divide the dimension that the rule splits over it, the
+    largest dimension that the fsdp axis divides is split over fsdp. If there is none, or the array has fewer than 2^14
+    values, it is replicated. Optimizer state has its parameters' names in its paths and is sharded like them.
     """
 
     def place(name: str, leaf: Any) -> NamedSharding:
@@ -52,7 +52,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
 
 def place_shapes(shapes: Any, mesh: Mesh) -> Any:
-    """Returns the shapes of a tree's arrays with the sharding that each array has on the mesh (see `shardings`)."""
+    """Returns the shape of each leaf together with its sharding on the mesh (see `shardings`)."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -61,7 +61,7 @@ def place_shapes(shapes: Any, mesh: Mesh) -> Any:
 
 
 def sharding_table(params: Any, mesh: Mesh) -> str:
-    """Returns a line for each parameter (array, or shape with sharding): name, shape, axes it is split over, bytes."""
+    """Returns a table of the parameters (arrays, or shapes with sharding): name, shape, mesh axes, size per device."""
     lines = [f"{'parameter':44}{'shape':>24}  {'spec':34}{'per device':>12}"]
     total = 0
     for name, leaf in zip(jax.tree.leaves(names(params)), jax.tree.leaves(params), strict=True):

@@ -1,4 +1,4 @@
-"""The embeddings that one checkpoint gave to pictures and captions, kept on disk by content."""
+"""A file of the embeddings that one checkpoint gave to pictures and captions, looked up by content."""
 
 import fcntl
 import hashlib
@@ -17,23 +17,24 @@ _CHECKED_AT_ONCE = 4096
 
 
 def content_key(content: bytes) -> bytes:
-    """Returns what stands for some content in a store."""
+    """Returns the content's hash (BLAKE2b, 128 bits), which is its key in a store."""
     return hashlib.blake2b(content, digest_size=_KEY_BYTES).digest()
 
 
 class EmbeddingStore:
-    """The vectors that one checkpoint gave to contents (pictures, captions): an append-only file, memory-mapped.
+    """The embeddings that one checkpoint gave to contents (pictures, captions), in an append-only, memory-mapped file.
 
-    A row is a checksum, the content's key and its vector. The checksum covers the other two and the checkpoint's
-    fingerprint, so that a row that was cut off, damaged or written by other towers is none: it is left out when the
-    file is opened, and embedded again. Whatever interrupts the writing costs the rows that were not written yet.
+    A row holds a checksum, the content's key and its vector. The checksum covers key, vector and the checkpoint's
+    fingerprint, so that it is wrong for a row that was cut off, damaged or written by other towers. Such rows are
+    dropped when the file is opened, and their contents are embedded again. An interruption loses only the rows that
+    were not written yet.
 
-    It is a context manager that keeps other processes out of its folder while it is open.
+    The store is a context manager. While it is open, no other process can open a store in the same folder.
 
     Attributes:
-      path: of the file.
-      dimension: D, of the vectors.
-      dropped: how many bytes of rows were no rows of this store when it was opened.
+      path: the file.
+      dimension: D, the dimension of the vectors.
+      dropped: number of bytes that were dropped when the file was opened.
     """
 
     def __init__(self, path: Path, *, fingerprint: str, dimension: int, say: Callable[[str], None] = lambda line: None):
@@ -49,9 +50,9 @@ class EmbeddingStore:
         try:
             fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._say(f"another process embeds into {self.path.parent}: waiting for it")
+            self._say(f"another process is writing embeddings to {self.path.parent}: waiting for it to finish")
             fcntl.flock(self._folder, fcntl.LOCK_EX)
-        self._keep_whole_rows()
+        self._drop_invalid_rows()
         self._file = self.path.open("ab")
         return self
 
@@ -63,12 +64,12 @@ class EmbeddingStore:
         return len(self._rows)
 
     def missing(self, keys: Sequence[bytes]) -> np.ndarray:
-        """Returns the positions of keys that have no vector yet, each key once, ascending."""
+        """Returns the positions of the keys that have no vector yet, ascending; of equal keys only the first."""
         first = {key: position for position, key in reversed(list(enumerate(keys))) if key not in self._rows}
         return np.sort(np.fromiter(first.values(), np.int64, len(first)))
 
     def append(self, keys: Sequence[bytes], vectors: Float[np.ndarray, "n D"]) -> None:
-        """Adds the vectors of new keys."""
+        """Appends the vectors of keys that the store does not have yet."""
         rows = np.zeros(len(keys), self._row)
         rows["vector"] = vectors
         for row, key in zip(rows, keys, strict=True):
@@ -79,7 +80,7 @@ class EmbeddingStore:
         self._rows |= {key: len(self._rows) + new for new, key in enumerate(keys)}
 
     def vectors(self, keys: Sequence[bytes]) -> Float[np.ndarray, "G D"]:
-        """Returns the vectors of these keys in this order; KeyError where one has none."""
+        """Returns the vectors of the keys, in their order; KeyError if one has no vector."""
         rows = np.fromiter((self._rows[key] for key in keys), np.int64, len(keys))
         return self._map()["vector"][rows]
 
@@ -87,23 +88,23 @@ class EmbeddingStore:
         count = self.path.stat().st_size // self._row.itemsize
         return np.memmap(self.path, self._row, "r", shape=(count,)) if count else np.zeros(0, self._row)
 
-    def _keep_whole_rows(self) -> None:
+    def _drop_invalid_rows(self) -> None:
         if not self.path.exists():
             return
         rows, size = self._map(), self._row.itemsize
-        whole = np.zeros(len(rows), bool)
+        valid = np.zeros(len(rows), bool)
         for start in range(0, len(rows), _CHECKED_AT_ONCE):
             block = rows[start : start + _CHECKED_AT_ONCE]
             raw = memoryview(block.tobytes())
             for row, checksum in enumerate(block["checksum"].tolist()):
-                whole[start + row] = zlib.crc32(raw[row * size + 4 : (row + 1) * size], self._seed) == checksum
-        kept = rows if whole.all() else rows[whole]
-        self.dropped = self.path.stat().st_size - kept.nbytes
-        self._rows = {key.tobytes(): row for row, key in enumerate(kept["key"])}
-        if self.dropped or len(self._rows) < len(kept):
-            # A server may still have the old file mapped: it is replaced, never changed.
-            self._say(f"{self.path}: {self.dropped:,} bytes are damaged or of other towers; embedding those anew")
-            kept = kept[list(self._rows.values())]
+                valid[start + row] = zlib.crc32(raw[row * size + 4 : (row + 1) * size], self._seed) == checksum
+        rows = rows if valid.all() else rows[valid]
+        self.dropped = self.path.stat().st_size - rows.nbytes
+        self._rows = {key.tobytes(): row for row, key in enumerate(rows["key"])}
+        if self.dropped or len(self._rows) < len(rows):
+            # The file is replaced rather than changed, because a server may still have the old one mapped.
+            self._say(f"{self.path}: dropped {self.dropped:,} bytes, damaged or of other towers; embedding again")
+            rows = rows[list(self._rows.values())]
             with files.atomically(self.path) as temporary:
-                kept.tofile(temporary)
-            self._rows = {key.tobytes(): row for row, key in enumerate(kept["key"])}
+                rows.tofile(temporary)
+            self._rows = {key.tobytes(): row for row, key in enumerate(rows["key"])}

@@ -1,4 +1,4 @@
-"""From a configuration to what is trained: tokenizer, towers, mesh, optimizer, step. Needs no TensorFlow."""
+"""Makes, saves and loads the towers, without the values of their parameters. Needs no TensorFlow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,21 +30,22 @@ if TYPE_CHECKING:
     from jaxclip.pipeline.records import Records
 
 VOCABULARY_MULTIPLE = 128
+"""The rows of the token embedding are rounded up to a multiple of this, which a mesh can split evenly."""
 
 
 @dataclass(frozen=True)
 class Towers:
-    """Two towers that embed pictures and captions: everything about them except the values of their parameters.
+    """The image tower and the text tower: everything about them except the values of their parameters.
 
     Attributes:
       preprocess: how a picture and a caption become arrays.
-      tokenizer: of captions.
+      tokenizer: the tokenizer of captions.
       config: the architecture.
       graph: the module without its parameters; `nnx.merge(graph, params)` gives the model.
       shapes: shape, dtype and sharding of each parameter.
       mesh: the devices that the towers run on.
-      trainable: which parameters are trained, and at which factor of the learning rate.
-      views: enlarged and mirrored views over which a picture's vector is averaged.
+      trainable: which parameters are trained, and at what factor of the learning rate.
+      views: the enlarged and mirrored views over which a picture's embedding is averaged.
     """
 
     preprocess: Preprocess
@@ -57,16 +58,16 @@ class Towers:
     views: Views
 
     def stored(self, params: Params) -> Params:
-        """Returns the parameters that a checkpoint holds: all of them, or only the adapters where those are trained."""
+        """Returns the parameters that a checkpoint holds: all, or only the trained ones if the towers have adapters."""
         return self.trainable.stored(params) if self.config.lora else params
 
     def cast_kernels(self, params: Params) -> Params:
-        """Returns parameters with kernels in the computation's dtype, for encoders that see many batches."""
+        """Returns the parameters with kernels in the dtype that the towers compute in (see `params.cast_kernels`)."""
         return cast_kernels(params, self.config.image.transformer.dtype)
 
 
 def make_preprocess(config: Config) -> Preprocess:
-    """Returns what the configuration says of pictures and captions."""
+    """Returns the configured preprocessing of pictures and captions."""
     data = config.data
     return Preprocess(
         image_size=data.image_size or IMAGE_SIZE,
@@ -81,7 +82,7 @@ def make_preprocess(config: Config) -> Preprocess:
 
 
 def make_tokenizer(config: Config, preprocess: Preprocess, train: "Records") -> PreTrainedTokenizerBase:
-    """Returns the configured Hugging Face tokenizer, or a BPE trained on the captions of the training split."""
+    """Returns the configured Hugging Face tokenizer, or else a BPE tokenizer trained on the captions of `train`."""
     if config.data.tokenizer:
         return text.load_tokenizer(Path(config.data.tokenizer).expanduser())
     captions = (
@@ -93,7 +94,7 @@ def make_tokenizer(config: Config, preprocess: Preprocess, train: "Records") -> 
 
 
 def preset_shape(config: Config, preprocess: Preprocess, tokenizer: PreTrainedTokenizerBase) -> CLIPConfig:
-    """Returns the towers of config.model.preset for these pictures and captions."""
+    """Returns the architecture of config.model.preset, for this preprocessing and tokenizer."""
     preset = PRESETS[config.model.preset]
     shape = clip_config(
         replace(preset, patch=config.model.patch or preset.patch),
@@ -115,9 +116,9 @@ def make_towers(
     shape: CLIPConfig | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Towers:
-    """Returns the towers as configured, on a mesh of the given devices (default: all); allocates no parameters.
+    """Returns the configured towers on a mesh of the devices (default: all); allocates no parameters.
 
-    Their architecture is `shape`, by default that of config.model.preset.
+    `shape` is their architecture (default: that of config.model.preset).
     """
     towers = run_as_configured(shape or preset_shape(config, preprocess, tokenizer), config)
     rates = config.optimizer.rates
@@ -134,34 +135,34 @@ def make_towers(
 
 
 def make_or_load_towers(config: Config, workdir: Path, train: "Records") -> Towers:
-    """Returns the towers of a workdir, made as configured where it has none yet; `save_towers` puts them there.
+    """Returns the towers of a workdir, or makes them as configured if it has none yet; `save_towers` saves them.
 
-    Where config.model.init_from names a checkpoint, preprocessing and tokenizer are that one's.
+    If config.model.init_from names a checkpoint, new towers have its architecture, preprocessing and tokenizer.
     """
     if (workdir / FILENAME).exists():
         return load_towers(config, workdir)
     if config.model.init_from:
-        begun = open_pretrained(config)
-        return make_towers(config, begun.preprocess, begun.tokenizer, begun.config)
+        source = open_pretrained(config)
+        return make_towers(config, source.preprocess, source.tokenizer, source.config)
     preprocess = make_preprocess(config)
     tokenizer = make_tokenizer(config, preprocess, train)
     return make_towers(config, preprocess, tokenizer)
 
 
 def save_towers(towers: Towers, workdir: Path) -> None:
-    """Writes tokenizer/, towers.json and then preprocess.json into a workdir that has none, in the first process."""
+    """Writes tokenizer/, towers.json and last preprocess.json, in the primary process, unless the workdir has them."""
     if distributed.is_primary() and not (workdir / FILENAME).exists():
         text.save_tokenizer(towers.tokenizer, workdir / TOKENIZER)
-        save_shape(replace(towers.config, lora=None), workdir)  # adapters are the configuration's
+        save_shape(replace(towers.config, lora=None), workdir)  # adapters come from the configuration
         towers.preprocess.save(workdir)
 
 
 def load_towers(config: Config, workdir: Path) -> Towers:
-    """Returns the towers of a workdir as its own files describe them."""
+    """Returns the towers that a workdir's tokenizer/, towers.json and preprocess.json describe."""
     tokenizer = text.load_tokenizer(workdir / TOKENIZER)
     return make_towers(config, Preprocess.load(workdir), tokenizer, load_shape(workdir))
 
 
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns 12 hex digits that change with any token or its number."""
+    """Returns 12 hex digits that change with any token of the vocabulary or its id."""
     return files.fingerprint(tokenizer.get_vocab())

@@ -1,4 +1,4 @@
-"""Which parameters are trained, and at which share of the learning rate: by name, layer by layer in a stack."""
+"""Which parameters are trained, and at what factor of the learning rate: by name, separately for each layer."""
 
 import itertools
 import re
@@ -18,67 +18,69 @@ from jaxclip.towers.sharding import names
 
 Rates = Sequence[tuple[str, float]]
 
-BLOCKS = "/blocks/"  # in a name, what follows is a layer's number, or the stack of all layers
+BLOCKS = "/blocks/"  # followed by the number of a layer, or by a parameter that stacks all layers
 BELOW_BLOCKS = r"/(stem|class_token|positions|first_norm|token_embedding)(/|$)"
 
 
 @dataclass(frozen=True)
 class Trainable:
-    """What is trained of the parameters it was made for; without arguments, all.
+    """Which of a model's parameters are trained; without arguments, all of them.
+
+    A stack is a parameter whose first axis is the layer.
 
     Attributes:
-      factors: name -> factor of the learning rate, a number or one per layer of a stack; 0 = frozen.
+      factors: name -> factor of the learning rate, one number or, for a stack, an array with one per layer; 0 = frozen.
     """
 
     factors: dict[str, float | np.ndarray] = field(default_factory=dict)
 
     def pick(self, params: Params) -> Params:
-        """Returns what is trained: no frozen parameter, and of a stack only the layers that are."""
+        """Returns the trained parameters; of a stack only the trained layers, concatenated."""
 
         def layers(name: str, leaf: jax.Array) -> jax.Array:
             runs = self._runs(name)
             return jnp.concatenate([leaf[a:b] for a, b, trained in runs if trained]) if runs else leaf
 
-        kept = self.stored(params)
-        return jax.tree.map(layers, names(kept), kept)
+        partly_trained = self.stored(params)
+        return jax.tree.map(layers, names(partly_trained), partly_trained)
 
     def put(self, trained: Params, params: Params) -> Params:
-        """Returns the parameters with what is trained in its place."""
+        """Returns the parameters with the trained ones (see `pick`) replaced by `trained`."""
 
-        def place(leaf: jax.Array, runs: Any, new: jax.Array) -> jax.Array:
-            for first, last, part in _cut(new, runs):
-                leaf = leaf.at[first:last].set(part)
+        def replace_layers(leaf: jax.Array, runs: Any, new: jax.Array) -> jax.Array:
+            for start, end, part in _split(new, runs):
+                leaf = leaf.at[start:end].set(part)
             return leaf
 
-        return self._insert(trained, params, place)
+        return self._insert(trained, params, replace_layers)
 
     def assemble(self, trained: Params, params: Params) -> Params:
-        """Returns what `put` does, for the towers alone: a stack trained in part is Segments, and nothing is copied."""
+        """Returns what `put` does, without a copy: partly trained stacks are Segments, which only the towers read."""
 
         def parts(leaf: jax.Array, runs: Any, new: jax.Array) -> Segments:
-            found = {first: part for first, _, part in _cut(new, runs)}
-            return Segments(found.get(first, leaf[first:last]) for first, last, _ in runs)
+            trained_part = {start: part for start, _, part in _split(new, runs)}
+            return Segments(trained_part.get(start, leaf[start:end]) for start, end, _ in runs)
 
         return self._insert(trained, params, parts)
 
     def trained_factors(self, trained: Params) -> Any:
-        """Returns the factors in the shape of `pick`'s result: a number, or an array that broadcasts to the leaf."""
+        """Returns a factor for each leaf of `pick`'s result: a number, or an array that broadcasts to the leaf."""
 
         def factor(name: str, leaf: Any) -> Any:
-            given = self.factors.get(name, 1.0)
-            if np.ndim(given) == 0:
-                return given
-            return given[given != 0].astype(np.float32).reshape(-1, *(1,) * (leaf.ndim - 1))
+            value = self.factors.get(name, 1.0)
+            if np.ndim(value) == 0:
+                return value
+            return value[value != 0].astype(np.float32).reshape(-1, *(1,) * (leaf.ndim - 1))
 
         return jax.tree.map(factor, names(trained), trained)
 
     def stored(self, params: Params) -> Params:
-        """Returns the parameters without those of which nothing is trained."""
+        """Returns the parameters without the frozen ones; a partly trained stack is included whole."""
         flat = flatten_dict(params)
         return unflatten_dict({path: flat[path] for path in flat if np.any(self.factors.get(_name(path), 1.0))})
 
     def _runs(self, name: str) -> list[tuple[int, int, bool]] | None:
-        """Returns (first, last + 1, trained) of neighbouring layers alike; None where all or nothing is trained."""
+        """Returns (start, end, trained) of each run of layers; None unless the stack is partly trained."""
         factor = self.factors.get(name, 1.0)
         if np.ndim(factor) == 0 or np.all(factor):
             return None
@@ -100,26 +102,26 @@ EVERYTHING = Trainable()
 
 
 def make_trainable(shapes: Params, rates: Rates, *, layer_decay: float = 1.0) -> Trainable:
-    """Returns what is trained of parameters of these shapes, and how fast.
+    """Returns which parameters are trained, and their factors of the learning rate.
 
     Args:
-      shapes: nested, by name.
-      rates: (regex, factor of the learning rate); the first whose regex is found in a parameter's name holds. A stack
-        has a name for each of its layers too: "image/transformer/blocks/11/mlp_in/kernel" beside
-        "image/transformer/blocks/mlp_in/kernel". 0 freezes.
-      layer_decay: each layer's factor is multiplied by it once per layer above, the head counting as one (Clark et al.
-        2020, ELECTRA; Bao et al. 2021, BEiT); what feeds the first layer counts as a layer below it.
+      shapes: the shapes of all parameters, nested by name.
+      rates: (regex, factor of the learning rate); 0 freezes. The first regex that matches part of a parameter's name
+        applies, 1 if none does. In a stack, each layer has a name too ("image/transformer/blocks/11/mlp_in/kernel") in
+        addition to the name of the stack ("image/transformer/blocks/mlp_in/kernel").
+      layer_decay: a layer's factor is multiplied by it once for each layer above, where the head counts as a layer
+        (Clark et al. 2020, ELECTRA; Bao et al. 2021, BEiT). The embeddings below the first layer count as a layer.
 
     Raises:
-      UserError: a regex is invalid or is found in no name, or all parameters are frozen.
+      UserError: a regex is invalid or matches no name, or all parameters are frozen.
     """
     shape_of = {_name(path): leaf.shape for path, leaf in flatten_dict(shapes).items()}
     layers = {name: _layer_names(name, shape) for name, shape in shape_of.items()}
     depths = {tower: _depth(tower, layers) for tower in {name.split("/")[0] for name in layers}}
-    _check(rates, [name for found in layers.values() for name in found])
+    _check(rates, [layer for layer_names in layers.values() for layer in layer_names])
     factors: dict[str, float | np.ndarray] = {}
-    for name, found in layers.items():
-        values = [_factor(layer, name, rates) * layer_decay ** _above(layer, depths) for layer in found]
+    for name, layer_names in layers.items():
+        values = [_factor(layer, name, rates) * layer_decay ** _layers_above(layer, depths) for layer in layer_names]
         factors[name] = values[0] if len(set(values)) == 1 else np.asarray(values)
     if not any(np.any(factor) for factor in factors.values()):
         raise UserError("config.optimizer.rates freezes every parameter")
@@ -130,15 +132,15 @@ def _name(path: tuple[str | int, ...]) -> str:
     return "/".join(map(str, path))
 
 
-def _cut(new: jax.Array, runs: list[tuple[int, int, bool]]) -> list[tuple[int, int, jax.Array]]:
-    """Returns (first, last + 1, layers of `new` that belong there) for each trained run."""
-    ours = [(first, last) for first, last, trained in runs if trained]
-    starts = [0, *itertools.accumulate(last - first for first, last in ours)]
-    return [(a, b, new[start : start + b - a]) for (a, b), start in zip(ours, starts, strict=False)]
+def _split(new: jax.Array, runs: list[tuple[int, int, bool]]) -> list[tuple[int, int, jax.Array]]:
+    """Returns (start, end, the layers of `new` that belong there) for each trained run."""
+    trained_runs = [(start, end) for start, end, trained in runs if trained]
+    offsets = [0, *itertools.accumulate(end - start for start, end in trained_runs)]
+    return [(a, b, new[offset : offset + b - a]) for (a, b), offset in zip(trained_runs, offsets, strict=False)]
 
 
 def _layer_names(name: str, shape: tuple[int, ...]) -> list[str]:
-    """Returns the name of each layer of a stack, else the name alone."""
+    """Returns the name of each layer if the parameter is a stack, else only its own name."""
     before, blocks, after = name.partition(BLOCKS)
     if not blocks or after.split("/")[0].isdigit():
         return [name]
@@ -150,12 +152,12 @@ def _layer_of(name: str) -> int | None:
 
 
 def _depth(tower: str, layers: dict[str, list[str]]) -> int:
-    of_tower = [_layer_of(layer) for name, found in layers.items() if name.split("/")[0] == tower for layer in found]
+    of_tower = [_layer_of(layer) for name, each in layers.items() if name.split("/")[0] == tower for layer in each]
     return max((layer + 1 for layer in of_tower if layer is not None), default=0)
 
 
-def _above(name: str, depths: dict[str, int]) -> int:
-    """Returns the number of layers above a parameter, its tower's head being one."""
+def _layers_above(name: str, depths: dict[str, int]) -> int:
+    """Returns the number of layers above a parameter, where the tower's head counts as one."""
     layer, depth = _layer_of(name), depths[name.split("/")[0]]
     if layer is not None:
         return depth - layer
@@ -163,21 +165,21 @@ def _above(name: str, depths: dict[str, int]) -> int:
 
 
 def _factor(layer: str, name: str, rates: Rates) -> float:
-    return next((float(factor) for pattern, factor in rates if _found(pattern, layer, name)), 1.0)
+    return next((float(factor) for pattern, factor in rates if _matches_any(pattern, layer, name)), 1.0)
 
 
-def _found(pattern: str, *among: str) -> bool:
-    return any(re.search(pattern, name) for name in among)
+def _matches_any(pattern: str, *candidates: str) -> bool:
+    return any(re.search(pattern, name) for name in candidates)
 
 
 def _check(rates: Rates, layers: list[str]) -> None:
     stacks = [re.sub(rf"{BLOCKS}\d+/", BLOCKS, name) for name in layers]
     for pattern, _ in rates:
         try:
-            found = _found(pattern, *layers, *stacks)
+            matched = _matches_any(pattern, *layers, *stacks)
         except re.error as error:
             raise UserError(f"config.optimizer.rates: {pattern!r} is not a regular expression: {error}") from None
-        if not found:
+        if not matched:
             raise UserError(
-                f"config.optimizer.rates: {pattern!r} is found in no parameter's name; names are as {layers[0]!r}"
+                f"config.optimizer.rates: {pattern!r} matches no parameter's name; a name looks like {layers[0]!r}"
             )

@@ -1,4 +1,4 @@
-"""Adapters on a trained run, as a user trains them: real processes."""
+"""Adapters for a trained run, trained, evaluated and killed as a user would: in real processes."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def arguments(continued_file, base, workdir):
 
 @pytest.fixture(scope="module")
 def adapted(run, continued_file, trained, tmp_path_factory):
-    """The workdir of an uninterrupted run of adapters, with a moving average, that stands on `trained`."""
+    """The workdir of an uninterrupted run that trains adapters for `trained`, with a moving average."""
     workdir = tmp_path_factory.mktemp("runs") / "adapted"
     done = run(*arguments(continued_file, trained, workdir))
     assert done.returncode == 0, done.stderr
@@ -38,7 +38,7 @@ def adapted(run, continued_file, trained, tmp_path_factory):
     return workdir
 
 
-def beside(workdir):
+def metadata_file(workdir):
     return workdir / "checkpoints" / str(LAST) / "beside" / "metadata"
 
 
@@ -46,16 +46,16 @@ def metrics(workdir, name="test"):
     return json.loads((workdir / "eval" / name / "metrics.json").read_text())
 
 
-def test_a_checkpoint_holds_what_is_trained_alone_and_names_its_base(adapted, trained, read_params):
+def test_a_checkpoint_holds_only_the_trained_parameters_and_names_its_base(adapted, trained, read_params):
     params = read_params(adapted, LAST)
     assert len(params) == 2 * 4 * 2 + 1
     assert all("'lora'" in name or "logit_scale" in name for name in params)
-    base = json.loads(beside(adapted).read_text())["base"]
+    base = json.loads(metadata_file(adapted).read_text())["base"]
     assert base["name"] == str(trained) and base["step"] == LAST
-    assert base["checksum"] == json.loads(beside(trained).read_text())["checksum"]
+    assert base["checksum"] == json.loads(metadata_file(trained).read_text())["checksum"]
 
 
-def test_the_curve_has_the_average_beside_the_parameters(adapted, read_rows):
+def test_the_curve_has_the_metrics_of_the_moving_average_and_of_the_raw_parameters(adapted, read_rows):
     evaluated = [row for row in read_rows(adapted) if "hit@1" in row]
     assert [row["step"] for row in evaluated] == [5, 10, 12]
     assert all({"hit@1", "ema/hit@1", "mrr", "ema/mrr"} <= row.keys() for row in evaluated)
@@ -65,7 +65,7 @@ def test_the_curve_has_the_average_beside_the_parameters(adapted, read_rows):
         assert metrics(adapted, name)["text_to_image"]["mrr"]["value"] == evaluated[-1][key]
 
 
-def test_a_killed_run_ends_bit_identical(
+def test_a_killed_and_resumed_run_ends_bit_identical(
     start, run, continued_file, trained, adapted, tmp_path, read_params, read_rows
 ):
     workdir = tmp_path / "killed"
@@ -77,16 +77,16 @@ def test_a_killed_run_ends_bit_identical(
     process.communicate()
     done = run(*arguments(continued_file, trained, workdir))
     assert done.returncode == 0 and "resuming from step" in done.stderr, done.stderr
-    expected, found = read_params(adapted, LAST), read_params(workdir, LAST)
+    expected, resumed = read_params(adapted, LAST), read_params(workdir, LAST)
     for name, leaf in expected.items():
-        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
-    sums = [json.loads(beside(folder).read_text()) for folder in (workdir, adapted)]
+        np.testing.assert_array_equal(resumed[name], leaf, err_msg=name)
+    sums = [json.loads(metadata_file(folder).read_text()) for folder in (workdir, adapted)]
     for name in ("checksum", "optimizer_checksum", "ema_checksum"):
         assert sums[0][name] == sums[1][name]
     assert read_rows(workdir) == read_rows(adapted)
 
 
-def test_evaluation_finds_the_base_and_takes_the_average_unless_told_otherwise(run, adapted, trained, tmp_path):
+def test_evaluation_finds_the_base_and_uses_the_moving_average_by_default(run, adapted, trained, tmp_path):
     workdir, base = tmp_path / "moved", tmp_path / "base"
     shutil.copytree(adapted, workdir, ignore=shutil.ignore_patterns("eval"))
     shutil.copytree(trained, base)
@@ -98,12 +98,12 @@ def test_evaluation_finds_the_base_and_takes_the_average_unless_told_otherwise(r
     assert metrics(workdir, "test-raw") == metrics(adapted, "test-raw")
 
 
-def test_what_the_adapters_cannot_stand_on_is_told(run, continued_file, adapted, trained, tmp_path):
+def test_a_wrong_base_or_a_missing_average_is_reported(run, continued_file, adapted, trained, tmp_path):
     workdir = tmp_path / "other"
     shutil.copytree(adapted, workdir)
-    told = json.loads(beside(workdir).read_text())
-    told["base"]["checksum"] ^= 1
-    beside(workdir).write_text(json.dumps(told))
+    metadata = json.loads(metadata_file(workdir).read_text())
+    metadata["base"]["checksum"] ^= 1
+    metadata_file(workdir).write_text(json.dumps(metadata))
     for arguments_, words in (
         (["evaluate", f"--workdir={workdir}"], f"{trained} (step {LAST}) is not what the adapters were trained on"),
         (
@@ -112,14 +112,14 @@ def test_what_the_adapters_cannot_stand_on_is_told(run, continued_file, adapted,
         ),
         (["export", f"--workdir={trained}", f"--output={tmp_path / 'new'}", "--nomerge"], "--nomerge is for adapters"),
         (["evaluate", f"--workdir={trained}", "--parameters=ema"], "has no moving average of step 12"),
-        (arguments(continued_file, adapted, tmp_path / "new"), "holds adapters alone"),
+        (arguments(continued_file, adapted, tmp_path / "new"), "holds only adapters"),
     ):
         done = run(*arguments_)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "new" / "config.json").exists()
 
 
-def test_a_run_from_another_with_a_locked_image_tower_leaves_it_as_it_is_and_needs_the_other_no_more(
+def test_a_run_with_a_locked_image_tower_leaves_it_unchanged_and_no_longer_needs_its_base(
     run, continued_file, trained, tmp_path, read_params
 ):
     base, workdir = tmp_path / "base", tmp_path / "locked"

@@ -1,4 +1,4 @@
-"""A checkpoint is restored as it was saved or not at all, and nothing that was whole is lost."""
+"""A checkpoint is restored exactly as it was saved or not at all, and no intact checkpoint is lost."""
 
 import gc
 import json
@@ -37,25 +37,25 @@ def save(workdir, *steps, keep=3, metrics=None):
         hit = (metrics or {}).get(step)
         checkpoints.save(state_at(step), {"of": step}, None if hit is None else {"hit@1": hit})
         checkpoints.wait()
-    kept = checkpoints.steps()
+    steps_on_disk = checkpoints.steps()
     checkpoints.close()
-    return kept
+    return steps_on_disk
 
 
-def restore_latest(workdir, wanted=None):
+def restore_latest(workdir, target=None):
     said = []
     checkpoints = Checkpoints(workdir, keep=3)
     try:
-        return checkpoints.restore_latest(wanted or abstract(), said.append), said
+        return checkpoints.restore_latest(target or abstract(), said.append), said
     finally:
         checkpoints.close()
 
 
 def assert_is_step(restored, step):
-    state, beside = restored
-    assert beside["of"] == step
-    for found, expected in zip(jax.tree.leaves(state), jax.tree.leaves(state_at(step)), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    state, metadata = restored
+    assert metadata["of"] == step
+    for actual, expected in zip(jax.tree.leaves(state), jax.tree.leaves(state_at(step)), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def largest_file(folder):
@@ -116,12 +116,12 @@ def test_a_checkpoint_is_restored_bit_for_bit(tmp_path):
     assert not said
 
 
-def test_there_is_nothing_to_restore_in_a_new_workdir(tmp_path):
+def test_a_new_workdir_has_no_checkpoint_to_restore(tmp_path):
     assert restore_latest(tmp_path) == (None, [])
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_corrupt_checkpoint_is_said_set_aside_and_the_one_before_taken(tmp_path, damage):
+def test_a_corrupt_checkpoint_is_reported_and_moved_away_and_the_previous_one_restored(tmp_path, damage):
     save(tmp_path, 1, 2)
     damage(tmp_path / "checkpoints" / "2")
     restored, said = restore_latest(tmp_path)
@@ -132,7 +132,7 @@ def test_a_corrupt_checkpoint_is_said_set_aside_and_the_one_before_taken(tmp_pat
     assert_is_step(restore_latest(tmp_path)[0], 2)
 
 
-def test_of_a_checkpoint_with_many_unreadable_arrays_one_line_is_said(tmp_path, caplog):
+def test_a_checkpoint_with_many_unreadable_arrays_is_reported_in_one_line(tmp_path, caplog):
     kernels = {f"kernel_{i}": jnp.asarray(np.random.default_rng(i).normal(size=(128, 128))) for i in range(40)}
     state = TrainState(jnp.asarray(1, jnp.int32), kernels, ({"moment": jnp.zeros(3)},))
     checkpoints = Checkpoints(tmp_path)
@@ -140,7 +140,7 @@ def test_of_a_checkpoint_with_many_unreadable_arrays_one_line_is_said(tmp_path, 
     checkpoints.wait()
     data = largest_file(tmp_path / "checkpoints" / "1" / "params")
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 50])
-    for _ in range(5):  # a few of the others are still read when the first fails: which, is a matter of luck
+    for _ in range(5):  # when the first read fails, others are still running; how many varies from attempt to attempt
         with pytest.raises(CorruptCheckpoint) as caught:
             checkpoints.restore(state, 1)
         assert "\n" not in str(caught.value)
@@ -154,8 +154,8 @@ def test_of_a_checkpoint_with_many_unreadable_arrays_one_line_is_said(tmp_path, 
 def test_values_that_orbax_reads_without_complaint_are_caught_by_the_checksum(tmp_path, item, key):
     save(tmp_path, 1, 2)
     path = tmp_path / "checkpoints" / "2" / "beside" / "metadata"
-    beside = json.loads(path.read_text())
-    path.write_text(json.dumps({**beside, key: beside[key] ^ 1}))
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({**metadata, key: metadata[key] ^ 1}))
     restored, said = restore_latest(tmp_path)
     assert_is_step(restored, 1)
     assert f"the checksum of its {item} is wrong" in said[0]
@@ -182,7 +182,7 @@ def test_the_checksum_changes_with_a_single_bit_and_with_the_order_of_values(bit
     assert len(sums) == 3
 
 
-def test_it_is_an_error_where_every_checkpoint_is_corrupt_and_none_is_deleted(tmp_path):
+def test_it_is_an_error_if_every_checkpoint_is_corrupt_and_none_is_deleted(tmp_path):
     save(tmp_path, 1, 2)
     truncate(tmp_path / "checkpoints" / "1")
     delete_data(tmp_path / "checkpoints" / "2")
@@ -191,15 +191,15 @@ def test_it_is_an_error_where_every_checkpoint_is_corrupt_and_none_is_deleted(tm
     assert {path.name for path in (tmp_path / "checkpoints.corrupt").iterdir()} == {"1", "2"}
 
 
-def test_a_checkpoint_of_another_architecture_is_not_called_corrupt_and_stays_where_it_is(tmp_path):
+def test_a_checkpoint_of_another_architecture_is_not_called_corrupt_and_is_not_moved(tmp_path):
     save(tmp_path, 1, 2)
     wider = abstract((64, 128))
     other = TrainState(wider.step, {"text": wider.params["image"]}, wider.optimizer)
-    for wanted, words in ((wider, ["image/kernel", "(64, 96)", "(64, 128)"]), (other, ["text/kernel", "missing"])):
-        with pytest.raises(UserError) as told:
-            restore_latest(tmp_path, wanted)
-        assert not isinstance(told.value, CorruptCheckpoint)
-        assert all(word in str(told.value) for word in ["parameters", "do not match", *words])
+    for target, words in ((wider, ["image/kernel", "(64, 96)", "(64, 128)"]), (other, ["text/kernel", "missing"])):
+        with pytest.raises(UserError) as raised:
+            restore_latest(tmp_path, target)
+        assert not isinstance(raised.value, CorruptCheckpoint)
+        assert all(word in str(raised.value) for word in ["parameters", "do not match", *words])
     assert not (tmp_path / "checkpoints.corrupt").exists()
     assert_is_step(restore_latest(tmp_path)[0], 2)
 
@@ -211,7 +211,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert checkpoints.best() == 2 and checkpoints.steps() == [2, 5, 6]
 
 
-def test_no_step_is_the_best_where_none_was_evaluated(tmp_path):
+def test_there_is_no_best_step_if_none_was_evaluated(tmp_path):
     assert save(tmp_path, 1, 2, 3, keep=1) == [3]
     assert Checkpoints(tmp_path, read_only=True).best() is None
 
@@ -227,7 +227,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     assert checkpoints.steps() == [1]
 
 
-def test_a_write_that_the_system_refuses_is_told_and_the_checkpoint_before_is_whole(tmp_path):
+def test_a_write_that_the_system_refuses_is_reported_and_the_previous_checkpoint_stays_intact(tmp_path):
     save(tmp_path, 1)
     checkpoints = Checkpoints(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -243,7 +243,7 @@ def test_a_write_that_the_system_refuses_is_told_and_the_checkpoint_before_is_wh
     assert not said
 
 
-def test_reading_a_workdir_without_checkpoints_is_told(tmp_path):
+def test_reading_from_a_workdir_without_checkpoints_is_an_error(tmp_path):
     with pytest.raises(UserError, match="has no checkpoints"):
         Checkpoints(tmp_path, read_only=True)
     save(tmp_path, 3)

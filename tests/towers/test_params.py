@@ -1,4 +1,4 @@
-"""Encoders are given kernels in the type that they compute in."""
+"""Casting kernels to the dtype of the computation changes no embedding."""
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,15 @@ SMALL = {"steps": 1, "batch_size": 8, "data": {"image_size": 32, "context_length
 
 
 def towers_of(**model):
-    wanted = config.build({**SMALL, "model": model})
-    return wanted, make_towers(wanted, make_preprocess(wanted), train_tokenizer(["a red shirt"], 258))
+    configuration = config.build({**SMALL, "model": model})
+    tokenizer = train_tokenizer(["a red shirt"], 258)
+    return configuration, make_towers(configuration, make_preprocess(configuration), tokenizer)
 
 
 @pytest.mark.parametrize(("preset", "execution"), [("tiny", "unroll"), ("tiny", "scan"), ("laptop", "auto")])
-def test_vectors_are_the_same_bit_for_bit(preset, execution):
-    wanted, towers = towers_of(preset=preset, execution=execution, dtype="bfloat16")
-    recipe = make_recipe(wanted, towers, 1)
+def test_embeddings_with_cast_kernels_are_bit_identical(preset, execution):
+    configuration, towers = towers_of(preset=preset, execution=execution, dtype="bfloat16")
+    recipe = make_recipe(configuration, towers, 1)
     params = initial_state(towers.config, recipe.optimizer, recipe.state, seed=0).params
     rounded = cast_kernels(params, "bfloat16")
     assert rounded["image"]["positions"] is params["image"]["positions"]
@@ -39,8 +40,8 @@ def test_vectors_are_the_same_bit_for_bit(preset, execution):
         model = nnx.merge(towers.graph, params)
         return model.encode_image(pixels), model.encode_text(tokens)
 
-    for found, expected in zip(encode(rounded), encode(params), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(encode(rounded), encode(params), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_in_float32_nothing_is_copied():

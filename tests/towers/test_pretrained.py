@@ -1,4 +1,4 @@
-"""A run begins from a checkpoint of another library or from another workdir, and its workdir stands on its own."""
+"""A run can start from a published checkpoint or another workdir, which it no longer needs afterwards."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ PREPROCESS = Preprocess(32, "crop", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "{name}", 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A folder in both layouts, of random weights and a tokenizer of its own."""
+    """A folder with random weights in both layouts, and a tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint")
     tokenizer = text.train_tokenizer(["a red cotton shirt", "blue jeans"], 300)
     tokenizer.model_max_length = 24
@@ -47,39 +47,39 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def configured(folder, **settings):
-    given = {"steps": 1, "data": {"caption_template": "{name}"}, "model": {"init_from": str(folder)}, **settings}
-    return config.build(given)
+    defaults = {"steps": 1, "data": {"caption_template": "{name}"}, "model": {"init_from": str(folder)}}
+    return config.build({**defaults, **settings})
 
 
-def begun(wanted):
-    """Returns the towers that a configuration begins from, and their parameters."""
-    source = open_pretrained(wanted)
-    towers = make_towers(wanted, source.preprocess, source.tokenizer, source.config)
-    return towers, pretrained_params(wanted, towers.shapes)[0]
+def start_from(configuration):
+    """Returns the towers that a configured run starts from, and their parameters."""
+    source = open_pretrained(configuration)
+    towers = make_towers(configuration, source.preprocess, source.tokenizer, source.config)
+    return towers, pretrained_params(configuration, towers.shapes)[0]
 
 
 def encoded(towers, params):
     size, length = towers.config.image.size, towers.config.text.context_length
     pixels = np.random.default_rng(1).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     tokens = text.encode(towers.tokenizer, ["a red shirt", "jeans " * 40], length)
-    found = nnx.merge(towers.graph, params)(pixels, tokens)
-    return np.asarray(found.image), np.asarray(found.text)
+    embeddings = nnx.merge(towers.graph, params)(pixels, tokens)
+    return np.asarray(embeddings.image), np.asarray(embeddings.text)
 
 
-def test_both_layouts_of_one_checkpoint_are_the_same_towers(checkpoint, tmp_path):
+def test_both_layouts_of_one_checkpoint_give_the_same_towers(checkpoint, tmp_path):
     copy = tmp_path / "open_clip_alone"
     shutil.copytree(checkpoint, copy)
     for name in ("config.json", "model.safetensors", processor.PROCESSOR):
         (copy / name).unlink()
-    (first, params), (second, others) = begun(configured(checkpoint)), begun(configured(copy))
+    (first, params), (second, others) = start_from(configured(checkpoint)), start_from(configured(copy))
     assert first.config == second.config and first.preprocess == second.preprocess == PREPROCESS
     assert first.config.text.transformer.activation == "quick_gelu" and first.config.image.mean == (0.4, 0.5, 0.6)
     jax.tree.map(np.testing.assert_array_equal, params, others)
 
 
-def test_picture_size_and_context_length_may_change_and_the_rest_is_the_checkpoints(checkpoint):
-    towers, _ = begun(configured(checkpoint))
-    changed, params = begun(configured(checkpoint, data={"image_size": 48, "context_length": 40}))
+def test_picture_size_and_context_length_may_change_and_the_rest_is_that_of_the_checkpoint(checkpoint):
+    towers, _ = start_from(configured(checkpoint))
+    changed, params = start_from(configured(checkpoint, data={"image_size": 48, "context_length": 40}))
     assert (changed.preprocess.image_size, changed.preprocess.context_length) == (48, 40)
     assert params["image"]["positions"].shape == (37, 32) and params["text"]["positions"].shape == (40, 32)
     assert replace(changed.preprocess, image_size=32, context_length=24, caption_template="{name}") == PREPROCESS
@@ -89,44 +89,43 @@ def test_picture_size_and_context_length_may_change_and_the_rest_is_the_checkpoi
 
 
 def test_a_temperature_that_is_not_learned_is_the_configured_one(checkpoint):
-    _, kept = begun(configured(checkpoint))
-    _, fixed = begun(configured(checkpoint, loss={"temperature": 0.05, "learned_temperature": False}))
-    assert (
-        float(fixed["logit_scale"]) == pytest.approx(np.log(20), abs=1e-6) != pytest.approx(float(kept["logit_scale"]))
-    )
+    _, learned = start_from(configured(checkpoint))
+    _, fixed = start_from(configured(checkpoint, loss={"temperature": 0.05, "learned_temperature": False}))
+    scale, learned_scale = float(fixed["logit_scale"]), float(learned["logit_scale"])
+    assert scale == pytest.approx(np.log(20), abs=1e-6) != pytest.approx(learned_scale)
 
 
-def test_captions_are_cleaned_as_an_open_clip_checkpoint_says(checkpoint, tmp_path):
-    plain, _ = begun(configured(checkpoint))
+def test_captions_are_cleaned_as_the_open_clip_checkpoint_specifies(checkpoint, tmp_path):
+    plain, _ = start_from(configured(checkpoint))
     copy = tmp_path / "copy"
     shutil.copytree(checkpoint, copy)
     (copy / "config.json").unlink()
     settings = json.loads((copy / open_clip.CONFIG).read_text())
     given = settings["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
     (copy / open_clip.CONFIG).write_text(json.dumps(settings))
-    towers, _ = begun(configured(copy))
+    towers, _ = start_from(configured(copy))
     wanted = text.encode(plain.tokenizer, ["a red tshirt"], 24)
     np.testing.assert_array_equal(text.encode(towers.tokenizer, ["  A_Red T-Shirt!"], 24), wanted)
     given["strip_sep_token"] = True
     (copy / open_clip.CONFIG).write_text(json.dumps(settings))
     with pytest.raises(UserError, match="tokenizer_kwargs = {'clean': 'canonicalize', 'strip_sep_token': True} is not"):
-        begun(configured(copy))
+        start_from(configured(copy))
 
 
 @pytest.mark.parametrize("source", ["published", "workdir"])
-def test_the_sigmoid_loss_takes_towers_without_a_bias_and_starts_from_the_configured_one(request, checkpoint, source):
+def test_the_sigmoid_loss_adds_the_configured_bias_to_towers_without_one(request, checkpoint, source):
     folder = checkpoint if source == "published" else request.getfixturevalue("trained")
-    _, plain = begun(configured(folder))
-    towers, params = begun(configured(folder, loss={"name": "sigmoid", "bias": -3.0}))
+    _, plain = start_from(configured(folder))
+    towers, params = start_from(configured(folder, loss={"name": "sigmoid", "bias": -3.0}))
     assert float(params.pop("logit_bias")) == -3.0 == towers.config.logit_bias and "logit_bias" not in plain
     jax.tree.map(np.testing.assert_array_equal, params, plain)
 
 
-def test_parameters_lie_as_the_mesh_splits_them(checkpoint):
-    towers, params = begun(configured(checkpoint, mesh={"data": 2, "fsdp": 2, "tensor": 2}))
+def test_parameters_are_sharded_as_the_mesh_requires(checkpoint):
+    towers, params = start_from(configured(checkpoint, mesh={"data": 2, "fsdp": 2, "tensor": 2}))
     wanted = sharding.shardings(params, towers.mesh)
     assert all(jax.tree.leaves(jax.tree.map(lambda leaf, where: leaf.sharding == where, params, wanted)))
-    _, whole = begun(configured(checkpoint))
+    _, whole = start_from(configured(checkpoint))
     jax.tree.map(np.testing.assert_array_equal, params, whole)
 
 
@@ -150,18 +149,18 @@ def test_a_name_that_is_neither_a_folder_nor_a_repository_is_refused():
             open_pretrained(configured(name))
 
 
-def test_a_tokenizer_that_ends_captions_otherwise_than_the_towers_read_them_is_refused(checkpoint, tmp_path):
+def test_a_tokenizer_with_another_end_token_than_the_towers_is_refused(checkpoint, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(checkpoint, copy)
     settings = json.loads((copy / "config.json").read_text())
     settings["text_config"]["eos_token_id"] = 7
     (copy / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=r"read the token 7 as the end of a caption, its tokenizer writes 1"):
+    with pytest.raises(UserError, match=r"read the token 7 as the end of a caption, but its tokenizer ends .* with 1"):
         open_pretrained(configured(copy))
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_the_checkpoint_is_exported_and_begun_from_again(run, checkpoint, config_file, tmp_path):
+def test_a_run_starts_from_a_checkpoint_and_others_from_its_workdir_and_export(run, checkpoint, config_file, tmp_path):
     source, first, second = tmp_path / "source", tmp_path / "first", tmp_path / "second"
     shutil.copytree(checkpoint, source)
     settings = config_file.read_text().replace('"image_size": 32, "context_length": 12, "vocab_size": 300, ', "")
@@ -177,7 +176,7 @@ def test_a_run_begins_with_the_checkpoint_is_exported_and_begun_from_again(run, 
     assert before["checkpoint_step"] == 0 and f"{before['text_to_image']['hit@20']['value']:.3f}" in rows[zero]
     assert all("hit@20" in row for row in before["by_category"].values())
 
-    shutil.rmtree(source)  # the workdir stands on its own
+    shutil.rmtree(source)  # the workdir no longer needs it
     again = run("evaluate", f"--workdir={first}")
     assert again.returncode == 0, again.stderr
 

@@ -1,4 +1,4 @@
-"""Kept embeddings are never wrong, whatever happens to their file, and none is computed twice."""
+"""Stored embeddings are never wrong, whatever happens to their file, and none is computed twice."""
 
 import multiprocessing
 
@@ -35,14 +35,14 @@ def written(tmp_path):
     return path
 
 
-def test_vectors_come_back_by_content_in_the_order_asked_for(written):
+def test_vectors_are_returned_by_content_in_the_requested_order(written):
     with opened(written) as store:
-        asked = [5, 0, 5, 6]
-        np.testing.assert_array_equal(store.vectors([key(n) for n in asked]), vectors(7)[asked])
+        requested = [5, 0, 5, 6]
+        np.testing.assert_array_equal(store.vectors([key(n) for n in requested]), vectors(7)[requested])
         assert store.dropped == 0
 
 
-def test_only_what_is_new_is_missing_and_each_content_once(written):
+def test_only_new_contents_are_missing_and_each_only_once(written):
     with opened(written) as store:
         assert store.missing([key(9), key(3), key(8), key(9), key(0)]).tolist() == [0, 2]
         store.append([key(9)], vectors(10)[9:])
@@ -59,16 +59,16 @@ def test_a_damaged_row_is_embedded_again_and_never_served(data, tmp_path_factory
     with opened(path) as store:
         store.append([key(n) for n in range(5)], vectors(5))
     raw = bytearray(path.read_bytes())
-    place = data.draw(st.integers(0, 8 * len(raw) - 1))
-    raw[place // 8] ^= 1 << place % 8
+    bit = data.draw(st.integers(0, 8 * len(raw) - 1))
+    raw[bit // 8] ^= 1 << bit % 8
     path.write_bytes(raw)
     said = []
     with opened(path, say=said.append) as store:
-        damaged = place // 8 // (len(raw) // 5)
+        damaged = bit // 8 // (len(raw) // 5)
         assert store.missing([key(n) for n in range(5)]).tolist() == [damaged]
         assert len(said) == 1 and str(path) in said[0]
-        kept = [n for n in range(5) if n != damaged]
-        np.testing.assert_array_equal(store.vectors([key(n) for n in kept]), vectors(5)[kept])
+        intact = [n for n in range(5) if n != damaged]
+        np.testing.assert_array_equal(store.vectors([key(n) for n in intact]), vectors(5)[intact])
         store.append([key(damaged)], vectors(5)[[damaged]])
     with opened(path) as store:
         np.testing.assert_array_equal(store.vectors([key(n) for n in range(5)]), vectors(5))
@@ -76,7 +76,7 @@ def test_a_damaged_row_is_embedded_again_and_never_served(data, tmp_path_factory
 
 @settings(max_examples=40, deadline=None)
 @given(cut=st.integers(0, 5 * (20 + 4 * D)))
-def test_an_interrupted_writing_goes_on_after_its_last_whole_row(cut, tmp_path_factory):
+def test_an_interrupted_write_continues_after_the_last_complete_row(cut, tmp_path_factory):
     path = tmp_path_factory.mktemp("kept") / "towers.rows"
     with opened(path) as store:
         store.append([key(n) for n in range(5)], vectors(5))
@@ -89,12 +89,12 @@ def test_an_interrupted_writing_goes_on_after_its_last_whole_row(cut, tmp_path_f
         np.testing.assert_array_equal(store.vectors([key(n) for n in range(5)]), vectors(5))
 
 
-def test_rows_of_another_encoder_are_not_taken(written):
+def test_rows_of_another_encoder_are_not_used(written):
     with opened(written, fingerprint="other towers") as store:
         assert len(store) == 0 and store.dropped > 0
 
 
-def test_a_server_that_has_the_file_mapped_is_not_disturbed_by_its_repair(written):
+def test_a_server_with_the_file_mapped_is_not_disturbed_by_its_repair(written):
     with opened(written) as store:
         served = store._map()
         before = np.array(served)
@@ -102,27 +102,30 @@ def test_a_server_that_has_the_file_mapped_is_not_disturbed_by_its_repair(writte
         np.testing.assert_array_equal(served, before)
 
 
-class Cut(Exception):
+class Interrupted(Exception):
     pass
 
 
 def negated(contents, seen, cut=None):
-    """Returns what embeds the contents as their negatives and notes them; it is cut off before batch `cut`."""
+    """Returns keys, encoder and batches that embed contents as their negatives; interrupted before batch `cut`.
+
+    The first value of each content is appended to `seen`.
+    """
 
     def batches(numbers):
         for count, block in enumerate(padded_blocks(contents[numbers], 4)):
             if count == cut:
-                raise Cut
+                raise Interrupted
             seen.extend(block[:, 0].tolist())
             yield block
 
     return [content_key(row.tobytes()) for row in contents], lambda batch: -batch, batches
 
 
-def test_what_is_interrupted_goes_on_and_what_is_equal_is_embedded_once(tmp_path):
+def test_interrupted_embedding_continues_and_equal_contents_are_embedded_once(tmp_path):
     contents = vectors(21)[[*range(21), 3, 3, 20]]
     store, seen = opened(tmp_path / "kept.rows"), []
-    with pytest.raises(Cut):
+    with pytest.raises(Interrupted):
         embed_stored(store, *negated(contents, seen, cut=4))
     assert len(seen) == 16
     seen.clear()
@@ -141,7 +144,7 @@ def _hold(path, entered, leave):
         leave.wait(60)
 
 
-def test_two_processes_do_not_write_at_once(written):
+def test_two_processes_do_not_write_at_the_same_time(written):
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     entered, leave = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(written, entered, leave))

@@ -1,4 +1,4 @@
-"""What is trained is chosen by name, layer by layer; what is not costs no gradient and stays as it is."""
+"""Trained parameters are selected by name and layer; frozen ones cost no gradient and stay unchanged."""
 
 import functools
 
@@ -51,7 +51,7 @@ def batch():
 
 @functools.cache
 def train(rates, execution="unroll", *, layer_decay=1.0):
-    """Returns the states of three steps, the one before them first, and the FLOPs of a step."""
+    """Returns the initial state and those after each of three steps, and the FLOPs of a step."""
     config, graph, shapes = towers(execution)
     trainable = make_trainable(shapes, rates, layer_decay=layer_decay)
     schedule = optax.constant_schedule(1e-2)
@@ -68,7 +68,7 @@ def train(rates, execution="unroll", *, layer_decay=1.0):
 
 
 @pytest.mark.parametrize("execution", ["unroll", "scan"])
-def test_layers_of_a_stack_that_are_frozen_stay_bit_identical_and_the_others_go_as_if_all_were_trained(execution):
+def test_frozen_layers_stay_bit_identical_and_the_others_move_as_if_all_were_trained(execution):
     before, after = (by_name(state.params) for state in train(UPPER, execution)[0][:2])
     whole = by_name(train((), execution)[0][1].params)
     for name, leaf in after.items():
@@ -82,7 +82,7 @@ def test_layers_of_a_stack_that_are_frozen_stay_bit_identical_and_the_others_go_
             np.testing.assert_array_equal(leaf, before[name], err_msg=name)
 
 
-def test_what_is_frozen_has_no_optimizer_state():
+def test_frozen_parameters_have_no_optimizer_state():
     moments = by_name(train(UPPER)[0][-1].optimizer)
     assert sum("/blocks/" in name for name in moments) == 2 * 2 * 12
     assert all(len(moment) == 2 for name, moment in moments.items() if "/blocks/" in name)
@@ -107,15 +107,15 @@ def test_layers_that_are_not_neighbours_can_be_trained():
             UPPER,
             "scan",
             1.2,
-        ),  # a scanned body is counted once: one of 3 products per kernel, against one of 1 and one of 3
+        ),  # FLOPs of a scanned body count once: 1 + 3 products per kernel (frozen and trained scans) against 3
     ],
 )
-def test_what_is_frozen_costs_no_gradient(rates, execution, share):
-    """Forward takes one matrix product per kernel, its gradients two more."""
+def test_frozen_parameters_cost_no_gradient(rates, execution, share):
+    """The forward pass takes one matrix product per kernel, the backward pass two more."""
     assert train(rates, execution)[1] < share * train((), execution)[1]
 
 
-def test_a_stack_and_its_layers_have_names_and_the_first_rate_that_is_found_holds():
+def test_rates_match_names_of_stacks_and_of_layers_and_the_first_match_applies():
     _, _, shapes = towers()
     trainable = make_trainable(shapes, (("^image/.*blocks/2/", 0.5), ("^text/transformer/blocks/mlp_in", 0.25)))
     image, text = (trainable.factors[f"{t}/transformer/blocks/mlp_in/kernel"] for t in ("image", "text"))
@@ -132,7 +132,7 @@ def test_layer_decay_counts_the_layers_above_in_each_tower():
     assert factors["text/token_embedding/embedding"] == 0.0
 
 
-def test_layer_decay_is_the_same_for_layers_that_are_stored_apart():
+def test_layer_decay_is_the_same_for_layers_that_are_not_stacked():
     stacked = {"image": {"transformer": {"blocks": {"kernel": jnp.zeros((3, 2))}}, "positions": jnp.zeros(2)}}
     layers = {str(layer): {"kernel": jnp.zeros(2)} for layer in range(3)}
     apart = {"image": {"transformer": {"blocks": layers}, "positions": jnp.zeros(2)}}
@@ -155,7 +155,7 @@ def test_each_layers_step_is_scaled_by_its_decay():
 
 
 @pytest.mark.parametrize("rates", [(), UPPER], ids=["all", "upper two layers"])
-def test_the_moving_average_is_that_of_the_parameters_of_all_steps(rates):
+def test_the_moving_average_is_over_the_parameters_of_all_steps(rates):
     first, *states = train(rates)[0]
     average = {name: leaf.astype(np.float64) for name, leaf in by_name(first.params).items()}
     for state, decay in zip(states, [1 / 10, EMA, EMA], strict=True):
