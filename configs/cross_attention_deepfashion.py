@@ -1,4 +1,4 @@
-"""Cross-modal attention as a second stage on DeepFashion-MultiModal: queries and candidates are read token by token.
+"""Cross-attention as a re-ranker on DeepFashion-MultiModal: it reads the tokens of queries and candidates.
 
     python -m jaxclip.train --config=configs/pretrain_fashion_products.py --workdir=W --config.data.path=PATH \\
       --config.data.reader=deepfashion_multimodal --config.data.test=0.2 --config.data.second_stage=0.2 \\
@@ -8,8 +8,8 @@
 
 The paper's block, 6 layers and 8 heads, as a scorer of pairs for the first stage's top 100, trained contrastively
 within the batch. Captions of more than 77 tokens are read in up to three segments; `truncated` cuts them off, as the
-paper does. It reads 100 candidates for each query with all layers: on CPU count on a third of a second per query and
-more, this is for an accelerator.
+paper does. All layers run for each of the 100 candidates of a query, at least a third of a second per query on a CPU,
+so use an accelerator.
 """
 
 from ml_collections import ConfigDict

@@ -6,20 +6,20 @@
 BASE is a trained workdir, such as that of configs/pretrain_fashion_products.py, or a checkpoint of transformers or
 open_clip. VARIANT is
   2     correct pairs only
-  3     and as many incorrect ones, any product's text with another's picture
-  4     and as many incorrect ones, the two pictures' similarity below 0.8
-  5     and as many incorrect ones, the two pictures' similarity below 0.2
-  6     as 5, pairs weighted by the similarity
-  full  incorrect pairs from other clusters of pictures and of texts, weighted: the paper's own
+  3     also as many incorrect pairs: a product's picture with any other product's text
+  4     as 3, but the similarity of the two products' pictures is below 0.8
+  5     as 3, but the similarity of the two products' pictures is below 0.2
+  6     as 5, with pairs weighted by the similarity
+  full  incorrect pairs from other clusters of pictures and of texts, weighted: the paper's own method
 
-All are trained alike but for their pairs: the same steps on the same pictures, each with a correct and an incorrect
-text (of which 2 learns nothing). --config.loss.info_nce=1 adds InfoNCE. It is needed from random weights, where two
-terms that look at one pair at a time say too little:
+The variants differ in their pairs only: all take the same steps on the same pictures, each with a correct and an
+incorrect text (which variant 2 ignores). --config.loss.info_nce=1 adds InfoNCE. Training from random weights needs it,
+since the other two terms look at one pair at a time:
 
     python -m jaxclip.train --config=configs/pretrain_fashion_products.py --config.loss.name=incorrect_pairs \\
         --config.loss.info_nce=1 --config.data.path=PATH --workdir=W
 
-The paper's order of the variants is a hypothesis; what came out on Fashion Product Images stands in the README.
+Whether the variants rank as in the paper is to be tested; README.md has the results on Fashion Product Images.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +40,7 @@ VARIANTS = {
 def get_config(variant: str = "full") -> ConfigDict:
     """Returns the configuration of a variant."""
     if variant not in VARIANTS:
-        raise UserError(f"configs/incorrect_pairs.py:{variant} is none of its variants, {', '.join(VARIANTS)}")
+        raise UserError(f"configs/incorrect_pairs.py:{variant} is not one of its variants, {', '.join(VARIANTS)}")
     mined, beta, weighting = VARIANTS[variant]
     config = ConfigDict()
     config.batch_size = 256

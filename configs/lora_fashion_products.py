@@ -4,7 +4,7 @@
         --config.data.path=PATH --workdir=W
 
 BASE is a trained workdir, such as that of configs/pretrain_fashion_products.py, or a checkpoint of transformers or
-open_clip. W holds the adapters alone, a few per cent of the base, which has to stay where it is (or to be named anew).
+open_clip. W holds only the adapters, a few per cent of the base. If the base moves, name it again with --config.model.init_from.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Re-rank the towers of pretrain_fashion_products, which have to be trained with some products held back from them.
+"""Train a re-ranker on the towers of pretrain_fashion_products, which must be trained with some products held back.
 
     python -m jaxclip.train --config=configs/pretrain_fashion_products.py --config.data.second_stage=4000 ...
     python -m jaxclip.train --config=configs/rerank_fashion_products.py --config.first_stage=W --workdir=R

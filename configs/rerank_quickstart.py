@@ -1,10 +1,10 @@
-"""Train a re-ranker on the towers of the quickstart, and compare it with them on its test products.
+"""Train a re-ranker on the towers of the quickstart, and compare both on its test products.
 
     python -m jaxclip.train --config=configs/quickstart.py
     python -m jaxclip.train --config=configs/rerank_quickstart.py
 
-It learns from another drawn catalogue, for the quickstart's own is what the towers were trained on. Takes three
-core-minutes, and ends at a text-to-image hit@1 of about .9, where the towers have about .8 (chance: .003).
+It learns from another drawn catalogue, because the towers were trained on the quickstart's own. Takes three
+core-minutes, and ends at a text-to-image hit@1 of about .9; the towers have about .8 (chance: .003).
 """
 
 from ml_collections import ConfigDict
