@@ -32,8 +32,8 @@ def run(
 
     Returns:
       The signal that stopped the ablation and None; or None and the content of ablation.json: for each subset the
-      metrics averaged over seeds, with intervals over queries, and paired-bootstrap p-values against the first stage and
-      against the subset that is listed first.
+      metrics averaged over seeds, with intervals over queries, and paired-bootstrap p-values against the first stage
+      and against the subset that is listed first.
 
     Raises:
       UserError: see `train_reranker`.

@@ -50,8 +50,8 @@ def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -
     own = replace(own or load_config(where), mesh=config.mesh)
     if other := [name for name in SEEN_BY_TOWERS if getattr(config.data, name) != getattr(own.data, name)]:
         raise UserError(
-            f"{', '.join(f'data.{name}' for name in other)} would change nothing: the towers in {where} get pictures and "
-            "captions as in their training; leave it out"
+            f"{', '.join(f'data.{name}' for name in other)} would change nothing: the towers in {where} get "
+            "pictures and captions as in their training; leave it out"
         )
     path = workdir / FILENAME
     if not path.exists():
@@ -112,9 +112,9 @@ def training_split(config: Config, first: FirstStage, prepared: Path, bank: np.n
     configured, held_back = config.data.second_stage, first.config.data.second_stage
     if not held_back or configured != held_back or config.data.split_seed != first.config.data.split_seed:
         raise UserError(
-            f"data.second_stage = {configured:g} (split_seed {config.data.split_seed}), but first_stage = {first.workdir} "
-            f"held back {held_back:g} (split_seed {first.config.data.split_seed}): a re-ranker is trained on exactly the "
-            "products that its towers did not see; train them with --config.data.second_stage=0.1, or more"
+            f"data.second_stage = {configured:g} (split_seed {config.data.split_seed}), but first_stage = "
+            f"{first.workdir} held back {held_back:g} (split_seed {first.config.data.split_seed}): a re-ranker is trained "
+            "on exactly the products that its towers did not see; train them with --config.data.second_stage=0.1, or more"
         )
     _, unseen = prepared_data.training_records(first.config, prepared)
     return embedded(config, first, prepared, unseen, bank=bank, wordings=config.rerank.wordings)

@@ -1,4 +1,4 @@
-"""The first stage: the towers whose ranking is re-ordered, and the embeddings and features of a split, cached on disk."""
+"""The first stage: the towers whose ranking is re-ordered, and a split's embeddings and features, cached on disk."""
 
 import hashlib
 import json
@@ -197,8 +197,8 @@ def querybank(first: FirstStage, *, segments: int, batch_size: int) -> np.ndarra
 def hubness(images: np.ndarray, bank: np.ndarray, logit_scale: float) -> np.ndarray:
     """Returns (G, 3), how close each picture is to queries in general. Hubs, close to every query, outrank answers.
 
-    A column is log(mean over the query bank of exp(b * cosine)) / b, as a logit and minus its mean over the pictures, for
-    b of half, once and twice the logit scale. This is the normaliser of the inverted softmax (Smith et al. 2017) over a
+    A column is log(mean over the query bank of exp(b * cosine)) / b, as a logit and minus its mean over the pictures,
+    for b of half, once and twice the logit scale. This is the normaliser of the inverted softmax (Smith et al. 2017) over a
     bank of training queries (Bogolin et al. 2022).
     """
     columns = np.empty((len(images), len(SHARPNESS)), np.float32)
@@ -237,7 +237,7 @@ def gallery_features(
     """Returns the products of the records with their features, as a split without queries.
 
     To add a feature for the re-ranker:
-      1. compute its (G, S) array here, under its name in `features`; clear its entry in `present` where products lack it;
+      1. compute its (G, S) array here, under its name in `features`; set `present` to False where products lack it;
       2. raise FORMAT, so that cached splits are computed again;
       3. add the name to RERANK_FEATURES in config/values.py, and to README.md next to this file.
     A feature that depends on the first stage's training data (`hubness`) or on the re-ranker's (`attributes`) is added

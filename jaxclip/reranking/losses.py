@@ -50,9 +50,9 @@ def binary_cross_entropy(scores: Float[Array, "..."], relevant: Bool[Array, "...
 def sample_pair(relevant: Bool[Array, "B K"], negatives: str, rng: Key[Array, ""]) -> Int[Array, "B 2"]:
     """Returns the positions of one relevant and one non-relevant candidate in each query's list, drawn at random.
 
-    Lists are sorted by first-stage score, best first. `negatives`, one of NEGATIVES, says how the non-relevant candidate
-    is drawn: "random": among all; "worst": always the last (the fit-aware paper, section 5); "top": among the first ten;
-    "mixed": in one of these three ways, drawn for each query.
+    Lists are sorted by first-stage score, best first. `negatives`, one of NEGATIVES, says how the non-relevant
+    candidate is drawn: "random": among all; "worst": always the last (the fit-aware paper, section 5); "top": among the
+    first ten; "mixed": in one of these three ways, drawn for each query.
     """
     positive_rng, random_rng, top_rng, kind_rng = jax.random.split(rng, 4)
     rows, size = relevant.shape

@@ -101,7 +101,7 @@ class Gated(nnx.Module):
         names = [name for name, _ in self.config.features]
         count = len(names) + 1
         rngs = [None] * count if rng is None else split_each(example_keys(rng, len(query)), count)
-        # Entries of a unit vector shrink with its dimension; scaled, they are of the order of 1, as the other inputs are.
+        # Entries of a unit vector shrink with its dimension; scaled, they are of order 1 like the other inputs.
         wide = query * self.config.embedding**0.5  # (B, D)
         hidden = jax.nn.gelu(self.norm(self.query(wide)), approximate=True)
         hidden = dropout(hidden, self.config.dropout, rngs[-1])  # (B, H)

@@ -17,7 +17,7 @@ from jaxclip.training.step import Batch
 LARGEST = 6
 """Longest side of a picture that devices may scale, in units of the towers' image size."""
 LARGEST_CANVAS = 3
-"""Longest side of the square that holds an unscaled crop, in the same units; the few larger crops are scaled on the host."""
+"""Longest side of the square that holds an unscaled crop, in the same units; the host scales the few larger crops."""
 MULTIPLE = 16  # pixels, of the square's side, so that few different programs are compiled
 
 
@@ -53,7 +53,7 @@ def canvas_of(
 
 
 def make_device_resize(preprocess: Preprocess, mesh: Mesh, canvas: int) -> Callable[[Batch], Batch]:
-    """Returns the function that scales the pictures of a placed batch to the towers' size; the identity if canvas is 0."""
+    """Returns a function that scales the pictures of placed batches to the towers' size; the identity if canvas is 0."""
     if not canvas:
         return lambda batch: batch
     scale = partial(resampling.scale, size=preprocess.image_size, filter=preprocess.filter)

@@ -205,9 +205,7 @@ def _set_up(config: Config, workdir: Path, say: Say) -> _Setup:
     towers = make_or_load_towers(config, workdir, records)
     configured, warmup = config.optimizer.warmup_steps, warmup_of(config.optimizer.warmup_steps, steps)
     if warmup < configured:
-        say(
-            f"optimizer.warmup_steps = {configured} is more than half of the {steps} steps of this run: {warmup} are used"
-        )
+        say(f"optimizer.warmup_steps = {configured} is more than half of this run's {steps} steps: {warmup} are used")
     abstract_batch(config, towers)
     partners = _partners(config, prepared, records, say)
     canvas = device_resize.canvas_of(

@@ -1,4 +1,4 @@
-"""Untrained re-rankers keep the first stage's order, missing features add nothing, and `Paper` is the paper's network."""
+"""Untrained re-rankers keep the first stage's order, missing features add nothing, `Paper` is the paper's network."""
 
 import jax
 import jax.numpy as jnp

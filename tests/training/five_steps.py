@@ -37,7 +37,7 @@ CONFIG = clip_config(
     stochastic_depth=0.1,
     execution="scan",
 )
-# Epsilon exceeds the rounding errors of gradients; otherwise Adam would turn them, different on each mesh, into full steps.
+# Epsilon exceeds the gradients' rounding errors, which differ between meshes and which Adam would turn into full steps.
 ADAM = Optimizer(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1, beta2=0.98, epsilon=1e-4, clip_norm=1.0)
 SCHEDULE = make_schedule(ADAM, STEPS)
 OBJECTIVES = {
