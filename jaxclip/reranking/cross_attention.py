@@ -43,8 +43,8 @@ class CrossAttentionConfig:
 class CrossAttention(nnx.Module):
     """Scores (query, candidate) pairs by a transformer over the token sequences of both towers.
 
-    The block follows the cross-modal paper: tokens of unit length, a CLS token (initially zero) before each modality, both
-    sequences concatenated, positional encodings, 6 layers of 8 heads, a feed-forward head on the two final CLS
+    The block follows the cross-modal paper: tokens of unit length, a CLS token (initially zero) before each modality,
+    concatenated sequences, positional encodings, 6 layers of 8 heads, a feed-forward head on the two final CLS
     tokens. Unlike the paper, a picture is read together with the query that is asked, never with its own caption, and
     the head's output is added to the first-stage score; it is 0 for any input before training.
     """

@@ -113,8 +113,9 @@ def training_split(config: Config, first: FirstStage, prepared: Path, bank: np.n
     if not held_back or configured != held_back or config.data.split_seed != first.config.data.split_seed:
         raise UserError(
             f"data.second_stage = {configured:g} (split_seed {config.data.split_seed}), but first_stage = "
-            f"{first.workdir} held back {held_back:g} (split_seed {first.config.data.split_seed}): a re-ranker is trained "
-            "on exactly the products that its towers did not see; train them with --config.data.second_stage=0.1, or more"
+            f"{first.workdir} held back {held_back:g} (split_seed {first.config.data.split_seed}): a re-ranker is "
+            "trained on exactly the products that its towers did not see; train the towers with "
+            "--config.data.second_stage=0.1, or more"
         )
     _, unseen = prepared_data.training_records(first.config, prepared)
     return embedded(config, first, prepared, unseen, bank=bank, wordings=config.rerank.wordings)

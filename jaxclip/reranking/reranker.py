@@ -165,7 +165,7 @@ def make_loss(model: Reranker, *, loss: str, negatives: str, sampled: int) -> Ca
       negatives: how the binary loss draws its negative (see `losses.sample_pair`).
       sampled: candidates of each list that the softmax and lambda losses use in a step, one of them relevant; 0 = all.
 
-    Instead of its list, the contrastive loss scores each query with one answer to every query of the batch, B x B pairs.
+    Instead of lists, the contrastive loss uses B x B pairs: each query with one answer to every query of the batch.
     """
 
     def compute(params: Params, batch: Tables, rng: jax.Array | None) -> tuple[jax.Array, dict[str, Any]]:

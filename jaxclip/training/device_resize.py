@@ -53,7 +53,7 @@ def canvas_of(
 
 
 def make_device_resize(preprocess: Preprocess, mesh: Mesh, canvas: int) -> Callable[[Batch], Batch]:
-    """Returns a function that scales the pictures of placed batches to the towers' size; the identity if canvas is 0."""
+    """Returns a function that scales the pictures of a placed batch to the towers' size; the identity for canvas 0."""
     if not canvas:
         return lambda batch: batch
     scale = partial(resampling.scale, size=preprocess.image_size, filter=preprocess.filter)

@@ -35,7 +35,7 @@ def make_loss(
     """Returns loss(params, batch, rng) -> (value, metrics) for batches of image, text and group.
 
     Batches for incorrect pairs also have incorrect_text, similarity and has_incorrect. With a fourth argument, the
-    queue of earlier embeddings, its pairs are further negatives, and metrics["queue"] is the queue with this batch pushed.
+    queue of earlier embeddings, its pairs are further negatives, and metrics["queue"] is the queue with this batch.
 
     Args:
       graph: the towers without their parameters.
@@ -43,8 +43,8 @@ def make_loss(
       learned_temperature: whether the logit scale gets gradients.
       objective: the loss of embeddings.
       microbatch: rows that the towers process at a time, 0 = all. The loss is still that of the whole batch;
-        activations are recomputed for the gradient (GradCache, Gao et al. 2021, arXiv:2101.06983). Each example has its own random
-        key, so the result does not depend on the microbatch.
+        activations are recomputed for the gradient (GradCache, Gao et al. 2021, arXiv:2101.06983). Each example has its
+        own random key, so the result does not depend on the microbatch.
     """
 
     def embed(params: Params, rows: Batch, keys: Array | None) -> dict[str, Array]:
