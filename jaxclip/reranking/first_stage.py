@@ -198,8 +198,8 @@ def hubness(images: np.ndarray, bank: np.ndarray, logit_scale: float) -> np.ndar
     """Returns (G, 3), how close each picture is to queries in general. Hubs, close to every query, outrank answers.
 
     A column is log(mean over the query bank of exp(b * cosine)) / b, as a logit and minus its mean over the pictures,
-    for b of half, once and twice the logit scale. This is the normaliser of the inverted softmax (Smith et al. 2017) over
-    a bank of training queries (Bogolin et al. 2022).
+    for b of half, once and twice the logit scale: the normaliser of the inverted softmax (Smith et al. 2017) over a
+    bank of training queries (Bogolin et al. 2022).
     """
     columns = np.empty((len(images), len(SHARPNESS)), np.float32)
     for start in range(0, len(images), BANK):
