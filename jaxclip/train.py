@@ -2,8 +2,8 @@
 
     python -m jaxclip.train --config=configs/quickstart.py [--workdir=W] [--config.a.b=value ...]
 
-Started again with the same workdir, it goes on from the newest checkpoint. SIGTERM and Ctrl-C save and stop. Several
-processes are one run where SLURM, GKE or Cloud TPU started them, or where each is told its place by --process_id.
+Started again with the same workdir, a run resumes from its newest checkpoint. SIGTERM and Ctrl-C save and stop it.
+Several processes form one run if SLURM, GKE or Cloud TPU starts them, or if each gets its number by --process_id.
 """
 
 import signal
@@ -20,7 +20,9 @@ from jaxclip.runtime import startup
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/ and the name of the config file")
 PROFILE = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, steps to trace for TensorBoard and Perfetto")
-STOPPED = flags.DEFINE_integer("stopped_status", 0, "exit status after SIGTERM, for schedulers that take 0 for done")
+STOPPED = flags.DEFINE_integer(
+    "stopped_status", 0, "exit status after SIGTERM, for schedulers that treat exit status 0 as finished"
+)
 MAY_CHANGE = (
     "checkpoint.",
     "evaluation.",
@@ -32,27 +34,28 @@ MAY_CHANGE = (
     "data.workers",
     "first_stage",
 )
+"""Prefixes of the settings that may change when a run is resumed."""
 
 
 def main(overrides: dict[str, str]) -> int:
-    """Trains as the flags say; returns the exit status."""
+    """Trains as the flags say and returns the exit status."""
     cli.join_processes()
-    wanted = cli.from_file(overrides)
+    settings = cli.from_file(overrides)
     workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)
-    _check_workdir(workdir, wanted)
-    with startup.quiet_imports():  # they take seconds: bad flags are told before
+    _check_workdir(workdir, settings)
+    with startup.quiet_imports():  # slow, so they come after the checks of the flags
         from jaxclip.reranking.run import train_reranker
         from jaxclip.runtime import distributed
         from jaxclip.training import profile
         from jaxclip.training.run import train_towers
 
     profiled = profile.parse_steps(PROFILE.value) if PROFILE.value else range(0)
-    distributed.check_identical("config", config.flat(wanted), "Start all with the same --config and overrides")
+    distributed.check_identical("config", config.flat(settings), "Start all with the same --config and overrides")
     started = time.perf_counter()
-    if wanted.rerank.ablation:
-        return _ablate(wanted, workdir)
-    train = train_reranker if wanted.task == "rerank" else train_towers
-    outcome = train(wanted, workdir, say=cli.say, profiled=profiled)
+    if settings.rerank.ablation:
+        return _ablate(settings, workdir)
+    train = train_reranker if settings.task == "rerank" else train_towers
+    outcome = train(settings, workdir, say=cli.say, profiled=profiled)
     if outcome.signal is not None:
         return _stopped(outcome.signal, f" at step {outcome.step}, saved")
     if outcome.zero_shot is not None:
@@ -65,11 +68,11 @@ def main(overrides: dict[str, str]) -> int:
     return 0
 
 
-def _ablate(wanted: Config, workdir: Path) -> int:
+def _ablate(settings: Config, workdir: Path) -> int:
     from jaxclip.reranking import ablation
 
-    config.save_config(wanted, workdir)
-    stopped, result = ablation.run(wanted, workdir, say=cli.say)
+    config.save_config(settings, workdir)
+    stopped, result = ablation.run(settings, workdir, say=cli.say)
     if stopped is not None:
         return _stopped(stopped, "")
     cli.show(f"\n{ablation.table(result)}\n\n{'ablation':10}{workdir / ablation.FILENAME}")
@@ -77,21 +80,22 @@ def _ablate(wanted: Config, workdir: Path) -> int:
 
 
 def _stopped(number: int, where: str) -> int:
-    cli.show(f"stopped by {signal.Signals(number).name}{where}; the same command goes on from there")
+    cli.show(f"stopped by {signal.Signals(number).name}{where}; the same command resumes from there")
     return STOPPED.value if number == signal.SIGTERM else 128 + number
 
 
-def _check_workdir(workdir: Path, wanted: Config) -> None:
+def _check_workdir(workdir: Path, settings: Config) -> None:
     if not (workdir / "config.json").exists():
         return
-    may_change = (*MAY_CHANGE, "model.init_from") if wanted.task == "adapter" else MAY_CHANGE  # its checksum is held
+    # The base of adapters may have moved; its checksum is compared when it is loaded.
+    may_change = (*MAY_CHANGE, "model.init_from") if settings.task == "adapter" else MAY_CHANGE
     changed = [
-        line for line in config.differences(config.load_config(workdir), wanted) if not line.startswith(may_change)
+        line for line in config.differences(config.load_config(workdir), settings) if not line.startswith(may_change)
     ]
     if changed:
         raise UserError(
             f"{workdir} was begun with another configuration ({'; '.join(changed)}): "
-            "take the old values or another --workdir"
+            "use the old values or another --workdir"
         )
 
 

@@ -12,7 +12,7 @@ from jaxclip.config import Config
 from jaxclip.config.schema import Rerank
 from jaxclip.ranking.candidates import Candidates, retrieve
 from jaxclip.reranking.first_stage import IMAGE_TOKENS, Split
-from jaxclip.reranking.reranker import Scorer, features, make_recipe, make_reranker
+from jaxclip.reranking.reranker import Scorer, feature_names, make_recipe, make_reranker
 from jaxclip.runtime.mesh import make_mesh
 from jaxclip.training.state import initial_state
 
@@ -98,7 +98,7 @@ def _reranking(
 
 
 def _queries(config: Config) -> int:
-    return TOKEN_QUERIES if IMAGE_TOKENS in features(config) else QUERIES
+    return TOKEN_QUERIES if IMAGE_TOKENS in feature_names(config) else QUERIES
 
 
 def _split(items: int, dimension: int) -> Split:

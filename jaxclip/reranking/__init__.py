@@ -1,1 +1,1 @@
-"""Second stages, end to end: data, networks, training, evaluation."""
+"""Re-rankers end to end: their data, networks, training and evaluation."""

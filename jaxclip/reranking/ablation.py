@@ -1,4 +1,4 @@
-"""Which feature earns it: second stages on subsets of the features, trained one after the other and compared."""
+"""Ablation over feature subsets: trains a re-ranker on each subset and compares their metrics."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -26,33 +26,37 @@ def run(
     *,
     say: Say,
 ) -> tuple[int | None, dict[str, Any] | None]:
-    """Trains and evaluates every subset of `ablation` under every seed, each in its own folder of the workdir.
+    """Trains and evaluates a re-ranker for every subset in `rerank.ablation` and every seed.
 
-    What is done already is not done again, what was interrupted goes on. Returns the signal that stopped it, and else
-    what ablation.json holds: for each subset the figures averaged over seeds, with intervals over queries, and the
-    paired-bootstrap p-value against the first stage and against the first subset.
+    Each has its own folder in the workdir. Finished ones are skipped, an interrupted one is resumed.
+
+    Returns:
+      The signal that stopped the ablation and None; or None and the content of ablation.json: for each subset the
+      metrics averaged over seeds, with intervals over queries, and paired-bootstrap p-values against the first stage
+      and against the subset that is listed first.
 
     Raises:
-      UserError: as `train_reranker`.
+      UserError: see `train_reranker`.
     """
-    found: dict[str, list[dict[str, Values]]] = {}
+    runs: dict[str, list[dict[str, Values]]] = {}
     for name, own in _runs(config):
         folder = workdir / f"{name}-seed-{own.seed}"
-        done = folder / "eval" / own.data.split
-        if not _is_done(done, fingerprint(own)):
+        evaluation = folder / "eval" / own.data.split
+        if not _is_done(evaluation, fingerprint(own)):
             say(f"{folder.name}: {own.rerank.features}")
             outcome = train_reranker(own, folder, say=say)
             if outcome.signal is not None:
                 return outcome.signal, None
-        stages = {"first": _values(done / results.FIRST_STAGE), "second": _values(done)}
-        found.setdefault(name, []).append(stages)
-    result = {"seeds": config.rerank.seeds, **_compare(found, dict(config.rerank.ablation))}
+        stages = {"first stage": _values(evaluation / results.FIRST_STAGE), "re-ranked": _values(evaluation)}
+        runs.setdefault(name, []).append(stages)
+    result = {"seeds": config.rerank.seeds, **_compare(runs, dict(config.rerank.ablation))}
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / FILENAME, result)
     return None, result
 
 
 def _runs(config: Config) -> Iterator[tuple[str, Config]]:
+    """Yields the name of each subset and the configuration of its run, once for every seed."""
     for name, features in config.rerank.ablation:
         for seed in range(config.seed, config.seed + config.rerank.seeds):
             yield (
@@ -71,13 +75,13 @@ def _values(folder: Path) -> Values:
     return {name: values[name].astype(np.float64) for name in COMPARED if name in values}
 
 
-def _compare(found: Mapping[str, list[dict[str, Values]]], features: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the figures of the first stage and of each subset; each query counts with its mean over seeds."""
+def _compare(runs: Mapping[str, list[dict[str, Values]]], features: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the metrics of the first stage and of each subset; a query's values are averaged over seeds first."""
     means = {
-        name: {metric: np.mean([run["second"][metric] for run in runs], axis=0) for metric in runs[0]["second"]}
-        for name, runs in found.items()
+        name: {metric: np.mean([run["re-ranked"][metric] for run in seeds], axis=0) for metric in seeds[0]["re-ranked"]}
+        for name, seeds in runs.items()
     }
-    first, reference = next(iter(found.values()))[0]["first"], next(iter(means))
+    first, reference = next(iter(runs.values()))[0]["first stage"], next(iter(means))
     rows = {
         name: {
             "features": features[name],
@@ -98,7 +102,7 @@ def _p_values(values: Values, others: Values) -> dict[str, float]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Returns the ablation as lines for the terminal: hit@1 with its interval, other means, p-values of hit@1."""
+    """Returns the ablation as a table for the terminal: hit@1 with its interval, the other means, p-values of hit@1."""
     others = [name for name in COMPARED[1:] if name in result["first_stage"]]
     reference = result["reference"]
     width = max(map(len, ["first stage", *result["subsets"]])) + 2

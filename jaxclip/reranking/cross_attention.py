@@ -1,4 +1,4 @@
-"""A second stage that reads a query's and a candidate's tokens together."""
+"""A re-ranker that reads the tokens of a query and of a candidate's picture together."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +15,18 @@ LAYERS, HEADS = 6, 8
 
 @dataclass(frozen=True)
 class CrossAttentionConfig:
-    """The shape of a cross-attention scorer.
+    """The shape of a cross-attention re-ranker.
 
     Attributes:
-      image_tokens, image_width: P and W of the image tower's token sequences.
-      text_tokens, text_width: T and V of the text tower's.
-      logit_scale: exp(logit scale) of the first stage, by which its scores are logits.
-      width, layers, heads: of the transformer (the paper's: 6 layers, 8 heads).
-      dropout: share of features zeroed after attention and MLP in training.
+      image_tokens: P, tokens of a picture.
+      image_width: W, width of the image tower's tokens.
+      text_tokens: T, tokens of a query, padding included.
+      text_width: V, width of the text tower's tokens.
+      logit_scale: exp(logit scale) of the first stage; its cosines times this are logits.
+      width: of the transformer.
+      layers: of the transformer; 6 in the paper.
+      heads: of the transformer; 8 in the paper.
+      dropout: share of units zeroed after attention and MLP in training.
     """
 
     image_tokens: int
@@ -39,10 +43,10 @@ class CrossAttentionConfig:
 class CrossAttention(nnx.Module):
     """Scores (query, candidate) pairs by a transformer over the token sequences of both towers.
 
-    As the cross-modal paper describes the block: features of unit length, a CLS token of zeros before each modality,
-    the two sequences one after the other with positional encodings, 6 layers of 8 heads, a feed-forward head on both
-    final CLS tokens. Unlike there, a picture is read together with the query that is asked, never with its own caption,
-    and the head's score is added to the first stage's; it is 0 for any input before training.
+    The block follows the cross-modal paper: tokens of unit length, a CLS token (initially zero) before each modality,
+    concatenated sequences, positional encodings, 6 layers of 8 heads, a feed-forward head on the two final CLS
+    tokens. Unlike the paper, a picture is read together with the query that is asked, never with its own caption, and
+    the head's output is added to the first-stage score; it is 0 for any input before training.
     """
 
     def __init__(self, config: CrossAttentionConfig, *, rngs: nnx.Rngs):
@@ -70,7 +74,7 @@ class CrossAttention(nnx.Module):
         *,
         rng: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
-        """Returns the final CLS tokens of image and text of each pair; `inside` says which tokens are the caption's."""
+        """Returns the final CLS tokens of image and text of each pair; `inside` is False for the text's padding."""
         count, patches = image.shape[:2]
         parts = []
         for tokens, project, start in (
@@ -87,26 +91,26 @@ class CrossAttention(nnx.Module):
     def __call__(
         self,
         query: Float[Array, "B T V"],
-        first: Float[Array, "B K"],
+        first_scores: Float[Array, "B K"],
         features: Mapping[str, Float[Array, "B K P W"]],
         present: Mapping[str, Bool[Array, "B K"]],
         *,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K"]:
-        """Returns the score of each candidate, on the first stage's scale; an rng switches dropout on.
+        """Returns the score of each candidate, on the scale of the first-stage scores; an rng switches dropout on.
 
-        Query tokens past the caption's end are zero vectors. Of the features it reads `image_tokens` alone.
+        Padding of a query is zero vectors. The only feature that is read is `image_tokens`.
         """
-        batch, candidates = first.shape
+        batch, candidates = first_scores.shape
         image = features["image_tokens"].reshape(batch * candidates, *features["image_tokens"].shape[2:])
         text = jnp.repeat(query.astype(jnp.float32), candidates, axis=0)  # (B * K, T, V)
         image_class, text_class = self.fuse(image, text, (text != 0).any(axis=-1), rng=rng)
         both = self.norm(jnp.concatenate([image_class, text_class], axis=-1))
         added = self.out(jax.nn.gelu(self.hidden(both), approximate=True)).reshape(batch, candidates)
-        return first + added / self.config.logit_scale
+        return first_scores + added / self.config.logit_scale
 
     def logits(self, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
-        """Returns what a loss takes: scores times exp(logit scale), which is learned and leaves their order alone."""
+        """Returns the logits for a loss: the scores times exp(logit scale), a learned factor that keeps their order."""
         return scores * jnp.exp(self.logit_scale[...])
 
 

@@ -1,4 +1,4 @@
-"""What a second stage works on: its first stage, products that this one never saw, and their candidates."""
+"""The data of a re-ranker: its first stage, products that the towers never saw, their features and candidates."""
 
 import hashlib
 import json
@@ -22,31 +22,36 @@ from jaxclip.runtime import files
 from jaxclip.runtime.progress import bar
 
 FILENAME, QUERYBANK, VOCABULARY = "first_stage.json", "querybank.npy", "attributes.json"
-LEAST = 5
+LEAST = 5  # products that must have a value of an attribute
 SEEN_BY_TOWERS = (
     "picture", "image_size", "resize", "mean", "std", "caption_template", "lowercase", "tokenizer", "vocab_size",
     "context_length",
 )  # fmt: skip
-"""Fields of the data that say how a product reaches the towers."""
+"""Fields of config.data that say how pictures and captions are made into the towers' inputs."""
 Vocabulary = dict[str, list[str]]
-"""Column -> its values."""
+"""Column of the catalogue -> the values that a re-ranker knows."""
 
 
 def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -> FirstStage:
-    """Returns the configured first stage, on the mesh configured: where a workdir has begun, only what it began with.
+    """Returns the configured first stage on the configured mesh.
 
-    `own` is the configuration of its towers, by default the one in their workdir.
+    A re-ranker's workdir that has already begun fixes the step and the fingerprint of its first stage.
+
+    Args:
+      config: configuration of the re-ranker.
+      workdir: workdir of the re-ranker.
+      own: configuration of the towers; by default the one in their workdir.
 
     Raises:
-      UserError: it is another one (with both fingerprints), or it has not the checkpoint that was trained on; the
-        configuration would have pictures or captions reach it in another way than its own.
+      UserError: the first stage is not the one that the re-ranker began with, or lacks the checkpoint that it began
+        with; or the configuration sets other preprocessing than that of the towers.
     """
     where = Path(config.first_stage).expanduser()
     own = replace(own or load_config(where), mesh=config.mesh)
     if other := [name for name in SEEN_BY_TOWERS if getattr(config.data, name) != getattr(own.data, name)]:
         raise UserError(
-            f"{', '.join(f'data.{name}' for name in other)} would change nothing: pictures and captions reach the "
-            f"towers in {where} as these were trained; leave it out"
+            f"{', '.join(f'data.{name}' for name in other)} would change nothing: the towers in {where} get "
+            "pictures and captions as in their training; leave it out"
         )
     path = workdir / FILENAME
     if not path.exists():
@@ -59,14 +64,17 @@ def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -
     if found.fingerprint != begun["fingerprint"]:
         raise UserError(
             f"{workdir} was trained on the first stage {begun['fingerprint']} ({begun['path']}, step {begun['step']}), "
-            f"and first_stage = {where} is {found.fingerprint}: its scores mean something else; name the right "
-            "one with --config.first_stage"
+            f"but first_stage = {where} is {found.fingerprint}, whose scores differ; name the right one with "
+            "--config.first_stage"
         )
     return found
 
 
 def save_first_stage(first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary, workdir: Path) -> None:
-    """Writes querybank.npy, attributes.json and then first_stage.json: path, step and fingerprint of the towers."""
+    """Writes querybank.npy, attributes.json and, last, first_stage.json (path, step and fingerprint of the towers).
+
+    A workdir that has first_stage.json is left as it is.
+    """
     if (workdir / FILENAME).exists():
         return
     np.save(workdir / QUERYBANK, bank)
@@ -76,10 +84,10 @@ def save_first_stage(first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary
 
 
 def find_querybank(config: Config, first: FirstStage, workdir: Path) -> np.ndarray:
-    """Returns the workdir's bank of queries, drawn from the captions that the towers were trained on where it has none.
+    """Returns the query bank, (M, D): the workdir's, or a new one from captions that the towers were trained on.
 
     Raises:
-      UserError: there is none to be drawn, for the dataset that the towers were trained on is not there.
+      UserError: a new one is needed, but the dataset that the towers were trained on is missing or has changed.
     """
     if (workdir / FILENAME).exists():
         return np.load(workdir / QUERYBANK)
@@ -87,40 +95,43 @@ def find_querybank(config: Config, first: FirstStage, workdir: Path) -> np.ndarr
 
 
 def training_split(config: Config, first: FirstStage, prepared: Path, bank: np.ndarray) -> Split:
-    """Returns the products to train a second stage on: those of the training split that the towers never saw.
+    """Returns the products to train a re-ranker on: training products that the towers never saw.
 
-    On products the towers were trained on they rank the answer first because they remember it. A re-ranker trained
-    there learns to trust their order, and its own figures on such rankings mean nothing. So these are the products of
-    the towers' own dataset that were held back from them, or those of another dataset that shares none with it.
+    On their own training products the towers rank the answer first because they remember it, so a re-ranker trained
+    there would only learn to trust their order. The products are those of the towers' dataset that were held back from
+    them (`data.second_stage`), or the training split of another dataset.
 
     Raises:
-      UserError: the towers saw all of the products, or some of another dataset's.
+      UserError: no products were held back from the towers, or not as this configuration says; or the other dataset
+        has pictures that the towers were trained on.
     """
     if prepared_data.data_fingerprint(prepared) != first_stage.data_fingerprint(first):
         records = Records(prepared, "train", config.data.train)
         _check_unseen(first, records)
         return embedded(config, first, prepared, records, bank=bank, wordings=config.rerank.wordings)
-    wanted, own = config.data.second_stage, first.config.data.second_stage
-    if not own or wanted != own or config.data.split_seed != first.config.data.split_seed:
+    configured, held_back = config.data.second_stage, first.config.data.second_stage
+    if not held_back or configured != held_back or config.data.split_seed != first.config.data.split_seed:
         raise UserError(
-            f"data.second_stage = {wanted:g} (split_seed {config.data.split_seed}), and first_stage = {first.workdir} "
-            f"held back {own:g} (split_seed {first.config.data.split_seed}): a re-ranker is trained on exactly the "
-            "products that its towers did not see; train them with --config.data.second_stage=0.1, or more"
+            f"data.second_stage = {configured:g} (split_seed {config.data.split_seed}), but first_stage = "
+            f"{first.workdir} held back {held_back:g} (split_seed {first.config.data.split_seed}): a re-ranker is "
+            "trained on exactly the products that its towers did not see; train the towers with "
+            "--config.data.second_stage=0.1, or more"
         )
-    _, held = prepared_data.training_records(first.config, prepared)
-    return embedded(config, first, prepared, held, bank=bank, wordings=config.rerank.wordings)
+    _, unseen = prepared_data.training_records(first.config, prepared)
+    return embedded(config, first, prepared, unseen, bank=bank, wordings=config.rerank.wordings)
 
 
 def _check_unseen(first: FirstStage, records: Records) -> None:
     seen = _pictures(first_stage.training_records(first))
-    if known := sum(picture in seen for picture in _pictures(records)):
+    if count := sum(picture in seen for picture in _pictures(records)):
         raise UserError(
-            f"{known} of the {len(records)} products to train on have pictures that the towers in {first.workdir} were "
+            f"{count} of the {len(records)} products to train on have pictures that the towers in {first.workdir} were "
             "trained on: a re-ranker needs products that they never saw"
         )
 
 
 def _pictures(records: Records) -> set[bytes]:
+    """Returns the hash of each stored picture."""
     return {
         hashlib.blake2b(records.picture(number), digest_size=16).digest()
         for number in bar(range(len(records)), desc="comparing pictures", unit="picture", leave=False)
@@ -130,7 +141,7 @@ def _pictures(records: Records) -> set[bytes]:
 def embedded(
     config: Config, first: FirstStage, prepared: Path, records: Records, *, bank: np.ndarray, wordings: int = 1
 ) -> Split:
-    """Returns the records as the first stage embeds them, kept under the cache, with their hubness by the bank."""
+    """Returns the split of the records, embedded by the first stage (cached), with hubness from the query bank."""
     with jax.set_mesh(first.towers.mesh):
         split = first_stage.embed_split(
             first,
@@ -146,16 +157,16 @@ def embedded(
 
 
 def with_hubness(split: Split, first: FirstStage, bank: np.ndarray) -> Split:
-    """Returns the split with its pictures' hubness by the bank."""
+    """Returns the split with the feature `hubness`, computed from the query bank."""
     hubness = first_stage.hubness(split.features["image"], bank, first.logit_scale)
     features = {"hubness": hubness, **split.features}
     return replace(split, features=features, present={"hubness": np.ones(len(hubness), bool), **split.present})
 
 
 def find_vocabulary(split: Split, workdir: Path) -> Vocabulary:
-    """Returns the columns and values of attributes that a re-ranker knows: the workdir's, else those of the split.
+    """Returns the attribute values that a re-ranker knows: the workdir's, or else those of the split.
 
-    A value counts from 5 products on; rarer ones cannot be learned from.
+    Values that fewer than 5 products have are left out: they are too rare to learn from.
     """
     if (workdir / VOCABULARY).exists():
         return json.loads((workdir / VOCABULARY).read_text())
@@ -167,26 +178,26 @@ def find_vocabulary(split: Split, workdir: Path) -> Vocabulary:
 
 
 def with_attributes(split: Split, vocabulary: Vocabulary, template: str) -> Split:
-    """Returns the split with what its products' attributes are as 0 and 1: two features, for they say different things.
+    """Returns the split with its products' attributes as two multi-hot features.
 
-    `attributes` are the columns from which no caption is worded; `caption_attributes` those that the template puts into
-    captions. Where queries are captions, the latter look up what a query was made from: as a search by filters does,
-    but of a test it says little about pictures.
+    `attributes` covers the columns that captions do not mention, `caption_attributes` those that the caption template
+    names. They are separate because queries are captions: `caption_attributes` lets a re-ranker look up the words that
+    a query was made from, so a test with it says little about pictures.
     """
-    inside = captions.fields(template)
-    known = [json.loads(str(attributes)) for attributes in split.attributes]
+    in_captions = captions.fields(template)
+    products = [json.loads(str(attributes)) for attributes in split.attributes]
     features, present = dict(split.features), dict(split.present)
-    for name, worded in (("attributes", False), ("caption_attributes", True)):
-        columns = [column for column in vocabulary if (column in inside) == worded]
+    for name, mentioned in (("attributes", False), ("caption_attributes", True)):
+        columns = [column for column in vocabulary if (column in in_captions) == mentioned]
         places = {pair: place for place, pair in enumerate((c, v) for c in columns for v in vocabulary[c])}
-        hot = np.zeros((len(known), max(1, len(places))), np.float32)
-        for row, attributes in enumerate(known):
+        hot = np.zeros((len(products), max(1, len(places))), np.float32)
+        for row, attributes in enumerate(products):
             hot[row, [places[pair] for pair in attributes.items() if pair in places]] = 1.0
         features[name], present[name] = hot, hot.any(axis=1)
     return replace(split, features=features, present=present)
 
 
 def retrieve(config: Config, split: Split) -> Candidates:
-    """Returns the first stage's top K for every query of a split."""
+    """Returns the candidates of every query of a split: the K products that the first stage ranks highest."""
     owners = split.groups[split.owners]
     return second_stage.retrieve(split.queries, split.features["image"], owners, split.groups, config.rerank.candidates)

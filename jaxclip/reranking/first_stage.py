@@ -1,4 +1,4 @@
-"""The towers under a second stage: which ones they are, and a split as they embed it, kept on disk."""
+"""The first stage: the towers whose ranking is re-ordered, and a split's embeddings and features, cached on disk."""
 
 import hashlib
 import json
@@ -32,22 +32,26 @@ from jaxclip.towers.towers import Towers, load_towers
 
 IMAGE_TOKENS = "image_tokens"
 FORMAT = 3
-"""Of the arrays kept on disk: another number, and they are computed again."""
+"""Version of the cached arrays; raise it when they change, so that older ones are computed again."""
 CONTRAST = slice(10, 14)
-"""Where a texture has its contrasts, in levels of grey squared, up to 225; all else lies within [-1, 1]."""
+"""Entries of a texture that are contrasts, up to 225 (squared grey levels); all others lie within [-1, 1]."""
 
 BANK, BANK_SEED, WORDINGS_SEED = 4096, 0, 0
 SHARPNESS = (0.5, 1.0, 2.0)
+"""Inverse temperatures of the hubness columns, in units of the logit scale."""
 
 
 @dataclass(frozen=True, eq=False)
 class FirstStage:
-    """The towers whose rankings a second stage re-orders.
+    """The towers whose ranking a re-ranker re-orders.
 
     Attributes:
-      workdir: where they were trained. step: of the checkpoint.
-      fingerprint: 12 hex digits of the parameters, the tokenizer and the preprocessing.
-      config: of their run. towers, params: restored.
+      workdir: where they were trained.
+      step: of their checkpoint.
+      fingerprint: 12 hex digits that change with parameters, tokenizer or preprocessing.
+      config: configuration of their run.
+      towers: the restored towers.
+      params: the restored parameters.
     """
 
     workdir: Path
@@ -59,22 +63,24 @@ class FirstStage:
 
     @property
     def logit_scale(self) -> float:
-        """exp(logit scale), by which the towers' cosines are logits."""
+        """exp(logit scale): the towers' cosines times this are logits."""
         return float(np.exp(np.asarray(self.params["logit_scale"])))
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Products and their captions as the first stage sees them.
+    """The products of a data split with their features, and their captions as queries, embedded by the first stage.
 
     Attributes:
-      groups: (G,) of the products.
-      features: what is known of each product: name -> (G, S) float32.
-      present: name -> (G,) whether it is known.
+      groups: (G,) group of each product; products of one group count as the same answer.
+      features: name -> (G, S) float32, the features of each product.
+      present: name -> (G,) whether a product has the feature.
       attributes: (G,) each product's columns, a JSON object.
-      captions: (Q,) texts. queries: (Q, D) their unit vectors. owners: (Q,) the product of each.
-      query_tokens: (Q, T, V) float16, what the text tower's last block makes of each caption's tokens, zeros past its
-        end; the feature IMAGE_TOKENS, (G, P, W), is the same of pictures. Only where tokens are asked for.
+      captions: (Q,) texts of the queries.
+      queries: (Q, D) unit vectors of the captions.
+      owners: (Q,) index of the product that a caption belongs to.
+      query_tokens: (Q, T, V) float16, output tokens of the text tower, zeros in the padding; None unless tokens were
+        requested. If they were, `features` has those of the image tower as IMAGE_TOKENS, (G, P, W).
     """
 
     groups: np.ndarray
@@ -88,10 +94,10 @@ class Split:
 
 
 def load(workdir: Path, config: Config, step: int | None = None) -> FirstStage:
-    """Returns the towers of a workdir's checkpoint, its newest where no step is given; averaged where they are.
+    """Returns the towers of a checkpoint, the newest without a `step`; the averaged parameters if there are any.
 
     Raises:
-      UserError: the workdir is none of towers, or has no such checkpoint.
+      UserError: the workdir does not hold towers, or has no such checkpoint.
     """
     if config.task == "rerank":
         raise UserError(f"first_stage = {workdir} is a re-ranker itself: name the workdir of towers")
@@ -102,7 +108,7 @@ def load(workdir: Path, config: Config, step: int | None = None) -> FirstStage:
         params = checkpoint_params(config, towers, checkpoints, step)
         digest = hashlib.sha256(str(int(jax.jit(checksum)(params))).encode())
     digest.update((workdir / FILENAME).read_bytes())
-    if towers.views != Views():  # the plain view adds nothing: re-rankers know their first stage by this number
+    if towers.views != Views():  # without views the fingerprint is that of the parameters and files only
         digest.update(str(towers.views).encode())
     for path in sorted((workdir / TOKENIZER).iterdir()):
         digest.update(path.read_bytes())
@@ -125,16 +131,17 @@ def embed_split(
     batch_size: int,
     workers: int,
 ) -> Split:
-    """Returns the products of the records as the first stage sees them, from disk where they were embedded before.
+    """Returns the split of the records, embedded by the first stage; from the cache if they were embedded before.
 
     Args:
       first: the towers.
-      prepared: the dataset of the records, with features.
-      wordings: of each caption: the first as evaluation words it, the others as the towers' training augments them.
-      segments: parts that a caption beyond the context length is read in, at most; 1 = cut off.
-      tokens: whether to keep what the towers make of each token too.
-      batch_size: of embedding.
-      workers: parallel decoders.
+      prepared: folder of the dataset that the records are from; it must have been prepared with features.
+      records: the products.
+      wordings: how many times each caption is worded: once as in evaluation, then augmented as in the towers' training.
+      segments: most parts in which a caption longer than the context length is read; 1 = it is cut off.
+      tokens: whether to add the output tokens of both towers, for cross-attention.
+      batch_size: pictures or captions that are embedded at once.
+      workers: pictures that are decoded in parallel.
 
     Raises:
       UserError: the dataset was prepared without features.
@@ -165,20 +172,20 @@ def training_records(first: FirstStage) -> Records:
     """Returns the records that the towers were trained on.
 
     Raises:
-      UserError: the catalogue is another one by now.
+      UserError: the prepared dataset has changed since.
     """
     prepared = prepared_data.prepared_dataset(first.config, whole=False, say=lambda line: None)
     trained_on, here = data_fingerprint(first), prepared_data.data_fingerprint(prepared)
     if trained_on != here:
         raise UserError(
-            f"{prepared} has the fingerprint {here}, and the towers in {first.workdir} were trained on {trained_on}: "
-            "restore their catalogue"
+            f"{prepared} has the fingerprint {here}, but the towers in {first.workdir} were trained on {trained_on}: "
+            "restore the catalogue that they were trained on"
         )
     return prepared_data.training_records(first.config, prepared)[0]
 
 
 def querybank(first: FirstStage, *, segments: int, batch_size: int) -> np.ndarray:
-    """Returns (M, D) the embeddings of up to 4,096 captions that the towers were trained on, drawn at random."""
+    """Returns the query bank, (M, D): embeddings of up to 4,096 random captions from the towers' training data."""
     records = training_records(first)
     random = np.random.default_rng(BANK_SEED)
     records = records.take(np.sort(random.choice(len(records), min(BANK, len(records)), replace=False)))
@@ -188,11 +195,11 @@ def querybank(first: FirstStage, *, segments: int, batch_size: int) -> np.ndarra
 
 
 def hubness(images: np.ndarray, bank: np.ndarray, logit_scale: float) -> np.ndarray:
-    """Returns (G, 3) how close each picture is to queries in general: some are near to all and outrank the right ones.
+    """Returns (G, 3), how close each picture is to queries in general. Hubs, close to every query, outrank answers.
 
-    Per picture log(mean over the bank of exp(b * cosine)) / b in units of logits, less its mean over the pictures, for
-    b of half, once and twice the logit scale: the normaliser of the inverted softmax (Smith et al. 2017) over a bank of
-    other queries (Bogolin et al. 2022).
+    A column is log(mean over the query bank of exp(b * cosine)) / b, as a logit and minus its mean over the pictures,
+    for b of half, once and twice the logit scale: the normaliser of the inverted softmax (Smith et al. 2017) over a
+    bank of training queries (Bogolin et al. 2022).
     """
     columns = np.empty((len(images), len(SHARPNESS)), np.float32)
     for start in range(0, len(images), BANK):
@@ -208,16 +215,16 @@ def _embed(first, records, wordings, segments, tokens, batch_size, workers) -> S
     products = list(bar(_products(records), total=len(records), desc="reading captions", unit="product"))
     captions, owners = _wordings(products, first, wordings)
     if not captions:
-        raise UserError(f"none of the {len(records):,} products has a caption: there is no query to rank for")
+        raise UserError(f"none of the {len(records):,} products has a caption: there are no queries to rank for")
     encoders = Encoders(first.towers, batch_size=batch_size, workers=workers)
-    gallery = embed_gallery(first, records, products, encoders, tokens=tokens)
+    gallery = gallery_features(first, records, products, encoders, tokens=tokens)
     queries, query_tokens = _embed_texts(first, encoders, captions, segments), None
     if tokens:
         query_tokens = _embed_texts(first, encoders, captions, segments, tokens=True).astype(np.float16)
     return replace(gallery, captions=np.asarray(captions), queries=queries, owners=owners, query_tokens=query_tokens)
 
 
-def embed_gallery(
+def gallery_features(
     first: FirstStage,
     records: Records,
     products: Sequence[Product],
@@ -227,9 +234,23 @@ def embed_gallery(
     store: EmbeddingStore | None = None,
     keys: tuple[Sequence[bytes] | None, Sequence[bytes] | None] = (None, None),
 ) -> Split:
-    """Returns the products of the records as the first stage sees them, without any query.
+    """Returns the products of the records with their features, as a split without queries.
 
-    `tokens` as for `embed_split`; of `keys`, those of pictures and of crops, and of the store see `Encoders.pictures`.
+    To add a feature for the re-ranker:
+      1. compute its (G, S) array here, under its name in `features`; set `present` to False where products lack it;
+      2. raise FORMAT, so that cached splits are computed again;
+      3. add the name to RERANK_FEATURES in config/values.py, and to README.md next to this file.
+    A feature that depends on the first stage's training data (`hubness`) or on the re-ranker's (`attributes`) is added
+    in data.py instead, by `with_hubness` or `with_attributes`, and is not cached.
+
+    Args:
+      first: the towers.
+      records: the products as stored.
+      products: the same products, decoded.
+      encoders: the compiled encoders of the towers.
+      tokens: whether to add the output tokens of the image tower, for cross-attention.
+      store: see `Encoders.pictures`.
+      keys: keys of the pictures and of the crops in the store; see `Encoders.pictures`.
 
     Raises:
       UserError: the dataset was prepared without features.
@@ -250,7 +271,7 @@ def embed_gallery(
     if tokens:
         features[IMAGE_TOKENS] = encoders.pictures(first.params, records, tokens=True).astype(np.float16)
     present = {name: np.ones(len(products), bool) for name in features}
-    # The whole picture as crop: nothing was detected, or what was found fills it; either way the crop adds nothing.
+    # A crop that covers the whole picture (nothing was detected, or the product fills the picture) tells nothing new.
     present["crop"] = present["geometry"] = stored["geometry"][:, 2] < 1.0
     attributes = np.array([json.dumps(dict(product.attributes)) for product in products])
     groups = np.asarray([int(product.group) for product in products])
@@ -273,7 +294,7 @@ def _embed_texts(
 
 
 def _wordings(products: Sequence[Product], first: FirstStage, wordings: int) -> tuple[list[str], np.ndarray]:
-    """Returns all captions as evaluation words them, then all of them in each further wording; and their products."""
+    """Returns all captions as in evaluation, then all of them again per further wording, and the product of each."""
     augmentation, preprocess = first.config.augmentation, first.towers.preprocess
     random = np.random.default_rng(WORDINGS_SEED)
     captions, owners = [], []

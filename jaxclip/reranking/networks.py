@@ -1,4 +1,4 @@
-"""Second stages that score a query's candidates from stored embeddings and features of the products."""
+"""Re-rankers that score a query's candidates from stored features of the products: `Gated` and `Paper`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jaxclip.models.transformer import dropout, example_keys, split_each
 
 SHARED_SPACE = ("image", "crop")
-"""Features that are embeddings of the towers: their product with the query, entry by entry, says what agrees."""
+"""Features that are embeddings of the towers, so their elementwise product with the query embedding is an input too."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class RerankerConfig:
     """The shape of a re-ranker.
 
     Attributes:
-      embedding: D, of the first stage's towers.
-      features: (name, size) of what is known of a candidate, in order.
-      logit_scale: exp(logit scale) of the first stage, by which its scores are logits.
-      hidden: features of the query that gates and matches are computed from.
-      matching: features in which a query and a feature of a candidate are compared.
-      dropout: share of hidden features zeroed in training.
-      combine: "add" or "concatenate", what the paper's network does with the embeddings of crop and colour.
-      batch_norm: whether it normalises hidden features over the batch.
+      embedding: D, dimension of the first stage's embeddings.
+      features: (name, size) of each feature of a candidate that is read, in order.
+      logit_scale: exp(logit scale) of the first stage; its cosines times this are logits.
+      hidden: width of the query's hidden layer, from which gates and matches are computed.
+      matching: width in which a query and a feature of a candidate are compared.
+      dropout: share of hidden units that are zeroed in training.
+      combine: how `Paper` combines the embeddings of crop and colour, "add" or "concatenate".
+      batch_norm: whether `Paper` normalises its hidden layers over the batch.
     """
 
     embedding: int
@@ -40,7 +40,7 @@ class RerankerConfig:
 
 
 class Match(nnx.Module):
-    """How well one feature of a candidate suits a query: a scalar that is 0 for any input before training."""
+    """How well one feature of a candidate matches a query: a scalar per pair, 0 for any input before training."""
 
     def __init__(self, size: int, config: RerankerConfig, *, rngs: nnx.Rngs):
         self.query = nnx.Linear(config.hidden, config.matching, rngs=rngs)
@@ -57,9 +57,9 @@ class Match(nnx.Module):
 class Gated(nnx.Module):
     """The first stage's score plus what each feature adds to it, weighted by a gate computed from the query.
 
-    score = first + sum over features f of gate_f(q) * (match_f(q, x_f) - mean over the list of match_f) / logit scale.
-    A candidate without a feature is where the list's mean is: the feature says nothing of it. Before training every
-    match is 0 and the scores are the first stage's, bit for bit.
+    score = first-stage score + sum over features f of gate_f(q) * (match_f(q, x_f) - mean of match_f) / logit scale.
+    The mean is over the candidates of the list that have the feature; a candidate without it gets 0 from it. Before
+    training every match is 0, so the scores are the first stage's, bit for bit.
     """
 
     def __init__(self, config: RerankerConfig, *, rngs: nnx.Rngs):
@@ -80,14 +80,14 @@ class Gated(nnx.Module):
     def __call__(
         self,
         query: Float[Array, "B D"],
-        first: Float[Array, "B K"],
+        first_scores: Float[Array, "B K"],
         features: Mapping[str, Float[Array, "B K S"]],
         present: Mapping[str, Bool[Array, "B K"]],
         *,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K"]:
-        """Returns the score of each candidate, on the first stage's scale; an rng switches dropout on."""
-        return first + self.added(query, features, present, rng=rng)[1].sum(axis=1)
+        """Returns the score of each candidate, on the scale of the first-stage scores; an rng switches dropout on."""
+        return first_scores + self.added(query, features, present, rng=rng)[1].sum(axis=1)
 
     def added(
         self,
@@ -101,7 +101,7 @@ class Gated(nnx.Module):
         names = [name for name, _ in self.config.features]
         count = len(names) + 1
         rngs = [None] * count if rng is None else split_each(example_keys(rng, len(query)), count)
-        # Around unit size, as the other inputs are: a unit vector's entries shrink with the dimension.
+        # Entries of a unit vector shrink with its dimension; scaled, they are of order 1 like the other inputs.
         wide = query * self.config.embedding**0.5  # (B, D)
         hidden = jax.nn.gelu(self.norm(self.query(wide)), approximate=True)
         hidden = dropout(hidden, self.config.dropout, rngs[-1])  # (B, H)
@@ -116,16 +116,15 @@ class Gated(nnx.Module):
         return gates, gates[..., None] * jnp.stack(matches, axis=1) / self.config.logit_scale
 
     def logits(self, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
-        """Returns what a loss takes: scores times exp(logit scale), which is learned and leaves their order alone."""
+        """Returns the logits for a loss: the scores times exp(logit scale), a learned factor that keeps their order."""
         return scores * jnp.exp(self.logit_scale[...])
 
 
-def _centred(match: Float[Array, "B K"], there: Bool[Array, "B K"]) -> Float[Array, "B K"]:
-    """Returns each match less the mean of those that are there, and 0 for the others."""
-    mean = jnp.sum(jnp.where(there, match, 0.0), axis=1, keepdims=True) / jnp.maximum(
-        there.sum(axis=1, keepdims=True), 1
-    )
-    return jnp.where(there, match - mean, 0.0)
+def _centred(match: Float[Array, "B K"], present: Bool[Array, "B K"]) -> Float[Array, "B K"]:
+    """Returns each match minus the list's mean over candidates that have the feature; 0 for those that lack it."""
+    count = jnp.maximum(present.sum(axis=1, keepdims=True), 1)
+    mean = jnp.sum(jnp.where(present, match, 0.0), axis=1, keepdims=True) / count
+    return jnp.where(present, match - mean, 0.0)
 
 
 HIDDEN = (512, 256, 64)
@@ -134,14 +133,16 @@ MOMENTUM, EPSILON = 0.9, 1e-5
 
 
 class Paper(nnx.Module):
-    """The network of the fit-aware paper (section 3, 5): the probability that a candidate is the query's product.
+    """The network of the fit-aware paper (sections 3 and 5): the logit that a candidate is the query's product.
 
-    The query's embedding beside the sum (or, with `combine`, beside each) of the embeddings of crop and dominant
-    colour; hidden layers of 512, 256 and 64, ReLU, dropout, Kaiming-uniform weights. It sees neither the whole picture
-    nor the first stage's score. Missing crops and colours are zero vectors, as the paper has nothing else for them.
+    Its input is the query's embedding, concatenated with the sum of the embeddings of crop and dominant colour, or with
+    each of them (`combine`). Hidden layers of 512, 256 and 64 units, ReLU, dropout, Kaiming-uniform weights. It sees
+    neither the whole picture nor the first-stage score. A missing crop is a zero vector: the paper does not say how it
+    represents one.
 
     Attributes:
-      statistics: of each hidden layer over all training batches, where `batch_norm` is on; no gradient reaches them.
+      statistics: running means, then variances, of all hidden layers; exists with `batch_norm` only. Not trained by
+        gradients.
     """
 
     FEATURES = ("crop", "colour_embedding")
@@ -166,21 +167,23 @@ class Paper(nnx.Module):
     def __call__(
         self,
         query: Float[Array, "B D"],
-        first: Float[Array, "B K"],
+        first_scores: Float[Array, "B K"],
         features: Mapping[str, Float[Array, "B K D"]],
         present: Mapping[str, Bool[Array, "B K"]],
         *,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K"]:
-        """Returns the logit of each candidate; `first` is not looked at. An rng means training."""
-        return self.train(query, first, features, present, rng=rng)[0]
+        """Returns the logit of each candidate, whatever its first-stage score. With an rng, dropout and batch
+        statistics are used, as in training."""
+        return self.train(query, first_scores, features, present, rng=rng)[0]
 
     def logits(self, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
-        """Returns what a loss takes: the scores, which are logits."""
+        """Returns the scores, which are logits already."""
         return scores
 
-    def train(self, query, first, features, present, *, rng):
-        """Returns the logits as `__call__` does, and the new `statistics` (None without batch norm)."""
+    def train(self, query, first_scores, features, present, *, rng):
+        """Returns the logits of `__call__` and the updated `statistics`, None without batch norm."""
+        del first_scores
         rngs = [None] * len(HIDDEN) if rng is None else split_each(example_keys(rng, len(query)), len(HIDDEN))
         custom = [jnp.where(present[name][..., None], features[name], 0.0) for name in self.FEATURES]
         custom = [custom[0] + custom[1]] if self.config.combine == "add" else custom

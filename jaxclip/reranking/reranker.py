@@ -1,4 +1,4 @@
-"""A second stage over stored embeddings: its model, its loss and how it scores."""
+"""The re-ranker: its network, the tables it reads, its loss and its scores."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,20 +27,21 @@ from jaxclip.training.step import make_step
 
 MODELS: dict[str, type[nnx.Module]] = {**networks.PRESETS, "cross_attention": CrossAttention}
 Tables = dict[str, Any]
+"""Arrays of all lists and products, replicated on every device; see `make_tables`."""
 
 
 @dataclass(frozen=True)
 class Reranker:
-    """A second stage: everything about it except the values of its parameters.
+    """A re-ranker without the values of its parameters.
 
     Attributes:
-      config: of the network.
-      features: names of the candidates' features that the network reads.
+      config: shape of the network.
+      features: names of the features that the network reads.
       model: class of the network.
       graph: the network without its parameters.
       shapes: shape, dtype and sharding of each parameter.
       mesh: the devices that it runs on.
-      trainable: which parameters are trained, and at which factor of the learning rate.
+      trainable: which parameters are trained, and their factors of the learning rate.
     """
 
     config: RerankerConfig | CrossAttentionConfig
@@ -53,31 +54,33 @@ class Reranker:
 
 
 def make_reranker(config: Config, split: Split, *, mesh: Mesh, logit_scale: float) -> Reranker:
-    """Returns the configured second stage over a split's features; allocates no parameters.
+    """Returns the configured re-ranker for a split's features; allocates no parameters.
 
-    `logit_scale` is the factor by which the first stage's scores are logits.
+    `logit_scale` is exp(logit scale) of the first stage.
     """
-    names, model = features(config), MODELS[config.rerank.preset]
-    settings = _settings(config, split, names, logit_scale)
-    graph, shapes = make_model(settings, model)
+    names, model = feature_names(config), MODELS[config.rerank.preset]
+    network = _network_config(config, split, names, logit_scale)
+    graph, shapes = make_model(network, model)
     frozen = ((rf"^{networks.STATISTICS}$", 0.0),) if networks.STATISTICS in shapes else ()
     trainable = make_trainable(shapes, (*frozen, *config.optimizer.rates))
-    return Reranker(settings, names, model, graph, place_shapes(shapes, mesh), mesh, trainable)
+    return Reranker(network, names, model, graph, place_shapes(shapes, mesh), mesh, trainable)
 
 
 def make_recipe(config: Config, model: Reranker, steps: int) -> Recipe:
-    """Returns how the configured run trains this second stage in so many steps; nothing is allocated."""
+    """Returns how the configured run trains this re-ranker for `steps` steps; allocates nothing."""
     schedule = make_schedule(config.optimizer, steps)
     optimizer = make_optimizer(config.optimizer, schedule, model.shapes, model.trainable)
     state = abstract_state(model.shapes, optimizer, model.mesh, model.trainable)
-    given = config.rerank
-    loss = make_loss(model, loss=given.loss, negatives=given.negatives, sampled=given.sampled)
+    rerank = config.rerank
+    loss = make_loss(model, loss=rerank.loss, negatives=rerank.negatives, sampled=rerank.sampled)
     return Recipe(optimizer, schedule, state, make_step(loss, optimizer, schedule, model.trainable, seed=config.seed))
 
 
-def _settings(config, split: Split, names: tuple[str, ...], logit_scale: float):
-    given = config.rerank
-    if given.preset == "cross_attention":
+def _network_config(
+    config: Config, split: Split, names: tuple[str, ...], logit_scale: float
+) -> RerankerConfig | CrossAttentionConfig:
+    settings = config.rerank
+    if settings.preset == "cross_attention":
         _, image_tokens, image_width = split.features[IMAGE_TOKENS].shape
         _, text_tokens, text_width = split.query_tokens.shape
         return CrossAttentionConfig(
@@ -86,25 +89,25 @@ def _settings(config, split: Split, names: tuple[str, ...], logit_scale: float):
             text_tokens=text_tokens,
             text_width=text_width,
             logit_scale=logit_scale,
-            width=given.hidden,
-            layers=given.layers,
-            heads=given.heads,
-            dropout=given.dropout,
+            width=settings.hidden,
+            layers=settings.layers,
+            heads=settings.heads,
+            dropout=settings.dropout,
         )
     return RerankerConfig(
         embedding=split.queries.shape[1],
         features=tuple((name, split.features[name].shape[1]) for name in names),
         logit_scale=logit_scale,
-        hidden=given.hidden,
-        matching=given.matching,
-        dropout=given.dropout,
-        combine=given.combine,
-        batch_norm=given.batch_norm,
+        hidden=settings.hidden,
+        matching=settings.matching,
+        dropout=settings.dropout,
+        combine=settings.combine,
+        batch_norm=settings.batch_norm,
     )
 
 
-def features(config: Config) -> tuple[str, ...]:
-    """Returns the names of the features that the configured model reads."""
+def feature_names(config: Config) -> tuple[str, ...]:
+    """Returns the names of the features that the configured network reads."""
     fixed = {"paper": networks.Paper.FEATURES, "cross_attention": (IMAGE_TOKENS,)}
     if config.rerank.preset in fixed:
         return fixed[config.rerank.preset]
@@ -112,12 +115,16 @@ def features(config: Config) -> tuple[str, ...]:
 
 
 def make_tables(split: Split, candidates: Candidates, model: Reranker, queries: np.ndarray) -> Tables:
-    """Returns, on every device, what the lists of these (N,) queries need: a step is then sent row numbers alone."""
+    """Returns the tables of the lists of these (N,) queries, replicated on every device; a step needs only row numbers.
+
+    "query": embeddings (N, D), or tokens (N, T, V). "items", "first_scores" and "relevant": (N, K) the candidates
+    of each query, their first-stage scores, and which are answers. "features" and "present": those of every product.
+    """
     names = model.features
     tables = {
         "query": (split.query_tokens if IMAGE_TOKENS in names else split.queries)[queries],
         "items": candidates.items[queries].astype(np.int32),
-        "first": candidates.scores[queries],
+        "first_scores": candidates.scores[queries],
         "relevant": candidates.relevant[queries],
         "features": {name: split.features[name] for name in names},
         "present": {name: split.present[name] for name in names},
@@ -126,19 +133,19 @@ def make_tables(split: Split, candidates: Candidates, model: Reranker, queries: 
 
 
 def contrastive_tables(split: Split, model: Reranker, queries: np.ndarray) -> Tables:
-    """Returns what the contrastive loss needs beside `make_tables`: first-stage scores of any query with any item."""
+    """Returns further tables for the contrastive loss, which needs first-stage scores of any query with any product."""
     groups = np.unique(split.groups, return_inverse=True)[1].astype(np.int32)
     tables = {"embedding": split.queries[queries], "image": split.features["image"], "group": groups}
     return jax.device_put(tables, replicated(model.mesh))
 
 
-def batch_rows(total: int, batch_size: int, seed: int, *, first: int, last: int) -> Iterator[np.ndarray]:
-    """Yields the rows of steps first to last - 1, (B,) int32: every pass over them in another order.
+def batch_rows(total: int, batch_size: int, seed: int, steps: range) -> Iterator[np.ndarray]:
+    """Yields the rows of the tables for each step, (B,) int32; each pass over all rows has its own random order.
 
-    A pure function of seed and step, so that any step is resumed at once.
+    The rows are a function of seed and step only, so a run resumes at any step without replaying earlier ones.
     """
     epoch, order = -1, np.empty(0, np.int64)
-    for step in range(first, last):
+    for step in steps:
         positions = step * batch_size + np.arange(batch_size)
         rows = np.empty(batch_size, np.int32)
         for number in np.unique(positions // total):
@@ -150,37 +157,42 @@ def batch_rows(total: int, batch_size: int, seed: int, *, first: int, last: int)
 
 
 def make_loss(model: Reranker, *, loss: str, negatives: str, sampled: int) -> Callable:
-    """Returns loss(params, batch, rng) -> (value, metrics) for batches of tables and the rows to take from them.
+    """Returns loss(params, batch, rng) -> (value, metrics), where a batch is the tables and the "rows" to read of them.
 
-    `sampled`: how many candidates of each list a step looks at, one of them relevant; 0 for all. The contrastive loss
-    looks at no list but at one answer to each query of the batch: B x B pairs.
+    Args:
+      model: the re-ranker.
+      loss: a key of LOSSES.
+      negatives: how the binary loss draws its negative (see `losses.sample_pair`).
+      sampled: candidates of each list that the softmax and lambda losses use in a step, one of them relevant; 0 = all.
+
+    Instead of lists, the contrastive loss uses B x B pairs: each query with one answer to every query of the batch.
     """
 
-    def of_lists(params: Params, batch: Tables, rng: jax.Array | None) -> tuple[jax.Array, dict[str, Any]]:
+    def compute(params: Params, batch: Tables, rng: jax.Array | None) -> tuple[jax.Array, dict[str, Any]]:
         network = nnx.merge(model.graph, params)
         query, *lists = take_lists(batch)
-        model_rng, choice_rng = (None, None) if rng is None else jax.random.split(rng)
-        chosen = None
+        model_rng, sampling_rng = (None, None) if rng is None else jax.random.split(rng)
+        positions = None
         if loss == "binary":
-            chosen = losses.choose_pair(lists[-1], negatives, choice_rng)  # (B, 2)
+            positions = losses.sample_pair(lists[-1], negatives, sampling_rng)  # (B, 2)
         elif loss == "contrastive":
-            chosen = losses.choose_some(lists[-1], 1, choice_rng)  # (B, 1)
+            positions = losses.sample_candidates(lists[-1], 1, sampling_rng)  # (B, 1)
         elif sampled:
-            chosen = losses.choose_some(lists[-1], sampled, choice_rng)  # (B, N)
-        if chosen is not None:
-            lists = [jnp.take_along_axis(part, chosen, axis=1) for part in lists]
-        items, first, relevant = _answers_of_batch(batch, lists[0][:, 0]) if loss == "contrastive" else lists
-        known, there = look_up(batch, items)
+            positions = losses.sample_candidates(lists[-1], sampled, sampling_rng)  # (B, N)
+        if positions is not None:
+            lists = [jnp.take_along_axis(part, positions, axis=1) for part in lists]
+        items, first_scores, relevant = _answers_of_batch(batch, lists[0][:, 0]) if loss == "contrastive" else lists
+        features, present = look_up(batch, items)
         extra = {}
         if isinstance(network, networks.Paper):
-            scores, statistics = network.train(query, first, known, there, rng=model_rng)
+            scores, statistics = network.train(query, first_scores, features, present, rng=model_rng)
             extra = {} if statistics is None else {"statistics": {networks.STATISTICS: statistics}}
         else:
-            scores = network(query, first, known, there, rng=model_rng)
+            scores = network(query, first_scores, features, present, rng=model_rng)
         hit = jnp.take_along_axis(relevant, jnp.argmax(scores, axis=1)[:, None], axis=1)
         return LOSSES[loss](network.logits(scores), relevant), {"hit_at_1": jnp.mean(hit), **extra}
 
-    return of_lists
+    return compute
 
 
 LOSSES = {
@@ -192,45 +204,45 @@ LOSSES = {
 
 
 def _answers_of_batch(batch: Tables, answers: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns items, first-stage scores and relevance (B, B) where each query is shown every query's answer (B,)."""
-    first = batch["embedding"][batch["rows"]] @ batch["image"][answers].T
+    """Returns items, first-stage scores and relevance (B, B) of each query with the answers (B,) of all queries."""
+    first_scores = batch["embedding"][batch["rows"]] @ batch["image"][answers].T
     groups = batch["group"][answers]
-    return jnp.broadcast_to(answers, first.shape), first, groups[:, None] == groups
+    return jnp.broadcast_to(answers, first_scores.shape), first_scores, groups[:, None] == groups
 
 
 def take_lists(batch: Tables) -> tuple[jax.Array, ...]:
     """Returns the queries (B, ...), items, first-stage scores and relevance (B, K) of the batch's rows."""
-    return tuple(batch[name][batch["rows"]] for name in ("query", "items", "first", "relevant"))
+    return tuple(batch[name][batch["rows"]] for name in ("query", "items", "first_scores", "relevant"))
 
 
 def look_up(batch: Tables, items: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Returns the features (B, K, S) of items (B, K), in float32, and whether they are there (B, K)."""
-    known = {name: table[items].astype(jnp.float32) for name, table in batch["features"].items()}
-    return known, {name: table[items] for name, table in batch["present"].items()}
+    """Returns the features (B, K, S) of items (B, K), in float32, and whether each item has the feature (B, K)."""
+    features = {name: table[items].astype(jnp.float32) for name, table in batch["features"].items()}
+    return features, {name: table[items] for name, table in batch["present"].items()}
 
 
 class Scorer:
-    """Scores lists with whatever parameters it is given, in blocks of one shape: compiled once.
+    """Scores the candidates of a split's queries with any parameters, in blocks of one shape, so it is compiled once.
 
-    With a `count`, those of so many queries alone.
+    `count` limits it to the first queries; 0 = all.
     """
 
     def __init__(self, model: Reranker, split: Split, candidates: Candidates, *, batch_size: int, count: int = 0):
         self.count, multiple = count or len(split.queries), meshes.batch_multiple(model.mesh)
         self.size = -(-min(batch_size, self.count) // multiple) * multiple
         self.tables = make_tables(split, candidates, model, np.arange(self.count))
-        self._where = meshes.batch_sharding(model.mesh)
+        self._sharding = meshes.batch_sharding(model.mesh)
 
         def score(params: Params, batch: Tables) -> jax.Array:
-            query, items, first, _ = take_lists(batch)
-            return nnx.merge(model.graph, params)(query, first, *look_up(batch, items))
+            query, items, first_scores, _ = take_lists(batch)
+            return nnx.merge(model.graph, params)(query, first_scores, *look_up(batch, items))
 
         self._score = jax.jit(score, out_shardings=replicated(model.mesh))
 
     def __call__(self, params: Params) -> np.ndarray:
-        """Returns the second stage's scores, (Q, K) float32."""
+        """Returns the re-ranker's scores, (Q, K) float32."""
         running = []
         for start in range(0, self.count, self.size):
             rows = np.minimum(np.arange(start, start + self.size), self.count - 1).astype(np.int32)
-            running.append(self._score(params, {"rows": jax.device_put(rows, self._where), **self.tables}))
+            running.append(self._score(params, {"rows": jax.device_put(rows, self._sharding), **self.tables}))
         return np.concatenate([np.asarray(block) for block in running])[: self.count]

@@ -1,4 +1,4 @@
-"""A whole run of a second stage in a workdir: set up or resume, train, evaluate beside its first stage."""
+"""A whole run of a re-ranker in a workdir: set up or resume, train, evaluate against the first stage."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,12 +53,15 @@ from jaxclip.training.step import compile_step
 
 
 class RerankEvaluator:
-    """Re-ranks one split with whatever parameters it is given; embedded once.
+    """Re-ranks one split, which is embedded once, with any parameters.
 
     Attributes:
-      records: of the split. queries: its captions and products.
-      towers: the first stage's. split: as they embed it. settings: see `settings`.
-      last: what the newest evaluation of a training run found, None before the first.
+      records: records of the split.
+      queries: its captions and products.
+      towers: the towers of the first stage.
+      split: the split as the first stage embeds it.
+      settings: see `metrics_file.settings`.
+      last: result of the newest evaluation; None before the first.
     """
 
     def __init__(self, config: Config, first: FirstStage, prepared: Path, workdir: Path):
@@ -75,7 +78,7 @@ class RerankEvaluator:
         self._config, self._scorer = config, None
 
     def rank(self, model: Reranker, params: Params) -> Result:
-        """Returns the metrics of the split and the rankings behind them (see `protocols.evaluate`)."""
+        """Returns the metrics of the split and its rankings (see `protocols.evaluate`)."""
 
         def score(candidates: Candidates) -> np.ndarray:
             if self._scorer is None:
@@ -95,13 +98,14 @@ class RerankEvaluator:
 
 
 @dataclass(frozen=True)
-class _Lists:
-    """What a second stage learns from: products that its towers never saw, and what these retrieve among them.
+class _TrainingLists:
+    """The lists that a re-ranker learns from: captions of products that the towers never saw, with their candidates.
 
     Attributes:
-      split: the products and their captions. vocabulary: of their attributes.
-      candidates: of every caption.
-      queries: (N,) the captions whose candidates hold an answer, and not answers alone.
+      split: the products and their captions.
+      vocabulary: attribute values of the products.
+      candidates: candidates of every caption.
+      queries: (N,) captions that have both an answer and a wrong product among their candidates; others teach nothing.
     """
 
     split: Split
@@ -110,7 +114,7 @@ class _Lists:
     queries: np.ndarray
 
     def tables(self, config: Config, model: Reranker) -> Tables:
-        """Returns what a step looks up of the lists, on every device."""
+        """Returns the tables that a training step reads, replicated on every device."""
         tables = make_tables(self.split, self.candidates, model, self.queries)
         if config.rerank.loss == "contrastive":
             tables |= contrastive_tables(self.split, model, self.queries)
@@ -118,21 +122,21 @@ class _Lists:
 
 
 def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range = range(0)) -> Outcome:
-    """Trains the second stage of a workdir, from its newest checkpoint if it has one, and evaluates it at the end.
+    """Trains the re-ranker of a workdir, from its newest checkpoint if it has one, and evaluates it at the end.
 
     Writes config.json, first_stage.json, querybank.npy, attributes.json, checkpoints/, metrics.jsonl, tensorboard/ and
     eval/ into the workdir; the trace of the `profiled` steps goes into tensorboard/.
 
     Raises:
-      UserError: several processes, another first stage than the one begun with, products that its towers have seen, a
-        full disk, a loss that is not finite.
+      UserError: there are several processes, the first stage is not the one that the run began with, the towers were
+        trained on the products, the disk is full, or the loss is not finite.
     """
     distributed.require_one_process("a re-ranker")
     first = find_first_stage(config, workdir)
     prepared = prepared_data.prepared_dataset(config, whole=False, say=say)
     say(f"re-ranking step {first.step} of {first.workdir} ({first.fingerprint})")
     bank = find_querybank(config, first, workdir)
-    lists = _lists(config, first, prepared, bank, workdir, say)
+    lists = _training_lists(config, first, prepared, bank, workdir, say)
     count = len(lists.queries)
     steps = config.steps or max(1, round(config.epochs * count / config.batch_size))
     model = make_reranker(config, lists.split, mesh=first.towers.mesh, logit_scale=first.logit_scale)
@@ -153,11 +157,11 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
         stopped = None
         if int(state.step) < steps:
             step, flops, place = _compile(config, model, recipe, lists.tables(config, model), say)
-            run = loop.Run(
+            run = loop.TrainingRun(
                 workdir=workdir,
                 state=state,
                 step=step,
-                batches=batch_rows(count, config.batch_size, config.seed, first=int(state.step), last=steps),
+                batches=batch_rows(count, config.batch_size, config.seed, range(int(state.step), steps)),
                 place=place,
                 batch_size=config.batch_size,
                 flops=flops,
@@ -177,7 +181,9 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
     return Outcome(None, step, metrics, folder)
 
 
-def _lists(config: Config, first: FirstStage, prepared: Path, bank: np.ndarray, workdir: Path, say: Say) -> _Lists:
+def _training_lists(
+    config: Config, first: FirstStage, prepared: Path, bank: np.ndarray, workdir: Path, say: Say
+) -> _TrainingLists:
     split = training_split(config, first, prepared, bank)
     vocabulary = find_vocabulary(split, workdir)
     split = with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
@@ -188,8 +194,10 @@ def _lists(config: Config, first: FirstStage, prepared: Path, bank: np.ndarray, 
         f"{len(queries):,} have an answer among their {candidates.items.shape[1]} candidates"
     )
     if len(queries) < config.batch_size:
-        raise UserError(f"config.batch_size = {config.batch_size} is more than the {len(queries)} lists to train on")
-    return _Lists(split, vocabulary, candidates, queries)
+        raise UserError(
+            f"config.batch_size = {config.batch_size} is more than the {len(queries)} lists to train on: lower it"
+        )
+    return _TrainingLists(split, vocabulary, candidates, queries)
 
 
 def _begin(config: Config, model: Reranker, recipe: Recipe) -> tuple[TrainState, dict[str, Any]]:
@@ -202,7 +210,7 @@ def _begin(config: Config, model: Reranker, recipe: Recipe) -> tuple[TrainState,
 def _compile(
     config: Config, model: Reranker, recipe: Recipe, tables: Tables, say: Say
 ) -> tuple[Callable, float, Callable]:
-    """Returns the compiled step, its FLOPs per device, and what places a batch: its rows, next to the tables."""
+    """Returns the compiled step, its FLOPs per device, and the function that makes rows into a batch on the devices."""
     say(f"compiling the step of {config.batch_size} lists of {tables['items'].shape[1]} candidates")
     sharding = meshes.batch_sharding(model.mesh)
     meshes.check_divides(model.mesh, "batch_size", config.batch_size)
@@ -226,16 +234,16 @@ def evaluate_reranker(
     say: Say,
     command: str = "",
 ) -> tuple[dict[str, Any], Path]:
-    """Returns the metrics of a re-ranker's checkpoint and of its first stage, and the folder they were written into.
+    """Returns the metrics of a re-ranker's checkpoint and of its first stage, and the folder they were written to.
 
-    `step` is "latest", "best" or a number; `command` as in `write`.
+    `step` is "latest", "best" or a number; for `command` see `metrics_file.write`.
 
     Raises:
-      UserError: there is no such checkpoint, or the first stage is another one.
+      UserError: there is no such checkpoint, or the first stage is not the one it was trained on.
     """
     distributed.require_one_process("a re-ranker")
     if parameters == "ema":
-        raise UserError(f"{workdir} is a re-ranker, of which no moving average is kept: leave --parameters out")
+        raise UserError(f"{workdir} is a re-ranker, which keeps no moving average: leave --parameters out")
     checkpoints = Checkpoints(workdir, read_only=True)
     number = resolve_step(step, checkpoints)
     first = find_first_stage(config, workdir)

@@ -57,7 +57,7 @@ def open_second_stage(
       config: configuration of the re-ranker.
       workdir: workdir of the re-ranker.
       first: the towers.
-      gallery: the products with the towers' features (`first_stage.embed_gallery`).
+      gallery: the products with the towers' features (`first_stage.gallery_features`).
       encoders: the compiled encoders of the towers.
 
     Raises:

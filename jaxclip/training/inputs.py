@@ -1,4 +1,4 @@
-"""From a configuration to what a run reads: the prepared dataset, its records, and batches on the devices."""
+"""Batches of a training run: made on the host, then placed on the devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +19,10 @@ def device_batches(
     train: Records,
     partners: Partners | None = None,
     *,
-    first: int,
-    last: int,
+    steps: range,
     canvas: int = 0,
 ) -> tuple[Any, Callable]:
-    """Returns the batches of steps first to last - 1 on the host, and the function that places one on the devices."""
+    """Returns the batches of the steps on the host, and the function that places a batch on the devices."""
     sharding = meshes.batch_sharding(towers.mesh)
     batches = training_batches(
         train,
@@ -31,7 +30,7 @@ def device_batches(
         towers.preprocess,
         config,
         partners,
-        steps=range(first, last),
+        steps=steps,
         rows=meshes.process_rows(sharding, config.batch_size),
         canvas=canvas,
     )

@@ -1,4 +1,4 @@
-"""The training loop of towers and second stages: for each step: batch, step, write, maybe evaluate, maybe save."""
+"""The training loop of towers and re-rankers: for each step: batch, step, write, maybe evaluate, maybe save."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +24,9 @@ class Cadence:
 
     Attributes:
       steps: length of the whole run.
-      log, save: steps between two of them.
+      log: steps between two log entries.
       evaluate: steps between two evaluations; 0 = only after the last step.
+      save: steps between two checkpoints.
     """
 
     steps: int
@@ -35,21 +36,21 @@ class Cadence:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A training run, of towers or of a second stage, ready to go.
+class TrainingRun:
+    """Everything that the training loop needs, for towers or a re-ranker.
 
     Attributes:
       workdir: the metrics log and the trace are written here.
       state: training state to begin or resume from; the first step donates its arrays.
       step: compiled (state, batch) -> (state, metrics).
-      batches: batches on the host, from the state's step to the last one.
-      place: puts a batch of the host on the devices.
-      batch_size: pairs, or lists, of a step over all devices.
-      flops: of the model in one step, per device.
+      batches: host batches, one for each step from the state's step on.
+      place: puts a host batch on the devices.
+      batch_size: pairs (towers) or lists (re-ranker) per step, over all devices.
+      flops: FLOPs of the model in one step, per device.
       cadence: when to log, evaluate and save.
-      checkpoints: of the workdir.
+      checkpoints: checkpoints of the workdir.
       metadata: saved with each state, together with the progress.
-      evaluate: state -> metrics of the validation or test split by name.
+      evaluate: state -> metrics of the evaluated split, by name.
       profiled: steps to trace.
     """
 
@@ -67,15 +68,15 @@ class Run:
     profiled: range = range(0)
 
 
-def train(run: Run) -> tuple[TrainState, int | None]:
+def train(run: TrainingRun) -> tuple[TrainState, int | None]:
     """Trains to the last step; returns the final state and the signal that ended the run early, if any.
 
-    The metrics of a step are read while the next one runs, so that the devices never wait for the host. A state is
-    saved only after its metrics were checked to be finite.
+    The metrics of a step are read while the next step runs, so that the devices never wait for the host. A state is
+    saved only if its metrics are finite.
 
     Raises:
-      UserError: the loss or a gradient is not finite, naming the step and the last good checkpoint; or a checkpoint
-        cannot be written.
+      UserError: the loss or a gradient is not finite (the error names the step and the last good checkpoint), or a
+        checkpoint cannot be written.
     """
     first = int(run.state.step)
     log = Writers(run.workdir, first=first) if distributed.is_primary() else Silent()
@@ -90,7 +91,9 @@ def train(run: Run) -> tuple[TrainState, int | None]:
         log.close()
 
 
-def _steps(run: Run, progress: Progress, log: Writers | Silent, profile: Profile) -> tuple[TrainState, int | None]:
+def _steps(
+    run: TrainingRun, progress: Progress, log: Writers | Silent, profile: Profile
+) -> tuple[TrainState, int | None]:
     state, cadence, checkpoints = run.state, run.cadence, run.checkpoints
     first = number = int(state.step)
     previous: Metrics | None = None

@@ -1,4 +1,4 @@
-"""A queue of embeddings of earlier batches, kept beside the optimizer's state: saved and resumed with it."""
+"""A queue of embeddings of earlier batches as negatives; part of the optimizer's state, so checkpoints hold it."""
 
 from typing import Any, NamedTuple
 
@@ -9,31 +9,36 @@ from jaxtyping import Array, Float, Int
 
 from jaxclip.losses.contrastive import Queue
 
-EMPTY = -1
+EMPTY = -1  # group of a place in the queue that holds no pair yet
 
 
-class Queued(NamedTuple):
-    """An optimizer's state and the queue beside it."""
+class OptimizerWithQueue(NamedTuple):
+    """The state of an optimizer, with a queue.
+
+    Attributes:
+      inner: state of the optimizer itself.
+      queue: newest pairs first.
+    """
 
     inner: Any
     queue: Queue
 
 
 def with_queue(optimizer: optax.GradientTransformation, rows: int, dimension: int) -> optax.GradientTransformation:
-    """Returns the optimizer with an empty queue of so many pairs in its state; updating leaves the queue as it is."""
+    """Returns the optimizer with a queue of `rows` pairs, empty at first, in its state; its update keeps the queue."""
 
-    def init(params: Any) -> Queued:
-        nothing = jnp.zeros((rows, dimension))
-        return Queued(optimizer.init(params), Queue(nothing, nothing, jnp.full(rows, EMPTY, jnp.int32)))
+    def init(params: Any) -> OptimizerWithQueue:
+        zeros = jnp.zeros((rows, dimension))
+        return OptimizerWithQueue(optimizer.init(params), Queue(zeros, zeros, jnp.full(rows, EMPTY, jnp.int32)))
 
-    def update(updates: Any, state: Queued, params: Any = None) -> tuple[Any, Queued]:
+    def update(updates: Any, state: OptimizerWithQueue, params: Any = None) -> tuple[Any, OptimizerWithQueue]:
         updates, inner = optimizer.update(updates, state.inner, params)
-        return updates, Queued(inner, state.queue)
+        return updates, OptimizerWithQueue(inner, state.queue)
 
     return optax.GradientTransformation(init, update)
 
 
 def push(queue: Queue, image: Float[Array, "B D"], text: Float[Array, "B D"], group: Int[Array, " B"]) -> Queue:
-    """Returns the queue with a batch at its front and as many of the oldest pairs gone."""
+    """Returns the queue with the batch at its front, without the oldest pairs; no gradient passes through it."""
     newest = Queue(*map(jax.lax.stop_gradient, (image, text)), group)
     return jax.tree.map(lambda new, old: jnp.concatenate([new.astype(old.dtype), old])[: len(old)], newest, queue)

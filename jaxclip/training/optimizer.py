@@ -1,4 +1,4 @@
-"""The optimizer: AdamW, Adam or Muon under a schedule, with decay and rates by parameter name."""
+"""The optimizer: AdamW, Adam or Muon with a schedule; weight decay and learning rates follow parameter names."""
 
 import math
 import re
@@ -16,11 +16,12 @@ from jaxclip.towers.sharding import names
 from jaxclip.towers.trainable import BLOCKS, EVERYTHING, Trainable
 
 DECAYED = r"(kernel|embedding|lora/[ab])$"
-RMS = 0.2  # of Muon's updates in units of the learning rate, about that of AdamW's (Liu et al. 2025, equation 4)
+"""Names of the parameters with weight decay."""
+RMS = 0.2  # root mean square of Muon's updates / learning rate, about AdamW's (Liu et al. 2025, equation 4)
 
 
 def warmup_of(warmup_steps: int, steps: int) -> int:
-    """Returns the steps of warm-up of a run: half of it at most."""
+    """Returns the warm-up steps of a run of `steps` steps, at most half of them."""
     return min(warmup_steps, steps // 2)
 
 
@@ -37,14 +38,14 @@ def make_schedule(settings: Optimizer, steps: int) -> optax.Schedule:
 def make_optimizer(
     settings: Optimizer, schedule: optax.Schedule, params: Any, trainable: Trainable = EVERYTHING
 ) -> optax.GradientTransformation:
-    """Returns the configured optimizer of the trained parameters; `params` may be their shapes.
+    """Returns the configured optimizer of the trained parameters; `params` may be shapes.
 
-    It is initialised with, and updates, what `trainable.pick` gives. Only matrices and embeddings decay, adapters'
-    among them. The clipped norm is that of what is trained. The betas and epsilon are Adam's.
+    It is initialised with `trainable.pick(params)` and updates those. Only matrices (adapters included) and embeddings
+    have weight decay. The norm that is clipped covers trained parameters only. Betas and epsilon are those of Adam.
 
-    "muon" (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) moves each linear map and convolution by its
-    gradients' mean over steps, made orthogonal, in steps as large as AdamW's (Liu et al. 2025, arXiv:2502.16982), so
-    that it takes AdamW's learning rates; all else, adapters among it, is left to AdamW.
+    "muon" (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) updates each linear map and convolution by
+    its orthogonalised momentum, scaled to the size of AdamW's updates (Liu et al. 2025, arXiv:2502.16982), so that
+    AdamW's learning rates apply. All other parameters, adapters included, are updated by AdamW.
     """
     trained = jax.eval_shape(trainable.pick, params)
     factors = trainable.trained_factors(trained)
@@ -62,7 +63,7 @@ def make_optimizer(
 
 
 def _muon(trained: Any, other: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns Muon for the kernels of what is trained, and `other` for all else."""
+    """Returns Muon for trained kernels, and `other` for all other trained parameters."""
     labels = jax.tree.map(lambda name: "muon" if name.endswith("kernel") else "other", names(trained))
 
     def of_kernels(make: Callable[[str, Any], Any]) -> Any:
@@ -81,14 +82,16 @@ def _muon(trained: Any, other: optax.GradientTransformation) -> optax.GradientTr
 
 
 def _matrix(name: str, leaf: Any) -> MuonDimensionNumbers:
-    """Returns which axes of a kernel are inputs and which outputs; along the others lie matrices of their own."""
-    axes = tuple(range(BLOCKS in name, leaf.ndim))  # without the layers of a stack
+    """Returns the input and the output axes of a kernel; the remaining axes index separate matrices."""
+    axes = tuple(range(BLOCKS in name, leaf.ndim))  # without the axis of stacked layers
     if name.endswith("qkv/kernel"):  # (W, 3, H, D)
         return MuonDimensionNumbers(axes[:1], axes[2:])
     return MuonDimensionNumbers(axes[:-1], axes[-1:])
 
 
 def _scale_each(factors: Any) -> optax.GradientTransformation:
+    """Returns the multiplication of each update by its own factor."""
+
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         return jax.tree.map(lambda factor, u: jnp.asarray(factor, u.dtype) * u, factors, updates), state

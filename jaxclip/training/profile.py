@@ -1,4 +1,4 @@
-"""A trace of some steps, as TensorBoard and Perfetto open it."""
+"""Traces of training steps for TensorBoard and Perfetto."""
 
 import re
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ from jaxclip.errors import UserError
 from jaxclip.runtime import distributed
 
 trace_section = jax.profiler.TraceAnnotation
-"""Names a part of the loop in the trace: `with trace_section("save"): ...`; nearly free when no trace is taken."""
+"""Names a section of the loop in the trace: `with trace_section("save"): ...`; costs almost nothing without a trace."""
 
 
 def parse_steps(text: str) -> range:
-    """Returns the steps of "a:b", a to b inclusive; UserError where it is nothing like it."""
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UserError(f"--profile_steps={text} must be FIRST:LAST, as 10:12, steps counting from 1")
-    return range(int(found[1]), int(found[2]) + 1)
+    """Returns the steps of "FIRST:LAST", both inclusive; raises a UserError for any other text."""
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--profile_steps={text} must be FIRST:LAST, such as 10:12, where steps count from 1")
+    return range(int(match[1]), int(match[2]) + 1)
 
 
 class Profile:
-    """Traces steps into `folder`/plugins/profile/TIME/; of several processes the first, its own devices."""
+    """Traces steps into `folder`/plugins/profile/TIME/; only process 0 does, and only its own devices."""
 
     def __init__(self, folder: Path, steps: range = range(0)):
         self._folder, self._steps = folder, steps if distributed.is_primary() else range(0)
@@ -32,7 +32,7 @@ class Profile:
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Annotates one step, and begins the trace before the first one that is asked for."""
+        """Annotates one step, and starts the trace before the first requested step."""
         if number in self._steps and not self._tracing:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._tracing = True
@@ -40,7 +40,7 @@ class Profile:
             yield
 
     def after(self, number: int, results: Any) -> None:
-        """Ends the trace after the last step that is asked for, once its results are there."""
+        """Ends the trace after the last requested step, once its results are computed."""
         if self._tracing and number + 1 not in self._steps:
             jax.block_until_ready(results)
             self.close()

@@ -1,4 +1,4 @@
-"""How towers are trained: length of the run, batch, loss, optimizer and step, as configured. Needs no TensorFlow."""
+"""Recipe: the configured length, batch, loss, optimizer and step of a training run. Imports no TensorFlow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from jaxclip.training.state import TrainState, abstract_state
 from jaxclip.training.step import make_loss, make_step
 
 if TYPE_CHECKING:
-    from jaxclip.pipeline.records import Records  # which imports TensorFlow
+    from jaxclip.pipeline.records import Records  # imports TensorFlow
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained, towers or a second stage.
+    """How towers or a re-ranker are trained.
 
     Attributes:
-      optimizer: of the trained parameters.
+      optimizer: optimizer of the trained parameters.
       schedule: learning rate by step.
       state: shapes, dtypes and shardings of the training state.
       step: (state, batch) -> (state, metrics), to be compiled (see `step.compile_step`).
@@ -40,7 +40,7 @@ class Recipe:
 
 
 def make_recipe(config: Config, towers: Towers, steps: int) -> Recipe:
-    """Returns how the configured run trains these towers in so many steps; nothing is allocated."""
+    """Returns how the configured run trains these towers for `steps` steps; allocates nothing."""
     schedule = make_schedule(config.optimizer, steps)
     optimizer = make_optimizer(config.optimizer, schedule, towers.shapes, towers.trainable)
     if config.loss.queue:
@@ -66,12 +66,12 @@ def number_of_steps(config: Config, train: "Records") -> int:
 
 
 def abstract_batch(config: Config, towers: Towers) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes, dtypes and sharding of a training batch; UserError where the mesh does not divide it."""
+    """Returns the shapes, dtypes and sharding of a training batch; UserError if the mesh does not divide it."""
     multiple, size = meshes.batch_multiple(towers.mesh), towers.preprocess.image_size
     if config.batch_size < multiple:
         raise UserError(
             f"config.batch_size = {config.batch_size} is smaller than the number of devices that share it, mesh data x "
-            f"fsdp = {multiple}: take a larger batch, or put devices on mesh.tensor"
+            f"fsdp = {multiple}: use a larger batch, or put devices on mesh.tensor"
         )
     for name, rows in (("batch_size", config.batch_size), ("loss.microbatch", config.loss.microbatch)):
         meshes.check_divides(towers.mesh, name, rows)

@@ -31,7 +31,7 @@ from jaxclip.training.step import compile_step
 
 LOGGED = (BEST_BY, "hit@5", "hit@10", "mrr")
 ZERO_SHOT = "zero_shot"
-"""Folder under eval/ with the metrics of a pretrained checkpoint before it is trained."""
+"""Folder under eval/ with the metrics of model.init_from before training."""
 Say = Callable[[str], None]
 
 
@@ -40,12 +40,12 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-      signal: that stopped it early; None if it reached its last step.
-      step: the last one taken.
-      metrics: final metrics, of the moving average of the parameters where one is kept; None if stopped early.
-      folder: of metrics.json and report.html.
-      raw: metrics of the parameters that were averaged; None where no average is kept.
-      zero_shot: metrics of model.init_from before the first step; None where the run began at random.
+      signal: signal that stopped it early; None if it reached its last step.
+      step: last step taken.
+      metrics: final metrics, those of the moving average if there is one; None if stopped early.
+      folder: holds metrics.json and report.html.
+      raw: final metrics of the parameters themselves; None without a moving average.
+      zero_shot: metrics of model.init_from before training; None if the parameters started at random.
     """
 
     signal: int | None
@@ -62,11 +62,11 @@ class _Setup:
 
     Attributes:
       prepared: folder of the prepared dataset.
-      records: training records that the towers see.
-      test: records that are ranked.
-      partners: incorrect pairs of the records; None where the loss needs none.
-      towers: what is trained.
-      steps: of the whole run.
+      records: training records, without products that are held back for a re-ranker.
+      test: records that evaluation ranks.
+      partners: incorrect pairs of the training records; None if the loss needs none.
+      towers: towers to train.
+      steps: length of the whole run.
       canvas: side, in pixels, of the squares in which the device receives unscaled pictures; 0 = the host scales them.
     """
 
@@ -86,7 +86,7 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
     into the workdir; the trace of the `profiled` steps goes into tensorboard/.
 
     Raises:
-      UserError: bad data, a full disk, a loss that is not finite.
+      UserError: the data is invalid, the disk is full, or the loss is not finite.
     """
     setup = _set_up(config, workdir, say)
     towers = setup.towers
@@ -121,8 +121,8 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
             _rank_untrained(config, workdir, evaluator, state, metadata, say)
         stopped = None
         if int(state.step) < setup.steps:
-            step, flops, batches, place = _compile(config, setup, recipe, int(state.step), say)
-            run = loop.Run(
+            step, flops, batches, place = _compile(config, setup, recipe, range(int(state.step), setup.steps), say)
+            run = loop.TrainingRun(
                 workdir=workdir,
                 state=state,
                 step=step,
@@ -153,11 +153,14 @@ def begin_or_resume(
     begin: Callable[[], tuple[TrainState, dict[str, Any]]],
     say: Say,
 ) -> tuple[TrainState, dict[str, Any], bool]:
-    """Returns the training state to go on from, the metadata to save with it, and whether a checkpoint was resumed.
+    """Returns the state to train from, the metadata to save with it, and whether it was restored from a checkpoint.
 
     Args:
-      metadata: of this run, with its data_fingerprint.
-      begin: returns the state of step 0 and what it adds to the metadata.
+      recipe: its state gives shapes and shardings.
+      checkpoints: checkpoints of the workdir.
+      metadata: metadata of this run, with its data_fingerprint.
+      begin: returns the state of step 0 and further metadata.
+      say: prints a line.
 
     Raises:
       UserError: the checkpoint was trained on other data.
@@ -170,21 +173,21 @@ def begin_or_resume(
     if saved["data_fingerprint"] != metadata["data_fingerprint"]:
         raise UserError(
             f"{checkpoints.folder} was trained on other data (fingerprint {saved['data_fingerprint']}, now "
-            f"{metadata['data_fingerprint']}): restore the catalogue or take another --workdir"
+            f"{metadata['data_fingerprint']}): restore the catalogue or use another --workdir"
         )
     say(f"resuming from step {int(state.step)} of {checkpoints.folder}")
     return state, {**saved, **metadata}, True
 
 
 def cadence(config: Config, steps: int) -> loop.Cadence:
-    """Returns the configured cadence of a run of so many steps."""
+    """Returns the configured cadence of a run of `steps` steps."""
     return loop.Cadence(steps, config.log_every, config.evaluation.every, config.checkpoint.every)
 
 
 def logged_metrics(results: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the metrics of LOGGED by name, those of the moving average with the prefix "ema/".
+    """Returns the metrics in LOGGED by name, those of the moving average with the prefix "ema/".
 
-    `results`: parameters ("raw", "ema") -> result of an evaluation.
+    `results`: "raw" and perhaps "ema" -> the evaluation of those parameters.
     """
     return {
         f"{'ema/' if parameters == 'ema' else ''}{name}": metrics["text_to_image"][name]["value"]
@@ -200,9 +203,9 @@ def _set_up(config: Config, workdir: Path, say: Say) -> _Setup:
     test = Records(prepared, config.data.split)
     steps = number_of_steps(config, records)
     towers = make_or_load_towers(config, workdir, records)
-    asked, warmup = config.optimizer.warmup_steps, warmup_of(config.optimizer.warmup_steps, steps)
-    if warmup < asked:
-        say(f"optimizer.warmup_steps = {asked} is more than half of the {steps} steps of this run: it takes {warmup}")
+    configured, warmup = config.optimizer.warmup_steps, warmup_of(config.optimizer.warmup_steps, steps)
+    if warmup < configured:
+        say(f"optimizer.warmup_steps = {configured} is more than half of this run's {steps} steps: {warmup} are used")
     abstract_batch(config, towers)
     partners = _partners(config, prepared, records, say)
     canvas = device_resize.canvas_of(
@@ -213,7 +216,7 @@ def _set_up(config: Config, workdir: Path, say: Say) -> _Setup:
         prepared=str(prepared),
     )
     if canvas:
-        say(f"training pictures are scaled on the device, which gets them in squares of {canvas} pixels")
+        say(f"training pictures are scaled on the device, where they arrive in squares of {canvas} pixels")
     return _Setup(prepared, records, test, partners, towers, steps, canvas)
 
 
@@ -227,7 +230,7 @@ def _partners(config: Config, prepared: Path, records: Records, say: Say) -> Par
 
 
 def _begin(config: Config, towers: Towers, recipe: Recipe, say: Say) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state of step 0, and which checkpoint adapters are trained on."""
+    """Returns the state of step 0 and, for adapters, metadata that names their base checkpoint."""
     params, metadata = {}, {}
     if config.model.init_from:
         say(f"beginning from {config.model.init_from}")
@@ -240,9 +243,9 @@ def _begin(config: Config, towers: Towers, recipe: Recipe, say: Say) -> tuple[Tr
 
 
 def _compile(
-    config: Config, setup: _Setup, recipe: Recipe, first: int, say: Say
+    config: Config, setup: _Setup, recipe: Recipe, steps: range, say: Say
 ) -> tuple[Callable, float, Any, Callable]:
-    """Returns the compiled step, its FLOPs per device, the batches from step `first` on, and what places them."""
+    """Returns the compiled step, its FLOPs per device, the host batches, and the function that places one."""
     towers = setup.towers
     cache = jax.config.jax_compilation_cache_dir
     say(
@@ -252,7 +255,7 @@ def _compile(
     compiled, flops = compile_step(recipe.step, recipe.state, abstract_batch(config, towers))
     resize = device_resize.make_device_resize(towers.preprocess, towers.mesh, setup.canvas)
     batches, place = inputs.device_batches(
-        config, towers, setup.records, setup.partners, first=first, last=setup.steps, canvas=setup.canvas
+        config, towers, setup.records, setup.partners, steps=steps, canvas=setup.canvas
     )
     return lambda state, batch: compiled(state, resize(batch)), flops, batches, place
 
@@ -273,7 +276,7 @@ def _write_results(
 def _rank_untrained(
     config: Config, workdir: Path, evaluator: Evaluator, state: TrainState, metadata: dict[str, Any], say: Say
 ) -> None:
-    say(f"ranking with {config.model.init_from} as it is")
+    say(f"ranking with {config.model.init_from} before training")
     result, folder = evaluator.rank(state.params), workdir / "eval" / ZERO_SHOT
     provenance = metadata | {"parameters": "raw"}
     metrics = write(folder, result, evaluator, workdir=workdir, step=0, provenance=provenance)

@@ -15,13 +15,13 @@ from jaxclip.towers.trainable import EVERYTHING, Trainable
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint holds and a step updates; everything else follows from the configuration and the step.
+    """What a step updates and a checkpoint holds; all else follows from the configuration and the step.
 
     Attributes:
       step: number of steps taken, () int32.
       params: all parameters.
-      optimizer: the optimizer's state, of the trained parameters only.
-      ema: moving average of the arrays of which any part is trained; None where none is kept.
+      optimizer: state of the optimizer, for trained parameters only.
+      ema: moving average of every array that is trained at least in part; None if none is kept.
     """
 
     step: jax.Array
@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
     ema: Params | None = None
 
     def parameters(self) -> dict[str, Params]:
-        """Returns the parameters as "raw" and, where an average is kept, the averaged ones as "ema"."""
+        """Returns the parameters as "raw" and, if a moving average is kept, the averaged ones as "ema"."""
         return {"raw": self.params} | ({} if self.ema is None else {"ema": merge_params(self.ema, self.params)})
 
 
@@ -42,7 +42,7 @@ def abstract_state(
     *,
     ema: bool = False,
 ) -> TrainState:
-    """Returns the state's shapes, dtypes and shardings, as a checkpoint is restored into."""
+    """Returns the shapes, dtypes and shardings of the state, into which a checkpoint is restored."""
     state = jax.eval_shape(lambda params: _at_start(params, optimizer, trainable, ema), shapes)
     return place_shapes(state, mesh)
 
@@ -57,17 +57,17 @@ def initial_state(
     base: Params | None = None,
     model: type[nnx.Module] = CLIP,
 ) -> TrainState:
-    """Returns the state of step 0, each array made where `abstract` places it; the same on every mesh.
+    """Returns the state of step 0, sharded as `abstract`; its values are the same on every mesh.
 
-    Parameters that `base` has are taken from it, its arrays going into the state; the others are drawn.
+    Parameters in `base` are taken from it and its arrays donated; the others are drawn at random.
     """
 
     def make(key: jax.Array, base: Params) -> TrainState:
         params = nnx.to_pure_dict(nnx.state(model(config, rngs=nnx.Rngs(params=key))))
         return _at_start(merge_params(base, params), optimizer, trainable, abstract.ema is not None)
 
-    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(make, out_shardings=where, donate_argnums=1)(jax.random.key(seed), base or {})
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(make, out_shardings=shardings, donate_argnums=1)(jax.random.key(seed), base or {})
 
 
 def _at_start(params: Params, optimizer: optax.GradientTransformation, trainable: Trainable, ema: bool) -> TrainState:

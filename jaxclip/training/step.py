@@ -1,4 +1,4 @@
-"""One training step as a pure function of (state, batch), and compiled."""
+"""The training step as a pure function of (state, batch), and its compilation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ from jaxclip.runtime import compiler
 from jaxclip.runtime.flops import model_flops
 from jaxclip.towers.params import Params
 from jaxclip.towers.trainable import EVERYTHING, Trainable
-from jaxclip.training.negative_queue import Queued, push
+from jaxclip.training.negative_queue import OptimizerWithQueue, push
 from jaxclip.training.state import TrainState
 
 Batch = dict[str, Array]
@@ -29,18 +29,22 @@ def make_loss(
     *,
     mask_groups: bool,
     learned_temperature: bool,
-    objective: Callable = Objective(),  # noqa: B008 it is frozen
+    objective: Callable = Objective(),  # noqa: B008 an Objective is frozen
     microbatch: int = 0,
 ) -> Callable:
     """Returns loss(params, batch, rng) -> (value, metrics) for batches of image, text and group.
 
-    Batches for incorrect pairs have incorrect_text, similarity and has_incorrect beside them. With a `microbatch` the
-    towers see that many rows at a time, and what they compute inside is computed again for the gradient, while the loss
-    is that of the whole batch: GradCache (Gao et al. 2021, arXiv:2101.06983). Each example draws from a key of its own,
-    so the result is that of the undivided batch.
+    Batches for incorrect pairs also have incorrect_text, similarity and has_incorrect. With a fourth argument, the
+    queue of earlier embeddings, its pairs are further negatives, and metrics["queue"] is the queue with this batch.
 
-    With a fourth argument, the queue of earlier embeddings, its pairs are further negatives, and the metrics hold it
-    with this batch pushed, as "queue".
+    Args:
+      graph: the towers without their parameters.
+      mask_groups: whether pairs of one group are left out of each other's negatives.
+      learned_temperature: whether the logit scale gets gradients.
+      objective: the loss of embeddings.
+      microbatch: rows that the towers process at a time, 0 = all. The loss is still that of the whole batch;
+        activations are recomputed for the gradient (GradCache, Gao et al. 2021, arXiv:2101.06983). Each example has its
+        own random key, so the result does not depend on the microbatch.
     """
 
     def embed(params: Params, rows: Batch, keys: Array | None) -> dict[str, Array]:
@@ -81,14 +85,14 @@ def make_loss(
 
 
 def _by_microbatch(embed: Callable, params: Params, rows: Batch, keys: Array | None, *, size: int) -> dict[str, Array]:
-    """Returns the embeddings of all rows, holding what the towers compute inside for `size` rows at a time."""
+    """Returns the embeddings of all rows; only the activations of `size` rows are in memory at a time."""
     total = len(rows["image"])
     if total % size:
         raise ValueError(f"microbatches of {size} rows do not divide a batch of {total}")
     count = total // size
 
     def divide(x: Array) -> Array:
-        # Every count-th row: each device has a part of every microbatch among its own rows.
+        # A microbatch is every count-th row, so that each device already holds its part of every microbatch.
         return x.reshape(size, count, *x.shape[1:]).swapaxes(0, 1)  # (N, M, ...)
 
     def body(_: None, part: tuple[Batch, Array | None]) -> tuple[None, dict[str, Array]]:
@@ -109,24 +113,31 @@ def make_step(
 ):
     """Returns step(state, batch) -> (state, metrics), to be jitted with the state donated.
 
-    Gradients are taken of what is trainable alone; `ema` is the decay of its moving average, where the state has one.
-    Dropout's randomness follows from the seed and the step alone. The metrics are float32 scalars: loss,
-    gradient_norm, learning_rate, finite (1 where the loss and all gradients are) and what the loss adds. What the loss
-    puts under "statistics" are parameters by name that no gradient reaches: they replace the old ones.
+    The metrics are float32 scalars: loss, gradient_norm, learning_rate, finite (1 if the loss and all gradients are
+    finite) and those of the loss. metrics["statistics"] of the loss, parameters by name that are not trained by
+    gradients, replace their old values in the state.
+
+    Args:
+      loss: (params, batch, rng) -> (value, metrics); see `make_loss`.
+      optimizer: optimizer of the trained parameters.
+      schedule: learning rate by step.
+      trainable: which parameters get gradients.
+      seed: dropout depends only on the seed and the step.
+      ema: decay of the moving average, if the state has one.
     """
 
-    @jax.jit  # for its name, by which `model_flops` leaves it out
+    @jax.jit  # gives it the name by which `model_flops` leaves it out
     def optimize(gradients: Params, state: optax.OptState, trained: Params) -> tuple[Params, optax.OptState]:
         return optimizer.update(gradients, state, trained)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        queue = state.optimizer.queue if isinstance(state.optimizer, Queued) else None
-        earlier = () if queue is None else (queue,)
+        queue = state.optimizer.queue if isinstance(state.optimizer, OptimizerWithQueue) else None
+        queue_argument = () if queue is None else (queue,)
         trained = trainable.pick(state.params)
 
         def loss_of(trained: Params) -> tuple[Array, Metrics]:
-            return loss(trainable.assemble(trained, state.params), batch, rng, *earlier)
+            return loss(trainable.assemble(trained, state.params), batch, rng, *queue_argument)
 
         (value, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
         updates, optimizer_state = optimize(gradients, state.optimizer, trained)
@@ -150,22 +161,22 @@ def make_step(
 
 
 def _averaged(average: Params, trained: Params, trainable: Trainable, decay: Array) -> Params:
-    """Returns decay * average + (1 - decay) * trained, what is not trained as it was."""
+    """Returns decay * average + (1 - decay) * trained; entries that are not trained stay as they are."""
     return trainable.put(optax.incremental_update(trained, trainable.pick(average), 1 - decay), average)
 
 
 def _decay(limit: float, step: Array) -> Array:
-    """Returns the decay of a step, at most (1 + step) / (10 + step): the start is soon forgotten.
+    """Returns min(limit, (1 + step) / (10 + step)), so that the average soon forgets the initial parameters.
 
-    As in TensorFlow's ExponentialMovingAverage with num_updates.
+    The formula is that of TensorFlow's ExponentialMovingAverage with num_updates.
     """
     return jnp.minimum(limit, (1 + step) / (10 + step)).astype(jnp.float32)
 
 
 def _clip_logit_scale(params: Params) -> Params:
-    """Clips it where it is stored too: past the limit the loss has no gradient that would bring it back.
+    """Clips the stored logit scale: beyond the limit the loss clips it, so no gradient would bring it back.
 
-    Beside a bias it has no limit.
+    With a logit bias (the sigmoid loss) it has no limit.
     """
     if "logit_scale" not in params or "logit_bias" in params:
         return params
@@ -173,9 +184,9 @@ def _clip_logit_scale(params: Params) -> Params:
 
 
 def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Callable, float]:
-    """Returns the step compiled ahead of time, its state donated, and the FLOPs of the model per device.
+    """Returns the step, compiled ahead of time with the state donated, and the FLOPs of the model per device.
 
-    A compiled step refuses a batch of another shape, so that nothing is ever compiled twice unnoticed.
+    A compiled step refuses batches of another shape, so a second compilation cannot go unnoticed.
     """
     traced = jax.jit(step, donate_argnums=0).trace(abstract, batch)
     compiled = traced.lower().compile(compiler_options=compiler.towers())

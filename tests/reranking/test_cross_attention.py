@@ -1,4 +1,4 @@
-"""Cross-attention as a scorer of pairs; and why a representation fused from a picture and its own caption is none."""
+"""Cross-attention as a re-ranker; and why fusing each picture with its own caption measures nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxclip.reranking.cross_attention import CrossAttention, CrossAttentionConf
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly(quick_compilation):
-    """Leaves XLA's optimisations out: these networks are tiny, and compiling them costs more than running them."""
+    """Switches XLA's optimisations off: these networks are tiny, so compiling takes longer than running."""
 
 
 CONFIG = CrossAttentionConfig(4, 8, 6, 8, 20.0, width=16, layers=2, heads=2)
@@ -43,7 +43,7 @@ def perturbed(network, seed=5):
     return nnx.merge(graph, jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), state))
 
 
-def test_it_is_the_papers_block_by_default():
+def test_the_default_shape_is_that_of_the_papers_block():
     built = CrossAttentionConfig(1, 1, 1, 1, 1.0)
     assert (built.layers, built.heads) == (6, 8)
     network = model()
@@ -58,7 +58,7 @@ def test_an_untrained_scorer_leaves_the_first_stages_scores_bit_for_bit():
     assert (scores.view(np.uint32) == np.ascontiguousarray(inputs[1]).view(np.uint32)).all()
 
 
-def test_a_score_depends_on_its_own_pair_alone_and_on_the_order_of_its_tokens():
+def test_a_score_depends_on_its_own_pair_only_and_on_the_order_of_its_tokens():
     query, first, features, present = pairs()
     network = perturbed(model())
     scores = np.asarray(network(query, first, features, present))
@@ -72,7 +72,7 @@ def test_a_score_depends_on_its_own_pair_alone_and_on_the_order_of_its_tokens():
     assert np.abs(np.asarray(network(query, first, {"image_tokens": turned}, present)) - scores).max() > 1e-3
 
 
-def test_what_stands_past_a_captions_end_is_not_read():
+def test_the_padding_of_a_caption_is_not_read():
     query, first, features, present = pairs()
     network = perturbed(model())
     scores = np.asarray(network(query, first, features, present))
@@ -94,10 +94,10 @@ def hit_at_1(texts, images):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_literal_form_finds_noise_because_it_has_read_the_answer(seed):
-    """The paper's literal form fuses each picture with its own caption, then ranks by the cosine of the two results.
+def test_fusing_each_picture_with_its_own_caption_retrieves_even_noise(seed):
+    """Read literally, the paper fuses each picture with its own caption, then ranks by the cosine of the two results.
 
-    Here captions and pictures are noise that has nothing to do with each other, and nothing was trained.
+    Here captions and pictures are independent noise and the network is untrained, yet it beats chance.
     """
     count = 100
     images, texts = tokens(10 + seed, count, 4), tokens(20 + seed, count, 6)
@@ -111,7 +111,7 @@ def test_the_literal_form_finds_noise_because_it_has_read_the_answer(seed):
     of_images, of_texts = fuse(images, texts)
     assert hit_at_1(texts.mean(axis=1), images.mean(axis=1)) <= 3 / count  # chance is 1 / count
     assert hit_at_1(of_texts, of_images) >= 6 / count
-    # A searcher has no caption of the picture sought: where each was read with a stranger's, the advantage is gone.
+    # A user's query is not the picture's own caption: fused with another one's caption, the advantage is gone.
     of_images, of_strangers = fuse(images, np.roll(texts, 1, axis=0))
     assert hit_at_1(np.roll(of_strangers, -1, axis=0), of_images) <= 3 / count
 

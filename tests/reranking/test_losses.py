@@ -1,4 +1,4 @@
-"""Losses of re-rankers against what their definitions say, element by element."""
+"""Losses of re-rankers equal their definitions, computed element by element."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def lists():
     return random.normal(size=(5, 12)).astype(np.float32), relevant
 
 
-def test_list_softmax_is_the_log_share_of_the_relevant_ones(lists):
+def test_list_softmax_is_the_log_probability_of_all_relevant_candidates(lists):
     scores, relevant = lists
     shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     expected = -np.log((shares * relevant).sum(axis=1)).mean()
@@ -45,7 +45,7 @@ def test_lambda_loss_weighs_each_pair_by_the_ndcg_that_a_swap_would_cost(lists):
     np.testing.assert_allclose(losses.lambda_loss(scores, relevant), np.mean(expected), rtol=1e-5)
 
 
-def test_binary_cross_entropy_is_that_of_a_sigmoid_and_finite_far_out():
+def test_binary_cross_entropy_is_that_of_a_sigmoid_and_stays_finite_for_large_scores():
     scores, relevant = jnp.array([0.3, -2.0, 500.0]), jnp.array([True, False, True])
     p = 1 / (1 + np.exp(-np.array([0.3, -2.0])))
     expected = -(np.log(p[0]) + np.log(1 - p[1])) / 3
@@ -55,37 +55,37 @@ def test_binary_cross_entropy_is_that_of_a_sigmoid_and_finite_far_out():
 @pytest.mark.parametrize("negatives", losses.NEGATIVES)
 def test_a_pair_is_a_relevant_candidate_and_one_that_is_not(lists, negatives):
     _, relevant = lists
-    pairs = jax.vmap(lambda key: losses.choose_pair(relevant, negatives, key))(jax.random.split(jax.random.key(0), 200))
+    pairs = jax.vmap(lambda key: losses.sample_pair(relevant, negatives, key))(jax.random.split(jax.random.key(0), 200))
     rows = np.arange(5)
     assert relevant[rows, pairs[..., 0]].all() and not relevant[rows, pairs[..., 1]].any()
     assert {int(place) for place in pairs[:, 4, 0]} == {0, 1, 7}
     last = [11, 11, 10, 11, 11]
-    chosen = {
+    expected = {
         "worst": [{place} for place in last],
         "top": [set(np.flatnonzero(~row)[:10]) for row in relevant],
         "random": [set(np.flatnonzero(~row)) for row in relevant],
         "mixed": [set(np.flatnonzero(~row)) for row in relevant],
     }[negatives]
-    assert [set(np.asarray(pairs[:, row, 1]).tolist()) for row in rows] == chosen
+    assert [set(np.asarray(pairs[:, row, 1]).tolist()) for row in rows] == expected
 
 
-def test_gradients_do_not_pass_through_ranks_and_push_relevant_ones_up(lists):
+def test_gradients_raise_the_scores_of_relevant_candidates_only(lists):
     scores, relevant = lists
     for loss in (losses.list_softmax, losses.lambda_loss):
         gradient = np.asarray(jax.grad(loss)(jnp.asarray(scores), jnp.asarray(relevant)))
         assert (gradient[relevant] < 0).all() and (gradient[~relevant] >= 0).all()
 
 
-def test_some_of_a_list_are_one_relevant_candidate_and_others(lists):
+def test_sampled_candidates_are_distinct_and_the_first_is_relevant(lists):
     _, relevant = lists
     for key in jax.random.split(jax.random.key(1), 20):
-        chosen = np.asarray(losses.choose_some(relevant, 4, key))
-        assert chosen.shape == (5, 4) and all(len(set(row)) == 4 for row in chosen.tolist())
-        assert relevant[np.arange(5), chosen[:, 0]].all()
-    assert sorted(np.asarray(losses.choose_some(relevant, 50, key))[0].tolist()) == list(range(12))
+        sampled = np.asarray(losses.sample_candidates(relevant, 4, key))
+        assert sampled.shape == (5, 4) and all(len(set(row)) == 4 for row in sampled.tolist())
+        assert relevant[np.arange(5), sampled[:, 0]].all()
+    assert sorted(np.asarray(losses.sample_candidates(relevant, 50, key))[0].tolist()) == list(range(12))
 
 
-def test_the_contrastive_loss_looks_from_queries_and_from_answers():
+def test_the_contrastive_loss_is_the_mean_over_queries_and_over_answers():
     random = np.random.default_rng(0)
     scores, groups = random.normal(size=(6, 6)).astype(np.float32), np.array([0, 1, 2, 2, 3, 4])
     relevant = groups[:, None] == groups

@@ -1,4 +1,4 @@
-"""Re-rankers: the first stage's order before training, nothing said of what is missing, the paper's network."""
+"""Untrained re-rankers keep the first stage's order, missing features add nothing, `Paper` is the paper's network."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxclip.reranking.networks import HIDDEN, Gated, Paper, RerankerConfig
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly(quick_compilation):
-    """Leaves XLA's optimisations out: these networks are tiny, and compiling them costs more than running them."""
+    """Switches XLA's optimisations off: these networks are tiny, so compiling takes longer than running."""
 
 
 QUERIES, CANDIDATES, WIDTH = 6, 20, 16
@@ -53,7 +53,7 @@ def test_an_untrained_gated_reranker_has_a_gradient_that_moves_it(inputs):
     assert all(np.abs(gradient["matches"][name]["out"]["kernel"][...]).max() > 0 for name in SIZES)
 
 
-def test_a_missing_feature_says_nothing(inputs):
+def test_a_missing_feature_adds_nothing_whatever_its_values(inputs):
     query, first, features, present = inputs
     model = gated(True)
     scores = np.asarray(model(query, first, features, present))
@@ -64,9 +64,9 @@ def test_a_missing_feature_says_nothing(inputs):
     np.testing.assert_array_equal(model(query, first, features, nothing), first)
 
 
-def test_a_candidate_without_a_feature_stands_where_the_lists_mean_is(inputs):
+def test_what_a_feature_adds_is_centred_over_the_candidates_that_have_it(inputs):
     query, first, features, present = inputs
-    only = {name: there if name == "crop" else np.zeros_like(there) for name, there in present.items()}
+    only = {name: has if name == "crop" else np.zeros_like(has) for name, has in present.items()}
     added = np.asarray(gated(True)(query, first, features, only)) - first
     assert (added[~present["crop"]] == 0).all()
     np.testing.assert_allclose(added.sum(axis=1), 0, atol=1e-4)
@@ -94,15 +94,15 @@ def papers_inputs(inputs):
 
 
 @pytest.mark.parametrize(("combine", "parts"), [("add", 2), ("concatenate", 3)])
-def test_the_papers_network_is_the_papers(papers_inputs, combine, parts):
+def test_the_papers_network_has_the_papers_layers_and_inputs(papers_inputs, combine, parts):
     model = paper(combine=combine)
     kernels = [np.asarray(layer.kernel[...]) for layer in model.layers]
     assert [kernel.shape for kernel in kernels] == [(WIDTH * parts, 512), (512, 256), (256, 64)]
     for kernel in kernels:  # Kaiming uniform
         bound = np.sqrt(6 / kernel.shape[0])
         assert np.abs(kernel).max() <= bound and np.abs(kernel).max() > 0.95 * bound
-    query, _, known, there = papers_inputs
-    crop, colour = np.where(there["crop"][..., None], known["crop"], 0), known["colour_embedding"]
+    query, _, features, present = papers_inputs
+    crop, colour = np.where(present["crop"][..., None], features["crop"], 0), features["colour_embedding"]
     x = np.broadcast_to(query[:, None], crop.shape)
     x = np.concatenate([x, crop + colour] if combine == "add" else [x, crop, colour], axis=-1)
     for layer, kernel in zip(model.layers, kernels, strict=True):

@@ -1,4 +1,4 @@
-"""A second stage on real towers: what it learns from, what it refuses, that it resumes and can be moved."""
+"""A re-ranker on real towers: which products it learns from, what it refuses, that it resumes and can be moved."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def reranked(run, rerank_file, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(towers) -> Path:
     return prepared_data.prepared_dataset(
-        configs.load_config(towers), say=lambda line: pytest.fail(f"it was not there: {line}")
+        configs.load_config(towers), say=lambda line: pytest.fail(f"the dataset was prepared again: {line}")
     )
 
 
@@ -151,9 +151,9 @@ def test_a_long_caption_is_read_in_segments(evaluator):
     assert read.tolist() == [parts.lengths.sum(), len(first.towers.tokenizer(short)["input_ids"])]
 
 
-def test_towers_really_train_on_the_rest_alone(towers):
+def test_towers_train_only_on_the_products_that_are_not_held_back(towers):
     rows = [json.loads(line) for line in (towers / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) >= 12  # by steps; passes are over the rest:
+    assert len(rows) >= 12  # the run is given in steps; an epoch is a pass over the products that are not held back
     own = configs.load_config(towers)
     by_epochs = configs.build(configs.dump(own) | {"steps": 0, "epochs": 2.0})
     (prepared,) = {prepared_data.prepared_dataset(own, whole=False, say=print)}
@@ -168,7 +168,7 @@ def test_towers_that_saw_every_product_are_refused(run, trained, rerank_file, tm
     assert not (tmp_path / "r" / "checkpoints" / "0").exists()
 
 
-def test_the_first_stages_figures_are_those_of_its_own_evaluation(towers, reranked):
+def test_the_first_stages_metrics_are_those_of_its_own_evaluation(towers, reranked):
     own = json.loads((towers / "eval" / "test" / "metrics.json").read_text())
     both = json.loads((reranked / "eval" / "test" / "metrics.json").read_text())
     expected = {name: figure["value"] for name, figure in own["text_to_image"].items()}
@@ -195,9 +195,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, rerank_file, rer
         np.testing.assert_array_equal(read_params(workdir, 6)[name], leaf, err_msg=name)
 
 
-def test_a_moved_reranker_is_pointed_at_its_first_stage_and_another_one_is_refused(
-    run, reranked, towers, trained, tmp_path
-):
+def test_a_moved_first_stage_is_named_again_and_other_towers_are_refused(run, reranked, towers, trained, tmp_path):
     workdir, moved = tmp_path / "elsewhere", tmp_path / "towers"
     shutil.copytree(reranked, workdir, ignore=shutil.ignore_patterns("eval"))
     shutil.copytree(towers, moved)
@@ -213,7 +211,7 @@ def test_a_moved_reranker_is_pointed_at_its_first_stage_and_another_one_is_refus
     assert begun in str(told.value) and other in str(told.value) and begun != other
 
 
-def test_the_towers_lie_on_the_mesh_that_is_configured(evaluator, reranked, prepared):
+def test_the_towers_are_placed_on_the_configured_mesh(evaluator, reranked, prepared):
     one, config, _ = evaluator
     split_up = replace(config, mesh=replace(config.mesh, fsdp=2))
     first = find_first_stage(split_up, reranked)
@@ -223,16 +221,16 @@ def test_the_towers_lie_on_the_mesh_that_is_configured(evaluator, reranked, prep
     np.testing.assert_allclose(found.queries, one.split.queries, atol=1e-5)
 
 
-def test_how_products_reach_the_towers_is_theirs(reranked):
+def test_preprocessing_that_differs_from_the_towers_is_refused(reranked):
     config = configs.load_config(reranked)
     other = replace(config, data=replace(config.data, image_size=64, lowercase=False))
     with pytest.raises(UserError, match=r"data\.image_size, data\.lowercase would change nothing"):
         find_first_stage(other, reranked)
 
 
-def test_rows_of_a_step_follow_from_seed_and_step_alone():
-    whole = list(batch_rows(10, 4, 3, first=0, last=9))
-    again = list(batch_rows(10, 4, 3, first=5, last=9))
+def test_the_rows_of_a_step_depend_only_on_seed_and_step():
+    whole = list(batch_rows(10, 4, 3, range(9)))
+    again = list(batch_rows(10, 4, 3, range(5, 9)))
     np.testing.assert_array_equal(whole[5:], again)
     stream = np.concatenate(whole)
     assert all(sorted(stream[start : start + 10]) == list(range(10)) for start in (0, 10, 20))
@@ -284,7 +282,7 @@ def test_an_ablation_compares_its_subsets_and_is_not_done_twice(run, rerank_file
     ids=["paper", "cross-attention", "contrastive, in segments"],
 )
 def test_the_other_networks_train_and_are_evaluated(run, rerank_file, read_params, tmp_path, options):
-    """So few steps may leave the order of the 30 queries' candidates as it was, but not what begins at zero."""
+    """Two steps may not change the order of 30 queries' candidates, but they do change weights that start at zero."""
     options = {"features": Rerank().features, **options}
     overrides = [f"--config.rerank.{name}={value}" for name, value in options.items()]
     done = run("train", f"--config={rerank_file}", f"--workdir={tmp_path / 'r'}", "--config.steps=2", *overrides)

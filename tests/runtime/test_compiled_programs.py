@@ -1,4 +1,4 @@
-"""Commands keep what they compile, for the kind of CPU that it was compiled for, and take it from there."""
+"""Commands cache compiled programs, per kind of CPU, and reuse them."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ print(jax.config.jax_compilation_cache_dir, any(hits), float(state.sum()), float
 
 @pytest.fixture
 def compile_in(tmp_path):
-    """Compiles a small program as a command does, and returns where it is kept, whether it was, and its results."""
+    """Compiles a small program as a command does; returns the cache folder, whether it was cached, and its results."""
 
     def compile(**environment):
         kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")}
@@ -41,6 +41,6 @@ def test_a_program_is_compiled_once_for_two_runs(compile_in, tmp_path):
     assert compile_in() == (folder, True, results)
 
 
-def test_where_the_user_keeps_programs_stands(compile_in, tmp_path):
+def test_the_users_own_compilation_cache_is_respected(compile_in, tmp_path):
     assert compile_in(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))[0] == tmp_path / "mine"
     assert not (tmp_path / "compiled").exists()

@@ -1,4 +1,4 @@
-"""A process alone needs nothing of the others; a process that is told half of its place is told the other half."""
+"""A single process joins nobody; incomplete flags are refused; schedulers are recognised; lost processes are named."""
 
 import os
 import socket
@@ -36,7 +36,7 @@ def alone(monkeypatch):
     return monkeypatch
 
 
-def test_a_process_alone_joins_nobody_and_agrees_with_itself(alone):
+def test_a_single_process_joins_nobody_and_agrees_with_itself(alone):
     distributed.join(None, None, None)
     assert distributed.store() is None and distributed.is_primary() and distributed.process_count() == 1
     assert distributed.broadcast("value", lambda: "made") == "made"
@@ -53,7 +53,7 @@ def test_a_process_alone_joins_nobody_and_agrees_with_itself(alone):
         (("localhost:1", 2, 2), "--process_id=2 must be from 0 to 1"),
     ],
 )
-def test_half_a_place_is_refused(alone, given, words):
+def test_incomplete_or_wrong_process_flags_are_refused(alone, given, words):
     with pytest.raises(UserError, match=words):
         distributed.join(*given)
 
@@ -91,7 +91,7 @@ def test_schedulers_are_recognised_by_their_variables(alone, variables, one_of_s
     ],
     ids=["SLURM", "GKE"],
 )  # fmt: skip
-def test_two_processes_find_each_other_as_a_scheduler_tells_them(alone, place):
+def test_two_processes_find_each_other_from_the_schedulers_variables(alone, place):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = {"JAX_COORDINATOR_PORT": str(free.getsockname()[1]), "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -113,7 +113,7 @@ def test_two_processes_find_each_other_as_a_scheduler_tells_them(alone, place):
     assert [out.split() for out, _ in ended] == [["0", "2", "0"], ["1", "2", "0"]], ended
 
 
-def test_who_shows_no_sign_of_life_is_named(alone):
+def test_a_process_without_heartbeats_is_named(alone):
     now = 100.0
     alone.setattr(distributed.time, "monotonic", lambda: now)
     seen = {}

@@ -1,8 +1,8 @@
-"""Five steps of small models on any mesh, in one process or, as a program, in one of several:
+"""Five training steps of small models on any mesh, in this process or, as a program, in one of several:
 
     python five_steps.py COORDINATOR PROCESSES NUMBER FILE CASE:DATAxFSDPxTENSOR ...
 
-The first process leaves the losses, gradient norms and final parameters of each in FILE (npz).
+Process 0 writes the losses, gradient norms and final parameters of each case to FILE (npz).
 """
 
 import sys
@@ -37,7 +37,7 @@ CONFIG = clip_config(
     stochastic_depth=0.1,
     execution="scan",
 )
-# Epsilon is above the rounding of gradients: below it Adam makes whole steps of noise, which is another on each mesh.
+# Epsilon exceeds the gradients' rounding errors, which differ between meshes and which Adam would turn into full steps.
 ADAM = Optimizer(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1, beta2=0.98, epsilon=1e-4, clip_norm=1.0)
 SCHEDULE = make_schedule(ADAM, STEPS)
 OBJECTIVES = {
@@ -71,7 +71,7 @@ def batches():
 
 
 def adapters():
-    """Returns the towers' configuration, graph and shapes with adapters, and what is trained of them."""
+    """Returns the configuration, graph and shapes of towers with adapters, and their trainable parameters."""
     config = replace(CONFIG, lora=LoRAConfig(4, 8.0, 0.1, "/blocks/"))
     graph, shapes = make_model(config)
     return config, graph, shapes, make_trainable(shapes, (("/lora/", 1.0), ("text/.*1/mlp_out", 0.5), ("", 0.0)))
@@ -91,7 +91,7 @@ def _towers(case, devices):
 
 
 def _reranker(devices):
-    """Returns what `_towers` returns, and the tables that every device holds."""
+    """Returns what `_towers` returns, but with the tables that every device holds."""
     from jaxclip.reranking import reranker as reranking
     from jaxclip.reranking.networks import PRESETS, RerankerConfig
 
@@ -106,14 +106,14 @@ def _reranker(devices):
     tables = {
         "query": rng.normal(size=(lists, 16)).astype(np.float32),
         "items": rng.integers(0, items, (lists, depth), dtype=np.int32),
-        "first": rng.uniform(0, 1, (lists, depth)).astype(np.float32),
+        "first_scores": rng.uniform(0, 1, (lists, depth)).astype(np.float32),
         "relevant": np.arange(depth) == rng.integers(0, depth, (lists, 1)),
         "features": {name: rng.normal(size=(items, size)).astype(np.float32) for name, size in config.features},
         "present": {name: rng.random(items) < 0.9 for name, _ in config.features},
     }
     loss = reranking.make_loss(model, loss="softmax", negatives="top", sampled=0)
     step = make_step(loss, optimizer, SCHEDULE, EVERYTHING, seed=3)
-    rows = [{"rows": found} for found in reranking.batch_rows(lists, BATCH, 0, first=0, last=STEPS)]
+    rows = [{"rows": rows} for rows in reranking.batch_rows(lists, BATCH, 0, range(STEPS))]
     make_state = partial(initial_state, config, optimizer, abstract, seed=7, model=PRESETS["gated"])
     return step, abstract, make_state, rows, tables
 

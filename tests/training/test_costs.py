@@ -1,7 +1,7 @@
-"""No change makes a compiled program dearer, or cheaper, unnoticed: FLOPs and bytes as XLA counts them, not seconds.
+"""FLOPs and memory of compiled programs, as XLA counts them, equal their golden values.
 
-What XLA makes of a program changes with its version: there is a golden file for each minor version of JAX that was
-looked at, and on another one these tests are skipped. After a wanted change, or on a new version:
+They depend on XLA's version, so there is a golden file per minor version of JAX; on other versions these tests are
+skipped. After an intended change, or on a new version:
 JAXCLIP_WRITE_GOLDENS=1 python -m pytest tests/training/test_costs.py
 """
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation", "one_maker")
 VERSION = ".".join(jax.__version__.split(".")[:2])
 GOLDEN = Path(__file__).parents[1] / "goldens" / "costs" / f"jax-{VERSION}.json"
 WRITES = os.environ.get("JAXCLIP_WRITE_GOLDENS") == "1"
-TOLERANCE = 0.05  # patch releases of XLA; the same version gives the same figures each time
+TOLERANCE = 0.05  # for patch releases of XLA; one version always gives the same values
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def one_maker(monkeypatch):
 
 
 def step_of(preset, **training):
-    """Returns the real step of a preset's shape with two layers a tower, compiled for one device."""
+    """Returns the training step of a preset with two layers per tower, compiled for one device."""
     config = configuration.build({"steps": 100, "batch_size": 16, **training})
     small = replace(PRESETS[preset], patch=16, image=(128, 2, 2), text=(128, 2, 2), embedding=64)
     text = {"vocab_size": 512, "context_length": 16, "end_token": 1}
@@ -57,7 +57,7 @@ def loss_of(loss):
 
 
 def ranks_of(*, top):
-    """Returns the kernel under the ranks for one block of 512 queries against two tiles of 512 items."""
+    """Returns the compiled rank kernel for one block of 512 queries against two tiles of 512 items."""
 
     def shape(*sizes, dtype=jnp.int32):
         return jax.ShapeDtypeStruct(sizes, dtype)
@@ -94,10 +94,10 @@ def cost(compiled):
     }
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the goldens are of x86-64 CPUs")
-@pytest.mark.skipif(not WRITES and not GOLDEN.exists(), reason=f"no costs are kept for JAX {VERSION}")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the golden values are for x86-64 CPUs")
+@pytest.mark.skipif(not WRITES and not GOLDEN.exists(), reason=f"there is no golden file for JAX {VERSION}")
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program_costs_what_it_did(name):
+def test_the_costs_of_a_program_equal_their_golden_values(name):
     found = cost(PROGRAMS[name]())
     if WRITES:
         kept = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
@@ -108,9 +108,9 @@ def test_a_program_costs_what_it_did(name):
         for what, value in found.items()
         if value != pytest.approx(kept[what], rel=TOLERANCE)
     }
-    assert not changed, f"{name}: {changed}; JAXCLIP_WRITE_GOLDENS=1 keeps the new costs, if they are meant"
+    assert not changed, f"{name}: {changed}; if intended, JAXCLIP_WRITE_GOLDENS=1 writes the new values"
 
 
-def test_every_cost_kept_is_of_a_program():
+def test_every_golden_file_holds_the_costs_of_these_programs():
     for golden in GOLDEN.parent.glob("*.json"):
         assert json.loads(golden.read_text()).keys() == PROGRAMS.keys(), golden

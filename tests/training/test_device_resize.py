@@ -1,4 +1,4 @@
-"""Pictures are scaled on the devices ahead of the step, where asked for or where devices are no CPUs."""
+"""Pictures are scaled on the devices before the step, if configured so or if the devices are not CPUs."""
 
 import jax
 import numpy as np
@@ -28,13 +28,13 @@ def canvas(where, size, largest, *, resize="squash", area=(0.6, 1.0)):
     [
         ("cpu", 224, 300, 0),
         ("gpu", 224, 300, 304),  # a multiple of 16
-        ("gpu", 224, 1300, 672),  # larger ones are reduced while they are decoded
+        ("gpu", 224, 1300, 672),  # larger pictures are reduced while they are decoded
         ("tpu", 224, 1400, 0),
-        ("tpu", 224, 80, 224),  # what is scaled on the host after all has a place
+        ("tpu", 224, 80, 224),  # the square must hold pictures that the host has scaled
         ("tpu", 64, 0, 0),
     ],
 )
-def test_other_devices_than_cpus_get_squares_that_hold_the_pictures(platform, size, largest, side):
+def test_devices_other_than_cpus_get_squares_that_hold_the_pictures(platform, size, largest, side):
     with compiler.compiling_for(platform):
         assert canvas("auto", size, largest) == side
         assert canvas("host", size, largest) == 0
@@ -44,18 +44,18 @@ def test_other_devices_than_cpus_get_squares_that_hold_the_pictures(platform, si
     ("settings", "problem"),
     [
         ({"largest": 2400}, "SHOP has pictures of 2400 pixels, more than 6 times data.image_size = 224"),
-        ({"largest": 0}, "SHOP was prepared by a version that did not note how large its pictures are: prepare it"),
-        ({"largest": 300, "resize": "crop", "area": (1.0, 1.0)}, "data.resize = 'crop' cuts whole pictures after"),
+        ({"largest": 0}, "SHOP was prepared by a version that did not record the size of its pictures: prepare it"),
+        ({"largest": 300, "resize": "crop", "area": (1.0, 1.0)}, "data.resize = 'crop' crops pictures after"),
     ],
 )
-def test_what_devices_cannot_scale_is_told_where_they_are_asked_to(settings, problem):
+def test_pictures_that_devices_cannot_scale_are_an_error_only_if_device_is_configured(settings, problem):
     with pytest.raises(UserError, match=f"data.resize_on = 'device': {problem}"):
         canvas("device", 224, **settings)
     with compiler.compiling_for("gpu"):
         assert canvas("auto", 224, **settings) == 0
 
 
-def test_each_device_scales_its_own_pictures_by_a_program_compiled_once():
+def test_each_device_scales_its_own_pictures_in_a_program_compiled_once():
     given = config.build(SMALL)
     towers = make_towers(given, make_preprocess(given), train_tokenizer(["a red shirt"], 258))
     random, sharding = np.random.default_rng(0), mesh.batch_sharding(towers.mesh)
@@ -86,9 +86,7 @@ def test_each_device_scales_its_own_pictures_by_a_program_compiled_once():
     assert len(compiled) == 1
 
 
-def test_training_on_them_takes_almost_the_steps_of_pictures_that_the_host_scales(
-    run, trained, config_file, tmp_path, read_rows
-):
+def test_losses_are_almost_those_of_pictures_that_the_host_scales(run, trained, config_file, tmp_path, read_rows):
     done = run("train", f"--config={config_file}", f"--workdir={tmp_path}", "--config.data.resize_on=device")
     assert done.returncode == 0, done.stderr
     found, expected = ([row["loss"] for row in read_rows(folder) if "loss" in row] for folder in (tmp_path, trained))

@@ -1,4 +1,4 @@
-"""On a GPU, where one is at hand: what the largest batch yields, beside open_clip on the same card in the same run."""
+"""On a GPU, if there is one: the throughput of the largest batch, next to open_clip's, and scaling of pictures."""
 
 import functools
 import glob
@@ -16,7 +16,7 @@ BATCHES = tuple(2**power for power in range(13, 4, -1))
 
 @functools.cache
 def backend():
-    """Returns what JAX finds in a process of its own: in this one it is told to use CPUs."""
+    """Returns the platform that JAX finds in a separate process, since this one is set to use CPUs."""
     if not glob.glob("/dev/nvidia[0-9]*"):
         return "cpu"
     program = "import jax; print(jax.default_backend())"
@@ -25,7 +25,7 @@ def backend():
 
 
 def measure(path, preset, batch, *, repeats=5):
-    """Returns the rows of a training step of so many pairs and the table, None where it does not fit."""
+    """Returns the rows and the table of a benchmark of a training step; None if the batch does not fit."""
     arguments = [f"--preset={preset}", f"--batch={batch}", "--dtype=bfloat16", f"--repeats={repeats}", f"--json={path}"]
     done = subprocess.run(
         [sys.executable, "-m", "jaxclip.bench", "train_step", *arguments], env=ON_GPU, capture_output=True, text=True
@@ -39,7 +39,7 @@ def measure(path, preset, batch, *, repeats=5):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["vit_b_32", "vit_b_16"])
-def test_the_largest_batch_that_fits_a_gpu_trains_beside_open_clip(tmp_path, preset):
+def test_the_largest_batch_that_fits_a_gpu_is_measured_with_open_clip(tmp_path, preset):
     if backend() != "gpu":
         pytest.skip("there is no GPU that JAX can use")
     from jaxclip.benchmarks import train_step

@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or started once more ends where an undisturbed one does (real processes)."""
+"""A run that is killed, stopped or started again ends as an undisturbed one does (real processes)."""
 
 import json
 import shutil
@@ -72,7 +72,7 @@ def test_a_run_killed_at_three_moments_ends_bit_identical_to_one_that_was_not(
     assert_same_run(workdir, trained, read_params, read_rows)
 
 
-def test_sigterm_saves_and_exits_with_0_and_the_next_run_goes_on_from_that_very_step(
+def test_sigterm_saves_and_exits_with_0_and_the_next_run_resumes_from_that_step(
     start, run, config_file, trained, tmp_path, read_params, read_rows
 ):
     workdir = tmp_path / "stopped"
@@ -108,7 +108,7 @@ def test_a_finished_run_started_again_trains_no_further_and_gives_the_same_metri
     assert metrics == json.loads((trained / "eval" / "test" / "metrics.json").read_text())
 
 
-def test_a_run_whose_newest_checkpoint_is_corrupt_goes_on_from_the_one_before(
+def test_a_run_whose_newest_checkpoint_is_corrupt_resumes_from_the_one_before(
     run, config_file, trained, tmp_path, read_params, read_rows
 ):
     workdir = tmp_path / "corrupt"

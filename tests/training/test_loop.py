@@ -1,4 +1,4 @@
-"""The loop around a stand-in loss: what it refuses to save, what it writes and how it stops."""
+"""The training loop with a small stand-in loss: what it refuses to save, what it writes and how it stops."""
 
 import gzip
 import json
@@ -50,7 +50,7 @@ def train(
 ):
     checkpoints = Checkpoints(workdir, keep=2)
     step = step or jax.jit(make_step(loss, OPTIMIZER, optax.constant_schedule(0.1), seed=0), donate_argnums=0)
-    run = loop.Run(
+    run = loop.TrainingRun(
         workdir=workdir,
         state=state or initial_state(),
         step=step,
@@ -107,7 +107,7 @@ def test_parameters_that_an_update_made_infinite_are_not_saved_though_the_loss_w
     assert not Checkpoints(tmp_path, read_only=True).steps()
 
 
-def test_every_step_logged_tells_the_share_of_time_spent_waiting_for_data(tmp_path):
+def test_every_logged_step_has_the_share_of_time_spent_waiting_for_data(tmp_path):
     train(tmp_path, batches(), log=2)
     rows = [row for row in read(tmp_path) if "loss" in row]
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
@@ -135,7 +135,7 @@ def test_rows_after_the_restored_step_are_removed_and_a_row_cut_by_a_kill_is_lef
     assert read(tmp_path) == [*rows[:4], {"step": 5, "loss": 9.0}]
 
 
-def test_a_signal_saves_the_step_at_hand_and_the_next_run_ends_as_if_there_had_been_none(tmp_path):
+def test_a_signal_saves_the_current_step_and_the_resumed_run_ends_as_an_undisturbed_one(tmp_path):
     plain = jax.jit(make_step(loss, OPTIMIZER, optax.constant_schedule(0.1), seed=0))
 
     def interrupted(state, batch):
@@ -171,10 +171,10 @@ def test_a_signal_during_the_last_step_leaves_a_run_that_is_done_and_evaluated(t
     assert number is None and ranked == [3, 6, 8]
 
 
-def test_the_steps_asked_for_are_traced_with_the_chapters_of_the_loop(tmp_path):
+def test_the_requested_steps_are_traced_with_the_named_sections_of_the_loop(tmp_path):
     train(tmp_path, batches(), profiled=parse_steps("3:4"))
     (folder,) = (tmp_path / "tensorboard" / "plugins" / "profile").iterdir()
-    assert len(list(folder.glob("*.xplane.pb"))) == 1  # what TensorBoard reads; Perfetto opens the other
+    assert len(list(folder.glob("*.xplane.pb"))) == 1  # for TensorBoard; the other file is for Perfetto
     events = json.loads(gzip.decompress((folder / "perfetto_trace.json.gz").read_bytes()))["traceEvents"]
     steps = {event["args"]["step_num"] for event in events if event.get("name") == "train"}
     assert {int(step) for step in steps} == {3, 4}
@@ -182,6 +182,6 @@ def test_the_steps_asked_for_are_traced_with_the_chapters_of_the_loop(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["3", "4:3", "0:2", "a:b", "1:2:3"])
-def test_steps_to_profile_that_are_none_are_told(text):
+def test_an_invalid_range_of_profiled_steps_is_refused(text):
     with pytest.raises(UserError, match="--profile_steps="):
         parse_steps(text)

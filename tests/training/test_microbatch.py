@@ -1,4 +1,4 @@
-"""Microbatches have the loss and gradients of the undivided batch, with all that is drawn at random, in less memory."""
+"""Microbatches give the loss and gradients of the undivided batch, random draws included, in less memory."""
 
 from dataclasses import replace
 
@@ -74,12 +74,12 @@ def assert_same(found, expected):
 def test_a_batch_in_microbatches_has_the_loss_and_the_gradients_of_the_whole_batch(objective):
     whole = run(objective, 0)
     assert_same(run(objective, 8), whole)
-    assert abs(run(objective, 8, key=8)[0] - whole[0]) > 1e-4  # dropout and the like are on
+    assert abs(run(objective, 8, key=8)[0] - whole[0]) > 1e-4  # so dropout is on
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("microbatch", [0, 8])
-def test_so_it_has_on_a_mesh(microbatch):
+def test_microbatches_on_a_mesh_have_the_loss_and_gradients_of_the_whole_batch(microbatch):
     whole = run(INFO_NCE, 0)
     with jax.set_mesh(mesh.make_mesh(2, 2, 2, jax.devices("cpu"))):
         assert_same(run(TILED, microbatch), whole)

@@ -16,7 +16,7 @@ from jaxclip.training.state import abstract_state, initial_state
 from jaxclip.training.step import make_loss, make_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-CONTEXT, END, ROWS, HELD = 8, 63, 4, 10
+CONTEXT, END, ROWS, QUEUED = 8, 63, 4, 10
 CONFIG = clip_config(
     Preset(8, (16, 1, 1), (16, 1, 1), 16, "conv", "mean", "mean", "gelu_tanh"),
     image_size=16,
@@ -37,7 +37,7 @@ def batch_of(step):
     return {"image": pictures, "text": tokens, "group": ROWS * step + np.arange(ROWS, dtype=np.int32)}
 
 
-def test_the_newest_pairs_are_in_front_and_the_oldest_go():
+def test_the_newest_pairs_are_in_front_and_the_oldest_are_dropped():
     queue = Queue(np.zeros((5, 1), np.float32), np.zeros((5, 1), np.float32), np.full(5, EMPTY, np.int32))
     for step in range(3):
         rows = np.asarray([[2 * step], [2 * step + 1]], np.float32)
@@ -50,7 +50,7 @@ def test_the_newest_pairs_are_in_front_and_the_oldest_go():
 @pytest.mark.slow
 def test_training_with_a_queue_resumes_exactly_and_its_pairs_are_negatives(tmp_path):
     graph, shapes = make_model(CONFIG)
-    optimizer = with_queue(optax.adam(1e-3), HELD, CONFIG.embedding)
+    optimizer = with_queue(optax.adam(1e-3), QUEUED, CONFIG.embedding)
     devices = mesh.make_mesh(1, 1, 1, jax.devices("cpu")[:1])
     abstract = abstract_state(shapes, optimizer, devices)
     loss = make_loss(graph, mask_groups=True, learned_temperature=True, objective=Objective())
@@ -70,6 +70,6 @@ def test_training_with_a_queue_resumes_exactly_and_its_pairs_are_negatives(tmp_p
         arguments = state.params, batch_of(9), jax.random.key(0)
         alone, among_more = (float(jax.jit(loss)(*arguments, queue)[0]) for queue in (None, state.optimizer.queue))
         assert among_more > alone + 0.5  # 14 candidates in place of 4
-    assert step._cache_size() <= 2  # the restored state may lie elsewhere, but nothing is compiled per step
+    assert step._cache_size() <= 2  # once more for the restored state, whose sharding may differ
     for ours, right in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(ours, right)

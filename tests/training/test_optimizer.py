@@ -1,4 +1,4 @@
-"""The optimizer follows parameter names: what is frozen stays, what decays is a matrix, what has a rate has it."""
+"""The optimizer follows parameter names: frozen ones stay, only matrices decay, each has its own learning rate."""
 
 from dataclasses import replace
 
@@ -70,7 +70,7 @@ def test_frozen_parameters_stay_bit_identical_and_have_no_optimizer_state():
     assert [name for name in by_name(state) if "text/projection" in name]
 
 
-def test_frozen_parameters_have_no_part_in_the_clipped_norm():
+def test_the_clipped_norm_leaves_frozen_parameters_out():
     params = {"image": {"kernel": jnp.ones(2)}, "text": {"kernel": jnp.ones(2)}}
     huge = {"image": {"kernel": jnp.full(2, 1e6)}, "text": {"kernel": jnp.full(2, 0.1)}}
     trainable = make_trainable(params, (("^image", 0.0),))
@@ -82,7 +82,7 @@ def test_frozen_parameters_have_no_part_in_the_clipped_norm():
     np.testing.assert_array_equal(updates["text"]["kernel"], expected["text"]["kernel"])
 
 
-def test_a_rate_scales_the_whole_step_of_the_names_it_is_found_in_and_the_first_one_holds():
+def test_a_rate_scales_the_whole_update_of_matching_names_and_the_first_match_is_used():
     before = parameters()
     plain, _ = take_steps(before, steps=1)
     scaled, _ = take_steps(before, steps=1, rates=(("projection", 0.5), ("^text", 0.1)))
@@ -114,7 +114,7 @@ def test_adam_is_adamw_without_decay():
 
 
 def stacked():
-    """Returns parameters in the shapes of a tower's: a stack of two layers, a convolution, and what is no kernel."""
+    """Returns parameters shaped like a tower's: a stack of two layers, a convolution, and some that are not kernels."""
     shapes = {
         "blocks": {"qkv": {"kernel": (2, 8, 3, 2, 4), "bias": (2, 3, 2, 4)}, "out": {"kernel": (2, 2, 4, 8)}},
         "stem": {"kernel": (3, 3, 2, 6)},
@@ -145,10 +145,10 @@ def test_muon_moves_each_matrix_of_a_kernel_orthogonally_and_leaves_the_rest_to_
             continue
         steps = matrices[name](after[name] - before[name])
         stretched = np.linalg.svd(steps, compute_uv=False) / (RATE * 0.2 * np.sqrt(max(steps.shape[1:])))
-        # As near to 1 as its five iterations come, which leave the smallest behind.
+        # Five Newton-Schulz iterations bring singular values near 1, except the smallest ones.
         assert np.median(stretched, axis=1).min() > 0.7 and stretched.max() < 1.3, name
     kept = [name for name in by_name(state) if name.endswith("kernel")]
-    assert len(kept) == len(matrices)  # one mean, where Adam keeps two
+    assert len(kept) == len(matrices)  # Muon keeps one moment, Adam two
 
 
 def test_muon_follows_rates_and_freezing_by_name_and_decays_as_adamw():
@@ -191,7 +191,7 @@ def test_a_short_run_warms_up_for_half_of_it_at_most():
         ((("", 0.0),), ["freezes every parameter"]),
     ],
 )
-def test_rates_that_cannot_be_meant_are_told(rates, words):
+def test_rates_that_match_nothing_or_freeze_everything_are_refused(rates, words):
     with pytest.raises(UserError) as told:
         make_trainable(parameters(), rates)
     assert all(word in str(told.value) for word in ["config.optimizer.rates", *words])

@@ -1,4 +1,4 @@
-"""Two processes with four devices each are one run: they end where one does, and end together (real processes)."""
+"""Two processes with four devices each form one run: same results as one process, and they end together."""
 
 import os
 import random
@@ -19,7 +19,7 @@ ALL_END_WITHIN = 60  # seconds
 
 @pytest.fixture(scope="module")
 def start_all(environment):
-    """Starts a command of jaxclip as two processes of one run, or as one; `own` are arguments of the second alone."""
+    """Starts a command of jaxclip as `count` processes of one run; `own` are further arguments of the second."""
     flags = f"--xla_force_host_platform_device_count={DEVICES} --xla_cpu_collective_call_terminate_timeout_seconds=600"
     settings = {**environment, "XLA_FLAGS": f"{environment['XLA_FLAGS']} {flags}"}
 
@@ -44,7 +44,7 @@ def start_all(environment):
 
 
 def finish(processes, *, seconds=900):
-    """Returns [(status, output, errors)] of all processes at their end; none outlives its test."""
+    """Waits for all processes, kills those that run too long, and returns [(status, output, errors)]."""
     deadline = time.monotonic() + seconds
     try:
         ended = [process.communicate(timeout=deadline - time.monotonic()) for process in processes]
@@ -77,9 +77,9 @@ def assert_ends_as_one_process_does(workdir, trained, read_params, read_rows):
 
 @pytest.fixture(scope="module")
 def killed(start_all, config_file, tmp_path_factory):
-    """Trains as two processes, kills the second at a random moment and starts as many again as it is told.
+    """Trains as two processes, kills the second at a random moment, and resumes with `restarted` processes.
 
-    Returns the workdir, how the first one ended and how those did that went on.
+    Returns the workdir, how the first process ended, and how the resumed ones ended.
     """
 
     def train(restarted):
@@ -99,18 +99,18 @@ def killed(start_all, config_file, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def gone_on(killed):
+def resumed(killed):
     return killed(2)
 
 
-def test_the_others_end_in_time_when_one_is_killed_and_say_so(gone_on):
-    _, (status, _, errors), _ = gone_on
-    # The watch names the process after 30 seconds; Gloo or JAX's own service may notice before.
+def test_the_others_end_in_time_when_one_is_killed_and_say_so(resumed):
+    _, (status, _, errors), _ = resumed
+    # The watchdog names the process after 30 seconds; Gloo or JAX's own service may notice earlier.
     assert status != 0 and any(words in errors for words in ("process 1 was killed", "task:1", "Gloo", "gloo")), errors
 
 
-def test_two_processes_go_on_after_a_kill_end_where_one_does_and_write_once(gone_on, trained, read_params, read_rows):
-    workdir, _, ended = gone_on
+def test_two_processes_resume_after_a_kill_end_as_one_does_and_write_once(resumed, trained, read_params, read_rows):
+    workdir, _, ended = resumed
     assert [status for status, *_ in ended] == [0, 0], ended
     assert_ends_as_one_process_does(workdir, trained, read_params, read_rows)
     assert len(list((workdir / "tensorboard").iterdir())) == 2  # of the first process, before the kill and after it
@@ -119,20 +119,20 @@ def test_two_processes_go_on_after_a_kill_end_where_one_does_and_write_once(gone
 
 
 @pytest.mark.parametrize("number", range(int(os.environ.get("JAXCLIP_KILLS", "0"))))
-def test_whenever_one_is_killed_two_or_one_end_where_an_undisturbed_run_does(
+def test_one_or_two_processes_resumed_after_a_kill_end_as_an_undisturbed_run_does(
     killed, trained, read_params, read_rows, number
 ):
-    """JAXCLIP_KILLS is how many times: a minute each."""
+    """JAXCLIP_KILLS sets the number of repetitions; each takes a minute."""
     workdir, (status, *_), ended = killed(2 - number % 2)
     assert status != 0 and [status for status, *_ in ended] == [0] * (2 - number % 2), ended
     assert_ends_as_one_process_does(workdir, trained, read_params, read_rows)
 
 
-def test_two_processes_evaluate_as_one(start_all, run, gone_on, tmp_path):
+def test_two_processes_evaluate_as_one(start_all, run, resumed, tmp_path):
     found = []
     for count in (2, 1):
         workdir = tmp_path / f"of {count}"
-        shutil.copytree(gone_on[0], workdir)
+        shutil.copytree(resumed[0], workdir)
         shutil.rmtree(workdir / "eval")
         shutil.rmtree(workdir / "embeddings", ignore_errors=True)
         ended = finish(start_all("evaluate", f"--workdir={workdir}", "--config.evaluation.batch_size=16", count=count))
@@ -153,7 +153,7 @@ def test_when_one_process_fails_the_other_says_which_and_why_and_ends_within_a_m
     assert status == 1 and "process 1 on " in told and reason in told and not workdir.exists(), told
 
 
-def test_processes_with_different_configurations_are_told_so(start_all, config_file, tmp_path):
+def test_processes_with_different_configurations_are_refused(start_all, config_file, tmp_path):
     workdir = tmp_path / "differing"
     other = ["--config.optimizer.learning_rate=0.5"]
     ended = finish(start_all("train", f"--config={config_file}", f"--workdir={workdir}", own=other))
@@ -162,7 +162,7 @@ def test_processes_with_different_configurations_are_told_so(start_all, config_f
     assert not workdir.exists()
 
 
-def test_sigterm_to_one_process_saves_and_ends_both_and_one_process_goes_on(
+def test_sigterm_to_one_process_saves_and_ends_both_and_one_process_resumes(
     start_all, run, config_file, trained, tmp_path, read_params, read_rows
 ):
     workdir = tmp_path / "stopped"

@@ -1,4 +1,4 @@
-"""What a batch must be is known, and told, before anything is compiled."""
+"""The shapes of batch and parameters are known, and checked, before anything is compiled."""
 
 import jax
 import pytest
@@ -31,7 +31,7 @@ def towers_of(given, tokenizer):
         ({"batch_size": 16, "loss": {"microbatch": 4}}, "config.loss.microbatch = 4 is no multiple of mesh data x"),
     ],
 )
-def test_a_batch_that_the_devices_cannot_share_is_told(tokenizer, changed, problem):
+def test_a_batch_that_the_devices_cannot_share_is_refused(tokenizer, changed, problem):
     assert jax.device_count() == 8
     given = config.build({**SMALL, **changed})
     with pytest.raises(UserError, match=problem):
@@ -57,7 +57,7 @@ def test_the_bias_starts_where_the_configuration_says(tokenizer):
     assert float(state.params["logit_bias"]) == -4.0
 
 
-def test_a_patch_of_its_own_makes_other_tokens_of_the_same_preset(tokenizer):
+def test_model_patch_changes_the_number_of_patches_of_a_preset(tokenizer):
     given = config.build({**SMALL, "model": {"preset": "tiny", "patch": 8}})
     towers = towers_of(given, tokenizer)
     assert towers.config.image.patch == 8 and towers.shapes["image"]["positions"].shape == (16, 128)

@@ -1,4 +1,4 @@
-"""Whatever the mesh, training takes the same steps."""
+"""Training takes the same steps on any mesh."""
 
 import importlib.util
 import os
@@ -31,7 +31,7 @@ BATCH, CONFIG = five_steps.BATCH, five_steps.CONFIG
 SHAPES = make_model(CONFIG)[1]
 OPTIMIZER = make_optimizer(five_steps.ADAM, five_steps.SCHEDULE, SHAPES)
 EVERY = [(case, sizes) for case in five_steps.CASES for sizes in MESHES]
-# All of them take minutes: JAXCLIP_EVERY_MESH=1. Here each case and each mesh is met.
+# EVERY takes minutes and is run with JAXCLIP_EVERY_MESH=1. SOME has each case and each mesh at least once.
 SOME = [
     ("dense", (8, 1, 1)),
     ("dense", (2, 2, 2)),
@@ -70,7 +70,7 @@ def assert_close(found, wanted):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "sizes"), JOBS, ids=str)
-def test_five_steps_on_any_mesh_are_those_of_one_device_and_the_step_is_compiled_once(on_one_device, case, sizes):
+def test_five_steps_on_any_mesh_equal_those_on_one_device_and_the_step_is_compiled_once(on_one_device, case, sizes):
     expected, expected_state, _ = on_one_device(case)
     figures, state, compilations = five_steps.train(case, sizes)
     np.testing.assert_allclose(figures, expected, rtol=1e-5)
@@ -79,7 +79,7 @@ def test_five_steps_on_any_mesh_are_those_of_one_device_and_the_step_is_compiled
 
 
 @pytest.mark.slow
-def test_five_steps_of_two_processes_with_four_devices_each_are_those_of_one_device(on_one_device, tmp_path):
+def test_five_steps_of_two_processes_with_four_devices_each_equal_those_on_one_device(on_one_device, tmp_path):
     jobs = JOBS if JOBS is EVERY else [("dense", (2, 2, 2)), ("incorrect", (8, 1, 1)), ("adapters", (1, 8, 1))]
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -108,7 +108,7 @@ def test_five_steps_of_two_processes_with_four_devices_each_are_those_of_one_dev
 
 
 def test_no_collective_of_the_dense_loss_is_inside_a_condition_or_a_loop():
-    """XLA on CPUs runs those beside the ones outside, in any order, and Gloo, between processes, mixes them up."""
+    """On CPUs, XLA would run them concurrently with those outside, in any order, and Gloo would mix them up."""
     devices = make_mesh((8, 1, 1))
     rows = mesh.batch_sharding(devices)
     side = jax.ShapeDtypeStruct((BATCH, 8), jnp.float32, sharding=rows)
@@ -120,7 +120,7 @@ def test_no_collective_of_the_dense_loss_is_inside_a_condition_or_a_loop():
     assert " all-reduce(" in outside and " all-reduce(" not in inside and " all-gather(" not in inside
 
 
-def test_adapters_are_split_as_the_kernels_that_they_add_to():
+def test_adapters_are_sharded_as_the_kernels_that_they_add_to():
     _, _, shapes, trainable = five_steps.adapters()
     optimizer = make_optimizer(five_steps.ADAM, five_steps.SCHEDULE, shapes, trainable)
     abstract = abstract_state(shapes, optimizer, make_mesh((1, 1, 8)), trainable).params
@@ -144,7 +144,7 @@ def test_initial_parameters_and_their_checksum_are_the_same_on_any_mesh():
         jax.tree.map(np.testing.assert_array_equal, state, found[0][1])
 
 
-def test_parameters_are_split_over_fsdp_and_tensor():
+def test_parameters_are_sharded_over_fsdp_and_tensor():
     devices = make_mesh((2, 2, 2))
     abstract = abstract_state(SHAPES, OPTIMIZER, devices)
     placed = dict(zip(jax.tree.leaves(sharding.names(abstract)), jax.tree.leaves(abstract), strict=True))
@@ -155,7 +155,7 @@ def test_parameters_are_split_over_fsdp_and_tensor():
             assert np.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 == np.prod(leaf.shape), name
 
 
-def test_the_table_tells_what_each_device_holds():
+def test_the_sharding_table_shows_what_each_device_holds():
     devices = make_mesh((2, 2, 2))
     abstract = abstract_state(SHAPES, OPTIMIZER, devices)
     lines = sharding.sharding_table(abstract.params, devices).splitlines()
@@ -194,7 +194,7 @@ def test_a_checkpoint_of_one_mesh_is_restored_under_another_bit_for_bit(tmp_path
 def test_a_process_holds_the_rows_that_its_devices_are_given(sizes):
     sharding = mesh.batch_sharding(make_mesh(sizes))
     rows = mesh.process_rows(sharding, BATCH)
-    np.testing.assert_array_equal(rows, np.arange(BATCH))  # the only process holds them all, each once
+    np.testing.assert_array_equal(rows, np.arange(BATCH))  # a single process holds every row once
     placed = mesh.place_rows(sharding, BATCH, rows[:, None])
     np.testing.assert_array_equal(placed, np.arange(BATCH)[:, None])
     assert placed.sharding == sharding
