@@ -117,7 +117,7 @@ def load(workdir: Path, config: Config, step: int | None = None) -> FirstStage:
 
 def data_fingerprint(first: FirstStage) -> str:
     """Returns the fingerprint of the dataset that the towers were trained on."""
-    return Checkpoints(first.workdir, read_only=True).beside(first.step)["data_fingerprint"]
+    return Checkpoints(first.workdir, read_only=True).metadata(first.step)["data_fingerprint"]
 
 
 def embed_split(
