@@ -51,7 +51,7 @@ class Evaluator:
       queries: the split's captions and products.
       encoders: encode captions and pictures with the towers.
       settings: the settings that the metrics depend on (`metrics_file.settings`).
-      last: the newest result of `rank_state`, None before its first call.
+      last: the newest result of `rank_all`, None before its first call.
     """
 
     def __init__(self, towers: Towers, records: Records, config: Config):
