@@ -34,7 +34,7 @@ TOLERANCE = 0.05  # patch releases of XLA; the same version gives the same figur
 
 @pytest.fixture
 def one_maker(monkeypatch):
-    monkeypatch.setattr(compiler, "_maker", lambda: ("AuthenticAMD", 25))
+    monkeypatch.setattr(compiler, "_vendor_and_family", lambda: ("AuthenticAMD", 25))
 
 
 def step_of(preset, **training):
