@@ -150,8 +150,8 @@ def threshold(variant: str) -> float:
         below = math.nan
     if not -1 < below <= 1:
         raise UserError(
-            f"unknown variant {variant!r} of incorrect pairs: it should be random, clustered, or below:T with a cosine T "
-            "above -1 and at most 1, as in below:0.2"
+            f"unknown variant {variant!r} of incorrect pairs: it should be random, clustered, or below:T with a cosine "
+            "T above -1 and at most 1, as in below:0.2"
         )
     return below
 
@@ -223,7 +223,7 @@ def _even_plan(cells: Float32[np.ndarray, "I T"]) -> Float32[np.ndarray, "I T I"
 
 
 def _round(due: np.ndarray, total: int, allowed: np.ndarray) -> Int[np.ndarray, "I"]:
-    """Returns whole numbers that sum to `total`, in proportion to `due` and by largest remainder, 0 where not allowed."""
+    """Returns whole numbers that sum to `total`, in proportion to `due` (largest remainders), 0 where not allowed."""
     due = np.maximum(due, 0)
     due = due * (total / due.sum()) if due.sum() else allowed * (total / allowed.sum())
     parts = np.floor(due).astype(np.int64)

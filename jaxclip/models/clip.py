@@ -44,7 +44,7 @@ class ImageConfig:
       std: standard deviation of each channel after scaling pixels to [0, 1]; divided by.
       stem_bias: whether the patches' linear map has a bias.
       first_norm: whether there is a layer norm before the first block, as in CLIP.
-      projection: whether a linear map projects into the shared space; without it the output has the width of the tokens.
+      projection: whether a linear map projects into the shared space; without it the output has the tokens' width.
     """
 
     size: int

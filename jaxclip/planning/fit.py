@@ -33,7 +33,7 @@ READABLE = {
         "xla_tpu_offload_gather_to_sparsecore": "false",
     }
 }
-"""Kind of TPU -> options that `hlo` needs to parse the programs that libtpu 0.0.52 compiles: they disable pipelines inside
+"""Kind of TPU -> options that `hlo` needs to parse programs compiled by libtpu 0.0.52: they disable pipelines inside
 fusions and token look-ups on the sparse cores."""
 
 
@@ -119,7 +119,7 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
         return topologies.get_topology_desc(name.replace("7x:", "tpu7x:"), platform="tpu").devices
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise UserError(
-            f"--topology={topology} cannot be compiled for: {first_line(error)}; planning needs pip install jaxclip[plan]"
+            f"--topology={topology} cannot be compiled for: {first_line(error)}; plans need pip install jaxclip[plan]"
         ) from error
 
 
@@ -243,7 +243,7 @@ def _towers(config: Config, devices: Sequence[jax.Device]) -> Towers:
 
 
 def _steps(config: Config) -> int:
-    """Returns the number of steps, which the schedule needs; 1000 for runs in epochs, as the plan does not depend on it."""
+    """Returns the number of steps for the schedule; 1000 for runs in epochs, as the plan does not depend on it."""
     return config.steps or 1000
 
 

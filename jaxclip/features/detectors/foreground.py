@@ -178,7 +178,7 @@ def _histogram(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _product_pieces(parts: np.ndarray) -> np.ndarray:
-    """Returns the numbers of the pieces that belong to the product: the largest, weighted towards the middle, and others.
+    """Returns the numbers of the product's pieces: the largest, weighted towards the middle, and others.
 
     A region that touches the border is kept only if it is a large part of the product.
     """
