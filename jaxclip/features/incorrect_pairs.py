@@ -276,9 +276,8 @@ def _place_rest(
     for products in progress(blocks, total=len(blocks), desc="placing the rest", unit="block"):
         alike, cost, forbidden = rule.block(products, everyone, random)
         for row, product in enumerate(products):
-            ranked = np.where(
-                forbidden[row], np.inf, cost[row] + 3.0 * uses
-            )  # costs differ by at most 2, so that a use always outweighs them
+            # Costs differ by at most 2, so that one more use always outweighs them.
+            ranked = np.where(forbidden[row], np.inf, cost[row] + 3.0 * uses)
             best = ranked.argmin()
             if ranked[best] < np.inf:
                 partner[product], similarity[product] = best, alike[row, best]

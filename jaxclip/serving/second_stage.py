@@ -104,15 +104,13 @@ def open_second_stage(
 
     def judge(sentences, vectors, items, first_scores, valid) -> Scored:
         padding = -len(items) % multiple
-        padded = [
-            np.concatenate([part, np.repeat(part[-1:], padding, axis=0)]) for part in (items, first_scores, valid)
-        ]
+
+        def pad(rows: np.ndarray) -> np.ndarray:
+            return np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)])
+
         with jax.set_mesh(towers.mesh):
-            filled = [*sentences, *sentences[-1:] * padding]
-            query = (
-                tokens(filled) if reads_tokens else np.concatenate([vectors, np.repeat(vectors[-1:], padding, axis=0)])
-            )
-            scored = score(params, tables, query, *padded)
+            query = tokens([*sentences, *sentences[-1:] * padding]) if reads_tokens else pad(vectors)
+            scored = score(params, tables, query, pad(items), pad(first_scores), pad(valid))
         return Scored(*(np.asarray(part)[: len(items)] for part in scored))
 
     explained = model.features if gated else ()

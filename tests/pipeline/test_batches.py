@@ -304,5 +304,5 @@ def test_a_table_that_is_empty_not_finite_or_of_another_split_is_told(prepared, 
     with pytest.raises(UserError, match="1 similarities that are not finite, the first one inf of product 2"):
         Partners(np.asarray([1, 0, 3, -1]), np.asarray([0.1, 0.1, np.inf, np.nan], np.float32))
     records, other = Records(prepared, "train"), partners_of(7)
-    with pytest.raises(UserError, match=f"is of 7 products, the split has {TOTAL}: mine the pairs again"):
+    with pytest.raises(UserError, match=f"has 7 products, the split has {TOTAL}: mine the pairs again"):
         training_batches(records, tokenizer, preprocess, Config(batch_size=2), other, steps=range(1))
