@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Submits a run to GKE as a JobSet, on GPUs or on a TPU slice. Arguments: gpu or tpu, then those of jaxclip.train.
 #   IMAGE=REGION-docker.pkg.dev/PROJECT/REPO/jaxclip CLAIM=shared NODES=4 launch/gke.sh gpu --config=... --workdir=/shared/W
-# A pod that fails or is evicted restarts all of them, and the run goes on from its newest checkpoint.
+# A pod that fails or is evicted restarts all of them, and the run resumes from its newest checkpoint.
 set -euo pipefail
 kind=${1:?usage: launch/gke.sh gpu|tpu [ARGUMENTS OF jaxclip.train]}
 shift
@@ -12,7 +12,7 @@ if [ -z "$ACCELERATOR" ]; then
   [ "$kind" = gpu ] && ACCELERATOR=nvidia-h100-80gb || ACCELERATOR=tpu-v5-lite-podslice
 fi
 
-# As JSON, which is YAML: any argument stays one argument.
+# Quoted as JSON, which is valid YAML, so that each argument stays one argument.
 ARGUMENTS=$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:])[1:-1])' "$@")
 export ARGUMENTS
 template=$(dirname "$0")/jobset_$kind.yaml

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts one run as several processes on this machine, one GPU each. Arguments: PROCESSES, then a command of jaxclip.
 #   launch/local.sh 4 train --config=configs/pretrain_large_batch.py --workdir=W
-# One process can drive all GPUs too; several share the work of the host. SIGTERM makes the run save and stop.
+# One process can also drive all GPUs; several divide the host's work. SIGTERM makes the run save and stop.
 set -uo pipefail
 processes=${1:?usage: launch/local.sh PROCESSES COMMAND [ARGUMENTS]}
 command=${2:?usage: launch/local.sh PROCESSES COMMAND [ARGUMENTS]}
@@ -20,7 +20,7 @@ for pid in "${pids[@]}"; do
   while true; do
     wait "$pid"
     code=$?
-    kill -0 "$pid" 2>/dev/null || break # a trapped signal ends wait, not the process
+    kill -0 "$pid" 2>/dev/null || break # a trapped signal interrupts wait while the process still runs
   done
   ((status == 0)) && status=$code
 done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Starts a run on all hosts of a Cloud TPU slice, where jaxclip is installed. Arguments: those of jaxclip.train.
+# Starts a run on all hosts of a Cloud TPU slice; jaxclip must be installed on each. Arguments: those of jaxclip.train.
 #   TPU=my-slice ZONE=us-west4-a launch/tpu_vm.sh --config=configs/pretrain_large_batch.py --workdir=/shared/W
-# SETUP (default: . venv/bin/activate) runs first on every host. /shared is a file system all hosts mount.
+# SETUP (default: . venv/bin/activate) runs first on every host. /shared is a file system that all hosts mount.
 set -euo pipefail
 : "${TPU:?the name of the TPU}" "${ZONE:?its zone}" "${SETUP:=. venv/bin/activate}"
 

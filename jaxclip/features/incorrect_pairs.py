@@ -1,4 +1,4 @@
-"""Incorrect pairs: for each product another one, unlike it, whose text its image is shown with as a mismatch.
+"""Mines incorrect pairs: for each product, a dissimilar product whose text is paired with its image as a mismatch.
 
 Tagami et al., "Automatic Data Generation of Incorrect Image-Text Pairs for Effective Contrastive Learning of CLIP
 Model", section 3.2 (the rule) and section 4.1 (the variants it is compared with). Variants:
@@ -7,25 +7,25 @@ Model", section 3.2 (the rule) and section 4.1 (the variants it is compared with
   below:T         any product of another group whose image has a cosine below T with the product's own (4 to 6, with
                   T = 0.8 and 0.2);
   clustered       the paper's: image and text features are clustered by k-means. A product is sent to another image
-                  cluster at random and exchanges texts with the least similar image there whose text is in another
-                  text cluster than its own.
+                  cluster at random and takes the text of the least similar image there whose text is not in its
+                  own text cluster.
 
-Read literally, the last rule makes a few outliers the partner of everybody, and most texts are never seen as
-incorrect. Here each product is a partner as often as any other, as far as the rule's conditions leave room:
+Taken literally, the last rule makes a few outliers the partner of almost every product, and most texts never appear
+in an incorrect pair. Here every product is a partner equally often, as far as the rule's conditions allow:
 
-  1. The other image cluster is drawn at random, with the probabilities of the most even plan rather than with equal
-     ones: all clusters are visited in proportion to their size. Of all such plans it is the most random one (largest
-     entropy), found by Sinkhorn scaling over the cells (image cluster, text cluster).
-  2. Those sent to a cluster and those who live there are cut at random into blocks of at most 512, in each of which
-     everyone gets a partner of their own so that the sum of similarities is the least possible (an assignment problem,
-     solved exactly). So a partner is the least similar product to be had, not the least similar one that exists.
-  3. Whoever is left (conditions too tight in a block) takes, one after the other, of all admissible partners in any
-     other image cluster the least used, and of these the least similar.
+  1. The other image cluster is drawn at random. Its probabilities are not equal: every cluster is drawn in proportion
+     to its size. Of all plans with this property the one of largest entropy is used, found by Sinkhorn scaling over
+     the cells (image cluster, text cluster).
+  2. The products sent to a cluster and the cluster's members are split at random into blocks of at most 512. In each
+     block every product gets a partner of its own such that the sum of similarities is minimal (an assignment
+     problem, solved exactly). So a partner is dissimilar, but not always the least similar product of all.
+  3. The remaining products, whose block had no admissible partner for them, are placed one by one: each takes the
+     least used admissible partner in any other image cluster, and among equally used ones the least similar.
 
-`random` and `below:T` are one such cluster that holds all products, with random numbers in place of similarities.
-No product is used more than 1 + (N - 1) // A times, A being the fewest admissible partners that a paired product has.
-A product that has no admissible partner at all is left out and counted. Memory is that of the features and of one
-block, never that of all pairs.
+For `random` and `below:T`, one cluster holds all products, and random numbers replace the similarities. No product
+is used more than 1 + (N - 1) // A times, where A is the smallest number of admissible partners of any paired product.
+A product without any admissible partner is left out and counted. Only the features and one block of pairs are held
+in memory, never all pairs.
 """
 
 import math
@@ -45,10 +45,12 @@ from jaxclip.errors import UserError
 from jaxclip.features.pair_table import NONE, MinedPairs, fingerprint
 
 CLUSTERS = 10
-_BLOCK = 512  # products a side of an assignment problem: its time grows with the third power
-_ENTRIES = 1 << 22  # pairs held at once where partners are sought among all products
-_FORBIDDEN = 4.0 * _BLOCK  # dearer than whatever its avoidance can cost in a block, where a cost is at most 1
-_SINKHORN = 30  # rounds: where no even plan exists scales drift apart by up to N a round, and must not overflow
+_BLOCK = 512  # products on each side of an assignment problem, whose time grows with their third power
+_ENTRIES = 1 << 22  # pairs held in memory at once when all products are candidates
+_FORBIDDEN = 4.0 * _BLOCK  # exceeds what avoiding a forbidden pair can cost in a block: pairs cost at most 1
+_SINKHORN = (
+    30  # rounds; without an even plan the scales diverge by up to a factor N a round: few enough not to overflow
+)
 
 Progress = Callable[..., Iterable]
 
@@ -63,18 +65,19 @@ def mine(
     seed: int = 0,
     progress: Progress = lambda iterable, **_: iterable,
 ) -> MinedPairs:
-    """Returns a partner for each product, by the rule of the module's docstring.
+    """Returns a partner for each product, by the rules in the module's docstring.
 
-    A partner is never of the product's own group, and with `clustered` never of its image cluster or text cluster.
-    Pass one split: whoever is passed may become a partner. The same arguments give the same pairs, on one core or many.
+    A partner is never in the product's own group and, with `clustered`, never in its image or text cluster. Pass the
+    products of one split only: any of them may become a partner. The result depends on the arguments only, not on the
+    number of cores.
 
     Args:
-      image_features: of any length, a row per product; a row of zeros is at cosine 0 to all.
-      text_features: the same; only `clustered` looks at them.
-      groups: products of one group are the same thing to a searcher.
+      image_features: one row per product, of any norm; a row of zeros has cosine 0 with every other.
+      text_features: one row per product; used by `clustered` only.
+      groups: group of each product; products of one group are interchangeable for retrieval.
       variant: "random", "below:T" with -1 < T <= 1, or "clustered".
-      clusters: of images, and of texts. Fewer are formed where there are fewer different features.
-      seed: of the clustering and of every draw.
+      clusters: number of image clusters, and of text clusters; fewer are formed if there are fewer distinct features.
+      seed: seed of the clustering and of every random draw.
       progress: `progress(iterable, total=, desc=, unit=)` wraps the long loops.
 
     Raises:
@@ -85,12 +88,14 @@ def mine(
     _check(image_features, text_features, groups)
     total = len(groups)
     if variant == "clustered" and not 2 <= clusters <= total:
-        raise UserError(f"{clusters} clusters of {total} products: ask for 2 or more, and no more than products")
+        raise UserError(
+            f"{clusters} clusters of {total} products: give at least 2 clusters and at most one per product"
+        )
     if total < 2:
-        raise UserError(f"{total} products make no incorrect pair: it takes 2 or more")
+        raise UserError(f"{total} products make no incorrect pair: give at least 2")
     images = preprocessing.normalize(np.asarray(image_features, np.float32))
     random = np.random.default_rng(seed)
-    # More threads sum in another order, which is enough to move a product to another cluster.
+    # Another number of threads sums in another order, which can move a product to another cluster.
     with threadpool_limits(1):
         if variant == "clustered":
             image_clusters = _cluster(images, clusters, seed)
@@ -111,7 +116,7 @@ def mine(
 
 @dataclass(frozen=True)
 class _Rule:
-    """Who may be whose partner, and how alike they are, for a block of pairs at a time."""
+    """Decides which products may be partners, and how similar they are, for one block of pairs at a time."""
 
     images: Float32[np.ndarray, "N D"]  # unit rows
     groups: Int64[np.ndarray, "N"]
@@ -122,7 +127,7 @@ class _Rule:
     def block(
         self, products: Int64[np.ndarray, "R"], candidates: Int64[np.ndarray, "C"], random: np.random.Generator
     ) -> tuple[Float32[np.ndarray, "R C"], Float32[np.ndarray, "R C"], Bool[np.ndarray, "R C"]]:
-        """Returns (similarity, cost, forbidden) of each pair; costs are within -1 and 1, the least is to be chosen."""
+        """Returns (similarity, cost, forbidden) of each pair; costs are from -1 to 1; lower is better."""
         similarity = np.clip(self.images[products] @ self.images[candidates].T, -1, 1)
         forbidden = self.groups[products, None] == self.groups[candidates]
         for labels in (self.image_clusters, self.text_clusters):
@@ -135,7 +140,7 @@ class _Rule:
 
 
 def threshold(variant: str) -> float:
-    """Returns the cosine that a variant's pairs stay below: infinity where it sets none; UserError for no variant."""
+    """Returns the limit of a variant's cosines, infinity without one; UserError if the variant is unknown."""
     if variant in ("random", "clustered"):
         return math.inf
     name, _, number = variant.partition(":")
@@ -145,8 +150,8 @@ def threshold(variant: str) -> float:
         below = math.nan
     if not -1 < below <= 1:
         raise UserError(
-            f"there is no way {variant!r} of choosing incorrect pairs: it should be random, clustered, or below:T with "
-            "a cosine T above -1 and up to 1, as in below:0.2"
+            f"unknown variant {variant!r} of incorrect pairs: it should be random, clustered, or below:T with a cosine "
+            "T above -1 and at most 1, as in below:0.2"
         )
     return below
 
@@ -165,41 +170,45 @@ def _reason(variant: str, image_clusters: np.ndarray | None, text_clusters: np.n
         if labels is not None and (labels == labels[0]).all():
             return f"all {what} features fall into one cluster"
     if variant == "clustered":
-        return "whoever is in another image cluster is in the same text cluster or group"
-    return "all are of one group" + (", or their images at least that similar" if variant != "random" else "")
+        return "all products of other image clusters are in the same text cluster or group"
+    return "all products are in one group" + (
+        ", or their images are at least that similar" if variant != "random" else ""
+    )
 
 
 def _cluster(unit: Float32[np.ndarray, "N D"], clusters: int, seed: int) -> Int64[np.ndarray, "N"]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different features than clusters: as documented
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # fewer distinct features than clusters, which `mine` allows
         return KMeans(clusters, n_init=1, random_state=seed).fit_predict(unit).astype(np.int64)
 
 
 def _draw_targets(
     image_clusters: Int64[np.ndarray, "N"], text_clusters: Int64[np.ndarray, "N"], random: np.random.Generator
 ) -> Int64[np.ndarray, "N"]:
-    """Returns the image cluster in which each product is to find its partner, `NONE` where nobody there is allowed."""
+    """Returns the image cluster of each product's partner; `NONE` if no cluster has an admissible one."""
     cells = np.zeros((image_clusters.max() + 1, text_clusters.max() + 1))  # (I, T) products
     np.add.at(cells, (image_clusters, text_clusters), 1)
     shares = _even_plan(cells)
-    target, owed = np.full(len(image_clusters), NONE, np.int64), np.zeros(len(cells))
+    target, carried = np.full(len(image_clusters), NONE, np.int64), np.zeros(len(cells))
     for image, text in np.argwhere(cells):
         share = shares[image, text]  # (I,)
         if not share.any():
             continue
         members = random.permutation(np.flatnonzero((image_clusters == image) & (text_clusters == text)))
-        # What rounding gives a cluster too much is taken back from it in the cells that follow.
-        parts = _round(np.where(share > 0, share + owed, 0), len(members), share > 0)
-        owed += share - parts
+        # The rounding error of a cluster is carried over to the next cells.
+        parts = _round(np.where(share > 0, share + carried, 0), len(members), share > 0)
+        carried += share - parts
         target[members] = np.repeat(np.arange(len(cells)), parts)
     return target
 
 
 def _even_plan(cells: Float32[np.ndarray, "I T"]) -> Float32[np.ndarray, "I T I"]:
-    """Returns how many of each cell are to be sent to each image cluster.
+    """Returns how many products of each cell are sent to each image cluster, as fractions.
 
-    A cell's numbers sum to its products, and each cell is a target as often as it has products, as nearly as can be
-    when nobody may be sent to their own image cluster or text cluster.
+    A cell's numbers sum to its number of products. Each cell is a target as often as it has products, as nearly as the
+    rule allows that no product is sent to its own image or text cluster.
     """
     other_image, other_text = (1 - np.eye(size) for size in cells.shape)
     scale_to = np.ones_like(cells)
@@ -214,7 +223,7 @@ def _even_plan(cells: Float32[np.ndarray, "I T"]) -> Float32[np.ndarray, "I T I"
 
 
 def _round(due: np.ndarray, total: int, allowed: np.ndarray) -> Int[np.ndarray, "I"]:
-    """Returns whole numbers that sum to `total`, in proportion to `due` and by largest remainder, 0 if not allowed."""
+    """Returns whole numbers that sum to `total`, in proportion to `due` (largest remainders), 0 where not allowed."""
     due = np.maximum(due, 0)
     due = due * (total / due.sum()) if due.sum() else allowed * (total / allowed.sum())
     parts = np.floor(due).astype(np.int64)
@@ -234,20 +243,20 @@ def _match(
     """Returns (partner, similarity), no partner used twice: the cheapest assignment within each random block.
 
     Args:
-      target: the cluster that each product is sent to, `NONE` for one that stays without a partner.
+      target: the cluster that each product is sent to; `NONE` for a product that gets no partner here.
       pool: the cluster for which each product is a candidate.
     """
     partner, similarity = np.full(len(target), NONE, np.int64), np.full(len(target), np.nan, np.float32)
     blocks = []
     for cluster in np.unique(target[target != NONE]):
-        sent, there = (random.permutation(np.flatnonzero(labels == cluster)) for labels in (target, pool))
-        parts = -(-max(len(sent), len(there)) // _BLOCK)
-        blocks += zip(np.array_split(sent, parts), np.array_split(there, parts), strict=True)
+        sent, members = (random.permutation(np.flatnonzero(labels == cluster)) for labels in (target, pool))
+        parts = -(-max(len(sent), len(members)) // _BLOCK)
+        blocks += zip(np.array_split(sent, parts), np.array_split(members, parts), strict=True)
     for products, candidates in progress(blocks, total=len(blocks), desc="matching", unit="block"):
         alike, cost, forbidden = rule.block(products, candidates, random)
         rows, columns = linear_sum_assignment(np.where(forbidden, _FORBIDDEN, cost))
-        kept = ~forbidden[rows, columns]
-        rows, columns = rows[kept], columns[kept]
+        allowed = ~forbidden[rows, columns]
+        rows, columns = rows[allowed], columns[allowed]
         partner[products[rows]], similarity[products[rows]] = candidates[columns], alike[rows, columns]
     return partner, similarity
 
@@ -259,7 +268,7 @@ def _place_rest(
     random: np.random.Generator,
     progress: Progress,
 ) -> tuple[Int64[np.ndarray, "N"], Float32[np.ndarray, "N"]]:
-    """Returns both with the missing partners filled in: the cheapest of the least used, one product after the other."""
+    """Returns both with missing partners filled in, product by product: the cheapest of the least used candidates."""
     partner, similarity, total = partner.copy(), similarity.copy(), len(partner)
     uses, everyone = np.bincount(partner[partner != NONE], minlength=total), np.arange(total)
     missing = random.permutation(np.flatnonzero(partner == NONE))
@@ -267,7 +276,8 @@ def _place_rest(
     for products in progress(blocks, total=len(blocks), desc="placing the rest", unit="block"):
         alike, cost, forbidden = rule.block(products, everyone, random)
         for row, product in enumerate(products):
-            ranked = np.where(forbidden[row], np.inf, cost[row] + 3.0 * uses)  # costs span 2: a use outweighs them
+            # Costs differ by at most 2, so that one more use always outweighs them.
+            ranked = np.where(forbidden[row], np.inf, cost[row] + 3.0 * uses)
             best = ranked.argmin()
             if ranked[best] < np.inf:
                 partner[product], similarity[product] = best, alike[row, best]

@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021): an image tower and a text tower that map into one space of unit vectors."""
+"""CLIP (Radford et al. 2021): an image tower and a text tower that embed into one shared space of unit vectors."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +44,7 @@ class ImageConfig:
       std: standard deviation of each channel after scaling pixels to [0, 1]; divided by.
       stem_bias: whether the patches' linear map has a bias.
       first_norm: whether there is a layer norm before the first block, as in CLIP.
-      projection: whether a linear map leads into the shared space; without it the output has the width of the tokens.
+      projection: whether a linear map projects into the shared space; without it the output has the tokens' width.
     """
 
     size: int
@@ -91,8 +91,8 @@ class CLIPConfig:
       text: the text tower.
       embedding: dimension of the shared space.
       temperature: initial softmax temperature.
-      logit_bias: initial bias of the logits of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343), which is learned
-        and goes with a logit scale without upper limit; None for softmax losses.
+      logit_bias: initial bias of the logits of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343), which is learned;
+        with it the logit scale has no upper limit. None for softmax losses.
       lora: adapters; None for none.
     """
 
@@ -105,7 +105,7 @@ class CLIPConfig:
 
 
 class Embeddings(NamedTuple):
-    """Unit vectors of a batch of pairs, the factor of their cosines (1 / temperature) and the sigmoid loss' bias."""
+    """Unit vectors of a batch of pairs, the logit scale (1 / temperature) and the bias of the sigmoid loss."""
 
     image: Float[Array, "B D"]
     text: Float[Array, "B D"]
@@ -245,7 +245,7 @@ class CLIP(nnx.Module):
         return Embeddings(image, text, self.scale(), self.bias())
 
     def scale(self) -> Float[Array, ""]:
-        """Returns the factor of the cosines, at most MAX_LOGIT_SCALE unless there is a logit bias."""
+        """Returns the factor by which cosines are multiplied, at most MAX_LOGIT_SCALE unless there is a logit bias."""
         scale = jnp.exp(self.logit_scale[...])
         return jnp.minimum(scale, MAX_LOGIT_SCALE) if self.config.logit_bias is None else scale
 
@@ -267,7 +267,8 @@ def keep_patches(x: Float[Array, "B P W"], dropped: float, rng: Key[Array, "..."
 def unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
     """Returns the rows scaled to length one; the gradient at a zero row is finite.
 
-    In float32 whatever the dtype of x: bfloat16 resolves cosines near 1 to 0.004, too coarse to rank by.
+    The result is float32 whatever the dtype of x: bfloat16 resolves cosines near 1 only to 0.004, too coarse for
+    ranking.
     """
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))

@@ -1,8 +1,8 @@
-"""Operations of the towers in the form that XLA's CPU back end compiles to faster programs.
+"""Operations of the towers, written so that XLA's CPU back end compiles them to faster programs.
 
-Each public function computes the same, up to rounding, as the plain definition of the same name in `models.linear`,
-`models.stem` or `models.transformer`. `models.forms` picks between the two; the rows of `runtime.compiler.TABLE` say
-what each form buys.
+Each public function equals, up to rounding, the plain definition of the same name in `models.linear`,
+`models.stem` or `models.transformer`. `models.forms` chooses between the two; `runtime.compiler.TABLE` lists the
+gain of each.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 
 def contract(x: Array, kernel: Array, axes: int = 1) -> Array:
-    """Returns (..., *N), the product of (..., *K) and (*K, *N), where *K are `axes` axes.
+    """Returns (..., *N), the product of (..., *K) and (*K, *N), where *K stands for `axes` axes.
 
     In float32 the leading axes of x become one axis of rows. The gradient of the kernel then sums over one axis; over
     several axes XLA computes it from transposed copies of both operands.
@@ -28,7 +28,7 @@ def contract(x: Array, kernel: Array, axes: int = 1) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _contract_bfloat16(x: Array, kernel: Array, axes: int) -> Array:
-    """Returns the product, summed in float32 and rounded once, and so do its gradients.
+    """Returns the product, summed in float32 and rounded once; the gradients are computed in the same way.
 
     XLA's CPU back end has bfloat16 kernels only for products with a float32 result. It computes all others from
     float32 copies of the operands, without the processor's matrix instructions (AMX).
@@ -54,7 +54,7 @@ _contract_bfloat16.defvjp(_contract_forward, _contract_backward)
 def add_bias(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns x + bias. The gradient of the bias is the product of a vector of ones and the gradient of the sum.
 
-    XLA computes a sum over rows in several windows, which takes longer than the product.
+    XLA computes the usual gradient, a sum over rows, in several passes, which is slower than the product.
     """
     return x + bias
 
@@ -111,8 +111,9 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 def _keep_from_ynnpack(x: Array) -> Array:
     """Returns x unchanged; keeps XLA from fusing the convolution with the layer norm before or after it.
 
-    XLA hands fusions that begin at a sum, as in a layer norm, to the library YNNPACK, whose convolutions are slower
-    than XLA's own. YNNPACK has no clamp, so the fusion ends here. Fusions of a backward pass do not reach this far.
+    XLA delegates fusions that start at a sum, as in a layer norm, to the library YNNPACK, whose convolutions are slower
+    than XLA's own. YNNPACK does not support clamp, so the fusion ends here. The backward pass needs no such barrier:
+    its fusions do not include the convolution.
     """
     return lax.clamp(jnp.array(-jnp.inf, x.dtype), x, jnp.array(jnp.inf, x.dtype))
 
@@ -120,10 +121,10 @@ def _keep_from_ynnpack(x: Array) -> Array:
 def _stride_2_input_gradient(
     gradient: Float[Array, "B T U D"], kernel: Float[Array, "3 3 D C"]
 ) -> Float[Array, "B 2T 2U C"]:
-    """Returns the gradient of the input of a convolution with stride 2, without zeros between rows and columns.
+    """Returns the gradient of the input of a convolution with stride 2, without inserting zeros in its gradient.
 
-    An even row of the input meets row 1 of the kernel; an odd row meets row 2 and, for the next output, row 0. The
-    same holds for columns. The result is four small convolutions, interleaved.
+    Even rows of the input are multiplied by row 1 of the kernel only; odd rows by row 2 and, for the next output, by
+    row 0. The same holds for columns. So the gradient is four small convolutions whose results are interleaved.
     """
     kernel_lines = slice(1, 2), slice(None, None, -2)
 
@@ -148,6 +149,6 @@ def _convolution(
 def attend(
     query: Float[Array, "B Q H D"], key: Float[Array, "B T H D"], value: Float[Array, "B T H D"], **options
 ) -> Float[Array, "B Q H D"]:
-    """Returns `jax.nn.dot_product_attention`, computed in float32: XLA's batched products of bfloat16 are slow."""
+    """Returns `jax.nn.dot_product_attention`, computed in float32: XLA's batched bfloat16 products are slow."""
     wide = (part.astype(jnp.float32) for part in (query, key, value))
     return jax.nn.dot_product_attention(*wide, **options).astype(query.dtype)

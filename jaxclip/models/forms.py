@@ -1,4 +1,4 @@
-"""The one place that picks between an operation's plain definition and the form written for a back end."""
+"""Chooses between an operation's plain definition and a faster form written for one back end."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -9,11 +9,11 @@ from jaxclip.models import cpu
 from jaxclip.runtime import compiler
 
 MODULES = {"cpu": cpu}
-"""Back end -> the module that holds the forms written for it, each under the name of the plain definition."""
+"""Back end -> the module with its forms; a form has the name of the plain definition that it replaces."""
 
 
 def per_backend(plain: Callable[..., Array]) -> Callable[..., Array]:
-    """Returns an operation that is `plain`, except where `compiler.TABLE` has a row for a form of it.
+    """Returns an operation that calls `plain`, or its faster form if `compiler.TABLE` has a row for one.
 
     The choice is made whenever the operation is traced, by the back end that the program is compiled for and by the
     dtype of the first argument.

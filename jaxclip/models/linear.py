@@ -8,7 +8,7 @@ from jaxclip.models.forms import per_backend
 
 
 class Linear(nnx.LinearGeneral):
-    """A linear map of the last axis or axes, plus the output of its adapter where it has one (`models.lora`)."""
+    """A linear map of the last axis or axes, plus the output of its adapter if it has one (`models.lora`)."""
 
     lora: nnx.Module | None = None
 
@@ -23,7 +23,7 @@ class Linear(nnx.LinearGeneral):
 
 @per_backend
 def contract(x: Array, kernel: Array, axes: int = 1) -> Array:
-    """Returns (..., *N), the product of (..., *K) and (*K, *N), where *K are `axes` axes."""
+    """Returns (..., *N), the product of (..., *K) and (*K, *N), where *K stands for `axes` axes."""
     return jnp.tensordot(x, kernel, axes)
 
 

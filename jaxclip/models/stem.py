@@ -30,13 +30,15 @@ class ConvStem(nnx.Module):
     """3x3 convolutions of stride 2, each twice as wide as the one before, then one linear map per token.
 
     From Xiao et al. 2021, arXiv:2106.14881. `residual` adds a residual 3x3 convolution after every halving except the
-    first and the last, because details of small pictures (logos, dials) cover fewer pixels than a token does.
+    first and the last, to preserve details that are smaller than a token (logos, dials).
     """
 
     def __init__(self, patch: int, width: int, *, residual: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         halvings = patch.bit_length() - 1
         if patch != 1 << halvings:
-            raise ValueError(f"a convolutional stem halves the picture, so patch must be a power of two, not {patch}")
+            raise ValueError(
+                f"patch is {patch}, but a convolutional stem halves the picture: patch must be a power of two"
+            )
         widths = [3] + [max(8, (3 * width // 4) >> (halvings - 1 - i)) for i in range(halvings)]
         layers: list[nnx.Module] = []
         for number, (inputs, outputs) in enumerate(itertools.pairwise(widths), start=1):

@@ -47,8 +47,8 @@ class TransformerConfig:
       stochastic_depth: probability that an example skips the last block in training; it rises linearly over the blocks
         from 0 at the first (Huang et al. 2016).
       dtype: dtype of the computation; parameters are float32.
-      execution: "scan" compiles one layer and loops over it, "unroll" compiles all layers; "auto" unrolls where
-        `compiler.TABLE` says that it pays.
+      execution: "scan" compiles one layer and loops over it, "unroll" compiles all layers; "auto" unrolls on the
+        back ends for which `compiler.TABLE` says so.
       remat: key of REMAT_POLICIES, which say what the backward pass recomputes.
     """
 
@@ -67,7 +67,7 @@ class TransformerConfig:
 
 
 def shard_batch(x: Array) -> Array:
-    """Returns x with its first axis constrained to the mesh's batch axes; x itself without such a mesh."""
+    """Returns x with its first axis sharded over the mesh's batch axes; x unchanged if the mesh has no such axes."""
     if not set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
@@ -76,7 +76,7 @@ def shard_batch(x: Array) -> Array:
 def example_keys(rng: Key[Array, "..."], rows: int) -> Key[Array, " B"]:
     """Returns one key per example: `rng` itself if it is an array of keys, else `rows` keys split from it.
 
-    With a key of its own an example draws the same numbers in whichever batch or microbatch it is processed.
+    With one key each, examples draw the same random numbers however they are divided into batches or microbatches.
     """
     return jax.random.split(rng, rows) if rng.ndim == 0 else rng
 
@@ -89,9 +89,9 @@ def split_each(keys: Key[Array, " B"], count: int) -> Key[Array, "N B"]:
 def dropout(
     x: Array, rate: float | Array, keys: Key[Array, " B"] | None, *, shared_axes: tuple[int, ...] = ()
 ) -> Array:
-    """Returns x with each entry zeroed with probability `rate` and the rest divided by 1 - rate; x itself without keys.
+    """Returns x with each entry zeroed with probability `rate` and the rest divided by 1 - rate, or x without keys.
 
-    Entries along `shared_axes` are zeroed together. Sharing all axes but the batch axis is stochastic depth.
+    Entries along `shared_axes` are zeroed together. Sharing all axes except the batch axis gives stochastic depth.
     """
     if keys is None:
         return x
@@ -115,8 +115,8 @@ def attend(
 def activate(x: Array, name: str) -> Array:
     """Returns the activation `name` of ACTIVATIONS, computed in float32 and rounded once to the type of x.
 
-    In bfloat16 some back ends round after each operation of the formula, which is slower and less precise. For the
-    backward pass only x is kept.
+    In bfloat16 some back ends round after each operation of the formula, which is slower and less precise. The
+    backward pass stores only x.
     """
     if x.dtype == jnp.float32:
         return ACTIVATIONS[name](x)
@@ -124,9 +124,9 @@ def activate(x: Array, name: str) -> Array:
 
 
 class Segments(tuple):
-    """One parameter of all layers as several arrays, split along the layer axis into trained and frozen layers.
+    """One parameter of all layers, split along the layer axis into arrays of trained and of frozen layers.
 
-    It is not a pytree node: in a tree of parameters it is one leaf, as the unsplit stack would be.
+    It is not a pytree node, so that in a tree of parameters it is one leaf, like the unsplit array.
     """
 
     @property
@@ -235,7 +235,7 @@ class AttentionPool(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A stack of blocks. Each parameter of the blocks is one array whose first axis is the layer."""
+    """A stack of blocks. Each parameter is one array for all blocks, with the layer as its first axis."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         @nnx.split_rngs(splits=config.layers)
@@ -277,7 +277,7 @@ class Transformer(nnx.Module):
             for first, last in itertools.pairwise(sorted(cuts)):
                 x, _ = jax.lax.scan(run_block, x, tree.unflatten([_between(leaf, first, last) for leaf in leaves]))
             return x
-        # jnp.unstack: its gradient is one concatenation; that of indexing is a sum of L arrays of the stack's size.
+        # The gradient of jnp.unstack is one concatenation; that of indexing is a sum of L arrays as large as the stack.
         unstacked = [_unstack(leaf) for leaf in leaves]
         for index in range(config.layers):
             layer = tree.unflatten([parts[index] for parts in unstacked])

@@ -34,7 +34,9 @@ class Partners:
     def __post_init__(self):
         paired = np.flatnonzero(self.partner >= 0)
         if not len(paired):
-            raise UserError(f"the table of incorrect pairs is empty: none of its {len(self.partner)} products has one")
+            raise UserError(
+                f"the table of incorrect pairs is empty: none of its {len(self.partner)} products has a partner"
+            )
         wrong = paired[~np.isfinite(self.similarity[paired])]
         if len(wrong):
             raise UserError(
@@ -44,10 +46,10 @@ class Partners:
 
     def among(self, numbers: np.ndarray) -> "Partners":
         """Returns the partners within a subset of the records, renumbered; a partner outside the subset is dropped."""
-        anew = np.full(len(self.partner), -1)
-        anew[numbers] = np.arange(len(numbers))
+        new_numbers = np.full(len(self.partner), -1)
+        new_numbers[numbers] = np.arange(len(numbers))
         partner = self.partner[numbers]
-        return Partners(np.where(partner >= 0, anew[partner], -1), self.similarity[numbers])
+        return Partners(np.where(partner >= 0, new_numbers[partner], -1), self.similarity[numbers])
 
 
 def training_batches(
@@ -84,7 +86,7 @@ def training_batches(
     rows = np.arange(config.batch_size) if rows is None else rows
     if partners is not None and len(partners.partner) != len(records):
         raise UserError(
-            f"the table of incorrect pairs is of {len(partners.partner)} products, the split has {len(records)}: "
+            f"the table of incorrect pairs has {len(partners.partner)} products, the split has {len(records)}: "
             "mine the pairs again"
         )
 
@@ -174,7 +176,7 @@ def _shuffled(positions: tf.Tensor, total: int, seed: int) -> tf.Tensor:
     """Returns the numbers of the records at these positions (b,) of the endless stream."""
     epochs = tf.cast(positions // total, tf.int32)
     seeds = tf.stack([tf.fill(tf.shape(epochs), seed), epochs, tf.zeros_like(epochs)], axis=1)  # (b, 3)
-    # The op itself: its public wrapper, tf.random.experimental.index_shuffle, takes no seed per index.
+    # The raw op, because its public wrapper, tf.random.experimental.index_shuffle, takes no seed per index.
     return tf.raw_ops.RandomIndexShuffle(
         index=positions % total, seed=seeds, max_index=tf.constant(total - 1, tf.int64), rounds=4
     )
@@ -198,8 +200,8 @@ def image_batches(
 ) -> Iterator[np.ndarray]:
     """Yields `rows` (None = all) of batches of the records' pictures in order, (b, S, S, 3) uint8.
 
-    With `crops`, and where towers see these, it is the best crop that preparation stored of each. The last
-    batch is filled up with black pictures.
+    With `crops`, or if the towers are trained on crops, the best stored crop replaces each picture. The last batch is
+    padded with black pictures.
 
     Raises:
       UserError: the towers see crops and the records have none.

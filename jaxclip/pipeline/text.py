@@ -1,4 +1,4 @@
-"""Names and attributes into captions, captions into token ids."""
+"""Turns names and attributes into captions, and captions into token ids."""
 
 import json
 import re
@@ -22,7 +22,7 @@ MAX_DRAWS = 40
 DESCRIBED_BY = ("tokenizer.json", "tokenizer_config.json", "config.json")
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 OF_ONE_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""Classes of tokenizers, our own among them, that are all in tokenizer.json; the second is the first's newer name."""
+"""Tokenizer classes, including our own, that tokenizer.json describes completely; the second renames the first."""
 LEFTOVERS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only")
 """Settings that a tokenizer keeps from how it was last loaded or used."""
 
@@ -46,12 +46,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    """Returns the Hugging Face tokenizer in a folder, or CLIP's from OpenAI's own file of its vocabulary.
+    """Returns the Hugging Face tokenizer in a folder, or CLIP's from OpenAI's vocabulary file (*.txt.gz).
 
-    A folder that holds no more than vocab.json and merges.txt is taken for CLIP's. No code of a folder is ever run.
+    A folder with vocab.json but none of the files in DESCRIBED_BY is read as CLIP's tokenizer. Code in a folder is
+    never run.
 
     Raises:
-      UserError: there is none, or it does not end a caption with its end token, which the text tower reads.
+      UserError: there is no tokenizer, or it does not end captions with an end token, which the text tower needs.
     """
     try:
         if source.name.endswith(".txt.gz"):
@@ -61,7 +62,7 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
         elif _class_of(source) in OF_ONE_FILE:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(str(source), local_files_only=True)
         else:
-            from transformers import AutoTokenizer  # with PyTorch, where that is installed: seconds and 0.5 GB
+            from transformers import AutoTokenizer  # imports PyTorch if it is installed, which takes seconds and 0.5 GB
 
             tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -70,27 +71,27 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"the tokenizer in {source} needs sentencepiece: pip install sentencepiece") from None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if tokenizer.eos_token_id is None or encode(tokenizer, ["a " * 99], 8)[0, -1] != tokenizer.eos_token_id:
-        raise UserError(f"the tokenizer in {source} does not put an end token behind a caption; CLIP's does")
+        raise UserError(f"the tokenizer in {source} does not put an end token after a caption, as CLIP's does")
     return tokenizer
 
 
 def _class_of(source: Path) -> str:
-    """Returns which of transformers' tokenizers a folder says it holds; "" where it says nothing."""
+    """Returns the tokenizer class that a folder's tokenizer_config.json names; "" if it names none."""
     described = source / "tokenizer_config.json"
     return str(json.loads(described.read_text()).get("tokenizer_class", "")) if described.is_file() else ""
 
 
 def cleaned(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTrainedTokenizerBase:
-    """Returns a tokenizer that cleans captions itself as open_clip does ahead of its tokenizers.
+    """Returns a tokenizer that also cleans captions, as open_clip does before it tokenizes them.
 
-    "lower" makes letters small; "canonicalize", SigLIP's, also drops ASCII punctuation and superfluous blanks, and
-    takes "_" for a blank; "whitespace" leaves it as it is, as blanks are no matter to the tokenizers that it goes with.
-    The one given may be changed.
+    "lower" lower-cases; "canonicalize" (SigLIP) also removes ASCII punctuation and repeated spaces, and replaces "_"
+    by a space; "whitespace" changes nothing, because the tokenizers used with it ignore spaces. The argument may be
+    modified.
 
     Raises:
-      UserError: it is a tokenizer in Python code, which cannot be told to.
+      UserError: the tokenizer is implemented in Python, so that no normalizer can be added to it.
     """
-    if cleaning == "whitespace" or isinstance(tokenizer, SiglipTokenizer):  # that one canonicalizes by itself
+    if cleaning == "whitespace" or isinstance(tokenizer, SiglipTokenizer):  # SigLIP's own class already canonicalizes
         return tokenizer
     if not tokenizer.is_fast:
         raise UserError(f"captions cannot be cleaned ({cleaning}) for a {type(tokenizer).__name__}: add tokenizer.json")
@@ -104,7 +105,7 @@ def cleaned(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTrainedToke
             normalizers.Strip(),
         ]
     backend.normalizer = normalizers.Sequence([*steps, *([backend.normalizer] if backend.normalizer else [])])
-    # T5's class, among others, makes its own normalizer whenever it is loaded: this one takes what tokenizer.json says.
+    # Not the original class: some, such as T5's, replace the normalizer in tokenizer.json when they are loaded.
     tokens = {name: str(token) for name in SPECIAL if (token := getattr(tokenizer, name))}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, model_max_length=tokenizer.model_max_length, padding_side="right", **tokens
@@ -112,7 +113,7 @@ def cleaned(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTrainedToke
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes the tokenizer into a folder, without the length of captions that `encode` left in it."""
+    """Writes the tokenizer into a folder, without the truncation and padding that `encode` set."""
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
@@ -122,7 +123,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context_length: int) -> np.ndarray:
-    """Returns the token ids, (n, context_length) int32: padded, over-long captions cut but still with their end."""
+    """Returns the token ids, (n, context_length) int32: padded; longer captions are cut before their end token."""
     encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=context_length)
     return np.asarray(encoded["input_ids"], np.int32)
 
@@ -143,7 +144,7 @@ class TokenSegments:
 
 
 def segments(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], context_length: int, most: int) -> TokenSegments:
-    """Returns the parts of captions, at most `most` of each; what is longer is cut, as `encode` cuts it."""
+    """Returns the parts of captions, at most `most` of each; the rest of a longer caption is dropped."""
     encoded = tokenizer(
         list(texts),
         padding="max_length",
@@ -159,12 +160,12 @@ def segments(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], context_l
 
 
 def caption(name: str, attributes: Mapping[str, str], preprocess: Preprocess) -> str:
-    """Returns the caption that evaluation uses for a product's name (or other caption) and attributes."""
+    """Returns the caption that evaluation uses for a product's attributes and name (or another of its captions)."""
     return _cased(captions.build(name, attributes, preprocess.caption_template), preprocess)
 
 
 def prompts(name: str, preprocess: Preprocess) -> list[str]:
-    """Returns OpenFashionCLIP's wordings of a name, for ensembles."""
+    """Returns OpenFashionCLIP's prompts for a name, for prompt ensembles."""
     return [_cased(captions.build(name, {}, prompt), preprocess) for prompt in captions.PROMPTS]
 
 
@@ -173,8 +174,9 @@ def augmented_caption(
 ) -> str:
     """Returns the caption with attributes and words of the name left out at random.
 
-    `draws` are MAX_DRAWS uniform numbers in [0, 1): the first chooses the wording, then one each for the template's
-    attributes, then one for each word of the name; words beyond them stay, and so does one word at least.
+    `draws` are MAX_DRAWS uniform numbers in [0, 1): the first chooses the prompt, then there is one for each
+    attribute of the template, then one for each word of the name. Words without a draw are kept, and at least one word
+    always is.
     """
     template = preprocess.caption_template
     if augmentation.prompts:

@@ -1,1 +1,1 @@
-"""Training steps compiled for devices that are not here."""
+"""Plans of training steps for hardware that this machine does not have."""

@@ -1,4 +1,4 @@
-"""Plans a training step for absent hardware: compiles it and derives its memory, traffic and best possible time."""
+"""Plans a training step for hardware that is not at hand: compiles it and derives memory, traffic and least time."""
 
 import math
 import os
@@ -33,8 +33,8 @@ READABLE = {
         "xla_tpu_offload_gather_to_sparsecore": "false",
     }
 }
-"""Kind of TPU -> options without which the text of libtpu's programs cannot be parsed (libtpu 0.0.52): they disable
-pipelines inside fusions and token look-ups on the sparse cores."""
+"""Kind of TPU -> options that `hlo` needs to parse programs compiled by libtpu 0.0.52: they disable pipelines inside
+fusions and token look-ups on the sparse cores."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Plan:
     Attributes:
       parameters: bytes of the parameters.
       optimizer: bytes of the optimizer state.
-      batch: bytes of the batch, without prefetched batches and pictures that the device has yet to resize.
+      batch: bytes of the batch; prefetched batches and pictures that the device has yet to resize are not counted.
       temporaries: bytes of activations, gradients and buffers.
       memory: bytes of the device's memory.
       flops: FLOPs of matrix products, including recomputation and the optimizer.
@@ -119,14 +119,15 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
         return topologies.get_topology_desc(name.replace("7x:", "tpu7x:"), platform="tpu").devices
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise UserError(
-            f"--topology={topology} cannot be compiled for: {first_line(error)}; it takes pip install jaxclip[plan]"
+            f"--topology={topology} cannot be compiled for: {first_line(error)}; plans need pip install jaxclip[plan]"
         ) from error
 
 
 def plan(config: Config, topology: str) -> Plan:
     """Returns the plan of the configured training on a topology.
 
-    For GPUs this is an estimate: the program is compiled for as many v5p TPUs and timed with the GPU's specification.
+    For GPUs this is an estimate: the program is compiled for the same number of v5p TPUs, and its times are computed
+    from the GPU's specification.
 
     Raises:
       UserError: the mesh does not divide the devices or the batch.
@@ -198,9 +199,9 @@ def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) 
     Raises:
       UserError: not even one row per device fits.
     """
-    given = config.mesh
-    rows = meshes.batch_multiple(meshes.make_mesh(given.data, given.fsdp, given.tensor, topology_devices(topology)))
-    granule = math.lcm(rows, GRANULE) if config.batch_size > GRANULE else rows
+    shape = config.mesh
+    multiple = meshes.batch_multiple(meshes.make_mesh(shape.data, shape.fsdp, shape.tensor, topology_devices(topology)))
+    granule = math.lcm(multiple, GRANULE) if config.batch_size > GRANULE else multiple
     plans: dict[int, Plan] = {}
 
     def at(batch: int) -> Plan:
@@ -213,34 +214,36 @@ def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) 
     at(config.batch_size // 2)
     at(config.batch_size)
     while len(plans) < MOST_PLANS:
-        known = sorted(plans.values(), key=lambda found: abs(found.needed - found.memory))[:2]
+        known = sorted(plans.values(), key=lambda candidate: abs(candidate.needed - candidate.memory))[:2]
         if len(known) < 2 or known[0].needed == known[1].needed:
             break
         slope = (known[0].needed - known[1].needed) / (known[0].batch_size - known[1].batch_size)
         guess = int(known[0].batch_size + (known[0].memory - known[0].needed) / slope) // granule * granule
-        below = max((found.batch_size for found in plans.values() if found.fits), default=0)
-        above = min((found.batch_size for found in plans.values() if not found.fits), default=math.inf)
+        below = max((candidate.batch_size for candidate in plans.values() if candidate.fits), default=0)
+        above = min((candidate.batch_size for candidate in plans.values() if not candidate.fits), default=math.inf)
         guess = max(below + granule, min(guess, above - granule))
         if guess >= above or guess < granule or (below and guess - below < CLOSE * below):
             break
         at(int(guess))
-    fitting = [found for found in plans.values() if found.fits]
+    fitting = [candidate for candidate in plans.values() if candidate.fits]
     if not fitting:
-        raise UserError(f"no batch fits {topology}: a larger config.mesh.fsdp or config.model.remat=full needs less")
-    return max(fitting, key=lambda found: found.batch_size)
+        raise UserError(
+            f"no batch fits {topology}: raise config.mesh.fsdp or set config.model.remat=full, which need less memory"
+        )
+    return max(fitting, key=lambda candidate: candidate.batch_size)
 
 
 def _towers(config: Config, devices: Sequence[jax.Device]) -> Towers:
     if config.model.init_from:
-        begun = open_pretrained(config)
-        return make_towers(config, begun.preprocess, begun.tokenizer, begun.config, devices)
-    given = config.data.tokenizer
-    vocabulary = text.load_tokenizer(Path(given).expanduser()) if given else Vocabulary(config.data.vocab_size)
+        pretrained = open_pretrained(config)
+        return make_towers(config, pretrained.preprocess, pretrained.tokenizer, pretrained.config, devices)
+    folder = config.data.tokenizer
+    vocabulary = text.load_tokenizer(Path(folder).expanduser()) if folder else Vocabulary(config.data.vocab_size)
     return make_towers(config, make_preprocess(config), vocabulary, devices=devices)
 
 
 def _steps(config: Config) -> int:
-    """Returns the length of the run, which decides its schedule; of a run given in epochs any number serves."""
+    """Returns the number of steps for the schedule; 1000 for runs in epochs, as the plan does not depend on it."""
     return config.steps or 1000
 
 
@@ -250,7 +253,7 @@ def _trace(recipe: Recipe, towers: Towers, batch: Any) -> Any:
 
 
 def _bytes(tree: Any) -> float:
-    """Returns the bytes that one device holds of a tree's arrays."""
+    """Returns the bytes of a tree's arrays that one device holds."""
     return float(sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
     ))  # fmt: skip

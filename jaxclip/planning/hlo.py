@@ -24,8 +24,8 @@ class Traffic:
 
     Attributes:
       memory: read from and written to its main memory.
-      sent: to other devices, by collective, as a ring sends them: (n - 1) / n of an array of n devices' shares, twice
-        that for an all-reduce.
+      sent: sent to other devices, by collective, assuming ring algorithms: (n - 1) / n of the full array's bytes in a
+        group of n devices, twice that for an all-reduce.
     """
 
     memory: float
@@ -36,7 +36,7 @@ class Traffic:
 class _Instruction:
     name: str
     opcode: str
-    arrays: list[tuple[float, bool]]  # bytes of each, and whether it lies in main memory
+    arrays: list[tuple[float, bool]]  # bytes of each, and whether it is in main memory
     operands: list[str]
     text: str
     root: bool
@@ -54,7 +54,7 @@ class _Computation:
 
 
 def traffic(text: str) -> Traffic:
-    """Returns the traffic of a program from its HLO text; a loop's body counts as often as it runs.
+    """Returns the traffic of a program from its HLO text; a loop's body is counted once per iteration.
 
     A fusion that uses only a slice of an array reads only that slice. A TPU's vector memory (S(1)) is not counted.
     """
@@ -142,7 +142,7 @@ def _memory(instruction: _Instruction, computation: _Computation, computations: 
     if instruction.opcode in SLICES:
         return 2 * instruction.memory()
     if instruction.opcode.removesuffix("-start") in SLICES:
-        size, main = instruction.arrays[len(instruction.operands)]  # behind those it is taken from
+        size, main = instruction.arrays[len(instruction.operands)]  # the outputs follow the operands
         return 2 * size if main else size
     if instruction.opcode == "dynamic-update-slice":
         return 2 * operands[1].memory()
@@ -162,7 +162,8 @@ def _fusion(fusion: _Instruction, operands: list[_Instruction], inside: _Computa
         for operand in instruction.operands:
             users[operand].append(instruction)
     gathering = (i for i in inside.instructions.values() if i.opcode.removesuffix("-start") in COLLECTIVES)
-    passing = {size for instruction in gathering for size, _ in instruction.arrays}  # moves on beside the fusion's work
+    # A collective inside the fusion only overlaps with its work: its arrays are not read or written by the fusion.
+    passing = {size for instruction in gathering for size, _ in instruction.arrays}
     total, in_place = 0.0, sum(size for size, main in fusion.arrays if main and size in passing)
     for instruction in inside.instructions.values():
         if instruction.opcode != "parameter":
@@ -195,7 +196,7 @@ def _sent(kind: str, instruction: _Instruction) -> float:
 
 
 def _group(text: str) -> int:
-    """Returns how many devices take part: groups stand as a mesh's axes, as [groups,size]<=[...] or as lists."""
+    """Returns a collective's group size; groups are written as mesh axes, [groups,size]<=[...] or lists of ids."""
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found[2]))

@@ -1,4 +1,4 @@
-"""What pays on which back end: one table of XLA options and of operations written in a form of their own."""
+"""XLA options, and operations with a faster implementation, per back end and processor: one table of both."""
 
 import ctypes
 import sys
@@ -16,9 +16,9 @@ Option = str | bool | int
 Options = dict[str, Option]
 
 YNNPACK_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
-"""Option that lists the operations that XLA hands to the library YNNPACK on CPUs."""
+"""Option that lists the operations that XLA delegates to YNNPACK, a library of CPU kernels."""
 ZEN_5 = 26
-"""Family of AMD's Zen 5 processors, as Linux numbers them; older ones have lower numbers."""
+"""CPU family of AMD's Zen 5 in /proc/cpuinfo; older AMD processors have lower numbers."""
 
 
 def _any_processor(vendor: str, family: int) -> bool:
@@ -39,18 +39,18 @@ def _not_amd_before_zen_5(vendor: str, family: int) -> bool:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Something that is done differently on a back end because it pays there.
+    """One optimisation: XLA options or a special implementation that is faster on a back end.
 
     Attributes:
       name: name of the row, unique in TABLE.
-      target: programs that are compiled with the options ("towers", "ranks"), or the operation that has a form of its
-        own: a function of `models/cpu.py`, or "unroll", which is a transformer without a scan.
-      buys: time with it / time without it; None if it was not measured.
-      measured: program and processor of that ratio, and what it was compared with.
+      target: programs that are compiled with the options ("towers", "ranks"), or the operation that has a special
+        form: a function of `models/cpu.py`, or "unroll", a transformer whose layers are unrolled instead of scanned.
+      buys: time with the optimisation / time without it; None if it was not measured.
+      measured: program and processor on which the ratio was measured, and the baseline of the comparison.
       backend: "cpu", "gpu" or "tpu".
       processors: whether the row applies to CPUs of this vendor and family.
       dtype: dtype of the operands for which the form is used; None for all.
-      options: options for XLA; empty where the row is about a form.
+      options: options for XLA; empty if the row describes a special form of an operation.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Tuning:
 
 TABLE = (
     Tuning(
-        name="memory scheduler",  # runs next what frees memory, not what gives more threads something to do
+        name="memory scheduler",  # schedules operations to free memory early, not to keep more threads busy
         target="towers",
         buys=0.96,
         measured="step of vit_b_32, 32 pairs, float32; temporaries 3.0 GB instead of 3.7",
@@ -80,7 +80,7 @@ TABLE = (
         options={YNNPACK_LIBRARY: ""},
     ),
     Tuning(
-        name="YNNPACK for products and sums",  # not for convolutions, which are slower there than XLA's own
+        name="YNNPACK for products and sums",  # convolutions are left out: YNNPACK's are slower than XLA's own
         target="towers",
         buys=0.83,
         measured="step of laptop, float32, Intel Sapphire Rapids, against no YNNPACK; vit_b_32 on Zen 5: 0.91",
@@ -88,7 +88,7 @@ TABLE = (
         options={YNNPACK_LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"},
     ),
     Tuning(
-        name="wide vectors",  # of 512 bits, as AVX-512 has them; XLA's default is 256
+        name="wide vectors",  # 512 bits, as in AVX-512; XLA's default is 256
         target="towers",
         buys=0.93,
         measured="step of vit_b_32, Intel Sapphire Rapids; no gain on Zen 5",
@@ -96,7 +96,7 @@ TABLE = (
         options={"xla_cpu_prefer_vector_width": 512},
     ),
     Tuning(
-        name="older emitters",  # the generated code is as fast; JAX 0.12 no longer has them
+        name="older emitters",  # they generate equally fast code; JAX 0.12 no longer has them
         target="ranks",
         buys=1.0,
         measured="ranks; compiling takes 80 MB less",
@@ -156,7 +156,7 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 @contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Has programs that are first traced inside written for this back end ("cpu", "gpu", "tpu"), present or not."""
+    """Makes programs traced inside the context target a back end ("cpu", "gpu", "tpu"), even one this machine lacks."""
     token = _platform.set(platform)
     try:
         yield
@@ -165,7 +165,7 @@ def compiling_for(platform: str) -> Iterator[None]:
 
 
 def backend() -> str:
-    """Returns the back end that is traced for: that of `compiling_for`, else JAX's default."""
+    """Returns the back end that programs are traced for: that of `compiling_for`, else JAX's default."""
     return _platform.get() or jax.default_backend()
 
 
@@ -175,7 +175,7 @@ def on_cpu() -> bool:
 
 
 def has_form(operation: str, dtype: jnp.dtype | None = None) -> bool:
-    """Returns whether TABLE has a form of the operation for this back end, processor and dtype of the operands."""
+    """Returns whether TABLE has a special form of an operation for this back end, processor and operand dtype."""
     return any(row.dtype is None or row.dtype == dtype for row in _rows(operation) if not row.options)
 
 
@@ -190,15 +190,19 @@ def ranks() -> Options | None:
 
 
 def _rows(target: str) -> Iterator[Tuning]:
-    """Yields the rows of TABLE about the target that apply to the back end and to this machine's processor."""
+    """Yields the rows of TABLE for the target that apply to the back end and to this machine's processor."""
     current = backend()
     for row in TABLE:
-        if row.target == target and row.backend == current and (current != "cpu" or row.processors(*_maker())):
+        if (
+            row.target == target
+            and row.backend == current
+            and (current != "cpu" or row.processors(*_vendor_and_family()))
+        ):
             yield row
 
 
 def _options(target: str) -> Options | None:
-    """Returns the options of the target's rows without the rows that this version of XLA does not know."""
+    """Returns the merged options of the target's rows, leaving out rows that this version of XLA does not support."""
     merged: Options = {}
     for row in _rows(target):
         if all(is_known(name, value) for name, value in row.options.items()):
@@ -219,7 +223,7 @@ def is_known(name: str, value: Option) -> bool:
 
 
 def release_memory() -> None:
-    """Returns free main memory to the system, on Linux with glibc: compiling leaves hundreds of MB allocated."""
+    """Gives free heap memory back to the system (Linux with glibc): compilation leaves hundreds of MB allocated."""
     if on_cpu() and sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
@@ -234,7 +238,7 @@ def processor_line(*names: str) -> str:
 
 
 @cache
-def _maker() -> tuple[str, int]:
-    """Returns the processor's vendor and family as Linux names them; "" and 0 where they are not known."""
+def _vendor_and_family() -> tuple[str, int]:
+    """Returns the processor's vendor and family from /proc/cpuinfo; "" and 0 if they are unknown."""
     vendor, family = (processor_line(name).partition(":")[2].strip() for name in ("vendor_id", "cpu family"))
     return vendor, int(family or 0)

@@ -35,23 +35,25 @@ def find_first_stage(config: Config, workdir: Path, own: Config, towers: Path, s
       step: "latest" for the step that the re-ranker was trained on; any other checkpoint must be that step.
 
     Raises:
-      UserError: the workdir holds no re-ranker, or one that was trained on other towers or another step of them.
+      UserError: the workdir holds no re-ranker, or its re-ranker was trained on other towers or at another step.
     """
     if config.task != "rerank":
-        raise UserError(f"--rerank={workdir} is no re-ranker: it was trained with task = {config.task}")
+        raise UserError(f"--rerank={workdir} is not a re-ranker: it was trained with task = {config.task}")
     try:
         first = reranking_data.find_first_stage(replace(config, first_stage=str(towers), mesh=own.mesh), workdir, own)
     except UserError as error:
         raise UserError(f"--rerank={workdir}: {error}") from None
     if step != "latest" and resolve_step(step, Checkpoints(towers, read_only=True)) != first.step:
-        raise UserError(f"--step={step}: --rerank={workdir} re-orders what step {first.step} finds; leave --step out")
+        raise UserError(
+            f"--step={step}: --rerank={workdir} re-orders the results of step {first.step}; leave --step out"
+        )
     return first
 
 
 def open_second_stage(
     config: Config, workdir: Path, first: FirstStage, gallery: Split, encoders: Encoders
 ) -> SecondStage:
-    """Returns the newest checkpoint of a re-ranker over a gallery; the features are replicated on every device.
+    """Returns the second stage of a gallery: a re-ranker's newest checkpoint, with the features on every device.
 
     Args:
       config: configuration of the re-ranker.
@@ -65,18 +67,18 @@ def open_second_stage(
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     step, towers = resolve_step("latest", checkpoints), first.towers
-    of_tokens, of_towers = needs_tokens(config), cache(lambda: towers.cast_kernels(first.params))
+    reads_tokens, tower_params = needs_tokens(config), cache(lambda: towers.cast_kernels(first.params))
 
     def tokens(sentences: Sequence[str]) -> jax.Array:
-        worded = [text.caption(sentence, {}, towers.preprocess) for sentence in sentences]
+        captions = [text.caption(sentence, {}, towers.preprocess) for sentence in sentences]
         context = towers.preprocess.context_length
-        found = encoders.text_tokens(of_towers(), text.encode(towers.tokenizer, worded, context))
-        return jnp.pad(found, ((0, 0), (0, (config.rerank.segments - 1) * context), (0, 0)))
+        encoded = encoders.text_tokens(tower_params(), text.encode(towers.tokenizer, captions, context))
+        return jnp.pad(encoded, ((0, 0), (0, (config.rerank.segments - 1) * context), (0, 0)))
 
-    rows = meshes.batch_multiple(towers.mesh)
+    multiple = meshes.batch_multiple(towers.mesh)
     with jax.set_mesh(towers.mesh):
-        if of_tokens:
-            gallery = replace(gallery, query_tokens=np.asarray(tokens([""] * rows))[:0])
+        if reads_tokens:
+            gallery = replace(gallery, query_tokens=np.asarray(tokens([""] * multiple))[:0])
         gallery = reranking_data.with_hubness(gallery, first, reranking_data.find_querybank(config, first, workdir))
         vocabulary = reranking_data.find_vocabulary(gallery, workdir)
         gallery = reranking_data.with_attributes(gallery, vocabulary, towers.preprocess.caption_template)
@@ -90,29 +92,31 @@ def open_second_stage(
     gated = issubclass(model.model, Gated)
 
     @jax.jit
-    def score(params: Params, tables: Tables, query, items, first_scores, there):
-        known, present = look_up(tables, items)
-        present = {name: here & there for name, here in present.items()}
+    def score(params: Params, tables: Tables, query, items, first_scores, valid):
+        features, present = look_up(tables, items)
+        present = {name: has_feature & valid for name, has_feature in present.items()}
         network = nnx.merge(model.graph, params)
         if gated:
-            gates, added = network.added(query, known, present)
+            gates, added = network.added(query, features, present)
             return first_scores + added.sum(axis=1), gates, added
         nothing = jnp.zeros((len(items), 0, items.shape[1]))
-        return network(query, first_scores, known, present), nothing[..., 0], nothing
+        return network(query, first_scores, features, present), nothing[..., 0], nothing
 
-    def judge(sentences, vectors, items, first_scores, there) -> Scored:
-        padding = -len(items) % rows
-        given = [np.concatenate([part, np.repeat(part[-1:], padding, axis=0)]) for part in (items, first_scores, there)]
+    def judge(sentences, vectors, items, first_scores, valid) -> Scored:
+        padding = -len(items) % multiple
+
+        def pad(rows: np.ndarray) -> np.ndarray:
+            return np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)])
+
         with jax.set_mesh(towers.mesh):
-            filled = [*sentences, *sentences[-1:] * padding]
-            query = tokens(filled) if of_tokens else np.concatenate([vectors, np.repeat(vectors[-1:], padding, axis=0)])
-            found = score(params, tables, query, *given)
-        return Scored(*(np.asarray(part)[: len(items)] for part in found))
+            query = tokens([*sentences, *sentences[-1:] * padding]) if reads_tokens else pad(vectors)
+            scored = score(params, tables, query, pad(items), pad(first_scores), pad(valid))
+        return Scored(*(np.asarray(part)[: len(items)] for part in scored))
 
-    features = model.features if gated else ()
-    return SecondStage(workdir.name, min(config.rerank.candidates, len(gallery.groups)), features, judge)
+    explained = model.features if gated else ()
+    return SecondStage(workdir.name, min(config.rerank.candidates, len(gallery.groups)), explained, judge)
 
 
 def needs_tokens(config: Config) -> bool:
-    """Returns whether a re-ranker reads the tokens of pictures."""
+    """Returns whether a re-ranker reads token sequences of queries and pictures instead of their embeddings."""
     return config.rerank.preset == "cross_attention"

@@ -58,5 +58,7 @@ def test_a_convolutional_stem_makes_one_token_per_patch():
         stem = ConvStem(8, 32, residual=residual, dtype=jnp.float32, rngs=nnx.Rngs(0))
         assert stem(jnp.ones((2, 24, 24, 3))).shape == (2, 9, 32)
         assert len(stem.layers) == (4 if residual else 3)
-    with pytest.raises(ValueError, match="patch must be a power of two, not 12"):
+    with pytest.raises(
+        ValueError, match="patch is 12, but a convolutional stem halves the picture: patch must be a power"
+    ):
         ConvStem(12, 32, residual=False, dtype=jnp.float32, rngs=nnx.Rngs(0))

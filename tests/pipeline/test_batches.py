@@ -299,10 +299,10 @@ def test_incorrect_texts_are_augmented_by_draws_of_their_own_and_resume_exactly(
 
 
 def test_a_table_that_is_empty_not_finite_or_of_another_split_is_told(prepared, preprocess, tokenizer):
-    with pytest.raises(UserError, match="is empty: none of its 4 products has one"):
+    with pytest.raises(UserError, match="is empty: none of its 4 products has a partner"):
         Partners(np.full(4, -1), np.full(4, np.nan, np.float32))
     with pytest.raises(UserError, match="1 similarities that are not finite, the first one inf of product 2"):
         Partners(np.asarray([1, 0, 3, -1]), np.asarray([0.1, 0.1, np.inf, np.nan], np.float32))
     records, other = Records(prepared, "train"), partners_of(7)
-    with pytest.raises(UserError, match=f"is of 7 products, the split has {TOTAL}: mine the pairs again"):
+    with pytest.raises(UserError, match=f"has 7 products, the split has {TOTAL}: mine the pairs again"):
         training_batches(records, tokenizer, preprocess, Config(batch_size=2), other, steps=range(1))

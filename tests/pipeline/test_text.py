@@ -120,13 +120,13 @@ def test_a_tokenizer_that_ends_no_caption_is_refused(tmp_path):
         single=f"{START} $A", special_tokens=[(START, 0)]
     )
     endless.save_pretrained(tmp_path / "endless")
-    with pytest.raises(UserError, match="does not put an end token behind a caption"):
+    with pytest.raises(UserError, match="does not put an end token after a caption"):
         text.load_tokenizer(tmp_path / "endless")
 
 
 def test_a_tokenizer_without_any_end_token_is_refused(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=TOKENIZER.backend_tokenizer).save_pretrained(tmp_path / "bare")
-    with pytest.raises(UserError, match="does not put an end token behind a caption"):
+    with pytest.raises(UserError, match="does not put an end token after a caption"):
         text.load_tokenizer(tmp_path / "bare")
 
 

@@ -76,7 +76,7 @@ def test_ynnpack_gets_the_products_and_sums_of_a_stem_but_no_convolution(differe
     ],
 )
 def test_each_kind_of_processor_has_its_options(monkeypatch, maker, options):
-    monkeypatch.setattr(compiler, "_maker", lambda: maker)
+    monkeypatch.setattr(compiler, "_vendor_and_family", lambda: maker)
     assert compiler.towers() == {**SCHEDULER, **options}
     with compiler.compiling_for("gpu"):
         assert compiler.towers() is None
@@ -95,6 +95,6 @@ def test_a_program_is_traced_in_the_forms_of_the_back_end_that_it_is_for():
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux has this file")
 def test_the_vendor_of_this_processor_is_read():
-    vendor, family = compiler._maker()
+    vendor, family = compiler._vendor_and_family()
     assert vendor in Path("/proc/cpuinfo").read_text()
     assert platform.machine() != "x86_64" or (vendor and family)

@@ -118,8 +118,8 @@ def test_a_second_stage_of_other_towers_is_refused(trained, reranker, shop, tmp_
     steps = sorted(int(folder.name) for folder in (trained / "checkpoints").iterdir())
     for arguments, words in (
         ({"rerank": other}, f"--rerank={other}: .*was trained on the first stage 000000000000"),
-        ({"rerank": trained}, "is no re-ranker"),
-        ({"rerank": reranker, "step": str(steps[0])}, f"re-orders what step {steps[-1]} finds; leave --step out"),
+        ({"rerank": trained}, "is not a re-ranker"),
+        ({"rerank": reranker, "step": str(steps[0])}, f"re-orders the results of step {steps[-1]}; leave --step out"),
         ({"rerank": tmp_path}, "is not a workdir"),
     ):
         with pytest.raises(UserError, match=words):

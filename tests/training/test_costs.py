@@ -34,7 +34,7 @@ TOLERANCE = 0.05  # for patch releases of XLA; one version always gives the same
 
 @pytest.fixture
 def one_maker(monkeypatch):
-    monkeypatch.setattr(compiler, "_maker", lambda: ("AuthenticAMD", 25))
+    monkeypatch.setattr(compiler, "_vendor_and_family", lambda: ("AuthenticAMD", 25))
 
 
 def step_of(preset, **training):

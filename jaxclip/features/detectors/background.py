@@ -1,4 +1,4 @@
-"""Models the background from the picture's border: a smooth CIELAB surface, plus other colours in the corners."""
+"""Models the background by the picture's border: a smooth CIELAB surface, plus other colours in the corners."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ import numpy as np
 FAR = 3.2
 """Distance from the background, in standard deviations, beyond which a pixel does not belong to it."""
 
-_NOISE = 1.3  # CIELAB units that JPEG leaves on a plain background.
+_NOISE = 1.3  # Standard deviation of JPEG noise on a plain background, in CIELAB units.
 
 
 @dataclass(frozen=True, eq=False)
 class Background:
-    """How a picture differs from its background, and how good a background that is.
+    """The difference of a picture from its background, and how well the background fits.
 
     Attributes:
-      offset: (height, width, 3) float32, in CIELAB, from the surface.
-      distance: (height, width) float32, in deviations, from the nearest of surface and other colours.
-      spread: the surface's deviation in CIELAB units; what JPEG leaves is 1.3.
-      explained: share of the border that is background; a product that leaves the picture takes its part.
+      offset: (height, width, 3) float32, the CIELAB difference of each pixel from the surface.
+      distance: (height, width) float32, in standard deviations, to the surface or the nearest other colour.
+      spread: standard deviation from the surface, in CIELAB units; that of JPEG noise is 1.3.
+      explained: share of the border that is background; a product cut off by the border lowers it.
     """
 
     offset: np.ndarray
@@ -28,7 +28,7 @@ class Background:
 
 
 def model_background(lab: np.ndarray) -> Background:
-    """Returns what the border of a picture (height, width, 3) in CIELAB implies about its background."""
+    """Returns the background fitted to the border of a CIELAB picture (height, width, 3)."""
     height, width = lab.shape[:2]
     thick = max(1, round(0.02 * min(height, width)))
     ring = np.ones((height, width), bool)
@@ -64,7 +64,7 @@ def _root() -> np.ndarray:
     return np.where(value > (6 / 29) ** 3, np.cbrt(value), value * (29 / 6) ** 2 / 3 + 4 / 29).astype(np.float32)
 
 
-# sRGB to XYZ under its own white (D65), whose row sums are 1, in steps of the table of roots.
+# Linear sRGB to XYZ relative to D65 white (so rows sum to 1), scaled to indices of the table of cube roots.
 _TO_XYZ = 4096 * np.array(
     [[0.433953, 0.376219, 0.189828], [0.212671, 0.715160, 0.072169], [0.017758, 0.109477, 0.872765]], np.float32
 )
@@ -72,7 +72,7 @@ _LINEAR, _ROOT = _from_srgb(), _root()
 
 
 def quick_lab(image: np.ndarray) -> np.ndarray:
-    """Returns (height, width, 3) float32: CIELAB of sRGB, by tables, exact to 0.3."""
+    """Returns (height, width, 3) float32: CIELAB of sRGB from look-up tables, exact to 0.3."""
     roots = _ROOT[(_LINEAR[image] @ _TO_XYZ.T + 0.5).astype(np.int32)]
     x, y, z = roots[..., 0], roots[..., 1], roots[..., 2]
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
@@ -83,7 +83,7 @@ def length(vectors: np.ndarray) -> np.ndarray:
 
 
 def _painted(surface: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns (height, width, 3): the background of a surface's coefficients."""
+    """Returns (height, width, 3): the background that a surface's coefficients describe."""
     y = (np.arange(height, dtype=np.float32) / height * 2 - 1)[:, None, None]
     x = (np.arange(width, dtype=np.float32) / width * 2 - 1)[:, None]
     flat, across, down, across2, down2, mixed = surface
@@ -91,10 +91,10 @@ def _painted(surface: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _near_mode(colours: np.ndarray) -> np.ndarray:
-    """Returns (N,) bool: the colours near the commonest one."""
+    """Returns (N,) bool: whether each colour is near the most frequent one."""
     bins = np.floor(colours / 8).astype(np.int64) @ np.array([1_000_000, 1000, 1])
-    _, which, counts = np.unique(bins, return_inverse=True, return_counts=True)
-    middle = colours[which == counts.argmax()].mean(axis=0)
+    _, bin_of_colour, counts = np.unique(bins, return_inverse=True, return_counts=True)
+    middle = colours[bin_of_colour == counts.argmax()].mean(axis=0)
     return length(colours - middle) < 14
 
 
@@ -117,9 +117,9 @@ def _corners(height: int, width: int) -> np.ndarray:
 
 
 def _other_modes(border: np.ndarray, left_over: np.ndarray, corners: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns mean and inverse covariance of the border's other colours that hold corners, as a floor does.
+    """Returns mean and inverse covariance of the border's other colours that fill corners, as a floor does.
 
-    A product that leaves the picture touches the border between the corners.
+    Colours elsewhere on the border are ignored: a product cut off by the border touches it between the corners.
     """
     modes = []
     while len(modes) < 4 and left_over.sum() >= 0.05 * len(border):

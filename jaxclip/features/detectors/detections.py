@@ -13,8 +13,8 @@ class Detections:
 
     Attributes:
       boxes: (N, 4) float32: left, top, right, bottom as shares of the picture's width and height, 0 to 1.
-      scores: (N,) float32, falling.
-      labels: what each box holds, in the detector's own words.
+      scores: (N,) float32, in descending order.
+      labels: class of each box, as the detector names it.
       mask: (height, width) bool, the product's pixels, from detectors that segment; None from others.
     """
 
@@ -28,14 +28,14 @@ class Detections:
 
     @classmethod
     def of(cls, boxes: Sequence, scores: Sequence[float], labels: Sequence[str]) -> "Detections":
-        """Returns detections clipped to the picture and sorted by score, less boxes without area or with NaN."""
+        """Returns detections clipped to the picture and sorted by score, without empty boxes or NaN scores."""
         boxes = np.clip(np.asarray(boxes, np.float32).reshape(-1, 4), 0, 1)
         scores = np.asarray(scores, np.float32).reshape(-1)
         if not len(boxes) == len(scores) == len(labels):
             raise ValueError(f"{len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels")
-        whole = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & ~np.isnan(scores)
+        valid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & ~np.isnan(scores)
         order = np.argsort(-scores, kind="stable")
-        order = order[whole[order]]
+        order = order[valid[order]]
         return cls(boxes[order], scores[order], tuple(labels[index] for index in order))
 
 
@@ -44,7 +44,7 @@ NONE = Detections.of([], [], [])
 
 
 class Detector(Protocol):
-    """Finds things in pictures."""
+    """Detects objects in pictures."""
 
     def __call__(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
         """Returns the detections of each picture.

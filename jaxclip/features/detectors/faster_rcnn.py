@@ -14,11 +14,11 @@ _CLASSES = "roi_heads.box_predictor.cls_score.weight"
 
 
 class FasterRCNN:
-    """The detector `faster_rcnn`: with COCO's classes, or with those of weights of one's own.
+    """The detector `faster_rcnn`, with torchvision's COCO weights or with those of a file.
 
-    Without a file it takes torchvision's COCO weights, which that library downloads once. The classes of a file are
-    named by the file of the same name ending in .names, one a line, background left out; else by COCO if it has as many
-    classes, else by their numbers.
+    torchvision downloads its COCO weights once. The classes of a weights file are named in a file of the same name with
+    the ending .names, one per line, without the background; without it they are COCO's if their number is the same,
+    else they are numbered.
     """
 
     def __init__(self, path: Path | None):
@@ -49,7 +49,7 @@ class FasterRCNN:
         return FasterRCNN, (self._path,)
 
     def __call__(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
-        # One at a time: each takes half a GB, and in a batch of several sizes the padding would change what is found.
+        # One at a time: each takes half a GB, and padding pictures to one size would change the detections.
         return [self._detect(image) for image in images]
 
     def _detect(self, image: np.ndarray) -> Detections:
@@ -76,7 +76,7 @@ def _downloaded(build):
     except OSError as error:
         raise UserError(
             f"torchvision cannot download its weights of Faster R-CNN ({first_line(error)}); "
-            "give a file of yours: faster_rcnn:WEIGHTS.pth."
+            "give a weights file: faster_rcnn:WEIGHTS.pth"
         ) from error
 
 
@@ -86,24 +86,24 @@ def _state(path: Path) -> dict:
     import torch
 
     if not path.is_file():
-        raise UserError(f"There are no Faster R-CNN weights at {path}.")
+        raise UserError(f"there are no Faster R-CNN weights at {path}: give a file of weights")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} cannot be read as PyTorch weights: {first_line(error)}") from error
     state = state.get("model", state) if isinstance(state, dict) else {}
     if _CLASSES not in state:
-        raise UserError(f'{path} holds no "{_CLASSES}"; give the state_dict of a fasterrcnn_resnet50_fpn_v2.')
+        raise UserError(f'{path} holds no "{_CLASSES}"; give the state_dict of a fasterrcnn_resnet50_fpn_v2')
     return state
 
 
 def _labels(path: Path, classes: int, coco: list[str]) -> list[str]:
-    beside = path.with_suffix(".names")
-    if beside.is_file():
-        names = [line.strip() for line in beside.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names_file = path.with_suffix(".names")
+    if names_file.is_file():
+        names = [line.strip() for line in names_file.read_text(encoding="utf-8").splitlines() if line.strip()]
         if len(names) != classes - 1:
             raise UserError(
-                f"{path} knows {classes - 1} classes besides the background and {beside} names {len(names)}."
+                f"{path} has {classes - 1} classes besides the background, but {names_file} names {len(names)}"
             )
         return ["background", *names]
     return coco if classes == len(coco) else [f"class {number}" for number in range(classes)]

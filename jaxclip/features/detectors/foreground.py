@@ -1,4 +1,4 @@
-"""What stands out from the background of a product photo, found without weights.
+"""Segments the product in a photo by how it differs from the background, without a trained model.
 
 The background is modelled from the picture's border: a smooth surface in CIELAB (white, grey, gradients, vignettes),
 plus other colours that fill the corners (a floor under a wall). Pixels far from the background that are not its soft
@@ -22,23 +22,23 @@ WORKING_SIDE = 128
 """Pixels of the longer side at which pictures are segmented."""
 
 _PLAIN = 1.75  # CIELAB units of deviation up to which a background is plain.
-_MIDDLE = 0.6, 0.88  # Spread of where the product is looked for before a busy background, in half sides.
-_LEAST_CLARITY = 0.35  # Score before a plain background; noise comes to 0.3.
-_LEAST_DIFFERENCE = 0.1  # The same before a busy one, where noise comes to 0.02.
-_STUDIO = 0.5  # Share of the border that a background must explain.
-_LEAST_AREA = 0.003  # Share of the picture below which nothing stands out.
+_MIDDLE = 0.6, 0.88  # Width and height of the prior for the product in front of a busy background, in half sides.
+_LEAST_CLARITY = 0.35  # Least score in front of a plain background; noise scores up to 0.3.
+_LEAST_DIFFERENCE = 0.1  # Least score in front of a busy background; noise scores up to 0.02.
+_STUDIO = 0.5  # Share of the border that the background model must explain.
+_LEAST_AREA = 0.003  # Share of the picture below which a product is ignored.
 _LEAST_PIECE = 0.03  # Smallest area of a piece, relative to the largest piece.
-_LEAST_AT_EDGE = 0.3  # The same for a piece that touches the picture's edge.
-_DEEPEST_SHADOW = 45.0  # Fall in lightness.
-_SHADOW_EDGE = 8.0  # Lightness per pixel at which a shadow would be too sharp.
-_TRUE_HOLE = 0.01  # Share of the picture from which a hole in a strong product is one.
+_LEAST_AT_EDGE = 0.3  # Smallest relative area of a piece that touches the picture's edge.
+_DEEPEST_SHADOW = 45.0  # Largest loss of lightness in a shadow.
+_SHADOW_EDGE = 8.0  # Change of lightness per pixel from which an edge is too sharp for a shadow.
+_TRUE_HOLE = 0.01  # Share of the picture from which a gap in a strongly coloured product is a real hole.
 _STRONG = 3 * FAR  # Median distance from which a product's colour is clearly not the background's.
-_LEAST_LIT = 0.5  # Share of the product and its shadow that is product.
+_LEAST_LIT = 0.5  # Least share of product and shadow that must remain without the shadow.
 _BINS = 16  # Of each axis of the colour histograms.
 
 
 def foreground_mask(image: np.ndarray) -> np.ndarray:
-    """Returns (height, width) bool: where the product is; all False where nothing stands out.
+    """Returns (height, width) bool: True at the product's pixels; all False if there is no product.
 
     Args:
       image: (height, width, 3) uint8 RGB of any size.
@@ -47,7 +47,7 @@ def foreground_mask(image: np.ndarray) -> np.ndarray:
 
 
 class Foreground:
-    """The detector `foreground`: one box around all that stands out, labelled "product", or none."""
+    """The detector `foreground`: one box around the whole product, labelled "product", or none."""
 
     def __call__(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
         return [_detect(image) for image in images]
@@ -81,21 +81,21 @@ def _segment(image: np.ndarray) -> tuple[np.ndarray, float]:
     background = model_background(lab)
     distance = background.distance
     if background.explained < _STUDIO or background.spread > _PLAIN:
-        mask, clarity = _told_apart(lab, distance)
+        mask, clarity = _separate_by_colour(lab, distance)
         sure = clarity >= _LEAST_DIFFERENCE
     else:
-        mask = _lit(distance, background.offset)
+        mask = _without_shadow(distance, background.offset)
         far = distance[mask & (distance > FAR)]
         clarity = background.explained * (1 - FAR / float(far.mean())) if far.size else 0.0
         sure = clarity >= _LEAST_CLARITY
     return (mask, clarity) if sure and mask.mean() >= _LEAST_AREA else nothing
 
 
-def _lit(distance: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Returns the product before a plain background, less its shadow."""
+def _without_shadow(distance: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Returns the mask of the product in front of a plain background, without its shadow."""
     far = distance > FAR
     mask = _pieces(far & ~_shadow(far, offset), distance)
-    # Where little is left a pale product itself was taken for a shadow.
+    # If little is left, a pale product was itself mistaken for a shadow.
     return mask if mask.sum() >= _LEAST_LIT * _filled(far).sum() else _pieces(far, distance)
 
 
@@ -146,12 +146,12 @@ def _grown(mask: np.ndarray) -> np.ndarray:
 
 
 def _shrunk(mask: np.ndarray) -> np.ndarray:
-    """Returns the mask less its rim; beyond the picture it goes on."""
+    """Returns the mask without its outermost pixels; those at the picture's edge stay."""
     return ~_grown(~mask)
 
 
-def _told_apart(lab: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns what has the middle's colours rather than the border's, and how far these differ, 0 to 1.
+def _separate_by_colour(lab: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns the mask of the middle's colours, and how well they are separable from the border's, 0 to 1.
 
     Four rounds of likelihood (of colours, in histograms), a prior that favours the middle, and blur.
     """
@@ -177,8 +177,8 @@ def _histogram(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return counts / counts.sum()
 
 
-def _whole_pieces(parts: np.ndarray) -> np.ndarray:
-    """Returns the numbers of the pieces that belong to the product: the largest, seen from the middle, and others.
+def _product_pieces(parts: np.ndarray) -> np.ndarray:
+    """Returns the numbers of the product's pieces: the largest, weighted towards the middle, and others.
 
     A region that touches the border is kept only if it is a large part of the product.
     """
@@ -197,7 +197,7 @@ def _whole_pieces(parts: np.ndarray) -> np.ndarray:
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
-    """Returns the mask with what it encloses; scipy's `binary_fill_holes` takes a pass for each pixel of depth."""
+    """Returns the mask with its holes filled; scipy's `binary_fill_holes` needs one pass per pixel of depth."""
     parts, _ = ndimage.label(~mask)
     outside = _members(parts, _rim(parts))
     outside[mask] = False
@@ -209,13 +209,13 @@ def _rim(parts: np.ndarray) -> np.ndarray:
 
 
 def _pieces(mask: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Returns the largest piece with those that are no specks beside it, holes filled but for true ones."""
+    """Returns the largest piece and others that are not specks, with all holes filled except real ones."""
     mask = _shrunk(_grown(mask))
     parts, count = ndimage.label(_filled(mask), np.ones((3, 3), int))
     if not count:
         return mask
-    product = _members(parts, _whole_pieces(parts))
-    # A pale product's inside may look like the background; behind a strong one only the background does.
+    product = _members(parts, _product_pieces(parts))
+    # Background colour inside a pale product may be the product; inside a strongly coloured one it is a real hole.
     if np.median(distance[product & mask]) < _STRONG:
         return product
     holes, count = ndimage.label(product & ~mask)
@@ -231,5 +231,5 @@ def _pieces(mask: np.ndarray, distance: np.ndarray) -> np.ndarray:
 def make(argument: str) -> Foreground:
     """Returns the detector of `foreground`."""
     if argument:
-        raise UserError(f'The detector foreground takes nothing after a colon, not "{argument}".')
+        raise UserError(f'the detector foreground takes nothing after a colon, not "{argument}"')
     return Foreground()

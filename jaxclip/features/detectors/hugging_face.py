@@ -1,4 +1,4 @@
-"""Any object detector of the transformers library: DETR, RT-DETR, YOLOS, and what is fine-tuned from them."""
+"""Object detectors of the transformers library: DETR, RT-DETR, YOLOS and models fine-tuned from them."""
 
 from collections.abc import Sequence
 
@@ -38,14 +38,14 @@ class HuggingFaceDetector:
         return HuggingFaceDetector, (self._name,)
 
     def __call__(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
-        # One at a time: in a batch of several sizes the padding would change what is found, and memory would grow.
+        # One at a time: padding pictures to one size would change the detections and take more memory.
         return [self._detect(image) for image in images]
 
     def _detect(self, image: np.ndarray) -> Detections:
         import torch
 
         height, width = image.shape[:2]
-        # A copy: PyTorch warns of arrays that cannot be written to.
+        # A copy, because PyTorch warns about read-only arrays.
         inputs = self._processor(images=np.array(image), return_tensors="pt").to(self._device)
         with torch.inference_mode():
             outputs = self._model(**inputs)
@@ -60,5 +60,5 @@ class HuggingFaceDetector:
 def make(argument: str) -> HuggingFaceDetector:
     """Returns the detector of `transformers:FOLDER_OR_NAME`."""
     if not argument:
-        raise UserError("The detector transformers needs a model: transformers:FOLDER_OR_NAME.")
+        raise UserError("the detector transformers needs a model: transformers:FOLDER_OR_NAME")
     return HuggingFaceDetector(argument)

@@ -1,4 +1,4 @@
-"""Boxes that somebody else found or drew, kept in a JSON file of COCO's layout."""
+"""Boxes that were annotated or detected beforehand, read from a JSON file in COCO's format."""
 
 import json
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 
 
 class StoredBoxes:
-    """The detector `boxes`: what the file says of a picture, found by its file name, with or without folder and ending.
+    """The detector `boxes`: a file's boxes, looked up by a picture's file name, with or without folder and ending.
 
-    A picture that the file does not name has no boxes. Names that two pictures share without folder or ending are found
-    only by the whole. Scores are those of the annotations, 1 where they have none.
+    A picture that the file does not list has no boxes. Pictures whose names differ only in folder or ending are found
+    by their full name only. Scores are those of the annotations, or 1 if they have none.
     """
 
     def __init__(self, path: Path):
@@ -33,18 +33,18 @@ class StoredBoxes:
 def make(argument: str) -> StoredBoxes:
     """Returns the detector of `boxes:FILE.json`."""
     if not argument:
-        raise UserError("The detector boxes needs a file: boxes:FILE.json.")
+        raise UserError("the detector boxes needs a file: boxes:FILE.json")
     return StoredBoxes(Path(argument).expanduser())
 
 
 def _read(path: Path) -> dict[str, Detections]:
-    """Returns detections by every name under which a picture can be found."""
+    """Returns the detections of each picture under every name by which it can be looked up."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"The boxes file {path} cannot be read: {error.strerror or error}.") from error
+        raise UserError(f"the boxes file {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}.") from error
+        raise UserError(f"{path} is no JSON: {error}") from error
     images, annotations, categories = (_entries(path, content, key) for key in ("images", "annotations", "categories"))
     labels = {_field(path, "categories", one, "id"): str(_field(path, "categories", one, "name")) for one in categories}
     found = {_field(path, "images", one, "id"): ([], [], []) for one in images}
@@ -54,7 +54,7 @@ def _read(path: Path) -> dict[str, Detections]:
         kind = _field(path, "annotations", one, "category_id")
         if where not in found or kind not in labels:
             missing = f"image {where}" if where not in found else f"category {kind}"
-            raise UserError(f"{path} has an annotation of {missing}, which it does not list.")
+            raise UserError(f"{path} has an annotation of {missing}, which it does not list")
         boxes, scores, names = found[where]
         boxes.append(_box(path, one, *sizes[where]))
         scores.append(_score(path, one))

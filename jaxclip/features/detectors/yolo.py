@@ -1,7 +1,7 @@
 """Detectors of the YOLO family in ONNX files, run by onnxruntime.
 
-What a file needs and gives is read off its shapes, for an input of height H and width W and A = sum of (H / s)(W / s)
-over the strides s:
+The family, and with it the input and output format, is recognised by the output's shape. For an input of height H and
+width W, A is the sum of (H / s)(W / s) over the strides s:
 
 | output       | family              | input                                  | boxes                            |
 |--------------|---------------------|----------------------------------------|----------------------------------|
@@ -10,7 +10,7 @@ over the strides s:
 | (1, 4+C, A)  | YOLOv8, v9, v11     | RGB 0-1, letterboxed in the middle     | decoded                          |
 | (1, N, 6)    | YOLOv10, end to end | RGB 0-1, letterboxed in the middle     | corners, score, class, after NMS |
 
-The YOLOX paper is Ge et al., 2021; in its raw form centres count cells and sizes are logarithms.
+The YOLOX paper is Ge et al., 2021; in its raw output centres are in cells and sizes are logarithms.
 """
 
 import ast
@@ -28,15 +28,15 @@ from jaxclip.features.geometry import iou
 
 LEAST_SCORE = 0.25
 MOST_OVERLAP = 0.45
-"""Intersection over union above which, of two boxes of one class, the weaker is left out."""
+"""Intersection over union above which the lower-scored of two boxes of one class is dropped."""
 MOST_BOXES = 100
 
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 _GREY = 114
 _USUAL_SIDE = 640
-_LARGEST_LOGARITHM = 16.0  # A size in pixels is larger than this in some cell of every picture.
+_LARGEST_LOGARITHM = 16.0  # Raw sizes are below this; in decoded output some size in pixels is always above it.
 
-# The 80 classes of COCO in the order in which all of the family learn them.
+# The 80 classes of COCO in the order that all YOLO models use.
 COCO = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
@@ -59,7 +59,7 @@ class OutputLayout:
 
 
 class Yolo:
-    """The detector `onnx`. Classes are named by FILE.names, else the file's metadata, else they are the 80 of COCO."""
+    """The detector `onnx`. Class names come from FILE.names, else from the file's metadata, else from COCO."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -106,12 +106,12 @@ class Yolo:
 def make(argument: str) -> Yolo:
     """Returns the detector of `onnx:FILE.onnx`."""
     if not argument:
-        raise UserError("The detector onnx needs a file: onnx:FILE.onnx.")
+        raise UserError("the detector onnx needs a file: onnx:FILE.onnx")
     return Yolo(Path(argument).expanduser())
 
 
 def recognise(shapes: Sequence[tuple[int, ...]], height: int, width: int) -> OutputLayout | None:
-    """Returns what outputs of these shapes mean for an input of `height` x `width`; None if no detector's."""
+    """Returns the layout of outputs of these shapes for an input of `height` x `width`; None if it is unknown."""
     if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][0] != 1:
         return None
     _, rows, columns = shapes[0]
@@ -127,7 +127,7 @@ def recognise(shapes: Sequence[tuple[int, ...]], height: int, width: int) -> Out
 
 
 def letterbox(image: np.ndarray, height: int, width: int, *, middle: bool) -> tuple[np.ndarray, float, tuple[int, int]]:
-    """Returns the picture fitted into `height` x `width` on grey, its scale, and where its left and top edges lie."""
+    """Returns the picture fitted into `height` x `width` on grey, its scale, and its left and top edge."""
     scale = min(height / image.shape[0], width / image.shape[1])
     high, wide = max(round(image.shape[0] * scale), 1), max(round(image.shape[1] * scale), 1)
     left, top = ((width - wide) // 2, (height - high) // 2) if middle else (0, 0)
@@ -168,7 +168,7 @@ def _from_cells(boxes: np.ndarray, strides: Sequence[int], height: int, width: i
 
 
 def best(corners: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Returns the indices of the boxes worth keeping, best first: sure enough, and no double of a better one."""
+    """Returns the indices of the boxes left by non-maximum suppression, best first."""
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= LEAST_SCORE][:1000]
     kept: list[int] = []
@@ -186,31 +186,31 @@ def _session(path: Path):
     except ImportError as error:
         raise not_installed("onnx", error) from error
     if not path.is_file():
-        raise UserError(f"There is no ONNX file at {path}.")
+        raise UserError(f"there is no ONNX file at {path}")
     options = onnxruntime.SessionOptions()
-    # One thread: pictures are shared out among processes, and each thread more would wait for a core.
+    # One thread: several processes detect in parallel, and more threads would only compete for the cores.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
-    except Exception as error:  # onnxruntime's own errors share no base but this one.
+    except Exception as error:  # onnxruntime's errors have no other common base class.
         raise UserError(f"{path} is no ONNX model that onnxruntime can run: {first_line(error)}") from error
 
 
 def _names(path: Path, metadata: dict[str, str], classes: int) -> dict[int, str]:
-    beside = path.with_suffix(".names")
-    if beside.is_file():
+    names_file = path.with_suffix(".names")
+    if names_file.is_file():
         names = dict(
-            enumerate(line.strip() for line in beside.read_text(encoding="utf-8").splitlines() if line.strip())
+            enumerate(line.strip() for line in names_file.read_text(encoding="utf-8").splitlines() if line.strip())
         )
-        source = str(beside)
+        source = str(names_file)
     elif "names" in metadata:
         names, source = _from_metadata(path, metadata["names"]), f"the metadata of {path}"
     else:
-        names, source = dict(enumerate(COCO)), f"COCO, {beside} not being there,"
+        names, source = dict(enumerate(COCO)), "COCO"
     if classes and len(names) != classes:
         raise UserError(
-            f"{path} knows {classes} classes and {source} names {len(names)}; name them in {beside}, one a line."
+            f"{path} has {classes} classes and {source} names {len(names)}; name them in {names_file}, one per line"
         )
     return names
 

@@ -7,11 +7,11 @@ import { ask, fetchJson } from "./server.js";
 import { MOST, PAGE, address, read, searching } from "./state.js";
 import { explain } from "./why.js";
 
-const PAUSE = 250;        // milliseconds without a key before a search
+const PAUSE = 250;        // milliseconds after the last keystroke before a search starts
 
 let gallery = null;
-let asked = null;         // aborts the request before
-let requested = "";       // what the cards show or are about to show
+let asked = null;         // aborts the previous request
+let requested = "";       // state that the cards show or are loading
 let found = [];           // the newest results
 const captions = new Map();  // id -> name, for the chip of "more like this"
 
@@ -30,7 +30,7 @@ async function take(file) {
   }
 }
 
-// Showing
+// Rendering
 
 function tell(text, wrong = false) {
   $("status").textContent = text;
@@ -140,7 +140,7 @@ function showChips(state) {
   $("q").placeholder = chips.length ? "Add words" : "Describe a product";
 }
 
-// A product
+// The product dialog
 
 let shown = null;
 
@@ -158,7 +158,7 @@ async function showProduct(id) {
     explainShown();
     $("similar").onclick = () => similar(id);
     if (!$("product").open) $("product").showModal();
-    $("similar").focus({ preventScroll: true });  // what is seen first is the picture
+    $("similar").focus({ preventScroll: true });  // do not scroll past the picture
   } catch (error) {
     shown = null;
     tell(error.message, true);
@@ -180,14 +180,14 @@ $("product").onclose = () => {
 $("product").onclick = (event) => {
   if (event.target === $("product") || event.target.classList.contains("close")) $("product").close();
 };
-$("copy").hidden = !navigator.clipboard;  // browsers keep it from pages that come by plain HTTP from elsewhere
+$("copy").hidden = !navigator.clipboard;  // browsers disable the clipboard on remote pages without HTTPS
 $("copy").onclick = async () => {
   await navigator.clipboard.writeText(location.href);
   $("copy").textContent = "Copied";
   setTimeout(() => { $("copy").textContent = "Copy link"; }, 1500);
 };
 
-// What a person does
+// Event handlers
 
 let typing;
 $("q").oninput = () => {
@@ -242,7 +242,7 @@ addEventListener("keydown", (event) => {
   }
   if (at < 0) return;
   const beside = cards[at].matches(".entry");
-  const column = cards.findIndex((card) => card.closest("ol") === cards.at(-1).closest("ol"));  // where the second begins
+  const column = cards.findIndex((card) => card.closest("ol") === cards.at(-1).closest("ol"));  // index of the second column's first card
   const across = cards.filter((card) => card.parentElement.offsetTop === cards[0].parentElement.offsetTop).length;
   const [aside, down] = beside ? [column, 1] : [1, across];
   const step = { ArrowLeft: -aside, ArrowRight: aside, ArrowUp: -down, ArrowDown: down }[event.key];

@@ -2,7 +2,7 @@ import { $, make, moved } from "./elements.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-// Shows the first stage's best products beside the second's, a curve from the one place of each to the other.
+// Shows the best products of both stages in two columns, with a curve between a product's two places.
 export function compare(first, second, count, open) {
   if (!second.length) {
     $("compare").replaceChildren();
@@ -54,7 +54,7 @@ function entry(result, place, badge, open) {
   return make("li", {}, button);
 }
 
-// The two places of a product and the curve between them light up together.
+// Highlights both places of a product and the curve between them.
 const light = (event) => {
   const id = event.target.closest?.("[data-id]")?.dataset.id;
   for (const part of $("compare").querySelectorAll("[data-id]")) part.classList.toggle("lit", part.dataset.id === id);

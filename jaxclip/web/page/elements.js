@@ -1,4 +1,4 @@
-// Elements of the page and words on it.
+// Builds elements and the words on them.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -14,7 +14,7 @@ export const words = (name) => {
   return spaced.charAt(0).toUpperCase() + spaced.slice(1);
 };
 
-// How far a product moved against the first stage: "▲3"; nothing where it has not, or nothing re-ordered it.
+// A badge with how far a product moved from the first stage, as "▲3"; none if it did not move or was not re-ranked.
 export function moved(place, before, stage = "in the first stage", there = before) {
   if (before === null || before === place) return [];
   const up = before > place, far = Math.abs(before - place);

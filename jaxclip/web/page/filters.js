@@ -2,7 +2,7 @@ import { $, make, words } from "./elements.js";
 
 const SHOWN_VALUES = 6;
 
-// Fills the side with checkboxes; `choose` takes the filters whenever one changes.
+// Fills the sidebar with checkboxes; calls `choose` with the checked filters whenever one changes.
 export function buildFilters(facets, choose) {
   for (const facet of facets) {
     const values = facet.values.map((value) => {
@@ -47,7 +47,7 @@ export function showFilters(filters) {
     box.checked = filters.includes(box.value);
     if (box.checked) box.parentElement.hidden = false;
   }
-  // A swatch does not say its colour's name.
+  // Swatches have no text, so the names of the checked colours are shown.
   for (const names of $("facets").querySelectorAll(".names")) {
     const chosen = names.closest("fieldset").querySelectorAll(":checked");
     names.textContent = [...chosen].map((box) => box.value.slice(box.value.indexOf(":") + 1)).join(", ");

@@ -1,6 +1,6 @@
 import { make } from "./elements.js";
 
-// Pictures: the server needs no more pixels than the towers see, so that few travel, and fit into the address.
+// Pictures are shrunk to the size that the towers see: they upload quickly and fit into the address.
 
 export async function shrink(file, size) {
   const bitmap = await createImageBitmap(file);

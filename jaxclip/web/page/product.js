@@ -1,6 +1,6 @@
 import { $, make, words } from "./elements.js";
 
-// Fills the dialog with a product.
+// Fills the dialog with a product's details.
 export function fill(product) {
   $("name").textContent = product.caption || product.id;
   $("category").textContent = product.category;

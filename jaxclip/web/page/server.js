@@ -1,4 +1,4 @@
-// Asking the server.
+// Requests to the server.
 
 import { bytes } from "./pictures.js";
 import { MOST, searching } from "./state.js";
@@ -11,7 +11,7 @@ export async function fetchJson(url, options = {}) {
 }
 
 export function ask(state, signal) {
-  const query = new URLSearchParams({ k: state.order === "both" ? MOST : state.k });  // all that may have moved
+  const query = new URLSearchParams({ k: state.order === "both" ? MOST : state.k });  // every result that re-ranking may have moved
   for (const filter of state.filters) query.append("filter", filter);
   if (!searching(state)) return fetchJson(`v1/products?${query}`, { signal });
   if (state.q.trim()) query.set("q", state.q);

@@ -1,7 +1,7 @@
 // The address bar is the state: everything is read from it and every change is written to it.
 
 export const PAGE = 24, MOST = 100;
-const ORDERS = ["both", "first"];  // beside "": the second stage's, where there is one
+const ORDERS = ["both", "first"];  // and "": re-ranked if there is a second stage
 
 export function read() {
   const query = new URLSearchParams(location.search);

@@ -1,6 +1,6 @@
 import { $, make, words } from "./elements.js";
 
-// What the second stage's features are, for people who have not read its configuration.
+// Feature of the second stage -> its name and an explanation for visitors.
 const NAMES = {
   hubness: ["Generality", "Pictures that are near to whatever is searched for are pushed down"],
   image: ["Picture", "The whole picture against the words"],
@@ -17,7 +17,7 @@ const nth = (place) => {
 };
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
 
-// Says in the dialog why a product is where it is: its result and its place, from 1; nothing re-ordered it if `before` is null.
+// Explains in the dialog why a result is at its place (from 1); `before` is null if it was not re-ranked.
 export function explain(result, place) {
   $("why").hidden = !result || result.before === null;
   if ($("why").hidden) return;
