@@ -32,7 +32,7 @@ def adapted(run, continued_file, trained, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "adapted"
     done = run(*arguments(continued_file, trained, workdir))
     assert done.returncode == 0, done.stderr
-    assert "optimizer.warmup_steps = 7 is more than half of the 12 steps of this run: it takes 6" in done.stderr
+    assert "optimizer.warmup_steps = 7 is more than half of this run's 12 steps: 6 are used" in done.stderr
     assert f"beginning from {trained}" in done.stderr
     assert "not averaged" in done.stdout and "of the moving average" in done.stdout
     return workdir
