@@ -157,7 +157,7 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
         stopped = None
         if int(state.step) < steps:
             step, flops, place = _compile(config, model, recipe, lists.tables(config, model), say)
-            run = loop.TrainingRun(
+            run = loop.Run(
                 workdir=workdir,
                 state=state,
                 step=step,

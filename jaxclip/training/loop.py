@@ -36,7 +36,7 @@ class Cadence:
 
 
 @dataclass(frozen=True)
-class TrainingRun:
+class Run:
     """Everything that the training loop needs, for towers or a re-ranker.
 
     Attributes:
@@ -68,7 +68,7 @@ class TrainingRun:
     profiled: range = range(0)
 
 
-def train(run: TrainingRun) -> tuple[TrainState, int | None]:
+def train(run: Run) -> tuple[TrainState, int | None]:
     """Trains to the last step; returns the final state and the signal that ended the run early, if any.
 
     The metrics of a step are read while the next step runs, so that the devices never wait for the host. A state is
@@ -92,7 +92,7 @@ def train(run: TrainingRun) -> tuple[TrainState, int | None]:
 
 
 def _steps(
-    run: TrainingRun, progress: Progress, log: Writers | Silent, profile: Profile
+    run: Run, progress: Progress, log: Writers | Silent, profile: Profile
 ) -> tuple[TrainState, int | None]:
     state, cadence, checkpoints = run.state, run.cadence, run.checkpoints
     first = number = int(state.step)

@@ -122,7 +122,7 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
         stopped = None
         if int(state.step) < setup.steps:
             step, flops, batches, place = _compile(config, setup, recipe, range(int(state.step), setup.steps), say)
-            run = loop.TrainingRun(
+            run = loop.Run(
                 workdir=workdir,
                 state=state,
                 step=step,

@@ -50,7 +50,7 @@ def train(
 ):
     checkpoints = Checkpoints(workdir, keep=2)
     step = step or jax.jit(make_step(loss, OPTIMIZER, optax.constant_schedule(0.1), seed=0), donate_argnums=0)
-    run = loop.TrainingRun(
+    run = loop.Run(
         workdir=workdir,
         state=state or initial_state(),
         step=step,
