@@ -1,10 +1,10 @@
 """Evaluate a checkpoint: python -m jaxclip.evaluate --workdir=W [--step=N] [--config.data.path=PATH ...]
 
-The workdir's own configuration is where it starts from; overrides name another catalogue or split.
+The configuration is the workdir's own; overrides (--config.FIELD=VALUE) can name another catalogue or split.
 
-    python -m jaxclip.evaluate --compare W1 W2       what W2 does better and worse than W1, and whether by chance
+    python -m jaxclip.evaluate --compare W1 W2       compare W2 with the baseline W1: differences and their significance
     python -m jaxclip.evaluate --workdir=W1,W2 --query="red shoes" --query="..." [--config.data.path=PATH ...]
-                                                     the ten pictures that each finds; needs no captions
+                                                     show the first ten pictures of each run; needs no captions
 """
 
 import shlex
@@ -21,24 +21,24 @@ from jaxclip.runtime import startup
 if TYPE_CHECKING:
     from jaxclip.evaluation.comparison import EvaluatedRun
 
-WORKDIR = flags.DEFINE_list("workdir", [], "folder of the run; several, separated by commas, with --query")
-STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by hit@1) or a step")
+WORKDIR = flags.DEFINE_list("workdir", [], "folder of the run; --query also takes several, separated by commas")
+STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (highest hit@1) or the number of a step")
 PARAMETERS = flags.DEFINE_string(
-    "parameters", "", "ema: their moving average, the default where the run kept one; raw: as the last step left them"
+    "parameters", "", "ema (the moving average, default if the run has one) or raw (without averaging)"
 )
 NAME = flags.DEFINE_string(
-    "name", None, "the results go into WORKDIR/eval/NAME; default: the split, and the catalogue where it is another one"
+    "name", None, "the results go to WORKDIR/eval/NAME; default: [CATALOGUE-]SPLIT, with CATALOGUE if not the run's own"
 )
-COMPARE = flags.DEFINE_list("compare", [], "two workdirs, the baseline first")
-QUERY = flags.DEFINE_multi_string("query", [], "a sentence to look for; may be given several times")
+COMPARE = flags.DEFINE_list("compare", [], "two workdirs to compare, the baseline first")
+QUERY = flags.DEFINE_multi_string("query", [], "a sentence to search for; may be repeated")
 
 
 def main(overrides: dict[str, str]) -> None:
-    """Evaluates, compares or looks for sentences as the flags say."""
+    """Evaluates a run, compares two runs or searches for sentences, depending on the flags."""
     cli.join_processes()
     workdirs = command_flags.workdirs(WORKDIR.value, COMPARE.value, QUERY.value, PARAMETERS.value, NAME.value)
     configs = config.of_runs(workdirs, overrides)
-    with startup.quiet_imports():  # these take seconds, so flags are checked first
+    with startup.quiet_imports():  # these imports take seconds, so the flags are checked first
         from jaxclip.evaluation.comparison import EvaluatedRun
         from jaxclip.runtime import distributed
 
@@ -49,14 +49,14 @@ def main(overrides: dict[str, str]) -> None:
         command = _command([f"--workdir={workdir}"], own)
         runs.append(EvaluatedRun(workdir, each, config.fingerprint(config.load_config(workdir)), command))
     if QUERY.value:
-        _look_for_sentences(runs, overrides)
+        _search_sentences(runs, overrides)
     elif COMPARE.value:
         _compare_two(runs, overrides)
     else:
         _evaluate_one(runs[0])
 
 
-def _look_for_sentences(runs: list[EvaluatedRun], overrides: dict[str, str]) -> None:
+def _search_sentences(runs: list[EvaluatedRun], overrides: dict[str, str]) -> None:
     from jaxclip.evaluation import comparison
 
     workdirs, parameters = [run.workdir for run in runs], PARAMETERS.value
@@ -107,9 +107,10 @@ def _evaluate(run: EvaluatedRun, name: str) -> tuple[dict[str, Any], Path]:
     return evaluate(run.config, run.workdir, STEP.value, run.workdir / "eval" / name, command=run.command, **options)
 
 
-def _command(what: list[str], overrides: dict[str, str]) -> str:
-    what = [*what, *(f"--config.{name}={value}" for name, value in overrides.items())]
-    return shlex.join(["python", "-m", "jaxclip.evaluate", *what, *([f"--name={NAME.value}"] if NAME.value else [])])
+def _command(arguments: list[str], overrides: dict[str, str]) -> str:
+    arguments = [*arguments, *(f"--config.{name}={value}" for name, value in overrides.items())]
+    arguments += [f"--name={NAME.value}"] if NAME.value else []
+    return shlex.join(["python", "-m", "jaxclip.evaluate", *arguments])
 
 
 if __name__ == "__main__":

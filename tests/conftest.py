@@ -1,4 +1,4 @@
-"""What tests share: eight CPU devices, a cache of their own, a drawn catalogue and the commands as real processes."""
+"""Fixtures of all tests: eight CPU devices, a separate cache, drawn catalogues and the commands as real processes."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ def get_config():
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory) -> Path:
-    """The folder that stands for ~/.cache/jaxclip in this process and in those it starts."""
+    """The folder that replaces ~/.cache/jaxclip in this process and in the processes it starts."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["JAXCLIP_CACHE"] = str(folder)
     return folder
@@ -46,9 +46,9 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def environment(cache, tmp_path_factory) -> dict[str, str]:
-    """Environment of the commands: one device, programs compiled quickly and once for all processes.
+    """The environment of the commands: one device, quick compilation, and one compilation cache for all processes.
 
-    With GLIBC_TUNABLES set a command does not start itself again, so that its process can be signalled by its id.
+    A command restarts itself unless GLIBC_TUNABLES is set; it is set so that tests can signal the process by its id.
     """
     return {
         **os.environ,
@@ -72,7 +72,7 @@ def config_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def continued_file(config_file) -> Path:
-    """The configuration of `config_file` without what a checkpoint brings, for runs that begin from one."""
+    """The configuration of `config_file` without the fields that a checkpoint brings, for runs that start from one."""
     path = config_file.with_name("tiny_continued.py")
     settings = CONFIG.replace('"image_size": 32, "context_length": 12, "vocab_size": 300, ', "")
     path.write_text(settings.replace('"preset": "tiny", ', ""))
@@ -80,7 +80,7 @@ def continued_file(config_file) -> Path:
 
 
 def finish(process: subprocess.Popen, *, seconds: float = 1800) -> tuple[str, str]:
-    """Returns the output and the errors of a process at its end; none outlives its test."""
+    """Waits for a process and returns its stdout and stderr; kills it at the timeout, so none outlives its test."""
     try:
         return process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -90,7 +90,7 @@ def finish(process: subprocess.Popen, *, seconds: float = 1800) -> tuple[str, st
 
 @pytest.fixture(scope="session")
 def start(environment) -> Callable[..., subprocess.Popen]:
-    """Starts `python -m jaxclip.COMMAND ARGUMENTS` and returns its Popen, output as text."""
+    """Starts `python -m jaxclip.COMMAND ARGUMENTS` and returns its Popen in text mode."""
 
     def start(command: str, *arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
         return subprocess.Popen(
@@ -107,7 +107,7 @@ def start(environment) -> Callable[..., subprocess.Popen]:
 
 @pytest.fixture(scope="session")
 def run(start) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs `python -m jaxclip.COMMAND ARGUMENTS` to its end."""
+    """Runs `python -m jaxclip.COMMAND ARGUMENTS` until it exits."""
 
     def run(command: str, *arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
         process = start(command, *arguments, prefix=prefix)
@@ -119,7 +119,7 @@ def run(start) -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture(scope="session")
 def trained(run, config_file, tmp_path_factory) -> Path:
-    """The workdir of a run of `config_file` that nothing interrupted; to be copied, not changed."""
+    """The workdir of an uninterrupted run of `config_file`; tests copy it and must not change it."""
     workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     done = run("train", f"--config={config_file}", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
@@ -128,7 +128,7 @@ def trained(run, config_file, tmp_path_factory) -> Path:
 
 @contextlib.contextmanager
 def compiled_quickly():
-    """Leaves XLA's optimisations out: compiling what is tiny costs more than running it."""
+    """Turns XLA's optimisations off: tiny programs take longer to compile than to run."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")
@@ -139,7 +139,7 @@ def compiled_quickly():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Leaves XLA's optimisations out while a module's tests run."""
+    """Turns XLA's optimisations off while the tests of a module run."""
     with compiled_quickly():
         yield
 
@@ -158,7 +158,7 @@ def catalogue(trained) -> Path:
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory) -> Path:
-    """A raw catalogue of 60 drawn products; the name of the first is markup, that of the second a formula."""
+    """A raw catalogue of 60 drawn products; the names of the first two contain HTML markup."""
     from jaxclip.catalog.drawn import draw_catalogue
 
     folder = tmp_path_factory.mktemp("shops") / "shop"
@@ -174,15 +174,15 @@ def shop(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def searcher(trained, shop, tmp_path_factory):
-    """The towers of `trained` over the products of `shop`, warmed up."""
+    """A warmed-up searcher with the towers of `trained` and the products of `shop`."""
     import jaxclip
 
     workdir = tmp_path_factory.mktemp("searched") / "run"
     shutil.copytree(trained, workdir)
     with compiled_quickly():
-        found = jaxclip.load(workdir, shop)
-        found.warm_up()
-    return found
+        loaded = jaxclip.load(workdir, shop)
+        loaded.warm_up()
+    return loaded
 
 
 RERANKER = """
@@ -204,7 +204,7 @@ def get_config():
 
 @pytest.fixture(scope="session")
 def train_reranker(run, trained, tmp_path_factory) -> Callable[[str], Path]:
-    """Trains a re-ranker of `trained` with 20 candidates on other products; returns its workdir."""
+    """Trains a re-ranker on top of `trained`, with 20 candidates and other products; returns its workdir."""
     from jaxclip.catalog.drawn import draw_catalogue
 
     others = tmp_path_factory.mktemp("others") / "others"
@@ -222,26 +222,26 @@ def train_reranker(run, trained, tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def reranker(train_reranker) -> Path:
-    """The workdir of a gated re-ranker of `trained`."""
+    """The workdir of a gated re-ranker on top of `trained`."""
     return train_reranker("gated")
 
 
 @pytest.fixture(scope="session")
 def reranking_searcher(trained, reranker, shop, tmp_path_factory):
-    """The towers of `trained` over the products of `shop`, with `reranker` as second stage; warmed up."""
+    """A warmed-up searcher like `searcher`, with `reranker` as its second stage."""
     import jaxclip
 
     workdir = tmp_path_factory.mktemp("reranked") / "run"
     shutil.copytree(trained, workdir)
     with compiled_quickly():
-        found = jaxclip.load(workdir, shop, rerank=reranker)
-        found.warm_up()
-    return found
+        loaded = jaxclip.load(workdir, shop, rerank=reranker)
+        loaded.warm_up()
+    return loaded
 
 
 @pytest.fixture(scope="session")
 def read_params() -> Callable[[Path, int], dict[str, np.ndarray]]:
-    """Reads the parameters of a workdir's checkpoint by name, whatever wrote them."""
+    """Reads the parameters of a workdir's checkpoint as NumPy arrays by name, whatever their sharding was."""
 
     def read(workdir: Path, step: int) -> dict[str, np.ndarray]:
         import jax
@@ -260,7 +260,7 @@ def read_params() -> Callable[[Path, int], dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="session")
 def read_rows() -> Callable[[Path], list[dict[str, float]]]:
-    """Reads a workdir's metrics.jsonl without the figures that depend on the clock."""
+    """Reads a workdir's metrics.jsonl without the figures that depend on time."""
     clock = {"pairs_per_second", "step_seconds", "data_wait", "device_hours", "mfu"}
 
     def read(workdir: Path) -> list[dict[str, float]]:
@@ -275,7 +275,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 @pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium; while Playwright drives it no other event loop can run in this thread."""
+    """A headless Chromium; while Playwright drives it, no other event loop can run in this thread."""
     playwright = pytest.importorskip("playwright.sync_api")
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
@@ -287,7 +287,7 @@ def browser():
         browser.close()
 
 
-# Lazy pictures load when they are seen; this looks at all.
+# Lazy pictures load only when they scroll into view, so they are made eager before they are checked.
 BROKEN_PICTURES = """async () => {
   const broken = [];
   for (const image of document.images) {
@@ -300,7 +300,7 @@ BROKEN_PICTURES = """async () => {
 
 @pytest.fixture
 def opened(browser):
-    """Opens a file in Chromium, offline; what its console says, or a picture that does not load, fails the test."""
+    """Opens a file in an offline Chromium; a console message or a picture that does not load fails the test."""
     contexts = []
 
     def opened(path: Path, width: int = 1280, scheme: str = "light"):

@@ -1,4 +1,4 @@
-"""The commands as a user meets them: real processes, one clear sentence for bad input, nothing half written."""
+"""The commands as users run them: real processes, one clear sentence for bad input, no partly written files."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def assert_refused(done, *words):
 
 @pytest.fixture
 def refuse(run, cache, tmp_path):
-    """Runs a command that has to refuse its input and leave everything as it was."""
+    """Runs a command that must refuse its input and leave all files unchanged."""
 
     def refuse(command, *arguments, words):
         before = contents(cache, tmp_path)
@@ -44,7 +44,7 @@ def refuse(run, cache, tmp_path):
     return refuse
 
 
-def test_a_mistyped_key_is_told_with_the_nearest_name(refuse, config_file, tmp_path):
+def test_a_mistyped_key_is_reported_with_the_nearest_name(refuse, config_file, tmp_path):
     lines = refuse(
         "train",
         f"--config={config_file}",
@@ -55,7 +55,7 @@ def test_a_mistyped_key_is_told_with_the_nearest_name(refuse, config_file, tmp_p
     assert len(lines) == 1
 
 
-def test_all_mistakes_of_a_configuration_are_told_at_once(refuse, config_file, tmp_path):
+def test_all_mistakes_of_a_configuration_are_reported_at_once(refuse, config_file, tmp_path):
     lines = refuse(
         "train",
         f"--config={config_file}",
@@ -75,11 +75,11 @@ def test_all_mistakes_of_a_configuration_are_told_at_once(refuse, config_file, t
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_a_missing_flag_is_told(refuse, command):
+def test_a_missing_flag_is_reported(refuse, command):
     refuse(command, words=[{"train": "--config is missing", "evaluate": "--workdir is missing"}[command]])
 
 
-def test_a_workdir_begun_with_another_configuration_is_told_with_the_differing_keys(refuse, config_file, tmp_path):
+def test_a_workdir_of_another_configuration_is_refused_with_the_differing_keys(refuse, config_file, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     begun = config.build({"steps": 77, "optimizer": {"learning_rate": 0.5}})
@@ -93,14 +93,14 @@ def test_a_workdir_begun_with_another_configuration_is_told_with_the_differing_k
     assert len(lines) == 1 and "checkpoint.every" not in lines[0]
 
 
-def test_evaluating_a_folder_that_is_no_workdir_is_told(refuse, tmp_path):
+def test_evaluating_a_folder_that_is_not_a_workdir_is_refused(refuse, tmp_path):
     (tmp_path / "pictures").mkdir()
     refuse("evaluate", f"--workdir={tmp_path / 'pictures'}", words=["pictures is not a workdir", "config.json"])
     refuse("evaluate", f"--workdir={tmp_path / 'nowhere'}", words=["nowhere is not a workdir"])
 
 
 @pytest.mark.parametrize("command", ["evaluate", "search", "export"])
-def test_what_a_training_has_settled_is_no_override_afterwards(refuse, tmp_path, command):
+def test_fields_fixed_by_training_cannot_be_overridden_afterwards(refuse, tmp_path, command):
     (tmp_path / "config.json").write_text(json.dumps(config.dump(config.build({"steps": 12}))))
     settled = ["--config.model.patch=8", "--config.data.image_size=32", "--config.optimizer.ema=0.9"]
     arguments = [f"--workdir={tmp_path}", *settled, "--config.data.split=all"]
@@ -121,12 +121,12 @@ def test_what_a_training_has_settled_is_no_override_afterwards(refuse, tmp_path,
         (["--config.data.drawn_products=9000"], ["data.drawn_products", "was trained on"]),
     ],
 )
-def test_an_evaluation_of_what_cannot_be_is_told_before_it_starts(refuse, tmp_path, flags, words):
+def test_an_impossible_evaluation_is_refused_before_it_starts(refuse, tmp_path, flags, words):
     (tmp_path / "config.json").write_text(json.dumps(config.dump(config.build({"steps": 12}))))
     refuse("evaluate", f"--workdir={tmp_path}", *flags, words=words)
 
 
-def test_an_empty_name_among_workdirs_is_told(refuse, tmp_path):
+def test_an_empty_name_among_workdirs_is_refused(refuse, tmp_path):
     refuse("evaluate", f"--workdir={tmp_path},,{tmp_path}", "--query=shoes", words=["empty name between its commas"])
 
 
@@ -144,7 +144,7 @@ def test_help_lists_flags_and_configuration_fields(run, command):
     assert not [word for word in listed if word not in done.stdout]
 
 
-def test_help_for_a_word_lists_only_the_fields_that_have_it(run):
+def test_help_for_a_word_lists_only_the_fields_that_contain_it(run):
     done = run("train", "--help=optimizer")
     assert done.returncode == 0
     assert "optimizer.learning_rate = 0.001" in done.stdout and "--workdir" not in done.stdout
@@ -153,7 +153,7 @@ def test_help_for_a_word_lists_only_the_fields_that_have_it(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("installed", "devices", "given", "wanted"),
+    ("installed", "devices", "platforms", "expected"),
     [
         (True, [], None, [("jax_platforms", "cpu")]),
         (False, [], None, []),
@@ -161,19 +161,19 @@ def test_help_for_a_word_lists_only_the_fields_that_have_it(run):
         (True, [], "cpu", []),
     ],
 )
-def test_libtpu_is_not_loaded_where_it_is_for_plans_alone(monkeypatch, installed, devices, given, wanted):
+def test_libtpu_is_not_loaded_on_machines_without_tpus(monkeypatch, installed, devices, platforms, expected):
     updates = []
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    if given:
-        monkeypatch.setenv("JAX_PLATFORMS", given)
+    if platforms:
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
     monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr(startup.glob, "glob", lambda pattern: [path for path in devices if fnmatch(path, pattern)])
     monkeypatch.setattr(startup.jax.config, "update", lambda *setting: updates.append(setting))
     startup.leave_absent_tpus_alone()
-    assert updates == wanted
+    assert updates == expected
 
 
-def test_a_missing_catalogue_is_told(refuse, config_file, tmp_path):
+def test_a_missing_catalogue_is_reported(refuse, config_file, tmp_path):
     path = tmp_path / "nowhere"
     refuse(
         "train",
@@ -186,7 +186,7 @@ def test_a_missing_catalogue_is_told(refuse, config_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_table_without_the_needed_columns_is_told_with_those_it_has(refuse, config_file, tmp_path):
+def test_a_table_without_the_needed_columns_is_refused_with_the_columns_it_has(refuse, config_file, tmp_path):
     (tmp_path / "shop.csv").write_text("sku,photo,price\n1,a.jpg,3\n")
     refuse(
         "train",
@@ -199,7 +199,7 @@ def test_a_table_without_the_needed_columns_is_told_with_those_it_has(refuse, co
 
 
 @pytest.mark.slow
-def test_a_catalogue_without_a_readable_picture_is_told(refuse, tmp_path):
+def test_a_catalogue_without_a_readable_picture_is_refused(refuse, tmp_path):
     (tmp_path / "shop" / "shirts").mkdir(parents=True)
     (tmp_path / "shop" / "shirts" / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     refuse(
@@ -219,26 +219,28 @@ def test_a_catalogue_without_a_readable_picture_is_told(refuse, tmp_path):
         ("--config.batch_size=4000", ["batch_size = 4000", "training products"]),
     ],
 )
-def test_what_only_the_data_or_the_devices_can_tell_is_told_before_a_workdir_is_begun(
+def test_mistakes_that_depend_on_data_or_devices_are_reported_before_the_workdir_is_made(
     refuse, config_file, catalogue, tmp_path, override, words
 ):
     refuse("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", override, words=words)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_does_not_exist_is_told_with_those_that_do(refuse, trained):
+def test_a_missing_checkpoint_is_reported_with_those_that_exist(refuse, trained):
     before = contents(trained)
     refuse("evaluate", f"--workdir={trained}", "--step=99", words=["--step=99", "latest, best, ", "10, 12"])
     assert contents(trained) == before
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(run, config_file, trained, tmp_path, read_params):
+def test_a_full_disk_is_reported_and_the_previous_checkpoint_is_intact(
+    run, config_file, trained, tmp_path, read_params
+):
     namespace = ["unshare", "-rm", "sh", "-c"]
     disk, copy = tmp_path / "disk", tmp_path / "copy"
     disk.mkdir()
     if not shutil.which("unshare") or subprocess.run([*namespace, f"mount -t tmpfs none {disk}"]).returncode:
-        pytest.skip("this system lets its users mount nothing")
+        pytest.skip("this system does not let users mount file systems")
     size = int(1.5 * 3 * sum(leaf.nbytes for leaf in read_params(trained, 12).values()))
     script = f'mount -t tmpfs -o size={size} none {disk}; "$@"; status=$?; cp -r {disk}/run {copy}; exit $status'
     done = run("train", f"--config={config_file}", f"--workdir={disk / 'run'}", prefix=(*namespace, script, "sh"))
@@ -265,7 +267,7 @@ def test_evaluation_gives_the_metrics_that_training_ended_with(run, trained, tmp
 
 
 @pytest.mark.slow
-def test_evaluation_takes_more_views_of_each_picture(run, trained, tmp_path):
+def test_evaluation_can_average_several_views_of_each_picture(run, trained, tmp_path):
     workdir = tmp_path / "moved"
     shutil.copytree(trained, workdir)
     done = run("evaluate", f"--workdir={workdir}", "--config.evaluation.zooms=1,1.2", "--config.evaluation.mirror=true")
@@ -273,11 +275,13 @@ def test_evaluation_takes_more_views_of_each_picture(run, trained, tmp_path):
     metrics, before = (json.loads((w / "eval" / "test" / "metrics.json").read_text()) for w in (workdir, trained))
     assert (metrics["settings"]["zooms"], metrics["settings"]["mirror"]) == ([1.0, 1.2], True)
     assert (before["settings"]["zooms"], before["settings"]["mirror"]) == ([1.0], False)
-    assert metrics["text_to_image"] != before["text_to_image"]  # no vector of the other views was taken from the store
+    assert (
+        metrics["text_to_image"] != before["text_to_image"]
+    )  # no vector was taken from the store, which holds those of other views
 
 
 @pytest.mark.slow
-def test_another_catalogue_is_evaluated_as_a_whole(run, trained, tmp_path):
+def test_all_products_of_another_catalogue_can_be_evaluated(run, trained, tmp_path):
     workdir = tmp_path / "moved"
     shutil.copytree(trained, workdir)
     draw_catalogue(tmp_path / "shop", 40, 5)
@@ -286,8 +290,8 @@ def test_another_catalogue_is_evaluated_as_a_whole(run, trained, tmp_path):
     assert done.returncode == 0, done.stderr
     metrics = json.loads((workdir / "eval" / "shop-all" / "metrics.json").read_text())
     assert metrics["gallery"] == 40 and metrics["queries"] >= 40
-    kept = {int(name) for name in os.listdir(workdir / "checkpoints")}
-    assert metrics["checkpoint_step"] in kept
+    saved_steps = {int(name) for name in os.listdir(workdir / "checkpoints")}
+    assert metrics["checkpoint_step"] in saved_steps
     own = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
     assert metrics["data_fingerprint"] != own["data_fingerprint"]
     assert metrics["config_fingerprint"] == own["config_fingerprint"]

@@ -1,4 +1,4 @@
-"""Exported towers give the same vectors in transformers and, by themselves, where only JAX is installed."""
+"""Exported towers give the same vectors in transformers, and without any library but JAX and NumPy."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def get_config():
     config.model = ConfigDict({"preset": "vit_b_32"})
     return config
 """
-ALONE = """
+WITHOUT_JAXCLIP = """
 import sys
 
 class Absent:
@@ -37,15 +37,15 @@ sys.path.insert(0, folder)
 import numpy as np
 import load_towers
 
-towers, given = load_towers.load(folder), np.load(inputs)
-found = {"image": towers.image(given["pixels"]), "text": towers.text(given["tokens"]),
-         "one": towers.image(given["pixels"][:1])}
-np.savez(out, **found, scale=towers.logit_scale, bias=towers.logit_bias)
+towers, inputs = load_towers.load(folder), np.load(inputs)
+vectors = {"image": towers.image(inputs["pixels"]), "text": towers.text(inputs["tokens"]),
+           "one": towers.image(inputs["pixels"][:1])}
+np.savez(out, **vectors, scale=towers.logit_scale, bias=towers.logit_bias)
 """
 
 
 def encode(workdir, pixels, tokens):
-    """Returns what the towers of a workdir give."""
+    """Returns the output of a workdir's towers for pixels and tokens."""
     import jax
     from flax import nnx
 
@@ -60,7 +60,7 @@ def encode(workdir, pixels, tokens):
 
 
 def inputs_of(workdir):
-    """Returns pictures and captions as a workdir's towers take them."""
+    """Returns pixels and tokens in the form that a workdir's towers accept."""
     from jaxclip.pipeline import text
 
     preprocess = json.loads((workdir / "preprocess.json").read_text())
@@ -70,7 +70,7 @@ def inputs_of(workdir):
     return pixels, tokens
 
 
-def test_towers_that_transformers_lacks_are_refused_and_run_with_jax_alone(run, trained, tmp_path):
+def test_towers_that_transformers_lacks_are_refused_and_run_with_only_jax(run, trained, tmp_path):
     refused = run("export", f"--workdir={trained}", f"--output={tmp_path / 'refused'}")
     assert refused.returncode == 2, refused.stderr
     assert "error: neither CLIPModel nor SiglipModel has a convolutional stem" in refused.stderr
@@ -80,15 +80,15 @@ def test_towers_that_transformers_lacks_are_refused_and_run_with_jax_alone(run, 
     done = run("export", f"--workdir={trained}", f"--output={out}", "--layouts=stablehlo")
     assert done.returncode == 0 and "checkpoint of step 12" in done.stdout, done.stderr
     np.savez(tmp_path / "inputs.npz", pixels=pixels, tokens=tokens)
-    command = [sys.executable, "-c", ALONE, out, tmp_path / "inputs.npz", tmp_path / "found.npz"]
-    alone = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert alone.returncode == 0, alone.stderr
-    found, expected = np.load(tmp_path / "found.npz"), encode(trained, pixels, tokens)
-    np.testing.assert_allclose(found["image"], expected.image, atol=1e-5)
-    np.testing.assert_allclose(found["text"], expected.text, atol=1e-5)
-    np.testing.assert_allclose(found["one"], found["image"][:1], atol=1e-5)
-    np.testing.assert_allclose(found["scale"], expected.logit_scale, rtol=1e-5)
-    assert found["bias"] == 0
+    command = [sys.executable, "-c", WITHOUT_JAXCLIP, out, tmp_path / "inputs.npz", tmp_path / "vectors.npz"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    vectors, expected = np.load(tmp_path / "vectors.npz"), encode(trained, pixels, tokens)
+    np.testing.assert_allclose(vectors["image"], expected.image, atol=1e-5)
+    np.testing.assert_allclose(vectors["text"], expected.text, atol=1e-5)
+    np.testing.assert_allclose(vectors["one"], vectors["image"][:1], atol=1e-5)
+    np.testing.assert_allclose(vectors["scale"], expected.logit_scale, rtol=1e-5)
+    assert vectors["bias"] == 0
 
 
 @pytest.mark.slow
@@ -106,16 +106,16 @@ def test_transformers_loads_an_export_with_its_processor_and_gives_the_same_vect
     pixels, tokens = inputs_of(workdir)
     processor, model = AutoProcessor.from_pretrained(out), CLIPModel.from_pretrained(out).eval()
     captions = ["A Red SHIRT", "", "blue " * 50]  # the run lowercased its captions, and so does the export's tokenizer
-    given = processor(
+    inputs = processor(
         text=captions,
         images=[Image.fromarray(picture) for picture in pixels],
         return_tensors="pt",
         padding="max_length",
         truncation=True,
     )
-    np.testing.assert_array_equal(given["input_ids"], tokens)
+    np.testing.assert_array_equal(inputs["input_ids"], tokens)
     with torch.no_grad():
-        theirs = model(**given)
+        theirs = model(**inputs)
     ours = encode(workdir, pixels, tokens)
     np.testing.assert_allclose(theirs.image_embeds.numpy(), ours.image, atol=1e-5)
     np.testing.assert_allclose(theirs.text_embeds.numpy(), ours.text, atol=1e-5)

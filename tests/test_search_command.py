@@ -1,4 +1,4 @@
-"""The search command as a user runs it: told when ready, drained when told to stop."""
+"""The search command as users run it: it says when it is ready, and answers pending requests before it stops."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def searched(trained, tmp_path):
 
 
 def address(process):
-    """Returns where a starting server will answer."""
+    """Waits until the server has started and returns its address."""
     for line in process.stdout:
         if " at http://" in line:
             return line.rpartition(" at ")[2].strip()
@@ -33,7 +33,7 @@ def get(url):
         return json.load(answer)
 
 
-def test_mistakes_are_told_before_anything_is_loaded(run, searched, tmp_path):
+def test_mistakes_are_reported_before_anything_is_loaded(run, searched, tmp_path):
     for arguments, words in (
         ([], "--workdir is missing"),
         ([f"--workdir={tmp_path}"], "is not a workdir"),
@@ -48,23 +48,23 @@ def test_mistakes_are_told_before_anything_is_loaded(run, searched, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_gallery_that_is_nowhere_is_told(run, searched, tmp_path):
+def test_a_missing_gallery_is_reported(run, searched, tmp_path):
     done = run("search", f"--workdir={searched}", f"--gallery={tmp_path / 'nowhere'}", "--port=0")
     assert done.returncode == 2 and f"no catalogue at {tmp_path / 'nowhere'}" in done.stderr
 
 
 @pytest.mark.slow
-def test_sigterm_during_load_answers_what_was_asked(start, searched):
+def test_sigterm_under_load_answers_pending_requests(start, searched):
     process = start("search", f"--workdir={searched}", "--port=0")
-    here = address(process)
-    assert len(get(f"{here}v1/search?q=shoes")["results"]) == 10
+    server_address = address(process)
+    assert len(get(f"{server_address}v1/search?q=shoes")["results"]) == 10
     asked, stop = [], threading.Event()
 
     def ask():
         while not stop.is_set():
             started = time.monotonic()
             try:
-                asked.append((started, len(get(f"{here}v1/search?q=blue+shoes+{len(asked)}")["results"])))
+                asked.append((started, len(get(f"{server_address}v1/search?q=blue+shoes+{len(asked)}")["results"])))
             except (OSError, urllib.error.URLError) as error:
                 asked.append((started, error))
                 return
@@ -74,38 +74,40 @@ def test_sigterm_during_load_answers_what_was_asked(start, searched):
         client.start()
     while len(asked) < 100:
         time.sleep(0.01)
-    told = time.monotonic()
+    signalled = time.monotonic()
     os.kill(process.pid, signal.SIGTERM)
     out, error = process.communicate(timeout=120)
     stop.set()
     for client in clients:
         client.join()
     assert process.returncode == 0 and "stopped" in out, error
-    # What was in flight when the signal came; a connection may still have been on its way in the last milliseconds.
-    early = [result for started, result in asked if started < told - 0.05]
+    # Requests in flight at the signal must be answered; those of the last 50 ms may not have been connected yet.
+    early = [result for started, result in asked if started < signalled - 0.05]
     assert len(early) >= 50 and set(early) == {10}
 
 
 @pytest.mark.slow
-def test_a_killed_embedding_goes_on_where_it_was_behind_a_token_on_this_machine_alone(start, run, searched, shop):
+def test_a_killed_embedding_is_continued_by_a_server_with_a_token_on_the_loopback_address(start, run, searched, shop):
     arguments = [f"--workdir={searched}", f"--gallery={shop}", "--port=0", "--config.evaluation.batch_size=1"]
     process = start("search", *arguments)
-    kept = "embeddings/*.rows"
-    while process.poll() is None and not any(file.stat().st_size > 20_000 for file in searched.glob(kept)):
+    stored = "embeddings/*.rows"
+    while process.poll() is None and not any(file.stat().st_size > 20_000 for file in searched.glob(stored)):
         time.sleep(0.005)
     process.kill()
     process.communicate(timeout=120)
-    (file,) = searched.glob(kept)
-    begun = file.read_bytes()
+    (file,) = searched.glob(stored)
+    before = file.read_bytes()
     process = start("search", *arguments, "--token=s3cret")
-    here = address(process)
+    server_address = address(process)
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        get(f"{here}v1/products?k=100")
-    found = get(urllib.request.Request(f"{here}v1/products?k=100", headers={"Authorization": "Bearer s3cret"}))
+        get(f"{server_address}v1/products?k=100")
+    answer = get(
+        urllib.request.Request(f"{server_address}v1/products?k=100", headers={"Authorization": "Bearer s3cret"})
+    )
     listening = [c.laddr.ip for c in psutil.Process(process.pid).net_connections("inet") if c.status == "LISTEN"]
-    assert listening == ["127.0.0.1"], "it can be reached from elsewhere though nobody said so"
+    assert listening == ["127.0.0.1"], "the server is reachable from other machines without --host"
     process.terminate()
     process.communicate(timeout=120)
-    whole = file.read_bytes()
-    row = len(whole) // len(found["results"])
-    assert 0 < len(begun) < len(whole) and whole.startswith(begun[: len(begun) // row * row])
+    complete = file.read_bytes()
+    row = len(complete) // len(answer["results"])
+    assert 0 < len(before) < len(complete) and complete.startswith(before[: len(before) // row * row])

@@ -1,4 +1,4 @@
-"""Compares two workdirs' evaluations, and shows what several checkpoints find for sentences without known answers."""
+"""Compares the evaluations of two workdirs, and shows what checkpoints find for sentences without known answers."""
 
 import hashlib
 import json
@@ -74,27 +74,27 @@ def compare(
     folders = baseline.workdir / "eval" / baseline_name, run.workdir / "eval" / name
     prepared, data = _same_catalogue(baseline, run, say)
     metrics = []
-    for each, called, folder in zip((baseline, run), (baseline_name, name), folders, strict=True):
-        find = partial(load_if_current, each.config, each.workdir, step, folder, data)
-        found = distributed.broadcast("kept", find)
-        if found is None:
+    for each, evaluation_name, folder in zip((baseline, run), (baseline_name, name), folders, strict=True):
+        load_stored = partial(load_if_current, each.config, each.workdir, step, folder, data)
+        current = distributed.broadcast("kept", load_stored)
+        if current is None:
             say(f"evaluating {each.workdir} first")
-            found, _ = evaluate(each, called)
-        metrics.append(found)
+            current, _ = evaluate(each, evaluation_name)
+        metrics.append(current)
     before, after = map(results.read_queries, folders)
-    figures, place = results.compare(before, after), _folder(folders[1], baseline.workdir)
+    figures, page_folder = results.compare(before, after), _folder(folders[1], baseline.workdir)
     if not distributed.is_primary():
-        return figures, place
+        return figures, page_folder
     origins = [provenance(figures_of_run) for figures_of_run in metrics]
-    where = [{"workdir": str(each.workdir.resolve())} for each in (baseline, run)]
-    place.mkdir(parents=True, exist_ok=True)
-    compared = {"baseline": where[0] | origins[0], "run": where[1] | origins[1], **figures}
-    files.write_json(place / COMPARISON, compared)
+    workdirs = [{"workdir": str(each.workdir.resolve())} for each in (baseline, run)]
+    page_folder.mkdir(parents=True, exist_ok=True)
+    compared = {"baseline": workdirs[0] | origins[0], "run": workdirs[1] | origins[1], **figures}
+    files.write_json(page_folder / COMPARISON, compared)
     titles = _names([baseline.workdir, run.workdir])
     of_baseline = {f"its {name}": value for name, value in origins[0].items()}
     records = Records(prepared, run.config.data.split)
     pages.write_report(
-        place / "report.html",
+        page_folder / "report.html",
         metrics[1],
         after,
         pages.ProductPictures([product for product, _ in records.products()], records),
@@ -103,32 +103,32 @@ def compare(
         curve=metrics_log.read(run.workdir),
         baseline=(titles[0], before, figures),
     )
-    return figures, place
+    return figures, page_folder
 
 
 def _same_catalogue(baseline: EvaluatedRun, run: EvaluatedRun, say: Callable[[str], None]) -> tuple[Path, str]:
-    """Returns the prepared dataset that both runs rank, and its fingerprint; UserError where these are two."""
+    """Returns the prepared dataset that both runs rank and its fingerprint; raises UserError if they rank two."""
     one, other = (prepared_data.prepared_dataset(each.config, say=say) for each in (baseline, run))
     data, splits = prepared_data.data_fingerprint(other), (baseline.config.data.split, run.config.data.split)
     if prepared_data.data_fingerprint(one) != data or splits[0] != splits[1]:
         raise UserError(
-            f"{baseline.workdir} and {run.workdir} rank other products: {splits[0]} of {one}, and {splits[1]} of "
-            f"{other}; name one catalogue for both with --config.data.path and --config.data.split"
+            f"{baseline.workdir} and {run.workdir} rank different products: {splits[0]} of {one}, and "
+            f"{splits[1]} of {other}; give both one catalogue with --config.data.path and --config.data.split"
         )
     return other, data
 
 
 def _folder(evaluated: Path, baseline: Path) -> Path:
-    """Returns where the comparison with a baseline goes: never where that with another one of the same name is."""
-    plain, where = evaluated / f"against-{baseline.name}", str(baseline.resolve())
-    kept = plain / COMPARISON
-    if not kept.exists() or json.loads(kept.read_text()).get("baseline", {}).get("workdir", where) == where:
+    """Returns the folder of the comparison with a baseline; another baseline of the same name gets another folder."""
+    plain, workdir = evaluated / f"against-{baseline.name}", str(baseline.resolve())
+    stored = plain / COMPARISON
+    if not stored.exists() or json.loads(stored.read_text()).get("baseline", {}).get("workdir", workdir) == workdir:
         return plain
-    return evaluated / f"{plain.name}-{hashlib.sha256(where.encode()).hexdigest()[:6]}"
+    return evaluated / f"{plain.name}-{hashlib.sha256(workdir.encode()).hexdigest()[:6]}"
 
 
 def _names(workdirs: Sequence[Path]) -> list[str]:
-    """Returns as much of the end of each path as tells them apart."""
+    """Returns a short name for each workdir: the fewest trailing parts of the paths that make the names distinct."""
     parts = [workdir.resolve().parts for workdir in workdirs]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -147,13 +147,21 @@ def write_sheet(
     command: str,
     say: Callable[[str], None],
 ) -> None:
-    """Writes the page of the ten pictures that each run's checkpoint finds for each sentence.
+    """Writes the page with the ten pictures that each run's checkpoint ranks first for each sentence.
 
-    Every run looks at the split that its configuration names; captions are not needed. `step` and `parameters` are
-    as in `load_checkpoint`.
+    Every run searches the split that its configuration names. The split needs no captions.
+
+    Args:
+      path: the HTML file.
+      runs: the runs to show.
+      step: the checkpoint, as in `load_checkpoint`.
+      sentences: the queries.
+      parameters: "raw", "ema" or "", as in `load_checkpoint`.
+      command: the command line that makes the page again.
+      say: prints a line for the user.
 
     Raises:
-      UserError: as `load_checkpoint`, or a checkpoint gives vectors that are not finite.
+      UserError: for the reasons given in `load_checkpoint`, or if a checkpoint gives vectors that are not finite.
     """
     sheet: dict[str, dict[str, list[report.Item]]] = {sentence: {} for sentence in sentences}
     facts = {}
@@ -168,9 +176,11 @@ def write_sheet(
             words = [text.caption(sentence, {}, loaded.towers.preprocess) for sentence in sentences]
             texts = encoders.captions(loaded.params, words)
         if not (np.isfinite(images).all() and np.isfinite(texts).all()):
-            raise UserError(f"step {loaded.step} of {run.workdir} has vectors that are not finite: take another --step")
-        found = NearestNeighbours(images, most=SHOWN, devices=jax.local_devices()[:1])(texts)
-        for sentence, *best in zip(sentences, *found, strict=True):
+            raise UserError(
+                f"step {loaded.step} of {run.workdir} gives vectors that are not finite: give another --step"
+            )
+        nearest = NearestNeighbours(images, most=SHOWN, devices=jax.local_devices()[:1])(texts)
+        for sentence, *best in zip(sentences, *nearest, strict=True):
             sheet[sentence][name] = [
                 pages.picture(int(n), gallery, relevant=False, score=float(score))
                 for score, n in zip(*best, strict=True)

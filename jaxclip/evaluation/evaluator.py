@@ -61,8 +61,7 @@ class Evaluator:
         if not self.queries.captions:
             raise UserError(
                 f"none of the {len(records):,} products has a caption: pictures alone can be a gallery "
-                "(evaluate --query='...' shows what is found there), but there is nothing to train on and no query to "
-                "rank"
+                "(evaluate --query='...' shows what is found there), but training and ranking need captions"
             )
         self.last: dict[str, Result] | None = None
         self._embedded: dict[str, Embedded] = {}
@@ -80,13 +79,13 @@ class Evaluator:
         return self._rank(*self.embed(params))
 
     def rank_all(self, parameters: Mapping[str, Params]) -> dict[str, Result]:
-        """Returns the ranking of each of several sets of parameters, by name ("raw", "ema")."""
+        """Returns the result of `rank` for each of several sets of parameters, by name ("raw", "ema")."""
         self._embedded = {name: self.embed(params) for name, params in parameters.items()}
         self.last = {name: self._rank(*embedded) for name, embedded in self._embedded.items()}
         return self.last
 
     def complete_all(self, parameters: Mapping[str, Params]) -> dict[str, Result]:
-        """Returns the last result of `rank_all`, ranking first if it has none, with the rest of `complete`."""
+        """Returns the last results of `rank_all`, extended as in `complete`; calls `rank_all` if it has not run yet."""
         results = self.last or self.rank_all(parameters)
         return {
             name: self._complete(params, *self._embedded[name], results[name], store=None)

@@ -1,4 +1,4 @@
-"""Labels (category, colour, season) as queries and as classes: what embeddings know without being trained for it."""
+"""Zero-shot evaluation with product labels (category, colour, season): label retrieval and label classification."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from jaxclip.ranking import metrics, significance
 from jaxclip.ranking.label_ranks import label_ranks
 from jaxclip.ranking.relevance import Relevance
 
-LEAST = 5  # products that a label needs to be counted
-MOST_LABELS = 200  # beyond, a field is names or numbers rather than labels
+MIN_PRODUCTS = 5  # labels of fewer products are ignored
+MAX_LABELS = 200  # a field with more values holds names or numbers, not labels
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of the catalogue with few values.
+    """A field of the catalogue whose values serve as labels.
 
     Attributes:
-      name: of the field, as "category" or "baseColour".
-      labels: (L,) its values, at least two, sorted.
-      members: (G,) the index of each product's label, -1 where it has none that counts.
+      name: the field's name, such as "category" or "baseColour".
+      labels: the L labels, at least two, in alphabetical order.
+      members: (G,) the index of each product's label, -1 for products without one of these labels.
     """
 
     name: str
@@ -30,50 +30,62 @@ class Field:
 
 
 def fields(values: Mapping[str, Sequence[str]]) -> list[Field]:
-    """Returns the fields that hold labels: 2 to 200 values that 5 products or more share.
+    """Returns the fields that have 2 to 200 labels; a label is a value shared by at least 5 products.
 
-    `values` maps a field's name to the (G,) values of the products, "" where one has none.
+    `values` maps a field's name to its G values, one per product, "" for a product without one.
     """
-    found = []
+    label_fields = []
     for name, of_products in values.items():
         labels, members, counts = np.unique(np.asarray(of_products, str), return_inverse=True, return_counts=True)
-        kept = np.flatnonzero((counts >= LEAST) & (labels != ""))
-        if 2 <= len(kept) <= MOST_LABELS:
+        frequent = np.flatnonzero((counts >= MIN_PRODUCTS) & (labels != ""))
+        if 2 <= len(frequent) <= MAX_LABELS:
             numbers = np.full(len(labels), -1)
-            numbers[kept] = np.arange(len(kept))
-            found.append(Field(name, [str(label) for label in labels[kept]], numbers[members]))
-    return found
+            numbers[frequent] = np.arange(len(frequent))
+            label_fields.append(Field(name, [str(label) for label in labels[frequent]], numbers[members]))
+    return label_fields
 
 
 def ensemble(prompts: np.ndarray) -> np.ndarray:
-    """Returns (L, D) unit vectors of (L, P, D) embeddings of P wordings each: their normalised mean (Radford et al.
-    2021, Section 3.1.4)."""
+    """Returns (L, D) unit vectors, one per label: the normalised mean of its P prompt embeddings.
+
+    `prompts` is (L, P, D). This is prompt ensembling (Radford et al. 2021, Section 3.1.4).
+    """
     mean = np.asarray(prompts, np.float32).mean(axis=1)
     return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
 
 
 def retrieve(field: Field, label_embeddings, images, *, seed: int = 0) -> dict:
-    """Returns P@1, P@10, mAP, MRR and nDCG@10, means over labels: each searches all images for those that have it."""
+    """Returns P@1, P@10, mAP, MRR and nDCG@10, averaged over the labels.
+
+    Each label is a query against all images, and the images of products with that label are relevant.
+
+    Args:
+      field: the L labels and the label of each product.
+      label_embeddings: (L, D) unit vectors.
+      images: (G, D) unit vectors, in the order of `field.members`.
+      seed: seeds the bootstrap.
+    """
     order = np.argsort(field.members, kind="stable")
     order = order[field.members[order] >= 0]
     counts = np.bincount(field.members[order], minlength=len(field.labels))
     relevance = Relevance(np.concatenate([[0], np.cumsum(counts)]), order)
-    found = label_ranks(label_embeddings, images, relevance), relevance.indptr
+    ranks = label_ranks(label_embeddings, images, relevance), relevance.indptr
     values = {
-        "precision@1": metrics.precision(*found, 1),
-        "precision@10": metrics.precision(*found, 10),
-        "map": metrics.average_precision(*found),
-        "mrr": metrics.reciprocal_rank(*found),
-        "ndcg@10": metrics.ndcg(*found, 10),
+        "precision@1": metrics.precision(*ranks, 1),
+        "precision@10": metrics.precision(*ranks, 10),
+        "map": metrics.average_precision(*ranks),
+        "mrr": metrics.reciprocal_rank(*ranks),
+        "ndcg@10": metrics.ndcg(*ranks, 10),
     }
     return {"queries": len(field.labels), "gallery": len(images)} | means(values, seed)
 
 
 def classify(field: Field, label_embeddings, images, *, seed: int = 0) -> dict:
-    """Returns the accuracy and the F1 of naming each image's label, the nearest of the label embeddings.
+    """Returns the accuracy and F1 of zero-shot classification: each image gets the label with the nearest embedding.
 
-    "weighted_f1" is the mean of the labels' F1 weighted by how many images have them, as FashionCLIP (Chia et al. 2022)
-    reports it; "macro_f1" weighs labels alike. Images without a label that counts are left out.
+    "weighted_f1" averages the F1 of the labels, weighted by their numbers of images, as FashionCLIP reports it (Chia
+    et al. 2022); "macro_f1" is the unweighted average. Images without one of the labels are left out. The arguments
+    are those of `retrieve`.
     """
     known = field.members >= 0
     actual = field.members[known]
@@ -94,9 +106,15 @@ def classify(field: Field, label_embeddings, images, *, seed: int = 0) -> dict:
 
 
 def f1(pair: np.ndarray, weights: np.ndarray, labels: int, *, weighted: bool) -> np.ndarray:
-    """Returns (S,) the mean F1 of (2, n) actual and predicted labels, each image taken as often as weights (S, n) say.
+    """Returns the (S,) mean F1 of S bootstrap samples.
 
-    A label's F1 is 2 tp / (actual + predicted), 0 where it is neither; the mean is over labels that occur.
+    A label's F1 is 2 TP / (actual + predicted). Labels that are neither actual nor predicted are left out of the mean.
+
+    Args:
+      pair: (2, n) the actual and the predicted label of each image.
+      weights: (S, n) how often each sample contains each image.
+      labels: the number of labels.
+      weighted: whether labels are weighted by their numbers of images.
     """
     actual, predicted = pair.astype(np.int64)
     hits = np.where(actual == predicted, actual, labels)
@@ -104,7 +122,7 @@ def f1(pair: np.ndarray, weights: np.ndarray, labels: int, *, weighted: bool) ->
     def counted(numbers):
         return np.stack([np.bincount(numbers, weights=row, minlength=labels + 1)[:labels] for row in weights])
 
-    support, named, right = counted(actual), counted(predicted), counted(hits)  # (S, L)
-    each = 2 * right / np.maximum(support + named, 1e-12)
-    share = support if weighted else ((support + named) > 0).astype(np.float64)
+    support, predictions, correct = counted(actual), counted(predicted), counted(hits)  # (S, L)
+    each = 2 * correct / np.maximum(support + predictions, 1e-12)
+    share = support if weighted else ((support + predictions) > 0).astype(np.float64)
     return (each * share).sum(axis=1) / share.sum(axis=1)

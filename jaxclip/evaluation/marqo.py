@@ -1,4 +1,4 @@
-"""The protocol of Marqo's fashion leaderboard: sampled texts search products of image and text; BEIR's metrics."""
+"""The protocol of Marqo's fashion leaderboard: sampled texts search products embedded as image plus title."""
 
 import numpy as np
 
@@ -7,28 +7,29 @@ from jaxclip.ranking import metrics
 from jaxclip.ranking.ranks import ranks
 from jaxclip.ranking.relevance import Relevance
 
-TEXTS, IMAGE_WEIGHT = 2000, 0.9
+MAX_TEXTS, IMAGE_WEIGHT = 2000, 0.9
 
 
 def evaluate(texts: GroupedEmbeddings, images: GroupedEmbeddings, titles, *, seed: int = 0) -> dict:
-    """Returns recall@1, recall@10 (BEIR: |relevant in the top k| / |relevant|) and MRR@10 of up to 2,000 sampled texts.
+    """Returns recall@1, recall@10 and MRR@10 of at most 2,000 sampled texts.
 
-    A document is normalise(0.9 image + 0.1 title), so a query that is its product's title is part of its own answer.
-    Compare these figures only with others of the same protocol (github.com/marqo-ai/marqo-FashionCLIP).
+    Recall is BEIR's: relevant documents in the top k / all relevant documents. A document is normalise(0.9 image + 0.1
+    title), so a query that is its product's title is also part of the document that it should find. Compare these
+    figures only with others of the same protocol (github.com/marqo-ai/marqo-FashionCLIP).
 
     Args:
-      texts: Q texts.
-      images: G images.
-      titles: (G, D) unit vectors of the products' own texts.
-      seed: seeds the sample.
+      texts: the Q texts.
+      images: the G images.
+      titles: (G, D) unit vectors of the products' titles.
+      seed: seeds the sampling of the texts and the bootstrap.
     """
     random = np.random.default_rng(seed)
-    sample = np.sort(random.choice(len(texts.embeddings), min(TEXTS, len(texts.embeddings)), replace=False))
+    sample = np.sort(random.choice(len(texts.embeddings), min(MAX_TEXTS, len(texts.embeddings)), replace=False))
     documents = IMAGE_WEIGHT * images.embeddings + (1 - IMAGE_WEIGHT) * np.asarray(titles)
     documents = documents / np.maximum(np.linalg.norm(documents, axis=1, keepdims=True), 1e-12)
     relevance = Relevance.from_groups(texts.groups[sample], images.groups)
-    found = ranks(texts.embeddings[sample], documents, relevance).ranks
-    reciprocal = metrics.reciprocal_rank(found, relevance.indptr)
-    values = {f"recall@{k}": metrics.recall(found, relevance.indptr, k) for k in (1, 10)}
-    values["mrr@10"] = np.where(metrics.best_rank(found, relevance.indptr) <= 10, reciprocal, 0.0)
+    text_ranks = ranks(texts.embeddings[sample], documents, relevance).ranks
+    reciprocal = metrics.reciprocal_rank(text_ranks, relevance.indptr)
+    values = {f"recall@{k}": metrics.recall(text_ranks, relevance.indptr, k) for k in (1, 10)}
+    values["mrr@10"] = np.where(metrics.best_rank(text_ranks, relevance.indptr) <= 10, reciprocal, 0.0)
     return {"queries": len(sample), "documents": len(documents), "image_weight": IMAGE_WEIGHT} | means(values, seed)

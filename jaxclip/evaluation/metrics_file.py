@@ -65,7 +65,7 @@ def _write(
 ) -> dict[str, Any]:
     queries, baseline = evaluator.queries, None
 
-    def write_queries(folder: Path, details: Details) -> results.Stored:
+    def write_queries(folder: Path, details: Details) -> results.StoredRankings:
         results.write_queries(
             folder,
             details,

@@ -1,4 +1,4 @@
-"""The pages of an evaluation: its report, with the records' pictures, and the sheet of a gallery without captions."""
+"""Writes the report of an evaluation, with the pictures taken from the records."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ import numpy as np
 
 from jaxclip.catalog.product import Product
 from jaxclip.evaluation import report
-from jaxclip.evaluation.results import Stored
+from jaxclip.evaluation.results import StoredRankings
 from jaxclip.pipeline.records import Records
 
-CHANGES, FAILED_CATEGORIES, FAILURES, LEAST_QUERIES = 6, 4, 2, 10
+CHANGES, FAILED_CATEGORIES, FAILURES, MIN_QUERIES = 6, 4, 2, 10
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class ProductPictures:
     """The ranked products and the records that hold their pictures.
 
     Attributes:
-      products: (G,) in the order of the records.
-      records: the split.
+      products: the G products, in the order of the records.
+      records: the records of the split.
     """
 
     products: Sequence[Product]
@@ -31,32 +31,38 @@ class ProductPictures:
 def write_report(
     path: Path,
     metrics: Mapping[str, Any],
-    found: Stored,
+    rankings: StoredRankings,
     gallery: ProductPictures,
     *,
     title: str,
     run: Mapping[str, str],
     curve: Sequence[Mapping],
-    baseline: tuple[str, Stored, Mapping] | None = None,
+    baseline: tuple[str, StoredRankings, Mapping] | None = None,
 ) -> None:
-    """Writes the report of the rankings `found` (see `report.report_page`).
+    """Writes the report of an evaluation.
 
     Args:
+      path: the HTML file.
+      metrics: the content of metrics.json.
+      rankings: the rankings behind the metrics.
       gallery: the products that were ranked.
-      baseline: the name, rankings and figures (`results.compare`) of another run on the same queries.
+      title: the heading.
+      run: facts that identify the run, as in `report.report_page`.
+      curve: rows of the training log, as in `report.report_page`.
+      baseline: name, rankings and comparison (`results.compare`) of another run on the same queries.
     """
 
-    def row(stored: Stored, query: int) -> report.QueryRow:
+    def row(stored: StoredRankings, query: int) -> report.QueryRow:
         return _row(stored, query, gallery)
 
     comparison = None
     if baseline is not None:
         name, before, figures = baseline
-        ratio = np.log(before.best_ranks / found.best_ranks)
+        ratio = np.log(before.best_ranks / rankings.best_ranks)
         order = np.argsort(-ratio, kind="stable")
 
-        def changes(chosen):
-            return [report.Change(found.captions[q], row(before, q), row(found, q)) for q in chosen]
+        def changes(selected):
+            return [report.Change(rankings.captions[q], row(before, q), row(rankings, q)) for q in selected]
 
         improved = changes(q for q in order[:CHANGES] if ratio[q] > 0)
         worsened = changes(q for q in order[::-1][:CHANGES] if ratio[q] < 0)
@@ -65,12 +71,12 @@ def write_report(
         metrics,
         title=title,
         run=run,
-        queries=[row(found, query) for query in report.sample_queries(len(found.captions))],
+        queries=[row(rankings, query) for query in report.sample_queries(len(rankings.captions))],
         curve=curve,
-        best_ranks=found.best_ranks,
+        best_ranks=rankings.best_ranks,
         failures={
-            category: [row(found, query) for query in queries]
-            for category, queries in _failures(metrics, found, gallery.products).items()
+            category: [row(rankings, query) for query in queries]
+            for category, queries in _failures(metrics, rankings, gallery.products).items()
         },
         comparison=comparison,
     )
@@ -78,30 +84,30 @@ def write_report(
 
 
 def picture(number: int, gallery: ProductPictures, *, relevant: bool, score: float) -> report.Item:
-    """Returns one product's picture as a page shows it."""
+    """Returns the thumbnail of product `number` as an item of a page."""
     encoded, mime = report.thumbnail(gallery.records.picture(number))
     return report.Item(encoded, mime, gallery.products[number].title, relevant, score)
 
 
-def _failures(metrics, found, products) -> dict[str, list[int]]:
-    """Returns, for the categories with the lowest hit@10, the queries whose answer came last."""
-    categories = np.array([products[owner].category for owner in found.owners])
-    named = [
+def _failures(metrics, rankings, products) -> dict[str, list[int]]:
+    """Returns the queries with the worst ranks in each of the categories with the lowest hit@10."""
+    categories = np.array([products[owner].category for owner in rankings.owners])
+    worst_categories = [
         (row["hit@10"]["value"], name)
         for name, row in metrics["by_category"].items()
-        if row["queries"] >= LEAST_QUERIES and row["hit@10"]["value"] < 1 and (categories == name).any()
+        if row["queries"] >= MIN_QUERIES and row["hit@10"]["value"] < 1 and (categories == name).any()
     ]
     failures = {}
-    for _, name in sorted(named)[:FAILED_CATEGORIES]:
-        mine = np.flatnonzero((categories == name) & (found.best_ranks > 10))
-        failures[name] = mine[np.argsort(-found.best_ranks[mine], kind="stable")][:FAILURES].tolist()
+    for _, name in sorted(worst_categories)[:FAILED_CATEGORIES]:
+        missed = np.flatnonzero((categories == name) & (rankings.best_ranks > 10))
+        failures[name] = missed[np.argsort(-rankings.best_ranks[missed], kind="stable")][:FAILURES].tolist()
     return failures
 
 
-def _row(found: Stored, query: int, gallery: ProductPictures) -> report.QueryRow:
-    top = zip(found.top_items[query], found.top_relevant[query], found.top_scores[query], strict=True)
-    items = [picture(int(n), gallery, relevant=bool(right), score=float(score)) for n, right, score in top]
+def _row(rankings: StoredRankings, query: int, gallery: ProductPictures) -> report.QueryRow:
+    top = zip(rankings.top_items[query], rankings.top_relevant[query], rankings.top_scores[query], strict=True)
+    items = [picture(int(n), gallery, relevant=bool(relevant), score=float(score)) for n, relevant, score in top]
     answer = None
-    if not found.top_relevant[query].any():
-        answer = picture(int(found.owners[query]), gallery, relevant=True, score=float("nan"))
-    return report.QueryRow(str(found.captions[query]), int(found.best_ranks[query]), items, answer)
+    if not rankings.top_relevant[query].any():
+        answer = picture(int(rankings.owners[query]), gallery, relevant=True, score=float("nan"))
+    return report.QueryRow(str(rankings.captions[query]), int(rankings.best_ranks[query]), items, answer)

@@ -1,4 +1,4 @@
-"""The evaluation protocols: the full gallery in both directions, by category, re-ranked, and 100-image trials."""
+"""The evaluation protocols: full gallery in both directions, by category, re-ranked, and trials of 100 images."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxclip.ranking.relevance import Relevance
 
 UNCATEGORISED = "(none)"
 CATEGORY_KS = (1, 5, 10)
-TOP_K = 10  # items per query in the details
+TOP_K = 10  # items stored per query
 
 
 class GroupedEmbeddings:
@@ -34,9 +34,9 @@ class Rankings:
     """The rankings of one direction, query by query.
 
     Attributes:
-      best_ranks: (Q,) rank of the first relevant item.
+      best_ranks: (Q,) the rank of the first relevant item.
       relevant_counts: (Q,) the number of relevant items.
-      values: metric name -> (Q,) values per query, whose mean is the figure; two runs are compared query by query.
+      values: metric -> (Q,) values, one per query; the metric is their mean, and paired tests compare them.
       top_items: (Q, k) the first k items, best first.
       top_scores: (Q, k) their scores.
       top_relevant: (Q, k) whether they are relevant.
@@ -52,7 +52,13 @@ class Rankings:
 
 @dataclass(frozen=True, eq=False)
 class Details:
-    """The rankings behind the metrics, in both directions, and those of the first stage if there was a second."""
+    """The rankings behind the metrics.
+
+    Attributes:
+      text_to_image: the rankings of the images, one per text.
+      image_to_text: the rankings of the texts, one per image.
+      first_stage: the text-to-image rankings before re-ranking, None if nothing was re-ranked.
+    """
 
     text_to_image: Rankings
     image_to_text: Rankings
@@ -74,24 +80,25 @@ def evaluate(
     second_stage: Callable[[Candidates], np.ndarray] | None = None,
     candidates: int = 100,
 ) -> Result:
-    """Returns (metrics, details): the content of metrics.json without the provenance, and the rankings behind it.
+    """Returns (metrics, details): the content of metrics.json without provenance, and the rankings behind it.
 
     Every figure is `{"value", "low", "high"}` with a 95% bootstrap interval over queries (over trials, in `trials`).
     Text-to-image queries are texts and the gallery is all images; image-to-text is the reverse. An item is relevant to
     a query if both have the same group.
 
-    With a `second_stage`, "text_to_image" has the figures after re-ranking and "first_stage" those of the embeddings.
-    "reranked" then has k, the share of texts with a relevant image among the candidates (the hit@k of the first stage,
-    which no second stage can exceed), and the shares of texts that re-ranking improved and worsened.
+    With a `second_stage`, "text_to_image" holds the figures after re-ranking, "first_stage" those of the embeddings,
+    and "reranked" the number of candidates "k", the share of texts with a relevant image among them ("retrieved", the
+    first stage's hit@k, which no second stage can exceed), and the shares of texts that improved and worsened.
 
     Args:
-      texts: Q texts. images: G images.
-      categories_of_texts: (Q,) names; "" is shown as "(none)".
-      ks: depths of hit, recall, precision and nDCG; the rows of categories always include 1, 5 and 10.
-      seed: seeds the trials and the resampling.
-      progress: wraps the sequence of query blocks.
-      second_stage: returns (Q, K) scores of the candidates; only these are re-ordered.
-      candidates: K.
+      texts: the Q texts.
+      images: the G images.
+      categories_of_texts: the Q names of the texts' categories; "" is reported as "(none)".
+      ks: the depths of hit, recall, precision and nDCG; the figures by category always include 1, 5 and 10.
+      seed: seeds the trials and the bootstrap.
+      progress: wraps the sequence of query blocks, for a progress bar.
+      second_stage: returns (Q, K) scores of the candidates, which are re-ordered by them.
+      candidates: K, the number of candidates per text.
 
     Raises:
       UserError: a text or an image has no counterpart in its group.
@@ -120,7 +127,7 @@ def evaluate(
     )
     by_category = _by_category(details.text_to_image, categories_of_texts, relevance, ranks, ks, seed)
     trial_figures = (
-        {"reason": "trials are of embeddings alone, which is the first stage"}
+        {"reason": "trials rank by embeddings, and this evaluation is re-ranked"}
         if second_stage
         else _trials(texts, images, ks, seed)
     )
@@ -154,7 +161,7 @@ def _reranked(details: Details, retrieved: Candidates, seed: int) -> dict[str, A
 
 
 def _rankings(ranks: Ranks, relevance, query_groups, gallery_groups, ks) -> Rankings:
-    """Returns one direction's rankings, by query."""
+    """Returns the rankings of one direction."""
     top_items = ranks.top_items[:, :TOP_K]
     return Rankings(
         best_ranks=metrics.best_rank(ranks.ranks, relevance.indptr),
@@ -167,7 +174,7 @@ def _rankings(ranks: Ranks, relevance, query_groups, gallery_groups, ks) -> Rank
 
 
 def _figures(rankings, seed):
-    """Returns every mean and the median rank with their intervals, hit@k first."""
+    """Returns the mean of every metric and the median rank, with intervals; hit@k comes first."""
     figures = means(rankings.values | {"mean_rank": rankings.best_ranks.astype(np.float64)}, seed)
     low, high = significance.bootstrap_interval(rankings.best_ranks, statistic=significance.median, seed=seed)
     median = {"median_rank": {"value": float(np.median(rankings.best_ranks)), "low": low, "high": high}}
@@ -176,7 +183,10 @@ def _figures(rankings, seed):
 
 
 def means(values: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, float]]:
-    """Returns {"value", "low", "high"} of the mean of each of the named (Q,) values, all on the same resamples."""
+    """Returns metric -> {"value", "low", "high"}: the mean of its (Q,) values and its 95% bootstrap interval.
+
+    All metrics share the same resamples.
+    """
     stacked = np.stack(list(values.values()))  # (M, Q)
     low, high = significance.bootstrap_interval(stacked, seed=seed)
     return {
@@ -186,7 +196,7 @@ def means(values: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, fl
 
 
 def _by_category(rankings, categories, relevance, ranks, ks, seed):
-    """Returns a row per category, most queries first, then by name."""
+    """Returns category -> its figures, ordered by number of queries, most first, then by name."""
     names, members = np.unique([name or UNCATEGORISED for name in categories], return_inverse=True)
     depths = sorted({*CATEGORY_KS, *ks})
     values = {f"hit@{k}": metrics.hit(ranks.ranks, relevance.indptr, k) for k in depths}
@@ -200,7 +210,7 @@ def _by_category(rankings, categories, relevance, ranks, ks, seed):
 
 
 def _trials(texts: GroupedEmbeddings, images: GroupedEmbeddings, ks, seed):
-    """Returns the mean hit@k and mAP over the trials, or the reason why there are none."""
+    """Returns the mean hit@k and mAP over the trials, or the reason why no trials were made."""
     try:
         best = trials.best_ranks(texts.embeddings, images.embeddings, texts.groups, images.groups, seed=seed)
     except UserError as error:

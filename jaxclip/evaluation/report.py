@@ -20,7 +20,15 @@ THUMBNAIL_BYTES, THUMBNAIL_SIDE = 12_000, 220
 
 @dataclass(frozen=True)
 class Item:
-    """A picture that was found: its encoded file, mime type, caption, whether it is right, and its score."""
+    """A ranked picture.
+
+    Attributes:
+      image_bytes: the encoded picture.
+      mime: its media type, such as "image/jpeg".
+      caption: the title of the product.
+      relevant: whether it is relevant to the query.
+      score: its score for the query.
+    """
 
     image_bytes: bytes = field(repr=False)
     mime: str
@@ -30,19 +38,19 @@ class Item:
 
     @property
     def data_uri(self) -> str:
-        """The picture itself, as an `img` element takes it."""
+        """The picture as a data URI, the `src` of an `img` element."""
         return f"data:{self.mime};base64,{base64.b64encode(self.image_bytes).decode()}"
 
 
 @dataclass(frozen=True)
 class QueryRow:
-    """A query as the report shows it.
+    """A query and the pictures ranked first for it.
 
     Attributes:
-      caption: the text that was searched for.
-      rank: of the first right picture.
-      items: what was found, best first.
-      answer: a right picture, shown at the end of the row where none of the items is right.
+      caption: the text of the query.
+      rank: the rank of the first relevant picture.
+      items: the pictures ranked first, best first.
+      answer: a relevant picture, shown at the end of the row if none of the items is relevant.
     """
 
     caption: str
@@ -53,7 +61,13 @@ class QueryRow:
 
 @dataclass(frozen=True)
 class Change:
-    """A query that two runs rank differently: its text, and how the baseline and this run answer it."""
+    """A query that two runs rank differently.
+
+    Attributes:
+      caption: the text of the query.
+      before: the baseline's ranking.
+      after: this run's ranking.
+    """
 
     caption: str
     before: QueryRow
@@ -62,13 +76,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the report says of a baseline.
+    """The comparison of a run with a baseline.
 
     Attributes:
-      name: of the baseline.
-      figures: of `results.compare`.
-      best_ranks: (Q,) the baseline's ranks.
-      improved, worsened: the queries that changed most, most first.
+      name: the baseline's name.
+      figures: the result of `results.compare`.
+      best_ranks: (Q,) the baseline's ranks of the first relevant pictures.
+      improved: the queries that improved most, largest change first.
+      worsened: the queries that worsened most, largest change first.
     """
 
     name: str
@@ -79,13 +94,16 @@ class Comparison:
 
 
 def sample_queries(queries: int) -> np.ndarray:
-    """Returns up to 24 of the numbers 0..queries-1, at random under a fixed seed: never chosen by how well they did."""
+    """Returns the indices of at most 24 random queries; the seed is fixed, so results cannot influence the choice."""
     random = np.random.default_rng(SHOWN_SEED)
     return random.choice(queries, min(SHOWN_QUERIES, queries), replace=False)
 
 
 def thumbnail(encoded: bytes) -> tuple[bytes, str]:
-    """Returns a picture small enough for a page that holds hundreds, and its mime type; small ones stay as they are."""
+    """Returns a thumbnail and its media type; files of at most 12,000 bytes are returned unchanged.
+
+    A report contains hundreds of pictures, so each has to be small.
+    """
     if len(encoded) <= THUMBNAIL_BYTES:
         return encoded, mime(encoded)
     picture = Image.open(io.BytesIO(encoded)).convert("RGB")
@@ -96,7 +114,7 @@ def thumbnail(encoded: bytes) -> tuple[bytes, str]:
 
 
 def write(path: Path, page: str) -> Path:
-    """Returns `path`, having written the page there; makes its folder."""
+    """Writes a page, creating its folder if needed, and returns its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -114,17 +132,17 @@ def report_page(
     failures: Mapping[str, Sequence[QueryRow]] | None = None,
     comparison: Comparison | None = None,
 ) -> str:
-    """Returns the report as one HTML page that contains its pictures and style and requests nothing.
+    """Returns the report as one HTML page, with pictures and styles embedded so that it loads nothing from elsewhere.
 
     Args:
-      metrics: what `protocols.evaluate` returns, or the content of metrics.json.
-      title: the heading, as "quickstart, step 2,000".
-      run: what identifies and reproduces the run, name to text; "command" is set as code.
-      queries: rows of the queries that `sample_queries` names.
-      curve: rows of training, {"step", "loss", "hit@1"}, each figure where it was measured; may be empty.
-      best_ranks: (Q,) the rank of each text's first right picture, for the curve of hit@k and the histogram.
-      failures: by category, the queries that failed most.
-      comparison: with a baseline.
+      metrics: the metrics of `protocols.evaluate`, or the content of metrics.json.
+      title: the heading, such as "quickstart, step 2,000".
+      run: facts that identify and reproduce the run, name -> text; "command" is shown as code.
+      queries: the queries selected by `sample_queries`.
+      curve: rows {"step", "loss", "hit@1", "ema/hit@1"} of the training log; a row has only the figures measured then.
+      best_ranks: (Q,) the rank of each text's first relevant picture, for the hit@k curve and the histogram.
+      failures: category -> the queries with the worst ranks.
+      comparison: the comparison with a baseline, if there is one.
     """
     panels = [
         charts.training(curve, "loss", "training loss"),
@@ -166,12 +184,12 @@ def sheet_page(
     runs: Mapping[str, Mapping[str, str]],
     command: str,
 ) -> str:
-    """Returns the HTML page of what was found for queries whose relevant items are unknown.
+    """Returns the HTML page that shows the pictures ranked first for queries without known relevant items.
 
     Args:
       sheet: query -> name of the run -> pictures, best first; each run is a row below its query.
-      runs: name of each run -> what identifies its checkpoint and the catalogue, name to text.
-      command: what makes the sheet again.
+      runs: name of the run -> facts that identify its checkpoint and catalogue, name -> text.
+      command: the command line that makes the page again.
     """
     return _render("sheet.html.j2", sheet=sheet, runs=runs, command=command)
 
@@ -194,7 +212,7 @@ def _percent(share: float) -> str:
 
 
 def _chance(share: float) -> str:
-    """Returns a percentage of two significant digits: chance is small."""
+    """Returns a percentage; small ones have two significant digits, because chance is often far below 1%."""
     return f"{100 * share:.2g}%" if share < 0.1 else _percent(share)
 
 
@@ -210,12 +228,12 @@ def _interval(entry: Mapping[str, float], name: str) -> str:
 
 
 def _signed(value: float, name: str) -> str:
-    shown = _number(abs(value), name)
-    nothing = not float(shown.rstrip("%").replace(",", ""))
-    return ("±" if nothing else "+" if value > 0 else "−") + shown
+    magnitude = _number(abs(value), name)
+    is_zero = not float(magnitude.rstrip("%").replace(",", ""))
+    return ("±" if is_zero else "+" if value > 0 else "−") + magnitude
 
 
 def _named(name: str) -> str:
-    """Returns a metric's name as a reader knows it."""
+    """Returns a metric's usual name, such as "MRR" for "mrr"."""
     words = {"mrr": "MRR", "mrr@10": "MRR@10", "map": "mAP", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
     return words.get(name, name.replace("ndcg", "nDCG").replace("_", " "))

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder beside the report: metrics.json, the same as tables, each query's figures."""
+"""The result files of an evaluation: metrics.json, its figures as CSV tables, and the ranking of every query."""
 
 import csv
 import io
@@ -17,20 +17,27 @@ from jaxclip.runtime import files
 
 QUERIES = "queries.npz"
 FIRST_STAGE = "first_stage"
-"""Folder in that of a re-ranked evaluation, of the queries.npz before re-ranking."""
+"""Subfolder of a re-ranked evaluation that holds the queries.npz of the first stage."""
 DIRECTIONS = ("text_to_image", "image_to_text")
 _ARRAYS = ("best_ranks", "top_items", "top_relevant", "top_scores")
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
-    """The rankings of an evaluation, as `queries.npz` keeps them.
+class StoredRankings:
+    """The rankings of an evaluation, as stored in queries.npz.
+
+    The rankings are those of text to image.
 
     Attributes:
-      data_fingerprint: of the products that were ranked.
-      captions: (Q,) the texts. owners: (Q,) the product of each. ids: (G,) of the products.
-      best_ranks, top_items, top_relevant, top_scores: (Q, ...) of the texts, as in `protocols.Rankings`.
-      values: direction -> name -> (Q,) or (G,) figures.
+      data_fingerprint: the fingerprint of the prepared dataset.
+      captions: (Q,) the texts.
+      owners: (Q,) the index of each text's product.
+      ids: (G,) the ids of the products.
+      best_ranks: (Q,) the rank of the first relevant item.
+      top_items: (Q, k) the first k items, best first.
+      top_relevant: (Q, k) whether they are relevant.
+      top_scores: (Q, k) their scores.
+      values: direction -> metric -> its value for every query of that direction.
     """
 
     data_fingerprint: str
@@ -45,7 +52,7 @@ class Stored:
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Writes metrics.json and its tables metrics.csv and by_category.csv, each whole or not at all."""
+    """Writes metrics.json, metrics.csv and by_category.csv; each file is replaced atomically."""
     _write(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
     rows = [
         (direction, name, figure["value"], figure["low"], figure["high"], metrics.get(chance, {}).get(name, ""))
@@ -65,8 +72,16 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
 def write_queries(
     folder: Path, details: Details, *, captions: Sequence[str], owners, ids: Sequence[str], data_fingerprint: str
 ) -> None:
-    """Writes queries.npz, for comparisons, and queries.csv: each text, its product and the rank of its first answer."""
-    found = details.text_to_image
+    """Writes queries.npz, which comparisons read, and queries.csv, a table with one row per text.
+
+    Args:
+      details: the rankings.
+      captions: the Q texts.
+      owners: (Q,) the index of each text's product.
+      ids: the ids of the G products.
+      data_fingerprint: the fingerprint of the prepared dataset.
+    """
+    rankings = details.text_to_image
     values = {
         f"{direction}/{name}": of_queries
         for direction in DIRECTIONS
@@ -79,19 +94,19 @@ def write_queries(
         captions=np.asarray(captions, str),
         owners=np.asarray(owners),
         ids=np.asarray(ids, str),
-        **{name: getattr(found, name) for name in _ARRAYS},
+        **{name: getattr(rankings, name) for name in _ARRAYS},
         **values,
     )
     _write(folder / QUERIES, file.getvalue())
     rows = (
         (caption, ids[owner], rank, ids[top[0]])
-        for caption, owner, rank, top in zip(captions, owners, found.best_ranks, found.top_items, strict=True)
+        for caption, owner, rank, top in zip(captions, owners, rankings.best_ranks, rankings.top_items, strict=True)
     )
     _write(folder / "queries.csv", _table(("text", "product", "rank", "found first"), rows))
 
 
-def read_queries(folder: Path) -> Stored:
-    """Returns the rankings that an evaluation left in its folder; UserError where there are none."""
+def read_queries(folder: Path) -> StoredRankings:
+    """Returns the rankings stored in an evaluation's folder; raises UserError if there are none."""
     path = folder / QUERIES
     if not path.exists():
         raise UserError(f"{path} is missing: evaluate that run first")
@@ -100,25 +115,28 @@ def read_queries(folder: Path) -> Stored:
             direction: {name.partition("/")[2]: file[name] for name in file.files if name.startswith(direction + "/")}
             for direction in DIRECTIONS
         }
-        return Stored(
+        return StoredRankings(
             str(file["data_fingerprint"]),
             *(file[name] for name in ("captions", "owners", "ids", *_ARRAYS)),
             values=values,
         )
 
 
-def compare(baseline: Stored, other: Stored, *, seed: int = 0) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns direction -> metric -> {"baseline", "value", "difference", "low", "high", "p"}, other minus baseline.
+def compare(
+    baseline: StoredRankings, other: StoredRankings, *, seed: int = 0
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns direction -> metric -> {"baseline", "value", "difference", "low", "high", "p"}.
 
-    The interval is of the difference, over queries; p is that of the paired bootstrap.
+    The difference is `other` minus `baseline`; "low" and "high" bound its 95% bootstrap interval over queries, and "p"
+    is the p-value of the paired bootstrap test.
 
     Raises:
-      UserError: the two did not rank the same products for the same queries.
+      UserError: the two evaluations differ in their products or queries.
     """
     same = (np.array_equal(getattr(baseline, name), getattr(other, name)) for name in ("owners", "ids"))
     if baseline.data_fingerprint != other.data_fingerprint or not all(same):
         raise UserError(
-            f"the two evaluations are of other products (data fingerprints {baseline.data_fingerprint} and "
+            f"the two evaluations rank different products (data fingerprints {baseline.data_fingerprint} and "
             f"{other.data_fingerprint}): evaluate both on the same catalogue and split"
         )
     result = {}

@@ -1,4 +1,4 @@
-"""`evaluate --compare` and `evaluate --query`, as processes, and their pages in a browser."""
+"""`evaluate --compare` and `evaluate --query` run as processes, and their pages open in a browser."""
 
 import json
 import shutil
@@ -13,12 +13,12 @@ from jaxclip import config
 from jaxclip.evaluation import comparison
 from jaxclip.evaluation.metrics_file import load_if_current, read
 
-PHONE, DESK = 400, 1400
+PHONE, DESKTOP = 400, 1400
 
 
 @pytest.fixture(scope="module")
 def two(trained, tmp_path_factory):
-    """Two copies of a run; the second stands two steps earlier and has not been evaluated there."""
+    """Two copies of a run; the second ends two steps earlier and has not been evaluated."""
     folder = tmp_path_factory.mktemp("two")
     first, second = folder / "first", folder / "second"
     shutil.copytree(trained, first)
@@ -36,15 +36,15 @@ def compared(two, run):
 
 
 @pytest.mark.slow
-def test_two_runs_are_compared_and_what_was_not_evaluated_is_first(two, compared):
+def test_two_runs_are_compared_after_evaluating_the_one_that_was_not(two, compared):
     first, second = two
     folder = second / "eval" / "test" / "against-first"
     assert f"evaluating {second} first" in compared.stderr and f"evaluating {first} first" not in compared.stderr
     figures = json.loads((folder / "comparison.json").read_text())
-    told = figures.pop("baseline"), figures.pop("run")
-    assert [side["workdir"] for side in told] == [str(first.resolve()), str(second.resolve())]
-    assert [side["step"] for side in told] == ["12", "10"] and told[0]["parameters"] == "raw"
-    assert told[0]["data fingerprint"] == told[1]["data fingerprint"]
+    sides = figures.pop("baseline"), figures.pop("run")
+    assert [side["workdir"] for side in sides] == [str(first.resolve()), str(second.resolve())]
+    assert [side["step"] for side in sides] == ["12", "10"] and sides[0]["parameters"] == "raw"
+    assert sides[0]["data fingerprint"] == sides[1]["data fingerprint"]
     assert figures.keys() == {"text_to_image", "image_to_text"}
     for direction, rows in figures.items():
         for name, row in rows.items():
@@ -59,9 +59,9 @@ def test_two_runs_are_compared_and_what_was_not_evaluated_is_first(two, compared
 
 
 @pytest.mark.slow
-def test_the_page_of_a_comparison_opens_on_a_phone_and_on_a_desk(two, compared, opened):
+def test_the_page_of_a_comparison_opens_on_a_phone_and_on_a_desktop(two, compared, opened):
     report = two[1] / "eval" / "test" / "against-first" / "report.html"
-    for width in (PHONE, DESK):
+    for width in (PHONE, DESKTOP):
         for scheme in ("light", "dark"):
             page = opened(report, width, scheme)
             assert page.locator("img").count() > 50
@@ -78,7 +78,7 @@ def test_the_same_evaluations_are_compared_again_without_evaluating(two, compare
 
 
 @pytest.mark.slow
-def test_sentences_are_looked_for_in_a_gallery_without_captions(two, run, tmp_path, opened):
+def test_sentences_are_searched_in_a_gallery_without_captions(two, run, tmp_path, opened):
     random = np.random.default_rng(0)
     for n in range(14):
         pixels = random.integers(0, 255, (40, 30, 3), np.uint8)
@@ -89,7 +89,7 @@ def test_sentences_are_looked_for_in_a_gallery_without_captions(two, run, tmp_pa
     assert done.returncode == 0, done.stderr
     sheet = two[0] / "eval" / "queries" / "sheet.html"
     assert str(sheet) in done.stdout
-    for width in (PHONE, DESK):
+    for width in (PHONE, DESKTOP):
         page = opened(sheet, width)
         assert page.locator("img").count() == 2 * 2 * 10
         text = page.locator("body").inner_text()
@@ -98,19 +98,19 @@ def test_sentences_are_looked_for_in_a_gallery_without_captions(two, run, tmp_pa
 
 
 @pytest.mark.slow
-def test_runs_of_other_catalogues_are_told_before_either_is_evaluated(two, run, tmp_path):
+def test_runs_on_different_catalogues_are_refused_before_either_is_evaluated(two, run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(two[1], other, ignore=shutil.ignore_patterns("eval"))
     settings = json.loads((other / "config.json").read_text())
     settings["data"]["drawn_seed"] = 3
     (other / "config.json").write_text(json.dumps(settings))
     done = run("evaluate", "--compare", str(two[1]), str(other))
-    assert done.returncode == 2 and "rank other products" in done.stderr, done.stderr
+    assert done.returncode == 2 and "rank different products" in done.stderr, done.stderr
     assert not (other / "eval").exists() and "evaluating" not in done.stderr
 
 
 @pytest.mark.slow
-def test_the_report_of_a_run_that_was_evaluated_for_a_comparison_says_how(two, run, tmp_path):
+def test_the_report_of_a_run_evaluated_for_a_comparison_shows_its_command(two, run, tmp_path):
     copies = [shutil.copytree(folder, tmp_path / folder.name) for folder in two]
     done = run("evaluate", "--compare", *map(str, copies), "--config.evaluation.mirror=true", "--name=mirrored")
     assert done.returncode == 0, done.stderr
@@ -121,7 +121,7 @@ def test_the_report_of_a_run_that_was_evaluated_for_a_comparison_says_how(two, r
 
 
 @pytest.mark.slow
-def test_only_what_would_come_out_again_is_kept(trained):
+def test_stored_metrics_are_reused_only_if_they_would_be_the_same_again(trained):
     own, folder = config.load_config(trained), trained / "eval" / "test"
     data = read(folder)["data_fingerprint"]
     assert load_if_current(own, trained, "latest", folder, data) == read(folder)
@@ -133,7 +133,7 @@ def test_only_what_would_come_out_again_is_kept(trained):
     assert load_if_current(own, trained, "latest", trained / "eval" / "never", data) is None
 
 
-def test_baselines_of_one_name_have_folders_of_their_own(tmp_path):
+def test_baselines_of_the_same_name_have_separate_folders(tmp_path):
     evaluated, here, there = tmp_path / "eval", tmp_path / "a" / "run", tmp_path / "b" / "run"
     folder = comparison._folder(evaluated, here)
     assert folder == evaluated / "against-run"
@@ -145,7 +145,7 @@ def test_baselines_of_one_name_have_folders_of_their_own(tmp_path):
     assert comparison._names([here, here]) == ["run", "run"]
 
 
-def test_flags_that_contradict_one_another_are_told(run, trained):
+def test_contradictory_flags_are_reported(run, trained):
     for arguments, words in (
         (["--compare", str(trained)], "--compare takes two workdirs"),
         (["--compare", str(trained), str(trained), "--query=shoes"], "no --workdir, --query"),

@@ -1,4 +1,4 @@
-"""Labels as queries and as classes, against scikit-learn and plain sorts."""
+"""Label retrieval and zero-shot classification agree with scikit-learn and plain sorting."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ LABELS, IMAGES = 7, 300
 
 @pytest.fixture(scope="module")
 def drawn():
-    """(field, label embeddings, images) where some images have no label and images are near their label's vector."""
+    """Random (field, label embeddings, images): images lie near the vector of their label, and some have no label."""
     random = np.random.default_rng(0)
     names = [f"colour {n}" for n in range(LABELS)]
     of_images = random.choice([*names, ""], IMAGES, p=[0.3, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05, 0.1])
@@ -22,7 +22,7 @@ def drawn():
     return field, embeddings, images
 
 
-def test_fields_of_names_numbers_and_one_value_are_left_out():
+def test_only_fields_with_several_frequent_values_hold_labels():
     shared = ["red"] * 5 + ["blue"] * 6 + ["lime"] * 4 + [""] * 9
     found = labels.fields({
         "colour": shared,
@@ -33,16 +33,16 @@ def test_fields_of_names_numbers_and_one_value_are_left_out():
     assert [field.name for field in found] == ["colour", "id"]
     assert found[0].labels == ["blue", "red"]
     np.testing.assert_array_equal(found[0].members, [1] * 5 + [0] * 6 + [-1] * 13)
-    many = [str(n // 5) for n in range(5 * (labels.MOST_LABELS + 1))]
+    many = [str(n // 5) for n in range(5 * (labels.MAX_LABELS + 1))]
     assert not labels.fields({"names": many})
 
 
-def test_an_ensemble_is_the_direction_of_the_mean_wording():
+def test_an_ensemble_is_the_normalised_mean_of_its_prompts():
     prompts = np.array([[[1, 0], [0, 1]], [[1, 0], [1, 0]]], np.float32)
     np.testing.assert_allclose(labels.ensemble(prompts), [[0.5**0.5, 0.5**0.5], [1, 0]], rtol=1e-6)
 
 
-def test_classification_is_what_scikit_learn_counts(drawn):
+def test_classification_figures_equal_those_of_scikit_learn(drawn):
     field, embeddings, images = drawn
     known = field.members >= 0
     predicted = (images @ embeddings.T).argmax(axis=1)[known]
@@ -56,14 +56,14 @@ def test_classification_is_what_scikit_learn_counts(drawn):
     assert found["weighted_f1"]["value"] != found["macro_f1"]["value"]
 
 
-def test_a_label_that_occurs_nowhere_weighs_nothing():
+def test_labels_that_do_not_occur_are_left_out_of_the_mean_f1():
     pair = np.array([[0, 0, 1], [0, 1, 1]], np.float64)
     for weighted, average in ((True, "weighted"), (False, "macro")):
         (value,) = labels.f1(pair, np.ones((1, 3)), 5, weighted=weighted)
         assert value == pytest.approx(f1_score(pair[0], pair[1], average=average), abs=1e-12)
 
 
-def test_label_queries_search_all_images_for_those_that_have_the_label(drawn):
+def test_label_retrieval_equals_sorting_all_images(drawn):
     field, embeddings, images = drawn
     scores = embeddings @ images.T
     right = field.members == np.arange(LABELS)[:, None]

@@ -1,4 +1,4 @@
-"""Marqo's protocol against its definition written out."""
+"""Marqo's protocol agrees with a direct implementation of its definition."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def unit(random, *shape):
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def test_documents_mix_image_and_title_and_recall_is_of_all_right_ones():
+def test_documents_mix_image_and_title_and_recall_counts_all_relevant_ones():
     random = np.random.default_rng(0)
     images, titles = unit(random, 90, 8), unit(random, 90, 8)
     groups = np.arange(90) // 3
@@ -21,11 +21,11 @@ def test_documents_mix_image_and_title_and_recall_is_of_all_right_ones():
     documents = 0.9 * images + 0.1 * titles
     documents /= np.linalg.norm(documents, axis=1, keepdims=True)
     order = np.argsort(-(texts @ documents.T), axis=1)
-    right = groups[order] == text_groups[:, None]  # (Q, G) by rank
-    first = 1 + right.argmax(axis=1)
+    relevant = groups[order] == text_groups[:, None]  # (Q, G) by rank
+    first = 1 + relevant.argmax(axis=1)
     assert found["queries"] == 45 and found["documents"] == 90
-    assert found["recall@1"]["value"] == pytest.approx((right[:, :1].sum(1) / 3).mean(), abs=1e-9)
-    assert found["recall@10"]["value"] == pytest.approx((right[:, :10].sum(1) / 3).mean(), abs=1e-9)
+    assert found["recall@1"]["value"] == pytest.approx((relevant[:, :1].sum(1) / 3).mean(), abs=1e-9)
+    assert found["recall@10"]["value"] == pytest.approx((relevant[:, :10].sum(1) / 3).mean(), abs=1e-9)
     assert found["mrr@10"]["value"] == pytest.approx(np.where(first <= 10, 1 / first, 0).mean(), abs=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""Through the whole evaluation (records, decoding, tokens, batches, padding, ranks, files) a perfect encoder scores 1
+"""In the complete evaluation (records, decoding, tokens, batches, padding, ranks, files), a perfect encoder scores 1
 and a random one scores chance."""
 
 import csv
@@ -44,26 +44,26 @@ def records(raw, tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluator(records):
     data, evaluating = {"image_size": 32, "context_length": 128}, {"batch_size": 48}
-    wanted = config.build({"steps": 1, "data": data, "model": {"preset": "tiny"}, "evaluation": evaluating})
-    preprocess = make_preprocess(wanted)
+    configuration = config.build({"steps": 1, "data": data, "model": {"preset": "tiny"}, "evaluation": evaluating})
+    preprocess = make_preprocess(configuration)
     tokenizer = train_tokenizer(["a shirt", "a watch"], 300)
-    towers = make_towers(wanted, preprocess, tokenizer)
+    towers = make_towers(configuration, preprocess, tokenizer)
     with jax.set_mesh(towers.mesh):
-        yield Evaluator(towers, records, wanted)
+        yield Evaluator(towers, records, configuration)
 
 
 def direction(key) -> np.ndarray:
-    """Returns a unit vector that follows from the key."""
+    """Returns a random unit vector that depends only on the key."""
     seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big")
     vector = np.random.default_rng(seed).normal(size=DIMENSION)
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
 class Memory:
-    """Encoders that know the raw catalogue by heart, read from its own files and not through the pipeline.
+    """Perfect encoders, which look products up in the files of the raw catalogue, bypassing the pipeline.
 
-    A picture is the product whose photo it is nearest to, a caption the product whose name it begins with; both become
-    the direction of that product's name.
+    A picture is matched to the product with the nearest photo, a caption to the product whose name it begins with; the
+    embedding is the direction of that product's name.
     """
 
     def __init__(self, raw, tokenizer):
@@ -91,8 +91,8 @@ def rank(evaluator, encode_image, encode_text):
     return evaluator.rank({})
 
 
-def by_chance(side, seed):
-    """Returns an encoder that knows only one picture or caption from another."""
+def random_encoder(side, seed):
+    """Returns an encoder that gives every distinct picture or caption a random direction."""
 
     def encode(params, rows):
         return np.stack([direction((side, seed, row.tobytes())) for row in np.asarray(rows)])
@@ -124,7 +124,7 @@ def test_a_perfect_encoder_finds_everything_and_the_files_say_so(evaluator, raw,
 
 
 def test_a_random_encoder_scores_chance_within_the_interval(evaluator):
-    runs = [rank(evaluator, by_chance("image", seed), by_chance("text", seed))[0] for seed in range(4)]
+    runs = [rank(evaluator, random_encoder("image", seed), random_encoder("text", seed))[0] for seed in range(4)]
     assert runs[0]["chance"]["hit@10"] == pytest.approx(10 / PRODUCTS, rel=0.15)
     within = []
     for side, expected in (("text_to_image", "chance"), ("image_to_text", "chance_image_to_text")):
@@ -133,10 +133,10 @@ def test_a_random_encoder_scores_chance_within_the_interval(evaluator):
             within += [figure["low"] <= chance <= figure["high"] for figure in figures]
             deviation = np.sqrt(chance * (1 - chance) / (PRODUCTS * len(runs)))
             assert abs(np.mean([figure["value"] for figure in figures]) - chance) < 3 * deviation
-    assert np.mean(within) > 0.8  # of intervals at 95 %, which rest on a handful of hits each
+    assert np.mean(within) > 0.8  # of the 95% intervals, each of which rests on a handful of hits
 
 
-def test_a_perfect_encoder_fails_where_pictures_change_places(evaluator, raw):
+def test_a_perfect_encoder_fails_if_pictures_are_shuffled(evaluator, raw):
     memory = Memory(raw, evaluator.towers.tokenizer)
     metrics, _ = rank(
         evaluator, lambda params, rows: np.roll(memory.encode_image(params, rows), 1, axis=0), memory.encode_text
@@ -144,7 +144,7 @@ def test_a_perfect_encoder_fails_where_pictures_change_places(evaluator, raw):
     assert metrics["text_to_image"]["hit@1"]["value"] < 0.1
 
 
-def test_each_label_is_known_by_its_own_prompts(evaluator, monkeypatch):
+def test_each_label_is_embedded_from_its_own_prompts(evaluator, monkeypatch):
     labels = [[product.category, *product.attributes.values()] for product in evaluator.queries.products]
     known = sorted({label.lower() for of_product in labels for label in of_product}, key=len)
 

@@ -1,4 +1,4 @@
-"""A perfect encoder scores 1, a random one scores chance, and what is not finite is counted."""
+"""A perfect encoder scores 1, a random one scores chance, and scores that are not finite are counted."""
 
 import json
 
@@ -56,8 +56,8 @@ def test_a_random_encoder_scores_chance_within_its_interval():
 
 
 @pytest.mark.parametrize("cosine", [0.5, 0.7, 0.9])
-def test_trials_agree_with_their_closed_form_where_the_overlap_is_known(cosine):
-    """Right pairs have this cosine; those of a text with other pictures are independent coordinates on a sphere."""
+def test_trials_agree_with_the_closed_form_for_a_known_cosine(cosine):
+    """Matching pairs have this cosine; a text's cosines with other images are those of random points on a sphere."""
     width, size = 8, 3000
     images, noise = unit(5, size, width), np.random.default_rng(6).normal(size=(size, width))
     noise -= (noise * images).sum(axis=1, keepdims=True) * images
@@ -80,7 +80,7 @@ def test_a_constant_encoder_finds_nothing():
     assert result["text_to_image"]["median_rank"]["value"] == 120
 
 
-def test_several_captions_and_several_images_of_one_group_are_all_right():
+def test_all_captions_and_images_of_one_group_are_relevant_to_each_other():
     images, image_groups = unit(4, 6), ["a", "a", "b", "c", "d", "e"]
     texts, text_groups = images[[0, 2, 2, 3, 4, 5, 1]], ["a", "b", "b", "c", "d", "e", "a"]
     result, details = evaluate(texts, images, text_groups, image_groups, ["x"] * 7, ks=(1, 2))
@@ -90,7 +90,7 @@ def test_several_captions_and_several_images_of_one_group_are_all_right():
     assert details.image_to_text.top_items[2, :2].tolist() == [1, 2]
 
 
-def test_few_groups_give_a_reason_instead_of_trials():
+def test_too_few_groups_give_a_reason_instead_of_trials():
     result, _ = evaluate(unit(5, 40), unit(5, 40), names(40), names(40), ["a"] * 40)
     assert list(result["trials"]) == ["reason"] and "there are 40" in result["trials"]["reason"]
 

@@ -1,4 +1,4 @@
-"""The report is one file that asks for nothing, and shows captions as text whatever they contain."""
+"""The report is one file that loads nothing from elsewhere, and shows captions as text whatever they contain."""
 
 import io
 from html.parser import HTMLParser
@@ -14,7 +14,7 @@ HOSTILE = '<script>alert("x")</script> & "quotes" <img src=http://example.com/x.
 
 
 class Elements(HTMLParser):
-    """Every element of a page with its attributes, and the text."""
+    """All elements of a page with their attributes, and its text."""
 
     def __init__(self, html):
         super().__init__()
@@ -73,11 +73,11 @@ def test_captions_and_categories_show_as_text(tmp_path, metrics, query):
     assert [attributes["alt"] for tag, attributes in shown.found if tag == "img"] == [HOSTILE, HOSTILE]
 
 
-def test_the_right_picture_is_marked_in_words_and_the_missed_one_added(tmp_path, metrics, query):
-    assert page(tmp_path, metrics, queries=[query]).text.count("✓ right") == 2  # the explanation and the picture
+def test_relevant_pictures_are_marked_in_words_and_a_missed_one_is_added(tmp_path, metrics, query):
+    assert page(tmp_path, metrics, queries=[query]).text.count("✓ relevant") == 2  # the explanation and the picture
     wrong = report.QueryRow("a shoe", 1234, query.items[:1], answer=query.items[1])
     text = page(tmp_path, metrics, queries=[wrong]).text
-    assert "first right one: rank 1,234" in text and "further down" in text
+    assert "first relevant picture: rank 1,234" in text and "ranked lower" in text
 
 
 def test_figures_are_shown_with_intervals_and_chance(tmp_path, metrics):
@@ -87,7 +87,7 @@ def test_figures_are_shown_with_intervals_and_chance(tmp_path, metrics):
     assert f"{100 * figure['low']:.1f}–{100 * figure['high']:.1f}%" in text
     assert "chance 1.7%" in text and "chance 8.3%" in text
     assert "5 smaller categories" in text and "there are 60" in text
-    assert "NaN:" not in text and "Training" not in text and "What it finds" not in text
+    assert "NaN:" not in text and "Training" not in text and "Example queries" not in text
 
 
 def test_nan_scores_are_announced(tmp_path, metrics):

@@ -1,4 +1,4 @@
-"""What an evaluation leaves for comparisons, and what a comparison says."""
+"""The result files of an evaluation, and the comparison of two evaluations."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ PRODUCTS = 240
 
 
 def evaluated(folder, noise, *, seed=0, data="d1", products=PRODUCTS):
-    """Writes and reads the evaluation of embeddings whose texts are their pictures and noise."""
+    """Returns the figures and the stored rankings of an evaluation whose text embeddings are noisy image embeddings."""
     random = np.random.default_rng(seed)
     images = np.random.default_rng(7).standard_normal((products, 16)).astype(np.float32)
     texts = images + noise * random.standard_normal(images.shape).astype(np.float32)
@@ -44,14 +44,14 @@ def test_tables_hold_the_figures_of_metrics_json(tmp_path):
         assert {row["category"] for row in csv.DictReader(file)} == {"bags", "shoes"}
 
 
-def test_a_run_compared_with_itself_differs_in_nothing(tmp_path):
+def test_a_run_compared_with_itself_has_no_differences(tmp_path):
     _, stored = evaluated(tmp_path, 1.0)
     for rows in results.compare(stored, stored).values():
         for row in rows.values():
             assert row["difference"] == row["low"] == row["high"] == 0 and row["p"] == 1
 
 
-def test_a_clear_difference_is_one_and_the_sign_is_that_of_the_second(tmp_path):
+def test_a_clear_difference_is_significant_and_positive_if_the_second_run_is_better(tmp_path):
     worse_figures, worse = evaluated(tmp_path / "worse", 3.0)
     better_figures, better = evaluated(tmp_path / "better", 0.7)
     row = results.compare(worse, better)["text_to_image"]["hit@1"]
@@ -60,15 +60,15 @@ def test_a_clear_difference_is_one_and_the_sign_is_that_of_the_second(tmp_path):
     assert 0 < row["low"] <= row["difference"] <= row["high"] and row["p"] < 0.001
 
 
-def test_other_products_or_other_data_are_not_compared(tmp_path):
+def test_evaluations_of_different_products_or_data_are_not_compared(tmp_path):
     _, one = evaluated(tmp_path / "one", 1.0)
     _, other_data = evaluated(tmp_path / "data", 1.0, data="d2")
     _, fewer = evaluated(tmp_path / "fewer", 1.0, products=PRODUCTS - 2)
     for other, named in ((other_data, "d2"), (fewer, "d1")):
-        with pytest.raises(UserError, match=f"other products.*d1.*{named}"):
+        with pytest.raises(UserError, match=f"different products.*d1.*{named}"):
             results.compare(one, other)
 
 
-def test_an_evaluation_that_is_missing_is_named(tmp_path):
+def test_a_missing_evaluation_is_reported_by_its_file(tmp_path):
     with pytest.raises(UserError, match=r"queries\.npz is missing: evaluate that run first"):
         results.read_queries(tmp_path)
