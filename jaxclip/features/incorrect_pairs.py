@@ -48,9 +48,7 @@ CLUSTERS = 10
 _BLOCK = 512  # products on each side of an assignment problem, whose time grows with their third power
 _ENTRIES = 1 << 22  # pairs held in memory at once when all products are candidates
 _FORBIDDEN = 4.0 * _BLOCK  # exceeds what avoiding a forbidden pair can cost in a block: pairs cost at most 1
-_SINKHORN = (
-    30  # rounds; without an even plan the scales diverge by up to a factor N a round: few enough not to overflow
-)
+_SINKHORN = 30  # rounds, few enough not to overflow: without an even plan scales diverge by up to N a round
 
 Progress = Callable[..., Iterable]
 
@@ -178,9 +176,8 @@ def _reason(variant: str, image_clusters: np.ndarray | None, text_clusters: np.n
 
 def _cluster(unit: Float32[np.ndarray, "N D"], clusters: int, seed: int) -> Int64[np.ndarray, "N"]:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # fewer distinct features than clusters, which `mine` allows
+        # Raised for fewer distinct features than clusters, which `mine` allows.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         return KMeans(clusters, n_init=1, random_state=seed).fit_predict(unit).astype(np.int64)
 
 
