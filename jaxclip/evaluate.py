@@ -56,7 +56,7 @@ def main(overrides: dict[str, str]) -> None:
         _evaluate_one(runs[0])
 
 
-def _search_sentences(runs: list[EvaluatedRun], overrides: dict[str, str]) -> None:
+def _search_sentences(runs: list["EvaluatedRun"], overrides: dict[str, str]) -> None:
     from jaxclip.evaluation import comparison
 
     workdirs, parameters = [run.workdir for run in runs], PARAMETERS.value
@@ -68,7 +68,7 @@ def _search_sentences(runs: list[EvaluatedRun], overrides: dict[str, str]) -> No
     cli.show(f"{'sheet':10}{page}")
 
 
-def _compare_two(runs: list[EvaluatedRun], overrides: dict[str, str]) -> None:
+def _compare_two(runs: list["EvaluatedRun"], overrides: dict[str, str]) -> None:
     from jaxclip.evaluation import comparison
 
     workdirs = [str(run.workdir) for run in runs]
@@ -79,14 +79,14 @@ def _compare_two(runs: list[EvaluatedRun], overrides: dict[str, str]) -> None:
     _show_files(folder, "comparison.json", "report.html")
 
 
-def _evaluate_one(run: EvaluatedRun) -> None:
+def _evaluate_one(run: "EvaluatedRun") -> None:
     metrics, folder = _evaluate(run, _name(run))
     checkpoint = f"checkpoint of step {metrics['checkpoint_step']}, parameters: {metrics['parameters']}"
     cli.show(f"\n{tables.headline(metrics)}\n\n{checkpoint}")
     _show_files(folder, "metrics.json", "report.html")
 
 
-def _name(run: EvaluatedRun) -> str:
+def _name(run: "EvaluatedRun") -> str:
     default = config.evaluation_name(run.workdir, run.config)
     return NAME.value or default
 
@@ -96,7 +96,7 @@ def _show_files(folder: Path, *names: str) -> None:
         cli.show(f"{Path(name).stem:12}{folder / name}")
 
 
-def _evaluate(run: EvaluatedRun, name: str) -> tuple[dict[str, Any], Path]:
+def _evaluate(run: "EvaluatedRun", name: str) -> tuple[dict[str, Any], Path]:
     from jaxclip.evaluation.evaluator import evaluate_checkpoint
     from jaxclip.reranking.run import evaluate_reranker
 
