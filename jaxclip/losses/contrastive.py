@@ -8,7 +8,13 @@ from jaxtyping import Array, Float, Int
 
 
 class Queue(NamedTuple):
-    """Embeddings of pairs of earlier batches, further negatives for both directions; a group below 0 = not filled."""
+    """Pairs of earlier batches, used as additional negatives in both directions.
+
+    Attributes:
+      image: image embeddings.
+      text: text embeddings.
+      group: group of each pair; negative where the slot has not been filled yet.
+    """
 
     image: Float[Array, "Q D"]
     text: Float[Array, "Q D"]
@@ -22,22 +28,22 @@ def info_nce(
     groups: Int[Array, " B"] | None = None,
     queue: Queue | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns the mean cross-entropy of both directions and, beside it, each direction's share of right answers.
+    """Returns (the mean cross-entropy of both directions, the accuracy of each direction).
 
-    Row i of both sides is a pair; all other rows of the batch are its negatives (Radford et al. 2021, Figure 3; van den
-    Oord et al. 2018). With `groups`, rows of the same group are the same product to a searcher and are left out of each
-    other's negatives. A `queue`, which needs groups, has further negatives for each row, never of its own group (Wu et
-    al. 2018's memory bank, arXiv:1805.01978); nothing is learned through it. Computed in float32 over the whole batch:
-    under jit with sharded rows the compiler gathers them.
+    Row i of the images and row i of the texts are a pair; all other rows of the batch are negatives (Radford et al.
+    2021, Figure 3; van den Oord et al. 2018). With `groups`, rows of the same group show the same product, so they are
+    not used as each other's negatives. A `queue`, which requires `groups`, adds negatives from other groups (the memory
+    bank of Wu et al. 2018, arXiv:1805.01978); no gradient flows through it. Everything is computed in float32 over the
+    whole batch: when the rows are sharded under jit, the compiler gathers them.
     """
     logits = logit_scale * _cosines(image_embedding, text_embedding)  # (B, B) images x texts
     pairs = jnp.eye(len(logits), dtype=bool)
     if groups is not None:
         same = groups[:, None] == groups[None, :]
         logits = jnp.where(same & ~pairs, -jnp.inf, logits)
-    # Not jnp.diagonal: on a mesh its gather has collectives, and those inside a condition.
+    # Not jnp.diagonal: on a mesh, XLA compiles its gather to collectives inside a conditional.
     positives = jnp.sum(jnp.where(pairs, logits, 0.0), axis=1)  # (B,)
-    of_images = of_texts = logits  # (B, B + Q) an image in each row, (B + Q, B) a text in each column
+    of_images = of_texts = logits  # (B, B + Q), one image per row; (B + Q, B), one text per column
     if queue is not None:
         usable = (groups[:, None] != queue.group) & (queue.group >= 0)  # (B, Q)
         images, texts, _ = jax.lax.stop_gradient(queue)

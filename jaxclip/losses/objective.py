@@ -1,4 +1,4 @@
-"""What training minimises: one of the losses by its name, dense or tiled."""
+"""The training objective: selects a loss by name, in its dense or its tiled implementation."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from jaxclip.losses import sigmoid as pairwise
 NAMES = ("info_nce", "sigmoid", "incorrect_pairs")
 IMPLEMENTATIONS = ("auto", "dense", "tiled")
 DENSE_ROWS = 4096
-"""The largest batch for which "auto" takes the dense loss: its B x B matrices have 64 MiB each there."""
+"""The largest batch for which "auto" uses the dense loss; each of its float32 B x B matrices then takes 64 MiB."""
 
 
 class Incorrect(NamedTuple):
-    """The texts that a batch's images are wrongly shown with: see `incorrect_pairs.incorrect_pairs`."""
+    """The incorrect texts of a batch's images; see `incorrect_pairs.incorrect_pairs`."""
 
     embedding: Float[Array, "B D"]
     similarity: Float[Array, " B"]
@@ -26,14 +26,16 @@ class Incorrect(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and its settings; called with a batch's embeddings it returns (value, metrics).
+    """A loss and its settings; calling it with a batch's embeddings returns (value, metrics).
 
     Attributes:
       name: "info_nce", "sigmoid" or "incorrect_pairs".
-      implementation: "dense" holds all B x B similarities, "tiled" one tile of them, "auto" is dense up to DENSE_ROWS.
+      implementation: "dense" holds all B x B similarities, "tiled" one tile; "auto" is dense up to DENSE_ROWS.
       tile: rows and columns of a tile.
-      alpha, beta, weighting: of incorrect pairs.
-      info_nce: weight with which InfoNCE is added to incorrect pairs.
+      alpha: weight of the correct pairs' term of `incorrect_pairs`.
+      beta: weight of the incorrect pairs' term of `incorrect_pairs`.
+      weighting: how `incorrect_pairs` weights each pair.
+      info_nce: weight of the InfoNCE loss that is added to `incorrect_pairs`; 0 adds none.
     """
 
     name: str = "info_nce"
@@ -55,10 +57,15 @@ class Objective:
         incorrect_texts: Incorrect | None = None,
         queue: contrastive.Queue | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Returns the loss of unit vectors and what else is worth a line in the log.
+        """Returns (loss, metrics to log) for a batch of unit vectors.
 
-        `groups` are of rows that are not each other's negatives; `logit_bias` is for the sigmoid loss and
-        `incorrect_texts` for incorrect pairs. InfoNCE has the `queue`'s negatives beside the batch's.
+        Args:
+          image, text: embeddings; row i of both is a pair.
+          logit_scale: factor that turns cosines into logits.
+          logit_bias: bias of the logits, required by the sigmoid loss.
+          groups: group of each row; rows of one group are not used as each other's negatives.
+          incorrect_texts: required by the loss "incorrect_pairs".
+          queue: additional negatives for InfoNCE.
         """
         if self.name == "info_nce":
             return self._info_nce(image, text, logit_scale, groups, queue)

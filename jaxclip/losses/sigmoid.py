@@ -15,7 +15,7 @@ def sigmoid(
     """Returns the sum over all B x B entries of -log sigmoid(z (scale cosine + bias)), divided by B.
 
     z is 1 for the pairs on the diagonal and -1 elsewhere (Zhai et al. 2023, arXiv:2303.15343, Algorithm 1). With
-    `groups`, entries of two rows of one group that are not a pair are left out. Computed in float32.
+    `groups`, an off-diagonal entry whose image and text belong to the same group is left out. Computed in float32.
     """
     cosines = jnp.matmul(
         image_embedding, text_embedding.T, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32

@@ -1,15 +1,15 @@
-"""InfoNCE and the sigmoid loss whose memory grows with the batch, never with its square; on one device or many.
+"""InfoNCE and the sigmoid loss with memory linear in the batch size, on one device or many.
 
-Similarities exist one tile at a time. The forward pass of InfoNCE keeps a running maximum and a running sum for each
-row and each column (online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867); the backward pass computes every
-tile once more, as FlashAttention does (Dao et al. 2022, arXiv:2205.14135) and Inf-CL (Cheng et al. 2024,
-arXiv:2410.17243) for this loss. Four products of B x B x D are the least that this takes, where the dense loss pays
-for three and for the traffic of its B x B arrays. The sigmoid loss needs no sums first: value and gradient come from
-one pass and three products.
+Only one tile of the similarity matrix exists at a time. The forward pass of InfoNCE keeps a running maximum and a
+running sum for each row and each column (online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867). The backward
+pass recomputes every tile, as FlashAttention (Dao et al. 2022, arXiv:2205.14135) does for attention and Inf-CL (Cheng
+et al. 2024, arXiv:2410.17243) for this loss. This takes four matrix products of size B x B x D; the dense loss takes
+three, but also reads and writes B x B arrays. The sigmoid loss needs no normalising sums, so one pass with three
+products computes its value and its gradient.
 
-On a mesh each device holds its rows of both sides. Blocks of texts, with all that belongs to them, travel once around
-the ring of the mesh's batch axes and are home again at its end: a device never holds more than its own rows and one
-visiting block. Devices along other axes all compute the same.
+On a mesh, each device holds its own rows of images and texts. The blocks of texts, together with their accumulators,
+travel once around the ring formed by the mesh's batch axes and end where they started, so a device never holds more
+than its own rows and one visiting block. Devices along the other mesh axes repeat the same computation.
 """
 
 import math
@@ -25,10 +25,10 @@ from jaxclip.losses.contrastive import Queue
 from jaxclip.losses.tiles import Side, Tile, dot, meet, on_mesh, padded, sides, walk
 
 TILE = 1024
-"""Rows and columns of a tile: its 4 MiB stay in the cache, and products are long enough to run at full speed."""
+"""Rows and columns of a tile: 4 MiB of float32 stay in the cache, and the products are large enough for full speed."""
 
 _NONE = -1e30
-"""The logit of what does not count: its exponential is zero beside any that does, and no infinity meets another."""
+"""Logit of a masked entry: its exponential is zero next to any real logit, and being finite it cannot produce a NaN."""
 _BEHIND = 2**30
 _LANES = 128
 
@@ -42,9 +42,9 @@ def info_nce(
     *,
     tile: int = TILE,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns what `contrastive.info_nce` returns, for any number of rows on whatever mesh is set.
+    """Returns what `contrastive.info_nce` returns, for any number of rows and on any mesh that is set.
 
-    Every device holds the whole of the `queue`.
+    The `queue` is replicated on every device.
     """
     size, scale = len(image_embedding), jnp.asarray(logit_scale, jnp.float32)
     rows = padded(image_embedding, text_embedding, groups)
@@ -61,7 +61,7 @@ def sigmoid(
     *,
     tile: int = TILE,
 ) -> Float[Array, ""]:
-    """Returns what `sigmoid.sigmoid` returns, for any number of rows on whatever mesh is set."""
+    """Returns what `sigmoid.sigmoid` returns, for any number of rows and on any mesh that is set."""
     size, scale, bias = len(image_embedding), jnp.float32(logit_scale), jnp.float32(logit_bias)
     return _sigmoid(*padded(image_embedding, text_embedding, groups), scale, bias, size, tile)
 
@@ -88,7 +88,7 @@ _info_nce.defvjp(_info_nce_forward, _info_nce_backward)
 
 
 def _log_sums(ring, split, whole, *, size, tile):
-    """Returns each image's and each text's log-sum-exp of logits; value and accuracies of the whole batch."""
+    """Returns the log-sum-exp of each image's and each text's logits, and the whole batch's loss and accuracies."""
     scale, queue = whole
     image, text = sides(ring, *split, size)
 
@@ -126,7 +126,7 @@ def _log_sums(ring, split, whole, *, size, tile):
 
 
 def _softmax_gradients(ring, split, whole, *, size, tile):
-    """Returns the gradients by images and texts, and by the scale."""
+    """Returns the gradients with respect to the images and texts, and with respect to the scale."""
     image_rows, text_rows, groups, row_log, column_log = split
     scale, queue, cotangent = whole
     image, text = sides(ring, image_rows, text_rows, groups, size)
@@ -175,9 +175,9 @@ _sigmoid.defvjp(_sigmoid_forward, _sigmoid_backward)
 
 
 def _sigmoid_pass(ring, split, whole, *, size, tile):
-    """Returns the gradients by images and texts; the value and its gradients by scale and bias.
+    """Returns the gradients with respect to images and texts, and (loss, gradients with respect to scale and bias).
 
-    A caller that wants the value alone pays for it alone: the compiler drops what is not used.
+    Evaluating only the loss costs nothing extra: the compiler removes gradients that are not used.
     """
     scale, bias = whole
     image, text = sides(ring, *split, size)
@@ -205,20 +205,20 @@ def _logits(at: Tile, scale: Array, bias: Array | float = 0.0) -> Float[Array, "
 
 
 def _queued(queue: Queue) -> tuple[Side, Side]:
-    """Returns both sides of the queue, numbered behind every batch; what is not filled counts as padding."""
+    """Returns both sides of the queue, numbered after every row of a batch; unfilled slots are padding."""
     number = jnp.where(queue.group < 0, -1, _BEHIND + jnp.arange(len(queue.group), dtype=jnp.int32))
     return tuple(Side(side.astype(jnp.float32), queue.group, number) for side in (queue.image, queue.text))
 
 
 def _online(state, logits, largest, total, axis):
-    """Returns (maximum, sum of exponentials relative to it) after some more logits."""
+    """Returns (running maximum, sum of exponentials relative to it) updated with more logits (online softmax)."""
     top, summed = state
     new = jnp.maximum(top, largest(logits))
     return new, summed * jnp.exp(top - new) + total(jnp.exp(logits - jnp.expand_dims(new, axis)))
 
 
 def _along_rows(reduce: Callable, x: Float[Array, "R C"]) -> Float[Array, " R"]:
-    """Returns the reduction of each row in two stages, of which the first is across rows of vectors: faster on CPU."""
+    """Returns the reduction of each row, first across groups of _LANES columns, which vectorizes better on CPU."""
     lanes = math.gcd(x.shape[1], _LANES)
     return reduce(reduce(x.reshape(len(x), -1, lanes), axis=1), axis=1)
 

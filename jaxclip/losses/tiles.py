@@ -1,4 +1,4 @@
-"""Two sides of a batch met tile by tile, on one device or around the ring of a mesh's batch axes."""
+"""Tile-by-tile traversal of all image-text combinations, on one device or around the ring of a mesh's batch axes."""
 
 import math
 from collections.abc import Callable
@@ -12,11 +12,17 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 BATCH_AXES = ("data", "fsdp")
-"""The axes of `training.mesh` that split a batch."""
+"""The mesh axes that a batch is split over."""
 
 
 class Side(NamedTuple):
-    """Rows of one side of the batch: embedding (b, D), group (b,) or None, and number (b,), negative for padding."""
+    """Rows of one side of the batch, images or texts.
+
+    Attributes:
+      embedding: (b, D).
+      group: (b,), or None.
+      number: (b,), row number in the whole batch; negative for padding.
+    """
 
     embedding: Array
     group: Array | None
@@ -24,18 +30,27 @@ class Side(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Cosines of some rows of one side and some of the other, where they are pairs, and where they do not count."""
+    """One tile of the similarity matrix.
+
+    Attributes:
+      left: embeddings of the tile's rows.
+      right: embeddings of the tile's columns.
+      cosines: similarities.
+      pairs: True where row and column are a pair.
+      left_out: True where the entry is masked: padding, or the same group without being a pair.
+      near: False only where no entry can be a pair.
+    """
 
     left: Array  # (R, D)
     right: Array  # (C, D)
     cosines: Array  # (R, C)
     pairs: Array  # (R, C) bool
     left_out: Array  # (R, C) bool
-    near: Array  # () bool, False only where no entry is a pair
+    near: Array  # () bool
 
 
 class Ring(NamedTuple):
-    """The devices that the rows of a batch are split over."""
+    """The devices that the rows of a batch are split over, in a ring."""
 
     axes: tuple[str, ...]
     size: int
@@ -51,19 +66,22 @@ class Ring(NamedTuple):
 
 
 def walk(ring: Ring, tile: int, image: Side, text: Side, rows: Any, columns: Any, visit: Callable) -> tuple:
-    """Returns (rows, columns) after every image has met every text of the whole batch.
+    """Returns (rows, columns) after visiting every combination of an image and a text of the whole batch.
 
     Args:
-      rows: arrays (b, ...) that belong to this device's images and stay.
-      columns: arrays (b, ...) that belong to its texts and travel with them.
-      visit: (tile, its part of rows, its part of columns) -> the same parts after it.
+      ring: the devices.
+      tile: rows and columns of a tile.
+      image, text: this device's rows.
+      rows: accumulators (b, ...) of this device's images; they stay on the device.
+      columns: accumulators (b, ...) of this device's texts; they travel around the ring with the texts.
+      visit: (tile, its part of rows, its part of columns) -> the updated (part of rows, part of columns).
     """
     if ring.size == 1:
         return meet(tile, image, text, rows, columns, visit)
 
     def stop(_, carry):
         rows, text, columns = carry
-        following = ring.pass_on(text)  # on its way while this block is worked on
+        following = ring.pass_on(text)  # sent while this block is being computed
         rows, columns = meet(tile, image, text, rows, columns, visit)
         return rows, following, ring.pass_on(columns)
 
@@ -72,7 +90,7 @@ def walk(ring: Ring, tile: int, image: Side, text: Side, rows: Any, columns: Any
 
 
 def meet(tile: int, left: Side, right: Side, rows: Any, columns: Any, visit: Callable) -> tuple:
-    """Returns (rows, columns) after every row of one side has met every row of the other, a tile at a time."""
+    """Returns (rows, columns) after visiting every combination of a left and a right row, one tile at a time."""
     height, width = min(tile, len(left.number)), min(tile, len(right.number))
 
     def row_of_tiles(i, carry):
@@ -103,7 +121,10 @@ def _tile(left: Side, right: Side) -> Tile:
 
 
 def _slice(side: Side, index: Array, step: int) -> Side:
-    """Returns the index-th part; the last one begins earlier where it would be shorter, what it repeats is padding."""
+    """Returns slice `index` of `step` rows.
+
+    A last slice that would be short starts earlier instead; the rows it repeats are marked as padding.
+    """
     part = _part(side, index, step)
     length = len(side.number)
     repeated = jnp.minimum(index * step, length - step) + jnp.arange(step) < index * step
@@ -136,7 +157,7 @@ def _ring() -> Ring:
 
 
 def on_mesh(run: Callable, *, split_in: int, split_out: int) -> Callable:
-    """Returns run(ring, arrays split by rows, whole values) as a function of whole arrays on the mesh that is set."""
+    """Returns run(ring, row-sharded arrays, replicated values) as a function of global arrays on the current mesh."""
     ring = _ring()
     if jax.sharding.get_abstract_mesh().size <= 1:
         return partial(run, ring)
@@ -150,14 +171,14 @@ def on_mesh(run: Callable, *, split_in: int, split_out: int) -> Callable:
 
 
 def sides(ring, image, text, groups, size):
-    """Returns both sides of this device's rows, padding told by its number."""
+    """Returns this device's rows as (image side, text side); padding rows have number -1."""
     place = ring.place() * len(image) + jnp.arange(len(image), dtype=jnp.int32)
     number = jnp.where(place < size, place, -1)
     return Side(image, groups, number), Side(text, groups, number)
 
 
 def padded(image, text, groups):
-    """Returns float32 rows, as many as the ring's devices divide."""
+    """Returns (image, text, groups), embeddings in float32, padded to a multiple of the ring's number of devices."""
     if image.shape != text.shape or image.ndim != 2 or not len(image):
         raise ValueError(f"image and text embeddings (B, D) of one shape expected, got {image.shape}, {text.shape}")
     more = -len(image) % _ring().size

@@ -1,4 +1,4 @@
-"""Exported towers, run where nothing but JAX is installed: this file lies beside them and imports nothing else.
+"""Exported towers, run with JAX and NumPy only: this file is copied into their folder.
 
 towers = load("FOLDER")
 image = towers.image(pixels)   # (B, S, S, 3) uint8 RGB -> (B, D) float32 unit vectors, any B
@@ -21,7 +21,7 @@ TOWERS = {"image": "image_tower.stablehlo", "text": "text_tower.stablehlo"}
 
 @dataclass(frozen=True)
 class ExportedTowers:
-    """Both towers as functions of arrays, and what makes logits of their vectors' products."""
+    """Both towers as functions of arrays, and the scale and bias that turn cosines into logits."""
 
     image: Callable[[jax.Array], jax.Array]
     text: Callable[[jax.Array], jax.Array]

@@ -24,8 +24,8 @@ class LoRAConfig:
     """Which linear maps have an adapter and of what shape.
 
     Attributes:
-      rank: of the added matrix.
-      alpha: what the adapters give is scaled by alpha / rank.
+      rank: rank of the added matrix.
+      alpha: the output of an adapter is multiplied by alpha / rank.
       dropout: share of an adapter's input features zeroed in training.
       targets: regex; a linear map has an adapter where it is found in the map's name, as
         "image/transformer/blocks/attention/qkv". All layers of a stack have one, or none has.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 
 def bilinear(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns the triangle of radius 1."""
+    """Returns the triangle kernel of radius 1."""
     return jnp.maximum(1 - jnp.abs(x), 0)
 
 
@@ -41,7 +41,7 @@ def scale(
 
 
 def _weights(extent: Int[Array, " B"], canvas: int, size: int, kernel: Callable) -> Float[Array, "B S C"]:
-    """Returns what each pixel of a line of `extent` pixels adds to each of the `size` that it is scaled to."""
+    """Returns the weight of each source pixel in each target pixel along one axis."""
     extent = extent[:, None, None]
     source, target = jnp.arange(canvas), jnp.arange(size)[:, None]
     # Of pixels' centres, in whole 1 / (2 * size) of a source pixel: exact where the distance itself would be rounded.

@@ -1,4 +1,4 @@
-"""Towers as portable programs (jax.export): StableHLO with a symbolic batch, their parameters beside them."""
+"""Towers as portable programs (jax.export): StableHLO with a symbolic batch, parameters in a separate file."""
 
 import shutil
 from pathlib import Path

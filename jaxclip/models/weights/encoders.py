@@ -19,7 +19,7 @@ from jaxclip.models.weights.table import TableRow, linear_rows, load, norm_rows,
 from jaxclip.models.weights.tensors import Tensors, open_tensors, read_json
 
 HEADS = r"^(pooler|cls|classifier)\."
-"""What stands on top of an encoder for the tasks it was trained or tuned for."""
+"""Tensors of the task heads on top of an encoder, which are not loaded."""
 
 
 def load_vit(folder: Path) -> ImageTower:

@@ -117,7 +117,7 @@ def linear_rows(
 def load(table: Sequence[TableRow], tensors: Tensors, abstract: Params) -> Params:
     """Returns the parameters, read one after the other straight to where `abstract` places them.
 
-    Beside them host memory holds one parameter and one of their tensors at a time, the largest at the beginning.
+    Host memory holds one parameter and its source tensors at a time; the largest are loaded first.
 
     Args:
       table: the layout; its rows are our parameters, no more and no fewer.

@@ -14,7 +14,7 @@ from jaxclip.errors import UserError
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = {b"PK\x03\x04": "a zip archive", b"\x80\x02": "a pickle", b"\x80\x03": "a pickle", b"\x80\x04": "a pickle"}
-"""How files begin that torch.save or pickle wrote."""
+"""First bytes of files written by torch.save or pickle."""
 
 
 @dataclass(frozen=True)
