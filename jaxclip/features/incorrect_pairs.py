@@ -47,10 +47,8 @@ from jaxclip.features.pair_table import NONE, MinedPairs, fingerprint
 CLUSTERS = 10
 _BLOCK = 512  # products on each side of an assignment problem, whose time grows with their third power
 _ENTRIES = 1 << 22  # pairs held in memory at once when all products are candidates
-_FORBIDDEN = 4.0 * _BLOCK  # exceeds what avoiding a forbidden pair can cost in a block: pairs cost at most 1
-_SINKHORN = (
-    30  # rounds; without an even plan the scales diverge by up to a factor N a round: few enough not to overflow
-)
+_FORBIDDEN = 4.0 * _BLOCK  # more than avoiding a forbidden pair can cost in a block, where pairs cost at most 1
+_SINKHORN = 30  # rounds; without an even plan the scales grow up to N-fold per round, so more rounds could overflow
 
 Progress = Callable[..., Iterable]
 
@@ -95,7 +93,7 @@ def mine(
         raise UserError(f"{total} products make no incorrect pair: give at least 2")
     images = preprocessing.normalize(np.asarray(image_features, np.float32))
     random = np.random.default_rng(seed)
-    # Another number of threads sums in another order, which can move a product to another cluster.
+    # The order of sums depends on the number of threads, and can move a product to another cluster.
     with threadpool_limits(1):
         if variant == "clustered":
             image_clusters = _cluster(images, clusters, seed)

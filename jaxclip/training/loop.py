@@ -91,9 +91,7 @@ def train(run: Run) -> tuple[TrainState, int | None]:
         log.close()
 
 
-def _steps(
-    run: Run, progress: Progress, log: Writers | Silent, profile: Profile
-) -> tuple[TrainState, int | None]:
+def _steps(run: Run, progress: Progress, log: Writers | Silent, profile: Profile) -> tuple[TrainState, int | None]:
     state, cadence, checkpoints = run.state, run.cadence, run.checkpoints
     first = number = int(state.step)
     previous: Metrics | None = None
