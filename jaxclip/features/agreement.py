@@ -11,21 +11,21 @@ from jaxclip.features.palette import MERGED
 
 SEVERAL = "Multi"
 _BY_NAME = {name.casefold(): name for name in MERGED}
-_MOST_NAMES = 0.5  # share of an attribute's values that have to be colours before it is one
+_MOST_NAMES = 0.5  # an attribute names colours if at least this share of its values are colour names
 
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """Stored colours against a catalogue's own, over the products where that is a single colour of the palette.
+    """Computed colours compared with the catalogue's, for products whose catalogue colour is one name of the palette.
 
     Attributes:
       compared: number of products.
-      left_out: number of products without such a colour.
-      exact: products whose dominant colour has the very name.
-      top1: products whose dominant colour has the same basic term (`palette.MERGED`).
-      top3: products of which one of the stored colours has it.
+      left_out: number of products whose catalogue colour is missing or is not a single colour of the palette.
+      exact: number of products whose dominant colour has the same name as in the catalogue.
+      top1: number of products whose dominant colour has the same basic term (`palette.MERGED`).
+      top3: number of products with that basic term among their stored colours.
       names: N basic terms.
-      confusion: (N, N) products by the catalogue's term (row) and the dominant colour's (column).
+      confusion: (N, N) number of products by the catalogue's term (row) and the dominant colour's term (column).
     """
 
     compared: int
@@ -38,7 +38,7 @@ class Agreement:
 
 
 def colour_attribute(attributes: Iterable[Mapping[str, str]]) -> str | None:
-    """Returns the attribute whose values are colour names most often, None where no attribute's are by half."""
+    """Returns the attribute with the largest share of colour names among its values, None if no share reaches half."""
     filled, colours = Counter(), Counter()
     for values in attributes:
         filled.update(values.keys())
@@ -49,7 +49,7 @@ def colour_attribute(attributes: Iterable[Mapping[str, str]]) -> str | None:
 
 
 def compare(named: Sequence[str], stored: Sequence[Sequence[str]]) -> Agreement:
-    """Returns the agreement of what a catalogue says with the colours computed, dominant first; both N products."""
+    """Returns the agreement of N products' catalogue colours with their computed colours, dominant colour first."""
     names = tuple(sorted({term for term in MERGED.values() if term != SEVERAL}))
     places = {name: place for place, name in enumerate(names)}
     confusion = np.zeros((len(names), len(names)), np.int64)

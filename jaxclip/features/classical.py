@@ -11,8 +11,8 @@ from jaxclip.catalog.captions import normalise
 from jaxclip.errors import UserError
 
 _TERMS = 50_000  # the most frequent words and word pairs: bounds the memory of long descriptions
-_DUST = 1e-4  # rows of about length 1 that are shorter than this are rounding errors, and have no direction
-_SPREADS = 5.0  # a texture that is farther from the median than this many quartile distances counts as this far
+_DUST = 1e-4  # rows shorter than this (typical length: 1) are rounding errors without a meaningful direction
+_SPREADS = 5.0  # textures are clipped at this many interquartile ranges from the median
 
 
 def image_features(
@@ -24,23 +24,23 @@ def image_features(
 ) -> Float32[np.ndarray, "N D"]:
     """Returns (N, D) unit rows whose cosine measures the similarity of two pictures in colour and texture.
 
-    Histograms are made to sum to 1 and their square roots taken (Hellinger: the dot product is then the Bhattacharyya
-    coefficient), so that a large plain background does not drown the garment. Textures have units of their own: each
-    column is divided by its distance between quartiles, which outliers do not move, and clipped at 5 of them; a column
-    that is constant over half of the products is divided by its standard deviation instead. Both blocks are then
-    centred, so that unlike pictures have cosines below 0 and not merely below those of like ones, and brought to the
-    same mean square length before they are weighted and concatenated.
+    Histograms are normalised to sum to 1, and their square roots are taken (Hellinger: the dot product is then the
+    Bhattacharyya coefficient), so that a large plain background does not dominate the garment. Texture columns have
+    different units: each is divided by its interquartile range, which is robust to outliers, and clipped at 5 of them;
+    a column that is constant over half of the products is divided by its standard deviation instead. Both blocks are
+    then centred, so that dissimilar pictures have negative cosines, and scaled to the same mean square length before
+    they are weighted and concatenated.
 
     Args:
-      colour_histograms: counts or shares of colours, not negative; a row may be empty (all 0).
-      textures: numbers in any units, a column each; T may be 0.
+      colour_histograms: non-negative counts or shares of colours; a row may be empty (all 0).
+      textures: one measure per column, in any unit; T may be 0.
       colour_weight: share of colour in the squared length of a row, on average, from 0 to 1.
-      dimensions: D, by principal components; by default, or where there are no more, all C + T columns.
+      dimensions: D, the number of principal components; by default, or if D is not smaller, all C + T columns.
 
-    Returns: a row of zeros for a product that is the average in everything.
+    Returns: unit rows; a row of zeros for a product whose features all equal the mean.
 
     Raises:
-      ValueError: shapes do not agree, a value is not finite, a count is negative, or the weight is no share.
+      ValueError: shapes do not agree, a value is not finite, a count is negative, or the weight is not between 0 and 1.
     """
     shapes = colour_histograms.shape, textures.shape
     if [len(shape) for shape in shapes] != [2, 2] or len(colour_histograms) != len(textures):
@@ -52,7 +52,7 @@ def image_features(
     blocks = (_hellinger(colour_histograms), colour_weight), (_by_spread(textures), 1 - colour_weight)
     features = np.concatenate([_balanced(block) * np.float32(weight**0.5) for block, weight in blocks], axis=1)
     if dimensions is not None and dimensions < min(features.shape):
-        with np.errstate(invalid="ignore"):  # of the share of variance explained, unused, where all rows are the same
+        with np.errstate(invalid="ignore"):  # the unused share of explained variance is 0 / 0 if all rows are equal
             features = PCA(dimensions, svd_solver="covariance_eigh").fit_transform(features)
     return _directions(features)
 
@@ -60,16 +60,16 @@ def image_features(
 def text_features(captions: Sequence[str], dimensions: int = 128, seed: int = 0) -> Float32[np.ndarray, "N E"]:
     """Returns (N, E) unit rows whose cosine measures how similar the words of two captions are (LSA).
 
-    Words and pairs of neighbouring words of the normalised captions, the 50,000 most frequent, weighted by
-    (1 + log tf) idf, reduced by a truncated singular value decomposition whose signs are fixed. Deerwester et al.,
+    The 50,000 most frequent words and pairs of neighbouring words of the normalised captions are weighted by
+    (1 + log tf) idf and reduced by a truncated singular value decomposition with fixed signs. Deerwester et al.,
     "Indexing by latent semantic analysis" (1990).
 
     Args:
-      captions: N of them, in any script that writes words apart.
-      dimensions: E; fewer where there are fewer captions, or fewer words and pairs, which then are the features.
-      seed: of the randomised decomposition.
+      captions: N captions, in any script that separates words.
+      dimensions: E; smaller if there are fewer captions, or fewer terms, which then are the features themselves.
+      seed: seed of the randomised decomposition.
 
-    Returns: a row of zeros for a caption without any word, or whose words do not load on any kept dimension.
+    Returns: unit rows; a row of zeros for a caption without words, or whose words have no weight in any dimension.
 
     Raises:
       UserError: no caption has a word.
@@ -90,7 +90,7 @@ def text_features(captions: Sequence[str], dimensions: int = 128, seed: int = 0)
         raise UserError(f"none of the {len(captions):,} captions has a word in it: texts cannot be compared") from None
     if weights.shape[1] <= dimensions:
         return weights.toarray()
-    with np.errstate(invalid="ignore"):  # as above
+    with np.errstate(invalid="ignore"):  # the same 0 / 0 as in `image_features`
         rank = min(dimensions, weights.shape[0])
         reduced = TruncatedSVD(rank, n_iter=7, random_state=seed).fit_transform(weights)
     return _directions(reduced)
@@ -108,13 +108,13 @@ def _by_spread(textures: Float[np.ndarray, "N T"]) -> Float32[np.ndarray, "N T"]
     spread = np.where(high > low, high - low, textures.std(axis=0) if textures.size else 0)
     centred = textures - middle.astype(np.float32)
     spread = spread.astype(np.float32)
-    with np.errstate(over="ignore"):  # what overflows is clipped
+    with np.errstate(over="ignore"):  # overflowing values are clipped
         scaled = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
     return np.clip(scaled, -_SPREADS, _SPREADS)
 
 
 def _balanced(block: Float32[np.ndarray, "N B"]) -> Float32[np.ndarray, "N B"]:
-    """Returns a block centred at its means, with rows of length 1 in the mean square."""
+    """Returns the block with column means of 0 and rows whose mean square length is 1."""
     if not block.size:
         return block
     centred = block - block.mean(axis=0, dtype=np.float64).astype(np.float32)

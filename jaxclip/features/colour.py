@@ -1,4 +1,4 @@
-"""The colours of a product: the few that make it up, their names, and the histogram of all of them."""
+"""Colours of a product: its dominant colours, their names, and its colour histogram."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from sklearn.cluster import KMeans
 from jaxclip.features.palette import PROTOTYPES
 
 BINS = (8, 3, 4)
-"""Hues, saturations and values of `colour_histogram`, by default."""
+"""Default numbers of hue, saturation and value bins of `colour_histogram`."""
 
-_MOST = 256  # the size of scikit-learn's chunks: within one no order of additions depends on the number of threads
-_CLUSTERS = 6  # more than are asked for, so that shades can be merged by hue rather than left to compete
-_LIGHTNESS = 0.5  # the weight of lightness while clustering: cloth varies in it by its folds, hardly in hue
-_ALIKE = 8.0  # CIEDE2000 with kL = 2, below which two clusters are one colour
+_MOST = 256  # scikit-learn's chunk size: within one chunk, the order of additions is independent of the thread count
+_CLUSTERS = 6  # more than the colours returned, so that shades of one hue can be merged afterwards
+_LIGHTNESS = 0.5  # weight of lightness in clustering: folds change the lightness of cloth, hardly its hue
+_ALIKE = 8.0  # CIEDE2000 with kL = 2, below which two clusters are merged into one colour
 _GREY = 0.12  # HSV saturation below which a pixel has no hue to speak of
 
 _NAMES = tuple(name for name, looks in PROTOTYPES.items() for _ in looks)
@@ -29,9 +29,9 @@ class Tally:
     """Histogram of a product's pixels at 5 bits per channel; every colour feature is computed from it.
 
     Attributes:
-      codes: (B,) the bins that hold pixels, rising: 5 bits of red, of green and of blue.
-      sums: (B, 3) the sums of their pixels' channels.
-      counts: (B,) how many pixels they hold.
+      codes: (B,) the non-empty bins in ascending order: 5 bits each of red, green and blue.
+      sums: (B, 3) the sum of each channel over the pixels of each bin.
+      counts: (B,) number of pixels in each bin.
     """
 
     codes: Int[np.ndarray, "B"]
@@ -40,17 +40,17 @@ class Tally:
 
     @property
     def means(self) -> Float[np.ndarray, "B 3"]:
-        """The mean colours of the bins, 0 to 255."""
+        """Mean colour of each bin, 0 to 255."""
         return self.sums / self.counts[:, None]
 
     def coarser(self) -> "Tally":
-        """Returns the same pixels by 4 bits a channel."""
+        """Returns the histogram of the same pixels at 4 bits per channel."""
         red, green, blue = (self.codes >> shift & 31 for shift in (10, 5, 0))
         return _added(red >> 1 << 8 | green >> 1 << 4 | blue >> 1, self.sums.T, self.counts, 8**4)
 
 
 def tally(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> Tally:
-    """Returns the tally of the pixels in `mask`, or of all of them where it is empty.
+    """Returns the tally of the pixels in `mask`, or of all pixels if the mask is empty.
 
     Args:
       pixels: a picture or a crop of it, sRGB.
@@ -71,9 +71,9 @@ def tally(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> 
 
 
 def _added(codes: np.ndarray, channels: Iterable[np.ndarray], counts: np.ndarray | None, size: int) -> Tally:
-    """Returns the tally with what has the same code added up; `counts` is how many pixels each stands for, None = 1.
+    """Returns the tally that adds up entries of the same code; `counts` is the pixels per entry, None = 1 each.
 
-    The sums are of whole numbers and so exact in any order.
+    The sums are of integers, and therefore exact in any order.
     """
     totals = np.bincount(codes, weights=counts, minlength=size)
     filled = np.flatnonzero(totals)
@@ -88,9 +88,9 @@ class Colours:
     Attributes:
       rgb: (k, 3) uint8, sRGB.
       lab: (k, 3) float32: CIELAB under D65, lightness 0 to 100.
-      shares: (k,) float32, falling, sum 1. Where a product has fewer than k colours the dominant one stands in for the
-        others, with share 0.
-      names: k names of `palette.PROTOTYPES`.
+      shares: (k,) float32 in descending order, sum 1. If a product has fewer than k colours, the dominant colour is
+        repeated with share 0.
+      names: the name of each colour in `palette.PROTOTYPES`.
     """
 
     rgb: UInt8[np.ndarray, "k 3"]
@@ -100,13 +100,14 @@ class Colours:
 
 
 def colours(pixels: Tally, k: int = 3) -> Colours:
-    """Returns the k colours of the pixels.
+    """Returns the k dominant colours of the pixels.
 
-    KMeans in CIELAB, lightness at half weight, over the 256 fullest bins of 4 bits a channel, each at the mean of its
-    pixels; the first centres are those of k-means++ with each draw replaced by what is likeliest, so nothing is random.
-    Clusters closer than CIEDE2000 8 with kL = 2, the value for textiles (CIE 142-2001), then become one, nearest first,
-    and so until k are left: shadows and lights count for the cloth they lie on. A colour is that of its largest
-    cluster, its share that of all. Where the pixels lie does not matter, only which there are.
+    The 256 fullest bins at 4 bits per channel, each represented by its mean colour, are clustered by k-means in CIELAB
+    with lightness at half weight. The initial centres are those of k-means++ with each random draw replaced by the
+    likeliest bin, so the result is deterministic. Clusters closer than a CIEDE2000 difference of 8 with kL = 2, the
+    value for textiles (CIE 142-2001), are then merged, nearest first, and merging continues until at most k are left:
+    shadows and highlights count towards the cloth they lie on. A merged colour has the value of its largest cluster
+    and the share of all its clusters. The positions of the pixels do not matter.
 
     Raises:
       ValueError: k is less than 1.
@@ -126,7 +127,7 @@ def colours(pixels: Tally, k: int = 3) -> Colours:
 
 
 def colour_name(lab: Float[np.ndarray, "3"]) -> str:
-    """Returns the name in `palette.PROTOTYPES` whose look is nearest to a CIELAB colour by CIEDE2000 (kL = 1)."""
+    """Returns the name in `palette.PROTOTYPES` with the prototype nearest to a CIELAB colour by CIEDE2000 (kL = 1)."""
     return _names(np.asarray(lab, np.float64)[None])[0]
 
 
@@ -144,13 +145,13 @@ def histogram_size(bins: tuple[int, int, int] = BINS) -> int:
 def colour_histogram(pixels: Tally, bins: tuple[int, int, int] = BINS) -> Float32[np.ndarray, "B"]:
     """Returns (B,) shares of HSV colours among the pixels, sum 1.
 
-    B = hues * saturations * values + values. The first are pixels with a hue (saturation from 0.12), in the order hue,
-    saturation, value; hues are centred, so that red is one bin. The last are greys, black first. The pixels of a bin
-    of the tally are taken to have its mean colour.
+    B = hues * saturations * values + values. The first bins count pixels with a hue (saturation of at least 0.12), in
+    the order hue, saturation, value; hue bins are centred, so that red is a single bin. The last bins count greys,
+    black first. Every pixel of a tally's bin is treated as having the bin's mean colour.
 
     Args:
       pixels: the tally of a product.
-      bins: how many hues, saturations and values.
+      bins: number of hue, saturation and value bins.
 
     Raises:
       ValueError: a number of bins is less than 1.
@@ -171,7 +172,7 @@ def colour_histogram(pixels: Tally, bins: tuple[int, int, int] = BINS) -> Float3
 def _clusters(
     lab: Float[np.ndarray, "B 3"], counts: Float[np.ndarray, "B"], k: int
 ) -> tuple[Float[np.ndarray, "K 3"], Float[np.ndarray, "K"]]:
-    """Returns the mean colours and the shares of at most k clusters, none of them empty."""
+    """Returns the mean colours and the shares of at most k non-empty clusters."""
     if len(lab) <= k:
         return lab, counts / counts.sum()
     points = lab * (_LIGHTNESS, 1, 1)
@@ -180,7 +181,7 @@ def _clusters(
     while len(first) < k:
         nearest = np.minimum(nearest, ((points - points[first[-1]]) ** 2).sum(axis=1))
         first.append(int((counts * nearest).argmax()))
-    # The arguments are known to be right, and checking them takes longer than the clustering itself.
+    # The arguments are valid by construction, and checking them takes longer than the clustering itself.
     with config_context(assume_finite=True, skip_parameter_validation=True):
         means = KMeans(k, init=points[first], n_init=1, max_iter=20, random_state=0)
         labels = means.fit(points, sample_weight=counts).labels_
@@ -193,7 +194,7 @@ def _clusters(
 def _without_shades(
     lab: Float[np.ndarray, "K 3"], shares: Float[np.ndarray, "K"], k: int
 ) -> tuple[Float[np.ndarray, "M 3"], Float[np.ndarray, "M"]]:
-    """Returns at most k colours no two of which are alike, and their shares: a shade goes to the larger cluster."""
+    """Returns at most k distinct colours and their shares; similar clusters are merged into the larger one."""
     shares = shares.copy()
     apart = deltaE_ciede2000(lab[:, None], lab[None], kL=2)  # (K, K)
     np.fill_diagonal(apart, np.inf)

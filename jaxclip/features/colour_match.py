@@ -1,4 +1,4 @@
-"""The colours of products as shares of the names that a searcher could say, near names included."""
+"""Soft colour names: how well each name of the palette describes a product, similar names included."""
 
 from collections.abc import Sequence
 
@@ -11,22 +11,22 @@ from jaxclip.features.palette import PROTOTYPES
 
 NAMES = tuple(PROTOTYPES)
 NEAR = 12.0
-"""CIEDE2000 at which a name counts 1/e for another."""
+"""CIEDE2000 difference at which the similarity of two names is 1/e."""
 
 
 def name_similarity() -> Float32[np.ndarray, "C C"]:
-    """Returns exp(-(difference / NEAR)^2) of each two names of the palette, by their nearest looks in CIEDE2000."""
+    """Returns exp(-(difference / NEAR)^2) for each pair of names; difference: CIEDE2000 of nearest prototypes."""
     looks = [to_lab(np.array([[*bytes.fromhex(look)] for look in looks], np.uint8)) for looks in PROTOTYPES.values()]
     apart = np.array([[deltaE_ciede2000(a[:, None], b[None]).min() for b in looks] for a in looks])
     return np.exp(-((apart / NEAR) ** 2)).astype(np.float32)
 
 
 def soft_colours(names: Sequence[Sequence[str]], shares: Float[np.ndarray, "N k"]) -> Float32[np.ndarray, "N C"]:
-    """Returns how much of each product a searcher could call by each name of the palette, in [0, 1].
+    """Returns the share, in [0, 1], of each product that each name of the palette could describe in a search.
 
     Args:
-      names: of each product's k colours, names of the palette.
-      shares: of these colours; 0 where a product has fewer than k.
+      names: the palette names of each product's k colours.
+      shares: the shares of these colours; 0 where a product has fewer than k.
     """
     similarity = name_similarity()
     number = {name: index for index, name in enumerate(NAMES)}

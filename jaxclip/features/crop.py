@@ -1,4 +1,4 @@
-"""Which part of a picture shows the product: from a detector's boxes to the crop that is embedded and coloured."""
+"""Chooses from a detector's boxes the crop of a picture that is embedded and described."""
 
 import math
 import re
@@ -24,9 +24,9 @@ class Crop:
     """A part of a picture.
 
     Attributes:
-      box: padded, within the picture.
-      score: the detector's, 0 where it found nothing.
-      label: the detector's, "" where it found nothing.
+      box: the padded box, clipped to the picture.
+      score: the detector's score, 0 if it found nothing.
+      label: the detector's label, "" if it found nothing.
       fell_back: True if nothing was found and the crop is the whole picture.
     """
 
@@ -40,17 +40,17 @@ WHOLE = Crop((0.0, 0.0, 1.0, 1.0), 0.0, "", fell_back=True)
 
 
 def choose(detections: Detections, policy: str, category: str = "", padding: float = 0.0) -> tuple[Crop, ...]:
-    """Returns the crops that a policy makes of a picture's detections, best first: one, or for `all:K` up to K.
+    """Returns the crops that a policy selects from a picture's detections, best first: one, or up to K for `all:K`.
 
-    Where there is no detection it is the whole picture, marked `fell_back`.
+    Without detections, the only crop is the whole picture, with `fell_back` set.
 
     Args:
-      detections: of one picture.
-      policy: `largest` box; most `confident` one; of the boxes whose label says the product's `category` in the same
-        words (or one in more words than the other: "shoe", "Sports Shoes") the most confident, else the most confident
-        of all; `all:K`, the K most confident.
-      category: the product's, for the policy `category`.
-      padding: what is added on each side, as a share of the box's width or height.
+      detections: the detections in one picture.
+      policy: `largest`: the largest box; `confident`: the most confident box; `category`: the most confident box
+        whose label matches the product's category (`same_kind`: "shoe" matches "Sports Shoes"), or the most confident
+        of all if none does; `all:K`: the K most confident boxes.
+      category: the product's category, for the policy `category`.
+      padding: added on each side, as a share of the box's width or height.
 
     Raises:
       UserError: the policy is none of these, or the padding is negative.
@@ -72,7 +72,7 @@ def choose(detections: Detections, policy: str, category: str = "", padding: flo
 
 
 def check(policy: str, padding: float) -> int:
-    """Returns how many crops a policy makes at most; raises UserError if the policy or the padding is none."""
+    """Returns the largest number of crops that a policy selects; UserError if the policy or the padding is invalid."""
     if not (math.isfinite(padding) and padding >= 0):
         raise UserError(f"The padding of crops is {padding}; give a share of the box from 0, such as 0.1.")
     if policy in POLICIES[:3]:
@@ -84,7 +84,7 @@ def check(policy: str, padding: float) -> int:
 
 
 def same_kind(label: str, category: str) -> bool:
-    """Returns whether one's words are all among the other's, but for case, hyphens and plural: "T-shirt", "Tshirts"."""
+    """Returns whether one name has all words of the other; ignores case, hyphens and plural ("T-shirt", "Tshirts")."""
     a, b = _words(label), _words(category)
     return bool(a and b) and (a <= b or b <= a)
 
@@ -105,8 +105,8 @@ def cut(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
     """Returns the part of a picture (height, width, ...) that a box touches: a view of at least one pixel.
 
     Args:
-      image: not empty.
-      box: left, top, right, bottom as shares; what lies beyond the picture is left out.
+      image: a picture of at least one pixel.
+      box: left, top, right, bottom as shares; the part outside the picture is ignored.
 
     Raises:
       ValueError: the picture is empty or the box is not finite.
@@ -119,7 +119,7 @@ def cut(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
 
 
 def _span(start: float, end: float, pixels: int) -> slice:
-    # A thousandth of a pixel is rounding (shares are float32), not a pixel touched.
+    # Overlaps of up to a thousandth of a pixel are rounding errors, because shares are float32.
     first = min(max(math.floor(start * pixels + 1e-3), 0), pixels - 1)
     last = min(max(math.ceil(end * pixels - 1e-3), first + 1), pixels)
     return slice(first, last)

@@ -1,4 +1,4 @@
-"""What preparation stores of a product beside its picture: boxes, crops, geometry, colours and texture."""
+"""Describes products for preparation: boxes, crops, geometry, colours and texture."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ from jaxclip.features.detect import Detections, Detector, make_detector
 from jaxclip.features.detectors.foreground import foreground_mask
 
 SIDE = 512
-"""Pixels of the longer side at which pictures are looked at."""
+"""Longer side, in pixels, of the pictures from which features are computed."""
 FELL_BACK = "nothing detected: crop is the whole picture"
 
 
@@ -26,16 +26,16 @@ FELL_BACK = "nothing detected: crop is the whole picture"
 class ProductDescriber:
     """Describes products (`catalog.describe.Describer`): detects, crops, and measures the first crop.
 
-    Stored values, boxes and crops being left, top, right, bottom as shares of the picture: `boxes` (N, 4),
-    `box_scores` (N,) and `box_labels`, all that the detector found, parts of products too; `crops` (1 to K, 4) and
-    `crop_label`, what the policy chose, best first; and of the first crop `geometry` (6,), `colour_rgb` (k, 3),
-    `colour_shares` (k,) and `colour_names`, dominant first, `colour_histogram` (B,) and `texture` (T,).
+    Stored values: all detections, including parts of products, as `boxes` (N, 4), `box_scores` (N,) and `box_labels`;
+    the crops that the policy selected, best first, as `crops` (1 to K, 4) and `crop_label`; and for the first crop
+    `geometry` (6,), `colour_rgb` (k, 3), `colour_shares` (k,) and `colour_names`, dominant colour first,
+    `colour_histogram` (B,) and `texture` (T,). Boxes and crops are left, top, right, bottom as shares of the picture.
 
     Attributes:
-      detector: as `features.detect.make_detector` takes it.
-      policy: as `features.crop.choose` takes it.
-      padding: of the crops, a share of the box on each side.
-      colours: how many are kept.
+      detector: specification for `features.detect.make_detector`.
+      policy: crop policy for `features.crop.choose`.
+      padding: added to each side of a crop, as a share of its box.
+      colours: number of colours stored per product.
     """
 
     detector: str = "foreground"
@@ -64,13 +64,13 @@ class ProductDescriber:
 
     def __call__(self, products: Sequence[Product], stored: Sequence[Picture]) -> list[Description]:
         images = [pictures.pixels(picture.encoded, SIDE) for picture in stored]
-        # Workers are processes: threads of theirs would only wait for each other.
+        # Workers are processes that already use all cores: more threads would only compete for them.
         with threadpool_limits(1):
             found = _loaded(self.detector)(images, [_name(product) for product in products])
             return [self._describe(*each) for each in zip(products, images, found, strict=True)]
 
     def best_crop(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """Returns the first crop of a picture that is in no catalogue: the whole of it where nothing is detected."""
+        """Returns the best crop of a picture outside any catalogue: the whole picture if nothing is detected."""
         with threadpool_limits(1):
             (found,) = _loaded(self.detector)([image], [""])
         return crop.cut(image, crop.choose(found, self.policy, padding=self.padding)[0].box)
@@ -99,7 +99,7 @@ class ProductDescriber:
 
 @lru_cache(maxsize=1)
 def _loaded(spec: str) -> Detector:
-    """Returns the detector; a process loads its weights once."""
+    """Returns the detector, whose weights are loaded once per process."""
     return make_detector(spec)
 
 

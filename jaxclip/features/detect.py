@@ -15,20 +15,19 @@ DETECTORS: dict[str, Callable[[str], Detector]] = {
     "onnx": yolo.make,
     "boxes": stored.make,
 }
-"""Makers by name; each takes what follows the colon, "" where nothing does."""
+"""Factories by detector name; each takes the text after the colon, "" if there is none."""
 
 
 def make_detector(spec: str) -> Detector:
-    """Returns the detector that a spec names; it can be pickled, or made anew from the spec in another process.
+    """Returns the detector that a spec names; another process can unpickle it or make it from the same spec.
 
     Args:
       spec: `foreground` (no weights), `faster_rcnn` or `faster_rcnn:WEIGHTS.pth` (torchvision's v2 with a ResNet-50),
         `transformers:FOLDER_OR_NAME` (any object detector of that library), `onnx:FILE.onnx` (of the YOLO family),
-        `boxes:FILE.json` (boxes kept in COCO's layout).
+        `boxes:FILE.json` (boxes in COCO's format).
 
     Raises:
-      UserError: there is no such detector, its file is missing or is not what it should be, or its libraries are not
-        installed.
+      UserError: there is no such detector, its file is missing or invalid, or its libraries are not installed.
     """
     name, _, argument = spec.partition(":")
     if name not in DETECTORS:

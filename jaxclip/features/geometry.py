@@ -12,9 +12,9 @@ _LEAST = 1e-4
 def box_geometry(boxes: Float32[np.ndarray, "N 4"]) -> Float32[np.ndarray, "N 6"]:
     """Returns each box's width, height, area, aspect and centre: the "box dimensions" that a re-ranker reads.
 
-    Width, height and centre are shares of the picture's sides, area of its area. Aspect is ln(width / height) of these
-    shares: 0 for the whole picture, of equal size and opposite sign for a box and the same box on its side. It is
-    finite for boxes without area too.
+    Width, height and centre are shares of the picture's sides, and the area is a share of the picture's area. The
+    aspect is ln(width / height) of these shares: 0 for the whole picture; swapping width and height changes its sign.
+    It is finite even for boxes without area.
 
     Args:
       boxes: left, top, right, bottom as shares of the picture.

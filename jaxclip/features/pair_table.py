@@ -16,11 +16,11 @@ from jaxclip.errors import UserError
 from jaxclip.runtime import files
 
 NONE = -1
-"""The partner of a product that is left out."""
+"""Partner index of a product that is left out."""
 
 _FORM = 1
 
-# What zipfile and NumPy raise on broken files, found by damaging them.
+# The exceptions that zipfile and NumPy raise on damaged files.
 _BROKEN = (
     BadZipFile,
     zlib.error,
@@ -46,7 +46,7 @@ class MinedPairs:
       similarity: (N,) cosine of the two images, S of the paper's Eqs. 1 and 2; NaN for a product that is left out.
       image_clusters: (N,) k-means cluster of each image, None where the variant needs none.
       text_clusters: (N,) k-means cluster of each text, None where the variant needs none.
-      fingerprint: of the features and groups that were mined.
+      fingerprint: hash of the features and groups from which the pairs were mined.
     """
 
     partner: Int64[np.ndarray, "N"]
@@ -80,7 +80,7 @@ class MinedPairs:
 
 
 def fingerprint(image_features: np.ndarray, text_features: np.ndarray, groups: np.ndarray) -> str:
-    """Returns 32 hexadecimal digits that differ where features or groups differ, in a value, a shape or the order."""
+    """Returns 32 hexadecimal digits that depend on every value, on the shapes and on the order of the arguments."""
     digest = hashlib.blake2b(digest_size=16)
     for array, kind in ((image_features, "<f4"), (text_features, "<f4"), (groups, "<i8")):
         digest.update(str(array.shape).encode())
@@ -89,12 +89,12 @@ def fingerprint(image_features: np.ndarray, text_features: np.ndarray, groups: n
 
 
 def save(path: Path, pairs: MinedPairs, settings: Mapping[str, object]) -> None:
-    """Writes pairs and how they were mined as one file, whole or not at all; the same content gives the same bytes.
+    """Writes pairs and their settings to one file, atomically; the same content gives the same bytes.
 
     Args:
-      path: of the .npz file; its folder exists.
+      path: the .npz file, in an existing folder.
       pairs: as `mine` returned them.
-      settings: whatever JSON can hold: variant, clusters, seed, and where features and split came from.
+      settings: JSON values: variant, clusters, seed, and the origin of the features and the split.
     """
     arrays = {"partner": pairs.partner, "similarity": pairs.similarity}
     if pairs.image_clusters is not None and pairs.text_clusters is not None:
@@ -109,7 +109,7 @@ def load(path: Path) -> tuple[MinedPairs, dict[str, object]]:
     """Returns the pairs and the settings that `save` wrote.
 
     Raises:
-      UserError: there is no such file, or it is cut short, damaged, or of another form.
+      UserError: there is no such file, or it is truncated, damaged, or has another format.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -1,4 +1,4 @@
-"""The colour names of product catalogues, what they look like in product photos, and the basic terms above them."""
+"""Colour names of product catalogues, their appearance in product photos, and their basic colour terms."""
 
 from collections.abc import Mapping
 
@@ -49,12 +49,12 @@ PROTOTYPES: Mapping[str, tuple[str, ...]] = {
     "Fluorescent Green": ("c8f030",),
     "Olive": ("6b6840", "413e1f"),
 }
-"""What each name looks like in a product photo: sRGB, any number of looks a name.
+"""Prototypes of each name in product photos: one or more sRGB colours per name.
 
-The names are those of `baseColour` in Fashion Product Images, without Multi: a single colour is never that. The looks
-were set by hand and then moved a little, by at most 18 in CIELAB, to where 1,000 of its photos have them: black cloth
-is lit to dark grey, white cloth lies in shade. Full red, blue
-and navy, which no cloth has, are there for flat drawings.
+The names are those of `baseColour` in Fashion Product Images, except Multi, which no single colour can be. The
+prototypes were set by hand and then moved by at most 18 CIELAB units towards the colours in 1,000 of its photos, where
+black cloth appears dark grey and white cloth is in shade. Fully saturated red, blue and navy, which cloth never has,
+are included for flat drawings.
 """
 
 MERGED: Mapping[str, str] = {
@@ -105,4 +105,4 @@ MERGED: Mapping[str, str] = {
     "Olive": "Green",
     "Multi": "Multi",
 }
-"""The basic colour term (Berlin & Kay 1969) of each name, metals under the nearest one; Multi stays Multi."""
+"""The basic colour term (Berlin & Kay 1969) of each name; metals have the nearest term, Multi stays Multi."""

@@ -7,7 +7,7 @@ from scipy.ndimage import binary_erosion
 from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 
 SIZE = 96
-"""Pixels on the longer side of the product when its texture is taken."""
+"""Longer side, in pixels, to which the product is scaled before its texture is measured."""
 
 _POINTS, _RADIUS = 8, 1
 _LEVELS = 16
@@ -18,18 +18,19 @@ _MEASURES = ("contrast", "homogeneity", "energy", "correlation")
 NAMES = tuple(f"lbp {pattern}" for pattern in range(_POINTS + 2)) + tuple(
     f"{measure} {distance} {direction}" for measure in _MEASURES for distance in _DISTANCES for direction in _DIRECTIONS
 )
-"""What `texture` returns, in order: ten patterns, and four measures at two distances in two directions."""
+"""Columns of `texture`: ten patterns, then four measures at two distances in two directions."""
 
 
 def texture(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> Float32[np.ndarray, "T"]:
-    """Returns (T,) the texture of the pixels in `mask`, as `NAMES` lists it: of all pixels where it is empty.
+    """Returns (T,) the texture of the pixels in `mask`, or of all if it is empty; `NAMES` lists the columns.
 
-    The box around the mask is scaled to 96 pixels on its longer side, in grey (luma). First come the shares of the
-    uniform local binary patterns (Ojala et al. 2002; 8 points, radius 1), which sum to 1; then contrast, homogeneity,
-    energy and correlation (Haralick et al. 1973) of pairs of pixels 2 and 6 apart, across and down, in 16 levels of
-    grey, contrast in levels squared. A pixel or pair counts where all of it lies in the mask, less one pixel at its
-    edge where anything is left then, so that the outline is no texture. A plain cloth has contrast 0, and homogeneity,
-    energy and correlation 1; so has one on which no pair fits.
+    The box around the mask is converted to grey (luma) and scaled to 96 pixels on its longer side. The first columns
+    are the shares of the uniform local binary patterns (Ojala et al. 2002; 8 points, radius 1), which sum to 1. The
+    others are contrast, homogeneity, energy and correlation (Haralick et al. 1973) of pairs of pixels 2 and 6 apart,
+    horizontally and vertically, in 16 grey levels; contrast is in squared levels. Only patterns and pairs inside the
+    mask count. One pixel is first removed along its edge, unless nothing would remain, so that the outline does not
+    count as texture. Plain cloth has contrast 0 and homogeneity, energy and correlation 1; the same values are
+    returned if no pair fits into the mask.
 
     Args:
       pixels: a picture or a crop of it, sRGB.
@@ -52,7 +53,7 @@ def texture(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -
 def _scaled(
     pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]
 ) -> tuple[UInt8[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
-    """Returns the box around the mask in grey, and the mask in it less its edge, both scaled to `SIZE`."""
+    """Returns the grey box around the mask, and the mask without its edge, both scaled to `SIZE`."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.shape[:2] != mask.shape or not mask.size:
         raise ValueError(f"pixels (H, W, 3) and a mask (H, W) expected, got {pixels.shape} and {mask.shape}")
     if not mask.any():
@@ -64,7 +65,7 @@ def _scaled(
     grey = Image.fromarray(pixels).crop(box).convert("L").resize(size, Image.Resampling.BILINEAR)
     cut = Image.fromarray(mask.astype(np.uint8) * 255).crop(box).resize(size, Image.Resampling.BOX)
     inside = np.asarray(cut) > 127
-    # The box is the end of the picture as far as patterns can see: its rim is an edge of the mask too.
+    # Patterns cannot look beyond the box, so its border counts as an edge of the mask.
     inner = binary_erosion(inside, np.ones((3, 3), np.bool_))
-    everything = np.ones_like(inside)  # for a mask so sparse that scaling leaves nothing of it
+    everything = np.ones_like(inside)  # used if the mask is so sparse that scaling leaves nothing of it
     return np.asarray(grey), next(chosen for chosen in (inner, inside, everything) if chosen.any())

@@ -1,1 +1,1 @@
-"""Prepared products into batches, with tf.data on the CPU: read, decode, augment, tokenize, batch, shard, resume."""
+"""Turns prepared products into batches with tf.data: read, decode, augment, tokenize, batch, shard, resume."""

@@ -69,8 +69,8 @@ def training_batches(
     different permutation of the split (`index_shuffle` is a cipher, so nothing is shuffled in memory). The augmentation
     of a row depends only on config.seed and its position.
 
-    Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32. With a `canvas` the pictures are
-    left for the device to resize: S is then the side of the canvas, and extent (b, 2) int32 is the height and width of
+    Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32. With a `canvas` the device
+    resizes the pictures: S is then the side of the canvas, and extent (b, 2) int32 is the height and width of
     each picture in it (`images.augment`). With `partners` a batch also has incorrect_text (b, T) int32, the partner's
     text with its own random augmentation, similarity (b,) float32, and has_incorrect (b,) bool. Where a record has no
     partner, has_incorrect is False, the incorrect text is another augmentation of its own text and the similarity is 1.
@@ -198,7 +198,7 @@ def image_batches(
     workers: int = 0,
     crops: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yields `rows` (None = all) of batches of the records' pictures in order, (b, S, S, 3) uint8.
+    """Yields the records' pictures in order, (b, S, S, 3) uint8; only these `rows` of each batch (None = all).
 
     With `crops`, or if the towers are trained on crops, the best stored crop replaces each picture. The last batch is
     padded with black pictures.
@@ -236,7 +236,7 @@ def image_batches(
 
 
 def _sees_crops(records: Records, preprocess: Preprocess) -> bool:
-    """Returns whether towers see crops; UserError if they do, and the dataset has none."""
+    """Returns whether the towers are trained on crops; UserError if they are and the dataset has none."""
     crop = preprocess.picture == "crop"
     if crop:
         records.require(["crops"], ", which is what the towers see")

@@ -16,8 +16,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def clip_tokenizer(path: Path) -> CLIPTokenizer:
     """Returns CLIP's tokenizer of 49,408 ids; `path` is OpenAI's bpe_simple_vocab_16e6.txt.gz.
 
-    The ids are those of the bytes, of the bytes that end a word, of the merges in their order, and of the two special
-    tokens (Radford et al. 2021, simple_tokenizer.py).
+    Ids are assigned, in this order, to the bytes, the bytes that end a word, the merges, and the two special tokens
+    (Radford et al. 2021, simple_tokenizer.py).
     """
     try:
         lines = gzip.decompress(path.read_bytes()).decode().split("\n")

@@ -1,4 +1,4 @@
-"""Encoded pictures into square uint8 ones, in a tf.data graph."""
+"""Decodes, crops and resizes pictures to square uint8 arrays in a tf.data graph."""
 
 import math
 from functools import partial
@@ -20,9 +20,9 @@ At these ratios the pixels differ from bicubic resizing about as much as bilinea
 def decode(encoded: tf.Tensor, reduction: int = 1) -> tf.Tensor:
     """Returns the RGB picture of JPEG or PNG bytes, (H, W, 3) uint8.
 
-    JPEGs are decoded with libjpeg's accurate transform, to the same pixels as Pillow; TensorFlow's default is a faster
-    one that is up to six levels off. With a `reduction` of 2, 4 or 8 their sides are so many times shorter, rounded up:
-    blocks of 8 x 8 pixels are made from their low frequencies alone, in a fraction of the time. PNGs have none.
+    JPEGs are decoded with libjpeg's accurate transform, which gives the same pixels as Pillow; TensorFlow's default is
+    faster but differs by up to six levels. A `reduction` of 2, 4 or 8 divides the sides of a JPEG by that factor,
+    rounded up: libjpeg then decodes only the low frequencies of each 8 x 8 block, which is much faster. PNGs ignore it.
     """
     picture = tf.cond(
         tf.io.is_jpeg(encoded),
@@ -33,7 +33,7 @@ def decode(encoded: tf.Tensor, reduction: int = 1) -> tf.Tensor:
 
 
 def shape_of(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns (height, width) int32 of JPEG or PNG bytes, from their header."""
+    """Returns (height, width) int32 of a JPEG or PNG, read from its header."""
     return tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: tf.io.extract_jpeg_shape(encoded)[:2],
@@ -42,15 +42,15 @@ def shape_of(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def cut(picture: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-    """Returns the part of a picture that a box (left, top, right, bottom as shares of it) touches, a pixel at least."""
+    """Returns the pixels, at least one, that a box touches: left, top, right, bottom as shares of the picture."""
     begin, end = pixel_bounds(tf.shape(picture)[:2], box)
     return picture[begin[0] : end[0], begin[1] : end[1]]
 
 
 def pixel_bounds(shape: tf.Tensor, box: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the first (row, column) that a box touches in a picture of this shape, and that behind the last."""
+    """Returns the first (row, column) that a box touches in a picture of this shape, and one past the last."""
     extent = tf.cast(shape, tf.float32)
-    # A thousandth of a pixel is rounding (shares are float32), not a pixel touched.
+    # Overlaps of up to a thousandth of a pixel are rounding errors, because shares are float32.
     begin = tf.clip_by_value(tf.cast(tf.floor(box[1::-1] * extent + 1e-3), tf.int32), 0, shape - 1)
     return begin, tf.clip_by_value(tf.cast(tf.math.ceil(box[:1:-1] * extent - 1e-3), tf.int32), begin + 1, shape)
 
@@ -58,8 +58,8 @@ def pixel_bounds(shape: tf.Tensor, box: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
 def resize(picture: tf.Tensor, size: int, policy: str, filter: str = "bicubic") -> tf.Tensor:
     """Returns the picture as (size, size, 3) uint8, resized with antialiasing.
 
-    Policy "squash" ignores its shape; "crop" scales the shorter side to `size` and cuts the centre, as CLIP does. The
-    filter is bicubic or bilinear.
+    Policy "squash" ignores the aspect ratio; "crop" scales the shorter side to `size` and cuts out the centre, as CLIP
+    does. The filter is bicubic or bilinear.
     """
     if policy == "squash":
         return tf.ensure_shape(_scale(picture, tf.constant([size, size]), filter), (size, size, 3))
@@ -80,17 +80,17 @@ def augment(
     part: tf.Tensor | None = None,
     canvas: int = 0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns a random crop of an encoded picture, perhaps mirrored, and its extent; a pure function of `seed` (2,).
+    """Returns a random, possibly mirrored crop of an encoded picture, and its extent; depends only on `seed` (2,).
 
-    The crop's area is drawn uniformly and its aspect log-uniformly: relative to the whole picture's where that is
-    squashed to a square anyway, relative to a square where the policy keeps shapes. A side never exceeds the picture's.
-    Large JPEGs are reduced while they are decoded (REDUCTIONS) where a crop is drawn; whole pictures are not.
+    The crop's area is drawn uniformly and its aspect log-uniformly. The aspect is relative to the picture's with policy
+    "squash", and relative to a square with policy "crop". No side exceeds the picture's. If a crop is drawn, large
+    JPEGs are reduced during decoding (REDUCTIONS); whole pictures are not.
 
     Args:
-      part: (left, top, right, bottom), shares of the picture; crops are of it alone.
-      canvas: 0, or the side, at least `size`, of a black square in whose first corner the crop stays as large as it is,
-        for the device to scale (`models.resampling`). Only what that does not hold, and a whole picture of policy
-        "crop", is scaled here.
+      part: (left, top, right, bottom) as shares of the picture; crops are drawn within this part.
+      canvas: 0, or the side, at least `size`, of a black square whose top left corner holds the crop at its original
+        size, so that the device can scale it (`models.resampling`). Crops that do not fit, and whole pictures with
+        policy "crop", are scaled here.
 
     Returns:
       (size, size, 3) uint8, or with a canvas (canvas, canvas, 3), and (2,) int32, the crop's height and width in it.
@@ -121,7 +121,7 @@ def augment(
 def _drawn(
     begin: tf.Tensor, end: tf.Tensor, policy: str, augmentation: Augmentation, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns where a random crop within (begin, end) begins and ends, each (row, column)."""
+    """Returns the (row, column) at which a random crop within (begin, end) begins and that at which it ends."""
     draws = tf.random.stateless_uniform([4], seed)
     shape = tf.cast(end - begin, tf.float32)
     base = shape if policy == "squash" else tf.fill([2], tf.sqrt(shape[0] * shape[1]))
@@ -134,7 +134,7 @@ def _drawn(
 
 
 def _decode_part(encoded: tf.Tensor, begin: tf.Tensor, end: tf.Tensor, size: int, *, reduced: bool) -> tf.Tensor:
-    """Returns the pixels from `begin` up to `end`, perhaps of a reduced picture."""
+    """Returns the pixels from `begin` up to `end`; with `reduced`, possibly decoded at a lower resolution."""
     reductions, times = zip(*REDUCTIONS.items(), strict=True)
     allowed = (reduced & tf.io.is_jpeg(encoded)) & (size * tf.constant(times[1:]) <= tf.reduce_min(end - begin))
     number = tf.math.count_nonzero(allowed, dtype=tf.int32)

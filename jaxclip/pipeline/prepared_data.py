@@ -1,4 +1,4 @@
-"""The configured catalogue's prepared dataset: found, or prepared first."""
+"""Finds the configured catalogue's prepared dataset, or prepares it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,10 +23,10 @@ def prepared_dataset(
     runner: str = "",
     beam_options: Sequence[str] = (),
 ) -> Path:
-    """Returns the folder of the configured catalogue's prepared dataset, preparing it first where there is none.
+    """Returns the folder of the configured catalogue's prepared dataset, preparing it if there is none.
 
-    `whole` asks for all of a catalogue, where no split is needed: by default where data.split is all. `runner` and
-    `beam_options` prepare it on Apache Beam. Of several processes the first prepares.
+    With `whole`, the dataset holds the entire catalogue without splits; the default is True if data.split is all. With
+    `runner` and `beam_options`, Apache Beam prepares it. If there are several processes, the first one prepares it.
 
     Raises:
       UserError: there is nothing to prepare, or another process does not see what the first one prepared.
@@ -52,12 +52,12 @@ def prepared_dataset(
 
 
 def training_records(config: Config, prepared: Path) -> tuple[Records, Records | None]:
-    """Returns the training records that the towers see, and those held back from them for a second stage.
+    """Returns the records on which the towers are trained, and those reserved for the second stage.
 
-    Whole groups are held back, which ones depends on `data.split_seed` alone; None where `data.second_stage` is 0.
+    Only complete groups are reserved, selected by `data.split_seed`; None if `data.second_stage` is 0.
 
     Raises:
-      UserError: `data.second_stage` leaves the towers nothing, or is too few for one group.
+      UserError: `data.second_stage` leaves no records for the towers, or is too small for a single group.
     """
     records = Records(prepared, "train", config.data.train)
     if not config.data.second_stage:
@@ -68,10 +68,10 @@ def training_records(config: Config, prepared: Path) -> tuple[Records, Records |
 
 
 def make_describer(config: Config) -> ProductDescriber | None:
-    """Returns what describes products in preparation, None where the configuration wants no features."""
+    """Returns the describer that preparation uses, None if the configuration asks for no features."""
     return None if config.features.detector == "none" else ProductDescriber(**vars(config.features))
 
 
 def data_fingerprint(prepared: Path) -> str:
-    """Returns the fingerprint of a prepared dataset's products and splits."""
+    """Returns the hash of a prepared dataset's products and splits."""
     return builder.metadata(prepared)["fingerprint"]

@@ -1,4 +1,4 @@
-"""How a picture and a caption reach the towers, as training fixed it and evaluation reads it back."""
+"""Preprocessing of pictures and captions: saved by training and loaded by evaluation."""
 
 import dataclasses
 import json
@@ -16,14 +16,14 @@ class Preprocess:
     """The contents of a workdir's preprocess.json.
 
     Attributes:
-      image_size: side of the square pictures, pixels.
-      resize: "squash" to the square, or "crop": the shorter side to the size, then the centre.
-      filter: of the resizing, with antialiasing.
-      picture: "whole", or "crop": the first part of it that preparation cut out.
-      mean, std: of the pixels' channels in [0, 1]; the image tower applies them.
-      caption_template: as `catalog.captions.build` takes it.
+      image_size: side of the square pictures, in pixels.
+      resize: "squash" to scale to the square; "crop" to scale the shorter side to it and cut out the centre.
+      filter: resizing filter, with antialiasing.
+      picture: "whole", or "crop" for the best crop that preparation stored.
+      mean, std: normalisation of the channels, scaled to [0, 1]; the image tower applies it.
+      caption_template: template for `catalog.captions.build`.
       lowercase: whether captions are lowercased before they are tokenized.
-      context_length: tokens of a caption, padding and both special tokens included.
+      context_length: number of tokens per caption, including padding and both special tokens.
     """
 
     image_size: int
@@ -42,7 +42,7 @@ class Preprocess:
 
     @classmethod
     def load(cls, workdir: Path) -> "Preprocess":
-        """Returns what the workdir's run was trained with; UserError where the file is missing or of another form."""
+        """Returns the preprocessing of the workdir's run; UserError if the file is missing or invalid."""
         path = workdir / FILENAME
         try:
             values = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""How transformers' image processors and open_clip prepare pictures, read into a `Preprocess` and written from one."""
+"""Converts the preprocessing configurations of transformers and open_clip to `Preprocess` and back."""
 
 import math
 from collections.abc import Mapping
@@ -10,21 +10,21 @@ from jaxclip.pipeline.preprocess import Preprocess
 
 PROCESSOR, ALL_PROCESSORS = "preprocessor_config.json", "processor_config.json"
 FILTERS = {2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of the resizing filters."""
+"""Pillow's number of each resizing filter."""
 RESIZE_MODES = {"shortest": "crop", "squash": "squash"}
-"""open_clip's names -> ours."""
+"""open_clip's names of the resizing policies -> those of `Preprocess`."""
 
 
 def from_hugging_face(settings: Mapping[str, Any], path: Path, **captions: Any) -> Preprocess:
-    """Returns what a preprocessor_config.json says.
+    """Returns the preprocessing that a preprocessor_config.json describes.
 
     Args:
-      settings: its contents.
-      path: it, for messages.
-      captions: the fields of Preprocess that a processor does not know: caption_template, lowercase, context_length.
+      settings: contents of the file.
+      path: path of the file, for error messages.
+      captions: the fields of Preprocess that the file does not contain: caption_template, lowercase, context_length.
 
     Raises:
-      UserError: pictures are prepared in a way that is not supported here.
+      UserError: the file asks for preprocessing that is not supported.
     """
     given = settings.get("image_processor", settings)
     crops = given.get("do_center_crop", "crop_size" in given)
@@ -80,7 +80,7 @@ def to_hugging_face(preprocess: Preprocess, kind: str) -> dict[str, Any]:
 
 
 def from_open_clip(settings: Mapping[str, Any], path: Path, *, image_size: int, **captions: Any) -> Preprocess:
-    """Returns what the preprocess_cfg of an open_clip_config.json says; arguments and errors as `from_hugging_face`."""
+    """Returns the preprocessing in an open_clip_config.json's preprocess_cfg; see `from_hugging_face`."""
     mode, filter = settings.get("resize_mode", "shortest"), settings.get("interpolation", "bicubic")
     if mode not in RESIZE_MODES or filter not in FILTERS.values():
         raise UserError(f"{path}: resize_mode = {mode!r} with interpolation = {filter!r} is not supported")

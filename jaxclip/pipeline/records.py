@@ -21,12 +21,12 @@ _OF_PRODUCT = {"id", "image", "captions", "category", "attributes", "group"}
 class Records:
     """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0.
 
-    With `first`, only the first that many records; a prepared dataset stores its records in random order.
+    `first` limits them to that many records; a prepared dataset stores its records in random order.
 
     Attributes:
-      features: of a record, as TFDS describes them.
-      largest_side: of all pictures in the dataset, pixels; 0 if preparation did not record it.
-      numbers: (N,) the number in the split of each record; not 0..N-1 only where `take` left some out.
+      features: the TFDS features of a record.
+      largest_side: longest side of any picture in the dataset, in pixels; 0 if preparation did not record it.
+      numbers: (N,) number of each record within the split; 0..N-1 unless `take` selected a subset.
     """
 
     def __init__(self, prepared: Path, split: str, first: int = 0):
@@ -63,7 +63,7 @@ class Records:
         return taken
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
-        """Returns the serialized records of these numbers, (n,) of bytes, in the order asked for."""
+        """Returns the serialized records with these numbers, (n,) bytes objects, in the same order."""
         numbers = self.numbers[numbers]
         shards = np.searchsorted(self._starts, numbers, side="right") - 1
         found = np.empty(len(numbers), dtype=object)
@@ -100,7 +100,7 @@ class Records:
         }
 
     def require(self, names: Sequence[str], used: str = "") -> None:
-        """Raises UserError where the dataset was prepared without one of these; `used` may say what they are for."""
+        """Raises UserError if the dataset lacks one of these columns; `used` may say what they are for."""
         if missing := [name for name in names if name not in self.features]:
             raise UserError(
                 f"the prepared dataset has no {', '.join(missing)}{used}: prepare it with "
@@ -108,7 +108,7 @@ class Records:
             )
 
     def products(self) -> Iterator[tuple[Product, int]]:
-        """Yields every product in order, without its picture, and its group's number."""
+        """Yields every product in order, without its picture, and its group number."""
         for serialized in self._all():
             product = _product(_fields(serialized))
             yield product, int(product.group)
@@ -116,7 +116,7 @@ class Records:
     def pictured(self) -> Iterator[tuple[Product, bytes, np.ndarray | None]]:
         """Yields every product in order with its encoded picture and its best crop.
 
-        That is (4,) float32: left, top, right, bottom as shares of the picture; None where none was prepared.
+        The crop is (4,) float32: left, top, right, bottom as shares of the picture; None if none was prepared.
         """
         for serialized in self._all():
             fields = _fields(serialized)
@@ -124,7 +124,7 @@ class Records:
             yield _product(fields), fields["image"].bytes_list.value[0], crop
 
     def described(self, number: int) -> tuple[Product, dict[str, np.ndarray | str | tuple[str, ...]]]:
-        """Returns the product of one record and what preparation measured of it, by column; pictures are left out."""
+        """Returns the product of one record and its computed features by column name, without pictures."""
         fields = _fields(self.read(np.asarray([number]))[0])
         measured = {}
         for name in self.features.keys() - _OF_PRODUCT:

@@ -22,13 +22,13 @@ MAX_DRAWS = 40
 DESCRIBED_BY = ("tokenizer.json", "tokenizer_config.json", "config.json")
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 OF_ONE_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""Tokenizer classes, including our own, that tokenizer.json describes completely; the second renames the first."""
+"""Tokenizer classes that tokenizer.json describes completely; the second is the new name of the first."""
 LEFTOVERS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only")
-"""Settings that a tokenizer keeps from how it was last loaded or used."""
+"""Settings that only record how a tokenizer was last loaded or used."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Returns a byte-level BPE (Sennrich et al. 2016) with CLIP's two special tokens; any text can be encoded."""
+    """Returns a byte-level BPE (Sennrich et al. 2016) with CLIP's two special tokens; it encodes any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -133,7 +133,7 @@ class TokenSegments:
     """Long captions split into segments that each fit the context length of the text tower.
 
     Attributes:
-      ids: (M, context_length) int32 token ids of the parts, each with its start and end, padded.
+      ids: (M, context_length) int32 token ids of the parts, each with its start and end tokens, padded.
       owners: (M,) the index of the caption that each part belongs to, ascending.
       lengths: (M,) number of tokens that are not padding.
     """

@@ -1,1 +1,1 @@
-"""Mined pairs, single encoders and sections of the data card."""
+"""Mines incorrect pairs, computes features by single encoders, and completes the data card."""

@@ -22,14 +22,14 @@ TOKENIZED_AT_ONCE = 1024
 
 
 def complete(config: Config, prepared: Path, *, say: Callable[[str], None]) -> MinedPairs | None:
-    """Mines the incorrect pairs of a prepared dataset and puts into its card what only the configuration knows.
+    """Mines a prepared dataset's incorrect pairs and adds the sections that depend on the configuration to its card.
 
     Args:
-      config: names the tokenizer, the caption template and the rule of the pairs.
-      prepared: the dataset.
-      say: takes a line for the user.
+      config: its tokenizer, caption template and rule for incorrect pairs are used.
+      prepared: folder of the dataset.
+      say: called with each line to show to the user.
 
-    Returns: the pairs, None where there are none to mine: no training split, or no features or towers to compare by.
+    Returns: the pairs; None if there is no training split, or neither features nor towers to compare products by.
     """
     path = prepared / builder.CARD
     everything = Records(prepared, "all")

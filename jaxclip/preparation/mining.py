@@ -35,8 +35,9 @@ Features = tuple[np.ndarray, np.ndarray]
 def find_or_mine(config: Config, prepared: Path, *, say: Callable[[str], None]) -> MinedPairs:
     """Returns the configured incorrect pairs of the training split, mining them first if they are not stored yet.
 
-    A table is identified by everything that determines it: rule, seed, features and the dataset's fingerprint. Another
-    rule creates another table; the dataset itself never changes. Indices are those of `Records(prepared, "train")`.
+    A table is identified by everything that determines it: rule, seed, features and the dataset's fingerprint. A
+    different rule creates a separate table; the dataset itself never changes. Indices refer to
+    `Records(prepared, "train")`.
 
     Raises:
       UserError: the dataset has no training split or no features, or no pairs can be mined from it.
@@ -56,7 +57,7 @@ def _mine(
     wanted: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Writes the table: the first process does so; the others only take part in embedding with towers."""
+    """Mines the pairs; only the first process writes the table, and the others only help to embed with towers."""
     given = config.incorrect_pairs
     if not (distributed.is_primary() or given.features.startswith(TOWERS)):
         return
@@ -129,7 +130,7 @@ def _classical(records: Records, texts: Sequence[str]) -> Features:
 
 
 def _from_towers(own: Config, workdir: Path, records: Records, say: Callable[[str], None]) -> Features:
-    """Returns the embeddings of pictures and of first captions by a workdir's newest checkpoint."""
+    """Returns the embeddings of pictures and first captions, computed by a workdir's newest checkpoint."""
     checkpoints, step = _checkpoint(workdir)
     say(f"embedding {len(records):,} training products with step {step} of {workdir}")
     towers = load_towers(own, workdir)

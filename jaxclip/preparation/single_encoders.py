@@ -1,4 +1,4 @@
-"""Features from a separate ViT and BERT, by which Tagami et al. cluster products."""
+"""Features from a separate ViT and BERT, with which Tagami et al. cluster products."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,14 +19,14 @@ from jaxclip.runtime.progress import bar
 from jaxclip.towers.embed import embed, padded_blocks
 
 BATCH = 64
-LENGTH = 16  # token counts are rounded up to a multiple
+LENGTH = 16  # token counts are rounded up to a multiple of this, so that few shapes are compiled
 
 
 def picture_features(folder: Path, records: Records) -> np.ndarray:
-    """Returns (N, W) the class tokens of all pictures by the ViT in a folder, prepared as it says there.
+    """Returns (N, W) the class token of every picture, by the ViT in a folder and with its preprocessing.
 
     Raises:
-      UserError: the folder holds no ViT, or pictures of another size than it takes are asked for there.
+      UserError: the folder holds no ViT, or its preprocessing gives pictures of a size that the ViT does not take.
     """
     vit = load_vit(folder)
     path = folder / processor.PROCESSOR
@@ -39,7 +39,7 @@ def picture_features(folder: Path, records: Records) -> np.ndarray:
 
 
 def text_features(folder: Path, texts: Sequence[str]) -> np.ndarray:
-    """Returns (N, W) the [CLS] tokens of texts by the BERT in a folder, cut at the length that it takes.
+    """Returns (N, W) the [CLS] token of every text, by the BERT in a folder; long texts are truncated.
 
     Raises:
       UserError: the folder holds no BERT, or no tokenizer.

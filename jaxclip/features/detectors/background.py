@@ -1,4 +1,4 @@
-"""Models the background by the picture's border: a smooth CIELAB surface, plus other colours in the corners."""
+"""Models the background by the picture's border: a smooth CIELAB surface, plus other colours that fill corners."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,9 @@ class Background:
 
     Attributes:
       offset: (height, width, 3) float32, the CIELAB difference of each pixel from the surface.
-      distance: (height, width) float32, in standard deviations, to the surface or the nearest other colour.
-      spread: standard deviation from the surface, in CIELAB units; that of JPEG noise is 1.3.
+      distance: (height, width) float32, distance to the surface or to the nearest other colour, in standard
+        deviations.
+      spread: standard deviation of the border from the surface, in CIELAB units; JPEG noise alone gives 1.3.
       explained: share of the border that is background; a product cut off by the border lowers it.
     """
 
@@ -72,7 +73,7 @@ _LINEAR, _ROOT = _from_srgb(), _root()
 
 
 def quick_lab(image: np.ndarray) -> np.ndarray:
-    """Returns (height, width, 3) float32: CIELAB of sRGB from look-up tables, exact to 0.3."""
+    """Returns (height, width, 3) float32, the CIELAB colours of an sRGB picture by look-up tables, exact to 0.3."""
     roots = _ROOT[(_LINEAR[image] @ _TO_XYZ.T + 0.5).astype(np.int32)]
     x, y, z = roots[..., 0], roots[..., 1], roots[..., 2]
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
@@ -83,7 +84,7 @@ def length(vectors: np.ndarray) -> np.ndarray:
 
 
 def _painted(surface: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns (height, width, 3): the background that a surface's coefficients describe."""
+    """Returns (height, width, 3), the surface with these coefficients at every pixel."""
     y = (np.arange(height, dtype=np.float32) / height * 2 - 1)[:, None, None]
     x = (np.arange(width, dtype=np.float32) / width * 2 - 1)[:, None]
     flat, across, down, across2, down2, mixed = surface

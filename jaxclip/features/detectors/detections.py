@@ -1,4 +1,4 @@
-"""What every detector returns."""
+"""The result and the interface of every detector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class Detections:
     Attributes:
       boxes: (N, 4) float32: left, top, right, bottom as shares of the picture's width and height, 0 to 1.
       scores: (N,) float32, in descending order.
-      labels: class of each box, as the detector names it.
-      mask: (height, width) bool, the product's pixels, from detectors that segment; None from others.
+      labels: class name that the detector gives each box.
+      mask: (height, width) bool, the product's pixels; None if the detector does not segment.
     """
 
     boxes: np.ndarray
@@ -40,7 +40,7 @@ class Detections:
 
 
 NONE = Detections.of([], [], [])
-"""A picture in which nothing was found."""
+"""The detections of a picture in which nothing was found."""
 
 
 class Detector(Protocol):
@@ -51,5 +51,5 @@ class Detector(Protocol):
 
         Args:
           images: (height, width, 3) uint8 RGB each, of any size.
-          names: the picture's file name or product id, by which stored boxes are found.
+          names: file name or product id of each picture, used to look up stored boxes.
         """

@@ -14,11 +14,11 @@ _CLASSES = "roi_heads.box_predictor.cls_score.weight"
 
 
 class FasterRCNN:
-    """The detector `faster_rcnn`, with torchvision's COCO weights or with those of a file.
+    """The detector `faster_rcnn`, with torchvision's COCO weights or with weights from a file.
 
-    torchvision downloads its COCO weights once. The classes of a weights file are named in a file of the same name with
-    the ending .names, one per line, without the background; without it they are COCO's if their number is the same,
-    else they are numbered.
+    torchvision downloads its COCO weights once. The class names of a weights file are read from a file of the same
+    name with the extension .names, one per line, without the background. Without that file, COCO's names are used if
+    the number of classes agrees, and numbers otherwise.
     """
 
     def __init__(self, path: Path | None):
@@ -49,7 +49,7 @@ class FasterRCNN:
         return FasterRCNN, (self._path,)
 
     def __call__(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
-        # One at a time: each takes half a GB, and padding pictures to one size would change the detections.
+        # One picture at a time: each takes half a GB, and padding pictures to one size would change the detections.
         return [self._detect(image) for image in images]
 
     def _detect(self, image: np.ndarray) -> Detections:

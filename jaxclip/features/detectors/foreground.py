@@ -22,11 +22,14 @@ WORKING_SIDE = 128
 """Pixels of the longer side at which pictures are segmented."""
 
 _PLAIN = 1.75  # CIELAB units of deviation up to which a background is plain.
-_MIDDLE = 0.6, 0.88  # Width and height of the prior for the product in front of a busy background, in half sides.
+_MIDDLE = (
+    0.6,
+    0.88,
+)  # Width and height of the prior for the product in front of a busy background, as shares of half the sides.
 _LEAST_CLARITY = 0.35  # Least score in front of a plain background; noise scores up to 0.3.
 _LEAST_DIFFERENCE = 0.1  # Least score in front of a busy background; noise scores up to 0.02.
 _STUDIO = 0.5  # Share of the border that the background model must explain.
-_LEAST_AREA = 0.003  # Share of the picture below which a product is ignored.
+_LEAST_AREA = 0.003  # A product that covers a smaller share of the picture is ignored.
 _LEAST_PIECE = 0.03  # Smallest area of a piece, relative to the largest piece.
 _LEAST_AT_EDGE = 0.3  # Smallest relative area of a piece that touches the picture's edge.
 _DEEPEST_SHADOW = 45.0  # Largest loss of lightness in a shadow.
@@ -34,7 +37,7 @@ _SHADOW_EDGE = 8.0  # Change of lightness per pixel from which an edge is too sh
 _TRUE_HOLE = 0.01  # Share of the picture from which a gap in a strongly coloured product is a real hole.
 _STRONG = 3 * FAR  # Median distance from which a product's colour is clearly not the background's.
 _LEAST_LIT = 0.5  # Least share of product and shadow that must remain without the shadow.
-_BINS = 16  # Of each axis of the colour histograms.
+_BINS = 16  # Bins per axis of the colour histograms.
 
 
 def foreground_mask(image: np.ndarray) -> np.ndarray:
@@ -64,7 +67,7 @@ def _detect(image: np.ndarray) -> Detections:
 
 
 def _enlarged(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Returns a mask of working size at the size of the picture."""
+    """Returns the mask scaled from working size to the size of the picture."""
     height, width = image.shape[:2]
     if mask.shape == (height, width):
         return mask
@@ -95,7 +98,7 @@ def _without_shadow(distance: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """Returns the mask of the product in front of a plain background, without its shadow."""
     far = distance > FAR
     mask = _pieces(far & ~_shadow(far, offset), distance)
-    # If little is left, a pale product was itself mistaken for a shadow.
+    # If little remains, a pale product was mistaken for a shadow.
     return mask if mask.sum() >= _LEAST_LIT * _filled(far).sum() else _pieces(far, distance)
 
 
@@ -109,7 +112,7 @@ def _reduced(image: np.ndarray) -> np.ndarray:
 
 
 def _shadow(far: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Returns where the background is darker, of the same hue, and reached from it without crossing an edge."""
+    """Returns the shadow's mask: darker background of the same hue, connected to it without a sharp edge."""
     lightness = offset[..., 0]
     tint = length(offset[..., 1:])
     shaded = (lightness < 0) & (lightness > -_DEEPEST_SHADOW) & (tint < 3 - 0.12 * lightness)
@@ -151,9 +154,9 @@ def _shrunk(mask: np.ndarray) -> np.ndarray:
 
 
 def _separate_by_colour(lab: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns the mask of the middle's colours, and how well they are separable from the border's, 0 to 1.
+    """Returns the mask of the colours in the middle, and their separability from the border's, 0 to 1.
 
-    Four rounds of likelihood (of colours, in histograms), a prior that favours the middle, and blur.
+    Four iterations combine colour likelihoods from histograms with a prior that favours the middle, and blur it.
     """
     height, width = lab.shape[:2]
     y, x = (np.arange(side, dtype=np.float32) / side * 2 - 1 for side in (height, width))
@@ -178,7 +181,7 @@ def _histogram(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _product_pieces(parts: np.ndarray) -> np.ndarray:
-    """Returns the numbers of the product's pieces: the largest, weighted towards the middle, and others.
+    """Returns the labels of the product's pieces: the largest, with more weight in the middle, and others.
 
     A region that touches the border is kept only if it is a large part of the product.
     """

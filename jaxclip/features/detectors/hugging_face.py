@@ -12,7 +12,7 @@ LEAST_SCORE = 0.25
 
 
 class HuggingFaceDetector:
-    """The detector `transformers`, from a folder or from the Hub; labels are those of the model's config."""
+    """The detector `transformers`, from a folder or from the Hub; labels are those in the model's config."""
 
     def __init__(self, name: str):
         try:
@@ -38,7 +38,7 @@ class HuggingFaceDetector:
         return HuggingFaceDetector, (self._name,)
 
     def __call__(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
-        # One at a time: padding pictures to one size would change the detections and take more memory.
+        # One picture at a time: padding pictures to one size would change the detections and take more memory.
         return [self._detect(image) for image in images]
 
     def _detect(self, image: np.ndarray) -> Detections:

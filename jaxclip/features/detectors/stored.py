@@ -14,10 +14,10 @@ PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 
 
 class StoredBoxes:
-    """The detector `boxes`: a file's boxes, looked up by a picture's file name, with or without folder and ending.
+    """The detector `boxes`: boxes from a file, looked up by file name, with or without folder and extension.
 
-    A picture that the file does not list has no boxes. Pictures whose names differ only in folder or ending are found
-    by their full name only. Scores are those of the annotations, or 1 if they have none.
+    A picture that the file does not list has no boxes. Pictures whose names differ only in folder or extension are
+    found by their full name only. Scores are those of the annotations, or 1 if they have no score.
     """
 
     def __init__(self, path: Path):
@@ -114,7 +114,7 @@ def _by_name(detections: dict[str, Detections]) -> dict[str, Detections]:
 
 
 def _keys(name: str) -> list[str]:
-    """Returns a picture's names, from the whole path to the file name without its ending."""
+    """Returns a picture's names, from the whole path to the file name without its extension."""
     path = PurePosixPath(name.replace("\\", "/"))
     stem = path.stem if path.suffix.lower() in PICTURES else path.name
     return list(dict.fromkeys([name, path.name, stem]))

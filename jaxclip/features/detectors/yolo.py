@@ -34,7 +34,9 @@ MOST_BOXES = 100
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 _GREY = 114
 _USUAL_SIDE = 640
-_LARGEST_LOGARITHM = 16.0  # Raw sizes are below this; in decoded output some size in pixels is always above it.
+_LARGEST_LOGARITHM = (
+    16.0  # Raw sizes, which are logarithms, are below this; decoded output always has a size in pixels above it.
+)
 
 # The 80 classes of COCO in the order that all YOLO models use.
 COCO = (
@@ -127,7 +129,7 @@ def recognise(shapes: Sequence[tuple[int, ...]], height: int, width: int) -> Out
 
 
 def letterbox(image: np.ndarray, height: int, width: int, *, middle: bool) -> tuple[np.ndarray, float, tuple[int, int]]:
-    """Returns the picture fitted into `height` x `width` on grey, its scale, and its left and top edge."""
+    """Returns the picture scaled into a grey `height` x `width` frame, its scale, and its left and top edge."""
     scale = min(height / image.shape[0], width / image.shape[1])
     high, wide = max(round(image.shape[0] * scale), 1), max(round(image.shape[1] * scale), 1)
     left, top = ((width - wide) // 2, (height - high) // 2) if middle else (0, 0)
@@ -157,7 +159,7 @@ def decode(
 
 
 def _from_cells(boxes: np.ndarray, strides: Sequence[int], height: int, width: int) -> np.ndarray:
-    """Returns (A, 4) centres and sizes in pixels of raw boxes, one in each cell, row by row, stride after stride."""
+    """Returns (A, 4) centres and sizes in pixels of raw boxes: one per cell, ordered by stride, row and column."""
     cells, steps = [], []
     for stride in strides:
         y, x = np.mgrid[0 : height // stride, 0 : width // stride]
@@ -168,7 +170,7 @@ def _from_cells(boxes: np.ndarray, strides: Sequence[int], height: int, width: i
 
 
 def best(corners: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Returns the indices of the boxes left by non-maximum suppression, best first."""
+    """Returns the indices of the boxes that survive non-maximum suppression, best first."""
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= LEAST_SCORE][:1000]
     kept: list[int] = []
@@ -193,7 +195,7 @@ def _session(path: Path):
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
-    except Exception as error:  # onnxruntime's errors have no other common base class.
+    except Exception as error:  # the only common base class of onnxruntime's errors.
         raise UserError(f"{path} is no ONNX model that onnxruntime can run: {first_line(error)}") from error
 
 
