@@ -1,4 +1,4 @@
-"""The training loop of towers and re-rankers: for each step: batch, step, write, maybe evaluate, maybe save."""
+"""The training loop of towers and re-rankers: each step may be followed by logging, an evaluation and a checkpoint."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -91,9 +91,7 @@ def train(run: Run) -> tuple[TrainState, int | None]:
         log.close()
 
 
-def _steps(
-    run: Run, progress: Progress, log: Writers | Silent, profile: Profile
-) -> tuple[TrainState, int | None]:
+def _steps(run: Run, progress: Progress, log: Writers | Silent, profile: Profile) -> tuple[TrainState, int | None]:
     state, cadence, checkpoints = run.state, run.cadence, run.checkpoints
     first = number = int(state.step)
     previous: Metrics | None = None
