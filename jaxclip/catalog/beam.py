@@ -46,7 +46,7 @@ class OnBeam:
         self._runner = runner
         self._options = [f"--{option.lstrip('-')}" for option in options]
         self._parts = Parts(folder)
-        self._numbers = array("Q")  # of the products kept
+        self._numbers = array("Q")  # for the products that were kept
 
     @contextmanager
     def collect(self, rows: Iterable[Product | Oddity], describer: Describer | None) -> Iterator[Collected]:

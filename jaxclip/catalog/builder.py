@@ -24,7 +24,7 @@ from jaxclip.catalog.readers import READERS
 from jaxclip.errors import UserError
 
 CARD = "card.html"
-WHOLE = "whole"  # the one split of a catalogue that is not split; TFDS keeps the name "all" for itself
+WHOLE = "whole"  # the only split of a catalogue without a test part; TFDS reserves the name "all"
 DESCRIBED = "features"
 """The key of the describer's settings among a source's settings."""
 
@@ -39,7 +39,7 @@ class Source:
       test: products held back for testing, a number or (below 1) a share; 0 makes no split.
       split_seed: seed of the split.
       columns: role -> column, for readers of tables.
-      describer: computes further values of each product, which are stored; None for no such values.
+      describer: computes further values of each product, which are stored; None if nothing more is computed.
     """
 
     reader: str
@@ -68,7 +68,7 @@ class Source:
 
 
 class Grouped(Sequence):
-    """Products with the groups assigned to them, made when they are accessed."""
+    """Products with their assigned groups; each is created when it is accessed."""
 
     def __init__(self, products: Sequence[Product], names: Sequence[str]):
         self._products, self._names = products, names
@@ -115,7 +115,7 @@ def prepare(
       workers: number of workers that check and describe pictures (see `examine`); 0 means one per core.
       runner: the Apache Beam runner that does all work, "" for none. All its workers need the catalogue and `prepared`
         under the same paths as this process.
-      beam_options: the runner's, "--name=value".
+      beam_options: options of the runner, as "--name=value".
 
     Raises:
       UserError: the catalogue is unreadable, no product has a readable picture, or the runner does not exist.
@@ -129,7 +129,7 @@ def prepare(
         _clear(prepared)
         if missing:
             shutil.rmtree(prepared, ignore_errors=True)
-        with contextlib.suppress(OSError):  # keep a parent that is not empty any more
+        with contextlib.suppress(OSError):  # a parent that is no longer empty stays
             for parent in missing[1:]:
                 parent.rmdir()
         raise

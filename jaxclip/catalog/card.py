@@ -182,7 +182,7 @@ def data_uri(encoded: bytes) -> str:
 
 
 def _attributes(products: Sequence[Product]) -> list[dict[str, Any]]:
-    """Returns {"name", "filled", "distinct", "values": [(value, count), ...]} of each attribute, the fullest first."""
+    """Returns {"name", "filled", "distinct", "values": [(value, count), ...]} per attribute, most filled first."""
     values: dict[str, Counter[str]] = {}
     for product in products:
         for name, value in product.attributes.items():

@@ -18,7 +18,7 @@ from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 
 BLOCK = 64  # products per task of a worker
-WORTH_PROCESSES = 1000  # products; below this, starting processes takes longer than it saves
+WORTH_PROCESSES = 1000  # number of products below which starting processes takes longer than it saves
 BLOCK_BYTES = 2**24  # a block also ends when its pictures reach this size
 AHEAD = 2  # blocks queued per worker, which bounds memory
 

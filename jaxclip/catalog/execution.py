@@ -1,4 +1,4 @@
-"""Runs the work on each product in this process and its local workers; `catalog.beam` does so on Apache Beam."""
+"""Processes each product in this process and its local workers; `catalog.beam` does the same on Apache Beam."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -44,7 +44,7 @@ class Execution(Protocol):
     def collect(
         self, rows: Iterable[Product | Oddity], describer: Describer | None
     ) -> AbstractContextManager[Collected]:
-        """Returns the products with readable pictures, their descriptions and all oddities; valid in the context."""
+        """Returns the products with readable pictures, their descriptions and all oddities, for use in the context."""
         ...
 
     def examples(

@@ -17,7 +17,7 @@ from jaxclip.errors import UserError
 def assign(products: Iterable[Product], pixel_hashes: Sequence[str]) -> list[str]:
     """Returns the group of each product: the smallest id in it, whatever the order of the products.
 
-    Products that share a normalised caption (any, where they have several), identical pixels or the group that their
+    Products that share any normalised caption, identical pixels or the group that their
     reader set are in one group, also indirectly: if A shares a caption with B and B shares a picture with C, then A
     and C are in one group.
 
@@ -100,7 +100,7 @@ def _fit_greedily(sizes: Sequence[int], target: int) -> set[int]:
 
 
 def _fit_exactly(sizes: Sequence[int], target: int) -> set[int]:
-    """Returns such indices by dynamic programming (subset sum): bit s of `sums` is set if some sizes sum to s."""
+    """Does what `_fit_greedily` does, but by dynamic programming: bit s of `sums` is set if some sizes sum to s."""
     sums, within = 1, (1 << (target + 1)) - 1
     reached_by: dict[int, int] = {}
     for index, size in enumerate(sizes):

@@ -59,7 +59,7 @@ class Parts:
         return parts
 
     def examine(self, part: int, describer: Describer | None) -> None:
-        """Checks and describes the products of a part, holding one block of pictures in memory at a time."""
+        """Checks and describes the products of a part; only one block of pictures is in memory at a time."""
         products = self._load(part, "products")
         verdicts, descriptions = [], []
         with _replacing(self._path(part, "pictures")) as file:

@@ -109,7 +109,7 @@ def look(data: bytes, *, most: int, max_pixels: int = MAX_PIXELS) -> np.ndarray 
 
 
 def pixels(encoded: bytes, most: int) -> np.ndarray:
-    """Returns a stored picture as (H, W, 3) uint8, its longer side at most `most`; smaller ones keep their size."""
+    """Returns a stored picture as (H, W, 3) uint8, scaled down if its longer side exceeds `most` pixels."""
     with Image.open(BytesIO(encoded), formats=("JPEG", "PNG")) as image:
         image.draft("RGB", (most, most))  # a large JPEG is decoded at a fraction of its size
         picture = image.convert("RGB")
@@ -128,7 +128,7 @@ def _read(image: Path | Embedded, most: int) -> bytes:
 
 
 def _decode(data: bytes, max_pixels: int, make: Callable[[Image.Image], T]) -> T | str:
-    """Returns make(image), which reads its pixels, or the reason why there is none."""
+    """Returns the result of make(image), which reads the pixels, or the reason why the picture is unusable."""
     broken = "image truncated" if SIGNATURE.match(data) else "not an image"
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
@@ -167,7 +167,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except _DECODE_ERRORS:
-        return 1  # The picture itself decoded: broken metadata is no reason to drop it.
+        return 1  # The pixels were decoded; broken metadata is no reason to drop the picture.
     return value if isinstance(value, int) else 1
 
 
@@ -258,7 +258,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _png(image: Image.Image) -> bytes:
-    plain = Image.frombytes("RGB", image.size, image.tobytes())  # without the metadata that Pillow would carry over
+    plain = Image.frombytes("RGB", image.size, image.tobytes())  # a new image, because a copy would keep the metadata
     buffer = BytesIO()
     plain.save(buffer, "PNG")
     return buffer.getvalue()

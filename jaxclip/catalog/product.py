@@ -1,4 +1,4 @@
-"""What a reader yields: products, and oddities that it came across."""
+"""What a reader yields: products, and the oddities that it finds in the catalogue."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -12,7 +12,7 @@ from tensorflow_datasets.core import hashing, shuffle
 from jaxclip.catalog.spool import Spool
 
 Record = tuple[int, bytes]
-HALF = 64  # bits of a hashed key that one number of an array holds
+HALF = 64  # number of bits of a hashed key that fit in one array element
 
 
 class Shuffler:

@@ -1,4 +1,4 @@
-"""The `rerank` protocol: the first stage's top K are re-ordered; all other items keep their ranks."""
+"""The `rerank` protocol: it re-orders the first stage's top K; all other items keep their ranks."""
 
 from dataclasses import dataclass, replace
 
@@ -82,7 +82,7 @@ def retrieve(queries, gallery, query_groups, gallery_groups, k: int) -> Candidat
     Args:
       queries: (Q, D) embeddings, normalised by the caller. gallery: (G, D) embeddings, normalised by the caller.
       query_groups: (Q,) groups. gallery_groups: (G,) groups; an item is relevant to the queries of its group.
-      k: number of candidates; G where that is fewer.
+      k: number of candidates; at most G are returned.
 
     Raises:
       UserError: a query's group has no item in the gallery.

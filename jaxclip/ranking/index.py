@@ -20,7 +20,7 @@ class NearestNeighbours:
 
     Attributes:
       size: number of vectors.
-      dimension: of the vectors.
+      dimension: D, the dimension of the vectors.
       most: the largest number of neighbours that a search returns.
     """
 
@@ -69,7 +69,7 @@ class NearestNeighbours:
 
 @partial(jax.jit, static_argnames=("devices", "k"))
 def _nearest(queries, gallery, allowed, *, devices, k):
-    # Two-dimensional: XLA's CPU back end is many times slower at a product with a third axis for the devices.
+    # The product is two-dimensional: with a third axis for the devices, XLA's CPU back end is many times slower.
     scores = kernel.product(queries, gallery)  # (B, N * T)
     scores = jnp.where(allowed, scores, -jnp.inf).reshape(len(queries), devices, -1)
     # Each device selects its own best, so that only these are transferred.

@@ -21,7 +21,8 @@ from jaxclip.runtime import compiler
 AXES = ("queries", "gallery")
 WORD = 16  # scores per word: 16 bits mark the scores to count, 16 bits the candidates
 MULTIPLE = 64  # the sides of a tile are multiples of this
-VECTORS = 256  # with several tiles they are multiples of this, so that each word's scores fill whole vector registers
+# If there are several tiles, their sides are multiples of this, so that each word's scores fill whole vector registers.
+VECTORS = 256
 CHUNK = 512  # lines whose candidates are merged together
 HALVINGS = 10  # bisection steps of the search for a lower bound of a line's k-th best score
 # Stand-ins for -inf and NaN scores: below every finite score, in this order. Padding is -inf itself.
@@ -36,7 +37,7 @@ class Thresholds(NamedTuple):
 
     Attributes:
       limits: (..., R, lines) float32; inf where a line has fewer than R pairs.
-      width: how many of the R are in use, one number for each block or tile.
+      width: how many of the R thresholds are in use, one number for each block or tile.
     """
 
     limits: jax.Array | np.ndarray
@@ -80,12 +81,12 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
 
     The function takes, with A shards of queries, C shards and N tiles of the gallery:
       block: number of the block.
-      sizes: numbers of queries and of gallery items; what lies beyond is padding.
+      sizes: numbers of queries and of gallery items; all further rows are padding.
       queries: (A, B, D). gallery: (N, T, D).
       row_thresholds: limits (A, R, B), width a scalar.
       column_thresholds: limits (N, R', T), width (N,).
       spots: (A, N, S, 2) row and column, within each tile, of the scores to return.
-      state: of the columns, from `empty_state` or the previous block; donated.
+      state: the columns' state, from `empty_state` or the previous block; donated.
     It returns (state, row counts (A, C, R, B), the rows' best values and items (A, C, k, B) each, scores at the spots
     (A, N, S), numbers of NaN scores (A, C)).
 
@@ -144,11 +145,11 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
 
 
 def _read(scores, thresholds, best, first, offset, *, axis):
-    """Returns (counts (R, lines) of scores at or above each limit, the best merged with this tile's), one direction.
+    """Returns (counts (R, lines) of scores at or above each limit, the best merged with this tile's) for one direction.
 
     Args:
       scores: (B, T).
-      thresholds: limits (R, lines), and how many of the R are in use.
+      thresholds: limits (R, lines), and how many of the R limits are in use.
       best: values and items (k, lines) so far.
       first: whether this is the lines' first tile.
       offset: number of the tile's first item.
@@ -208,7 +209,7 @@ def _pack(scores, limit, floor, axis):
 
 
 def _bound(scores, first, k, axis):
-    """Returns (lines,) lower bounds of each line's k-th best score: numbers that the maxima of k of its parts exceed.
+    """Returns (lines,) lower bounds of each line's k-th best score: numbers below the maxima of k of its parts.
 
     Only a line's first tile needs the bound: where `first` is false it is -inf, and no score is read.
     """
@@ -237,7 +238,7 @@ def _shortened(shape, axis, size):
 def _merge_candidates(values, items, scores, words, offset, axis):
     """Returns the best values and items (k, lines) after merging the scores whose bits are set; ties keep the first.
 
-    Lines are taken CHUNK at a time in descending number of candidates, so that those of a chunk need similar time.
+    Lines are taken CHUNK at a time in descending number of candidates, so that all lines of a chunk need similar time.
 
     Args:
       values, items: (k, lines) the best so far.
@@ -300,7 +301,7 @@ def _merge_candidates(values, items, scores, words, offset, axis):
 def _order(numbers):
     """Returns the indices that stably sort (N,) int32 numbers; N times each number must fit an int32."""
     size = len(numbers)
-    return lax.sort(numbers * size + jnp.arange(size, dtype=jnp.int32)) % size  # a single operand sorts faster than two
+    return lax.sort(numbers * size + jnp.arange(size, dtype=jnp.int32)) % size  # faster than sorting two operands
 
 
 def _lowest(bits):

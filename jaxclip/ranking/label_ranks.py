@@ -12,7 +12,7 @@ BLOCK, TILE = 64, 4096
 def label_ranks(queries, gallery, relevance: Relevance) -> np.ndarray:
     """Returns (nnz,) the ranks that `ranks.ranks` returns, in time independent of the number of relevant items.
 
-    Meant for a few hundred queries, because each sorts the whole gallery. Memory is 64 G floats.
+    It is meant for a few hundred queries, because each sorts the whole gallery. It needs memory for 64 * G floats.
 
     Args:
       queries: (Q, D) embeddings. gallery: (G, D) embeddings.

@@ -38,7 +38,7 @@ class Layout:
 
     @property
     def tile(self) -> int:
-        """Lines of a tile: a whole shard if it fits, else the size above half of `most` with the fewest empty slots."""
+        """Lines per tile: a whole shard if it fits, else the size over `most` / 2 with the fewest empty slots."""
         lines = -(-len(self.order) // self.shards)
         if lines <= self.most:
             return _up(max(lines, self.least), kernel.MULTIPLE)
@@ -48,19 +48,19 @@ class Layout:
 
     @property
     def blocks(self) -> int:
-        """Tiles of a shard."""
+        """The number of tiles in a shard."""
         return -(-len(self.order) // (self.shards * self.tile))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shards, tiles of a shard and lines of a tile; their product is the number of slots."""
+        """The numbers of shards, tiles per shard and lines per tile; their product is the number of slots."""
         return self.shards, self.blocks, self.tile
 
     def lines(self, start: int, size: int) -> np.ndarray:
         """Returns (size, width) the factors of the lines in the slots from `start` on; empty slots are zero."""
         rows = self.order[start : start + size]
         lines = np.zeros((size, self.width), np.float32 if self.parts is None else jnp.bfloat16)
-        for first in range(0, len(rows), TILE):  # a part at a time, to keep the temporary copy small
+        for first in range(0, len(rows), TILE):  # converted one part at a time, which keeps the temporary copy small
             block = self.embeddings[rows[first : first + TILE]]
             if self.parts is not None:
                 block = _bfloat16_parts(block, self.parts)
@@ -69,7 +69,7 @@ class Layout:
 
     @property
     def width(self) -> int:
-        """Length of a line's factors."""
+        """The length of a line's factors."""
         return self.embeddings.shape[1] * (1 if self.parts is None else len(self.parts))
 
     def slots(self) -> np.ndarray:
@@ -83,7 +83,7 @@ class Layout:
 
         Args:
           slots: (nnz,) the slot of each relevant pair's line.
-          within: (nnz,) the pair's number among those of its line; R is a power of two above the largest.
+          within: (nnz,) the pair's number among the pairs of its line; R is a power of two above the largest.
           scores: (nnz,) the pairs' scores.
         """
         limits = np.full((*self.shape, 1 << int(within.max(initial=0)).bit_length()), np.inf, np.float32)
@@ -108,7 +108,7 @@ def _up(number: int, multiple: int) -> int:
 def orders(relevance: Relevance, reverse: Relevance | None, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns (Q,) and (G,) the orders of queries and gallery items that keep relevant pairs near the diagonal.
 
-    Lines with similar numbers of relevant pairs stand together, so that a tile has few unused thresholds; within them
+    Lines with similar numbers of relevant pairs are adjacent, so that a tile has few unused thresholds. Among them,
     queries are sorted by their first relevant item, and items by the first relevant item of the queries that they are
     relevant to, so that few small tiles hold all pairs. Where each query has one item and each item one query, the
     gallery keeps its order.

@@ -25,7 +25,7 @@ def recall(ranks: np.ndarray, indptr: np.ndarray, k: int) -> np.ndarray:
 
 
 def precision(ranks: np.ndarray, indptr: np.ndarray, k: int) -> np.ndarray:
-    """Returns (Q,) |relevant in the top k| / k, even where the gallery or the relevant items number fewer than k."""
+    """Returns (Q,) |relevant in the top k| / k, even if there are fewer than k gallery items or relevant items."""
     return _sums(ranks <= k, indptr) / k
 
 

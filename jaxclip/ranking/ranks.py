@@ -24,7 +24,7 @@ class Ranks:
     Attributes:
       ranks: (nnz,) int64, 1-based, aligned with `Relevance.indices`; distinct within a query.
       top_scores: (Q, k) float32, descending, NaN last.
-      top_items: (Q, k) int64 gallery items; equal scores in the order of `layout.orders`, which is by index where each
+      top_items: (Q, k) int64 gallery items; equal scores are in the order of `layout.orders`, which is by index if each
         query has one relevant item.
       nan_count: how many of the Q x G scores are NaN.
     """
@@ -36,7 +36,7 @@ class Ranks:
 
 
 def make_mesh(queries: int = -1, gallery: int = 1) -> Mesh:
-    """Returns all devices of all processes as a mesh of `queries` x `gallery`; -1 for one of them takes the rest."""
+    """Returns all devices of all processes as a mesh of `queries` x `gallery`; the size -1 takes all others."""
     count = jax.device_count()
     sizes = (count // gallery if queries == -1 else queries, count // queries if gallery == -1 else gallery)
     return jax.make_mesh(sizes, kernel.AXES, axis_types=(AxisType.Auto,) * 2)
@@ -51,13 +51,13 @@ def both_ways(queries, gallery, relevance: Relevance, **options: Any) -> tuple[R
     """Returns the ranks of gallery items for queries, and of queries for gallery items, from one pass over the scores.
 
     Ties are pessimistic: a non-relevant item ranks above a relevant item with an equal score. Relevant items with equal
-    scores rank by index. NaN scores rank below all others, those of relevant items last.
+    scores rank by index. NaN scores rank below all others, and NaN scores of relevant items rank last.
 
     Args:
       queries: (Q, D) embeddings, normalised by the caller if cosines are meant.
       gallery: (G, D) embeddings.
       relevance: the relevant items of the Q queries; its transpose gives the relevant queries of the G items.
-      top_k: how many of the best to return for each query and item; fewer where there are fewer.
+      top_k: how many best items to return for each query and each item; fewer if there are not that many.
       tile: the largest number of queries and of gallery items in a tile. Memory besides the embeddings: one copy of the
         gallery, a few tiles of floats, 8 bytes for each of the best.
       products: the precision of the scores, a key of `layout.PRECISIONS`; all are summed in float32. "bfloat16" rounds
@@ -279,7 +279,7 @@ def _result(scores, found, relevance, order, nans):
 def order_relevant(scores: np.ndarray, at_or_above: np.ndarray, relevance: Relevance) -> np.ndarray:
     """Returns (nnz,) ranks from the pairs' scores and the counts of scores at or above each of them.
 
-    The counts include the query's other relevant items; here these are ordered by score, ties by index.
+    The counts include the query's other relevant items; this function orders these by score, ties by index.
     """
     rows = relevance.rows
     order = np.lexsort((relevance.indices, -scores, rows))  # (nnz,)

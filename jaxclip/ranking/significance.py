@@ -17,7 +17,7 @@ def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns (M, S) the medians of values (M, Q), each repeated as often as weights (S, Q) say, in whole numbers."""
+    """Returns (M, S) the medians of values (M, Q), each repeated as often as its integer weight (S, Q)."""
     result = np.empty((len(values), len(weights)))
     size = int(weights[0].sum())
     for row, of_row in enumerate(values):
@@ -39,7 +39,7 @@ def bootstrap_interval(values, *, statistic: Statistic = mean, samples: int = SA
       values: (Q,) one metric per query, or (M, Q) several.
       statistic: `mean`, `median`, or another weighted statistic.
       samples: number of resamples.
-      seed: of the resampling.
+      seed: seed of the resampling.
 
     Returns: two floats for (Q,), two (M,) arrays for (M, Q).
 
@@ -64,9 +64,9 @@ def paired_bootstrap(a, b, *, samples: int = 10_000, seed: int = 0):
 
     Args:
       a: (Q,) one metric of one run, per query, or (M, Q) several.
-      b: of the other run, the same queries in the same order.
+      b: the same metric of the other run, for the same queries in the same order.
       samples: number of resamples.
-      seed: of the resampling.
+      seed: seed of the resampling.
 
     Returns: a float for (Q,), an (M,) array for (M, Q).
 

@@ -1,7 +1,7 @@
 """Trials of 100 images and their texts: the protocol of FashionBERT (Gao et al. 2020) and of the incorrect-pairs paper.
 
-Far easier than ranking the whole gallery: if a pair scores t and non-pairs score like independent draws, hit@k is the
-chance that fewer than k of 99 draws reach t.
+This is far easier than ranking a whole gallery: if a pair scores t and non-pairs score like independent draws, hit@k is
+the chance that fewer than k of 99 draws reach t.
 """
 
 import jax
@@ -27,7 +27,7 @@ def best_ranks(
       texts: (Q, D) embeddings. images: (G, D) embeddings.
       text_groups: (Q,) the group of each text. image_groups: (G,) the group of each image.
       trials: number of trials.
-      seed: of the draws.
+      seed: seed of the draws.
 
     Raises:
       UserError: there are fewer than 100 groups.

@@ -82,7 +82,7 @@ class Gallery:
         return self._numbers.get(id)
 
     def facets(self, most_values: int = 150) -> list[Facet]:
-        """Returns the attributes that have 2 to `most_values` values, few enough to choose from.
+        """Returns the attributes that have 2 to `most_values` values, a number that a user can choose from.
 
         An attribute that divides the products exactly as an earlier one is left out.
         """

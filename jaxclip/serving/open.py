@@ -51,7 +51,7 @@ def open_searcher(
 ) -> Searcher:
     """Returns the searcher of a workdir's checkpoint over the configured split of a prepared dataset.
 
-    Vectors are stored in the workdir by the content of the picture, and evaluations share the store; only pictures that
+    Vectors are stored in the workdir under a hash of the picture; evaluations use the same store. Only pictures that
     are not in it are embedded. `rerank` is the workdir of a re-ranker of these towers and its configuration.
 
     Raises:

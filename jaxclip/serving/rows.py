@@ -28,7 +28,7 @@ class Row:
 
     Attributes:
       id: id of the product.
-      score: cosine of its picture with the query, or the second stage's score if that ordered the rows.
+      score: cosine of its picture with the query, or the second stage's score if the second stage ordered the rows.
       place: place among the rows, from 1.
       before: place in the first stage, from 1; None if no second stage ordered the rows.
       why: feature -> its effect in the second stage.

@@ -116,7 +116,7 @@ class Searcher:
           like: the id of a product of the gallery.
           k: from 1 to 100.
           filters: attribute -> allowed value or values, for example {"gender": "Women"}.
-          rerank: whether the second stage re-orders the results by the sentence; None: if there is a second stage.
+          rerank: whether the second stage re-orders the results by the sentence; None means yes if there is one.
 
         Raises:
           UserError: the query is empty, k is out of range, or there is no such product, attribute, value or second
@@ -156,12 +156,12 @@ class Searcher:
         return self.second is not None if requested is None else requested
 
     def encode_text(self, text: str | Sequence[str]) -> np.ndarray:
-        """Returns the unit vector of a sentence, (D,), or those of a list of them, (n, D)."""
+        """Returns the unit vector of a sentence, (D,), or the vectors of a list of sentences, (n, D)."""
         vectors = _blocks([text] if isinstance(text, str) else list(text), self._encoders.text, BATCHES)
         return vectors[0] if isinstance(text, str) else vectors
 
     def encode_image(self, image: Any) -> np.ndarray:
-        """Returns the unit vector of a picture, (D,), or those of a list of them, (n, D); see `search` for pictures."""
+        """Returns the unit vector of a picture, (D,), or those of a list of pictures, (n, D); see `search`."""
         vectors = self._encode_pictures(
             [self._encoders.picture(i) for i in (image if isinstance(image, list) else [image])]
         )
@@ -210,7 +210,7 @@ class Searcher:
         return found
 
     def _vectors(self, queries: Sequence[Query]) -> tuple[Float[np.ndarray, "n D"], Float[np.ndarray, "n D"]]:
-        """Returns the unit vectors of queries, and those of their sentences (zero without a sentence).
+        """Returns the unit vectors of queries and of their sentences (zero without a sentence).
 
         Raises UserError if a query is empty.
         """

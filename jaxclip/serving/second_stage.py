@@ -32,7 +32,7 @@ def find_first_stage(config: Config, workdir: Path, own: Config, towers: Path, s
       workdir: workdir of the re-ranker.
       own: configuration of the towers.
       towers: workdir of the towers.
-      step: "latest" for the step that the re-ranker was trained on; any other checkpoint must be that step.
+      step: "latest" for the step that the re-ranker was trained on; any other value must name that step.
 
     Raises:
       UserError: the workdir holds no re-ranker, or its re-ranker was trained on other towers or at another step.

@@ -1,4 +1,4 @@
-"""Orbax checkpoints with checksums: an interrupted write, a full disk or a corrupt file never costs an earlier one."""
+"""Orbax checkpoints with checksums: an interrupted write, a full disk or a corrupt file never harms an earlier one."""
 
 import inspect
 import logging
@@ -289,8 +289,8 @@ def _merit(metrics: dict[str, float]) -> float:
 def _silence_abandoned_reads() -> None:
     """Hides the warnings and tracebacks of the reads that Orbax abandons after one of them has failed.
 
-    Each of those may print one at any later time: when its coroutine is garbage-collected, when its task is, if that
-    failed too, or when a thread of TensorStore reports to an event loop that has been closed.
+    Each such read may print one at any later time: when its coroutine is garbage-collected, when its task is
+    (if the task failed too), or when a thread of TensorStore reports to an event loop that has been closed.
     """
     previous_hook = sys.unraisablehook
 

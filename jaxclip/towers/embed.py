@@ -53,8 +53,8 @@ def embed_stored(
 ) -> np.ndarray:
     """Returns the embeddings of the contents with these keys, (len(keys), D) float32, reusing those in the store.
 
-    Contents without an embedding in the store are embedded, equal ones once, and saved batch by batch, so that an
-    interrupted run continues where it stopped. With several processes only the primary opens the store; it broadcasts
+    Contents without an embedding in the store are embedded (equal contents only once) and saved batch by batch, so that
+    a stopped run continues where it stopped. With several processes only the primary opens the store; it broadcasts
     what is missing and the result.
 
     Args:

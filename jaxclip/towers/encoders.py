@@ -87,7 +87,7 @@ class Encoders:
         Args:
           params: parameters of the towers.
           records: the G products.
-          crops: embed the best crop of each picture. Towers trained on crops (data.picture) always do.
+          crops: embed the best crop of each picture. Towers trained on crops (data.picture) always embed the crop.
           tokens: return the last block's output for each token instead; must not be combined with a store.
           store: where embeddings are looked up first and new ones are saved.
           keys: the store's keys of the pictures (`picture_key`), if the caller has computed them already.
@@ -139,7 +139,7 @@ class Encoders:
         """Returns what `captions` returns, but splits a long caption into up to `segments` parts instead of cutting it.
 
         A caption's vector is the mean of its parts' vectors, weighted by their numbers of tokens and normalised. Its
-        tokens are those of all parts, (Q, segments * T, W), with zeros for the parts that it does not have.
+        tokens are those of all parts, (Q, segments * T, W), with zeros for missing parts.
         """
         towers = self.towers
         parts = text.segments(towers.tokenizer, captions, towers.preprocess.context_length, segments)

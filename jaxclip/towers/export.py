@@ -131,7 +131,7 @@ LAYOUTS: dict[str, tuple[Callable[[Towers], Any], Callable[..., None]]] = {
 
 
 def _tokenizer(towers: Towers) -> PreTrainedTokenizerBase:
-    """Returns the towers' tokenizer, changed to lowercase captions itself where `Preprocess` lowercases them here."""
+    """Returns the towers' tokenizer, changed to lowercase captions itself if `Preprocess` lowercases them here."""
     tokenizer = towers.tokenizer
     tokenizer.model_max_length = towers.preprocess.context_length
     if towers.preprocess.lowercase:

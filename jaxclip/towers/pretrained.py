@@ -52,7 +52,7 @@ class Pretrained:
 
 
 def open_pretrained(config: Config, step: int | None = None) -> Pretrained:
-    """Returns the checkpoint that config.model.init_from names; of a workdir, that of `step` (default: the newest).
+    """Returns the checkpoint that config.model.init_from names; `step` selects one of a workdir (default: the newest).
 
     config.data.image_size and context_length, if set, replace those of the checkpoint: the position embeddings of the
     image tower are interpolated (`resize_grid`) and those of the text tower are stretched (`resize_context`). For the
@@ -123,7 +123,7 @@ def checkpoint_folder(name: str, key: str) -> Path:
 
 
 def _with_bias(load: Callable[[Params], Params], bias: float, abstract: Params) -> Params:
-    """Returns the parameters that `load` reads, and in addition the logit bias, which the checkpoint does not have."""
+    """Returns the parameters that `load` reads plus the logit bias, which the checkpoint does not have."""
     leaf = abstract["logit_bias"]
     params = load({name: leaf for name, leaf in abstract.items() if name != "logit_bias"})
     return params | {"logit_bias": jax.device_put(jnp.asarray(bias, leaf.dtype), leaf.sharding)}

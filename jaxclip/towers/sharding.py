@@ -1,4 +1,4 @@
-"""How each parameter is sharded over the mesh: by rules on its name, else over the fsdp axis."""
+"""How each parameter is sharded over the mesh: by the first rule that matches its name, or else over the fsdp axis."""
 
 import re
 from collections.abc import Sequence

@@ -64,7 +64,7 @@ class EmbeddingStore:
         return len(self._rows)
 
     def missing(self, keys: Sequence[bytes]) -> np.ndarray:
-        """Returns the positions of the keys that have no vector yet, ascending; of equal keys only the first."""
+        """Returns the positions of the keys that have no vector yet, ascending; equal keys appear once."""
         first = {key: position for position, key in reversed(list(enumerate(keys))) if key not in self._rows}
         return np.sort(np.fromiter(first.values(), np.int64, len(first)))
 

@@ -150,7 +150,7 @@ def make_or_load_towers(config: Config, workdir: Path, train: "Records") -> Towe
 
 
 def save_towers(towers: Towers, workdir: Path) -> None:
-    """Writes tokenizer/, towers.json and last preprocess.json, in the primary process, unless the workdir has them."""
+    """Writes tokenizer/, towers.json and, last, preprocess.json in the primary process, unless the workdir has them."""
     if distributed.is_primary() and not (workdir / FILENAME).exists():
         text.save_tokenizer(towers.tokenizer, workdir / TOKENIZER)
         save_shape(replace(towers.config, lora=None), workdir)  # adapters come from the configuration

@@ -35,7 +35,7 @@ class Trainable:
     factors: dict[str, float | np.ndarray] = field(default_factory=dict)
 
     def pick(self, params: Params) -> Params:
-        """Returns the trained parameters; of a stack only the trained layers, concatenated."""
+        """Returns the trained parameters; a stack contributes only its trained layers, concatenated."""
 
         def layers(name: str, leaf: jax.Array) -> jax.Array:
             runs = self._runs(name)

@@ -18,7 +18,7 @@ LARGEST = 6
 """Longest side of a picture that devices may scale, in units of the towers' image size."""
 LARGEST_CANVAS = 3
 """Longest side of the square that holds an unscaled crop, in the same units; the host scales the few larger crops."""
-MULTIPLE = 16  # pixels, of the square's side, so that few different programs are compiled
+MULTIPLE = 16  # pixels; the side of the square is a multiple of this, so that few programs are compiled
 
 
 def canvas_of(

@@ -1,4 +1,4 @@
-"""The training loop of towers and re-rankers: for each step: batch, step, write, maybe evaluate, maybe save."""
+"""The training loop of towers and re-rankers: each step may be followed by logging, an evaluation and a checkpoint."""
 
 import time
 from collections.abc import Callable, Iterator

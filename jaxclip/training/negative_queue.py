@@ -1,4 +1,4 @@
-"""A queue of embeddings of earlier batches as negatives; part of the optimizer's state, so checkpoints hold it."""
+"""A queue of embeddings of earlier batches as negatives. It is in the optimizer's state, so checkpoints hold it."""
 
 from typing import Any, NamedTuple
 

@@ -24,7 +24,7 @@ def parse_steps(text: str) -> range:
 
 
 class Profile:
-    """Traces steps into `folder`/plugins/profile/TIME/; only process 0 does, and only its own devices."""
+    """Traces steps into `folder`/plugins/profile/TIME/; only process 0 traces, and only its own devices."""
 
     def __init__(self, folder: Path, steps: range = range(0)):
         self._folder, self._steps = folder, steps if distributed.is_primary() else range(0)

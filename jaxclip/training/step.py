@@ -126,7 +126,7 @@ def make_step(
       ema: decay of the moving average, if the state has one.
     """
 
-    @jax.jit  # gives it the name by which `model_flops` leaves it out
+    @jax.jit  # jit names this part, and `model_flops` leaves it out by that name
     def optimize(gradients: Params, state: optax.OptState, trained: Params) -> tuple[Params, optax.OptState]:
         return optimizer.update(gradients, state, trained)
 
@@ -174,7 +174,7 @@ def _decay(limit: float, step: Array) -> Array:
 
 
 def _clip_logit_scale(params: Params) -> Params:
-    """Clips the stored logit scale: beyond the limit the loss clips it, so no gradient would bring it back.
+    """Clips the stored logit scale: the loss clips it at the limit, so no gradient would bring it back.
 
     With a logit bias (the sigmoid loss) it has no limit.
     """

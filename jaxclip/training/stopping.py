@@ -18,7 +18,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._last: float = math.inf  # the step after which all processes stop, once agreed
+        self._last: float = math.inf  # the step after which all processes stop; set when they have agreed
         self._step, self._answered, self._lock, self._over = 0, False, threading.Lock(), threading.Event()
         if distributed.store() is not None:
             threading.Thread(target=self._agree, daemon=True, name="stop").start()

@@ -149,7 +149,7 @@ def make_app(searcher: Searcher, *, loopback: bool = True, token: str = "", limi
         description="Finds products of a gallery by a sentence, a picture, or both.",
         lifespan=lifespan,
         responses=problems,
-        docs_url=None,  # FastAPI's page loads scripts from other hosts
+        docs_url=None,  # FastAPI's documentation page would load scripts from other hosts
         redoc_url=None,
     )
     app.add_middleware(Guard, loopback=loopback, token=token, most=limits.requests, measures=measures)

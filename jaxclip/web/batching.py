@@ -63,7 +63,7 @@ class Batcher:
                     self._observe(len(batch))
                     try:
                         found = await loop.run_in_executor(self._thread, self._find, [query for query, _ in batch])
-                    except Exception as error:  # fails the requests of this batch only; the next one is tried
+                    except Exception as error:  # only this batch fails; the loop continues with the next
                         _resolve(batch, [error] * len(batch))
                     else:
                         _resolve(batch, found)
@@ -74,7 +74,7 @@ class Batcher:
         batch = []
         while self._waiting and len(batch) < self._size:
             query, answer = self._waiting.popleft()
-            if not answer.done():  # a timed-out query is done and need not be computed
+            if not answer.done():  # the future of a timed-out query is done, so its answer need not be computed
                 batch.append((query, answer))
         if not self._waiting:
             self._arrived.clear()

@@ -9,7 +9,7 @@ class Connection(H11Protocol):
     """Uvicorn's HTTP protocol with a time limit for the head of a request.
 
     Uvicorn waits forever for a first request and for the rest of an incomplete head. A client could therefore open all
-    the connections that the server allows, send nothing or a byte now and then, and lock everybody else out.
+    the connections that the server allows, send nothing or only a byte now and then, and lock everybody else out.
 
     Attributes:
       seconds: time between two checks. A connection is closed if no new request has arrived since the previous check

@@ -133,7 +133,7 @@ def results(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | N
 
 
 def found(gallery: Gallery, stage: SecondStage | None, found: Found, matching: int) -> ResultsSchema:
-    """Returns the products that a search found, also in the first stage's order if a second stage re-ordered them."""
+    """Returns the products that a search found, and also their first-stage order if a second stage re-ordered them."""
     shown = results(gallery, found.numbers.tolist(), found.scores.tolist(), matching)
     second = found.reordered
     if second is None:

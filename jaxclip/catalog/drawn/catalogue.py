@@ -37,7 +37,7 @@ def draw_catalogue(
 ) -> None:
     """Writes styles.csv, images/ID.jpg and truth.json for `products` products into the new `folder`.
 
-    Product i depends on `seed` and i alone, so a larger catalogue begins with the smaller one, and its bytes are the
+    Product i depends only on `seed` and i, so a larger catalogue begins with the smaller one, and its bytes are the
     same on every machine. truth.json maps each id to the place of the product (`box`: left, top, width and height in
     pixels), the boxes and colours of its `parts` (name and RGB before shading), its `pattern` with
     `pattern_colour`, and the kind of `background`.
@@ -45,7 +45,7 @@ def draw_catalogue(
     The folder appears only when it is complete: until then, files are written to a temporary sibling folder.
 
     Args:
-      folder: must not exist yet, or be empty; missing parents are made.
+      folder: must be empty or not exist yet; missing parents are created.
       products: the number of products, at least 1.
       seed: any integer.
       progress: wraps the products while they are drawn, as `tqdm` does.

@@ -48,7 +48,7 @@ class Kind:
       roles: the palette of each part that has its own colour.
       patterns: the patterns that its cloth may have besides plain.
       genders: the genders it is made for.
-      usage: its possible values of the column usage.
+      usage: the values that its column `usage` can have.
       mirrors: whether it may face either way.
       size: how large it is photographed, in percent.
     """

@@ -1,4 +1,4 @@
-"""Closed outlines from a few control points, in integer arithmetic.
+"""Computes closed outlines from a few control points in integer arithmetic.
 
 Coordinates are in tenths of a pixel of a product drawn at full size, from the middle of the picture, y downwards. An
 outline is an array of points, (N, 2) int64, in 1/FINE of that unit; copies of one outline are (copies, N, 2).
@@ -16,7 +16,7 @@ Point = tuple[int, int] | tuple[int, int, int]
 
 
 def rounded(points: Sequence[Point], radius: int = 20) -> np.ndarray:
-    """Returns the closed outline through `points`, corners rounded by `radius`, or by a point's own third number."""
+    """Returns the closed outline through `points`, corners rounded by `radius`, or by a point's third number if any."""
     corner = np.array([point[:2] for point in points], np.int64) * FINE
     wanted = np.array([point[2] if len(point) > 2 else radius for point in points], np.int64)[:, None] * FINE
     before = np.concatenate([corner[-1:], corner[:-1]]) - corner
@@ -56,7 +56,7 @@ def path(points: Sequence[Point], radius: int = ROUND) -> np.ndarray:
 
 
 def ribbon(line: np.ndarray, width: int, closed: bool = False) -> np.ndarray:
-    """Returns the outline of a stroke of this `width` along `line`."""
+    """Returns the outline of a stroke along `line` that is `width` wide."""
     if closed:
         line = np.concatenate([line, line[:1]])
     line = _distinct(line)

@@ -78,7 +78,7 @@ def contrasting(rgb: RGB, *preferences: RGB) -> RGB:
 
 
 def another(colours: tuple[PaletteColour, ...], than: PaletteColour, chance: Chance) -> PaletteColour:
-    """Returns one of `colours` that is clearly different from `than`; any of them if none is."""
+    """Returns one of `colours` that clearly differs from `than`, or any of them if none clearly differs."""
     return chance.pick([colour for colour in colours if difference(colour.rgb, than.rgb) >= 150] or colours)
 
 

@@ -16,7 +16,7 @@ _STEP = PIXEL // _LINES
 
 @dataclass(frozen=True)
 class Mask:
-    """How much of each pixel is covered, 0 to 256, in a window of the picture.
+    """The coverage of each pixel (0 to 256) in a window of the picture.
 
     Attributes:
       alpha: (rows, columns) int32.

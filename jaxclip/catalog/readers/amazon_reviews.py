@@ -88,7 +88,7 @@ def _read_ratings(reviews: Path, ratings: dict[str, tuple[int, float]]) -> Itera
 
 
 def _lines(file: Path) -> Iterator[tuple[str, dict | str]]:
-    """Streams (file:line, the line's JSON object); a malformed line gives a description of the problem instead."""
+    """Yields (file:line, JSON object) per line; a description of the problem replaces a malformed object."""
     number = 0
     try:
         with gzip.open(file, "rt", encoding="utf-8", errors="replace") as lines:

@@ -37,7 +37,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     found = False
     for number, line in enumerate((path / PARTITION).read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split()
-        if number <= 2 or not fields:  # the number of photos, then the header
+        if number <= 2 or not fields:  # the first two lines are the number of photos and the header
             continue
         where = f"{PARTITION}:{number}"
         if len(fields) != 3 or not fields[0].startswith("img/"):

@@ -88,7 +88,7 @@ def _read_labels(file: Path, meanings: Mapping[str, Sequence[str]], labels: dict
             yield Oddity(f"{file.name}:{number}", f"row without {len(meanings)} numbers", dropped=False)
             continue
         rows.append((photo, [int(value) for value in values]))
-    # The dataset's documentation skips neckline number 3. If a file uses 3, its numbers have no such gap.
+    # The documentation skips neckline number 3. A file that uses 3 is numbered without that gap.
     gap = meanings is SHAPES and not any(values[NECKLINE] == 3 for _, values in rows)
     for photo, values in rows:
         if gap and values[NECKLINE] > 3:

@@ -57,7 +57,7 @@ class HDF5Image:
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the photos of an HDF5 file, or of all `*.h5` in a folder sorted by name, and each oddity where it occurs.
 
-    The caption is the description, HTML line breaks removed. Photos of one article (its product id) are one group.
+    The caption is the description without HTML line breaks. Photos of one article (its product id) are one group.
     The attribute `partition` is the end of the file's name, as in `fashiongen_256_256_train.h5`.
 
     Raises:
@@ -82,7 +82,7 @@ def _rows(file: Path) -> Iterator[Product | Oddity]:
         if missing:
             raise UserError(f"{file} has no dataset {' and '.join(missing)}: it has {', '.join(sorted(opened))}.")
         present = [name for name in (TEXT, CATEGORY, ARTICLE, *ATTRIBUTES) if name in opened]
-        total, size = len(opened[IMAGE]), math.prod(opened[IMAGE].shape[1:])  # PNG is smaller than its pixels
+        total, size = len(opened[IMAGE]), math.prod(opened[IMAGE].shape[1:])  # a PNG is smaller than the raw pixels
         for start in range(0, total, BLOCK):
             block = {name: opened[name][start : start + BLOCK].reshape(-1) for name in present}
             for offset in range(min(BLOCK, total - start)):

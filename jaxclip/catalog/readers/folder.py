@@ -14,7 +14,7 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", "
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the images of a folder, sorted by path, and an oddity for every other file.
 
-    The captions are the non-empty lines of the `.txt` file of the same stem; else the humanised name of the image's
+    The captions are the non-empty lines of the `.txt` file of that stem; without it, the humanised name of the image's
     folder, which all images of a class then share, so that a class is one group (see `catalog.groups`); else, for
     images at the top, the humanised stem. The category is the image's folder, relative to `path`; the id is its
     relative path without the suffix, or with the suffix if two images differ only in it. Hidden files are ignored.
@@ -61,7 +61,7 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, list[Path]]]:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
     yield folder, [entry for entry in entries if not entry.is_dir()]
     for entry in entries:
-        # Class folders are often links; `seen` stops at cycles of links.
+        # Class folders are often links, so links are followed; `seen` prevents endless cycles.
         if entry.is_dir() and entry.resolve() not in seen:
             yield from _walk(entry, seen)
 

@@ -97,7 +97,7 @@ def _find(path: Path) -> Path:
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, str] | str]]:
-    """Yields (file:line, column -> value) per row; a malformed row gives a description of the problem instead."""
+    """Yields (file:line, column -> value) per row; a description of the problem replaces a malformed row."""
     with table.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         first = lines.readline()
         if "\0" in first:
