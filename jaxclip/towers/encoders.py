@@ -154,6 +154,13 @@ class Encoders:
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
 
     def _tokenized(self, params: Params, ids: np.ndarray, *, tokens: bool, store: EmbeddingStore | None) -> np.ndarray:
+        """Embeds equal rows of ids once: at different places of a batch their embeddings could differ in rounding."""
+        _, first, inverse = np.unique(ids, axis=0, return_index=True, return_inverse=True)
+        if len(first) < len(ids):
+            distinct = np.sort(first)
+            rows = self._tokenized(params, ids[distinct], tokens=tokens, store=store)
+            return rows[np.searchsorted(distinct, first[inverse])]
+
         def batches(positions: np.ndarray) -> Iterable[np.ndarray]:
             for block in padded_blocks(ids[positions], self.batch_size):
                 yield block[self._rows]

@@ -109,7 +109,7 @@ def test_prepare_completes_the_card_and_mines_another_rule_alone(run, config_fil
     done = run("prepare", *settings)
     assert done.returncode == 0, done.stderr
     page = (folder / builder.CARD).read_text()
-    assert all(f"<h2>{title}" in page for title in ("Captions in tokens", "Colours against", "Incorrect pairs"))
+    assert all(f"<h2>{title}" in page for title in ("Captions in tokens", "Measured colours", "Incorrect pairs"))
     assert page.count('class="crop"') == 48 and page.count("similarity ") == 24
     before = bytes_of(folder)
     done = run("prepare", *settings, "--config.incorrect_pairs.variant=random")

@@ -9,7 +9,7 @@ import pytest
 
 CODE = """
 import jax, jax.numpy as jnp
-from jaxclip import command_line
+from jaxclip.runtime import startup
 
 startup.keep_compiled()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -12,7 +12,7 @@ from jaxclip.errors import UserError
 from jaxclip.runtime import distributed
 
 JOINING = """
-from jaxclip.training import distributed
+from jaxclip.runtime import distributed
 
 distributed.join(None, None, None)
 agreed = distributed.broadcast("who", distributed.process_id)
