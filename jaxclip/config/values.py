@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from jaxclip.catalog import captions
 from jaxclip.errors import UserError
 from jaxclip.features.detect import DETECTORS
+from jaxclip.features.rerank import FEATURES
 
 NO_DETECTOR = "none"
-RERANK_FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture", "attributes", "caption_attributes")
+RERANK_FEATURES = tuple(FEATURES)
 
 
 def none_of(value: str, choices: Sequence[str]) -> str:

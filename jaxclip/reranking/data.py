@@ -12,12 +12,13 @@ import numpy as np
 from jaxclip.catalog import captions
 from jaxclip.config import Config, load_config
 from jaxclip.errors import UserError
+from jaxclip.features import rerank
 from jaxclip.pipeline import prepared_data
 from jaxclip.pipeline.records import Records
 from jaxclip.ranking import candidates as second_stage
 from jaxclip.ranking.candidates import Candidates
 from jaxclip.reranking import first_stage
-from jaxclip.reranking.first_stage import FirstStage, Split
+from jaxclip.reranking.first_stage import IMAGE_TOKENS, FirstStage, Split
 from jaxclip.runtime import files
 from jaxclip.runtime.progress import bar
 
@@ -94,7 +95,7 @@ def find_querybank(config: Config, first: FirstStage, workdir: Path) -> np.ndarr
     return first_stage.querybank(first, segments=config.rerank.segments, batch_size=config.evaluation.batch_size)
 
 
-def training_split(config: Config, first: FirstStage, prepared: Path, bank: np.ndarray) -> Split:
+def training_split(config: Config, first: FirstStage, prepared: Path) -> Split:
     """Returns the products to train a re-ranker on: training products that the towers never saw.
 
     On their own training products the towers rank the answer first because they remember it, so a re-ranker trained
@@ -108,7 +109,7 @@ def training_split(config: Config, first: FirstStage, prepared: Path, bank: np.n
     if prepared_data.data_fingerprint(prepared) != first_stage.data_fingerprint(first):
         records = Records(prepared, "train", config.data.train)
         _check_unseen(first, records)
-        return embedded(config, first, prepared, records, bank=bank, wordings=config.rerank.wordings)
+        return embedded(config, first, prepared, records, wordings=config.rerank.wordings)
     configured, held_back = config.data.second_stage, first.config.data.second_stage
     if not held_back or configured != held_back or config.data.split_seed != first.config.data.split_seed:
         raise UserError(
@@ -118,7 +119,7 @@ def training_split(config: Config, first: FirstStage, prepared: Path, bank: np.n
             "--config.data.second_stage=0.1, or more"
         )
     _, unseen = prepared_data.training_records(first.config, prepared)
-    return embedded(config, first, prepared, unseen, bank=bank, wordings=config.rerank.wordings)
+    return embedded(config, first, prepared, unseen, wordings=config.rerank.wordings)
 
 
 def _check_unseen(first: FirstStage, records: Records) -> None:
@@ -138,12 +139,10 @@ def _pictures(records: Records) -> set[bytes]:
     }
 
 
-def embedded(
-    config: Config, first: FirstStage, prepared: Path, records: Records, *, bank: np.ndarray, wordings: int = 1
-) -> Split:
-    """Returns the split of the records, embedded by the first stage (cached), with hubness from the query bank."""
+def embedded(config: Config, first: FirstStage, prepared: Path, records: Records, *, wordings: int = 1) -> Split:
+    """Returns the split of the records, embedded by the first stage (cached), without features."""
     with jax.set_mesh(first.towers.mesh):
-        split = first_stage.embed_split(
+        return first_stage.embed_split(
             first,
             prepared,
             records,
@@ -153,14 +152,6 @@ def embedded(
             batch_size=config.evaluation.batch_size,
             workers=config.data.workers,
         )
-    return with_hubness(split, first, bank)
-
-
-def with_hubness(split: Split, first: FirstStage, bank: np.ndarray) -> Split:
-    """Returns the split with the feature `hubness`, computed from the query bank."""
-    hubness = first_stage.hubness(split.features["image"], bank, first.logit_scale)
-    features = {"hubness": hubness, **split.features}
-    return replace(split, features=features, present={"hubness": np.ones(len(hubness), bool), **split.present})
 
 
 def find_vocabulary(split: Split, workdir: Path) -> Vocabulary:
@@ -177,27 +168,26 @@ def find_vocabulary(split: Split, workdir: Path) -> Vocabulary:
     return vocabulary
 
 
-def with_attributes(split: Split, vocabulary: Vocabulary, template: str) -> Split:
-    """Returns the split with its products' attributes as two multi-hot features.
-
-    `attributes` covers the columns that captions do not mention, `caption_attributes` those that the caption template
-    names. They are separate because queries are captions: `caption_attributes` lets a re-ranker look up the words that
-    a query was made from, so a test with it says little about pictures.
-    """
-    in_captions = captions.fields(template)
-    products = [json.loads(str(attributes)) for attributes in split.attributes]
-    features, present = dict(split.features), dict(split.present)
-    for name, mentioned in (("attributes", False), ("caption_attributes", True)):
-        columns = [column for column in vocabulary if (column in in_captions) == mentioned]
-        places = {pair: place for place, pair in enumerate((c, v) for c in columns for v in vocabulary[c])}
-        hot = np.zeros((len(products), max(1, len(places))), np.float32)
-        for row, attributes in enumerate(products):
-            hot[row, [places[pair] for pair in attributes.items() if pair in places]] = 1.0
-        features[name], present[name] = hot, hot.any(axis=1)
+def with_features(split: Split, first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary) -> Split:
+    """Returns the split with every feature of `features.rerank`, and the image tokens where the split has them."""
+    sources = rerank.FeatureSources(
+        images=split.images,
+        crops=split.crops,
+        colour_names=split.colour_names,
+        columns=split.columns,
+        attributes=[json.loads(str(attributes)) for attributes in split.attributes],
+        bank=bank,
+        logit_scale=first.logit_scale,
+        vocabulary=vocabulary,
+        in_captions=captions.fields(first.towers.preprocess.caption_template),
+    )
+    features, present = rerank.compute(sources)
+    if split.image_tokens is not None:
+        features[IMAGE_TOKENS], present[IMAGE_TOKENS] = split.image_tokens, np.ones(len(split.images), bool)
     return replace(split, features=features, present=present)
 
 
 def retrieve(config: Config, split: Split) -> Candidates:
     """Returns the candidates of every query of a split: the K products that the first stage ranks highest."""
     owners = split.groups[split.owners]
-    return second_stage.retrieve(split.queries, split.features["image"], owners, split.groups, config.rerank.candidates)
+    return second_stage.retrieve(split.queries, split.images, owners, split.groups, config.rerank.candidates)

@@ -81,7 +81,7 @@ def _network_config(
 ) -> RerankerConfig | CrossAttentionConfig:
     settings = config.rerank
     if settings.preset == "cross_attention":
-        _, image_tokens, image_width = split.features[IMAGE_TOKENS].shape
+        _, image_tokens, image_width = split.image_tokens.shape
         _, text_tokens, text_width = split.query_tokens.shape
         return CrossAttentionConfig(
             image_tokens=image_tokens,
@@ -135,7 +135,7 @@ def make_tables(split: Split, candidates: Candidates, model: Reranker, queries: 
 def contrastive_tables(split: Split, model: Reranker, queries: np.ndarray) -> Tables:
     """Returns further tables for the contrastive loss, which needs first-stage scores of any query with any product."""
     groups = np.unique(split.groups, return_inverse=True)[1].astype(np.int32)
-    tables = {"embedding": split.queries[queries], "image": split.features["image"], "group": groups}
+    tables = {"embedding": split.queries[queries], "image": split.images, "group": groups}
     return jax.device_put(tables, replicated(model.mesh))
 
 

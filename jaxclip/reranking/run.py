@@ -28,7 +28,7 @@ from jaxclip.reranking.data import (
     retrieve,
     save_first_stage,
     training_split,
-    with_attributes,
+    with_features,
 )
 from jaxclip.reranking.first_stage import FirstStage, Split
 from jaxclip.reranking.reranker import (
@@ -67,9 +67,8 @@ class RerankEvaluator:
     def __init__(self, config: Config, first: FirstStage, prepared: Path, workdir: Path):
         self.records = Records(prepared, config.data.split)
         bank = find_querybank(config, first, workdir)
-        split = embedded(config, first, prepared, self.records, bank=bank)
-        vocabulary = find_vocabulary(split, workdir)
-        self.split = with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
+        split = embedded(config, first, prepared, self.records)
+        self.split = with_features(split, first, bank, find_vocabulary(split, workdir))
         products = [product for product, _ in self.records.products()]
         self.queries = Queries(products, split.groups, split.captions.tolist(), split.owners)
         self.towers = first.towers
@@ -88,7 +87,7 @@ class RerankEvaluator:
         split, products = self.split, self.queries.products
         self.last = protocols.evaluate(
             GroupedEmbeddings(split.queries, split.groups[split.owners]),
-            GroupedEmbeddings(split.features["image"], split.groups),
+            GroupedEmbeddings(split.images, split.groups),
             [products[owner].category for owner in split.owners],
             ks=self.settings["ks"],
             second_stage=score,
@@ -184,9 +183,9 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
 def _training_lists(
     config: Config, first: FirstStage, prepared: Path, bank: np.ndarray, workdir: Path, say: Say
 ) -> _TrainingLists:
-    split = training_split(config, first, prepared, bank)
+    split = training_split(config, first, prepared)
     vocabulary = find_vocabulary(split, workdir)
-    split = with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
+    split = with_features(split, first, bank, vocabulary)
     candidates = retrieve(config, split)
     queries = np.flatnonzero(candidates.found & ~candidates.relevant.all(axis=1))
     say(
