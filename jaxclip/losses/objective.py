@@ -11,6 +11,7 @@ from jaxclip.losses import incorrect_pairs as incorrect
 from jaxclip.losses import sigmoid as pairwise
 
 NAMES = ("info_nce", "sigmoid", "incorrect_pairs")
+"""Values of config.loss.name; each has its case in `Objective.__call__`."""
 IMPLEMENTATIONS = ("auto", "dense", "tiled")
 DENSE_ROWS = 4096
 """The largest batch for which "auto" uses the dense loss; each of its float32 B x B matrices then takes 64 MiB."""
@@ -67,21 +68,27 @@ class Objective:
           incorrect_texts: required by the loss "incorrect_pairs".
           queue: additional negatives for InfoNCE.
         """
-        if self.name == "info_nce":
-            return self._info_nce(image, text, logit_scale, groups, queue)
-        if self.name == "sigmoid":
-            if self._tiled(len(image)):
-                value = tiled.sigmoid(image, text, logit_scale, logit_bias, groups, tile=self.tile)
-            else:
-                value = pairwise.sigmoid(image, text, logit_scale, logit_bias, groups)
-            return value, {"logit_bias": logit_bias}
-        value, metrics = incorrect.incorrect_pairs(
-            image, text, *incorrect_texts, alpha=self.alpha, beta=self.beta, weighting=self.weighting
-        )
-        if self.info_nce:
-            more, accuracy = self._info_nce(image, text, logit_scale, groups, queue)
-            value, metrics = value + self.info_nce * more, {**metrics, "info_nce": more, **accuracy}
-        return jnp.asarray(value), metrics
+        match self.name:
+            case "info_nce":
+                return self._info_nce(image, text, logit_scale, groups, queue)
+            case "sigmoid":
+                return self._sigmoid(image, text, logit_scale, logit_bias, groups)
+            case "incorrect_pairs":
+                value, metrics = incorrect.incorrect_pairs(
+                    image, text, *incorrect_texts, alpha=self.alpha, beta=self.beta, weighting=self.weighting
+                )
+                if self.info_nce:
+                    added, accuracy = self._info_nce(image, text, logit_scale, groups, queue)
+                    value, metrics = value + self.info_nce * added, {**metrics, "info_nce": added, **accuracy}
+                return jnp.asarray(value), metrics
+        raise ValueError(f"loss {self.name!r} is none of {', '.join(NAMES)}")
+
+    def _sigmoid(self, image, text, logit_scale, logit_bias, groups):
+        if self._tiled(len(image)):
+            value = tiled.sigmoid(image, text, logit_scale, logit_bias, groups, tile=self.tile)
+        else:
+            value = pairwise.sigmoid(image, text, logit_scale, logit_bias, groups)
+        return value, {"logit_bias": logit_bias}
 
     def _info_nce(self, image, text, logit_scale, groups, queue):
         if self._tiled(len(image)):

@@ -1,7 +1,7 @@
 """Recipe: the configured length, batch, loss, optimizer and step of a training run. Imports no TensorFlow."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import jax
@@ -87,8 +87,5 @@ def abstract_batch(config: Config, towers: Towers) -> dict[str, jax.ShapeDtypeSt
 
 
 def make_objective(config: Config) -> Objective:
-    """Returns the configured loss."""
-    loss = config.loss
-    return Objective(
-        loss.name, loss.implementation, loss.tile, loss.alpha, loss.beta, loss.weighting, info_nce=loss.info_nce
-    )
+    """Returns the configured loss: every field of Objective has the value of the field of config.loss with its name."""
+    return Objective(**{field.name: getattr(config.loss, field.name) for field in fields(Objective)})
