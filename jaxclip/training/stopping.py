@@ -9,12 +9,13 @@ from types import FrameType
 
 from jaxclip.runtime import distributed
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ASKED, AT = "jaxclip/stop/asked", "jaxclip/stop/at"
 POLL = 0.5  # seconds
 
 
 class Stop:
-    """Remembers the signal that asked the run to end; a second one ends the process at once."""
+    """Remembers the signal that asked the run to end; the second one, of either kind, ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -25,7 +26,8 @@ class Stop:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
 
     def after(self, step: int) -> bool:
         """Returns whether the run stops after this step; equal on all processes, which call it after every step."""
@@ -70,7 +72,7 @@ class Stop:
 def stop_on_signals() -> Iterator[Stop]:
     """Yields a Stop that SIGTERM and SIGINT set, and restores the former handlers at the end."""
     stop = Stop()
-    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    former = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield stop
     finally:
