@@ -1,4 +1,4 @@
-"""The first stage: the towers whose ranking is re-ordered, and a split's embeddings and features, cached on disk."""
+"""The first stage: trained towers, and a split's embeddings and features, which are cached on disk."""
 
 import hashlib
 import json
@@ -32,9 +32,9 @@ from jaxclip.towers.towers import Towers, load_towers
 
 IMAGE_TOKENS = "image_tokens"
 FORMAT = 3
-"""Version of the cached arrays; raise it when they change, so that older ones are computed again."""
+"""Version of the cached arrays; raise it when they change, so that arrays in an older format are computed again."""
 CONTRAST = slice(10, 14)
-"""Entries of a texture that are contrasts, up to 225 (squared grey levels); all others lie within [-1, 1]."""
+"""Entries of a texture that are contrasts, in [0, 225] (squared grey levels); all others lie in [-1, 1]."""
 
 BANK, BANK_SEED, WORDINGS_SEED = 4096, 0, 0
 SHARPNESS = (0.5, 1.0, 2.0)
@@ -46,12 +46,12 @@ class FirstStage:
     """The towers whose ranking a re-ranker re-orders.
 
     Attributes:
-      workdir: where they were trained.
-      step: of their checkpoint.
-      fingerprint: 12 hex digits that change with parameters, tokenizer or preprocessing.
-      config: configuration of their run.
-      towers: the restored towers.
-      params: the restored parameters.
+      workdir: workdir of the towers' run.
+      step: step of the checkpoint.
+      fingerprint: 12 hex digits of a hash of the parameters, the tokenizer, the preprocessing and the views.
+      config: configuration of the towers' run.
+      towers: the towers, without their parameters.
+      params: the parameters of the checkpoint.
     """
 
     workdir: Path
@@ -63,7 +63,7 @@ class FirstStage:
 
     @property
     def logit_scale(self) -> float:
-        """exp(logit scale): the towers' cosines times this are logits."""
+        """exp(logit scale), which turns the towers' cosines into logits."""
         return float(np.exp(np.asarray(self.params["logit_scale"])))
 
 
@@ -73,14 +73,14 @@ class Split:
 
     Attributes:
       groups: (G,) group of each product; products of one group count as the same answer.
-      features: name -> (G, S) float32, the features of each product.
-      present: name -> (G,) whether a product has the feature.
-      attributes: (G,) each product's columns, a JSON object.
+      features: name -> (G, S) float32, the feature of each product.
+      present: name -> (G,) bool, whether each product has the feature.
+      attributes: (G,) the attributes of each product, as a JSON object.
       captions: (Q,) texts of the queries.
       queries: (Q, D) unit vectors of the captions.
       owners: (Q,) index of the product that a caption belongs to.
-      query_tokens: (Q, T, V) float16, output tokens of the text tower, zeros in the padding; None unless tokens were
-        requested. If they were, `features` has those of the image tower as IMAGE_TOKENS, (G, P, W).
+      query_tokens: (Q, T, V) float16, output tokens of the text tower, zero for padding; None unless tokens were
+        requested. If so, `features` also has the output tokens of the image tower, IMAGE_TOKENS, (G, P, W) float16.
     """
 
     groups: np.ndarray
@@ -94,10 +94,15 @@ class Split:
 
 
 def load(workdir: Path, config: Config, step: int | None = None) -> FirstStage:
-    """Returns the towers of a checkpoint, the newest without a `step`; the averaged parameters if there are any.
+    """Returns the towers of a checkpoint, with the moving average of the parameters if there is one.
+
+    Args:
+      workdir: workdir of the towers.
+      config: configuration of the towers.
+      step: step of the checkpoint; None for the newest one.
 
     Raises:
-      UserError: the workdir does not hold towers, or has no such checkpoint.
+      UserError: the workdir is that of a re-ranker, or has no towers or no such checkpoint.
     """
     if config.task == "rerank":
         raise UserError(f"first_stage = {workdir} is a re-ranker itself: name the workdir of towers")
@@ -108,7 +113,7 @@ def load(workdir: Path, config: Config, step: int | None = None) -> FirstStage:
         params = checkpoint_params(config, towers, checkpoints, step)
         digest = hashlib.sha256(str(int(jax.jit(checksum)(params))).encode())
     digest.update((workdir / FILENAME).read_bytes())
-    if towers.views != Views():  # without views the fingerprint is that of the parameters and files only
+    if towers.views != Views():  # otherwise the fingerprint covers the parameters and the files only
         digest.update(str(towers.views).encode())
     for path in sorted((workdir / TOKENIZER).iterdir()):
         digest.update(path.read_bytes())
@@ -131,17 +136,17 @@ def embed_split(
     batch_size: int,
     workers: int,
 ) -> Split:
-    """Returns the split of the records, embedded by the first stage; from the cache if they were embedded before.
+    """Returns the split of the records, embedded by the first stage, or read from the cache if it is there.
 
     Args:
       first: the towers.
       prepared: folder of the dataset that the records are from; it must have been prepared with features.
       records: the products.
-      wordings: how many times each caption is worded: once as in evaluation, then augmented as in the towers' training.
-      segments: most parts in which a caption longer than the context length is read; 1 = it is cut off.
+      wordings: versions of each caption: the first as in evaluation, the others augmented as in the towers' training.
+      segments: largest number of segments in which a caption longer than the context length is read; 1 truncates it.
       tokens: whether to add the output tokens of both towers, for cross-attention.
-      batch_size: pictures or captions that are embedded at once.
-      workers: pictures that are decoded in parallel.
+      batch_size: number of pictures or captions that are embedded at once.
+      workers: number of pictures that are decoded in parallel.
 
     Raises:
       UserError: the dataset was prepared without features.
@@ -172,7 +177,7 @@ def training_records(first: FirstStage) -> Records:
     """Returns the records that the towers were trained on.
 
     Raises:
-      UserError: the prepared dataset has changed since.
+      UserError: the prepared dataset has changed since the training.
     """
     prepared = prepared_data.prepared_dataset(first.config, whole=False, say=lambda line: None)
     trained_on, here = data_fingerprint(first), prepared_data.data_fingerprint(prepared)
@@ -195,11 +200,17 @@ def querybank(first: FirstStage, *, segments: int, batch_size: int) -> np.ndarra
 
 
 def hubness(images: np.ndarray, bank: np.ndarray, logit_scale: float) -> np.ndarray:
-    """Returns (G, 3), how close each picture is to queries in general. Hubs, close to every query, outrank answers.
+    """Returns (G, 3) float32, how similar each picture is to queries in general.
 
-    A column is log(mean over the query bank of exp(b * cosine)) / b, as a logit and minus its mean over the pictures,
-    for b of half, once and twice the logit scale: the normaliser of the inverted softmax (Smith et al. 2017) over a
-    bank of training queries (Bogolin et al. 2022).
+    It lets a re-ranker lower the scores of hubs, pictures that are similar to every query and outrank the answers. A
+    column is log(mean over the query bank of exp(b * cosine)) / b, times the logit scale and minus its mean over the
+    pictures, where b is 0.5, 1 or 2 times the logit scale. This is the normaliser of the inverted softmax (Smith et
+    al. 2017) over a bank of training queries (Bogolin et al. 2022).
+
+    Args:
+      images: (G, D) unit vectors of the pictures.
+      bank: (M, D) the query bank.
+      logit_scale: exp(logit scale) of the first stage.
     """
     columns = np.empty((len(images), len(SHARPNESS)), np.float32)
     for start in range(0, len(images), BANK):
@@ -212,6 +223,7 @@ def hubness(images: np.ndarray, bank: np.ndarray, logit_scale: float) -> np.ndar
 
 
 def _embed(first, records, wordings, segments, tokens, batch_size, workers) -> Split:
+    """Returns what `embed_split` returns, without the cache."""
     products = list(bar(_products(records), total=len(records), desc="reading captions", unit="product"))
     captions, owners = _wordings(products, first, wordings)
     if not captions:
@@ -237,7 +249,7 @@ def gallery_features(
     """Returns the products of the records with their features, as a split without queries.
 
     To add a feature for the re-ranker:
-      1. compute its (G, S) array here, under its name in `features`; set `present` to False where products lack it;
+      1. compute its (G, S) array here, under its name in `features`; set `present` to False for products without it;
       2. raise FORMAT, so that cached splits are computed again;
       3. add the name to RERANK_FEATURES in config/values.py, and to README.md next to this file.
     A feature that depends on the first stage's training data (`hubness`) or on the re-ranker's (`attributes`) is added
@@ -271,7 +283,7 @@ def gallery_features(
     if tokens:
         features[IMAGE_TOKENS] = encoders.pictures(first.params, records, tokens=True).astype(np.float16)
     present = {name: np.ones(len(products), bool) for name in features}
-    # A crop that covers the whole picture (nothing was detected, or the product fills the picture) tells nothing new.
+    # A crop of the whole picture (nothing was detected, or the product fills the picture) adds no information.
     present["crop"] = present["geometry"] = stored["geometry"][:, 2] < 1.0
     attributes = np.array([json.dumps(dict(product.attributes)) for product in products])
     groups = np.asarray([int(product.group) for product in products])
@@ -287,6 +299,7 @@ def _products(records: Records) -> Iterator[Product]:
 def _embed_texts(
     first: FirstStage, encoders: Encoders, texts: Sequence[str], segments: int = 1, *, tokens: bool = False
 ) -> np.ndarray:
+    """Returns the embeddings (or with `tokens` the output tokens) of the texts; equal texts are embedded once."""
     different, back = np.unique(np.asarray(texts), return_inverse=True)
     if segments > 1:
         return encoders.segmented(first.params, different.tolist(), segments, tokens=tokens)[back]
@@ -294,7 +307,10 @@ def _embed_texts(
 
 
 def _wordings(products: Sequence[Product], first: FirstStage, wordings: int) -> tuple[list[str], np.ndarray]:
-    """Returns all captions as in evaluation, then all of them again per further wording, and the product of each."""
+    """Returns the captions of all products, in `wordings` versions, and the index of each caption's product.
+
+    All captions as in evaluation come first; each further version, augmented as in training, follows as a whole.
+    """
     augmentation, preprocess = first.config.augmentation, first.towers.preprocess
     random = np.random.default_rng(WORDINGS_SEED)
     captions, owners = [], []
@@ -311,6 +327,7 @@ def _wordings(products: Sequence[Product], first: FirstStage, wordings: int) -> 
 
 
 def _flat(split: Split) -> dict[str, np.ndarray]:
+    """Returns the arrays of a split by name, as they are stored in the cache; `_unflat` is the inverse."""
     flat = {name: getattr(split, name) for name in ("groups", "attributes", "captions", "queries", "owners")}
     flat |= {} if split.query_tokens is None else {"query_tokens": split.query_tokens}
     flat |= {f"features/{name}": values for name, values in split.features.items()}
