@@ -15,7 +15,7 @@ COLOUR_NAMES = tuple(PROTOTYPES)
 SHARPNESS = (0.5, 1.0, 2.0)
 """Inverse temperatures of the hubness columns, in units of the logit scale."""
 CONTRAST = slice(10, 14)
-"""Entries of a texture that are contrasts, up to 225 (squared grey levels); all others lie within [-1, 1]."""
+"""Entries of a texture that are contrasts, in [0, 225] (squared grey levels); all others lie in [-1, 1]."""
 ROWS_AT_ONCE = 4096
 
 Values = Float[np.ndarray, "G S"]
@@ -75,11 +75,17 @@ def compute(sources: FeatureSources) -> tuple[dict[str, Values], dict[str, Prese
 
 
 def hubness(images: Float[np.ndarray, "G D"], bank: Float[np.ndarray, "M D"], logit_scale: float) -> Values:
-    """Returns (G, 3), how close each picture is to queries in general. Hubs, close to every query, outrank answers.
+    """Returns (G, 3) float32, how similar each picture is to queries in general.
 
-    A column is log(mean over the query bank of exp(b * cosine)) / b, as a logit and minus its mean over the pictures,
-    for b of half, once and twice the logit scale: the normaliser of the inverted softmax (Smith et al. 2017) over a
-    bank of training queries (Bogolin et al. 2022).
+    It lets a re-ranker lower the scores of hubs, pictures that are similar to every query and outrank the answers. A
+    column is log(mean over the query bank of exp(b * cosine)) / b, times the logit scale and minus its mean over the
+    pictures, where b is 0.5, 1 or 2 times the logit scale. This is the normaliser of the inverted softmax (Smith et
+    al. 2017) over a bank of training queries (Bogolin et al. 2022).
+
+    Args:
+      images: (G, D) unit vectors of the pictures.
+      bank: (M, D) unit vectors of the query bank.
+      logit_scale: exp(logit scale) of the towers.
     """
     columns = np.empty((len(images), len(SHARPNESS)), np.float32)
     for start in range(0, len(images), ROWS_AT_ONCE):

@@ -1,4 +1,4 @@
-"""The first stage: the towers whose ranking is re-ordered, and a split's embeddings and features, cached on disk."""
+"""The first stage: trained towers, and a split's embeddings and features, which are cached on disk."""
 
 import hashlib
 import json
@@ -42,12 +42,12 @@ class FirstStage:
     """The towers whose ranking a re-ranker re-orders.
 
     Attributes:
-      workdir: where they were trained.
-      step: of their checkpoint.
-      fingerprint: 12 hex digits that change with parameters, tokenizer or preprocessing.
-      config: configuration of their run.
-      towers: the restored towers.
-      params: the restored parameters.
+      workdir: workdir of the towers' run.
+      step: step of the checkpoint.
+      fingerprint: 12 hex digits of a hash of the parameters, the tokenizer, the preprocessing and the views.
+      config: configuration of the towers' run.
+      towers: the towers, without their parameters.
+      params: the parameters of the checkpoint.
     """
 
     workdir: Path
@@ -59,7 +59,7 @@ class FirstStage:
 
     @property
     def logit_scale(self) -> float:
-        """exp(logit scale): the towers' cosines times this are logits."""
+        """exp(logit scale), which turns the towers' cosines into logits."""
         return float(np.exp(np.asarray(self.params["logit_scale"])))
 
 
@@ -101,10 +101,15 @@ class Split:
 
 
 def load(workdir: Path, config: Config, step: int | None = None) -> FirstStage:
-    """Returns the towers of a checkpoint, the newest without a `step`; the averaged parameters if there are any.
+    """Returns the towers of a checkpoint, with the moving average of the parameters if there is one.
+
+    Args:
+      workdir: workdir of the towers.
+      config: configuration of the towers.
+      step: step of the checkpoint; None for the newest one.
 
     Raises:
-      UserError: the workdir does not hold towers, or has no such checkpoint.
+      UserError: the workdir is that of a re-ranker, or has no towers or no such checkpoint.
     """
     if config.task == "rerank":
         raise UserError(f"first_stage = {workdir} is a re-ranker itself: name the workdir of towers")
@@ -115,7 +120,7 @@ def load(workdir: Path, config: Config, step: int | None = None) -> FirstStage:
         params = checkpoint_params(config, towers, checkpoints, step)
         digest = hashlib.sha256(str(int(jax.jit(checksum)(params))).encode())
     digest.update((workdir / FILENAME).read_bytes())
-    if towers.views != Views():  # without views the fingerprint is that of the parameters and files only
+    if towers.views != Views():  # otherwise the fingerprint covers the parameters and the files only
         digest.update(str(towers.views).encode())
     for path in sorted((workdir / TOKENIZER).iterdir()):
         digest.update(path.read_bytes())
@@ -138,17 +143,17 @@ def embed_split(
     batch_size: int,
     workers: int,
 ) -> Split:
-    """Returns the split of the records, embedded by the first stage; from the cache if they were embedded before.
+    """Returns the split of the records, embedded by the first stage, or read from the cache if it is there.
 
     Args:
       first: the towers.
       prepared: folder of the dataset that the records are from; it must have been prepared with features.
       records: the products.
-      wordings: how many times each caption is worded: once as in evaluation, then augmented as in the towers' training.
-      segments: most parts in which a caption longer than the context length is read; 1 = it is cut off.
+      wordings: versions of each caption: the first as in evaluation, the others augmented as in the towers' training.
+      segments: largest number of segments in which a caption longer than the context length is read; 1 truncates it.
       tokens: whether to add the output tokens of both towers, for cross-attention.
-      batch_size: pictures or captions that are embedded at once.
-      workers: pictures that are decoded in parallel.
+      batch_size: number of pictures or captions that are embedded at once.
+      workers: number of pictures that are decoded in parallel.
 
     Raises:
       UserError: the dataset was prepared without features.
@@ -180,7 +185,7 @@ def training_records(first: FirstStage) -> Records:
     """Returns the records that the towers were trained on.
 
     Raises:
-      UserError: the prepared dataset has changed since.
+      UserError: the prepared dataset has changed since the training.
     """
     prepared = prepared_data.prepared_dataset(first.config, whole=False, say=lambda line: None)
     trained_on, here = data_fingerprint(first), prepared_data.data_fingerprint(prepared)
@@ -203,6 +208,7 @@ def querybank(first: FirstStage, *, segments: int, batch_size: int) -> np.ndarra
 
 
 def _embed(first, records, wordings, segments, tokens, batch_size, workers) -> Split:
+    """Returns what `embed_split` returns, without the cache."""
     products = list(bar(_products(records), total=len(records), desc="reading captions", unit="product"))
     captions, owners = _wordings(products, first, wordings)
     if not captions:
@@ -266,6 +272,7 @@ def _products(records: Records) -> Iterator[Product]:
 def _embed_texts(
     first: FirstStage, encoders: Encoders, texts: Sequence[str], segments: int = 1, *, tokens: bool = False
 ) -> np.ndarray:
+    """Returns the embeddings (or with `tokens` the output tokens) of the texts; equal texts are embedded once."""
     different, back = np.unique(np.asarray(texts), return_inverse=True)
     if segments > 1:
         return encoders.segmented(first.params, different.tolist(), segments, tokens=tokens)[back]
@@ -273,7 +280,10 @@ def _embed_texts(
 
 
 def _wordings(products: Sequence[Product], first: FirstStage, wordings: int) -> tuple[list[str], np.ndarray]:
-    """Returns all captions as in evaluation, then all of them again per further wording, and the product of each."""
+    """Returns the captions of all products, in `wordings` versions, and the index of each caption's product.
+
+    All captions as in evaluation come first; each further version, augmented as in training, follows as a whole.
+    """
     augmentation, preprocess = first.config.augmentation, first.towers.preprocess
     random = np.random.default_rng(WORDINGS_SEED)
     captions, owners = [], []
