@@ -9,7 +9,6 @@ from typing import TextIO
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
 from jaxclip import config
 from jaxclip.config import Config
@@ -39,14 +38,9 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-def define_config_file(default: str | None = None) -> None:
+def define_config_file() -> None:
     """Defines --config for a command that takes a file of configs/."""
-    config_flags.DEFINE_config_file(
-        "config",
-        default,
-        "configs/NAME.py or configs/NAME.py:ARG",
-        sys_argv=[],
-    )
+    flags.DEFINE_string("config", None, "configs/NAME.py or configs/NAME.py:VARIANT")
 
 
 def define_processes() -> None:
@@ -86,11 +80,11 @@ def from_file(overrides: dict[str, str]) -> Config:
     """Returns the configuration of the parsed --config flag with the overrides on top.
 
     Raises:
-      UserError: --config is missing, or `config.build` raises it.
+      UserError: --config is missing, or `config.read_file` or `config.build` raises it.
     """
-    if flags.FLAGS["config"].value is None:
+    if not flags.FLAGS["config"].value:
         raise UserError("--config is missing: give a file of configs/, as --config=configs/quickstart.py")
-    return config.build(config.on_first_stage(flags.FLAGS["config"].value, overrides), overrides)
+    return config.build(config.on_first_stage(config.read_file(flags.FLAGS["config"].value), overrides), overrides)
 
 
 def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:

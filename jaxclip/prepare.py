@@ -17,7 +17,7 @@ BEAM_OPTION = flags.DEFINE_multi_string("beam_option", [], "option of the runner
 def main(overrides: dict[str, str]) -> None:
     """Prepares as the flags say."""
     given = flags.FLAGS["config"].value
-    wanted = config.build(given if given is not None else {"steps": 1}, overrides)
+    wanted = config.build(config.read_file(given) if given else {"steps": 1}, overrides)
     with startup.quiet_imports():  # they take seconds; bad flags are reported before
         from jaxclip.catalog import library
         from jaxclip.catalog.builder import CARD

@@ -41,7 +41,7 @@ def main(overrides: dict[str, str]) -> int:
     """Trains as the flags say and returns the exit status."""
     cli.join_processes()
     settings = cli.from_file(overrides)
-    workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)
+    workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].value.partition(":")[0]).stem)
     _check_workdir(workdir, settings)
     with startup.quiet_imports():  # slow, so they come after the checks of the flags
         from jaxclip.reranking.run import train_reranker

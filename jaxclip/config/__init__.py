@@ -4,6 +4,7 @@ Every mistake (an unknown key, a wrong type, values that contradict each other) 
 declared once, in schema.py or catalogue_sections.py; README.md lists them all.
 """
 
+from jaxclip.config.file import read_file
 from jaxclip.config.parse import (
     build,
     differences,
@@ -20,5 +21,5 @@ from jaxclip.config.schema import Config
 
 __all__ = [
     "Config", "build", "differences", "dump", "evaluation_name", "fields", "fingerprint", "flat", "for_towers",
-    "load_config", "of_run", "of_runs", "on_first_stage", "same_catalogue", "save_config",
+    "load_config", "of_run", "of_runs", "on_first_stage", "read_file", "same_catalogue", "save_config",
 ]  # fmt: skip
