@@ -9,17 +9,18 @@ from types import FrameType
 
 from jaxclip.runtime import distributed
 
-ASKED, AT = "jaxclip/stop/asked", "jaxclip/stop/at"
-POLL = 0.5  # seconds
+SIGNALLED, AT = "jaxclip/stop/asked", "jaxclip/stop/at"
+"""Keys under which a process stores the signal it received, and the step it had reached when all learned of it."""
+POLL = 0.5  # seconds between two checks for a signal
 
 
 class Stop:
-    """Remembers the signal that asked the run to end; a second one ends the process at once."""
+    """Handler that remembers a signal to stop the run; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._last: float = math.inf  # the step after which all processes stop; set when they have agreed
-        self._step, self._answered, self._lock, self._over = 0, False, threading.Lock(), threading.Event()
+        self._last: float = math.inf  # the step after which all processes stop, once they agree on it
+        self._step, self._published, self._lock, self._over = 0, False, threading.Lock(), threading.Event()
         if distributed.store() is not None:
             threading.Thread(target=self._agree, daemon=True, name="stop").start()
 
@@ -28,7 +29,7 @@ class Stop:
         signal.signal(number, signal.SIG_DFL)
 
     def after(self, step: int) -> bool:
-        """Returns whether the run stops after this step; equal on all processes, which call it after every step."""
+        """Returns whether the run stops after this step, the same on all processes; call it after every step."""
         if distributed.store() is None:
             return self.signal is not None
         with self._lock:
@@ -36,39 +37,39 @@ class Stop:
             return step >= self._last
 
     def close(self) -> None:
-        """Answers processes that still ask, since this process takes no further step."""
+        """Tells the other processes the last step of this one, which takes no further steps."""
         self._over.set()
         if distributed.store() is not None:
             with self._lock:
-                self._answer()
+                self._publish_step()
 
-    def _answer(self) -> None:
-        if not self._answered:
+    def _publish_step(self) -> None:
+        if not self._published:
             distributed.store().key_value_set(f"{AT}/{distributed.process_id()}", str(self._step))
-            self._answered = True
+            self._published = True
 
     def _agree(self) -> None:
-        """Waits until a process receives a signal; then all processes stop one step after the furthest of them.
+        """Waits until a process receives a signal; then all agree to stop one step after the one furthest ahead.
 
-        A process takes no further step between its answer and the agreement, so none is past the agreed step.
+        A process takes no step between publishing its own and the agreement, so none is past the agreed step.
         """
         store, me, count = distributed.store(), distributed.process_id(), distributed.process_count()
         while not self._over.wait(POLL):
             if self.signal is not None:
-                store.key_value_set(f"{ASKED}/{me}", str(int(self.signal)), allow_overwrite=True)
-            asked = store.key_value_dir_get(ASKED)
-            if asked:
+                store.key_value_set(f"{SIGNALLED}/{me}", str(int(self.signal)), allow_overwrite=True)
+            signals = store.key_value_dir_get(SIGNALLED)
+            if signals:
                 with self._lock:
-                    self._answer()
+                    self._publish_step()
                     steps = [store.blocking_key_value_get(f"{AT}/{i}", distributed.DAY) for i in range(count)]
                     self._last = max(map(int, steps)) + 1
-                    self.signal = self.signal or int(asked[0][1])
+                    self.signal = self.signal or int(signals[0][1])
                 return
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Yields a Stop that SIGTERM and SIGINT set, and restores the former handlers at the end."""
+    """Yields a Stop that handles SIGTERM and SIGINT, and restores the former handlers at the end."""
     stop = Stop()
     former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -1,4 +1,4 @@
-"""Both towers' embeddings of captions: equal captions have equal embeddings."""
+"""Equal captions are embedded once, so their embeddings are equal."""
 
 import jax
 import numpy as np
