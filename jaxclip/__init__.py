@@ -37,8 +37,8 @@ def load(
     from jaxclip import config  # imported here: these imports take seconds, which `jaxclip.__version__` does not need
 
     workdir, overrides = Path(workdir), {"data.split": "all", **(overrides or {})}
-    own = config.load_config(workdir)
-    with_gallery = overrides if gallery is None else _with_gallery(Path(gallery), own.data.reader, overrides)
+    trained = config.load_config(workdir)
+    with_gallery = overrides if gallery is None else _with_gallery(Path(gallery), trained.data.reader, overrides)
     configuration = config.of_run(workdir, with_gallery)
     from jaxclip.catalog import builder
     from jaxclip.pipeline import prepared_data
@@ -48,7 +48,7 @@ def load(
         prepared = Path(gallery)
     else:
         prepared = prepared_data.prepared_dataset(
-            configuration, whole=not config.same_catalogue(own, configuration), say=say
+            configuration, whole=not config.same_catalogue(trained, configuration), say=say
         )
     reranker = None if rerank is None else (Path(rerank), config.load_config(Path(rerank)))
     return open_searcher(configuration, workdir, prepared, step=step, rerank=reranker, say=say)

@@ -53,12 +53,12 @@ def evaluation_name(workdir: Path, config: Config) -> str:
     Raises:
       UserError: the run's own catalogue would be split differently, so that training products would count as unseen.
     """
-    own = load_config(workdir)
-    _check_split(workdir, own, config)
+    trained = load_config(workdir)
+    _check_split(workdir, trained, config)
     if config.task == "rerank":
         towers = Path(config.first_stage).expanduser()
         _check_split(towers, load_config(towers), config)
-    if same_catalogue(own, config):
+    if same_catalogue(trained, config):
         return config.data.split
     if config.data.reader == "drawn":
         return f"drawn-{config.data.drawn_products}-seed-{config.data.drawn_seed}-{config.data.split}"
@@ -74,11 +74,11 @@ def same_catalogue(one: Config, other: Config) -> bool:
     return identity(one.data) == identity(other.data)
 
 
-def _check_split(workdir: Path, own: Config, config: Config) -> None:
-    if config.data.split == "all" or _origin(own.data) != _origin(config.data):
+def _check_split(workdir: Path, trained: Config, config: Config) -> None:
+    if config.data.split == "all" or _origin(trained.data) != _origin(config.data):
         return
-    names = ["test", "split_seed", "reader", "columns", *(["drawn_products"] if own.data.reader == "drawn" else [])]
-    changed = [f"data.{name}" for name in names if getattr(own.data, name) != getattr(config.data, name)]
+    names = ["test", "split_seed", "reader", "columns", *(["drawn_products"] if trained.data.reader == "drawn" else [])]
+    changed = [f"data.{name}" for name in names if getattr(trained.data, name) != getattr(config.data, name)]
     if changed:
         raise UserError(
             f"{' and '.join(changed)} would split the catalogue that {workdir} was trained on in another way: "

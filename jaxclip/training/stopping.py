@@ -10,7 +10,7 @@ from types import FrameType
 from jaxclip.runtime import distributed
 
 SIGNALLED, AT = "jaxclip/stop/asked", "jaxclip/stop/at"
-"""Keys under which a process stores the signal it received, and the step it had reached when all learned of it."""
+"""Keys of the shared store: the signal that a process received, and the step that each process has reached."""
 POLL = 0.5  # seconds between two checks for a signal
 
 
