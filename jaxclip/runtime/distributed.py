@@ -21,17 +21,18 @@ from jax._src import distributed as jax_distributed  # the store has no public n
 
 from jaxclip.errors import UserError, first_line
 
-BEAT, PATIENCE = 2.0, 30.0
-"""Seconds between two heartbeats, and seconds without one after which a process counts as lost."""
+HEARTBEAT, LOST_AFTER = 2.0, 30.0
+"""Seconds between two heartbeats, and seconds without one after which a process is considered lost."""
 DAY = 24 * 3600 * 1000  # ms; long because process 0 may be preparing a catalogue. Heartbeats detect failures
 FAILED, ALIVE = "jaxclip/failed", "jaxclip/alive"
+"""Folders of the key-value store: the reason of a failure, and the last heartbeat of each process."""
 PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
 
 def join(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins this process to its run, which the arguments describe, or else SLURM, GKE or Cloud TPU.
+    """Joins this process to the run that the arguments describe or, without arguments, SLURM, GKE or Cloud TPU.
 
-    Without any of them, the process is the only one of its run. Call this before anything is computed.
+    If none of these describes a run, this process is the only one. Call this before anything is computed.
 
     Raises:
       UserError: only some of the arguments are given, `process_id` is out of range, or process 0 cannot be reached.
@@ -162,10 +163,11 @@ def fail(error: BaseException, sentence: str, status: int) -> NoReturn:
     """
     chain = [error, error.__cause__, error.__context__]
     if any(isinstance(link, jax.errors.JaxRuntimeError) for link in chain):
-        time.sleep(PATIENCE + 3 * BEAT)
+        time.sleep(LOST_AFTER + 3 * HEARTBEAT)
     print(sentence, file=sys.stderr, flush=True)
     _report(f"process {process_id()} on {socket.gethostname()} failed: {sentence}")
-    time.sleep(2 * BEAT if is_primary() else 0)  # process 0 runs the store, in which the others must see the failure
+    # Process 0 runs the store, so it must stay until the others have seen the failure.
+    time.sleep(2 * HEARTBEAT if is_primary() else 0)
     _exit(status)
 
 
@@ -182,7 +184,7 @@ def _watch(errors: TextIO) -> None:
             failure = dict(shared.key_value_dir_get(FAILED)).get(f"{FAILED}/reason")
             if failure is None and is_primary() and (failure := _lost(dict(shared.key_value_dir_get(ALIVE)), seen)):
                 _report(failure)
-                time.sleep(2 * BEAT)
+                time.sleep(2 * HEARTBEAT)
         except jax.errors.JaxRuntimeError:
             failure = "process 0 exited without reporting an error"
         if _left.is_set():
@@ -191,7 +193,7 @@ def _watch(errors: TextIO) -> None:
             print(f"error: {failure}; all processes end. The same command resumes from the newest checkpoint",
                   file=errors, flush=True)  # fmt: skip
             _exit(1)
-        if _left.wait(BEAT):
+        if _left.wait(HEARTBEAT):
             return
 
 
@@ -204,7 +206,7 @@ def _lost(alive: Mapping[str, str], seen: dict[str, tuple[str, float]]) -> str |
     for name, beat in alive.items():
         if name not in seen or seen[name][0] != beat:
             seen[name] = beat, now
-    lost = [name.rsplit("/", 1)[-1] for name, (_, last) in seen.items() if now - last > PATIENCE]
+    lost = [name.rsplit("/", 1)[-1] for name, (_, last) in seen.items() if now - last > LOST_AFTER]
     return f"process {', '.join(lost)} was killed or cannot be reached" if lost else None
 
 

@@ -14,9 +14,9 @@ from jaxclip.runtime import compiler
 from jaxclip.runtime.mesh import batch_sharding
 from jaxclip.training.step import Batch
 
-LARGEST = 6
+MAX_SIDE_RATIO = 6
 """Largest ratio of a picture's longest side to the towers' image size at which devices scale pictures."""
-LARGEST_CANVAS = 3
+MAX_CANVAS_RATIO = 3
 """Largest side of the square that holds an unscaled crop, as the same ratio; the host scales the few larger crops."""
 MULTIPLE = 16  # pixels; the side of the square is a multiple of this, so that few programs are compiled
 
@@ -43,13 +43,14 @@ def canvas_of(
         problem = "data.resize = 'crop' crops pictures after they are scaled"
     elif not largest_side:
         problem = f"{prepared} was prepared by a version that did not record the size of its pictures: prepare it again"
-    elif largest_side > LARGEST * size:
+    elif largest_side > MAX_SIDE_RATIO * size:
         problem = (
-            f"{prepared} has pictures of {largest_side} pixels, more than {LARGEST} times data.image_size = {size}"
+            f"{prepared} has pictures of {largest_side} pixels, more than {MAX_SIDE_RATIO} times data.image_size = "
+            f"{size}"
         )
     if problem and where == "device":
         raise UserError(f"data.resize_on = 'device': {problem}; or leave it out, so that the host scales the pictures")
-    return 0 if problem else min(LARGEST_CANVAS * size, max(size, -(-largest_side // MULTIPLE) * MULTIPLE))
+    return 0 if problem else min(MAX_CANVAS_RATIO * size, max(size, -(-largest_side // MULTIPLE) * MULTIPLE))
 
 
 def make_device_resize(preprocess: Preprocess, mesh: Mesh, canvas: int) -> Callable[[Batch], Batch]:

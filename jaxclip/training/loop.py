@@ -109,27 +109,27 @@ def _run_steps(
             if previous is not None:
                 _check_finite(previous, number - 1, checkpoints)
             previous = metrics
-            last = number == cadence.steps
-            logs = number % cadence.log == 0 or last
-            evaluates = last or (cadence.evaluate and number % cadence.evaluate == 0)
-            stops = stop.after(number)
-            saves = evaluates or stops or number % cadence.save == 0
-            if logs or saves:
+            is_last = number == cadence.steps
+            should_log = is_last or number % cadence.log == 0
+            should_evaluate = is_last or (cadence.evaluate and number % cadence.evaluate == 0)
+            should_stop = stop.after(number)
+            should_save = should_evaluate or should_stop or number % cadence.save == 0
+            if should_log or should_save:
                 _check_finite(metrics, number, checkpoints)
             progress.advance()
-            if logs:
+            if should_log:
                 _log(number, metrics, progress, log)
-            if saves:
+            if should_save:
                 progress.pause()
                 with trace_section("evaluate"):
-                    evaluated = run.evaluate(state) if evaluates and (last or not stops) else None
+                    evaluated = run.evaluate(state) if should_evaluate and (is_last or not should_stop) else None
                 if evaluated:
                     log.write(number, evaluated)
                 with trace_section("save"):
                     checkpoints.save(state, {**run.metadata, "progress": progress.to_json()}, evaluated)
                 progress.resume()
             profile.after(number, metrics)
-            if stops:
+            if should_stop:
                 break
         batches.close()
         checkpoints.wait()
@@ -141,12 +141,10 @@ def _check_finite(metrics: Metrics, number: int, checkpoints: Checkpoints) -> No
         return
     checkpoints.wait()
     steps = checkpoints.steps()
-    last_good = (
-        f"the checkpoint of step {steps[-1]} is the last good one" if steps else "no checkpoint was saved before"
-    )
+    remains = f"the checkpoint of step {steps[-1]} is the last good one" if steps else "no checkpoint was saved before"
     raise UserError(
         f"loss {float(metrics['loss'])} and gradient norm {float(metrics['gradient_norm'])} at step {number} are not "
-        f"finite; {last_good}. A lower optimizer.learning_rate or a longer optimizer.warmup_steps usually helps"
+        f"finite; {remains}. A lower optimizer.learning_rate or a longer optimizer.warmup_steps usually helps"
     )
 
 

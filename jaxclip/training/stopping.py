@@ -9,8 +9,8 @@ from types import FrameType
 
 from jaxclip.runtime import distributed
 
-SIGNALLED, AT = "jaxclip/stop/asked", "jaxclip/stop/at"
-"""Keys of the shared store: the signal that a process received, and the step that each process has reached."""
+SIGNALS, STEPS = "jaxclip/stop/asked", "jaxclip/stop/at"
+"""Folders of the key-value store: the signals that processes received, and the step that each has reached."""
 POLL = 0.5  # seconds between two checks for a signal
 
 
@@ -20,7 +20,7 @@ class Stop:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._last: float = math.inf  # the step after which all processes stop, once they agree on it
-        self._step, self._published, self._lock, self._over = 0, False, threading.Lock(), threading.Event()
+        self._step, self._published, self._lock, self._finished = 0, False, threading.Lock(), threading.Event()
         if distributed.store() is not None:
             threading.Thread(target=self._agree, daemon=True, name="stop").start()
 
@@ -38,14 +38,14 @@ class Stop:
 
     def close(self) -> None:
         """Tells the other processes the last step of this one, which takes no further steps."""
-        self._over.set()
+        self._finished.set()
         if distributed.store() is not None:
             with self._lock:
                 self._publish_step()
 
     def _publish_step(self) -> None:
         if not self._published:
-            distributed.store().key_value_set(f"{AT}/{distributed.process_id()}", str(self._step))
+            distributed.store().key_value_set(f"{STEPS}/{distributed.process_id()}", str(self._step))
             self._published = True
 
     def _agree(self) -> None:
@@ -53,15 +53,15 @@ class Stop:
 
         A process takes no step between publishing its own and the agreement, so none is past the agreed step.
         """
-        store, me, count = distributed.store(), distributed.process_id(), distributed.process_count()
-        while not self._over.wait(POLL):
+        store, own_id, count = distributed.store(), distributed.process_id(), distributed.process_count()
+        while not self._finished.wait(POLL):
             if self.signal is not None:
-                store.key_value_set(f"{SIGNALLED}/{me}", str(int(self.signal)), allow_overwrite=True)
-            signals = store.key_value_dir_get(SIGNALLED)
+                store.key_value_set(f"{SIGNALS}/{own_id}", str(int(self.signal)), allow_overwrite=True)
+            signals = store.key_value_dir_get(SIGNALS)
             if signals:
                 with self._lock:
                     self._publish_step()
-                    steps = [store.blocking_key_value_get(f"{AT}/{i}", distributed.DAY) for i in range(count)]
+                    steps = [store.blocking_key_value_get(f"{STEPS}/{i}", distributed.DAY) for i in range(count)]
                     self._last = max(map(int, steps)) + 1
                     self.signal = self.signal or int(signals[0][1])
                 return

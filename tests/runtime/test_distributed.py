@@ -118,7 +118,7 @@ def test_a_process_without_heartbeats_is_named(no_scheduler):
     no_scheduler.setattr(distributed.time, "monotonic", lambda: now)
     seen = {}
     assert distributed._lost({"alive/0": "1", "alive/1": "1"}, seen) is None
-    now += distributed.PATIENCE / 2
+    now += distributed.LOST_AFTER / 2
     assert distributed._lost({"alive/0": "2", "alive/1": "1"}, seen) is None
-    now += distributed.PATIENCE / 2 + 1
+    now += distributed.LOST_AFTER / 2 + 1
     assert distributed._lost({"alive/0": "3", "alive/1": "1"}, seen) == "process 1 was killed or cannot be reached"
