@@ -38,7 +38,7 @@ class Data:
         0.1, "products held back for testing, in whole groups: a number (>= 1) or a share (< 1)", limits=ABOVE_ZERO
     )
     train: int = key(
-        0, "number of training products used, always the same random choice; 0 = all of them", limits=at_least(0)
+        0, "number of training products to use, always the same random choice; 0 = all of them", limits=at_least(0)
     )
     split_seed: int = key(
         42, "seed of the split; separate from seed, so that runs with different seeds have the same test products"
@@ -80,7 +80,7 @@ class Data:
     )
     std: RGB = key(
         CLIP_STD,
-        "standard deviation that the pixels are divided by, per channel, in [0, 1]",
+        "standard deviation by which the pixels are divided, per channel, in [0, 1]",
         limits=ABOVE_ZERO,
         from_checkpoint=True,
     )
@@ -115,7 +115,7 @@ class Features:
         "how products are located: none, foreground, faster_rcnn[:WEIGHTS], transformers:NAME, onnx:FILE or boxes:JSON",
         check=values.detector,
     )
-    policy: str = key("largest", "which detected boxes become crops: largest, confident, category or all:K")
+    policy: str = key("largest", "how crops are selected from the detected boxes: largest, confident, category or all:K")
     padding: float = key(0.05, "margin added on each side of a crop, as a share of its box (>= 0)")
     colours: int = key(
         3, "number of dominant colours stored for the first crop, with their shares and names", limits=at_least(1)
