@@ -115,7 +115,9 @@ class Features:
         "how products are located: none, foreground, faster_rcnn[:WEIGHTS], transformers:NAME, onnx:FILE or boxes:JSON",
         check=values.detector,
     )
-    policy: str = key("largest", "how crops are selected from the detected boxes: largest, confident, category or all:K")
+    policy: str = key(
+        "largest", "how crops are selected from the detected boxes: largest, confident, category or all:K"
+    )
     padding: float = key(0.05, "margin added on each side of a crop, as a share of its box (>= 0)")
     colours: int = key(
         3, "number of dominant colours stored for the first crop, with their shares and names", limits=at_least(1)

@@ -158,7 +158,7 @@ class Rerank:
     )
     wordings: int = key(
         4,
-        "wordings of each training caption: the first as in evaluation, the others augmented",
+        "number of wordings of each training caption: the first as in evaluation, the others augmented",
         limits=at_least(1),
     )
     segments: int = key(
@@ -193,7 +193,10 @@ class Rerank:
         only=("rerank.preset", ("gated", "cross_attention")),
     )
     matching: int = key(
-        64, "dimensions in which a query is compared with a feature of a candidate", limits=at_least(1), only=GATED
+        64,
+        "number of dimensions in which a query is compared with a feature of a candidate",
+        limits=at_least(1),
+        only=GATED,
     )
     layers: int = key(6, "number of transformer layers", limits=at_least(1), only=CROSS_ATTENTION)
     heads: int = key(
@@ -261,7 +264,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Number of devices along each axis of the mesh; one of them may be -1, for all remaining devices."""
+    """Number of devices along each axis of the mesh; at most one number may be -1, for all remaining devices."""
 
     data: int = key(-1, "devices over which only the batch is split")
     fsdp: int = key(1, "devices over which the batch and the parameters are split")
