@@ -31,7 +31,7 @@ def main(overrides: dict[str, str]) -> None:
     """Exports a checkpoint according to the flags."""
     for flag in (WORKDIR, OUTPUT):
         if not flag.value:
-            raise UserError(f"--{flag.name} is missing: give the {flag.help}")
+            raise UserError(f"--{flag.name} is missing: give the {flags.FLAGS[flag.name].help}")
     configuration = config.of_run(Path(WORKDIR.value), overrides)
     with startup.quiet_imports():  # these imports take seconds, so the flags are checked first
         from jaxclip.towers import export
