@@ -32,10 +32,10 @@ def read_file(location: str) -> ConfigDict:
 
 def _load(path: Path) -> ModuleType:
     if not path.is_file():
-        raise UserError(f"--config={path}: there is no such file; give one of configs/, as configs/quickstart.py")
+        raise UserError(f"--config={path}: there is no such file; give one of configs/, such as configs/quickstart.py")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None:
-        raise UserError(f"--config={path} is not a Python file: give one of configs/, as configs/quickstart.py")
+        raise UserError(f"--config={path} is not a Python file: give one of configs/, such as configs/quickstart.py")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -59,11 +59,11 @@ def test_two_runs_are_compared_after_evaluating_the_one_that_was_not(two, compar
 
 
 @pytest.mark.slow
-def test_the_page_of_a_comparison_opens_on_a_phone_and_on_a_desktop(two, compared, opened):
+def test_the_page_of_a_comparison_opens_on_a_phone_and_on_a_desktop(two, compared, open_page):
     report = two[1] / "eval" / "test" / "against-first" / "report.html"
     for width in (PHONE, DESKTOP):
         for scheme in ("light", "dark"):
-            page = opened(report, width, scheme)
+            page = open_page(report, width, scheme)
             assert page.locator("img").count() > 50
     assert "first" in page.locator("body").inner_text()
 
@@ -78,7 +78,7 @@ def test_the_same_evaluations_are_compared_again_without_evaluating(two, compare
 
 
 @pytest.mark.slow
-def test_sentences_are_searched_in_a_gallery_without_captions(two, run, tmp_path, opened):
+def test_sentences_are_searched_in_a_gallery_without_captions(two, run, tmp_path, open_page):
     random = np.random.default_rng(0)
     for n in range(14):
         pixels = random.integers(0, 255, (40, 30, 3), np.uint8)
@@ -90,7 +90,7 @@ def test_sentences_are_searched_in_a_gallery_without_captions(two, run, tmp_path
     sheet = two[0] / "eval" / "queries" / "sheet.html"
     assert str(sheet) in done.stdout
     for width in (PHONE, DESKTOP):
-        page = opened(sheet, width)
+        page = open_page(sheet, width)
         assert page.locator("img").count() == 2 * 2 * 10
         text = page.locator("body").inner_text()
         assert "red <b>shoes</b>" in text and "first" in text and "second" in text
