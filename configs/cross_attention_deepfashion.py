@@ -21,9 +21,9 @@ VARIANTS = ("segments", "truncated")
 
 def get_config(variant: str = "segments") -> ConfigDict:
     """Returns the configuration of a variant: segments or truncated."""
-    if variant not in ("segments", "truncated"):
+    if variant not in VARIANTS:
         raise UserError(
-            f"configs/cross_attention_deepfashion.py:{variant} is none of its variants, segments, truncated"
+            f"configs/cross_attention_deepfashion.py:{variant} is none of its variants, {', '.join(VARIANTS)}"
         )
     config = ConfigDict()
     config.task = "rerank"
