@@ -73,7 +73,7 @@ def inputs_of(workdir):
 def test_towers_that_transformers_lacks_are_refused_and_run_with_only_jax(run, trained, tmp_path):
     refused = run("export", f"--workdir={trained}", f"--output={tmp_path / 'refused'}")
     assert refused.returncode == 2, refused.stderr
-    assert "error: neither CLIPModel nor SiglipModel has a convolutional stem" in refused.stderr
+    assert "error: neither CLIPModel nor SiglipModel supports a convolutional stem" in refused.stderr
     assert not (tmp_path / "refused").exists()
 
     out, (pixels, tokens) = tmp_path / "out", inputs_of(trained)
