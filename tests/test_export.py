@@ -75,7 +75,7 @@ def test_towers_without_a_transformers_model_are_refused_in_its_layout_and_expor
 ):
     refused = run("export", f"--workdir={trained}", f"--output={tmp_path / 'refused'}")
     assert refused.returncode == 2, refused.stderr
-    assert "error: neither CLIPModel nor SiglipModel has a convolutional stem" in refused.stderr
+    assert "error: neither CLIPModel nor SiglipModel supports a convolutional stem" in refused.stderr
     assert not (tmp_path / "refused").exists()
 
     out, (pixels, tokens) = tmp_path / "out", make_inputs(trained)
