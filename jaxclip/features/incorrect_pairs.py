@@ -277,7 +277,7 @@ def _place_unmatched(
     uses, candidates = np.bincount(partner[partner != NONE], minlength=total), np.arange(total)
     unmatched = random.permutation(np.flatnonzero(partner == NONE))
     blocks = np.array_split(unmatched, -(-len(unmatched) * total // _MAX_PAIRS)) if len(unmatched) else []
-    for products in progress(blocks, total=len(blocks), desc="placing the others", unit="block"):
+    for products in progress(blocks, total=len(blocks), desc="placing unmatched products", unit="block"):
         cosines, cost, forbidden = rule.block(products, candidates, random)
         for row, product in enumerate(products):
             # Costs differ by at most 2, so one more use always outweighs them.

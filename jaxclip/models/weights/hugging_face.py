@@ -37,7 +37,7 @@ def read_config(folder: Path) -> CLIPConfig:
     settings = read_json(path)
     kind = settings.get("model_type")
     if kind not in KINDS:
-        raise UserError(f"{path}: model_type is {kind!r}; {' and '.join(KINDS)} can be loaded")
+        raise UserError(f"{path}: model_type is {kind!r}; only {' and '.join(KINDS)} can be loaded")
     try:
         theirs = getattr(transformers, KINDS[kind]).from_dict(settings)
         return _clip_config(theirs) if kind == "clip" else _siglip_config(theirs)
