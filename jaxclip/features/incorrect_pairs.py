@@ -63,7 +63,7 @@ def mine(
     seed: int = 0,
     progress: Progress = lambda iterable, **_: iterable,
 ) -> MinedPairs:
-    """Returns a partner for each product, by the rules in the docstring of the module.
+    """Returns a partner for each product, by the rules at the head of this module.
 
     A partner is never in the group of its product and, with `clustered`, never in the same image or text cluster. Pass
     only products of one split, because any of them may become a partner. The result depends only on the arguments, not
@@ -221,10 +221,7 @@ def _even_plan(cells: Float32[np.ndarray, "I T"]) -> Float32[np.ndarray, "I T I"
 
 
 def _apportion(weights: np.ndarray, total: int, allowed: np.ndarray) -> Int[np.ndarray, "I"]:
-    """Returns whole numbers that sum to `total`, in proportion to `weights`; 0 where not allowed.
-
-    Rounds by largest remainders.
-    """
+    """Returns whole numbers that sum to `total`, in proportion to `weights` (largest remainders); 0 if not allowed."""
     weights = np.maximum(weights, 0)
     quotas = weights * (total / weights.sum()) if weights.sum() else allowed * (total / allowed.sum())
     parts = np.floor(quotas).astype(np.int64)
@@ -272,7 +269,7 @@ def _place_unmatched(
     random: np.random.Generator,
     progress: Progress,
 ) -> tuple[Int64[np.ndarray, "N"], Float32[np.ndarray, "N"]]:
-    """Returns (partner, similarity) with a partner for each unmatched product: the cheapest least used candidate."""
+    """Returns (partner, similarity) in which unmatched products get the cheapest of their least used candidates."""
     partner, similarity, total = partner.copy(), similarity.copy(), len(partner)
     uses, candidates = np.bincount(partner[partner != NONE], minlength=total), np.arange(total)
     unmatched = random.permutation(np.flatnonzero(partner == NONE))

@@ -18,9 +18,9 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KINDS = {"clip": "CLIPConfig", "siglip": "SiglipConfig"}
 """model_type -> the class of its configuration in transformers."""
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-"""Ours -> theirs."""
+"""Our name of an activation -> its name in transformers."""
 LEGACY_END_TOKEN = 2
-"""The end token of the first configurations, by mistake; for it CLIPModel reads the token of the highest id instead."""
+"""An end token that early configurations have by mistake; CLIPModel then reads the token of the highest id instead."""
 
 
 def read(folder: Path) -> ForeignCheckpoint:
