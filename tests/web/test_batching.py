@@ -1,4 +1,4 @@
-"""Concurrent queries are answered in batches; excess queries are refused, search queries are abandoned."""
+"""Concurrent queries are answered in batches; excess queries are refused, slow queries time out."""
 
 import asyncio
 import threading

@@ -1,15 +1,15 @@
-import { $, make, words } from "./elements.js";
+import { $, displayName, make } from "./elements.js";
 
-// Feature of the second stage -> its name and an explanation for visitors.
+// Feature of the second stage -> [name, explanation] for visitors.
 const NAMES = {
-  hubness: ["Generality", "Pictures that are near to whatever is searched for are pushed down"],
-  image: ["Picture", "The whole picture against the words"],
-  crop: ["Crop", "The product's crop against the words"],
-  colour: ["Colours", "The names of the crop's colours"],
+  hubness: ["Generality", "Lowers pictures that are close to almost every query"],
+  image: ["Picture", "The whole picture compared with the words"],
+  crop: ["Crop", "The crop of the product compared with the words"],
+  colour: ["Colours", "The names of the colours in the crop"],
   geometry: ["Proportions", "Size and shape of the crop box"],
   texture: ["Texture", "How patterned the crop is"],
-  attributes: ["Attributes", "What the catalogue says of it"],
-  caption_attributes: ["Attributes in names", "What the catalogue says of it and captions are worded from"],
+  attributes: ["Attributes", "The product's attributes in the catalogue"],
+  caption_attributes: ["Attributes in names", "The product's attributes that are also used in captions"],
 };
 const nth = (place) => {
   const suffix = { one: "st", two: "nd", few: "rd", other: "th" }[new Intl.PluralRules("en", { type: "ordinal" }).select(place)];
@@ -17,22 +17,22 @@ const nth = (place) => {
 };
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
 
-// Explains in the dialog why a result is at its place (from 1); `before` is null if it was not re-ranked.
+// Explains in the dialog why a result has this place, from 1; hides the explanation if it was not re-ranked.
 export function explain(result, place) {
   $("why").hidden = !result || result.before === null;
   if ($("why").hidden) return;
   const places = (count) => `${count} ${count === 1 ? "place" : "places"}`;
   const distance = result.before - place;
-  const verdict = distance === 0 ? "where it was" : distance > 0 ? `up ${places(distance)}` : `down ${places(-distance)}`;
+  const verdict = distance === 0 ? "unchanged" : distance > 0 ? `up ${places(distance)}` : `down ${places(-distance)}`;
   $("verdict").textContent = `${nth(result.before)} in the first stage, ${nth(place)} after re-ranking: ${verdict}.`;
   $("reasons").hidden = !result.why.length;
   const largest = Math.max(...result.why.map((reason) => Math.abs(reason.added)), 1e-9);
   $("reasons").tBodies[0].replaceChildren(...result.why.map((reason) => row(reason, largest)));
-  $("sum").textContent = result.why.length ? `${result.first.toFixed(3)} in the first stage, ${result.score.toFixed(3)} with these.` : "";
+  $("sum").textContent = result.why.length ? `${result.first.toFixed(3)} in the first stage, ${result.score.toFixed(3)} with these features.` : "";
 }
 
 function row({ feature, gate, added }, largest) {
-  const [name, title] = NAMES[feature] ?? [words(feature), ""];
+  const [name, title] = NAMES[feature] ?? [displayName(feature), ""];
   const bar = make("i", { className: added < 0 ? "less" : "more" });
   bar.style.width = `${(50 * Math.abs(added)) / largest}%`;
   return make("tr", { title }, make("th", { scope: "row", textContent: name }),
