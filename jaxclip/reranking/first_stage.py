@@ -151,7 +151,7 @@ def embed_split(
         "format": FORMAT,
         "first_stage": first.fingerprint,
         "data": facts["fingerprint"],
-        "features": facts["source"].get(builder.DESCRIBED),
+        "features": facts["source"].get(builder.DESCRIBER_KEY),
         "records": hashlib.sha256(records.numbers.tobytes()).hexdigest(),
         "tokens": tokens,
         "segments": segments,

@@ -78,9 +78,9 @@ def test_all_own_templates_pass_the_check():
         ("name}", "unbalanced"),
         ("a photo", "lacks {name}"),
         ("{{name}}", "lacks {name}"),
-        ("{name} {}", "should hold only"),
-        ("{name:>9}", "should hold only"),
-        ("{name!r}", "should hold only"),
+        ("{name} {}", "may have only"),
+        ("{name:>9}", "may have only"),
+        ("{name!r}", "may have only"),
     ],
 )
 def test_a_bad_template_is_explained(template, words):

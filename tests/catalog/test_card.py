@@ -100,7 +100,7 @@ def test_every_oddity_is_listed_and_every_kind_counted(tmp_path):
     assert page.row("duplicate id") == ["duplicate id", "30"]
     assert page.row("image truncated") == ["image truncated", "5"]
     assert page.row("no name, built from attributes") == ["no name, built from attributes", "7"]
-    assert "All 42 oddities" in page.text and "135 found" in page.text
+    assert "All 42 oddities" in page.text and "135 read" in page.text
 
 
 def test_a_truncated_list_states_its_total_and_keeps_rare_oddities(tmp_path):
@@ -207,9 +207,9 @@ def test_boxes_crops_and_colours_are_drawn_where_they_are(tmp_path):
     }
     write(tmp_path / "card.html", some_products(1), sizes=[(200, 100)], descriptions=[described], source=source)
     html = (tmp_path / "card.html").read_text()
-    shapes = [f for tag, f in Elements(html).found if tag == "rect" and f.get("class") in ("found", "crop")]
+    shapes = [f for tag, f in Elements(html).found if tag == "rect" and f.get("class") in ("detected", "crop")]
     places = [(f["class"], *(float(f[side]) for side in ("x", "y", "width", "height"))) for f in shapes]
-    assert places == [("found", 20, 20, 80, 50), ("found", 0, 0, 40, 10), ("crop", 10, 10, 100, 70)]
+    assert places == [("detected", 20, 20, 80, 50), ("detected", 0, 0, 40, 10), ("crop", 10, 10, 100, 70)]
     assert "#ff0010" in html and html.count('<span style="background') == 1 and "d1" in html
 
 

@@ -94,7 +94,7 @@ def test_a_named_folder_is_used_and_reused(source, home):
 
 def test_a_folder_prepared_from_other_settings_is_refused_and_they_are_named(source, home):
     find(source, home / "here")
-    with pytest.raises(UserError, match=r"data\.test was 2, is 3, data\.split_seed was 0, is 1; name another folder"):
+    with pytest.raises(UserError, match=r"data\.test was 2, is 3, data\.split_seed was 0, is 1; give another folder"):
         find(replace(source, test=3, split_seed=1), home / "here")
     (home / "other").mkdir()
     with pytest.raises(UserError, match=r"data\.path was '.*raw', is '.*other'"):
