@@ -69,16 +69,16 @@ def split(groups: Sequence[str], test: int | float, seed: int) -> list[bool]:
     target = round(test * total) if isinstance(test, float) and test < 1 else int(test)
     if not 0 < target < total:
         raise UserError(
-            f"a test split of {test} is {target} of {total} products: it should be a share between 0 and 1, or a "
-            "number of at least 1 that leaves some products for training."
+            f"cannot hold out {test}, which is {target} of {total} products: it should be a share between 0 and 1, or "
+            "a number of at least 1 that leaves some products for training."
         )
     sizes = Counter(groups)
     order = sorted(sizes, key=lambda group: (_sort_key(group, seed), group))
     chosen = _fit_greedily([sizes[group] for group in order], target)
     if not chosen:
         raise UserError(
-            f"a test split of {target} products is smaller than the smallest group ({min(sizes.values())} products "
-            "that share a caption or a picture), and groups are not divided: request at least that many."
+            f"cannot hold out {target} products: the smallest group has {min(sizes.values())} products that share a "
+            "caption or a picture, and groups are not divided; request at least that many."
         )
     test_groups = {order[index] for index in chosen}
     return [group in test_groups for group in groups]

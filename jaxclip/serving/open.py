@@ -134,7 +134,7 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
         image = Path(image).read_bytes()
     if isinstance(image, Image.Image):
         image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    seen = pictures.look(image, most=LONGEST_SIDE, max_pixels=MAX_PIXELS) if isinstance(image, bytes) else image
+    seen = pictures.decode(image, max_side=LONGEST_SIDE, max_pixels=MAX_PIXELS) if isinstance(image, bytes) else image
     if isinstance(seen, str):
         raise UserError(f"the picture cannot be read: {seen}")
     if not isinstance(seen, np.ndarray) or seen.dtype != np.uint8 or seen.ndim != 3 or seen.shape[-1] != 3:

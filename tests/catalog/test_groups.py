@@ -107,7 +107,7 @@ def test_a_split_is_the_same_on_every_machine():
 
 @pytest.mark.parametrize("test", [0, 0.0, -1, 4, 5, 1.0 - 1e-9, 0.01, -0.5])
 def test_a_split_leaves_products_on_both_sides(test):
-    with pytest.raises(UserError, match="test split"):
+    with pytest.raises(UserError, match="cannot hold out"):
         split(["a", "b", "c", "d"], test, seed=0)
 
 
