@@ -82,10 +82,8 @@ def _rows(file: Path) -> Iterator[Product | Oddity]:
         if missing:
             raise UserError(f"{file} has no dataset {' and '.join(missing)}: it has {', '.join(sorted(opened))}.")
         present = [name for name in (TEXT, CATEGORY, ARTICLE, *ATTRIBUTES) if name in opened]
-        total, size = (
-            len(opened[IMAGE]),
-            math.prod(opened[IMAGE].shape[1:]),
-        )  # in bytes; a PNG is smaller than the raw pixels
+        total = len(opened[IMAGE])
+        size = math.prod(opened[IMAGE].shape[1:])  # bytes of the raw pixels; a PNG is smaller
         for start in range(0, total, BLOCK):
             block = {name: opened[name][start : start + BLOCK].reshape(-1) for name in present}
             for offset in range(min(BLOCK, total - start)):
