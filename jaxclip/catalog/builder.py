@@ -39,7 +39,7 @@ class Source:
       test: size of the test split: a number of products, or a share of them if below 1; 0 for no split.
       split_seed: seed of the split.
       columns: role -> column name, for readers of tables.
-      describer: computes further values of each product to store; None for none.
+      describer: computes further values of each product, which are stored; None to store no others.
     """
 
     reader: str
@@ -86,7 +86,7 @@ def folder(prepared: Path) -> Path:
 
 
 def is_prepared(prepared: Path) -> bool:
-    """Returns whether the folder holds a complete dataset; False after an interrupted preparation."""
+    """Returns whether the folder contains a complete dataset; False after an interrupted preparation."""
     return (folder(prepared) / "dataset_info.json").exists()
 
 
@@ -185,7 +185,7 @@ def _prepare(source: Source, prepared: Path, execution: Execution) -> None:
 
 
 def _clear(prepared: Path) -> None:
-    """Removes files of preparations only, because the user's folder may have its own folder named `catalogue`."""
+    """Removes only files of preparations, because the user's folder may contain another folder named `catalogue`."""
     for path in (folder(prepared), *folder(prepared).parent.glob(f"incomplete.*_{VERSION}")):
         shutil.rmtree(path, ignore_errors=True)
     (prepared / CARD).unlink(missing_ok=True)

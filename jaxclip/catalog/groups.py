@@ -63,7 +63,7 @@ def split(groups: Sequence[str], test: int | float, seed: int) -> list[bool]:
       seed: seed of the order in which groups are chosen.
 
     Raises:
-      UserError: `test` leaves no product for training, or none for testing.
+      UserError: `test` leaves no products for training or no products for testing.
     """
     total = len(groups)
     target = round(test * total) if isinstance(test, float) and test < 1 else int(test)

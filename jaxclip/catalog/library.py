@@ -43,7 +43,7 @@ def find_or_prepare(
       beam_options: options of the runner, see `builder.prepare`.
 
     Raises:
-      UserError: there is no catalogue at the path, or the folder holds a dataset prepared with other settings.
+      UserError: there is no catalogue at the path, or the dataset in the folder was prepared with other settings.
     """
     if source.reader == "drawn":
         products, seed = drawn

@@ -63,7 +63,7 @@ def training_batches(
     rows: np.ndarray | None = None,
     canvas: int = 0,
 ) -> Iterator[Batch]:
-    """Yields the batches of the given consecutive steps, or only `rows` of each; no other records are read.
+    """Yields the batches of consecutive steps, or only `rows` of each batch; no other records are read.
 
     Row i of step s is the record at position s * config.batch_size + i of an endless stream in which every epoch is a
     different permutation of the split (`index_shuffle` is a cipher, so nothing is shuffled in memory). The augmentation
@@ -72,7 +72,7 @@ def training_batches(
     Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32. With a `canvas` the device
     resizes the pictures: S is then the side of the canvas, and extent (b, 2) int32 is the height and width of
     each picture in it (`images.augment`). With `partners` a batch also has incorrect_text (b, T) int32, the partner's
-    text with its own random augmentation, similarity (b,) float32, and has_incorrect (b,) bool. Where a record has no
+    text with its own random augmentation, similarity (b,) float32, and has_incorrect (b,) bool. If a record has no
     partner, has_incorrect is False, the incorrect text is another augmentation of its own text and the similarity is 1.
 
     Args:
@@ -185,7 +185,7 @@ def _shuffled(positions: tf.Tensor, total: int, seed: int) -> tf.Tensor:
     """Returns the record numbers (b,) at these positions (b,) of the endless stream."""
     epochs = tf.cast(positions // total, tf.int32)
     seeds = tf.stack([tf.fill(tf.shape(epochs), seed), epochs, tf.zeros_like(epochs)], axis=1)  # (b, 3)
-    # The raw op, because its public wrapper, tf.random.experimental.index_shuffle, takes no seed per index.
+    # The public wrapper, tf.random.experimental.index_shuffle, does not accept one seed per index.
     return tf.raw_ops.RandomIndexShuffle(
         index=positions % total, seed=seeds, max_index=tf.constant(total - 1, tf.int64), rounds=4
     )

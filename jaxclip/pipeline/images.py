@@ -92,16 +92,22 @@ def augment(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns a random, possibly mirrored crop of an encoded picture, and its extent.
 
-    The draws depend only on `seed`, (2,). The crop's area is drawn uniformly and its aspect ratio log-uniformly. The
+    The draws depend only on `seed`. The crop's area is drawn uniformly and its aspect ratio log-uniformly. The
     ratio is relative to the picture's with policy "squash", and relative to a square with policy "crop". No side
     exceeds the picture's. If a crop is drawn, large JPEGs are reduced during decoding (REDUCTIONS); whole pictures are
     not.
 
     Args:
+      encoded: JPEG or PNG bytes.
+      size: side of the result without a canvas, in pixels.
+      policy: how whole pictures are resized, see `resize`.
+      augmentation: ranges of area and aspect ratio, and whether to mirror.
+      seed: (2,) seed of the draws.
+      filter: "bicubic" or "bilinear".
       part: (4,) left, top, right, bottom as shares of the picture; crops are drawn within it. None: the whole picture.
-      canvas: 0, or the side, at least `size`, of a black square whose top left corner holds the crop at its original
-        size, so that the device can scale it (`models.resampling`). Crops that do not fit, and whole pictures with
-        policy "crop", are scaled here.
+      canvas: 0, or the side, at least `size`, of a black square. The crop is placed in its top left corner at its
+        original size, so that the device can scale it (`models.resampling`); crops that do not fit, and whole pictures
+        with policy "crop", are scaled here.
 
     Returns:
       (size, size, 3) uint8, or with a canvas (canvas, canvas, 3) uint8; and (2,) int32, the crop's height and width in

@@ -73,7 +73,7 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
 
             tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{source} holds no Hugging Face tokenizer: {first_line(error)}") from None
+        raise UserError(f"{source} has no Hugging Face tokenizer: {first_line(error)}") from None
     except ImportError:
         raise UserError(f"the tokenizer in {source} needs sentencepiece: pip install sentencepiece") from None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -98,7 +98,7 @@ def cleaned(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTrainedToke
     Raises:
       UserError: the tokenizer is implemented in Python, so that no normalizer can be added to it.
     """
-    if cleaning == "whitespace" or isinstance(tokenizer, SiglipTokenizer):  # SigLIP's own class already canonicalizes
+    if cleaning == "whitespace" or isinstance(tokenizer, SiglipTokenizer):  # SigLIP's class already canonicalizes
         return tokenizer
     if not tokenizer.is_fast:
         raise UserError(
@@ -114,7 +114,7 @@ def cleaned(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTrainedToke
             normalizers.Strip(),
         ]
     backend.normalizer = normalizers.Sequence([*steps, *([backend.normalizer] if backend.normalizer else [])])
-    # Not the original class: some, such as T5's, replace the normalizer in tokenizer.json when they are loaded.
+    # Not the tokenizer's original class: some classes, such as T5's, replace the normalizer when they are loaded.
     tokens = {name: str(token) for name in SPECIAL_TOKENS if (token := getattr(tokenizer, name))}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, model_max_length=tokenizer.model_max_length, padding_side="right", **tokens

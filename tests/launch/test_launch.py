@@ -83,10 +83,8 @@ def test_gke_applies_a_jobset_with_a_valid_pod_template(launch, kind):
     job = jobs["template"]["spec"]
     assert job["parallelism"] == job["completions"] == 4 and job["completionMode"] == "Indexed"
     (container,) = job["template"]["spec"]["containers"]
-    assert container["args"][-4:] == [
-        "--stopped_status=75",
-        *ARGUMENTS,
-    ]  # with status 0 an evicted pod would count as finished
+    # With status 0, an evicted pod would count as finished.
+    assert container["args"][-4:] == ["--stopped_status=75", *ARGUMENTS]
     assert container["command"] == ["python", "-m", "jaxclip.train"]
     if kind == "gpu":
         # JobSet names pods NAME-JOB-INDEX-POD.NAME.

@@ -72,7 +72,7 @@ def test_a_saved_tokenizer_gives_the_same_ids(tmp_path):
 
 
 def t5(folder):
-    """Writes a tokenizer of single characters; its class is the one that SigLIP checkpoints for open_clip name."""
+    """Writes a tokenizer of single characters; its class is the one named by SigLIP checkpoints for open_clip."""
     letters = [(letter, -3.0) for letter in string.ascii_letters + string.digits + string.punctuation + "▁"]
     model = models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *letters], unk_id=2)
     tokenizer = PreTrainedTokenizerFast(
@@ -131,9 +131,9 @@ def test_a_tokenizer_without_any_end_token_is_refused(tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
-    with pytest.raises(UserError, match="holds no Hugging Face tokenizer"):
+    with pytest.raises(UserError, match="has no Hugging Face tokenizer"):
         text.load_tokenizer(tmp_path)
-    with pytest.raises(UserError, match="holds no Hugging Face tokenizer"):
+    with pytest.raises(UserError, match="has no Hugging Face tokenizer"):
         text.load_tokenizer(tmp_path / "absent")
 
 

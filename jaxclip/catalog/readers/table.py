@@ -35,8 +35,8 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     caption column is a gallery: its products have no captions, and an oddity reports this.
 
     Raises:
-      UserError: there is no table, the image column or a named column is missing, a quote is never closed, or no row is
-        usable.
+      UserError: there is no table, the image column or a configured column is missing, a quotation mark is not closed,
+        or no row is usable.
     """
     table = _find_table(path)
     entries: dict[tuple[str, str], _Entry] = {}
@@ -88,7 +88,7 @@ def _find_table(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"{path} does not exist: give a .csv or .tsv file, or the folder that holds one.")
+        raise UserError(f"{path} does not exist: give a .csv or .tsv file, or its folder.")
     if (path / "metadata.csv").is_file():
         return path / "metadata.csv"
     tables = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in (".csv", ".tsv"))
