@@ -202,12 +202,12 @@ def _splits(names: list[str], source: Source) -> dict[str, list[int]]:
 
 
 def _count(oddities: list[Oddity], *, dropped: bool) -> dict[str, int]:
-    return dict(Counter(oddity.what for oddity in oddities if oddity.dropped == dropped).most_common())
+    return dict(Counter(oddity.kind for oddity in oddities if oddity.dropped == dropped).most_common())
 
 
 def _list_counts(oddities: list[Oddity]) -> str:
     counts = _count(oddities, dropped=True)
-    return "; ".join(f"{what}: {count}" for what, count in counts.items()) or "it has no products"
+    return "; ".join(f"{kind}: {count}" for kind, count in counts.items()) or "it has no products"
 
 
 def _fingerprint(products: Sequence[Product], hashes: list[str], splits: Mapping[str, list[int]]) -> str:

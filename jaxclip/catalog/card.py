@@ -126,8 +126,8 @@ def _short(text: str) -> str:
 
 def _rarest_first(oddities: Sequence[Oddity]) -> list[Oddity]:
     """Returns the dropped before the mended, rare kinds first, so that truncation removes only frequent kinds."""
-    counts = Counter((oddity.dropped, oddity.what) for oddity in oddities)
-    return sorted(oddities, key=lambda o: (not o.dropped, counts[o.dropped, o.what], o.what))
+    counts = Counter((oddity.dropped, oddity.kind) for oddity in oddities)
+    return sorted(oddities, key=lambda o: (not o.dropped, counts[o.dropped, o.kind], o.kind))
 
 
 @dataclass(frozen=True)

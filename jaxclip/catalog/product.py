@@ -55,13 +55,13 @@ class Oddity:
     """A defect in a catalogue, and whether the product was dropped because of it.
 
     Attributes:
-      where: the file, row or id at which a user finds it.
-      what: the kind of oddity; a kind always has the same words, so that it can be counted.
+      location: the file, row or id at which a user finds it.
+      kind: the kind of oddity; a kind always has the same words, so that it can be counted.
       dropped: True if the product was left out, False if it was mended and kept.
     """
 
-    where: str
-    what: str
+    location: str
+    kind: str
     dropped: bool
 
 

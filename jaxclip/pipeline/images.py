@@ -32,7 +32,7 @@ def decode(encoded: tf.Tensor, reduction: int = 1) -> tf.Tensor:
     return tf.ensure_shape(picture, (None, None, 3))
 
 
-def shape_of(encoded: tf.Tensor) -> tf.Tensor:
+def read_shape(encoded: tf.Tensor) -> tf.Tensor:
     """Returns (height, width) int32 of a JPEG or PNG, read from its header."""
     return tf.cond(
         tf.io.is_jpeg(encoded),
@@ -113,7 +113,7 @@ def augment(
       (size, size, 3) uint8, or with a canvas (canvas, canvas, 3) uint8; and (2,) int32, the crop's height and width in
       that array.
     """
-    shape = shape_of(encoded)
+    shape = read_shape(encoded)
     begin, end = (tf.zeros_like(shape), shape) if part is None else pixel_bounds(shape, part)
     whole = augmentation.keeps_whole_picture
     if not whole:

@@ -114,7 +114,7 @@ class Records:
             product = _product(_fields(serialized))
             yield product, int(product.group)
 
-    def pictured(self) -> Iterator[tuple[Product, bytes, np.ndarray | None]]:
+    def products_with_pictures(self) -> Iterator[tuple[Product, bytes, np.ndarray | None]]:
         """Yields every product in order with its encoded picture and its best crop.
 
         The crop is (4,) float32: left, top, right, bottom as shares of the picture; None if none was prepared.
@@ -124,21 +124,21 @@ class Records:
             crop = np.asarray(fields["crops"].float_list.value[:4], np.float32) if "crops" in self.features else None
             yield _product(fields), fields["image"].bytes_list.value[0], crop
 
-    def described(self, number: int) -> tuple[Product, dict[str, np.ndarray | str | tuple[str, ...]]]:
+    def product_with_features(self, number: int) -> tuple[Product, dict[str, np.ndarray | str | tuple[str, ...]]]:
         """Returns the product of one record and its computed features by column name, without pictures."""
         fields = _fields(self.read(np.asarray([number]))[0])
-        measured = {}
+        features = {}
         for name in self.features.keys() - _PRODUCT_FIELDS:
             stored, feature = fields[name], self.features[name]
             if isinstance(feature, tfds.features.Sequence):
-                measured[name] = _texts(stored)
+                features[name] = _texts(stored)
             elif isinstance(feature, tfds.features.Text):
-                (measured[name],) = _texts(stored)
+                (features[name],) = _texts(stored)
             else:
                 values = stored.float_list.value or stored.int64_list.value
                 shape = [-1 if side is None else side for side in feature.shape]
-                measured[name] = np.asarray(values, feature.np_dtype).reshape(shape)
-        return _product(fields), measured
+                features[name] = np.asarray(values, feature.np_dtype).reshape(shape)
+        return _product(fields), features
 
     def _all(self) -> Iterator[bytes]:
         for start in range(0, len(self), READ_BLOCK):

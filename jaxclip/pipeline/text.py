@@ -88,7 +88,7 @@ def _class_of(source: Path) -> str:
     return str(json.loads(path.read_text()).get("tokenizer_class", "")) if path.is_file() else ""
 
 
-def cleaned(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTrainedTokenizerBase:
+def add_cleaning(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTrainedTokenizerBase:
     """Returns a tokenizer that also cleans captions as open_clip does before tokenizing.
 
     "lower" lower-cases; "canonicalize" (SigLIP) also removes ASCII punctuation and repeated spaces, and replaces "_"

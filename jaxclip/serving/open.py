@@ -85,7 +85,7 @@ def open_searcher(
         Path(builder.metadata(prepared)["source"]["path"]).name,
         _with_colours(products, records),
         records.picture,
-        lambda number: ProductDetails(*records.described(number)),
+        lambda number: ProductDetails(*records.product_with_features(number)),
     )
     return Searcher(
         gallery,
@@ -147,7 +147,9 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
 def _read(records: Records, encoders: Encoders) -> tuple[list[Product], list[bytes], list[bytes]]:
     """Returns the products, and the keys of their pictures and of their crops in an embedding store."""
     products, pictures, crops = [], [], []
-    for product, picture, crop in bar(records.pictured(), total=len(records), desc="reading products", unit="product"):
+    for product, picture, crop in bar(
+        records.products_with_pictures(), total=len(records), desc="reading products", unit="product"
+    ):
         products.append(product)
         pictures.append(encoders.picture_key(picture, crop))
         crops.append(encoders.picture_key(picture, crop, crops=True))

@@ -74,7 +74,7 @@ def some_products(number):
 
 def write(path, products, oddities=(), pictures=None, sizes=None, descriptions=None, **facts):
     def count(dropped):
-        return dict(Counter(o.what for o in oddities if o.dropped == dropped))
+        return dict(Counter(o.kind for o in oddities if o.dropped == dropped))
 
     facts = {
         "source": {"reader": "table", "path": "/somewhere/shop", "test": 0.1, "split_seed": 7, "columns": {}},
@@ -96,7 +96,7 @@ def test_every_oddity_is_listed_and_every_kind_counted(tmp_path):
     oddities += [Oddity(f"styles.csv:{n}", "no name, built from attributes", False) for n in range(100, 107)]
     page = Elements(write(tmp_path / "card.html", some_products(100), oddities))
     listed = [tuple(row) for row in page.rows if row[-1:] in (["dropped"], ["mended"])]
-    assert sorted(listed) == sorted((o.where, o.what, "dropped" if o.dropped else "mended") for o in oddities)
+    assert sorted(listed) == sorted((o.location, o.kind, "dropped" if o.dropped else "mended") for o in oddities)
     assert page.row("duplicate id") == ["duplicate id", "30"]
     assert page.row("image truncated") == ["image truncated", "5"]
     assert page.row("no name, built from attributes") == ["no name, built from attributes", "7"]

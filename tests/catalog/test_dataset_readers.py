@@ -18,11 +18,11 @@ from jaxclip.errors import UserError
 
 
 def read(name, path, **columns):
-    """Returns (products by id, oddities as (where, what, dropped))."""
+    """Returns (products by id, oddities as (location, kind, dropped))."""
     items = list(READERS[name](path, columns))
     products = {item.id: item for item in items if isinstance(item, Product)}
     assert len(products) == sum(isinstance(item, Product) for item in items), "ids must be unique"
-    return products, [(item.where, item.what, item.dropped) for item in items if isinstance(item, Oddity)]
+    return products, [(item.location, item.kind, item.dropped) for item in items if isinstance(item, Oddity)]
 
 
 def picture(colour="red", size=(6, 8), form="JPEG"):
@@ -103,7 +103,7 @@ def test_deepfashion_inshop_articles_have_several_photos_and_a_partition(tmp_pat
     assert (first.category, first.attributes["partition"]) == ("Tees Tanks", "query")
     assert first.attributes["colours"] == "Purple, Blue" and first.attributes["view"] == "front"
     assert len(products) == 2 and all(map(is_picture, products.values()))
-    assert [what for _, what, _ in oddities] == [
+    assert [kind for _, kind, _ in oddities] == [
         "article without a description",
         "row is not a photo, an article and a partition",
     ]
@@ -173,7 +173,7 @@ def test_amazon_photos_are_found_by_url_or_asin_and_ratings_are_counted(tmp_path
     assert products["A1"].attributes == {"reviews": "2", "rating": "3.50"}
     assert products["A2"].image.name == "41+abc.jpg" and is_picture(products["A1"])
     assert inspect(products["A3"].image) == "image missing" and products["A3"].attributes == {"brand": "Acme"}
-    assert [what for _, what, _ in oddities] == [
+    assert [kind for _, kind, _ in oddities] == [
         "product without a title",
         "duplicate ASIN",
         "title is a page of HTML",

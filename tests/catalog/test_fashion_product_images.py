@@ -21,11 +21,11 @@ SHIRT = "1,Men,Apparel,Topwear,Shirts,Blue,Fall,2011,Casual,Turtle Check Shirt"
 
 
 def read_styles(path, **columns):
-    """Returns (products by id, oddities as (where, what, dropped))."""
+    """Returns (products by id, oddities as (location, kind, dropped))."""
     items = list(fashion_product_images.read(Path(path), columns))
     products = {item.id: item for item in items if isinstance(item, Product)}
     assert len(products) == sum(isinstance(item, Product) for item in items), "ids must be unique"
-    return products, [(item.where, item.what, item.dropped) for item in items if isinstance(item, Oddity)]
+    return products, [(item.location, item.kind, item.dropped) for item in items if isinstance(item, Oddity)]
 
 
 def styles(folder, *rows, header=COLUMNS, encoding="utf-8"):
@@ -201,9 +201,9 @@ def test_the_real_catalogue_is_read_with_its_known_oddities():
     products, oddities = read_styles(Path(REAL) / "fashion-products")
     assert len(products) == 6000
     assert all(product.image.is_file() for product in products.values())
-    assert Counter(what for _, what, _ in oddities) == {"no name, built from attributes": 7}
+    assert Counter(kind for _, kind, _ in oddities) == {"no name, built from attributes": 7}
     lines = (Path(REAL) / "fashion-products" / "styles.csv").read_text().splitlines()
-    nameless = {lines[int(where.removeprefix("styles.csv:")) - 1].split(",")[0] for where, _, _ in oddities}
+    nameless = {lines[int(location.removeprefix("styles.csv:")) - 1].split(",")[0] for location, _, _ in oddities}
     assert nameless == {"42878", "30991", "45687", "42863", "45698", "30992", "43119"}
     assert products["42878"].captions == ("Women Maroon Clutches",)
     with_commas = {id_ for id_, product in products.items() if "," in product.captions[0]}

@@ -16,11 +16,11 @@ from jaxclip.errors import UserError
 
 
 def read(name, path, **columns):
-    """Returns (products by id, oddities as (where, what, dropped))."""
+    """Returns (products by id, oddities as (location, kind, dropped))."""
     items = list(READERS[name](path, columns))
     products = {item.id: item for item in items if isinstance(item, Product)}
     assert len(products) == sum(isinstance(item, Product) for item in items), "ids must be unique"
-    return products, [(item.where, item.what, item.dropped) for item in items if isinstance(item, Oddity)]
+    return products, [(item.location, item.kind, item.dropped) for item in items if isinstance(item, Oddity)]
 
 
 def picture(colour="red", size=(6, 8), form="JPEG"):
@@ -76,7 +76,7 @@ def test_coco_captions_are_joined_by_image_and_photos_are_in_the_folder_of_their
     products, oddities = read("coco_captions", tmp_path)
     assert products["000000000007"].captions == ("A cat.", "A black cat.") and is_picture(products["000000000007"])
     assert products["000000000007"].attributes == {"partition": "val2017"}
-    assert [what for _, what, _ in oddities] == ["photo without a caption"]
+    assert [kind for _, kind, _ in oddities] == ["photo without a caption"]
     put(tmp_path / "annotations/captions_val2017.json", '{"images": []}')
     with pytest.raises(UserError, match="captions_val2017.json should hold"):
         read("coco_captions", tmp_path)
@@ -108,7 +108,7 @@ def test_webdataset_pictures_are_read_directly_from_the_tar(tmp_path):
     assert products["a/1"].category == "Bags" and products["a/1"].attributes == {"sku": "12"}
     assert products["a/0"].image.read() == picture("red") and str(products["a/0"].image) == "00000.tar: a/0.jpg"
     assert all(map(is_picture, products.values()))
-    assert [what for _, what, _ in oddities] == [
+    assert [kind for _, kind, _ in oddities] == [
         "sample without a picture",
         "sample without a caption",
         "duplicate id",
@@ -166,7 +166,7 @@ def test_any_tfds_dataset_is_read_by_the_names_of_its_features(tmp_path):
     assert products["n1"].captions == ("bag 1", "a bag") and products["n1"].category == "hand bag"
     assert products["n1"].attributes == {"label": "hand bag", "price": "5", "partition": "train"}
     assert all(map(is_picture, products.values()))
-    assert [what for _, what, _ in oddities] == ["example without a caption"]
+    assert [kind for _, kind, _ in oddities] == ["example without a caption"]
     with pytest.raises(UserError, match="has no feature text .*columns.caption.*: it has"):
         read("tfds", folder, caption="text")
     store("tfrecord")

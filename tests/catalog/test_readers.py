@@ -14,11 +14,11 @@ from jaxclip.errors import UserError
 
 
 def read(name, path, **columns):
-    """Returns (products by id, oddities as (where, what, dropped))."""
+    """Returns (products by id, oddities as (location, kind, dropped))."""
     items = list(READERS[name](Path(path), columns))
     products = {item.id: item for item in items if isinstance(item, Product)}
     assert len(products) == sum(isinstance(item, Product) for item in items), "ids must be unique"
-    return products, [(item.where, item.what, item.dropped) for item in items if isinstance(item, Oddity)]
+    return products, [(item.location, item.kind, item.dropped) for item in items if isinstance(item, Oddity)]
 
 
 def test_a_table_of_any_columns_is_read(tmp_path):

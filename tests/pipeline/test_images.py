@@ -174,4 +174,4 @@ def test_large_jpegs_are_reduced_while_they_are_decoded(monkeypatch, ratio, redu
     ids=["jpeg", "jpeg gray progressive", "png"],
 )
 def test_the_shape_of_a_picture_is_read_from_its_header(data):
-    assert images.shape_of(tf.constant(data[:4000])).numpy().tolist() == [151, 113]
+    assert images.read_shape(tf.constant(data[:4000])).numpy().tolist() == [151, 113]

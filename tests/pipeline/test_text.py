@@ -88,7 +88,7 @@ def t5(folder):
 def canonical(tmp_path_factory):
     """A T5 tokenizer, and the same tokenizer with canonicalization, saved and loaded."""
     folder = t5(tmp_path_factory.mktemp("t5"))
-    cleaned = text.cleaned(text.load_tokenizer(folder), "canonicalize")
+    cleaned = text.add_cleaning(text.load_tokenizer(folder), "canonicalize")
     text.save_tokenizer(cleaned, folder / "canonical")
     return text.load_tokenizer(folder), text.load_tokenizer(folder / "canonical")
 
@@ -103,9 +103,9 @@ def test_a_reloaded_tokenizer_canonicalizes_drawnas_big_vision_does(canonical, v
 
 def test_cleaning_lower_only_lowercases_and_whitespace_changes_nothing(tmp_path):
     plain = text.load_tokenizer(t5(tmp_path))
-    assert text.cleaned(plain, "whitespace") is plain
+    assert text.add_cleaning(plain, "whitespace") is plain
     expected = text.encode(plain, ["red T.shirt", "red t.shirt"], 16)
-    lower = text.cleaned(plain, "lower")
+    lower = text.add_cleaning(plain, "lower")
     np.testing.assert_array_equal(text.encode(lower, ["Red T.SHIRT"], 16), expected[1:])
     assert (lower.eos_token_id, lower.pad_token_id, lower.model_max_length) == (1, 1, 64)
 

@@ -46,14 +46,14 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         reviews = table.with_name(table.name.removeprefix("meta_"))
         if reviews.is_file():
             yield from _read_ratings(reviews, ratings)
-        for where, entry in _lines(table):
+        for location, entry in _lines(table):
             if isinstance(entry, str):
-                yield Oddity(where, entry, dropped=True)
+                yield Oddity(location, entry, dropped=True)
                 continue
             asin, title = str(entry.get("asin") or ""), _text(entry.get("title"))
             problem = _find_problem(asin, title, seen)
             if problem:
-                yield Oddity(f"{where} {asin}".rstrip(), problem, dropped=True)
+                yield Oddity(f"{location} {asin}".rstrip(), problem, dropped=True)
                 continue
             seen.add(asin)
             yield Product(
@@ -79,9 +79,9 @@ def _find_problem(asin: str, title: str, seen: set[str]) -> str:
 
 def _read_ratings(reviews: Path, ratings: dict[str, tuple[int, float]]) -> Iterator[Oddity]:
     """Adds each review to its product's (number of reviews, sum of ratings); yields an oddity per malformed line."""
-    for where, entry in _lines(reviews):
+    for location, entry in _lines(reviews):
         if isinstance(entry, str):
-            yield Oddity(where, entry, dropped=False)
+            yield Oddity(location, entry, dropped=False)
         elif "asin" in entry and isinstance(entry.get("overall"), int | float):
             count, total = ratings.get(entry["asin"], (0, 0.0))
             ratings[entry["asin"]] = (count + 1, total + entry["overall"])

@@ -39,14 +39,14 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         fields = line.split()
         if number <= 2 or not fields:  # the first two lines are the number of photos and the header
             continue
-        where = f"{PARTITION}:{number}"
+        location = f"{PARTITION}:{number}"
         if len(fields) != 3 or not fields[0].startswith("img/"):
-            yield Oddity(where, "row is not a photo, an article and a partition", dropped=True)
+            yield Oddity(location, "row is not a photo, an article and a partition", dropped=True)
             continue
         photo, item, partition = fields
         texts, colours = described.get(item, ([], []))
         if not texts:
-            yield Oddity(where, "article without a description", dropped=True)
+            yield Oddity(location, "article without a description", dropped=True)
             continue
         photo_path = Path(photo).relative_to("img")
         gender, category = (photo_path.parts[0], photo_path.parts[1]) if len(photo_path.parts) > 3 else ("", "")

@@ -43,18 +43,18 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
             line = _decode(raw)
             if not line:
                 continue
-            where = f"{table.name}:{number}"
+            location = f"{table.name}:{number}"
             if "\ufffd" in line:
-                yield Oddity(where, "broken UTF-8", dropped=False)
+                yield Oddity(location, "broken UTF-8", dropped=False)
             fields = split_row(line, len(header), header.index(NAME))
             if fields is None:
-                yield Oddity(where, "row with too few fields", dropped=True)
+                yield Oddity(location, "row with too few fields", dropped=True)
                 continue
             row = dict(zip(header, (" ".join(field.split()) for field in fields), strict=True))
             row = {column: value for column, value in row.items() if column and value not in MISSING}
             id_ = row.pop("id", "")
             if not id_ or id_ in seen:
-                yield Oddity(where, "duplicate id" if id_ else "row without an id", dropped=True)
+                yield Oddity(location, "duplicate id" if id_ else "row without an id", dropped=True)
                 continue
             seen.add(id_)
             if has_details:
@@ -63,9 +63,9 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
                     yield Oddity(f"styles/{id_}.json", added, dropped=False)
                 else:
                     if NAME in added and NAME not in row:
-                        yield Oddity(where, "no name, taken from its JSON file", dropped=False)
+                        yield Oddity(location, "no name, taken from its JSON file", dropped=False)
                     row = added | row
-            name, oddity = _name(row, where)
+            name, oddity = _name(row, location)
             if oddity:
                 yield oddity
             if name:
@@ -125,13 +125,13 @@ def _decode(raw: bytes) -> str:
     return raw.rstrip(b"\r\n").decode("utf-8", errors="replace")
 
 
-def _name(row: Mapping[str, str], where: str) -> tuple[str, Oddity | None]:
+def _name(row: Mapping[str, str], location: str) -> tuple[str, Oddity | None]:
     if NAME in row:
         return row[NAME], None
     if "articleType" not in row:
-        return "", Oddity(where, "no name and no article type", dropped=True)
+        return "", Oddity(location, "no name and no article type", dropped=True)
     name = " ".join(row[source] for source in NAME_SOURCES if source in row)
-    return name, Oddity(where, "no name, built from attributes", dropped=False)
+    return name, Oddity(location, "no name, built from attributes", dropped=False)
 
 
 def _details(path: Path) -> dict[str, str] | str:

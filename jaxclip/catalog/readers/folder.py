@@ -32,12 +32,12 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         images = [file for file in files if file.suffix.lower() in SUFFIXES]
         stems = Counter(image.stem for image in images)
         for file in files:
-            where = _text(file.relative_to(path))
+            location = _text(file.relative_to(path))
             if file.suffix.lower() == ".txt":
                 if file.stem not in stems:
-                    yield Oddity(where, "caption without an image", dropped=True)
+                    yield Oddity(location, "caption without an image", dropped=True)
             elif file not in images:
-                yield Oddity(where, "not an image by its suffix", dropped=True)
+                yield Oddity(location, "not an image by its suffix", dropped=True)
             else:
                 empty = False
                 captions, oddity = _captions(file)
@@ -45,7 +45,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
                     yield Oddity(_text(file.with_suffix(".txt").relative_to(path)), oddity, dropped=False)
                 if not captions:
                     captions = (humanise(folder.name if category else file.stem),)
-                id_ = where if stems[file.stem] > 1 else where.removesuffix(file.suffix)
+                id_ = location if stems[file.stem] > 1 else location.removesuffix(file.suffix)
                 yield Product(id_, file, captions, category)
     if empty:
         raise UserError(f"{path} has no image: images are files that end in {', '.join(SUFFIXES)}.")

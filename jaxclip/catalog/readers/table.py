@@ -42,16 +42,16 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     entries: dict[tuple[str, str], _Entry] = {}
     ids: set[str] = set()
     roles: dict[str, str] = {}
-    for where, values in _rows(table):
+    for location, values in _rows(table):
         if isinstance(values, str):
-            yield Oddity(where, values, dropped=True)
+            yield Oddity(location, values, dropped=True)
             continue
         if not roles:
             roles = _roles(table, list(values), columns)
             if "caption" not in roles:
                 yield Oddity(table.name, "no caption column (set it with data.columns.caption)", dropped=False)
         if any("\ufffd" in value for value in values.values()):
-            yield Oddity(where, "broken UTF-8", dropped=False)
+            yield Oddity(location, "broken UTF-8", dropped=False)
         row_values = {
             column: " ".join(value.split()) for column, value in values.items() if value.strip() not in MISSING
         }
@@ -59,11 +59,11 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         image, caption = values[roles["image"]].strip(), "" if gallery else row_values.get(roles["caption"], "")
         problem = _find_problem(image, caption, gallery=gallery)
         if problem:
-            yield Oddity(where, problem, dropped=True)
+            yield Oddity(location, problem, dropped=True)
             continue
         id_ = row_values.get(roles["id"], "") if "id" in roles else image
         if not id_:
-            yield Oddity(where, "row without an id", dropped=True)
+            yield Oddity(location, "row without an id", dropped=True)
             continue
         entry = entries.get((id_, image))
         if entry:
@@ -72,7 +72,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
             continue
         unique = _unique(id_, ids)
         if unique != id_:
-            yield Oddity(where, "id of another image, made unique by a number", dropped=False)
+            yield Oddity(location, "id of another image, made unique by a number", dropped=False)
         ids.add(unique)
         entries[id_, image] = _Entry(unique, image, [caption] if caption else [], row_values)
     if not entries:

@@ -67,10 +67,10 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     }
     for split in builder.info.splits:
         for row, example in enumerate(_source(path, split, roles["image"])):
-            where = f"{path.parent.name}: {split}[{row}]"
+            location = f"{path.parent.name}: {split}[{row}]"
             captions = _captions(_values(example, roles["caption"]))
             if not captions:
-                yield Oddity(where, "example without a caption", dropped=True)
+                yield Oddity(location, "example without a caption", dropped=True)
                 continue
             attributes = {
                 name: text for name, f in attribute_features.items() if (text := _text(_values(example, name), f))

@@ -93,10 +93,10 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, TarMember]]]:
 
 
 def _product(key: str, sample: Mapping[str, TarMember], columns: Mapping[str, str]) -> Product | Oddity:
-    where = str(next(iter(sample.values())))
+    location = str(next(iter(sample.values())))
     picture = next((member for suffix, member in sample.items() if suffix in SUFFIXES), None)
     if picture is None:
-        return Oddity(where, "sample without a picture", dropped=True)
+        return Oddity(location, "sample without a picture", dropped=True)
     values: dict[str, str] = {}
     if ".json" in sample:
         try:
@@ -111,7 +111,7 @@ def _product(key: str, sample: Mapping[str, TarMember], columns: Mapping[str, st
     captions = captions or [_pop_role(values, "caption", columns)]
     captions = list(dict.fromkeys(filter(None, captions)))
     if not captions:
-        return Oddity(where, "sample without a caption", dropped=True)
+        return Oddity(location, "sample without a caption", dropped=True)
     id_, category = _pop_role(values, "id", columns) or key, _pop_role(values, "category", columns)
     return Product(id_, picture, tuple(captions), category, {name: value for name, value in values.items() if value})
 
