@@ -95,8 +95,8 @@ def training_batches(
 
     dataset = _map(tf.data.Dataset.range(steps.start, steps.stop), positions, parallel=1)
     dataset = _map(dataset, _make_reader(records, partners, config.seed, len(rows)), parallel=2)
-    example = _make_augmenter(records, preprocess, config, canvas)
-    dataset = _map(dataset.unbatch(), example, parallel=config.data.workers or tf.data.AUTOTUNE)
+    augment = _make_augmenter(records, preprocess, config, canvas)
+    dataset = _map(dataset.unbatch(), augment, parallel=config.data.workers or tf.data.AUTOTUNE)
     tokenize = _make_batch_tokenizer(tokenizer, preprocess, config.augmentation, len(rows))
     dataset = _map(dataset.batch(len(rows), drop_remainder=True), tokenize, parallel=2)
     return dataset.prefetch(2).as_numpy_iterator()
