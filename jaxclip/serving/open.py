@@ -85,7 +85,7 @@ def open_searcher(
         Path(builder.metadata(prepared)["source"]["path"]).name,
         _with_colours(products, records),
         records.picture,
-        lambda number: ProductDetails(*records.described(number)),
+        lambda number: ProductDetails(*records.product_with_features(number)),
     )
     return Searcher(
         gallery,
@@ -134,7 +134,7 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
         image = Path(image).read_bytes()
     if isinstance(image, Image.Image):
         image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    seen = pictures.look(image, most=LONGEST_SIDE, max_pixels=MAX_PIXELS) if isinstance(image, bytes) else image
+    seen = pictures.decode(image, max_side=LONGEST_SIDE, max_pixels=MAX_PIXELS) if isinstance(image, bytes) else image
     if isinstance(seen, str):
         raise UserError(f"the picture cannot be read: {seen}")
     if not isinstance(seen, np.ndarray) or seen.dtype != np.uint8 or seen.ndim != 3 or seen.shape[-1] != 3:
@@ -147,7 +147,9 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
 def _read(records: Records, encoders: Encoders) -> tuple[list[Product], list[bytes], list[bytes]]:
     """Returns the products, and the keys of their pictures and of their crops in an embedding store."""
     products, pictures, crops = [], [], []
-    for product, picture, crop in bar(records.pictured(), total=len(records), desc="reading products", unit="product"):
+    for product, picture, crop in bar(
+        records.products_with_pictures(), total=len(records), desc="reading products", unit="product"
+    ):
         products.append(product)
         pictures.append(encoders.picture_key(picture, crop))
         crops.append(encoders.picture_key(picture, crop, crops=True))
