@@ -46,7 +46,7 @@ def open_searcher(
     prepared: Path,
     *,
     step: str,
-    rerank: "tuple[Path, Config] | None" = None,
+    rerank: tuple[Path, Config] | None = None,
     say: Callable[[str], None],
 ) -> Searcher:
     """Returns the searcher of a workdir's checkpoint over the configured split of a prepared dataset.
