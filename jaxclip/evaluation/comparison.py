@@ -179,7 +179,7 @@ def write_sheet(
             raise UserError(
                 f"step {loaded.step} of {run.workdir} gives vectors that are not finite: give another --step"
             )
-        nearest = NearestNeighbours(images, most=SHOWN, devices=jax.local_devices()[:1])(texts)
+        nearest = NearestNeighbours(images, max_k=SHOWN, devices=jax.local_devices()[:1])(texts)
         for sentence, *best in zip(sentences, *nearest, strict=True):
             sheet[sentence][name] = [
                 pages.picture(int(n), gallery, relevant=False, score=float(score))

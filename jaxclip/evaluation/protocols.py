@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxclip.errors import UserError
 from jaxclip.ranking import metrics, significance, trials
-from jaxclip.ranking.candidates import Candidates, moved
+from jaxclip.ranking.candidates import Candidates, rank_changes
 from jaxclip.ranking.ranks import Ranks, both_ways
 from jaxclip.ranking.relevance import Relevance
 
@@ -152,8 +152,8 @@ def _metrics(details: Details, by_category, trial_figures, ks, seed) -> dict[str
 
 
 def _reranked(details: Details, retrieved: Candidates, seed: int) -> dict[str, Any]:
-    shifts = moved(details.first_stage.best_ranks, details.text_to_image.best_ranks)
-    shares = {"retrieved": retrieved.found, **shifts}
+    changes = rank_changes(details.first_stage.best_ranks, details.text_to_image.best_ranks)
+    shares = {"retrieved": retrieved.found, **changes}
     return {
         "first_stage": _figures(details.first_stage, seed),
         "reranked": {"k": retrieved.items.shape[1], **means(shares, seed)},

@@ -12,7 +12,7 @@ from PIL import Image
 
 from jaxclip.catalog.pictures import mime
 from jaxclip.evaluation import charts, protocols
-from jaxclip.ranking.candidates import moved
+from jaxclip.ranking.candidates import rank_changes
 
 SHOWN_QUERIES, SHOWN_SEED, SHOWN_CATEGORIES = 24, 0, 20
 THUMBNAIL_BYTES, THUMBNAIL_SIDE = 12_000, 220
@@ -173,7 +173,7 @@ def report_page(
         ranked=ranked,
         failures=failures or {},
         comparison=comparison,
-        moved=protocols.means(moved(comparison.best_ranks, best_ranks), SHOWN_SEED) if comparison else {},
+        moved=protocols.means(rank_changes(comparison.best_ranks, best_ranks), SHOWN_SEED) if comparison else {},
         frame=charts.FRAME,
     )
 

@@ -89,7 +89,7 @@ def open_searcher(
     )
     return Searcher(
         gallery,
-        NearestNeighbours(vectors, most=depth),
+        NearestNeighbours(vectors, max_k=depth),
         query_encoders(encoders, first.params, make_describer(config)),
         second,
     )

@@ -36,7 +36,7 @@ def find_or_mine(config, prepared, lines=None):
 
 
 def checksums(folder):
-    """Returns the checksum of each file of a prepared dataset, without the files next to it."""
+    """Returns the checksum of each record file in a prepared folder, which excludes the card and the pair tables."""
     files = sorted(path for path in (folder / builder.NAME).rglob("*") if path.is_file())
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
