@@ -14,11 +14,17 @@ second per query on a CPU: use an accelerator.
 
 from ml_collections import ConfigDict
 
+from jaxclip.errors import UserError
+
+VARIANTS = ("segments", "truncated")
+
 
 def get_config(variant: str = "segments") -> ConfigDict:
     """Returns the configuration of a variant: segments or truncated."""
-    if variant not in ("segments", "truncated"):
-        raise ValueError(f"variant {variant!r} is none of segments, truncated")
+    if variant not in VARIANTS:
+        raise UserError(
+            f"configs/cross_attention_deepfashion.py:{variant} is none of its variants, {', '.join(VARIANTS)}"
+        )
     config = ConfigDict()
     config.task = "rerank"
     config.first_stage = "runs/deepfashion"

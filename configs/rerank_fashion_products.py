@@ -13,6 +13,8 @@ points: from .420 to .459 on split seed 42, on which its features were chosen, a
 
 from ml_collections import ConfigDict
 
+from jaxclip.errors import UserError
+
 BEST = ("hubness", "image", "attributes")
 FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture", "attributes")
 
@@ -41,7 +43,7 @@ def get_config(variant: str = "gated") -> ConfigDict:
         )
         return config
     if variant not in ("gated", "ablation"):
-        raise ValueError(f"variant {variant!r} is none of gated, ablation, paper")
+        raise UserError(f"configs/rerank_fashion_products.py:{variant} is none of its variants, gated, ablation, paper")
     config.epochs = 3.0
     config.optimizer = ConfigDict({"learning_rate": 2e-3, "warmup_steps": 50})
     config.rerank = ConfigDict({"features": ",".join(BEST), "dropout": 0.3})

@@ -25,10 +25,10 @@ def load(
     Args:
       workdir: folder of the run.
       gallery: catalogue to search, raw or prepared; None for the complete catalogue of the workdir.
-      step: checkpoint: latest, best or a step. A re-ranker needs the step that it was trained on.
+      step: checkpoint: "latest", "best" or a step. A re-ranker needs the step on which it was trained.
       rerank: workdir of a re-ranker that was trained on these towers.
-      overrides: fields of the configuration, as on the command line: {"data.reader": "folder"}.
-      say: receives progress messages.
+      overrides: fields of the configuration, as text, such as {"data.reader": "folder"}.
+      say: prints a progress message.
 
     Raises:
       jaxclip.errors.UserError: there is no such workdir, checkpoint or catalogue, or the re-ranker was trained on other
@@ -37,9 +37,9 @@ def load(
     from jaxclip import config  # imported here: these imports take seconds, which `jaxclip.__version__` does not need
 
     workdir, overrides = Path(workdir), {"data.split": "all", **(overrides or {})}
-    own = config.load_config(workdir)
-    with_gallery = overrides if gallery is None else _pointed_at(Path(gallery), own.data.reader, overrides)
-    wanted = config.of_run(workdir, with_gallery)
+    trained = config.load_config(workdir)
+    with_gallery = overrides if gallery is None else _with_gallery(Path(gallery), trained.data.reader, overrides)
+    configuration = config.of_run(workdir, with_gallery)
     from jaxclip.catalog import builder
     from jaxclip.pipeline import prepared_data
     from jaxclip.serving.open import open_searcher
@@ -47,12 +47,15 @@ def load(
     if gallery is not None and builder.is_prepared(Path(gallery)):
         prepared = Path(gallery)
     else:
-        prepared = prepared_data.prepared_dataset(wanted, whole=not config.same_catalogue(own, wanted), say=say)
-    second = None if rerank is None else (Path(rerank), config.load_config(Path(rerank)))
-    return open_searcher(wanted, workdir, prepared, step=step, rerank=second, say=say)
+        prepared = prepared_data.prepared_dataset(
+            configuration, whole=not config.same_catalogue(trained, configuration), say=say
+        )
+    reranker = None if rerank is None else (Path(rerank), config.load_config(Path(rerank)))
+    return open_searcher(configuration, workdir, prepared, step=step, rerank=reranker, say=say)
 
 
-def _pointed_at(gallery: Path, own_reader: str, overrides: Mapping[str, str]) -> dict[str, str]:
+def _with_gallery(gallery: Path, own_reader: str, overrides: Mapping[str, str]) -> dict[str, str]:
+    """Returns the overrides that select a gallery, with the given overrides on top."""
     from jaxclip.catalog import library
 
     reader = library.reader_of(gallery, own_reader)

@@ -2,14 +2,14 @@
 
 train_step   a training step and the two encoders, compared with open_clip and transformers in PyTorch
 input        the input pipeline, compared with Pillow in threads, webdataset and grain
-start        from the command to the first step, with an empty and with a filled compilation cache
+start        time from the command to the first step, with an empty and with a filled compilation cache
 loss         value and gradient of InfoNCE: dense, tiled and by open_clip
 ranks        ranks and top 20 in both directions, compared with faiss, open_clip, torchmetrics and a full sort
 search       `python -m jaxclip.search` under 1, 8 and 64 clients, compared with faiss and transformers in PyTorch
 rerank       re-rankers over the candidates of 1,000 queries, compared with retrieving those candidates
 
-Implementations run in turns. Each benchmark prints median times and their ratios to the first implementation.
-`NAME --help` lists the flags of a benchmark. Peers are measured if they are installed: pip install -e '.[bench]'
+Implementations take turns. Each benchmark prints median times and their ratios to the first implementation.
+`NAME --help` lists the flags of a benchmark. Other libraries are measured if installed: pip install -e '.[bench]'
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Flags, help, start-up and error exit of every command."""
+"""Flags, help, start-up and error handling of every command."""
 
 import os
 import sys
@@ -9,7 +9,6 @@ from typing import TextIO
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
 from jaxclip import config
 from jaxclip.config import Config
@@ -26,7 +25,7 @@ HELP = ("--help", "-help", "-h", "--helpshort")
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Returns argv without its `--config.a.b=value` (or `--config.a.b value`) arguments, and those as a.b -> value."""
+    """Returns argv without `--config.a.b=value` (or `--config.a.b value`) arguments, and these as a.b -> value."""
     rest: list[str] = []
     overrides: dict[str, str] = {}
     arguments = iter(argv)
@@ -39,14 +38,9 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-def define_config_file(default: str | None = None) -> None:
+def define_config_file() -> None:
     """Defines --config for a command that takes a file of configs/."""
-    config_flags.DEFINE_config_file(
-        "config",
-        default,
-        "configs/NAME.py or configs/NAME.py:ARG",
-        sys_argv=[],
-    )
+    flags.DEFINE_string("config", None, "configs/NAME.py or configs/NAME.py:VARIANT")
 
 
 def define_processes() -> None:
@@ -57,24 +51,24 @@ def define_processes() -> None:
 
 
 def join_processes() -> None:
-    """Joins this process to the others of its run, as the flags or the scheduler say (see `distributed.join`)."""
+    """Joins this process to its run according to the flags or the scheduler (see `distributed.join`)."""
     from jaxclip.runtime import distributed
 
-    distributed.join(*(flags.FLAGS[name].value for name in distributed.FOUND_BY))
+    distributed.join(*(flags.FLAGS[name].value for name in distributed.PROCESS_FLAGS))
 
 
 def usage(help: str) -> str:
     """Returns a command's help: what it does, its flags, and a line for every field of the configuration."""
-    defined = [*flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-    defined += flags.FLAGS.get_key_flags_for_module(__name__)
-    lines = [help.strip(), "", "flags:", *(f"  --{flag.name}: {flag.help}" for flag in defined)]
+    key_flags = [*flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    key_flags += flags.FLAGS.get_key_flags_for_module(__name__)
+    lines = [help.strip(), "", "flags:", *(f"  --{flag.name}: {flag.help}" for flag in key_flags)]
     lines += ["  --config.section.field=VALUE: overrides one field of the configuration"]
     lines += ["  --help=WORD: lists the fields whose name or meaning contains the word", "", *help_lines()]
     return "\n".join(lines)
 
 
 def requested_help(argv: Sequence[str]) -> str | None:
-    """Returns the word of `--help=WORD`, "" for `--help` without one, and None where no help is requested."""
+    """Returns the word of `--help=WORD`, "" for `--help` without a word, or None if no help is requested."""
     for argument in argv:
         name, _, word = argument.partition("=")
         if name in HELP:
@@ -86,28 +80,29 @@ def from_file(overrides: dict[str, str]) -> Config:
     """Returns the configuration of the parsed --config flag with the overrides on top.
 
     Raises:
-      UserError: --config is missing, or `config.build` raises it.
+      UserError: --config is missing, or `config.read_file` or `config.build` raises it.
     """
-    if flags.FLAGS["config"].value is None:
-        raise UserError("--config is missing: give a file of configs/, as --config=configs/quickstart.py")
-    return config.build(config.on_first_stage(flags.FLAGS["config"].value, overrides), overrides)
+    if not flags.FLAGS["config"].value:
+        raise UserError("--config is missing: give a file of configs/, such as --config=configs/quickstart.py")
+    settings = config.read_file(flags.FLAGS["config"].value)
+    return config.build(config.with_first_stage_catalogue(settings, overrides), overrides)
 
 
 def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
-    """Runs main(overrides) after absl has parsed the flags, and exits with the status it returns; None counts as 0.
+    """Parses the flags, runs main(overrides) and exits with the status that it returns; None counts as 0.
 
-    A UserError is printed as a single message, and the exit status is 2.
+    A UserError is printed as a single message, and the exit status is then 2.
     """
     startup.reuse_memory()
-    startup.leave_absent_tpus_alone()
-    startup.keep_compiled()
+    startup.avoid_loading_libtpu()
+    startup.cache_compiled_programs()
     argv, overrides = split_overrides(sys.argv)
     if (word := requested_help(argv[1:])) is not None:
         print("\n".join(help_lines(word)) if word else usage(help))
-        sys.exit(0)  # absl's own help exits with 1, leaves out --config and does not know the fields
+        sys.exit(0)  # absl's own help exits with status 1 and leaves out --config and the fields
     sys.modules["__main__"].__doc__ = help
 
-    def guarded(rest: list[str]) -> int:
+    def run_main(rest: list[str]) -> int:
         absl_logging.set_verbosity(absl_logging.WARNING)
         try:
             if rest[1:]:
@@ -116,7 +111,7 @@ def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
         except UserError as error:
             return _failed(error, f"error: {error}", USER_ERROR)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in startup.SURROUNDINGS:
+            if isinstance(error, OSError) and error.errno in startup.DISK_ERRORS:
                 where = f": {error.filename}" if error.filename else ""
                 return _failed(error, f"error: {error.strerror}{where}", USER_ERROR)
             if not _processes():
@@ -130,28 +125,28 @@ def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
             _processes().leave()
         return status
 
-    app.run(guarded, argv=argv)
+    app.run(run_main, argv=argv)
 
 
 def say(line: str) -> None:
-    """Prints a line to standard error, apart from results; in a run of several processes only the first one prints."""
+    """Prints a progress line to standard error; in a run of several processes only process 0 prints."""
     show(line, file=sys.stderr)
 
 
 def show(text: str, *, file: TextIO | None = None) -> None:
-    """Prints results; in a run of several processes only the first one prints."""
+    """Prints results; in a run of several processes only process 0 prints."""
     if not _processes() or _processes().is_primary():
         print(text, file=file, flush=True)
 
 
 def _processes() -> ModuleType | None:
-    """Returns jaxclip.runtime.distributed if this process has joined others; it is not imported here, which is slow."""
+    """Returns jaxclip.runtime.distributed if this process has joined others; never imports it, which is slow."""
     module = sys.modules.get("jaxclip.runtime.distributed")
     return module if module and module.store() is not None else None
 
 
 def _failed(error: BaseException, sentence: str, status: int) -> int:
-    """Reports an error to the user and, in a run of several processes, to the others; returns the exit status."""
+    """Prints an error and returns the exit status; in a run of several processes, also ends the others."""
     if _processes():
         _processes().fail(error, sentence, status)
     print(sentence, file=sys.stderr)

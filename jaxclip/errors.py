@@ -1,13 +1,13 @@
-"""The one exception that a user, not a programmer, has to act on."""
+"""The exception for mistakes of users, as opposed to mistakes of programmers."""
 
 
 class UserError(Exception):
-    """Bad input: its message is one sentence (or a list of them) that names what is wrong and what would be right.
+    """Bad input. The message is one sentence, or a list of sentences, that says what is wrong and what would be right.
 
     Commands print it without a traceback and exit with status 2.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message; the error's name where it has none."""
+    """Returns the first line of an error's message, or the name of its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

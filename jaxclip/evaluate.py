@@ -1,10 +1,10 @@
 """Evaluate a checkpoint: python -m jaxclip.evaluate --workdir=W [--step=N] [--config.data.path=PATH ...]
 
-The configuration is the workdir's own; overrides (--config.FIELD=VALUE) can name another catalogue or split.
+The configuration comes from the workdir; overrides (--config.FIELD=VALUE) can select another catalogue or split.
 
     python -m jaxclip.evaluate --compare W1 W2       compare W2 with the baseline W1: differences and their significance
     python -m jaxclip.evaluate --workdir=W1,W2 --query="red shoes" --query="..." [--config.data.path=PATH ...]
-                                                     show the first ten pictures of each run; needs no captions
+                                                     show the first ten pictures of each run; captions are not needed
 """
 
 import shlex
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 WORKDIR = flags.DEFINE_list("workdir", [], "folder of the run; --query also takes several, separated by commas")
 STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (highest hit@1) or the number of a step")
 PARAMETERS = flags.DEFINE_string(
-    "parameters", "", "ema (the moving average, default if the run has one) or raw (without averaging)"
+    "parameters", "", "ema (the moving average; default if the run has one) or raw (without averaging)"
 )
 NAME = flags.DEFINE_string(
-    "name", None, "the results go to WORKDIR/eval/NAME; default: [CATALOGUE-]SPLIT, with CATALOGUE if not the run's own"
+    "name", None, "results are written to WORKDIR/eval/NAME; default: SPLIT, or CATALOGUE-SPLIT for another catalogue"
 )
 COMPARE = flags.DEFINE_list("compare", [], "two workdirs to compare, the baseline first")
 QUERY = flags.DEFINE_multi_string("query", [], "a sentence to search for; may be repeated")
 
 
 def main(overrides: dict[str, str]) -> None:
-    """Evaluates a run, compares two runs or searches for sentences, depending on the flags."""
+    """Evaluates a run, compares two runs, or searches for sentences, depending on the flags."""
     cli.join_processes()
     workdirs = command_flags.workdirs(WORKDIR.value, COMPARE.value, QUERY.value, PARAMETERS.value, NAME.value)
     configs = config.of_runs(workdirs, overrides)
@@ -43,11 +43,11 @@ def main(overrides: dict[str, str]) -> None:
         from jaxclip.runtime import distributed
 
     runs = []
-    for workdir, each in zip(workdirs, configs, strict=True):
-        distributed.check_identical("config", config.flat(each), "Start all with the same overrides")
-        own = overrides if each.task == "rerank" else config.for_towers(overrides)
-        command = _command([f"--workdir={workdir}"], own)
-        runs.append(EvaluatedRun(workdir, each, config.fingerprint(config.load_config(workdir)), command))
+    for workdir, settings in zip(workdirs, configs, strict=True):
+        distributed.check_identical("config", config.flat(settings), "Start all processes with the same overrides")
+        own_overrides = overrides if settings.task == "rerank" else config.for_towers(overrides)
+        command = _command([f"--workdir={workdir}"], own_overrides)
+        runs.append(EvaluatedRun(workdir, settings, config.fingerprint(config.load_config(workdir)), command))
     if QUERY.value:
         _search_sentences(runs, overrides)
     elif COMPARE.value:

@@ -14,14 +14,16 @@ from jaxclip.runtime import startup
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 OUTPUT = flags.DEFINE_string("output", None, "new folder to write")
-STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (by hit@1) or a step")
+STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (highest hit@1) or the number of a step")
 LAYOUTS = flags.DEFINE_list(
-    "layouts", ["transformers", "open_clip"], "what to write: transformers, open_clip, stablehlo (any towers)"
+    "layouts",
+    ["transformers", "open_clip"],
+    "layouts to write: transformers, open_clip, stablehlo (for towers of any shape)",
 )
 MERGE = flags.DEFINE_bool(
     "merge",
     True,
-    "merge adapters into the towers; --nomerge writes only the adapters, in PEFT's layout",
+    "merge adapters into the towers; --nomerge writes only the adapters, in the layout of PEFT",
 )
 
 
@@ -29,18 +31,18 @@ def main(overrides: dict[str, str]) -> None:
     """Exports a checkpoint according to the flags."""
     for flag in (WORKDIR, OUTPUT):
         if not flag.value:
-            raise UserError(f"--{flag.name} is missing")
-    wanted = config.of_run(Path(WORKDIR.value), overrides)
+            raise UserError(f"--{flag.name} is missing: give the {flags.FLAGS[flag.name].help}")
+    configuration = config.of_run(Path(WORKDIR.value), overrides)
     with startup.quiet_imports():  # these imports take seconds, so the flags are checked first
         from jaxclip.towers import export
 
     unknown = [layout for layout in LAYOUTS.value if layout not in export.LAYOUTS]
     if unknown or not LAYOUTS.value:
-        raise UserError(f"--layouts={','.join(LAYOUTS.value)} is none of {', '.join(export.LAYOUTS)}")
+        raise UserError(f"--layouts={','.join(LAYOUTS.value)} is not one of {', '.join(export.LAYOUTS)}")
     if not MERGE.value and flags.FLAGS["layouts"].present:
-        raise UserError("--nomerge writes adapters alone, in PEFT's layout: leave --layouts out")
+        raise UserError("--nomerge writes only adapters, in the layout of PEFT: leave --layouts out")
     step, written = export.export_checkpoint(
-        wanted, Path(WORKDIR.value), STEP.value, Path(OUTPUT.value), LAYOUTS.value, merge=MERGE.value
+        configuration, Path(WORKDIR.value), STEP.value, Path(OUTPUT.value), LAYOUTS.value, merge=MERGE.value
     )
     print(f"checkpoint of step {step}, in the layout of {', '.join(LAYOUTS.value) if MERGE.value else 'PEFT'}")
     for path in written:

@@ -1,7 +1,7 @@
-"""Plan a training: python -m jaxclip.plan --config=configs/pretrain_large_batch.py:vit_l_14 --topology=v5e:16x16
+"""Plan a training run: python -m jaxclip.plan --config=configs/pretrain_large_batch.py:vit_l_14 --topology=v5e:16x16
 
 Compiles the training step for TPUs that this machine does not have (pip install jaxclip[plan]). Prints the memory,
-FLOPs and traffic of each device and the step time of its roofline. For GPUs (h100:64) these are estimates from the
+FLOPs and traffic per device and the step time of the roofline model. For GPUs (h100:64) these are estimates from the
 same program. Nothing is trained.
 """
 
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, such as v5e:16x16, v5p:4x4x4 or h100:64 (an estimate)")
 COMPARE = flags.DEFINE_list(
-    "compare", [], "more topologies, or meshes DATAxFSDPxTENSOR of --topology, shown side by side"
+    "compare", [], "more topologies, or meshes DATAxFSDPxTENSOR of --topology, to show side by side"
 )
-MAX_BATCH = flags.DEFINE_bool("max_batch", False, "find the largest global batch that fits, by compiling several")
-JSON = flags.DEFINE_string("json", None, "also write the plans into this file")
+MAX_BATCH = flags.DEFINE_bool(
+    "max_batch", False, "find the largest global batch that fits in memory, by compiling several"
+)
+JSON = flags.DEFINE_string("json", None, "file to write the plans to")
 
 ROWS: Sequence[tuple[str, Callable[["Plan"], str]]] = (
     ("devices", lambda p: f"{p.devices:,}"),
@@ -37,38 +39,41 @@ ROWS: Sequence[tuple[str, Callable[["Plan"], str]]] = (
     ("optimizer", lambda p: _gib(p.optimizer)),
     ("batch", lambda p: _gib(p.batch)),
     ("temporaries", lambda p: _gib(p.temporaries)),
-    ("in all, of", lambda p: f"{_gib(p.needed)} / {_gib(p.memory)}"),
+    ("total / memory", lambda p: f"{_gib(p.needed)} / {_gib(p.memory)}"),
     ("fits", lambda p: "yes" if p.fits else "NO"),
     ("FLOPs", lambda p: f"{p.flops / 1e12:,.3g} T"),
     ("memory traffic", lambda p: _gib(p.traffic)),
     ("all-reduce", lambda p: _gib(p.sent.get("all-reduce", 0))),
     ("all-gather", lambda p: _gib(p.sent.get("all-gather", 0))),
     ("reduce-scatter", lambda p: _gib(p.sent.get("reduce-scatter", 0))),
-    ("other sent", lambda p: _gib(sum(p.sent.get(k, 0) for k in ("all-to-all", "collective-permute")))),
-    ("time of compute", lambda p: _ms(p.seconds["compute"])),
-    ("time of memory", lambda p: _ms(p.seconds["memory"])),
-    ("time of network", lambda p: _ms(p.seconds["network"])),
+    ("other collectives", lambda p: _gib(sum(p.sent.get(k, 0) for k in ("all-to-all", "collective-permute")))),
+    ("compute time", lambda p: _ms(p.seconds["compute"])),
+    ("memory time", lambda p: _ms(p.seconds["memory"])),
+    ("network time", lambda p: _ms(p.seconds["network"])),
     ("roofline step", lambda p: _ms(p.step_seconds)),
-    ("MFU it allows", lambda p: f"{p.mfu:.0%}"),
-    ("pairs/s, all", lambda p: f"{p.pairs_per_second:,.0f}"),
+    ("MFU of roofline", lambda p: f"{p.mfu:.0%}"),
+    ("pairs/s, total", lambda p: f"{p.pairs_per_second:,.0f}"),
 )
 
 
 def main(overrides: dict[str, str]) -> None:
-    """Plans a training according to the flags."""
+    """Plans a training run according to the flags."""
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are not used
-    wanted = cli.from_file({"data.path": "(not read)", **overrides})
-    if wanted.task == "rerank":
-        raise UserError("task = 'rerank' cannot be planned: a re-ranker trains in minutes; plan its towers")
+    jax.config.update("jax_platforms", "cpu")  # the accelerators of this machine are not needed
+    configuration = cli.from_file({"data.path": "(not read)", **overrides})
+    if configuration.task == "rerank":
+        raise UserError("task = 'rerank' cannot be planned: plan the training of its towers instead")
     if not TOPOLOGY.value:
-        raise UserError("--topology is missing: give KIND:SHAPE, as --topology=v5e:16x16")
+        raise UserError("--topology is missing: give KIND:SHAPE, such as --topology=v5e:16x16")
     with startup.quiet_imports():
         from jaxclip.planning import fit
 
     plans = []
-    for topology, config in [(TOPOLOGY.value, wanted), *(_variant(item, wanted) for item in COMPARE.value)]:
+    for topology, config in [
+        (TOPOLOGY.value, configuration),
+        *(_variant(item, configuration) for item in COMPARE.value),
+    ]:
         if MAX_BATCH.value:
             plans.append(fit.largest_batch(config, topology, say=cli.say))
         else:
@@ -82,7 +87,7 @@ def main(overrides: dict[str, str]) -> None:
 
 
 def _variant(item: str, config: Config) -> tuple[str, Config]:
-    """Returns the topology and configuration that an item of --compare names."""
+    """Returns the topology and the configuration for an item of --compare, a topology or a mesh."""
     if ":" in item:
         return item, config
     sizes = item.split("x")
@@ -93,7 +98,7 @@ def _variant(item: str, config: Config) -> tuple[str, Config]:
 
 
 def table(plans: Sequence["Plan"]) -> str:
-    """Returns a table with a column per plan; figures are per device and step, except the batch and the last row."""
+    """Returns a table with one column per plan; values are per device and step, except the batch and the last row."""
     lines = [f"{'per device':18}" + "".join(f"{plan.topology:>24}" for plan in plans)]
     lines += [f"{name:18}" + "".join(f"{show(plan):>24}" for plan in plans) for name, show in ROWS]
     return "\n".join(lines)

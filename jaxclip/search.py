@@ -1,7 +1,7 @@
 """Search a catalogue: python -m jaxclip.search --workdir=W [--rerank=W2] [--gallery=PATH] [--port=8000]
 
-Embeds the pictures that are not yet in W/embeddings, then serves a page and an HTTP API.
-After SIGTERM or Ctrl-C the server answers the running requests and stops.
+Embeds the pictures that are not yet in W/embeddings, then serves a search page and an HTTP API.
+After SIGTERM or Ctrl-C the server answers pending requests and stops.
 """
 
 import errno
@@ -18,19 +18,21 @@ from jaxclip.runtime import startup
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 STEP = flags.DEFINE_string(
-    "step", "latest", "the checkpoint: latest, best (by hit@1) or a step; leave it out with --rerank"
+    "step", "latest", "the checkpoint: latest, best (highest hit@1) or the number of a step; not with --rerank"
 )
-RERANK = flags.DEFINE_string("rerank", None, "folder of a re-ranker trained on these towers (task = rerank)")
+RERANK = flags.DEFINE_string(
+    "rerank", None, "folder of the run of a re-ranker (task = rerank) that was trained on these towers"
+)
 GALLERY = flags.DEFINE_string(
     "gallery", None, "catalogue to search, raw or prepared; default: the complete catalogue of the workdir"
 )
 HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; default: this machine only")
-PORT = flags.DEFINE_integer("port", 8000, "port to listen on; 0 takes a free one", 0, 65535)
-TOKEN = flags.DEFINE_string("token", None, "token that requests must send; default: $JAXCLIP_TOKEN, else none")
+PORT = flags.DEFINE_integer("port", 8000, "port to listen on; 0 = any free port", 0, 65535)
+TOKEN = flags.DEFINE_string("token", None, "token that requests must send; default: $JAXCLIP_TOKEN, or no token")
 CONNECTIONS = 2048
 """Largest number of open connections."""
 SHUTDOWN_SECONDS = 30
-"""Time that running requests have to finish after SIGTERM."""
+"""Time for pending requests to finish after SIGTERM."""
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -40,7 +42,7 @@ def main(overrides: dict[str, str]) -> None:
     config.of_run(Path(WORKDIR.value), {"data.split": "all", **overrides})
     if RERANK.value:
         config.load_config(Path(RERANK.value))
-    listening = _listen()  # before embedding, which may take minutes, so that a taken port is reported at once
+    listening = _listen()  # before embedding, which may take minutes, so that a port in use is reported at once
     with startup.quiet_imports():
         import uvicorn
 
@@ -64,7 +66,7 @@ def main(overrides: dict[str, str]) -> None:
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # uvicorn handles both, and raises the signal again when it has stopped
+        signal.signal(number, signal.SIG_IGN)  # uvicorn handles both, and raises the signal again after it has stopped
     host = f"[{HOST.value}]" if ":" in HOST.value else HOST.value
     print(f"{len(searcher.gallery):,} products at http://{host}:{listening.getsockname()[1]}/", flush=True)
     uvicorn.Server(settings).run([listening])
@@ -78,9 +80,9 @@ def _listen() -> socket.socket:
     except OSError as error:
         reasons = {
             errno.EADDRINUSE: "is taken; give another --port",
-            errno.EACCES: "may not be used; give a --port >= 1024",
+            errno.EACCES: "is reserved for privileged users; give a --port >= 1024",
         }
-        reason = reasons.get(error.errno, f"cannot be listened at: {error.strerror or error}")
+        reason = reasons.get(error.errno, f"cannot be opened: {error.strerror or error}")
         raise UserError(f"port {PORT.value} of --host={HOST.value} {reason}") from None
 
 

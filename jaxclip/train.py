@@ -2,8 +2,8 @@
 
     python -m jaxclip.train --config=configs/quickstart.py [--workdir=W] [--config.a.b=value ...]
 
-Started again with the same workdir, a run resumes from its newest checkpoint. SIGTERM and Ctrl-C save and stop it.
-Several processes form one run if SLURM, GKE or Cloud TPU starts them, or if each gets its number by --process_id.
+Started again with the same workdir, a run resumes from its newest checkpoint. SIGTERM and Ctrl-C save and stop a run.
+Several processes form one run if SLURM, GKE or Cloud TPU starts them, or if each gets its number with --process_id.
 """
 
 import signal
@@ -18,8 +18,8 @@ from jaxclip.errors import UserError
 from jaxclip.evaluation import tables
 from jaxclip.runtime import startup
 
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/ and the name of the config file")
-PROFILE = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, steps to trace for TensorBoard and Perfetto")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py")
+PROFILE = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, the steps to trace for TensorBoard and Perfetto")
 STOPPED = flags.DEFINE_integer(
     "stopped_status", 0, "exit status after SIGTERM, for schedulers that treat exit status 0 as finished"
 )
@@ -38,19 +38,21 @@ MAY_CHANGE = (
 
 
 def main(overrides: dict[str, str]) -> int:
-    """Trains as the flags say and returns the exit status."""
+    """Trains according to the flags and returns the exit status."""
     cli.join_processes()
     settings = cli.from_file(overrides)
-    workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)
+    workdir = Path(WORKDIR.value or Path("runs") / Path(flags.FLAGS["config"].value.partition(":")[0]).stem)
     _check_workdir(workdir, settings)
-    with startup.quiet_imports():  # slow, so they come after the checks of the flags
+    with startup.quiet_imports():  # these imports take seconds, so the flags are checked first
         from jaxclip.reranking.run import train_reranker
         from jaxclip.runtime import distributed
         from jaxclip.training import profile
         from jaxclip.training.run import train_towers
 
     profiled = profile.parse_steps(PROFILE.value) if PROFILE.value else range(0)
-    distributed.check_identical("config", config.flat(settings), "Start all with the same --config and overrides")
+    distributed.check_identical(
+        "config", config.flat(settings), "Start all processes with the same --config and overrides"
+    )
     started = time.perf_counter()
     if settings.rerank.ablation:
         return _ablate(settings, workdir)
@@ -94,7 +96,7 @@ def _check_workdir(workdir: Path, settings: Config) -> None:
     ]
     if changed:
         raise UserError(
-            f"{workdir} was begun with another configuration ({'; '.join(changed)}): "
+            f"{workdir} was started with another configuration ({'; '.join(changed)}): "
             "use the old values or another --workdir"
         )
 

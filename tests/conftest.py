@@ -1,4 +1,4 @@
-"""Fixtures of all tests: eight CPU devices, a separate cache, drawn catalogues and the commands as real processes."""
+"""Fixtures shared by all tests: eight CPU devices, a separate cache, drawn catalogues, commands as real processes."""
 
 import contextlib
 import json
@@ -72,7 +72,7 @@ def config_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def continued_file(config_file) -> Path:
-    """The configuration of `config_file` without the fields that a checkpoint brings, for runs that start from one."""
+    """`config_file` without the fields that a checkpoint determines, for runs that start from a checkpoint."""
     path = config_file.with_name("tiny_continued.py")
     settings = CONFIG.replace('"image_size": 32, "context_length": 12, "vocab_size": 300, ', "")
     path.write_text(settings.replace('"preset": "tiny", ', ""))
@@ -90,7 +90,7 @@ def finish(process: subprocess.Popen, *, seconds: float = 1800) -> tuple[str, st
 
 @pytest.fixture(scope="session")
 def start(environment) -> Callable[..., subprocess.Popen]:
-    """Starts `python -m jaxclip.COMMAND ARGUMENTS` and returns its Popen in text mode."""
+    """A function that starts `python -m jaxclip.COMMAND ARGUMENTS` and returns its Popen in text mode."""
 
     def start(command: str, *arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
         return subprocess.Popen(
@@ -107,12 +107,12 @@ def start(environment) -> Callable[..., subprocess.Popen]:
 
 @pytest.fixture(scope="session")
 def run(start) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs `python -m jaxclip.COMMAND ARGUMENTS` until it exits."""
+    """A function that runs `python -m jaxclip.COMMAND ARGUMENTS` until it exits."""
 
     def run(command: str, *arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
         process = start(command, *arguments, prefix=prefix)
-        out, error = finish(process)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+        stdout, stderr = finish(process)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return run
 
@@ -127,20 +127,20 @@ def trained(run, config_file, tmp_path_factory) -> Path:
 
 
 @contextlib.contextmanager
-def compiled_quickly():
+def without_optimizations():
     """Turns XLA's optimisations off: tiny programs take longer to compile than to run."""
     import jax
 
-    before = jax.config.read("jax_disable_most_optimizations")
+    previous = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", previous)
 
 
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Turns XLA's optimisations off while the tests of a module run."""
-    with compiled_quickly():
+    with without_optimizations():
         yield
 
 
@@ -164,11 +164,11 @@ def shop(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shops") / "shop"
     draw_catalogue(folder, 60, 5)
     header, first, second, *rest = (folder / "styles.csv").read_text().splitlines()
-    named = [
+    renamed = [
         first.rpartition(",")[0] + ",<img src=x onerror=alert(1)> & <b>bold</b> shoes",
         second.rpartition(",")[0] + ",</title><script>alert(2)</script> dress",
     ]
-    (folder / "styles.csv").write_text("\n".join([header, *named, *rest]) + "\n")
+    (folder / "styles.csv").write_text("\n".join([header, *renamed, *rest]) + "\n")
     return folder
 
 
@@ -179,7 +179,7 @@ def searcher(trained, shop, tmp_path_factory):
 
     workdir = tmp_path_factory.mktemp("searched") / "run"
     shutil.copytree(trained, workdir)
-    with compiled_quickly():
+    with without_optimizations():
         loaded = jaxclip.load(workdir, shop)
         loaded.warm_up()
     return loaded
@@ -193,7 +193,7 @@ def get_config():
     config = ConfigDict()
     config.task, config.first_stage = "rerank", "{towers}"
     config.batch_size, config.steps = 8, 10
-    config.data = ConfigDict({{"reader": "fashion_product_images", "path": "{others}", "test": 0.2}})
+    config.data = ConfigDict({{"reader": "fashion_product_images", "path": "{catalogue}", "test": 0.2}})
     config.rerank = ConfigDict({{"candidates": 20, "wordings": 1, "preset": "{preset}", "hidden": 64}})
     if config.rerank.preset == "cross_attention":
         config.rerank.layers = 1
@@ -204,15 +204,15 @@ def get_config():
 
 @pytest.fixture(scope="session")
 def train_reranker(run, trained, tmp_path_factory) -> Callable[[str], Path]:
-    """Trains a re-ranker on top of `trained`, with 20 candidates and other products; returns its workdir."""
+    """A function that trains a re-ranker on top of `trained`, with another catalogue, and returns its workdir."""
     from jaxclip.catalog.drawn import draw_catalogue
 
-    others = tmp_path_factory.mktemp("others") / "others"
-    draw_catalogue(others, 90, 8)
+    catalogue = tmp_path_factory.mktemp("others") / "others"
+    draw_catalogue(catalogue, 90, 8)
 
     def train(preset: str) -> Path:
         folder = tmp_path_factory.mktemp(preset)
-        (folder / "config.py").write_text(RERANKER.format(towers=trained, others=others, preset=preset))
+        (folder / "config.py").write_text(RERANKER.format(towers=trained, catalogue=catalogue, preset=preset))
         done = run("train", f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}")
         assert done.returncode == 0, done.stderr
         return folder / "run"
@@ -233,7 +233,7 @@ def reranking_searcher(trained, reranker, shop, tmp_path_factory):
 
     workdir = tmp_path_factory.mktemp("reranked") / "run"
     shutil.copytree(trained, workdir)
-    with compiled_quickly():
+    with without_optimizations():
         loaded = jaxclip.load(workdir, shop, rerank=reranker)
         loaded.warm_up()
     return loaded
@@ -241,7 +241,7 @@ def reranking_searcher(trained, reranker, shop, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def read_params() -> Callable[[Path, int], dict[str, np.ndarray]]:
-    """Reads the parameters of a workdir's checkpoint as NumPy arrays by name, whatever their sharding was."""
+    """A function that reads a checkpoint's parameters as NumPy arrays by name, whatever their sharding was."""
 
     def read(workdir: Path, step: int) -> dict[str, np.ndarray]:
         import jax
@@ -260,12 +260,12 @@ def read_params() -> Callable[[Path, int], dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="session")
 def read_rows() -> Callable[[Path], list[dict[str, float]]]:
-    """Reads a workdir's metrics.jsonl without the figures that depend on time."""
-    clock = {"pairs_per_second", "step_seconds", "data_wait", "device_hours", "mfu"}
+    """A function that reads a workdir's metrics.jsonl and leaves out the metrics that depend on the machine's speed."""
+    timing = {"pairs_per_second", "step_seconds", "data_wait", "device_hours", "mfu"}
 
     def read(workdir: Path) -> list[dict[str, float]]:
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        return [{name: value for name, value in row.items() if name not in clock} for row in rows]
+        return [{name: value for name, value in row.items() if name not in timing} for row in rows]
 
     return read
 
@@ -299,23 +299,25 @@ BROKEN_PICTURES = """async () => {
 
 
 @pytest.fixture
-def opened(browser):
-    """Opens a file in an offline Chromium; a console message or a picture that does not load fails the test."""
+def open_page(browser):
+    """A function that opens a file in an offline Chromium; console messages and broken pictures fail the test."""
     contexts = []
 
-    def opened(path: Path, width: int = 1280, scheme: str = "light"):
+    def open_page(path: Path, width: int = 1280, scheme: str = "light"):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
         contexts.append(context)
-        page, complaints = context.new_page(), []
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page, messages = context.new_page(), []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
         page.goto(path.as_uri())
-        assert not complaints
+        assert not messages
         broken = page.evaluate(BROKEN_PICTURES)
-        assert not broken, f"{len(broken)} pictures do not load, first {broken[0][:80]}"
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"wider than {width} px"
+        assert not broken, f"{len(broken)} pictures do not load; the first is {broken[0][:80]}"
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
+            f"the page is wider than {width} px"
+        )
         return page
 
-    yield opened
+    yield open_page
     for context in contexts:
         context.close()

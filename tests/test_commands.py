@@ -1,4 +1,4 @@
-"""The commands as users run them: real processes, one clear sentence for bad input, no partly written files."""
+"""Commands run as real processes: bad input gives one clear sentence, and no file is left partly written."""
 
 import json
 import os
@@ -14,7 +14,8 @@ from jaxclip.catalog.drawn import draw_catalogue
 from jaxclip.runtime import startup
 
 
-def contents(*folders):
+def modification_times(*folders):
+    """Returns path -> time of the last change in ns (None for a folder) for everything in the folders."""
     return {
         path: path.stat().st_mtime_ns if path.is_file() else None
         for folder in folders
@@ -23,6 +24,7 @@ def contents(*folders):
 
 
 def assert_refused(done, *words):
+    """Checks that a command reported bad input with these words; returns the lines of its message."""
     assert done.returncode == 2, done.stderr
     assert not done.stdout
     message = done.stderr[done.stderr.index("error: ") :]
@@ -36,9 +38,9 @@ def refuse(run, cache, tmp_path):
     """Runs a command that must refuse its input and leave all files unchanged."""
 
     def refuse(command, *arguments, words):
-        before = contents(cache, tmp_path)
+        before = modification_times(cache, tmp_path)
         lines = assert_refused(run(command, *arguments), *words)
-        assert contents(cache, tmp_path) == before
+        assert modification_times(cache, tmp_path) == before
         return lines
 
     return refuse
@@ -82,8 +84,8 @@ def test_a_missing_flag_is_reported(refuse, command):
 def test_a_workdir_of_another_configuration_is_refused_with_the_differing_keys(refuse, config_file, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    begun = config.build({"steps": 77, "optimizer": {"learning_rate": 0.5}})
-    (workdir / "config.json").write_text(json.dumps(config.dump(begun)))
+    other = config.build({"steps": 77, "optimizer": {"learning_rate": 0.5}})
+    (workdir / "config.json").write_text(json.dumps(config.dump(other)))
     lines = refuse(
         "train",
         f"--config={config_file}",
@@ -102,11 +104,11 @@ def test_evaluating_a_folder_that_is_not_a_workdir_is_refused(refuse, tmp_path):
 @pytest.mark.parametrize("command", ["evaluate", "search", "export"])
 def test_fields_fixed_by_training_cannot_be_overridden_afterwards(refuse, tmp_path, command):
     (tmp_path / "config.json").write_text(json.dumps(config.dump(config.build({"steps": 12}))))
-    settled = ["--config.model.patch=8", "--config.data.image_size=32", "--config.optimizer.ema=0.9"]
-    arguments = [f"--workdir={tmp_path}", *settled, "--config.data.split=all"]
+    fixed = ["--config.model.patch=8", "--config.data.image_size=32", "--config.optimizer.ema=0.9"]
+    arguments = [f"--workdir={tmp_path}", *fixed, "--config.data.split=all"]
     output = [f"--output={tmp_path / 'out'}"] if command == "export" else []
-    named = "--config.model.patch, --config.data.image_size, --config.optimizer.ema would change nothing"
-    refuse(command, *arguments, *output, words=[named, str(tmp_path)])
+    message = "--config.model.patch, --config.data.image_size, --config.optimizer.ema would change nothing"
+    refuse(command, *arguments, *output, words=[message, str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -135,13 +137,13 @@ def test_help_lists_flags_and_configuration_fields(run, command):
     done = run(command, "--help")
     assert done.returncode == 0
     assert f"python -m jaxclip.{command}" in done.stdout
-    listed = {
+    expected = {
         "train": ["--workdir", "--config:", "optimizer.learning_rate", "mesh.fsdp", "{'^image/stem': 0.0}"],
         "evaluate": ["--workdir", "--step", "--name", "optimizer.learning_rate", "data.path"],
         "prepare": ["--config:", "data.reader", "data.path"],
         "search": ["--workdir", "--rerank", "--gallery", "--port", "--host", "--token", "data.reader"],
     }[command]
-    assert not [word for word in listed if word not in done.stdout]
+    assert not [word for word in expected if word not in done.stdout]
 
 
 def test_help_for_a_word_lists_only_the_fields_that_contain_it(run):
@@ -169,7 +171,7 @@ def test_libtpu_is_not_loaded_on_machines_without_tpus(monkeypatch, installed, d
     monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr(startup.glob, "glob", lambda pattern: [path for path in devices if fnmatch(path, pattern)])
     monkeypatch.setattr(startup.jax.config, "update", lambda *setting: updates.append(setting))
-    startup.leave_absent_tpus_alone()
+    startup.avoid_loading_libtpu()
     assert updates == expected
 
 
@@ -186,7 +188,7 @@ def test_a_missing_catalogue_is_reported(refuse, config_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_table_without_the_needed_columns_is_refused_with_the_columns_it_has(refuse, config_file, tmp_path):
+def test_a_table_without_a_required_column_is_refused_and_its_columns_are_listed(refuse, config_file, tmp_path):
     (tmp_path / "shop.csv").write_text("sku,photo,price\n1,a.jpg,3\n")
     refuse(
         "train",
@@ -226,14 +228,14 @@ def test_mistakes_that_depend_on_data_or_devices_are_reported_before_the_workdir
 
 
 @pytest.mark.slow
-def test_a_missing_checkpoint_is_reported_with_those_that_exist(refuse, trained):
-    before = contents(trained)
+def test_a_missing_checkpoint_is_reported_and_the_existing_ones_are_listed(refuse, trained):
+    before = modification_times(trained)
     refuse("evaluate", f"--workdir={trained}", "--step=99", words=["--step=99", "latest, best, ", "10, 12"])
-    assert contents(trained) == before
+    assert modification_times(trained) == before
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_reported_and_the_previous_checkpoint_is_intact(
+def test_a_full_disk_is_reported_and_the_previous_checkpoint_stays_intact(
     run, config_file, trained, tmp_path, read_params
 ):
     namespace = ["unshare", "-rm", "sh", "-c"]
@@ -255,7 +257,7 @@ def test_a_full_disk_is_reported_and_the_previous_checkpoint_is_intact(
 
 
 @pytest.mark.slow
-def test_evaluation_gives_the_metrics_that_training_ended_with(run, trained, tmp_path):
+def test_evaluate_gives_the_final_metrics_of_training(run, trained, tmp_path):
     workdir = tmp_path / "elsewhere" / "moved"
     shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("eval"))
     done = run("evaluate", f"--workdir={workdir}")
@@ -267,7 +269,7 @@ def test_evaluation_gives_the_metrics_that_training_ended_with(run, trained, tmp
 
 
 @pytest.mark.slow
-def test_evaluation_can_average_several_views_of_each_picture(run, trained, tmp_path):
+def test_evaluate_can_average_several_views_of_each_picture(run, trained, tmp_path):
     workdir = tmp_path / "moved"
     shutil.copytree(trained, workdir)
     done = run("evaluate", f"--workdir={workdir}", "--config.evaluation.zooms=1,1.2", "--config.evaluation.mirror=true")
@@ -275,9 +277,8 @@ def test_evaluation_can_average_several_views_of_each_picture(run, trained, tmp_
     metrics, before = (json.loads((w / "eval" / "test" / "metrics.json").read_text()) for w in (workdir, trained))
     assert (metrics["settings"]["zooms"], metrics["settings"]["mirror"]) == ([1.0, 1.2], True)
     assert (before["settings"]["zooms"], before["settings"]["mirror"]) == ([1.0], False)
-    assert (
-        metrics["text_to_image"] != before["text_to_image"]
-    )  # no vector was taken from the store, which holds those of other views
+    # The stored embeddings are of the unchanged pictures; equal metrics would mean that they were used again.
+    assert metrics["text_to_image"] != before["text_to_image"]
 
 
 @pytest.mark.slow
@@ -292,6 +293,6 @@ def test_all_products_of_another_catalogue_can_be_evaluated(run, trained, tmp_pa
     assert metrics["gallery"] == 40 and metrics["queries"] >= 40
     saved_steps = {int(name) for name in os.listdir(workdir / "checkpoints")}
     assert metrics["checkpoint_step"] in saved_steps
-    own = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
-    assert metrics["data_fingerprint"] != own["data_fingerprint"]
-    assert metrics["config_fingerprint"] == own["config_fingerprint"]
+    on_own_catalogue = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
+    assert metrics["data_fingerprint"] != on_own_catalogue["data_fingerprint"]
+    assert metrics["config_fingerprint"] == on_own_catalogue["config_fingerprint"]

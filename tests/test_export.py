@@ -1,4 +1,4 @@
-"""Exported towers give the same vectors in transformers, and without any library but JAX and NumPy."""
+"""Exported towers compute the same embeddings in transformers, and in JAX where only JAX and NumPy are installed."""
 
 import json
 import subprocess
@@ -38,14 +38,14 @@ import numpy as np
 import load_towers
 
 towers, inputs = load_towers.load(folder), np.load(inputs)
-vectors = {"image": towers.image(inputs["pixels"]), "text": towers.text(inputs["tokens"]),
-           "one": towers.image(inputs["pixels"][:1])}
-np.savez(out, **vectors, scale=towers.logit_scale, bias=towers.logit_bias)
+embeddings = {"image": towers.image(inputs["pixels"]), "text": towers.text(inputs["tokens"]),
+              "one": towers.image(inputs["pixels"][:1])}
+np.savez(out, **embeddings, scale=towers.logit_scale, bias=towers.logit_bias)
 """
 
 
 def encode(workdir, pixels, tokens):
-    """Returns the output of a workdir's towers for pixels and tokens."""
+    """Returns what the towers of a workdir's newest checkpoint compute for pixels and tokens."""
     import jax
     from flax import nnx
 
@@ -59,8 +59,8 @@ def encode(workdir, pixels, tokens):
     return nnx.merge(towers.graph, params)(pixels, tokens)
 
 
-def inputs_of(workdir):
-    """Returns pixels and tokens in the form that a workdir's towers accept."""
+def make_inputs(workdir):
+    """Returns random pixels and three tokenized captions in the shapes that a workdir's towers accept."""
     from jaxclip.pipeline import text
 
     preprocess = json.loads((workdir / "preprocess.json").read_text())
@@ -70,29 +70,31 @@ def inputs_of(workdir):
     return pixels, tokens
 
 
-def test_towers_that_transformers_lacks_are_refused_and_run_with_only_jax(run, trained, tmp_path):
+def test_towers_without_a_transformers_model_are_refused_in_its_layout_and_exported_for_jax_alone(
+    run, trained, tmp_path
+):
     refused = run("export", f"--workdir={trained}", f"--output={tmp_path / 'refused'}")
     assert refused.returncode == 2, refused.stderr
-    assert "error: neither CLIPModel nor SiglipModel has a convolutional stem" in refused.stderr
+    assert "error: neither CLIPModel nor SiglipModel supports a convolutional stem" in refused.stderr
     assert not (tmp_path / "refused").exists()
 
-    out, (pixels, tokens) = tmp_path / "out", inputs_of(trained)
+    out, (pixels, tokens) = tmp_path / "out", make_inputs(trained)
     done = run("export", f"--workdir={trained}", f"--output={out}", "--layouts=stablehlo")
     assert done.returncode == 0 and "checkpoint of step 12" in done.stdout, done.stderr
     np.savez(tmp_path / "inputs.npz", pixels=pixels, tokens=tokens)
-    command = [sys.executable, "-c", WITHOUT_JAXCLIP, out, tmp_path / "inputs.npz", tmp_path / "vectors.npz"]
+    command = [sys.executable, "-c", WITHOUT_JAXCLIP, out, tmp_path / "inputs.npz", tmp_path / "embeddings.npz"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    vectors, expected = np.load(tmp_path / "vectors.npz"), encode(trained, pixels, tokens)
-    np.testing.assert_allclose(vectors["image"], expected.image, atol=1e-5)
-    np.testing.assert_allclose(vectors["text"], expected.text, atol=1e-5)
-    np.testing.assert_allclose(vectors["one"], vectors["image"][:1], atol=1e-5)
-    np.testing.assert_allclose(vectors["scale"], expected.logit_scale, rtol=1e-5)
-    assert vectors["bias"] == 0
+    actual, expected = np.load(tmp_path / "embeddings.npz"), encode(trained, pixels, tokens)
+    np.testing.assert_allclose(actual["image"], expected.image, atol=1e-5)
+    np.testing.assert_allclose(actual["text"], expected.text, atol=1e-5)
+    np.testing.assert_allclose(actual["one"], actual["image"][:1], atol=1e-5)
+    np.testing.assert_allclose(actual["scale"], expected.logit_scale, rtol=1e-5)
+    assert actual["bias"] == 0
 
 
 @pytest.mark.slow
-def test_transformers_loads_an_export_with_its_processor_and_gives_the_same_vectors(run, tmp_path):
+def test_transformers_loads_an_export_with_its_processor_and_computes_the_same_embeddings(run, tmp_path):
     torch = pytest.importorskip("torch")
     from PIL import Image
     from transformers import AutoProcessor, CLIPModel
@@ -103,7 +105,7 @@ def test_transformers_loads_an_export_with_its_processor_and_gives_the_same_vect
     assert done.returncode == 0, done.stderr
     done = run("export", f"--workdir={workdir}", f"--output={out}", "--layouts=transformers")
     assert done.returncode == 0, done.stderr
-    pixels, tokens = inputs_of(workdir)
+    pixels, tokens = make_inputs(workdir)
     processor, model = AutoProcessor.from_pretrained(out), CLIPModel.from_pretrained(out).eval()
     captions = ["A Red SHIRT", "", "blue " * 50]  # the run lowercased its captions, and so does the export's tokenizer
     inputs = processor(
@@ -121,7 +123,7 @@ def test_transformers_loads_an_export_with_its_processor_and_gives_the_same_vect
     np.testing.assert_allclose(theirs.text_embeds.numpy(), ours.text, atol=1e-5)
 
 
-def test_layouts_that_do_not_exist_are_refused(run, trained, tmp_path):
+def test_an_unknown_layout_is_refused(run, trained, tmp_path):
     done = run("export", f"--workdir={trained}", f"--output={tmp_path / 'out'}", "--layouts=onnx")
     assert done.returncode == 2
-    assert "error: --layouts=onnx is none of transformers, open_clip, stablehlo" in done.stderr
+    assert "error: --layouts=onnx is not one of transformers, open_clip, stablehlo" in done.stderr

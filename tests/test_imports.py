@@ -1,4 +1,4 @@
-"""What a bare GPU box runs does not need TensorFlow, and the rooms import downwards only."""
+"""Training, ranking and benchmarks run without TensorFlow, and rooms import only from lower floors."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from jaxclip.pipeline.text import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
-BLOCKED = """
+IMPORT_BLOCKER = """
 import sys
 
 class Absent:
@@ -46,21 +46,21 @@ batch = {"image": random.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8),
          "text": np.concatenate([random.integers(2, 64, (8, 5)), np.ones((8, 1), int)], axis=1).astype(np.int32),
          "group": np.arange(8, dtype=np.int32)}
 with jax.set_mesh(devices):
-    now = state.initial_state(config, adam, state.abstract_state(shapes, adam, devices), seed=0)
+    train_state = state.initial_state(config, adam, state.abstract_state(shapes, adam, devices), seed=0)
     loss = step.make_loss(graph, mask_groups=True, learned_temperature=True)
-    take = jax.jit(step.make_step(loss, adam, schedule, seed=0))
+    train_step = jax.jit(step.make_step(loss, adam, schedule, seed=0))
     losses = []
     for _ in range(3):
-        now, found = take(now, batch)
-        losses.append(float(found["loss"]))
-assert int(now.step) == 3 and np.isfinite(losses).all() and losses[2] < losses[0], losses
+        train_state, step_metrics = train_step(train_state, batch)
+        losses.append(float(step_metrics["loss"]))
+assert int(train_state.step) == 3 and np.isfinite(losses).all() and losses[2] < losses[0], losses
 vectors = np.eye(8, dtype=np.float32)
-found = ranks.ranks(vectors, vectors, ranks.Relevance.from_groups(np.arange(8), np.arange(8)), top_k=2)
-assert (found.ranks == 1).all()
+ranking = ranks.ranks(vectors, vectors, ranks.Relevance.from_groups(np.arange(8), np.arange(8)), top_k=2)
+assert (ranking.ranks == 1).all()
 assert not {"tensorflow", "tensorflow_datasets", "array_record", "transformers"} & set(sys.modules)
 """
 
-MEASURING = """
+BENCHMARKING = """
 from jaxclip.planning import fit
 from jaxclip.benchmarks import loss, ranks, train_step
 
@@ -71,7 +71,10 @@ assert "tensorflow" not in sys.modules
 
 
 def python(code):
-    """Runs the code as a process with one device, in which compiling costs more than computing."""
+    """Runs code in a process with one device and returns the completed process.
+
+    XLA's optimisations are off: this code takes longer to compile than to run.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     return subprocess.run(
@@ -79,19 +82,19 @@ def python(code):
     )
 
 
-def test_the_blocker_of_this_test_blocks():
-    assert "tensorflow is not installed here" in python(BLOCKED + "import tensorflow").stderr
+def test_the_import_blocker_blocks_tensorflow():
+    assert "tensorflow is not installed here" in python(IMPORT_BLOCKER + "import tensorflow").stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [TRAINING, MEASURING], ids=["training", "measuring"])
-def test_towers_train_rank_and_are_measured_where_tensorflow_is_not_installed(code):
-    done = python(BLOCKED + code)
+@pytest.mark.parametrize("code", [TRAINING, BENCHMARKING], ids=["training", "benchmarking"])
+def test_training_ranking_and_benchmarks_run_where_tensorflow_is_not_installed(code):
+    done = python(IMPORT_BLOCKER + code)
     assert done.returncode == 0, done.stderr
 
 
-def test_own_tokenizers_are_loaded_without_what_imports_pytorch(tmp_path):
-    """Where PyTorch is installed transformers' AutoTokenizer imports it: seconds and half a gigabyte each time."""
+def test_loading_the_tokenizer_of_a_run_does_not_import_pytorch(tmp_path):
+    """AutoTokenizer of transformers imports PyTorch where it is installed, which takes seconds and half a gigabyte."""
     train_tokenizer(["a red shoe"], 300).save_pretrained(tmp_path)
     code = f"""
 import pathlib, sys
@@ -106,13 +109,13 @@ assert not unwanted & set(sys.modules), unwanted & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_importing_jaxclip_imports_nothing_heavy():
+def test_importing_jaxclip_imports_no_large_library():
     done = python("import sys, jaxclip; print(jaxclip.__version__, *{'jax', 'tensorflow', 'numpy'} & set(sys.modules))")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [__import__("jaxclip").__version__]
 
 
-def test_rooms_import_downwards_only():
+def test_rooms_import_only_from_lower_floors():
     done = python("from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout

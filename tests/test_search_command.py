@@ -1,4 +1,4 @@
-"""The search command as users run it: it says when it is ready, and answers pending requests before it stops."""
+"""The search command as a real process: it says when it is ready, and answers pending requests before it stops."""
 
 import json
 import os
@@ -15,12 +15,13 @@ import pytest
 
 
 @pytest.fixture
-def searched(trained, tmp_path):
+def workdir(trained, tmp_path):
+    """A copy of `trained`, into which a search may write."""
     shutil.copytree(trained, tmp_path / "run")
     return tmp_path / "run"
 
 
-def address(process):
+def wait_for_address(process):
     """Waits until the server has started and returns its address."""
     for line in process.stdout:
         if " at http://" in line:
@@ -29,50 +30,51 @@ def address(process):
 
 
 def get(url):
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(url, timeout=60) as response:
+        return json.load(response)
 
 
-def test_mistakes_are_reported_before_anything_is_loaded(run, searched, tmp_path):
+def test_mistakes_are_reported_before_anything_is_loaded(run, workdir, tmp_path):
     for arguments, words in (
         ([], "--workdir is missing"),
         ([f"--workdir={tmp_path}"], "is not a workdir"),
-        ([f"--workdir={searched}", "--config.data.splt=all"], "did you mean data.split"),
-        ([f"--workdir={searched}", f"--rerank={tmp_path}"], "is not a workdir"),
+        ([f"--workdir={workdir}", "--config.data.splt=all"], "did you mean data.split"),
+        ([f"--workdir={workdir}", f"--rerank={tmp_path}"], "is not a workdir"),
     ):
         done = run("search", *arguments)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run("search", f"--workdir={searched}", f"--port={taken.getsockname()[1]}")
+        done = run("search", f"--workdir={workdir}", f"--port={taken.getsockname()[1]}")
     assert done.returncode == 2 and "is taken; give another --port" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_missing_gallery_is_reported(run, searched, tmp_path):
-    done = run("search", f"--workdir={searched}", f"--gallery={tmp_path / 'nowhere'}", "--port=0")
+def test_a_missing_gallery_is_reported(run, workdir, tmp_path):
+    done = run("search", f"--workdir={workdir}", f"--gallery={tmp_path / 'nowhere'}", "--port=0")
     assert done.returncode == 2 and f"no catalogue at {tmp_path / 'nowhere'}" in done.stderr
 
 
 @pytest.mark.slow
-def test_sigterm_under_load_answers_pending_requests(start, searched):
-    process = start("search", f"--workdir={searched}", "--port=0")
-    server_address = address(process)
+def test_sigterm_under_load_answers_pending_requests(start, workdir):
+    process = start("search", f"--workdir={workdir}", "--port=0")
+    server_address = wait_for_address(process)
     assert len(get(f"{server_address}v1/search?q=shoes")["results"]) == 10
-    asked, stop = [], threading.Event()
+    results, stop = [], threading.Event()
 
     def ask():
         while not stop.is_set():
             started = time.monotonic()
             try:
-                asked.append((started, len(get(f"{server_address}v1/search?q=blue+shoes+{len(asked)}")["results"])))
+                answer = get(f"{server_address}v1/search?q=blue+shoes+{len(results)}")
+                results.append((started, len(answer["results"])))
             except (OSError, urllib.error.URLError) as error:
-                asked.append((started, error))
+                results.append((started, error))
                 return
 
     clients = [threading.Thread(target=ask) for _ in range(16)]
     for client in clients:
         client.start()
-    while len(asked) < 100:
+    while len(results) < 100:
         time.sleep(0.01)
     signalled = time.monotonic()
     os.kill(process.pid, signal.SIGTERM)
@@ -81,24 +83,26 @@ def test_sigterm_under_load_answers_pending_requests(start, searched):
     for client in clients:
         client.join()
     assert process.returncode == 0 and "stopped" in out, error
-    # Requests in flight at the signal must be answered; those of the last 50 ms may not have been connected yet.
-    early = [result for started, result in asked if started < signalled - 0.05]
+    # Requests in flight at the signal must be answered. A request of the last 50 ms may not be connected yet.
+    early = [result for started, result in results if started < signalled - 0.05]
     assert len(early) >= 50 and set(early) == {10}
 
 
 @pytest.mark.slow
-def test_a_killed_embedding_is_continued_by_a_server_with_a_token_on_the_loopback_address(start, run, searched, shop):
-    arguments = [f"--workdir={searched}", f"--gallery={shop}", "--port=0", "--config.evaluation.batch_size=1"]
+def test_a_server_continues_a_killed_embedding_checks_its_token_and_listens_on_the_loopback_address(
+    start, run, workdir, shop
+):
+    arguments = [f"--workdir={workdir}", f"--gallery={shop}", "--port=0", "--config.evaluation.batch_size=1"]
     process = start("search", *arguments)
     stored = "embeddings/*.rows"
-    while process.poll() is None and not any(file.stat().st_size > 20_000 for file in searched.glob(stored)):
+    while process.poll() is None and not any(file.stat().st_size > 20_000 for file in workdir.glob(stored)):
         time.sleep(0.005)
     process.kill()
     process.communicate(timeout=120)
-    (file,) = searched.glob(stored)
+    (file,) = workdir.glob(stored)
     before = file.read_bytes()
     process = start("search", *arguments, "--token=s3cret")
-    server_address = address(process)
+    server_address = wait_for_address(process)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         get(f"{server_address}v1/products?k=100")
     answer = get(
@@ -109,5 +113,5 @@ def test_a_killed_embedding_is_continued_by_a_server_with_a_token_on_the_loopbac
     process.terminate()
     process.communicate(timeout=120)
     complete = file.read_bytes()
-    row = len(complete) // len(answer["results"])
-    assert 0 < len(before) < len(complete) and complete.startswith(before[: len(before) // row * row])
+    row_bytes = len(complete) // len(answer["results"])
+    assert 0 < len(before) < len(complete) and complete.startswith(before[: len(before) // row_bytes * row_bytes])

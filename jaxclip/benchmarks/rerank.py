@@ -46,7 +46,7 @@ def measure(*, items: int, candidates: int, dimension: int, batch: int, repeats:
     """
     configs = {name: Config(rerank=Rerank(**fields)) for name, fields in RERANKERS.items()}
     split = _split(items, dimension)
-    owners, gallery = split.groups[split.owners], split.features["image"]
+    owners, gallery = split.groups[split.owners], split.images
 
     def retrieve_candidates() -> Candidates:
         return retrieve(split.queries, gallery, owners, split.groups, candidates)
@@ -114,16 +114,21 @@ def _split(items: int, dimension: int) -> Split:
     owners = np.arange(QUERIES) % items
     queries = image[owners] + normal(QUERIES, dimension) / dimension**0.5
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    columns = {name: normal(items, width) for name, width in FEATURE_WIDTHS.items()}
-    columns |= {"image": image, "crop": image, "colour_embedding": image}
-    columns[IMAGE_TOKENS] = normal(items, TOKENS["image"], WIDTH).astype(np.float16)
+    image_tokens = normal(items, TOKENS["image"], WIDTH).astype(np.float16)
+    features = {name: normal(items, width) for name, width in FEATURE_WIDTHS.items()}
+    features |= {"image": image, "crop": image, "colour_embedding": image, IMAGE_TOKENS: image_tokens}
     return Split(
-        np.arange(items),
-        columns,
-        {name: np.ones(items, bool) for name in columns},
-        np.full(items, "{}"),
-        np.full(QUERIES, ""),
-        queries,
-        owners,
-        normal(QUERIES, TOKENS["text"], WIDTH).astype(np.float16),
+        groups=np.arange(items),
+        images=image,
+        crops=image,
+        colour_names=image[:1],
+        columns={},
+        attributes=np.full(items, "{}"),
+        captions=np.full(QUERIES, ""),
+        queries=queries,
+        owners=owners,
+        query_tokens=normal(QUERIES, TOKENS["text"], WIDTH).astype(np.float16),
+        image_tokens=image_tokens,
+        features=features,
+        present={name: np.ones(items, bool) for name in features},
     )

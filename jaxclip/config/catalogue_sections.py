@@ -1,4 +1,4 @@
-"""The sections about the catalogue: where products come from, and what is computed of them before training."""
+"""The sections about the catalogue: where products come from, and what is computed for them before training."""
 
 from dataclasses import dataclass
 
@@ -13,29 +13,36 @@ RGB = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns, features or keys of a catalogue whose layout does not fix them."""
+    """Names of the columns, features or keys of a catalogue whose layout does not determine them."""
 
-    id: str = key("", "column of the product's identifier; '' = its usual names")
-    image: str = key("", "column of the picture; '' = its usual names")
-    caption: str = key("", "column of the caption; '' = its usual names")
-    category: str = key("", "column of the category; '' = its usual names")
+    id: str = key("", "column of the product's identifier; '' = looked up by its usual names")
+    image: str = key("", "column of the picture; '' = looked up by its usual names")
+    caption: str = key("", "column of the caption; '' = looked up by its usual names")
+    category: str = key("", "column of the category; '' = looked up by its usual names")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Where the products come from, and how a picture and a caption reach the towers."""
+    """Where the products come from, and how pictures and captions are prepared for the towers."""
 
-    reader: str = key("drawn", "layout of the raw catalogue; drawn: pictures drawn by the program", choices=READERS)
-    path: str = key("", "file or folder of the raw catalogue; the drawn one has none")
-    prepared: str = key("", "folder of the prepared dataset; '' = under $JAXCLIP_CACHE, found again by its content")
+    reader: str = key(
+        "drawn", "layout of the raw catalogue; drawn: a catalogue that the program draws", choices=READERS
+    )
+    path: str = key("", "file or folder of the raw catalogue; empty for the drawn catalogue")
+    prepared: str = key(
+        "",
+        "folder of the prepared dataset; '' = under $JAXCLIP_CACHE, reused for the same catalogue and settings",
+    )
     split: str = key("test", "products that an evaluation ranks", choices=("train", "test", "all"))
     test: float = key(
         0.1, "products held back for testing, in whole groups: a number (>= 1) or a share (< 1)", limits=ABOVE_ZERO
     )
     train: int = key(
-        0, "number of training products used, always the same random choice; 0 = all of them", limits=at_least(0)
+        0, "number of training products to use, always the same random choice; 0 = all of them", limits=at_least(0)
     )
-    split_seed: int = key(42, "seed of the split only, so that runs with other seeds share their test products")
+    split_seed: int = key(
+        42, "seed of the split; separate from seed, so that runs with different seeds have the same test products"
+    )
     second_stage: float = key(
         0.0,
         "products of the training split held back from the towers to train a re-ranker: a number (>= 1) or a share "
@@ -47,11 +54,14 @@ class Data:
     drawn_seed: int = key(0, "seed of the drawn catalogue")
     picture: str = key(
         "",
-        "what the towers see: the whole picture, or its first crop by `features`; '' = as model.init_from, else whole",
+        "what the towers see: the whole picture, or its first crop (see features); '' = as in model.init_from, or "
+        "whole without it",
         choices=("", "whole", "crop"),
     )
     image_size: int = key(
-        0, "side of the towers' square pictures, pixels; 0 = as model.init_from, else 64", limits=at_least(8)
+        0,
+        "side of the towers' square pictures, pixels; 0 = as in model.init_from, or 64 without it",
+        limits=at_least(8),
     )
     resize: str = key(
         "squash",
@@ -70,47 +80,53 @@ class Data:
     )
     std: RGB = key(
         CLIP_STD,
-        "standard deviation that the pixels are divided by, per channel, in [0, 1]",
+        "standard deviation by which the pixels are divided, per channel, in [0, 1]",
         limits=ABOVE_ZERO,
         from_checkpoint=True,
     )
     caption_template: str = key(
         captions.DEFAULT_TEMPLATE,
-        "wording of a product's caption: text with {name} and {ATTRIBUTE} in it",
+        "template of a product's caption: text with the placeholders {name} and {ATTRIBUTE}",
         check=values.caption_template,
     )
-    lowercase: bool = key(True, "whether texts are lowercased before they become tokens", from_checkpoint=True)
+    lowercase: bool = key(True, "whether texts are lowercased before they are tokenized", from_checkpoint=True)
     tokenizer: str = key(
         "", "folder of a Hugging Face tokenizer; '' = a byte-level BPE trained on the training captions"
     )
-    vocab_size: int = key(8192, "tokens in the trained BPE", limits=at_least(258), from_checkpoint=True)
+    vocab_size: int = key(
+        8192, "number of tokens in the vocabulary of the trained BPE", limits=at_least(258), from_checkpoint=True
+    )
     context_length: int = key(
         0,
-        "tokens of a text, the two special ones included; 0 = as model.init_from, else 32",
+        "tokens per text, including the two special tokens; 0 = as in model.init_from, or 32 without it",
         limits=at_least(4),
     )
     workers: int = key(
-        0, "number of parallel decoders, and of preparing processes; 0 = chosen by the program", limits=at_least(0)
+        0, "parallel workers that decode pictures or prepare products; 0 = chosen by the program", limits=at_least(0)
     )
 
 
 @dataclass(frozen=True)
 class Features:
-    """What preparation computes of each product and stores with its picture."""
+    """What preparation computes for each product and stores with its picture."""
 
     detector: str = key(
         "foreground",
-        "what finds the product: none, foreground, faster_rcnn[:WEIGHTS], transformers:NAME, onnx:FILE or boxes:JSON",
+        "how products are located: none, foreground, faster_rcnn[:WEIGHTS], transformers:NAME, onnx:FILE or boxes:JSON",
         check=values.detector,
     )
-    policy: str = key("largest", "which detected boxes become crops: largest, confident, category or all:K")
+    policy: str = key(
+        "largest", "how crops are selected from the detected boxes: largest, confident, category or all:K"
+    )
     padding: float = key(0.05, "margin added on each side of a crop, as a share of its box (>= 0)")
-    colours: int = key(3, "dominant colours stored of the first crop, with their shares and names", limits=at_least(1))
+    colours: int = key(
+        3, "number of dominant colours stored for the first crop, with their shares and names", limits=at_least(1)
+    )
 
 
 @dataclass(frozen=True)
 class PairMining:
-    """How the incorrect pairs are mined: the wrong text that each training picture is also shown with."""
+    """How incorrect pairs are mined: the text of another product for each training picture."""
 
     variant: str = key(
         "clustered",
@@ -118,9 +134,9 @@ class PairMining:
         check=values.pair_variant,
     )
     clusters: int = key(10, "number of clusters of pictures, and of texts (variant clustered only)", limits=at_least(2))
-    seed: int = key(0, "seed of the clusters and of the draws")
+    seed: int = key(0, "seed of the clustering and of the random choices")
     features: str = key(
         "classical",
-        "vectors by which pictures and texts are compared: classical, towers:WORKDIR or encoders:VIT,BERT",
+        "features with which pictures and texts are compared: classical, towers:WORKDIR or encoders:VIT,BERT",
         check=values.pair_features,
     )

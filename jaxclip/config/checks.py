@@ -7,7 +7,7 @@ from typing import Any
 from jaxclip.catalog.readers import READERS
 from jaxclip.config.declare import Key, Only, keys, members, value_of
 from jaxclip.config.schema import Config
-from jaxclip.config.values import NO_DETECTOR, none_of
+from jaxclip.config.values import NO_DETECTOR, not_one_of
 from jaxclip.errors import UserError
 from jaxclip.features import crop
 from jaxclip.models.presets import IMAGE_SIZE, PRESETS
@@ -17,9 +17,9 @@ def find_problems(config: Config, wrong_types: Collection[str] = ()) -> list[str
     """Returns one sentence for each value that is not allowed, and for each that contradicts another.
 
     Args:
-      config: every field has its type.
-      wrong_types: dotted names of fields whose given value had another type, so that they have their default in
-        `config`; they are not reported again.
+      config: the configuration; every value has its field's type.
+      wrong_types: dotted names of fields that were set to a value of another type. They have their default in `config`
+        and are not reported again.
     """
     fields = [key for key in keys(Config) if key.name not in wrong_types]
     problems = [problem for key in fields for problem in _check_value(key, value_of(config, key.name))]
@@ -35,7 +35,7 @@ def find_problems(config: Config, wrong_types: Collection[str] = ()) -> list[str
 
 
 def is_used(only: Only | None, config: Config) -> bool:
-    """Returns whether a field or section declared with `only` is read; so is all that a mistyped choice decides."""
+    """Returns whether a field or section with this `only` is read; True if the other field's value is not valid."""
     if only is None:
         return True
     name, values = only
@@ -44,12 +44,12 @@ def is_used(only: Only | None, config: Config) -> bool:
 
 
 def _check_value(key: Key, value: Any) -> list[str]:
-    """Returns what the declaration of a field has against its value; nothing if it is the default."""
+    """Returns the problems of a field's value by its declaration; the default is always allowed."""
     name, declaration, problems = key.name, key.declaration, []
     if value == key.default:
         return []
     if declaration.choices and value not in declaration.choices:
-        problems.append(f"{name} = {value!r} {none_of(value, declaration.choices)}")
+        problems.append(f"{name} = {value!r} {not_one_of(value, declaration.choices)}")
     if declaration.limits is not None:
         numbers = value if isinstance(value, tuple) else (value,)
         if any(number not in declaration.limits for number in numbers):
@@ -59,7 +59,7 @@ def _check_value(key: Key, value: Any) -> list[str]:
 
 
 def allowed_numbers(key: Key) -> str:
-    """Returns the limits of a field in words; with its default where that lies outside them, as "0 or at least 8"."""
+    """Returns the limits of a field in words, such as "0 or at least 8" if its default, 0, lies outside them."""
     limits = key.declaration.limits
     if limits is None or isinstance(key.default, tuple) or key.default in limits:
         return str(limits or "")
@@ -67,7 +67,7 @@ def allowed_numbers(key: Key) -> str:
 
 
 def _check_unused(config: Config, cls: type = Config, prefix: str = "") -> list[str]:
-    """Returns a sentence for each field or section that is set although the choice it depends on does not read it."""
+    """Returns a sentence for each field or section that is set although the choice it depends on ignores it."""
     problems = []
     for member in members(cls, prefix):
         declaration, value = member.declaration, value_of(config, member.name)
@@ -79,7 +79,7 @@ def _check_unused(config: Config, cls: type = Config, prefix: str = "") -> list[
         if value != unset:
             name, values = declaration.only
             needed = " or ".join(filter(None, [", ".join(map(repr, values[:-1])), repr(values[-1])]))
-            problems.append(f"{member.name} is for {name} = {needed}, not {value_of(config, name)!r}")
+            problems.append(f"{member.name} applies only with {name} = {needed}, not {value_of(config, name)!r}")
     return problems
 
 
@@ -94,7 +94,7 @@ def _check_data(config: Config) -> list[str]:
             f"set data.reader to the layout of that folder ({others})"
         )
     if data.picture == "crop" and config.features.detector == NO_DETECTOR:
-        problems.append("data.picture = 'crop' needs crops: set features.detector to something else than 'none'")
+        problems.append("data.picture = 'crop' needs crops: set features.detector to a detector")
     return problems
 
 
@@ -107,7 +107,7 @@ def _check_features(config: Config) -> list[str]:
 
 
 def _check_init_from(config: Config) -> list[str]:
-    """Checks what depends on whether the towers come from a checkpoint (model.init_from)."""
+    """Checks the fields that depend on whether the towers come from a checkpoint (model.init_from)."""
     if config.model.init_from:
         return [
             f"{key.name} comes from model.init_from: leave it out"
@@ -123,16 +123,16 @@ def _check_init_from(config: Config) -> list[str]:
 def _check_patches(config: Config) -> list[str]:
     preset, size, problems = PRESETS.get(config.model.preset), config.data.image_size or IMAGE_SIZE, []
     patch = config.model.patch or (preset.patch if preset else 1)
-    owner = "model.patch" if config.model.patch else f"the patch of model.preset = {config.model.preset!r}"
+    patch_name = "model.patch" if config.model.patch else f"the patch of model.preset = {config.model.preset!r}"
     if patch > 0 and size % patch:
         problems.append(
-            f"data.image_size = {size} is no multiple of {owner}, {patch}; "
+            f"data.image_size = {size} is not a multiple of {patch_name}, {patch}; "
             f"the nearest is {max(1, round(size / patch)) * patch}"
         )
     if preset and preset.stem != "patch" and patch & (patch - 1):
         problems.append(
             f"model.patch = {patch} must be a power of two: the stem of model.preset = {config.model.preset!r} halves "
-            "pictures"
+            "the picture repeatedly"
         )
     return problems
 
@@ -144,18 +144,22 @@ def _check_rerank(config: Config) -> list[str]:
     if not config.first_stage:
         problems.append("first_stage is missing: set --config.first_stage, the workdir of the towers to re-rank")
     if config.features.detector == NO_DETECTOR:
-        problems.append("features.detector = 'none': a re-ranker needs the features of the products")
+        problems.append(
+            "features.detector = 'none' computes no features of the products, which a re-ranker needs: set a detector"
+        )
     if rerank.seeds > 1 and not rerank.ablation:
-        problems.append("rerank.seeds is for rerank.ablation: one run has one seed")
+        problems.append("rerank.seeds applies only with rerank.ablation: a single run has one seed")
     if rerank.preset == "cross_attention" and rerank.heads > 0 and rerank.hidden % rerank.heads:
-        problems.append(f"rerank.hidden = {rerank.hidden} is no multiple of rerank.heads = {rerank.heads}")
+        problems.append(f"rerank.hidden = {rerank.hidden} is not a multiple of rerank.heads = {rerank.heads}")
     return problems
 
 
 def _check_mesh(config: Config) -> list[str]:
     sizes = list(dataclasses.astuple(config.mesh))
     if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
-        return [f"mesh = {sizes} (data, fsdp, tensor): each is >= 1, and at most one is -1 for what is left"]
+        return [
+            f"mesh = {sizes} (data, fsdp, tensor): each must be >= 1; at most one may be -1, for all remaining devices"
+        ]
     return []
 
 
@@ -166,7 +170,7 @@ def _check_loss(config: Config) -> list[str]:
     has_info_nce = loss.name == "info_nce" or (loss.name == "incorrect_pairs" and loss.info_nce > 0)
     if loss.queue and not (has_info_nce and loss.mask_groups):
         problems.append(
-            f"loss.queue = {loss.queue} needs InfoNCE and loss.mask_groups: without groups a product would become its "
+            f"loss.queue = {loss.queue} needs InfoNCE and loss.mask_groups: without groups a product can be its "
             "own negative"
         )
     if loss.name == "incorrect_pairs" and not (loss.alpha or loss.beta or loss.info_nce):

@@ -1,4 +1,4 @@
-"""How one field of the configuration is declared: default, meaning, choices, limits and the choice that reads it."""
+"""How a field of the configuration is declared: default, meaning, choices, limits, and which choice it depends on."""
 
 import dataclasses
 import functools
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 Only = tuple[str, tuple[str, ...]]
-"""(dotted name of another field, its values): the declared field is read only where that field has one of them."""
+"""(dotted name of another field, values): the declared field is read only if the other field has one of the values."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """The numbers from `low` to `high`, each end included or not."""
+    """The numbers from `low` to `high`; each end may be included or excluded."""
 
     low: float
     high: float = math.inf
@@ -44,16 +44,16 @@ def at_least(low: float) -> Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-    """What is known of a field or a section besides its name, type and default.
+    """Everything declared about a field or section except its name, type and default.
 
     Attributes:
-      meaning: one line, with the unit; of a section the docstring of its class.
+      meaning: one line that includes the unit; for a section, the docstring of its class.
       choices: the allowed values; empty = not restricted to a list.
-      limits: where a number, or each number of a tuple, must lie. The default is allowed wherever it lies.
-      check: check(dotted name, value) -> one sentence for each problem; for what choices and limits cannot express.
-      only: the choice of another field that reads this one; elsewhere it must keep its default.
-      otherwise: the value that replaces the default where `only` does not hold; None = the default.
-      from_checkpoint: model.init_from determines the value, so that it may not be set with it.
+      limits: interval of the number, or of each number in a tuple. The default is allowed even outside of it.
+      check: check(dotted name, value) -> one sentence for each problem that choices and limits cannot express.
+      only: values of another field with which this one is read; with other values it must keep its default.
+      otherwise: the value that this field gets when it is not read; None = its default.
+      from_checkpoint: whether model.init_from determines the value; the field must then not be set.
     """
 
     meaning: str
@@ -76,13 +76,13 @@ def key(
     otherwise: Any = None,
     from_checkpoint: bool = False,
 ) -> Any:
-    """Returns a dataclass field with its declaration; the arguments are described at `Declaration`."""
+    """Returns a dataclass field with a declaration; `Declaration` describes the arguments."""
     declaration = Declaration(meaning, tuple(choices), limits, check, only, otherwise, from_checkpoint)
     return dataclasses.field(default=default, metadata={"declaration": declaration})
 
 
 def section(cls: type, *, only: Only | None = None) -> Any:
-    """Returns a dataclass field that holds a section, all of whose fields may depend on one choice (`only`)."""
+    """Returns a dataclass field that holds a section; `only` applies to all of its fields."""
     declaration = Declaration(cls.__doc__ or "", only=only)
     return dataclasses.field(default_factory=cls, metadata={"declaration": declaration})
 
@@ -103,14 +103,16 @@ class Key:
 
 @functools.cache
 def members(cls: type, prefix: str = "") -> tuple[Key, ...]:
-    """Returns the fields and sections that a section's class declares, in order; their names begin with the prefix."""
+    """Returns the fields and sections that a section's class declares, in order; their names start with the prefix."""
     return tuple(_members(cls, prefix))
 
 
 @functools.cache
 def keys(cls: type, prefix: str = "") -> tuple[Key, ...]:
     """Returns every field of a section's class and of the sections in it, in order."""
-    nested = [keys(own.kind, f"{own.name}.") if own.is_section else (own,) for own in members(cls, prefix)]
+    nested = [
+        keys(member.kind, f"{member.name}.") if member.is_section else (member,) for member in members(cls, prefix)
+    ]
     return tuple(itertools.chain(*nested))
 
 
@@ -122,21 +124,22 @@ def _members(cls: type, prefix: str) -> Iterator[Key]:
 
 
 def value_of(config: Any, name: str) -> Any:
-    """Returns the value of a field, or a section, by its dotted name."""
+    """Returns the value of the field or section with this dotted name."""
     for part in name.split("."):
         config = getattr(config, part)
     return config
 
 
 def describe_type(kind: Any) -> str:
-    """Returns a type in words, with an example of how a tuple is written."""
+    """Returns a type in words; for a tuple, with an example."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     if isinstance(kind, types.GenericAlias):
         inner = typing.get_args(kind)
         if inner[0] in (int, float):
-            many = "numbers in brackets, as (1, 5, 10)"
-            return many if Ellipsis in inner else f"{len(inner)} numbers, as {(0.5, 1.0, 0.5)[: len(inner)]}"
+            if Ellipsis in inner:
+                return "numbers in brackets, such as (1, 5, 10)"
+            return f"{len(inner)} numbers, such as {(0.5, 1.0, 0.5)[: len(inner)]}"
         if inner[0] == tuple[str, str]:
-            return "pairs, as (('all', 'image,colour'), ('one', 'image')), or a mapping, as {'one': 'image'}"
-        return "pairs, as (('^image/stem', 0.0), ('bias$', 0.5)), or a mapping, as {'^image/stem': 0.0}"
+            return "pairs, such as (('all', 'image,colour'), ('one', 'image')), or a mapping, such as {'one': 'image'}"
+        return "pairs, such as (('^image/stem', 0.0), ('bias$', 0.5)), or a mapping, such as {'^image/stem': 0.0}"
     return names[kind]

@@ -23,9 +23,9 @@ def build(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = Non
     """Returns the configuration that a nested mapping of settings describes, with `--config.` overrides on top.
 
     Args:
-      settings: section -> field -> value, as a config file's get_config() returns it or a workdir's config.json holds
-        it; a field that it leaves out has its default.
-      overrides: dotted name of a field -> its text on the command line.
+      settings: section -> field -> value, as returned by get_config() of a config file or stored in config.json of a
+        workdir; a field that is missing gets its default.
+      overrides: dotted name of a field -> its value as text, from the command line.
 
     Raises:
       UserError: names every unknown key (with the nearest known one), wrong type and impossible value at once.
@@ -38,9 +38,9 @@ def build(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = Non
         if name not in kinds:
             problems.append(_unknown(name, kinds))
             continue
-        text = isinstance(value, str) and name in (overrides or {})
+        from_command_line = isinstance(value, str) and name in (overrides or {})
         try:
-            values[name] = _convert(value, kinds[name], literal=text)
+            values[name] = _convert(value, kinds[name], literal=from_command_line)
         except (TypeError, ValueError, SyntaxError, OverflowError):
             problems.append(f"{name} = {value!r} is not {describe_type(kinds[name])}")
             wrong_types.add(name)
@@ -55,7 +55,7 @@ def load_config(workdir: Path, overrides: Mapping[str, str] | None = None) -> Co
     """Returns the configuration saved in a workdir, with overrides on top.
 
     Raises:
-      UserError: the workdir has no configuration, it cannot be read, or `build` raises it.
+      UserError: the workdir has no config.json, the file is not a JSON object, or `build` refuses it.
     """
     path = workdir / "config.json"
     try:
@@ -70,15 +70,15 @@ def load_config(workdir: Path, overrides: Mapping[str, str] | None = None) -> Co
 
 
 def save_config(config: Config, workdir: Path) -> None:
-    """Writes config.json into a workdir, creating it if missing; readers see either the old file or the new one."""
+    """Writes config.json atomically into a workdir, which is created if it is missing."""
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / "config.json", dump(config))
 
 
-def on_first_stage(settings: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
-    """Returns a re-ranker's settings with the catalogue of its first stage as default; other settings are unchanged.
+def with_first_stage_catalogue(settings: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the settings of a re-ranker with the catalogue of its first stage as default; others unchanged.
 
-    The catalogue is the sections `data` and `features`, which the first stage's workdir holds.
+    The catalogue is described by the sections `data` and `features` in the workdir of the first stage.
     """
     settings = settings.to_dict() if isinstance(settings, ConfigDict) else dict(settings)
     first, task = (overrides.get(name) or settings.get(name) for name in ("first_stage", "task"))
@@ -89,7 +89,7 @@ def on_first_stage(settings: Mapping[str, Any], overrides: Mapping[str, str]) ->
 
 
 def dump(config: Config) -> dict[str, Any]:
-    """Returns the configuration as nested dicts of JSON values; `build` of it gives the configuration back."""
+    """Returns the configuration as nested dicts of JSON values, from which `build` makes it again."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -115,7 +115,7 @@ def fields() -> dict[str, Any]:
 
 
 def _flatten(settings: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Returns (dotted name, value) of nested settings; a mapping that is the value of a known field stays whole."""
+    """Returns (dotted name, value) for nested settings; a mapping that is the value of a known field is not split."""
     settings = settings.to_dict() if isinstance(settings, ConfigDict) else settings
     flat = []
     for key, value in settings.items():
@@ -128,9 +128,9 @@ def _flatten(settings: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str 
 
 
 def _unknown(name: str, kinds: Mapping[str, Any]) -> str:
-    """Returns the sentence for a name that is no field: a field of that section, or the nearest name, is suggested."""
-    if of_section := next((known for known in kinds if known.startswith(f"{name}.")), ""):
-        return f"{name} is a section: set its fields, as {of_section}"
+    """Returns the error for a name that is not a field; it suggests a field of that section, or the nearest name."""
+    if field := next((known for known in kinds if known.startswith(f"{name}.")), ""):
+        return f"{name} is a section: set its fields, such as {field}"
     by_last_part = {known.rsplit(".", 1)[-1]: known for known in kinds}
     near = difflib.get_close_matches(name, kinds, 1) or [
         by_last_part[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], by_last_part, 1)
@@ -142,10 +142,12 @@ def _convert(value: Any, kind: Any, *, literal: bool) -> Any:
     """Returns a value converted to the type `kind`.
 
     Args:
-      literal: the value is text from the command line: for every kind but `str` a Python literal, or true or false.
+      value: the value from a config file, or its text on the command line.
+      kind: the type of the field.
+      literal: whether the value is text to be parsed as a Python literal, or as true or false; not if kind is `str`.
 
     Raises:
-      TypeError, ValueError, SyntaxError, OverflowError: it is not a value of that type.
+      TypeError, ValueError, SyntaxError, OverflowError: the value does not have that type.
     """
     origin = typing.get_origin(kind)
     if kind is str:
@@ -180,7 +182,7 @@ def _convert(value: Any, kind: Any, *, literal: bool) -> Any:
 
 
 def _with_values_of_unread_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns values, and for each field that is neither given nor read its declared `otherwise`, if it has one."""
+    """Returns the values, with `otherwise` added for each field that is neither set nor read and declares one."""
     known = {key.name: key for key in keys(Config)}
     implied = {}
     for key in known.values():
@@ -192,7 +194,7 @@ def _with_values_of_unread_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _assemble(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """Returns an instance of a section's class from values by dotted name; a field without a value has its default."""
+    """Returns an instance of a section's class; `values` has dotted names, and missing fields get their defaults."""
     arguments = {}
     for member in members(cls, prefix):
         field = member.name.removeprefix(prefix)

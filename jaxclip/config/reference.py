@@ -1,4 +1,4 @@
-"""The reference of all fields, rendered from their declarations: lines for --help, and README.md of this folder.
+"""Reference of all fields, generated from their declarations: the lines of --help, and README.md of this folder.
 
 python -m jaxclip.config.reference > jaxclip/config/README.md
 """
@@ -16,29 +16,29 @@ INTRODUCTION = """\
 
 <!-- Generated: python -m jaxclip.config.reference > jaxclip/config/README.md -->
 
-A command that trains takes a file of `configs/`, and overrides of single fields on top of it:
+The configuration of a training run is a file of `configs/` with overrides of single fields:
 
     python -m jaxclip.train --config=configs/quickstart.py --config.batch_size=64 --config.model.preset=tiny
 
-- `--config=configs/NAME.py` or `--config=configs/NAME.py:ARG` names the file. Its `get_config()` returns the fields
-  that it sets, by section; a field that it leaves out has its default.
-- `--config.section.field=VALUE` sets one field. A tuple is written in brackets, as `(0.5, 1)`; a field of pairs also
-  takes a mapping. A text is written without quotes.
+- `--config=configs/NAME.py` or `--config=configs/NAME.py:ARG` names the file. Its `get_config()` returns, by
+  section, the fields that it sets; all other fields have their defaults.
+- `--config.section.field=VALUE` sets one field. Write a tuple in brackets, such as `(0.5, 1)`, and text without
+  quotes. A field of pairs also takes a mapping.
 - `python -m jaxclip.train --help` lists every field, and `--help=WORD` only the fields whose name or meaning contains
   the word.
-- `evaluate`, `search` and `export` take the configuration from the workdir; only fields that a trained run leaves open
-  can be overridden, such as `data.path` and `data.split`.
+- `evaluate`, `search` and `export` take the configuration from the workdir; only fields that training does not fix can
+  be overridden, such as `data.path` and `data.split`.
 - Every mistake (an unknown key, a wrong type, a value outside its limits, two fields that contradict each other) is
   reported at once, before anything is written.
 
 To add a field, declare it once in its section, in `schema.py` or `catalogue_sections.py`:
 
-    colours: int = key(3, "dominant colours stored of the first crop", limits=at_least(1))
+    colours: int = key(3, "number of dominant colours stored for the first crop", limits=at_least(1))
 
-`key` also takes `choices`, `check` (a function of `values.py`), `only` (the choice of another field that reads this
-one) and `from_checkpoint`; `declare.py` describes them. Checks that concern several fields are functions of
-`checks.py`. Then generate this file again, with the command in its first comment, and the configurations in
-`tests/goldens/configs`, with the command at the head of `tests/config/test_goldens.py`.
+`key` also takes `choices`, `check` (a function of `values.py`), `only` (values of another field with which this one is
+read) and `from_checkpoint`; `declare.py` describes them. Checks that concern several fields are functions of
+`checks.py`. Then generate this file again with the command in its first comment, and the configurations in
+`tests/goldens/configs` with the command at the top of `tests/config/test_goldens.py`.
 """
 
 
@@ -58,9 +58,9 @@ def sections() -> list[Section]:
 
 
 def help_lines(word: str = "") -> list[str]:
-    """Returns one line for each field, under a line for its section; only fields with the word, if one is given.
+    """Returns one line for each field, under a line for its section.
 
-    The word is looked for in names and meanings, without regard to case.
+    With a word, only the fields whose name or meaning contains it, in upper or lower case.
     """
     lines = []
     for section in sections():
@@ -72,7 +72,7 @@ def help_lines(word: str = "") -> list[str]:
 
 
 def markdown() -> str:
-    """Returns README.md: the introduction and a table of fields for each section."""
+    """Returns the text of README.md: the introduction and a table of fields for each section."""
     blocks = [INTRODUCTION]
     for section in sections():
         title = f"## `{section.name}`" if section.name else "## Fields outside of sections"
@@ -83,15 +83,15 @@ def markdown() -> str:
 
 
 def _sections(cls: type, name: str, meaning: str, only: Only | None) -> Iterator[Section]:
-    own = members(cls, f"{name}." if name else "")
-    yield Section(name, meaning, only, tuple(member for member in own if not member.is_section))
-    for member in own:
+    declared = members(cls, f"{name}." if name else "")
+    yield Section(name, meaning, only, tuple(member for member in declared if not member.is_section))
+    for member in declared:
         if member.is_section:
             yield from _sections(member.kind, member.name, member.declaration.meaning, member.declaration.only)
 
 
 def _section_meaning(section: Section) -> str:
-    return section.meaning + (f" Read {_only(section.only)}." if section.only else "")
+    return section.meaning + (f" Applies only {_only(section.only)}." if section.only else "")
 
 
 def _help_line(key: Key) -> str:
@@ -106,7 +106,7 @@ def _markdown_row(key: Key) -> str:
 
 
 def _allowed(key: Key) -> list[str]:
-    """Returns the restrictions of a field in words: choices, limits, and where it is read."""
+    """Returns the restrictions of a field in words: choices, limits, and when it applies."""
     declaration, allowed = key.declaration, []
     if declaration.choices:
         allowed.append("one of " + ", ".join(choice or "''" for choice in declaration.choices))
@@ -115,7 +115,7 @@ def _allowed(key: Key) -> list[str]:
     if declaration.only:
         allowed.append(f"only {_only(declaration.only)}")
     if declaration.from_checkpoint:
-        allowed.append("not with model.init_from, which has its own")
+        allowed.append("not with model.init_from, which determines it")
     return allowed
 
 
@@ -125,7 +125,7 @@ def _only(only: Only) -> str:
 
 
 def _written(value: Any) -> str:
-    """Returns a value as it is written on the command line; the empty text as ''."""
+    """Returns a value as it is written on the command line; '' for an empty text."""
     if isinstance(value, bool):
         return str(value).lower()
     return (value or "''") if isinstance(value, str) else repr(value)

@@ -1,4 +1,4 @@
-"""The configuration of a trained run: which fields can still be overridden, and whether a catalogue is its own."""
+"""The configuration of a trained run: which fields can be overridden, and whether a catalogue is the run's own."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,14 @@ OVERRIDABLE = re.compile(
     r"|evaluation\.(batch_size|ks|zooms|mirror)|mesh\..*|model\.(dtype|execution)"
     r"|first_stage|rerank\.(candidates|segments)"
 )
-"""Fields that say which products are embedded and ranked, and how; the workdir's own files determine all others."""
+"""Fields that select the products and say how they are embedded and ranked; files in the workdir fix all others."""
 
 
 def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
     """Returns the configuration of a trained run with overrides on top.
 
     Raises:
-      UserError: as `parse.load_config`; or some overrides cannot be changed after training, all of which are named.
+      UserError: `parse.load_config` raises it, or training fixed some of the fields, all of which the error names.
     """
     config = load_config(workdir, overrides)
     base = "model.init_from" if config.task == "adapter" else ""  # the base's folder may have moved since training
@@ -34,7 +34,7 @@ def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
 
 
 def of_runs(workdirs: Sequence[Path], overrides: Mapping[str, str]) -> list[Config]:
-    """Returns `of_run` of each workdir; if any is a re-ranker's, overrides for re-rankers do not reach the towers."""
+    """Returns `of_run` of each workdir; if one is a re-ranker, towers do not get the overrides of its fields."""
     rerankers = [load_config(workdir).task == "rerank" for workdir in workdirs]
     return [
         of_run(workdir, overrides if reranker or not any(rerankers) else for_towers(overrides))
@@ -43,22 +43,22 @@ def of_runs(workdirs: Sequence[Path], overrides: Mapping[str, str]) -> list[Conf
 
 
 def for_towers(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Returns the overrides without those of fields that only re-rankers read."""
+    """Returns the overrides of fields that are not only for re-rankers."""
     return {name: value for name, value in overrides.items() if not name.startswith(("first_stage", "rerank."))}
 
 
 def evaluation_name(workdir: Path, config: Config) -> str:
-    """Returns the name of an evaluation of a run: its split, preceded by the catalogue if that is not the run's own.
+    """Returns the name of an evaluation of a run: its split, prefixed with the catalogue if that is not the run's own.
 
     Raises:
       UserError: the run's own catalogue would be split differently, so that training products would count as unseen.
     """
-    own = load_config(workdir)
-    _check_split(workdir, own, config)
+    trained = load_config(workdir)
+    _check_split(workdir, trained, config)
     if config.task == "rerank":
         towers = Path(config.first_stage).expanduser()
         _check_split(towers, load_config(towers), config)
-    if same_catalogue(own, config):
+    if same_catalogue(trained, config):
         return config.data.split
     if config.data.reader == "drawn":
         return f"drawn-{config.data.drawn_products}-seed-{config.data.drawn_seed}-{config.data.split}"
@@ -66,7 +66,7 @@ def evaluation_name(workdir: Path, config: Config) -> str:
 
 
 def same_catalogue(one: Config, other: Config) -> bool:
-    """Returns whether two configurations have the same products, however they are split."""
+    """Returns whether two configurations have the same products; their splits may differ."""
 
     def identity(data: Data) -> tuple[Any, ...]:
         return _origin(data), data.reader, data.columns, data.drawn_products if data.reader == "drawn" else 0
@@ -74,11 +74,11 @@ def same_catalogue(one: Config, other: Config) -> bool:
     return identity(one.data) == identity(other.data)
 
 
-def _check_split(workdir: Path, own: Config, config: Config) -> None:
-    if config.data.split == "all" or _origin(own.data) != _origin(config.data):
+def _check_split(workdir: Path, trained: Config, config: Config) -> None:
+    if config.data.split == "all" or _origin(trained.data) != _origin(config.data):
         return
-    names = ["test", "split_seed", "reader", "columns", *(["drawn_products"] if own.data.reader == "drawn" else [])]
-    changed = [f"data.{name}" for name in names if getattr(own.data, name) != getattr(config.data, name)]
+    names = ["test", "split_seed", "reader", "columns", *(["drawn_products"] if trained.data.reader == "drawn" else [])]
+    changed = [f"data.{name}" for name in names if getattr(trained.data, name) != getattr(config.data, name)]
     if changed:
         raise UserError(
             f"{' and '.join(changed)} would split the catalogue that {workdir} was trained on in another way: "
@@ -88,8 +88,8 @@ def _check_split(workdir: Path, own: Config, config: Config) -> None:
 
 
 def _origin(data: Data) -> str:
-    """Returns where products come from, as a text that two configurations of the same catalogue share."""
-    # The size of a drawn catalogue is left out: a larger one begins with the products of a smaller one of its seed.
+    """Returns the source of the products as text; it is equal for configurations with the same catalogue."""
+    # The size of a drawn catalogue is left out: a larger one begins with the products of a smaller one with its seed.
     if data.reader == "drawn":
         return f"drawn, seed {data.drawn_seed}"
     return str(Path(data.path or data.prepared).expanduser().resolve())

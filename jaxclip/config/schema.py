@@ -20,7 +20,7 @@ CROSS_ATTENTION: Only = ("rerank.preset", ("cross_attention",))
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training changes in a pair; evaluation changes nothing."""
+    """Random changes of pictures and captions in training; evaluation makes none."""
 
     crop_area: tuple[float, float] = key(
         (0.6, 1.0),
@@ -34,7 +34,9 @@ class Augmentation:
         limits=ABOVE_ZERO,
         check=values.interval,
     )
-    flip: bool = key(False, "whether half of the pictures are mirrored; leave off where captions name sides")
+    flip: bool = key(
+        False, "whether half of the pictures are mirrored; leave it off if captions mention left and right"
+    )
     keep_attributes: float = key(
         1.0, "probability with which a caption keeps each of its attributes", limits=ZERO_TO_ONE
     )
@@ -53,7 +55,7 @@ class Model:
     preset: str = key("laptop", "shape of the towers", choices=PRESETS, from_checkpoint=True)
     patch: int = key(
         0,
-        "side of a patch, pixels: shorter patches see more detail and cost more; 0 = the preset's",
+        "side of a patch, pixels: smaller patches show more detail and cost more; 0 = the preset's",
         limits=at_least(0),
         from_checkpoint=True,
     )
@@ -64,7 +66,9 @@ class Model:
     )
     dropout: float = key(0.0, "share of features zeroed after attention and MLP in training", limits=BELOW_ONE)
     stochastic_depth: float = key(
-        0.0, "share of examples that skip the last block in training; it grows linearly with depth", limits=BELOW_ONE
+        0.0,
+        "share of examples that skip the last block in training; the share grows linearly with depth",
+        limits=BELOW_ONE,
     )
     patch_dropout: float = key(0.0, "share of a picture's patches that training leaves out", limits=BELOW_ONE)
     dtype: str = key(
@@ -90,7 +94,7 @@ class Adapters:
     alpha: float = key(16.0, "an adapter's output is scaled by alpha / rank", limits=ABOVE_ZERO)
     dropout: float = key(0.0, "share of an adapter's input features zeroed in training", limits=BELOW_ONE)
     targets: str = key(
-        "/blocks/", "regex of the linear maps that get an adapter, as image/transformer/blocks/attention/qkv"
+        "/blocks/", "regex of the linear maps that get an adapter, such as image/transformer/blocks/attention/qkv"
     )
 
 
@@ -100,7 +104,7 @@ class Loss:
 
     name: str = key(
         "info_nce",
-        "info_nce (CLIP), sigmoid (SigLIP) or incorrect_pairs (pairs mined as incorrect_pairs says)",
+        "info_nce (CLIP), sigmoid (SigLIP) or incorrect_pairs (with pairs from the section incorrect_pairs)",
         choices=objective.NAMES,
     )
     implementation: str = key(
@@ -111,24 +115,24 @@ class Loss:
     tile: int = key(TILE, "rows and columns of a tile of similarities", limits=at_least(1))
     microbatch: int = key(
         0,
-        "pairs that pass through the towers at a time, while the loss is that of the whole batch; 0 = all of them",
+        "pairs that the towers process at a time, while the loss is still that of the whole batch; 0 = all pairs",
         limits=at_least(0),
     )
     temperature: float = key(
         0.07,
-        "temperature of the softmax; if it is learned, its initial value, unless model.init_from has one",
+        "temperature of the softmax; if it is learned, the initial value, unless model.init_from provides one",
         limits=at_least(0.01),
     )
     learned_temperature: bool = key(True, "whether the temperature is learned; logits are scaled by at most 100")
     mask_groups: bool = key(True, "whether pairs of one group are left out of each other's negatives")
     queue: int = key(
         0,
-        "pairs of earlier batches kept as further negatives of InfoNCE; 0 = none. Use low learning rates: random "
-        "towers collapse at high ones",
+        "pairs of earlier batches kept as further negatives of InfoNCE; 0 = no queue. Use a low learning rate: "
+        "randomly initialised towers collapse at a high one",
         limits=at_least(0),
     )
     bias: float = key(
-        -10.0, "initial bias of the logits, unless model.init_from has one", only=("loss.name", ("sigmoid",))
+        -10.0, "initial bias of the logits, unless model.init_from provides one", only=("loss.name", ("sigmoid",))
     )
     alpha: float = key(1.0, "weight of the correct pairs' term", limits=at_least(0), only=INCORRECT_PAIRS)
     beta: float = key(1.0, "weight of the incorrect pairs' term", limits=at_least(0), only=INCORRECT_PAIRS)
@@ -148,18 +152,19 @@ class Rerank:
     candidates: int = key(100, "K, the products that the first stage retrieves for each query", limits=at_least(2))
     features: str = key(
         "hubness,image,crop,colour,geometry,texture,attributes",
-        f"features of a candidate that are read, separated by commas: any of {', '.join(values.RERANK_FEATURES)}",
+        f"features of a candidate that the network reads, comma-separated: any of {', '.join(values.RERANK_FEATURES)}",
         check=values.rerank_features,
         only=GATED,
     )
     wordings: int = key(
         4,
-        "wordings of each training caption: the first as in evaluation, the others augmented",
+        "number of wordings of each training caption: the first as in evaluation, the others augmented",
         limits=at_least(1),
     )
     segments: int = key(
         1,
-        "parts in which a query longer than the context length is read, their embeddings pooled; 1 = it is cut off",
+        "largest number of parts into which a query longer than the context length is split; their embeddings are "
+        "pooled; 1 = the query is cut off",
         limits=at_least(1),
     )
     loss: str = key(
@@ -170,7 +175,7 @@ class Rerank:
     )
     sampled: int = key(
         0,
-        "candidates of each query used in a step, one of them relevant; 0 = all",
+        "candidates per query used in a step, one of them relevant; 0 = all",
         limits=at_least(2),
         only=("rerank.loss", ("softmax", "lambda")),
     )
@@ -183,15 +188,20 @@ class Rerank:
     )
     hidden: int = key(
         256,
-        "features of the query from which gates and matches are computed (gated); width (cross_attention)",
+        "width of the query's hidden layer (gated) or of the transformer (cross_attention)",
         limits=at_least(1),
         only=("rerank.preset", ("gated", "cross_attention")),
     )
     matching: int = key(
-        64, "features in which the query and a feature of a candidate are compared", limits=at_least(1), only=GATED
+        64,
+        "number of dimensions in which a query is compared with a feature of a candidate",
+        limits=at_least(1),
+        only=GATED,
     )
     layers: int = key(6, "number of transformer layers", limits=at_least(1), only=CROSS_ATTENTION)
-    heads: int = key(8, "attention heads; must divide hidden", limits=at_least(1), only=CROSS_ATTENTION)
+    heads: int = key(
+        8, "number of attention heads; must divide rerank.hidden", limits=at_least(1), only=CROSS_ATTENTION
+    )
     dropout: float = key(0.1, "share of hidden features zeroed in training", limits=BELOW_ONE)
     combine: str = key(
         "add", "how the embeddings of crop and colour are combined", choices=("add", "concatenate"), only=PAPER
@@ -203,7 +213,7 @@ class Rerank:
         check=values.rerank_ablation,
         only=GATED,
     )
-    seeds: int = key(1, "runs of each subset of `ablation`, with seeds from `seed` up", limits=at_least(1))
+    seeds: int = key(1, "number of runs of each subset of ablation, with seeds seed, seed + 1, ...", limits=at_least(1))
 
 
 @dataclass(frozen=True)
@@ -216,11 +226,15 @@ class Optimizer:
         choices=("adamw", "adam", "muon"),
     )
     learning_rate: float = key(1e-3, "peak learning rate, reached after the warm-up", limits=at_least(0))
-    schedule: str = key("cosine", "after the warm-up: cosine (to zero) or constant", choices=("cosine", "constant"))
-    warmup_steps: int = key(100, "steps in which the rate grows from zero; at most half of the run", limits=at_least(0))
+    schedule: str = key(
+        "cosine", "the rate after the warm-up: cosine (to zero) or constant", choices=("cosine", "constant")
+    )
+    warmup_steps: int = key(
+        100, "steps in which the rate grows linearly from zero; limited to half of the run", limits=at_least(0)
+    )
     weight_decay: float = key(
         0.1,
-        "weight decay of matrices and embeddings; biases, norms and the temperature have none, nor has adam",
+        "weight decay of matrices and embeddings; not applied to biases, norms and the temperature, nor with adam",
         limits=at_least(0),
         only=("optimizer.name", ("adamw", "muon")),
         otherwise=0.0,
@@ -228,7 +242,7 @@ class Optimizer:
     beta1: float = key(0.9, "Adam's decay of the gradients' mean, per step", limits=BELOW_ONE)
     beta2: float = key(0.98, "Adam's decay of the mean of the squared gradients, per step", limits=BELOW_ONE)
     epsilon: float = key(1e-6, "Adam's constant added to the denominator", limits=ABOVE_ZERO)
-    clip_norm: float = key(1.0, "norm to which the whole gradient is clipped; 0 = never", limits=at_least(0))
+    clip_norm: float = key(1.0, "norm to which the whole gradient is clipped; 0 = no clipping", limits=at_least(0))
     rates: tuple[tuple[str, float], ...] = key(
         (),
         "regex of parameter names -> factor of their learning rate; 0 = frozen",
@@ -236,7 +250,7 @@ class Optimizer:
     )
     layer_decay: float = key(
         1.0,
-        "a layer's rate is this factor times that of the layer above, in each tower",
+        "a layer's rate is this factor times the rate of the layer above it, in each tower",
         limits=Interval(0, 1, low_included=False),
         only=TOWERS,
     )
@@ -250,7 +264,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Number of devices along each axis of the mesh; one of them may be -1 = all that are left."""
+    """Number of devices along each axis of the mesh; at most one number may be -1, for all remaining devices."""
 
     data: int = key(-1, "devices over which only the batch is split")
     fsdp: int = key(1, "devices over which the batch and the parameters are split")
@@ -262,7 +276,7 @@ class Checkpointing:
     """When the training state is saved."""
 
     every: int = key(500, "steps between checkpoints", limits=at_least(1))
-    keep: int = key(2, "newest checkpoints kept; the best by hit@1 is kept too", limits=at_least(1))
+    keep: int = key(2, "number of newest checkpoints to keep; the best by hit@1 is kept too", limits=at_least(1))
 
 
 @dataclass(frozen=True)
@@ -277,7 +291,7 @@ class Evaluation:
     zooms: tuple[float, ...] = key(
         (1.0,),
         "factors by which the picture is enlarged before it is embedded, 1 = not at all; its embedding is the mean "
-        "over all of them",
+        "over all factors",
         limits=at_least(1),
         check=values.not_empty,
         only=TOWERS,
@@ -287,27 +301,28 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment."""
+    """The experiment as a whole."""
 
     seed: int = key(
         0, "seed of the initial parameters, the batches and the augmentation", limits=Interval(-(2**31), 2**31 - 1)
     )
     task: str = key(
         "towers",
-        "towers; adapter: LoRA on the towers of model.init_from; rerank: a second stage on those of first_stage",
+        "what is trained: towers, adapter (LoRA on the towers of model.init_from) or rerank (a second stage on the "
+        "towers of first_stage)",
         choices=("towers", "adapter", "rerank"),
     )
     first_stage: str = key(
         "",
-        "workdir of the towers that a re-ranker works on; their catalogue is used unless another is set",
+        "workdir of the towers whose results are re-ranked; their catalogue is used unless another is set",
         only=("task", ("rerank",)),
     )
-    batch_size: int = key(256, "pairs of a step, over all devices", limits=at_least(1))
+    batch_size: int = key(256, "pairs per step, over all devices", limits=at_least(1))
     steps: int = key(0, "length of the run in steps; set either this or epochs", limits=at_least(0))
     epochs: float = key(
         0.0, "length of the run in passes over the training split; set either this or steps", limits=at_least(0)
     )
-    log_every: int = key(20, "steps between lines of metrics.jsonl", limits=at_least(1))
+    log_every: int = key(20, "steps between two lines of metrics.jsonl", limits=at_least(1))
     data: Data = section(Data)
     features: Features = section(Features)
     incorrect_pairs: PairMining = section(PairMining)

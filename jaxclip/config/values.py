@@ -1,6 +1,6 @@
 """Checks of one field's value that choices and limits cannot express.
 
-Each takes the field's dotted name and its value, and returns one sentence for each problem.
+Each check takes the field's dotted name and its value, and returns one sentence for each problem.
 """
 
 import difflib
@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from jaxclip.catalog import captions
 from jaxclip.errors import UserError
 from jaxclip.features.detect import DETECTORS
+from jaxclip.features.rerank import FEATURES
 
 NO_DETECTOR = "none"
-RERANK_FEATURES = ("hubness", "image", "crop", "colour", "geometry", "texture", "attributes", "caption_attributes")
+RERANK_FEATURES = tuple(FEATURES)
 
 
-def none_of(value: str, choices: Sequence[str]) -> str:
-    """Returns the end of a sentence: the value is none of the choices, and the nearest of them if one is near."""
+def not_one_of(value: str, choices: Sequence[str]) -> str:
+    """Returns the end of an error: "is not one of" the choices, and a suggestion if a choice is close to the value."""
     near = difflib.get_close_matches(value, choices, 1)
-    return f"is none of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"is not one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def caption_template(name: str, template: str) -> list[str]:
@@ -29,7 +30,7 @@ def detector(name: str, spec: str) -> list[str]:
     kind = spec.partition(":")[0]
     if kind in detectors:
         return []
-    return [f"{name} = {spec!r} {none_of(kind, detectors)}"]
+    return [f"{name} = {spec!r} {not_one_of(kind, detectors)}"]
 
 
 def pair_variant(name: str, variant: str) -> list[str]:
@@ -51,7 +52,7 @@ def pair_features(name: str, features: str) -> list[str]:
         return []
     return [
         f"{name} = {features!r} must be classical, towers:WORKDIR with a trained run, or encoders:VIT,BERT with "
-        "folders or names of a ViT and a BERT"
+        "the folder or Hugging Face name of a ViT and of a BERT"
     ]
 
 
@@ -60,7 +61,7 @@ def interval(name: str, ends: tuple[float, float]) -> list[str]:
 
 
 def depths(name: str, ks: tuple[int, ...]) -> list[str]:
-    return [] if 1 in ks and min(ks) >= 1 else [f"{name} = {ks} must be depths >= 1, and 1 among them"]
+    return [] if 1 in ks and min(ks) >= 1 else [f"{name} = {ks} must be depths >= 1 that include 1"]
 
 
 def not_empty(name: str, numbers: tuple[float, ...]) -> list[str]:
@@ -73,9 +74,11 @@ def rates(name: str, pairs: tuple[tuple[str, float], ...]) -> list[str]:
 
 def rerank_features(name: str, features: str) -> list[str]:
     names = [part.strip() for part in features.split(",") if part.strip()]
-    problems = [f"{name}: {part!r} {none_of(part, RERANK_FEATURES)}" for part in names if part not in RERANK_FEATURES]
+    problems = [
+        f"{name}: {part!r} {not_one_of(part, RERANK_FEATURES)}" for part in names if part not in RERANK_FEATURES
+    ]
     if not names or len(set(names)) < len(names):
-        problems.append(f"{name} = {features!r} must name features, each once")
+        problems.append(f"{name} = {features!r} must name at least one feature, and each only once")
     return problems
 
 

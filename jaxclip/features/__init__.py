@@ -1,1 +1,1 @@
-"""What preparation computes from pictures and texts: boxes, crops, geometry, colours, texture, clusters, pairs."""
+"""Features that preparation computes from pictures and texts: boxes, crops, colours, texture, incorrect pairs."""

@@ -1,4 +1,4 @@
-"""Picture and text features that need no trained weights, for mining incorrect pairs without an encoder."""
+"""Picture and text features that are computed without a trained model, for mining incorrect pairs."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from jaxclip.catalog.captions import normalise
 from jaxclip.errors import UserError
 
-_TERMS = 50_000  # the most frequent words and word pairs: bounds the memory of long descriptions
-_DUST = 1e-4  # rows shorter than this (typical length: 1) are rounding errors without a meaningful direction
-_SPREADS = 5.0  # textures are clipped at this many interquartile ranges from the median
+_MAX_TERMS = 50_000  # number of words and word pairs; bounds the memory that long descriptions take
+_MIN_LENGTH = 1e-4  # rows shorter than this (typical length: 1) are rounding errors without a meaningful direction
+_MAX_SPREADS = 5.0  # textures are clipped at this many interquartile ranges from the median
 
 
 def image_features(
@@ -26,60 +26,64 @@ def image_features(
 
     Histograms are normalised to sum to 1, and their square roots are taken (Hellinger: the dot product is then the
     Bhattacharyya coefficient), so that a large plain background does not dominate the garment. Texture columns have
-    different units: each is divided by its interquartile range, which is robust to outliers, and clipped at 5 of them;
-    a column that is constant over half of the products is divided by its standard deviation instead. Both blocks are
-    then centred, so that dissimilar pictures have negative cosines, and scaled to the same mean square length before
-    they are weighted and concatenated.
+    different units: each is divided by its interquartile range, which is robust to outliers, and clipped at 5 such
+    ranges from its median; a column whose interquartile range is 0 is divided by its standard deviation instead. Both
+    blocks are then centred, so that dissimilar pictures have negative cosines, and scaled to the same mean square
+    length before they are weighted and concatenated.
 
     Args:
       colour_histograms: non-negative counts or shares of colours; a row may be empty (all 0).
       textures: one measure per column, in any unit; T may be 0.
       colour_weight: share of colour in the squared length of a row, on average, from 0 to 1.
-      dimensions: D, the number of principal components; by default, or if D is not smaller, all C + T columns.
+      dimensions: D, the number of principal components. If it is None, or not less than N or C + T, the C + T
+        columns are kept.
 
-    Returns: unit rows; a row of zeros for a product whose features all equal the mean.
+    Returns:
+      Unit rows; a row of zeros for a product whose features all equal the mean.
 
     Raises:
-      ValueError: shapes do not agree, a value is not finite, a count is negative, or the weight is not between 0 and 1.
+      ValueError: the shapes do not match, a value is not finite, a count is negative, or the weight is not in [0, 1].
     """
     shapes = colour_histograms.shape, textures.shape
     if [len(shape) for shape in shapes] != [2, 2] or len(colour_histograms) != len(textures):
-        raise ValueError(f"histograms (N, C) and textures (N, T) expected, got {shapes}")
+        raise ValueError(f"expected histograms (N, C) and textures (N, T), got {shapes}")
     if not (np.isfinite(colour_histograms).all() and np.isfinite(textures).all()) or (colour_histograms < 0).any():
-        raise ValueError("histograms should be finite and not negative, textures finite")
+        raise ValueError("histograms must be finite and not negative, textures must be finite")
     if not 0 <= colour_weight <= 1:
-        raise ValueError(f"a colour weight from 0 to 1 expected, got {colour_weight}")
-    blocks = (_hellinger(colour_histograms), colour_weight), (_by_spread(textures), 1 - colour_weight)
-    features = np.concatenate([_balanced(block) * np.float32(weight**0.5) for block, weight in blocks], axis=1)
+        raise ValueError(f"expected a colour weight from 0 to 1, got {colour_weight}")
+    blocks = (_hellinger(colour_histograms), colour_weight), (_standardise(textures), 1 - colour_weight)
+    features = np.concatenate([_normalise_block(block) * np.float32(weight**0.5) for block, weight in blocks], axis=1)
     if dimensions is not None and dimensions < min(features.shape):
         with np.errstate(invalid="ignore"):  # the unused share of explained variance is 0 / 0 if all rows are equal
             features = PCA(dimensions, svd_solver="covariance_eigh").fit_transform(features)
-    return _directions(features)
+    return _unit_rows(features)
 
 
 def text_features(captions: Sequence[str], dimensions: int = 128, seed: int = 0) -> Float32[np.ndarray, "N E"]:
-    """Returns (N, E) unit rows whose cosine measures how similar the words of two captions are (LSA).
+    """Returns (N, E) unit rows whose cosine measures the similarity of the words in two captions (LSA).
 
     The 50,000 most frequent words and pairs of neighbouring words of the normalised captions are weighted by
-    (1 + log tf) idf and reduced by a truncated singular value decomposition with fixed signs. Deerwester et al.,
-    "Indexing by latent semantic analysis" (1990).
+    (1 + log tf) idf and reduced by a truncated singular value decomposition with fixed signs (Deerwester et al. 1990,
+    "Indexing by latent semantic analysis").
 
     Args:
       captions: N captions, in any script that separates words.
-      dimensions: E; smaller if there are fewer captions, or fewer terms, which then are the features themselves.
+      dimensions: E. It is smaller if there are fewer captions or fewer terms; with fewer terms, their weights are the
+        features.
       seed: seed of the randomised decomposition.
 
-    Returns: unit rows; a row of zeros for a caption without words, or whose words have no weight in any dimension.
+    Returns:
+      Unit rows; a row of zeros for a caption without words, or whose words have no weight in any dimension.
 
     Raises:
-      UserError: no caption has a word.
+      UserError: no caption contains a word.
     """
     terms = TfidfVectorizer(
         preprocessor=normalise,
         token_pattern=r"\w+",
         ngram_range=(1, 2),
         sublinear_tf=True,
-        max_features=_TERMS,
+        max_features=_MAX_TERMS,
         dtype=np.float32,
     )
     try:
@@ -87,13 +91,13 @@ def text_features(captions: Sequence[str], dimensions: int = 128, seed: int = 0)
     except ValueError as error:
         if "empty vocabulary" not in str(error):
             raise
-        raise UserError(f"none of the {len(captions):,} captions has a word in it: texts cannot be compared") from None
+        raise UserError(f"none of the {len(captions):,} captions contains a word: texts cannot be compared") from None
     if weights.shape[1] <= dimensions:
         return weights.toarray()
     with np.errstate(invalid="ignore"):  # the same 0 / 0 as in `image_features`
         rank = min(dimensions, weights.shape[0])
         reduced = TruncatedSVD(rank, n_iter=7, random_state=seed).fit_transform(weights)
-    return _directions(reduced)
+    return _unit_rows(reduced)
 
 
 def _hellinger(histograms: Float[np.ndarray, "N C"]) -> Float32[np.ndarray, "N C"]:
@@ -102,26 +106,26 @@ def _hellinger(histograms: Float[np.ndarray, "N C"]) -> Float32[np.ndarray, "N C
     return np.sqrt(np.divide(histograms, sums, out=np.zeros_like(histograms), where=sums > 0))
 
 
-def _by_spread(textures: Float[np.ndarray, "N T"]) -> Float32[np.ndarray, "N T"]:
+def _standardise(textures: Float[np.ndarray, "N T"]) -> Float32[np.ndarray, "N T"]:
     textures = np.asarray(textures, np.float32)
-    low, middle, high = np.percentile(textures, [25, 50, 75], axis=0) if textures.size else np.zeros((3, 1))
+    low, median, high = np.percentile(textures, [25, 50, 75], axis=0) if textures.size else np.zeros((3, 1))
     spread = np.where(high > low, high - low, textures.std(axis=0) if textures.size else 0)
-    centred = textures - middle.astype(np.float32)
+    centred = textures - median.astype(np.float32)
     spread = spread.astype(np.float32)
     with np.errstate(over="ignore"):  # overflowing values are clipped
         scaled = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
-    return np.clip(scaled, -_SPREADS, _SPREADS)
+    return np.clip(scaled, -_MAX_SPREADS, _MAX_SPREADS)
 
 
-def _balanced(block: Float32[np.ndarray, "N B"]) -> Float32[np.ndarray, "N B"]:
-    """Returns the block with column means of 0 and rows whose mean square length is 1."""
+def _normalise_block(block: Float32[np.ndarray, "N B"]) -> Float32[np.ndarray, "N B"]:
+    """Returns the block shifted and scaled: each column has mean 0, and the mean square length of the rows is 1."""
     if not block.size:
         return block
     centred = block - block.mean(axis=0, dtype=np.float64).astype(np.float32)
     length = np.sqrt(np.square(centred).sum(axis=1).mean())
-    return centred / length if length > _DUST else np.zeros_like(centred)
+    return centred / length if length > _MIN_LENGTH else np.zeros_like(centred)
 
 
-def _directions(features: Float[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
+def _unit_rows(features: Float[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.divide(features, lengths, out=np.zeros(features.shape, np.float32), where=lengths > _DUST)
+    return np.divide(features, lengths, out=np.zeros(features.shape, np.float32), where=lengths > _MIN_LENGTH)

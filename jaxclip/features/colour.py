@@ -1,4 +1,4 @@
-"""Colours of a product: its dominant colours, their names, and its colour histogram."""
+"""Computes the dominant colours of a product, their names, and its colour histogram."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,23 +14,25 @@ from jaxclip.features.palette import PROTOTYPES
 BINS = (8, 3, 4)
 """Default numbers of hue, saturation and value bins of `colour_histogram`."""
 
-_MOST = 256  # scikit-learn's chunk size: within one chunk, the order of additions is independent of the thread count
-_CLUSTERS = 6  # more than the colours returned, so that shades of one hue can be merged afterwards
-_LIGHTNESS = 0.5  # weight of lightness in clustering: folds change the lightness of cloth, hardly its hue
-_ALIKE = 8.0  # CIEDE2000 with kL = 2, below which two clusters are merged into one colour
-_GREY = 0.12  # HSV saturation below which a pixel has no hue to speak of
+# Number of bins that are clustered: the chunk size of scikit-learn, within which the order of additions, and so the
+# result, does not depend on the number of threads.
+_MAX_BINS = 256
+_MIN_CLUSTERS = 6  # more than the colours returned, so that shades of one hue can be merged afterwards
+_LIGHTNESS_WEIGHT = 0.5  # in clustering: folds change the lightness of cloth, hardly its hue
+_MERGE_DIFFERENCE = 8.0  # CIEDE2000 difference with kL = 2 below which two clusters are merged into one colour
+_MIN_SATURATION = 0.12  # HSV saturation below which a pixel counts as grey
 
-_NAMES = tuple(name for name, looks in PROTOTYPES.items() for _ in looks)
-_LOOKS = rgb2lab(np.array([[*bytes.fromhex(look)] for looks in PROTOTYPES.values() for look in looks], np.uint8))
+_NAMES = tuple(name for name, prototypes in PROTOTYPES.items() for _ in prototypes)
+_PROTOTYPES = rgb2lab(np.array([[*bytes.fromhex(rgb)] for rgbs in PROTOTYPES.values() for rgb in rgbs], np.uint8))
 
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Histogram of a product's pixels at 5 bits per channel; every colour feature is computed from it.
+    """RGB histogram of a product's pixels, from which all colour features are computed.
 
     Attributes:
-      codes: (B,) the non-empty bins in ascending order: 5 bits each of red, green and blue.
-      sums: (B, 3) the sum of each channel over the pixels of each bin.
+      codes: (B,) the non-empty bins in ascending order; a code joins the high bits of red, green and blue.
+      sums: (B, 3) sum of each channel over the pixels of each bin.
       counts: (B,) number of pixels in each bin.
     """
 
@@ -43,42 +45,46 @@ class Tally:
         """Mean colour of each bin, 0 to 255."""
         return self.sums / self.counts[:, None]
 
-    def coarser(self) -> "Tally":
+    def coarsen(self) -> "Tally":
         """Returns the histogram of the same pixels at 4 bits per channel."""
         red, green, blue = (self.codes >> shift & 31 for shift in (10, 5, 0))
-        return _added(red >> 1 << 8 | green >> 1 << 4 | blue >> 1, self.sums.T, self.counts, 8**4)
+        return _accumulate(red >> 1 << 8 | green >> 1 << 4 | blue >> 1, self.sums.T, self.counts, 8**4)
 
 
 def tally(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> Tally:
-    """Returns the tally of the pixels in `mask`, or of all pixels if the mask is empty.
+    """Returns the histogram, at 5 bits per channel, of the pixels in `mask`, or of all pixels if the mask is empty.
 
     Args:
       pixels: a picture or a crop of it, sRGB.
-      mask: where the product is.
+      mask: True at the product's pixels.
 
     Raises:
-      ValueError: the shapes do not fit, or there is no pixel.
+      ValueError: the shapes or dtypes are wrong, or there is no pixel.
     """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.shape[:2] != mask.shape or not mask.size:
-        raise ValueError(f"pixels (H, W, 3) and a mask (H, W) expected, got {pixels.shape} and {mask.shape}")
+        raise ValueError(f"expected pixels (H, W, 3) and a mask (H, W), got {pixels.shape} and {mask.shape}")
     if pixels.dtype != np.uint8 or mask.dtype != np.bool_:
-        raise ValueError(f"uint8 pixels and a mask of bool expected, got {pixels.dtype} and {mask.dtype}")
-    chosen = pixels[mask]
-    chosen = chosen if len(chosen) else pixels.reshape(-1, 3)
-    red, green, blue = (chosen[:, channel].astype(np.intp) for channel in range(3))
+        raise ValueError(f"expected uint8 pixels and a bool mask, got {pixels.dtype} and {mask.dtype}")
+    selected = pixels[mask]
+    selected = selected if len(selected) else pixels.reshape(-1, 3)
+    red, green, blue = (selected[:, channel].astype(np.intp) for channel in range(3))
     codes = red >> 3 << 10 | green >> 3 << 5 | blue >> 3
-    return _added(codes, (red, green, blue), None, 8**5)
+    return _accumulate(codes, (red, green, blue), None, 8**5)
 
 
-def _added(codes: np.ndarray, channels: Iterable[np.ndarray], counts: np.ndarray | None, size: int) -> Tally:
-    """Returns the tally that adds up entries of the same code; `counts` is the pixels per entry, None = 1 each.
+def _accumulate(codes: np.ndarray, channels: Iterable[np.ndarray], counts: np.ndarray | None, size: int) -> Tally:
+    """Returns the histogram that sums the entries of each code; the sums are of integers, so exact in any order.
 
-    The sums are of integers, and therefore exact in any order.
+    Args:
+      codes: (N,) code of each entry, less than `size`.
+      channels: (N,) red, green and blue of each entry.
+      counts: (N,) number of pixels of each entry; None if each entry is one pixel.
+      size: number of possible codes.
     """
     totals = np.bincount(codes, weights=counts, minlength=size)
-    filled = np.flatnonzero(totals)
-    sums = [np.bincount(codes, weights=channel, minlength=size)[filled] for channel in channels]
-    return Tally(filled, np.stack(sums, axis=1), totals[filled].astype(np.float64))
+    non_empty = np.flatnonzero(totals)
+    sums = [np.bincount(codes, weights=channel, minlength=size)[non_empty] for channel in channels]
+    return Tally(non_empty, np.stack(sums, axis=1), totals[non_empty].astype(np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +93,9 @@ class Colours:
 
     Attributes:
       rgb: (k, 3) uint8, sRGB.
-      lab: (k, 3) float32: CIELAB under D65, lightness 0 to 100.
-      shares: (k,) float32 in descending order, sum 1. If a product has fewer than k colours, the dominant colour is
-        repeated with share 0.
+      lab: (k, 3) float32, CIELAB under D65, lightness from 0 to 100.
+      shares: (k,) float32, share of each colour in the pixels, in descending order; they sum to 1. If a product has
+        fewer than k colours, its dominant colour is repeated with share 0.
       names: the name of each colour in `palette.PROTOTYPES`.
     """
 
@@ -100,117 +106,118 @@ class Colours:
 
 
 def colours(pixels: Tally, k: int = 3) -> Colours:
-    """Returns the k dominant colours of the pixels.
+    """Returns the k dominant colours of the product.
 
     The 256 fullest bins at 4 bits per channel, each represented by its mean colour, are clustered by k-means in CIELAB
     with lightness at half weight. The initial centres are those of k-means++ with each random draw replaced by the
     likeliest bin, so the result is deterministic. Clusters closer than a CIEDE2000 difference of 8 with kL = 2, the
-    value for textiles (CIE 142-2001), are then merged, nearest first, and merging continues until at most k are left:
-    shadows and highlights count towards the cloth they lie on. A merged colour has the value of its largest cluster
-    and the share of all its clusters. The positions of the pixels do not matter.
+    value for textiles (CIE 142-2001), are then merged, nearest first, and merging continues until at most k are left,
+    so that shadows and highlights count towards the cloth on which they lie. A merged colour has the value of its
+    largest cluster and the total share of its clusters. The positions of the pixels do not matter.
 
     Raises:
       ValueError: k is less than 1.
     """
     if k < 1:
-        raise ValueError(f"at least 1 colour expected, got k = {k}")
-    coarse = pixels.coarser()
-    fullest = np.argsort(-coarse.counts, kind="stable")[:_MOST]
+        raise ValueError(f"expected at least 1 colour, got k = {k}")
+    coarse = pixels.coarsen()
+    fullest = np.argsort(-coarse.counts, kind="stable")[:_MAX_BINS]
     lab, counts = to_lab(coarse.means[fullest]), coarse.counts[fullest]
-    centres, shares = _without_shades(*_clusters(lab, counts, max(_CLUSTERS, k)), k)
+    centres, shares = _merge_shades(*_cluster(lab, counts, max(_MIN_CLUSTERS, k)), k)
     order = np.argsort(-shares, kind="stable")
     order = np.concatenate([order, np.repeat(order[:1], k - len(order))])
     shares = np.where(np.arange(k) < len(shares), shares[order], 0.0)
     lab = centres[order]  # (k, 3)
     rgb = np.rint(np.clip(lab2rgb(lab), 0, 1) * 255).astype(np.uint8)
-    return Colours(rgb, lab.astype(np.float32), shares.astype(np.float32), _names(lab))
+    return Colours(rgb, lab.astype(np.float32), shares.astype(np.float32), _nearest_names(lab))
 
 
 def colour_name(lab: Float[np.ndarray, "3"]) -> str:
-    """Returns the name in `palette.PROTOTYPES` with the prototype nearest to a CIELAB colour by CIEDE2000 (kL = 1)."""
-    return _names(np.asarray(lab, np.float64)[None])[0]
+    """Returns the name in `palette.PROTOTYPES` whose prototype is nearest to a CIELAB colour by CIEDE2000 (kL = 1)."""
+    return _nearest_names(np.asarray(lab, np.float64)[None])[0]
 
 
 def to_lab(rgb: UInt8[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
-    """Returns the CIELAB colours, under D65, of sRGB colours from 0 to 255."""
+    """Returns the CIELAB values, under D65, of sRGB colours from 0 to 255."""
     return rgb2lab(np.asarray(rgb, np.float64) / 255)
 
 
 def histogram_size(bins: tuple[int, int, int] = BINS) -> int:
-    """Returns B, the number of shares in a `colour_histogram`."""
+    """Returns B, the length of a `colour_histogram`."""
     hues, saturations, values = bins
     return (hues * saturations + 1) * values
 
 
 def colour_histogram(pixels: Tally, bins: tuple[int, int, int] = BINS) -> Float32[np.ndarray, "B"]:
-    """Returns (B,) shares of HSV colours among the pixels, sum 1.
+    """Returns (B,) the shares of HSV colours among the pixels, which sum to 1.
 
     B = hues * saturations * values + values. The first bins count pixels with a hue (saturation of at least 0.12), in
     the order hue, saturation, value; hue bins are centred, so that red is a single bin. The last bins count greys,
-    black first. Every pixel of a tally's bin is treated as having the bin's mean colour.
+    black first. Every pixel is treated as having the mean colour of its RGB bin.
 
     Args:
-      pixels: the tally of a product.
-      bins: number of hue, saturation and value bins.
+      pixels: the RGB histogram of a product.
+      bins: numbers of hue, saturation and value bins.
 
     Raises:
       ValueError: a number of bins is less than 1.
     """
     if min(bins) < 1:
-        raise ValueError(f"at least 1 hue, 1 saturation and 1 value expected, got {bins}")
+        raise ValueError(f"expected at least 1 hue, 1 saturation and 1 value, got {bins}")
     hues, saturations, values = bins
     hsv = rgb2hsv(pixels.means / 255)  # (B, 3)
     hue = np.floor(hsv[:, 0] * hues + 0.5).astype(np.intp) % hues
-    saturation = ((hsv[:, 1] - _GREY) / (1 - _GREY) * saturations).astype(np.intp).clip(0, saturations - 1)
+    saturation = (hsv[:, 1] - _MIN_SATURATION) / (1 - _MIN_SATURATION)
+    saturation = (saturation * saturations).astype(np.intp).clip(0, saturations - 1)
     value = (hsv[:, 2] * values).astype(np.intp).clip(0, values - 1)
     with_hue = (hue * saturations + saturation) * values + value
-    index = np.where(hsv[:, 1] >= _GREY, with_hue, hues * saturations * values + value)
+    index = np.where(hsv[:, 1] >= _MIN_SATURATION, with_hue, hues * saturations * values + value)
     histogram = np.bincount(index, weights=pixels.counts, minlength=histogram_size(bins))
     return (histogram / pixels.counts.sum()).astype(np.float32)
 
 
-def _clusters(
+def _cluster(
     lab: Float[np.ndarray, "B 3"], counts: Float[np.ndarray, "B"], k: int
 ) -> tuple[Float[np.ndarray, "K 3"], Float[np.ndarray, "K"]]:
     """Returns the mean colours and the shares of at most k non-empty clusters."""
     if len(lab) <= k:
         return lab, counts / counts.sum()
-    points = lab * (_LIGHTNESS, 1, 1)
-    first = [int(counts.argmax())]
+    points = lab * (_LIGHTNESS_WEIGHT, 1, 1)
+    initial = [int(counts.argmax())]
     nearest = np.full(len(lab), np.inf)
-    while len(first) < k:
-        nearest = np.minimum(nearest, ((points - points[first[-1]]) ** 2).sum(axis=1))
-        first.append(int((counts * nearest).argmax()))
+    while len(initial) < k:
+        nearest = np.minimum(nearest, ((points - points[initial[-1]]) ** 2).sum(axis=1))
+        initial.append(int((counts * nearest).argmax()))
     # The arguments are valid by construction, and checking them takes longer than the clustering itself.
     with config_context(assume_finite=True, skip_parameter_validation=True):
-        means = KMeans(k, init=points[first], n_init=1, max_iter=20, random_state=0)
+        means = KMeans(k, init=points[initial], n_init=1, max_iter=20, random_state=0)
         labels = means.fit(points, sample_weight=counts).labels_
     weights = np.bincount(labels, weights=counts, minlength=k)
     sums = np.stack([np.bincount(labels, weights=counts * axis, minlength=k) for axis in lab.T], 1)
-    full = weights > 0
-    return sums[full] / weights[full, None], weights[full] / weights.sum()
+    non_empty = weights > 0
+    return sums[non_empty] / weights[non_empty, None], weights[non_empty] / weights.sum()
 
 
-def _without_shades(
+def _merge_shades(
     lab: Float[np.ndarray, "K 3"], shares: Float[np.ndarray, "K"], k: int
 ) -> tuple[Float[np.ndarray, "M 3"], Float[np.ndarray, "M"]]:
     """Returns at most k distinct colours and their shares; similar clusters are merged into the larger one."""
     shares = shares.copy()
-    apart = deltaE_ciede2000(lab[:, None], lab[None], kL=2)  # (K, K)
-    np.fill_diagonal(apart, np.inf)
-    left = len(shares)
-    while left > 1:
-        one, other = np.unravel_index(apart.argmin(), apart.shape)
-        if left <= k and apart[one, other] >= _ALIKE:
+    difference = deltaE_ciede2000(lab[:, None], lab[None], kL=2)  # (K, K)
+    np.fill_diagonal(difference, np.inf)
+    remaining = len(shares)
+    while remaining > 1:
+        a, b = np.unravel_index(difference.argmin(), difference.shape)
+        if remaining <= k and difference[a, b] >= _MERGE_DIFFERENCE:
             break
-        larger, smaller = (one, other) if shares[one] >= shares[other] else (other, one)
+        larger, smaller = (a, b) if shares[a] >= shares[b] else (b, a)
         shares[larger] += shares[smaller]
         shares[smaller] = 0
-        apart[smaller] = apart[:, smaller] = np.inf
-        left -= 1
+        difference[smaller] = difference[:, smaller] = np.inf
+        remaining -= 1
     return lab[shares > 0], shares[shares > 0]
 
 
-def _names(lab: Float[np.ndarray, "N 3"]) -> tuple[str, ...]:
-    nearest = deltaE_ciede2000(lab[:, None], _LOOKS[None]).argmin(axis=1)
+def _nearest_names(lab: Float[np.ndarray, "N 3"]) -> tuple[str, ...]:
+    nearest = deltaE_ciede2000(lab[:, None], _PROTOTYPES[None]).argmin(axis=1)
     return tuple(_NAMES[index] for index in nearest)

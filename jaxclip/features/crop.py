@@ -1,4 +1,4 @@
-"""Chooses from a detector's boxes the crop of a picture that is embedded and described."""
+"""Selects the crops of a picture among a detector's boxes."""
 
 import math
 import re
@@ -14,7 +14,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom as shares of the picture's width and height."""
 
 POLICIES = ("largest", "confident", "category", "all:K")
-_NOT_IN_WORDS = re.compile(r"[-'’.]")
+_IGNORED = re.compile(r"[-'’.]")
 _WORD = re.compile(r"\w+")
 _PLURAL = re.compile(r"(?<=[a-z]{2})(?:(?<=ss|sh|ch)es|(?<=x)es|(?<=[^su])s)$")
 
@@ -25,9 +25,9 @@ class Crop:
 
     Attributes:
       box: the padded box, clipped to the picture.
-      score: the detector's score, 0 if it found nothing.
-      label: the detector's label, "" if it found nothing.
-      fell_back: True if nothing was found and the crop is the whole picture.
+      score: the detector's score; 0 if nothing was detected.
+      label: the detector's label; "" if nothing was detected.
+      fell_back: whether nothing was detected and the crop is the whole picture.
     """
 
     box: Box
@@ -46,14 +46,14 @@ def choose(detections: Detections, policy: str, category: str = "", padding: flo
 
     Args:
       detections: the detections in one picture.
-      policy: `largest`: the largest box; `confident`: the most confident box; `category`: the most confident box
+      policy: `largest` selects the largest box; `confident` the most confident box; `category` the most confident box
         whose label matches the product's category (`same_kind`: "shoe" matches "Sports Shoes"), or the most confident
-        of all if none does; `all:K`: the K most confident boxes.
+        of all boxes if no label matches; `all:K` the K most confident boxes.
       category: the product's category, for the policy `category`.
-      padding: added on each side, as a share of the box's width or height.
+      padding: margin added on each side, as a share of the box's width or height.
 
     Raises:
-      UserError: the policy is none of these, or the padding is negative.
+      UserError: the policy is unknown, or the padding is negative or not finite.
     """
     count = check(policy, padding)
     if not len(detections):
@@ -74,23 +74,26 @@ def choose(detections: Detections, policy: str, category: str = "", padding: flo
 def check(policy: str, padding: float) -> int:
     """Returns the largest number of crops that a policy selects; UserError if the policy or the padding is invalid."""
     if not (math.isfinite(padding) and padding >= 0):
-        raise UserError(f"The padding of crops is {padding}; give a share of the box from 0, such as 0.1.")
+        raise UserError(f"the padding of crops is {padding}; give a share of the box that is 0 or more, such as 0.1")
     if policy in POLICIES[:3]:
         return 1
     name, _, count = policy.partition(":")
     if name == "all" and re.fullmatch("[1-9][0-9]{0,3}", count):
         return int(count)
-    raise UserError(f'The crop policy is "{policy}"; give one of {", ".join(POLICIES)}, with a number from 1 for K.')
+    raise UserError(f'the crop policy is "{policy}"; give one of {", ".join(POLICIES)}, where K is from 1 to 9999')
 
 
 def same_kind(label: str, category: str) -> bool:
-    """Returns whether one name has all words of the other; ignores case, hyphens and plural ("T-shirt", "Tshirts")."""
+    """Returns whether one name contains all words of the other.
+
+    Case, hyphens, apostrophes, full stops and plural endings are ignored: "T-shirt" is the same as "Tshirts".
+    """
     a, b = _words(label), _words(category)
     return bool(a and b) and (a <= b or b <= a)
 
 
 def _words(name: str) -> frozenset[str]:
-    words = _WORD.findall(_NOT_IN_WORDS.sub("", name.casefold()).replace("_", " "))
+    words = _WORD.findall(_IGNORED.sub("", name.casefold()).replace("_", " "))
     return frozenset(_PLURAL.sub("", word) for word in words)
 
 
@@ -102,7 +105,7 @@ def pad(box: Sequence[float], padding: float) -> Box:
 
 
 def cut(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    """Returns the part of a picture (height, width, ...) that a box touches: a view of at least one pixel.
+    """Returns the pixels of a picture (height, width, ...) that a box touches, as a view of at least one pixel.
 
     Args:
       image: a picture of at least one pixel.
@@ -113,7 +116,7 @@ def cut(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
     """
     height, width = image.shape[:2]
     if not (height and width and np.isfinite(box).all()):
-        raise ValueError(f"picture of {width}x{height} pixels, box {tuple(box)}")
+        raise ValueError(f"expected a picture and a finite box, got {width}x{height} pixels and the box {tuple(box)}")
     left, top, right, bottom = box
     return image[_span(top, bottom, height), _span(left, right, width)]
 

@@ -1,4 +1,4 @@
-"""Describes products for preparation: boxes, crops, geometry, colours and texture."""
+"""Computes the stored features of products: boxes, crops, geometry, colours and texture."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,21 +18,25 @@ from jaxclip.features.detect import Detections, Detector, make_detector
 from jaxclip.features.detectors.foreground import foreground_mask
 
 SIDE = 512
-"""Longer side, in pixels, of the pictures from which features are computed."""
+"""Longer side, in pixels, to which pictures are reduced before features are computed."""
 FELL_BACK = "nothing detected: crop is the whole picture"
 
 
 @dataclass(frozen=True)
 class ProductDescriber:
-    """Describes products (`catalog.describe.Describer`): detects, crops, and measures the first crop.
+    """Detects products, selects crops, and computes features of the first crop; a `catalog.describe.Describer`.
 
-    Stored values: all detections, including parts of products, as `boxes` (N, 4), `box_scores` (N,) and `box_labels`;
-    the crops that the policy selected, best first, as `crops` (1 to K, 4) and `crop_label`; and for the first crop
-    `geometry` (6,), `colour_rgb` (k, 3), `colour_shares` (k,) and `colour_names`, dominant colour first,
-    `colour_histogram` (B,) and `texture` (T,). Boxes and crops are left, top, right, bottom as shares of the picture.
+    Stored values:
+
+    - all detections, including parts of products: `boxes` (N, 4), `box_scores` (N,) and `box_labels`;
+    - the crops that the policy selects, best first: `crops` (1 to K, 4), and `crop_label` of the first;
+    - of the first crop: `geometry` (6,), `colour_rgb` (k, 3), `colour_shares` (k,) and `colour_names`, dominant colour
+      first, `colour_histogram` (B,) and `texture` (T,).
+
+    Boxes and crops are left, top, right, bottom as shares of the picture's width and height.
 
     Attributes:
-      detector: specification for `features.detect.make_detector`.
+      detector: spec for `features.detect.make_detector`.
       policy: crop policy for `features.crop.choose`.
       padding: added to each side of a crop, as a share of its box.
       colours: number of colours stored per product.
@@ -66,40 +70,41 @@ class ProductDescriber:
         images = [pictures.pixels(picture.encoded, SIDE) for picture in stored]
         # Workers are processes that already use all cores: more threads would only compete for them.
         with threadpool_limits(1):
-            found = _loaded(self.detector)(images, [_name(product) for product in products])
-            return [self._describe(*each) for each in zip(products, images, found, strict=True)]
+            detections = _load(self.detector)(images, [_name(product) for product in products])
+            return [self._describe(*inputs) for inputs in zip(products, images, detections, strict=True)]
 
     def best_crop(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """Returns the best crop of a picture outside any catalogue: the whole picture if nothing is detected."""
+        """Returns the best crop of a picture that belongs to no product; the whole picture if nothing is detected."""
         with threadpool_limits(1):
-            (found,) = _loaded(self.detector)([image], [""])
-        return crop.cut(image, crop.choose(found, self.policy, padding=self.padding)[0].box)
+            (detections,) = _load(self.detector)([image], [""])
+        return crop.cut(image, crop.choose(detections, self.policy, padding=self.padding)[0].box)
 
-    def _describe(self, product: Product, image: np.ndarray, found: Detections) -> Description:
-        crops = crop.choose(found, self.policy, product.category, self.padding)
+    def _describe(self, product: Product, image: np.ndarray, detections: Detections) -> Description:
+        crops = crop.choose(detections, self.policy, product.category, self.padding)
         box = crops[0].box
-        inside, mask = crop.cut(image, box), crop.cut(foreground_mask(image) if found.mask is None else found.mask, box)
-        tally = colour.tally(inside, mask)
-        seen = colour.colours(tally, self.colours)
+        full_mask = foreground_mask(image) if detections.mask is None else detections.mask
+        pixels, mask = crop.cut(image, box), crop.cut(full_mask, box)
+        tally = colour.tally(pixels, mask)
+        colours = colour.colours(tally, self.colours)
         values = {
-            "boxes": found.boxes,
-            "box_scores": found.scores,
-            "box_labels": list(found.labels),
-            "crops": np.array([each.box for each in crops], np.float32),
+            "boxes": detections.boxes,
+            "box_scores": detections.scores,
+            "box_labels": list(detections.labels),
+            "crops": np.array([part.box for part in crops], np.float32),
             "crop_label": crops[0].label,
             "geometry": geometry.box_geometry(np.array([box], np.float32))[0],
-            "colour_rgb": seen.rgb,
-            "colour_shares": seen.shares,
-            "colour_names": list(seen.names),
+            "colour_rgb": colours.rgb,
+            "colour_shares": colours.shares,
+            "colour_names": list(colours.names),
             "colour_histogram": colour.colour_histogram(tally),
-            "texture": texture.texture(inside, mask),
+            "texture": texture.texture(pixels, mask),
         }
         return Description(values, (FELL_BACK,) if crops[0].fell_back else ())
 
 
 @lru_cache(maxsize=1)
-def _loaded(spec: str) -> Detector:
-    """Returns the detector, whose weights are loaded once per process."""
+def _load(spec: str) -> Detector:
+    """Returns the detector of a spec; cached, so that its weights are loaded once per process."""
     return make_detector(spec)
 
 

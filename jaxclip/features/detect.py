@@ -1,4 +1,4 @@
-"""Detectors by name; a detector locates a product, or parts of it, in a picture."""
+"""Makes detectors by name; a detector locates a product, or parts of it, in a picture."""
 
 from collections.abc import Callable
 
@@ -15,21 +15,21 @@ DETECTORS: dict[str, Callable[[str], Detector]] = {
     "onnx": yolo.make,
     "boxes": stored.make,
 }
-"""Factories by detector name; each takes the text after the colon, "" if there is none."""
+"""Detector name -> its factory, whose argument is the text after the colon in the spec, or ""."""
 
 
 def make_detector(spec: str) -> Detector:
-    """Returns the detector that a spec names; another process can unpickle it or make it from the same spec.
+    """Returns the detector of a spec; it can be pickled.
 
     Args:
-      spec: `foreground` (no weights), `faster_rcnn` or `faster_rcnn:WEIGHTS.pth` (torchvision's v2 with a ResNet-50),
-        `transformers:FOLDER_OR_NAME` (any object detector of that library), `onnx:FILE.onnx` (of the YOLO family),
-        `boxes:FILE.json` (boxes in COCO's format).
+      spec: `foreground` (no weights), `faster_rcnn` or `faster_rcnn:WEIGHTS.pth` (version 2 of torchvision,
+        with a ResNet-50), `transformers:FOLDER_OR_NAME` (any object detector of that library), `onnx:FILE.onnx` (a
+        detector of the YOLO family), or `boxes:FILE.json` (boxes in COCO's format).
 
     Raises:
-      UserError: there is no such detector, its file is missing or invalid, or its libraries are not installed.
+      UserError: the detector is unknown, its file is missing or invalid, or its libraries are not installed.
     """
     name, _, argument = spec.partition(":")
     if name not in DETECTORS:
-        raise UserError(f'There is no detector "{name}"; give one of {", ".join(DETECTORS)}.')
+        raise UserError(f'there is no detector "{name}"; give one of {", ".join(DETECTORS)}')
     return DETECTORS[name](argument)

@@ -1,4 +1,4 @@
-"""Colour names of product catalogues, their appearance in product photos, and their basic colour terms."""
+"""Colour names in product catalogues, their prototypes in product photos, and their basic colour terms."""
 
 from collections.abc import Mapping
 
@@ -49,12 +49,12 @@ PROTOTYPES: Mapping[str, tuple[str, ...]] = {
     "Fluorescent Green": ("c8f030",),
     "Olive": ("6b6840", "413e1f"),
 }
-"""Prototypes of each name in product photos: one or more sRGB colours per name.
+"""Colour name -> its prototypes in product photos, one or more sRGB colours.
 
-The names are those of `baseColour` in Fashion Product Images, except Multi, which no single colour can be. The
-prototypes were set by hand and then moved by at most 18 CIELAB units towards the colours in 1,000 of its photos, where
-black cloth appears dark grey and white cloth is in shade. Fully saturated red, blue and navy, which cloth never has,
-are included for flat drawings.
+The names are the values of `baseColour` in Fashion Product Images, except Multi, which is not a single colour. The
+prototypes were chosen by hand and then moved by at most 18 CIELAB units towards the colours in 1,000 photos of that
+dataset, where black cloth appears dark grey and white cloth is in shade. Fully saturated red, blue and navy, which
+cloth never has, are included for flat drawings.
 """
 
 MERGED: Mapping[str, str] = {
@@ -105,4 +105,4 @@ MERGED: Mapping[str, str] = {
     "Olive": "Green",
     "Multi": "Multi",
 }
-"""The basic colour term (Berlin & Kay 1969) of each name; metals have the nearest term, Multi stays Multi."""
+"""Colour name -> its basic colour term (Berlin & Kay 1969); metals have the nearest term, Multi stays Multi."""

@@ -1,4 +1,4 @@
-"""Texture of a product: local binary patterns and co-occurrence statistics of its lightness."""
+"""Measures the texture of a product by local binary patterns and co-occurrence statistics of its grey levels."""
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -7,7 +7,7 @@ from scipy.ndimage import binary_erosion
 from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 
 SIZE = 96
-"""Longer side, in pixels, to which the product is scaled before its texture is measured."""
+"""Longer side, in pixels, to which the product is scaled before measuring its texture."""
 
 _POINTS, _RADIUS = 8, 1
 _LEVELS = 16
@@ -22,24 +22,24 @@ NAMES = tuple(f"lbp {pattern}" for pattern in range(_POINTS + 2)) + tuple(
 
 
 def texture(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> Float32[np.ndarray, "T"]:
-    """Returns (T,) the texture of the pixels in `mask`, or of all if it is empty; `NAMES` lists the columns.
+    """Returns (T,) the texture of the pixels in `mask`, or of all pixels if the mask is empty; columns are `NAMES`.
 
     The box around the mask is converted to grey (luma) and scaled to 96 pixels on its longer side. The first columns
     are the shares of the uniform local binary patterns (Ojala et al. 2002; 8 points, radius 1), which sum to 1. The
-    others are contrast, homogeneity, energy and correlation (Haralick et al. 1973) of pairs of pixels 2 and 6 apart,
-    horizontally and vertically, in 16 grey levels; contrast is in squared levels. Only patterns and pairs inside the
-    mask count. One pixel is first removed along its edge, unless nothing would remain, so that the outline does not
-    count as texture. Plain cloth has contrast 0 and homogeneity, energy and correlation 1; the same values are
+    others are contrast, homogeneity, energy and correlation (Haralick et al. 1973) of pairs of pixels at distances 2
+    and 6, horizontally and vertically, in 16 grey levels; contrast is in squared levels. Only patterns and pairs inside
+    the mask count. The mask is first eroded by one pixel, unless nothing would remain, so that the outline does not
+    count as texture. Plain cloth has contrast 0, and homogeneity, energy and correlation 1; the same values are
     returned if no pair fits into the mask.
 
     Args:
       pixels: a picture or a crop of it, sRGB.
-      mask: where the product is.
+      mask: True at the product's pixels.
 
     Raises:
-      ValueError: the shapes do not fit or there is no pixel.
+      ValueError: the shapes do not match, or there is no pixel.
     """
-    grey, inside = _scaled(pixels, mask)  # (h, w)
+    grey, inside = _scale(pixels, mask)  # (h, w)
     patterns = local_binary_pattern(grey, _POINTS, _RADIUS, "uniform")[inside].astype(np.intp)
     shares = np.bincount(patterns, minlength=_POINTS + 2) / len(patterns)
     # Level 0 marks pixels outside the mask; its row and column of the matrix are dropped.
@@ -50,12 +50,12 @@ def texture(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -
     return np.concatenate([shares, *measures]).astype(np.float32)
 
 
-def _scaled(
+def _scale(
     pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]
 ) -> tuple[UInt8[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
-    """Returns the grey box around the mask, and the mask without its edge, both scaled to `SIZE`."""
+    """Returns the box around the mask in grey, scaled to `SIZE`, and the mask in it without its edge."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.shape[:2] != mask.shape or not mask.size:
-        raise ValueError(f"pixels (H, W, 3) and a mask (H, W) expected, got {pixels.shape} and {mask.shape}")
+        raise ValueError(f"expected pixels (H, W, 3) and a mask (H, W), got {pixels.shape} and {mask.shape}")
     if not mask.any():
         mask = np.ones_like(mask)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -63,9 +63,9 @@ def _scaled(
     width, height = box[2] - box[0], box[3] - box[1]
     size = max(1, round(width * SIZE / max(width, height))), max(1, round(height * SIZE / max(width, height)))
     grey = Image.fromarray(pixels).crop(box).convert("L").resize(size, Image.Resampling.BILINEAR)
-    cut = Image.fromarray(mask.astype(np.uint8) * 255).crop(box).resize(size, Image.Resampling.BOX)
-    inside = np.asarray(cut) > 127
+    coverage = Image.fromarray(mask.astype(np.uint8) * 255).crop(box).resize(size, Image.Resampling.BOX)
+    inside = np.asarray(coverage) > 127
     # Patterns cannot look beyond the box, so its border counts as an edge of the mask.
-    inner = binary_erosion(inside, np.ones((3, 3), np.bool_))
-    everything = np.ones_like(inside)  # used if the mask is so sparse that scaling leaves nothing of it
-    return np.asarray(grey), next(chosen for chosen in (inner, inside, everything) if chosen.any())
+    eroded = binary_erosion(inside, np.ones((3, 3), np.bool_))
+    everything = np.ones_like(inside)  # for a mask so sparse that it is empty after scaling
+    return np.asarray(grey), next(candidate for candidate in (eroded, inside, everything) if candidate.any())

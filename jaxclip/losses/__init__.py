@@ -1,1 +1,1 @@
-"""Losses as pure functions of embeddings."""
+"""Contrastive losses, as pure functions of embeddings."""

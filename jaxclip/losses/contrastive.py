@@ -28,20 +28,25 @@ def info_nce(
     groups: Int[Array, " B"] | None = None,
     queue: Queue | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns (the mean cross-entropy of both directions, the accuracy of each direction).
+    """Returns the loss and metrics {"image_to_text_accuracy", "text_to_image_accuracy"}.
 
-    Row i of the images and row i of the texts are a pair; all other rows of the batch are negatives (Radford et al.
-    2021, Figure 3; van den Oord et al. 2018). With `groups`, rows of the same group show the same product, so they are
-    not used as each other's negatives. A `queue`, which requires `groups`, adds negatives from other groups (the memory
-    bank of Wu et al. 2018, arXiv:1805.01978); no gradient flows through it. Everything is computed in float32 over the
-    whole batch: when the rows are sharded under jit, the compiler gathers them.
+    The loss is the mean of the cross-entropies of both directions (Radford et al. 2021, Figure 3; van den Oord et al.
+    2018), computed in float32 over the whole batch. An accuracy is the share of rows whose partner has the highest
+    logit. If the rows are sharded under jit, the compiler gathers them.
+
+    Args:
+      image_embedding, text_embedding: unit vectors; row i of both is a pair, and all other rows are negatives.
+      logit_scale: factor that turns cosines into logits.
+      groups: group of each row. Rows of one group show the same product and are not used as each other's negatives.
+      queue: additional negatives, of which those from other groups are used (the memory bank of Wu et al. 2018,
+        arXiv:1805.01978); no gradient flows through them. It requires `groups`.
     """
     logits = logit_scale * _cosines(image_embedding, text_embedding)  # (B, B) images x texts
     pairs = jnp.eye(len(logits), dtype=bool)
     if groups is not None:
         same = groups[:, None] == groups[None, :]
         logits = jnp.where(same & ~pairs, -jnp.inf, logits)
-    # Not jnp.diagonal: on a mesh, XLA compiles its gather to collectives inside a conditional.
+    # jnp.diagonal would be a gather, which XLA compiles on a mesh to collectives inside a conditional.
     positives = jnp.sum(jnp.where(pairs, logits, 0.0), axis=1)  # (B,)
     of_images = of_texts = logits  # (B, B + Q), one image per row; (B + Q, B), one text per column
     if queue is not None:

@@ -1,4 +1,4 @@
-"""The training objective: selects a loss by name, in its dense or its tiled implementation."""
+"""The training objective: a loss selected by name, in its dense or its tiled implementation."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,13 +11,20 @@ from jaxclip.losses import incorrect_pairs as incorrect
 from jaxclip.losses import sigmoid as pairwise
 
 NAMES = ("info_nce", "sigmoid", "incorrect_pairs")
+"""Values of config.loss.name; each has its case in `Objective.__call__`."""
 IMPLEMENTATIONS = ("auto", "dense", "tiled")
 DENSE_ROWS = 4096
-"""The largest batch for which "auto" uses the dense loss; each of its float32 B x B matrices then takes 64 MiB."""
+"""The largest batch for which "auto" uses the dense loss, whose float32 B x B matrices take at most 64 MiB each."""
 
 
 class Incorrect(NamedTuple):
-    """The incorrect texts of a batch's images; see `incorrect_pairs.incorrect_pairs`."""
+    """The incorrect texts of a batch's images.
+
+    Attributes:
+      embedding: unit vectors of the incorrect text of each image.
+      similarity: cosine between each image and the image that its incorrect text belongs to.
+      present: False if the image has no incorrect text.
+    """
 
     embedding: Float[Array, "B D"]
     similarity: Float[Array, " B"]
@@ -26,16 +33,17 @@ class Incorrect(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and its settings; calling it with a batch's embeddings returns (value, metrics).
+    """A loss with its settings, called with the embeddings of a batch.
 
     Attributes:
       name: "info_nce", "sigmoid" or "incorrect_pairs".
-      implementation: "dense" holds all B x B similarities, "tiled" one tile; "auto" is dense up to DENSE_ROWS.
+      implementation: "dense" computes all B x B similarities at once, "tiled" one tile at a time; "auto" is dense for
+        batches of up to DENSE_ROWS.
       tile: rows and columns of a tile.
       alpha: weight of the correct pairs' term of `incorrect_pairs`.
       beta: weight of the incorrect pairs' term of `incorrect_pairs`.
-      weighting: how `incorrect_pairs` weights each pair.
-      info_nce: weight of the InfoNCE loss that is added to `incorrect_pairs`; 0 adds none.
+      weighting: how `incorrect_pairs` weights each pair; one of `incorrect_pairs.WEIGHTINGS`.
+      info_nce: weight of the InfoNCE loss that is added to `incorrect_pairs`; 0 disables it.
     """
 
     name: str = "info_nce"
@@ -57,31 +65,37 @@ class Objective:
         incorrect_texts: Incorrect | None = None,
         queue: contrastive.Queue | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Returns (loss, metrics to log) for a batch of unit vectors.
+        """Returns the loss and the metrics to log.
 
         Args:
-          image, text: embeddings; row i of both is a pair.
+          image, text: unit vectors; row i of both is a pair.
           logit_scale: factor that turns cosines into logits.
-          logit_bias: bias of the logits, required by the sigmoid loss.
+          logit_bias: bias of the logits; required by the loss "sigmoid", ignored by others.
           groups: group of each row; rows of one group are not used as each other's negatives.
-          incorrect_texts: required by the loss "incorrect_pairs".
+          incorrect_texts: required by the loss "incorrect_pairs", ignored by others.
           queue: additional negatives for InfoNCE.
         """
-        if self.name == "info_nce":
-            return self._info_nce(image, text, logit_scale, groups, queue)
-        if self.name == "sigmoid":
-            if self._tiled(len(image)):
-                value = tiled.sigmoid(image, text, logit_scale, logit_bias, groups, tile=self.tile)
-            else:
-                value = pairwise.sigmoid(image, text, logit_scale, logit_bias, groups)
-            return value, {"logit_bias": logit_bias}
-        value, metrics = incorrect.incorrect_pairs(
-            image, text, *incorrect_texts, alpha=self.alpha, beta=self.beta, weighting=self.weighting
-        )
-        if self.info_nce:
-            more, accuracy = self._info_nce(image, text, logit_scale, groups, queue)
-            value, metrics = value + self.info_nce * more, {**metrics, "info_nce": more, **accuracy}
-        return jnp.asarray(value), metrics
+        match self.name:
+            case "info_nce":
+                return self._info_nce(image, text, logit_scale, groups, queue)
+            case "sigmoid":
+                return self._sigmoid(image, text, logit_scale, logit_bias, groups)
+            case "incorrect_pairs":
+                value, metrics = incorrect.incorrect_pairs(
+                    image, text, *incorrect_texts, alpha=self.alpha, beta=self.beta, weighting=self.weighting
+                )
+                if self.info_nce:
+                    added, accuracy = self._info_nce(image, text, logit_scale, groups, queue)
+                    value, metrics = value + self.info_nce * added, {**metrics, "info_nce": added, **accuracy}
+                return jnp.asarray(value), metrics
+        raise ValueError(f"loss {self.name!r} is none of {', '.join(NAMES)}")
+
+    def _sigmoid(self, image, text, logit_scale, logit_bias, groups):
+        if self._tiled(len(image)):
+            value = tiled.sigmoid(image, text, logit_scale, logit_bias, groups, tile=self.tile)
+        else:
+            value = pairwise.sigmoid(image, text, logit_scale, logit_bias, groups)
+        return value, {"logit_bias": logit_bias}
 
     def _info_nce(self, image, text, logit_scale, groups, queue):
         if self._tiled(len(image)):

@@ -3,13 +3,14 @@
 Only one tile of the similarity matrix exists at a time. The forward pass of InfoNCE keeps a running maximum and a
 running sum for each row and each column (online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867). The backward
 pass recomputes every tile, as FlashAttention (Dao et al. 2022, arXiv:2205.14135) does for attention and Inf-CL (Cheng
-et al. 2024, arXiv:2410.17243) for this loss. This takes four matrix products of size B x B x D; the dense loss takes
-three, but also reads and writes B x B arrays. The sigmoid loss needs no normalising sums, so one pass with three
-products computes its value and its gradient.
+et al. 2024, arXiv:2410.17243) does for this loss. Value and gradient need four matrix products of size B x B x D; the
+dense loss needs three, but it also reads and writes B x B arrays. The sigmoid loss has no normalising sums, so a single
+pass with three products computes its value and its gradient.
 
 On a mesh, each device holds its own rows of images and texts. The blocks of texts, together with their accumulators,
-travel once around the ring formed by the mesh's batch axes and end where they started, so a device never holds more
-than its own rows and one visiting block. Devices along the other mesh axes repeat the same computation.
+travel once around the ring formed by the mesh's batch axes and return to the device where they started. A device
+therefore never holds more than its own rows and one visiting block. Devices along the other mesh axes repeat the same
+computation.
 """
 
 import math
@@ -25,12 +26,12 @@ from jaxclip.losses.contrastive import Queue
 from jaxclip.losses.tiles import Side, Tile, dot, meet, on_mesh, padded, sides, walk
 
 TILE = 1024
-"""Rows and columns of a tile: 4 MiB of float32 stay in the cache, and the products are large enough for full speed."""
+"""Rows and columns of a tile: 4 MiB of float32 fit into the cache, and the products are large enough for full speed."""
 
 _NONE = -1e30
-"""Logit of a masked entry: its exponential is zero next to any real logit, and being finite it cannot produce a NaN."""
-_BEHIND = 2**30
-_LANES = 128
+"""Logit of a masked entry: relative to any real logit its exponential is 0, and unlike -inf it never produces a NaN."""
+_BEHIND = 2**30  # number of the queue's first row; larger than every row number of a batch, so that no entry is a pair
+_LANES = 128  # columns of a partial reduction of a row
 
 
 def info_nce(
@@ -42,9 +43,15 @@ def info_nce(
     *,
     tile: int = TILE,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns what `contrastive.info_nce` returns, for any number of rows and on any mesh that is set.
+    """Returns the same loss and metrics as `contrastive.info_nce`, for any number of rows, on the current mesh.
 
-    The `queue` is replicated on every device.
+    Args:
+      image_embedding, text_embedding, logit_scale, groups: see `contrastive.info_nce`.
+      queue: see `contrastive.info_nce`; it is replicated on every device.
+      tile: rows and columns of a tile.
+
+    Raises:
+      ValueError: image and text embeddings are not (B, D) arrays of the same shape.
     """
     size, scale = len(image_embedding), jnp.asarray(logit_scale, jnp.float32)
     rows = padded(image_embedding, text_embedding, groups)
@@ -61,7 +68,11 @@ def sigmoid(
     *,
     tile: int = TILE,
 ) -> Float[Array, ""]:
-    """Returns what `sigmoid.sigmoid` returns, for any number of rows and on any mesh that is set."""
+    """Returns the same loss as `sigmoid.sigmoid`, for any number of rows, on the current mesh.
+
+    Raises:
+      ValueError: image and text embeddings are not (B, D) arrays of the same shape.
+    """
     size, scale, bias = len(image_embedding), jnp.float32(logit_scale), jnp.float32(logit_bias)
     return _sigmoid(*padded(image_embedding, text_embedding, groups), scale, bias, size, tile)
 
@@ -88,7 +99,7 @@ _info_nce.defvjp(_info_nce_forward, _info_nce_backward)
 
 
 def _log_sums(ring, split, whole, *, size, tile):
-    """Returns the log-sum-exp of each image's and each text's logits, and the whole batch's loss and accuracies."""
+    """Returns the log-sum-exp of each image's and each text's logits, then (loss, accuracies) of the whole batch."""
     scale, queue = whole
     image, text = sides(ring, *split, size)
 
@@ -126,7 +137,7 @@ def _log_sums(ring, split, whole, *, size, tile):
 
 
 def _softmax_gradients(ring, split, whole, *, size, tile):
-    """Returns the gradients with respect to the images and texts, and with respect to the scale."""
+    """Returns the gradients with respect to (images, texts), then the gradient with respect to the scale."""
     image_rows, text_rows, groups, row_log, column_log = split
     scale, queue, cotangent = whole
     image, text = sides(ring, image_rows, text_rows, groups, size)
@@ -175,9 +186,9 @@ _sigmoid.defvjp(_sigmoid_forward, _sigmoid_backward)
 
 
 def _sigmoid_pass(ring, split, whole, *, size, tile):
-    """Returns the gradients with respect to images and texts, and (loss, gradients with respect to scale and bias).
+    """Returns the gradients with respect to (images, texts), then (loss, gradients with respect to scale and bias).
 
-    Evaluating only the loss costs nothing extra: the compiler removes gradients that are not used.
+    If only the loss is used, the compiler removes the computation of the gradients.
     """
     scale, bias = whole
     image, text = sides(ring, *split, size)
@@ -205,23 +216,27 @@ def _logits(at: Tile, scale: Array, bias: Array | float = 0.0) -> Float[Array, "
 
 
 def _queued(queue: Queue) -> tuple[Side, Side]:
-    """Returns both sides of the queue, numbered after every row of a batch; unfilled slots are padding."""
+    """Returns the image side and the text side of the queue; slots that are not filled yet count as padding."""
     number = jnp.where(queue.group < 0, -1, _BEHIND + jnp.arange(len(queue.group), dtype=jnp.int32))
     return tuple(Side(side.astype(jnp.float32), queue.group, number) for side in (queue.image, queue.text))
 
 
 def _online(state, logits, largest, total, axis):
-    """Returns (running maximum, sum of exponentials relative to it) updated with more logits (online softmax)."""
+    """Returns the state of an online softmax, (maximum, sum of exponentials relative to it), after more logits."""
     top, summed = state
     new = jnp.maximum(top, largest(logits))
     return new, summed * jnp.exp(top - new) + total(jnp.exp(logits - jnp.expand_dims(new, axis)))
 
 
 def _along_rows(reduce: Callable, x: Float[Array, "R C"]) -> Float[Array, " R"]:
-    """Returns the reduction of each row, first across groups of _LANES columns, which vectorizes better on CPU."""
+    """Returns the reduction of each row.
+
+    It reduces blocks of _LANES columns elementwise before it reduces across columns, which vectorises better on CPUs.
+    """
     lanes = math.gcd(x.shape[1], _LANES)
     return reduce(reduce(x.reshape(len(x), -1, lanes), axis=1), axis=1)
 
 
 def _products(at: Tile, slopes: Float[Array, "R C"]) -> tuple[Float[Array, "R D"], Float[Array, "C D"]]:
+    """Returns the gradients with respect to the tile's rows and columns, given those of its cosines."""
     return dot(slopes, at.right, 1, 0), dot(slopes, at.left, 0, 0)

@@ -1,4 +1,4 @@
-"""Tile-by-tile traversal of all image-text combinations, on one device or around the ring of a mesh's batch axes."""
+"""Visits all combinations of images and texts tile by tile, on one device or around the ring of a mesh's batch axes."""
 
 import math
 from collections.abc import Callable
@@ -19,9 +19,9 @@ class Side(NamedTuple):
     """Rows of one side of the batch, images or texts.
 
     Attributes:
-      embedding: (b, D).
-      group: (b,), or None.
-      number: (b,), row number in the whole batch; negative for padding.
+      embedding: (b, D) unit vectors.
+      group: (b,) group of each row; None if groups are not used.
+      number: (b,) row number in the whole batch; negative for padding.
     """
 
     embedding: Array
@@ -35,10 +35,10 @@ class Tile(NamedTuple):
     Attributes:
       left: embeddings of the tile's rows.
       right: embeddings of the tile's columns.
-      cosines: similarities.
+      cosines: similarities of rows and columns.
       pairs: True where row and column are a pair.
-      left_out: True where the entry is masked: padding, or the same group without being a pair.
-      near: False only where no entry can be a pair.
+      left_out: True where the entry is masked: padding, or another row of the same group.
+      near: False if the tile certainly contains no pair, so that the search for pairs can be skipped.
     """
 
     left: Array  # (R, D)
@@ -50,18 +50,26 @@ class Tile(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """The devices that the rows of a batch are split over, in a ring."""
+    """The devices that the rows of a batch are split over, in a ring.
+
+    Attributes:
+      axes: mesh axes of the ring.
+      size: number of devices in the ring.
+    """
 
     axes: tuple[str, ...]
     size: int
 
     def place(self) -> Array | int:
+        """Returns this device's position in the ring."""
         return lax.axis_index(self.axes) if self.size > 1 else 0
 
     def total(self, x: Array) -> Array:
+        """Returns the sum of x over the devices of the ring."""
         return lax.psum(x, self.axes) if self.size > 1 else x
 
     def pass_on(self, tree: Any) -> Any:
+        """Sends the arrays to the next device and returns those of the previous one."""
         return lax.ppermute(tree, self.axes, [(i, (i + 1) % self.size) for i in range(self.size)])
 
 
@@ -74,14 +82,14 @@ def walk(ring: Ring, tile: int, image: Side, text: Side, rows: Any, columns: Any
       image, text: this device's rows.
       rows: accumulators (b, ...) of this device's images; they stay on the device.
       columns: accumulators (b, ...) of this device's texts; they travel around the ring with the texts.
-      visit: (tile, its part of rows, its part of columns) -> the updated (part of rows, part of columns).
+      visit: (tile, the tile's part of rows, the tile's part of columns) -> both parts, updated.
     """
     if ring.size == 1:
         return meet(tile, image, text, rows, columns, visit)
 
     def stop(_, carry):
         rows, text, columns = carry
-        following = ring.pass_on(text)  # sent while this block is being computed
+        following = ring.pass_on(text)  # before `meet`, so that sending overlaps with the computation
         rows, columns = meet(tile, image, text, rows, columns, visit)
         return rows, following, ring.pass_on(columns)
 
@@ -90,7 +98,10 @@ def walk(ring: Ring, tile: int, image: Side, text: Side, rows: Any, columns: Any
 
 
 def meet(tile: int, left: Side, right: Side, rows: Any, columns: Any, visit: Callable) -> tuple:
-    """Returns (rows, columns) after visiting every combination of a left and a right row, one tile at a time."""
+    """Returns (rows, columns) after visiting every combination of a left and a right row, one tile at a time.
+
+    The arguments are those of `walk`, but all arrays are on this device.
+    """
     height, width = min(tile, len(left.number)), min(tile, len(right.number))
 
     def row_of_tiles(i, carry):
@@ -121,9 +132,10 @@ def _tile(left: Side, right: Side) -> Tile:
 
 
 def _slice(side: Side, index: Array, step: int) -> Side:
-    """Returns slice `index` of `step` rows.
+    """Returns slice number `index`, of `step` rows.
 
-    A last slice that would be short starts earlier instead; the rows it repeats are marked as padding.
+    All slices have the same length. If the last one would be shorter, it starts earlier, and the rows that it shares
+    with the slice before it are marked as padding.
     """
     part = _part(side, index, step)
     length = len(side.number)
@@ -132,14 +144,17 @@ def _slice(side: Side, index: Array, step: int) -> Side:
 
 
 def _part(tree: Any, index: Array, step: int) -> Any:
+    """Returns slice number `index`, of `step` rows, of each array; a last one that would be shorter starts earlier."""
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, index * step, step), tree)
 
 
 def _put(tree: Any, part: Any, index: Array, step: int) -> Any:
+    """Returns the arrays with the slice that `_part` returns replaced by `part`."""
     return jax.tree.map(lambda x, p: lax.dynamic_update_slice_in_dim(x, p, index * step, 0), tree, part)
 
 
 def dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+    """Returns the float32 product of two matrices, contracted over `axis_a` of a and `axis_b` of b."""
     return lax.dot_general(
         a,
         b,
@@ -157,7 +172,13 @@ def _ring() -> Ring:
 
 
 def on_mesh(run: Callable, *, split_in: int, split_out: int) -> Callable:
-    """Returns run(ring, row-sharded arrays, replicated values) as a function of global arrays on the current mesh."""
+    """Returns `run` as a function (row-sharded arrays, replicated values) of global arrays on the current mesh.
+
+    Args:
+      run: (ring, this device's rows of the sharded arrays, replicated values) -> (sharded results, replicated results).
+      split_in: number of row-sharded arguments.
+      split_out: number of row-sharded results.
+    """
     ring = _ring()
     if jax.sharding.get_abstract_mesh().size <= 1:
         return partial(run, ring)
@@ -171,14 +192,18 @@ def on_mesh(run: Callable, *, split_in: int, split_out: int) -> Callable:
 
 
 def sides(ring, image, text, groups, size):
-    """Returns this device's rows as (image side, text side); padding rows have number -1."""
+    """Returns this device's rows as (image side, text side); rows from `size` on are padding, with number -1."""
     place = ring.place() * len(image) + jnp.arange(len(image), dtype=jnp.int32)
     number = jnp.where(place < size, place, -1)
     return Side(image, groups, number), Side(text, groups, number)
 
 
 def padded(image, text, groups):
-    """Returns (image, text, groups), embeddings in float32, padded to a multiple of the ring's number of devices."""
+    """Returns (image, text, groups), padded to a multiple of the ring's number of devices; embeddings are float32.
+
+    Raises:
+      ValueError: image and text embeddings are not (B, D) arrays of the same shape with B > 0.
+    """
     if image.shape != text.shape or image.ndim != 2 or not len(image):
         raise ValueError(f"image and text embeddings (B, D) of one shape expected, got {image.shape}, {text.shape}")
     more = -len(image) % _ring().size

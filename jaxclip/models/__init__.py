@@ -1,1 +1,1 @@
-"""The networks, as flax.nnx modules: arrays in, arrays out, no data and no training."""
+"""The networks as flax.nnx modules: functions of arrays, without data loading or training."""

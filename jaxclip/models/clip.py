@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from jaxclip.models.linear import Linear
-from jaxclip.models.lora import LoRAConfig, adapt
+from jaxclip.models.lora import LoRAConfig, add_adapters
 from jaxclip.models.stem import ConvStem, PatchStem
 from jaxclip.models.transformer import (
     AttentionPool,
@@ -33,16 +33,16 @@ class ImageConfig:
 
     Attributes:
       size: side of the square pictures, in pixels.
-      patch: side of the square that becomes one token, in pixels; divides the size.
+      patch: side of the square that becomes one token, in pixels; must divide the size.
       stem: "patch" is a linear map of each patch (ViT), "conv" halves the picture with 3x3 convolutions until a token
         covers a patch, "residual_conv" adds residual convolutions between the halvings.
       pooling: "class" reads a class token (CLIP), "mean" averages all tokens, "map" pools by attention (SigLIP).
       transformer: configuration of the blocks.
       patch_dropout: share of the patches left out before the transformer in training (Li et al. 2023,
         arXiv:2212.00794).
-      mean: mean of each channel after scaling pixels to [0, 1]; subtracted.
-      std: standard deviation of each channel after scaling pixels to [0, 1]; divided by.
-      stem_bias: whether the patches' linear map has a bias.
+      mean: mean of each channel, with pixels scaled to [0, 1], that is subtracted.
+      std: standard deviation of each channel, with pixels scaled to [0, 1], by which the difference is divided.
+      stem_bias: whether the linear map of the patches has a bias.
       first_norm: whether there is a layer norm before the first block, as in CLIP.
       projection: whether a linear map projects into the shared space; without it the output has the tokens' width.
     """
@@ -66,7 +66,7 @@ class TextConfig:
 
     Attributes:
       vocab_size: number of token ids.
-      context_length: number of tokens of a caption, including padding.
+      context_length: number of tokens per caption, including padding.
       end_token: token id whose first occurrence ends a caption.
       pooling: "end" reads the end token under a causal mask (CLIP); "mean" averages the caption's tokens, which attend
         to each other in both directions; "last" reads the last position, even padding, with no mask (SigLIP).
@@ -91,9 +91,9 @@ class CLIPConfig:
       text: the text tower.
       embedding: dimension of the shared space.
       temperature: initial softmax temperature.
-      logit_bias: initial bias of the logits of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343), which is learned;
-        with it the logit scale has no upper limit. None for softmax losses.
-      lora: adapters; None for none.
+      logit_bias: initial value of the learned logit bias of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343);
+        with a bias, the logit scale has no upper limit. None for softmax losses.
+      lora: configuration of the adapters; None for a model without adapters.
     """
 
     image: ImageConfig
@@ -226,7 +226,7 @@ class CLIP(nnx.Module):
             self.logit_bias = nnx.Param(jnp.float32(config.logit_bias))
         self.config = config
         if config.lora:
-            adapt(self, config.lora, rngs=rngs)
+            add_adapters(self, config.lora, rngs=rngs)
 
     def encode_image(self, pixels: UInt8[Array, "B S S 3"], *, rng: Array | None = None) -> Float[Array, "B D"]:
         """Returns unit vectors in float32; `pixels` are uint8 RGB.
@@ -236,7 +236,10 @@ class CLIP(nnx.Module):
         return unit(self.image(pixels, rng=rng))
 
     def encode_text(self, tokens: Int[Array, "B T"], *, rng: Array | None = None) -> Float[Array, "B D"]:
-        """Returns unit vectors in float32; each row of `tokens` must hold the end token. `rng` as in `encode_image`."""
+        """Returns unit vectors in float32; each row of `tokens` must contain the end token.
+
+        `rng` (one key, or one per example) switches regularisation on.
+        """
         return unit(self.text(tokens, rng=rng))
 
     def __call__(self, pixels: Array, tokens: Array, *, rng: Array | None = None) -> Embeddings:

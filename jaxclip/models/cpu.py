@@ -149,6 +149,6 @@ def _convolution(
 def attend(
     query: Float[Array, "B Q H D"], key: Float[Array, "B T H D"], value: Float[Array, "B T H D"], **options
 ) -> Float[Array, "B Q H D"]:
-    """Returns `jax.nn.dot_product_attention`, computed in float32: XLA's batched bfloat16 products are slow."""
+    """Returns `jax.nn.dot_product_attention` computed in float32, because XLA's batched bfloat16 products are slow."""
     wide = (part.astype(jnp.float32) for part in (query, key, value))
     return jax.nn.dot_product_attention(*wide, **options).astype(query.dtype)

@@ -1,7 +1,7 @@
-"""Encoders of pictures alone and of texts alone, whose features tell how alike two products are.
+"""Encoders of pictures only and of texts only, whose features measure how similar two products are.
 
-The picture's is ViT (Dosovitskiy et al. 2021), which is `clip.ImageTower` without CLIP's first norm and projection; the
-text's is BERT (Devlin et al. 2019). `models.weights.encoders` reads their published weights.
+The picture encoder is a ViT (Dosovitskiy et al. 2021): `clip.ImageTower` without CLIP's first norm and projection. The
+text encoder is BERT (Devlin et al. 2019). `models.weights.encoders` loads their published weights.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,14 @@ from jaxclip.models.transformer import Transformer, TransformerConfig, normal
 
 @dataclass(frozen=True)
 class BERTConfig:
-    """BERT's size; `types` is the number of its segment embeddings, of which captions use the first."""
+    """The size of BERT.
+
+    Attributes:
+      vocab_size: number of token ids.
+      context_length: largest number of tokens per caption.
+      transformer: configuration of the blocks.
+      types: number of segment embeddings; captions use the first.
+    """
 
     vocab_size: int
     context_length: int
@@ -25,7 +32,7 @@ class BERTConfig:
 
 
 class BERT(nnx.Module):
-    """BERT up to its last layer's tokens."""
+    """BERT without a head: returns the tokens after the last layer."""
 
     def __init__(self, config: BERTConfig, *, rngs: nnx.Rngs):
         blocks = config.transformer
@@ -36,18 +43,18 @@ class BERT(nnx.Module):
         self.transformer = Transformer(blocks, rngs=rngs)
 
     def __call__(self, tokens: Int[Array, "B T"], inside: Bool[Array, "B T"]) -> Float[Array, "B T W"]:
-        """Returns the tokens after all layers; `inside` is False at the padding, whose own rows mean nothing."""
+        """Returns the tokens after all layers; `inside` is False at padding, where the output has no meaning."""
         x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]] + self.types[0]
         return self.transformer(self.first_norm(x), mask=inside)
 
     def features(self, tokens: Int[Array, "B T"], inside: Bool[Array, "B T"]) -> Float[Array, "B W"]:
-        """Returns the captions' vectors, those of the [CLS] token, which comes first; not normalised."""
+        """Returns one float32 vector per caption, not normalised: its first token, [CLS], after all layers."""
         return self(tokens, inside)[:, 0].astype(jnp.float32)
 
 
 def vit_config(size: int, patch: int, transformer: TransformerConfig, **normalisation) -> ImageConfig:
-    """Returns the configuration with which `clip.ImageTower` is a ViT, and gives its class token after the last norm.
+    """Returns the configuration of a ViT, with which `clip.ImageTower` returns the class token after the last norm.
 
-    `normalisation` holds mean and std of the pixels.
+    `normalisation` holds the `mean` and `std` of the pixels.
     """
     return ImageConfig(size, patch, transformer, stem_bias=True, first_norm=False, projection=False, **normalisation)

@@ -1,4 +1,4 @@
-"""Exported towers, run with JAX and NumPy only: this file is copied into their folder.
+"""Runs exported towers with JAX and NumPy only; this file is copied into the folder of each export.
 
 towers = load("FOLDER")
 image = towers.image(pixels)   # (B, S, S, 3) uint8 RGB -> (B, D) float32 unit vectors, any B
@@ -30,14 +30,14 @@ class ExportedTowers:
 
 
 def load(folder: str | Path) -> ExportedTowers:
-    """Returns the towers in a folder; they are compiled for this machine when they are first called."""
+    """Returns the towers in a folder; each is compiled for this machine on its first call."""
     with np.load(Path(folder) / PARAMS, allow_pickle=False) as file:
         params = {name: jax.numpy.asarray(file[name]) for name in file.files}
     scale, bias = (float(params.pop(name)) for name in ("logit_scale", "logit_bias"))
     towers = {}
     for name, program in TOWERS.items():
         exported = export.deserialize(bytearray((Path(folder) / program).read_bytes()))
-        own = {key: value for key, value in params.items() if key.startswith(f"{name}/")}
+        tower_params = {key: value for key, value in params.items() if key.startswith(f"{name}/")}
         towers[name] = jax.jit(exported.call)
-        towers[name] = jax.tree_util.Partial(towers[name], own)
+        towers[name] = jax.tree_util.Partial(towers[name], tower_params)
     return ExportedTowers(**towers, logit_scale=math.exp(scale), logit_bias=bias)

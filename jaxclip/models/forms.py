@@ -9,7 +9,7 @@ from jaxclip.models import cpu
 from jaxclip.runtime import compiler
 
 MODULES = {"cpu": cpu}
-"""Back end -> the module with its forms; a form has the name of the plain definition that it replaces."""
+"""Back end -> the module of its forms; a form has the name of the plain definition that it replaces."""
 
 
 def per_backend(plain: Callable[..., Array]) -> Callable[..., Array]:

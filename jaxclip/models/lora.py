@@ -21,14 +21,14 @@ NAME = "lora"
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Which linear maps have an adapter and of what shape.
+    """The shape of the adapters, and which linear maps get one.
 
     Attributes:
-      rank: rank of the added matrix.
+      rank: rank of the matrix that an adapter adds to a kernel.
       alpha: the output of an adapter is multiplied by alpha / rank.
-      dropout: share of an adapter's input features zeroed in training.
-      targets: regex; a linear map has an adapter where it is found in the map's name, as
-        "image/transformer/blocks/attention/qkv". All layers of a stack have one, or none has.
+      dropout: probability that an input feature of an adapter is zeroed in training.
+      targets: regular expression; a linear map gets an adapter if its name, such as
+        "image/transformer/blocks/attention/qkv", contains a match. All layers of a stack share one name.
     """
 
     rank: int
@@ -38,13 +38,15 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
+        """Factor by which the output of an adapter is multiplied."""
         return self.alpha / self.rank
 
 
 class LowRankAdapter(nnx.Module):
-    """Adds scale * (x A) B to a linear map of x; B starts at zero, A uniform as in the paper's own code.
+    """Returns scale * (x A) B, which `Linear` adds to its output.
 
-    Where the map's kernel is a stack of layers, A and B are too.
+    B is initialised to zero and A uniformly, as in the authors' code. If the kernel is a stack of layers, A and B are
+    stacks too.
     """
 
     def __init__(self, layer: Linear, config: LoRAConfig, *, rngs: nnx.Rngs):
@@ -64,11 +66,11 @@ class LowRankAdapter(nnx.Module):
         return contract(low, self.b[...].astype(x.dtype)) * jnp.asarray(self.config.scale, x.dtype)
 
 
-def adapt(model: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> None:
-    """Gives each linear map of the model that is targeted an adapter; its outputs stay as they are until it is trained.
+def add_adapters(model: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> None:
+    """Adds an adapter to each targeted linear map; the model's outputs do not change until the adapters are trained.
 
     Raises:
-      UserError: the targets are no regular expression, or are found in no name.
+      UserError: the targets are not a valid regular expression, or match no linear map.
     """
     linears = {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, Linear)}
     try:
@@ -77,7 +79,7 @@ def adapt(model: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> None:
         raise UserError(f"config.lora.targets: {config.targets!r} is not a regular expression: {error}") from None
     if not targeted:
         raise UserError(
-            f"config.lora.targets: {config.targets!r} is found in the name of no linear map; names are "
+            f"config.lora.targets: {config.targets!r} matches no linear map; their names are "
             f"{', '.join(sorted(linears))}"
         )
     for layer in targeted:
@@ -85,10 +87,12 @@ def adapt(model: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> None:
 
 
 def merge(params: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """Returns the parameters of the model without adapters that computes the same: kernel + scale * A B for each.
+    """Returns the parameters with each adapter merged into its kernel: kernel + scale * A B.
+
+    The model without adapters computes the same outputs from them.
 
     Args:
-      params: nested, of a model with adapters; not changed.
+      params: nested parameters of a model with adapters; not modified.
       scale: alpha / rank.
     """
     flat = flatten_dict(params)
@@ -96,7 +100,7 @@ def merge(params: Mapping[str, Any], scale: float) -> dict[str, Any]:
     for path, b in flat.items():
         if path[-2:] == (NAME, "b"):
             a, kernel = flat[(*path[:-1], "a")], plain[(*path[:-2], "kernel")]
-            stacked = a.ndim + b.ndim == kernel.ndim + 3  # both have the layers' axis and the rank's
+            stacked = a.ndim + b.ndim == kernel.ndim + 3  # A and B both have a layer axis and a rank axis
             product = jax.vmap(_product)(a, b) if stacked else _product(a, b)
             plain[(*path[:-2], "kernel")] = kernel + jnp.asarray(scale, kernel.dtype) * product.astype(kernel.dtype)
     return unflatten_dict(plain)

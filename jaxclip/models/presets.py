@@ -1,4 +1,4 @@
-"""Presets: named sizes of CLIP, from one that trains on a laptop to those of the original paper."""
+"""Presets: named sizes of CLIP, from one that can be trained on a laptop to those of the original paper."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,22 +9,22 @@ from jaxclip.models.clip import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.models.transformer import TransformerConfig
 
 IMAGE_SIZE, CONTEXT_LENGTH = 64, 32
-"""Defaults for towers that are trained from random weights."""
+"""Defaults, in pixels and in tokens, for towers that are trained from random weights."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The size of both towers, without what the data decides (picture size, vocabulary, context length).
+    """The size of both towers, without what depends on the data (picture size, vocabulary, context length).
 
     Attributes:
       patch: side of a patch, in pixels.
       image: width, layers and heads of the image tower's transformer.
       text: width, layers and heads of the text tower's transformer.
-      embedding: dimension of the space that both towers share.
-      stem: how the image tower makes tokens of pixels, as in `ImageConfig`.
-      image_pooling: how the image tower makes one vector of its tokens, as in `ImageConfig`.
-      text_pooling: how the text tower makes one vector of its tokens, as in `TextConfig`.
-      activation: of the transformers' hidden layers, as in `TransformerConfig`.
+      embedding: dimension of the shared space.
+      stem: how the image tower turns pixels into tokens; see `ImageConfig`.
+      image_pooling: how the image tower reduces its tokens to one vector; see `ImageConfig`.
+      text_pooling: how the text tower reduces its tokens to one vector; see `TextConfig`.
+      activation: activation of the MLPs in both transformers; see `TransformerConfig`.
     """
 
     patch: int
@@ -58,17 +58,17 @@ def clip_config(
     patch_dropout: float = 0.0,
     **execution,
 ) -> CLIPConfig:
-    """Returns the full configuration of a preset; temperature and logit bias are those of a plain CLIPConfig.
+    """Returns the full configuration of a preset; temperature and logit bias are the defaults of CLIPConfig.
 
     Args:
       preset: the size of the towers.
       image_size: side of the pictures, in pixels.
-      vocab_size: number of the tokenizer's tokens.
-      context_length: tokens of a caption.
+      vocab_size: number of token ids of the tokenizer.
+      context_length: number of tokens per caption.
       end_token: id of the token that ends a caption.
-      mean, std: of the pixels' channels after scaling to [0, 1].
-      patch_dropout: share of patches that training leaves out.
-      execution: fields of TransformerConfig that leave the shapes of the parameters as they are (dropout,
+      mean, std: mean and standard deviation of each channel, with pixels scaled to [0, 1].
+      patch_dropout: share of the patches left out in training.
+      execution: fields of TransformerConfig that do not change the shapes of the parameters (dropout,
         stochastic_depth, dtype, execution, remat), for both towers.
     """
 
@@ -90,8 +90,8 @@ def clip_config(
     return CLIPConfig(image, text, preset.embedding)
 
 
-def run_as(config: CLIPConfig, *, patch_dropout: float, **execution) -> CLIPConfig:
-    """Returns the configuration with other regularisation and execution (see `clip_config`)."""
+def with_execution(config: CLIPConfig, *, patch_dropout: float, **execution) -> CLIPConfig:
+    """Returns the configuration with `patch_dropout` and `execution` replaced; for both see `clip_config`."""
     image, text = (
         replace(tower, transformer=replace(tower.transformer, **execution)) for tower in (config.image, config.text)
     )
@@ -107,7 +107,7 @@ def from_json(values: Mapping[str, Any]) -> CLIPConfig:
     """Returns the configuration that `to_json` wrote.
 
     Raises:
-      TypeError, KeyError: the values are not those that `to_json` wrote.
+      TypeError, KeyError: a field is missing, unknown or of the wrong type.
     """
     image, text = dict(values["image"]), dict(values["text"])
     for tower in (image, text):

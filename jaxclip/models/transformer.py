@@ -73,23 +73,24 @@ def shard_batch(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
-def example_keys(rng: Key[Array, "..."], rows: int) -> Key[Array, " B"]:
-    """Returns one key per example: `rng` itself if it is an array of keys, else `rows` keys split from it.
+def example_keys(rng: Key[Array, "..."], count: int) -> Key[Array, " B"]:
+    """Returns one key per example: `rng` itself if it is an array of keys, else `count` keys split from it.
 
-    With one key each, examples draw the same random numbers however they are divided into batches or microbatches.
+    With its own key, an example draws the same random numbers however examples are divided into batches or
+    microbatches.
     """
-    return jax.random.split(rng, rows) if rng.ndim == 0 else rng
+    return jax.random.split(rng, count) if rng.ndim == 0 else rng
 
 
 def split_each(keys: Key[Array, " B"], count: int) -> Key[Array, "N B"]:
-    """Returns `count` independent keys for each key."""
+    """Returns `count` independent keys for each of B keys; N = `count`."""
     return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
 
 
 def dropout(
     x: Array, rate: float | Array, keys: Key[Array, " B"] | None, *, shared_axes: tuple[int, ...] = ()
 ) -> Array:
-    """Returns x with each entry zeroed with probability `rate` and the rest divided by 1 - rate, or x without keys.
+    """Returns x with each entry zeroed with probability `rate` and the others divided by 1 - rate; x if `keys` is None.
 
     Entries along `shared_axes` are zeroed together. Sharing all axes except the batch axis gives stochastic depth.
     """
@@ -101,6 +102,7 @@ def dropout(
 
 
 def normal(std: float) -> Callable:
+    """Returns an initialiser that draws from a normal distribution of mean 0 and standard deviation `std`."""
     return nnx.initializers.normal(stddev=std)
 
 
@@ -191,19 +193,19 @@ class Block(nnx.Module):
     def __call__(self, x: Array, *, causal: bool, mask: Array | None, skip_rate: Array, rng: Array | None) -> Array:
         rngs = (None,) * 7 if rng is None else split_each(rng, 7)
 
-        def attend(x: Array) -> Array:
+        def attention_update(x: Array) -> Array:
             update = self.attention(x, causal=causal, mask=mask, rng=rngs[4])
             return self._regularise(update, skip_rate, rngs[0], rngs[1])
 
-        def transform(x: Array) -> Array:
+        def mlp_update(x: Array) -> Array:
             hidden = activate(self.mlp_in(x, rng=rngs[5]), self.activation)
             return self._regularise(self.mlp_out(hidden, rng=rngs[6]), skip_rate, rngs[2], rngs[3])
 
         if self.post_norm:
-            x = self.attention_norm(x + attend(x))
-            return self.mlp_norm(x + transform(x))
-        x = x + attend(self.attention_norm(x))
-        return x + transform(self.mlp_norm(x))
+            x = self.attention_norm(x + attention_update(x))
+            return self.mlp_norm(x + mlp_update(x))
+        x = x + attention_update(self.attention_norm(x))
+        return x + mlp_update(self.mlp_norm(x))
 
     def _regularise(self, update: Array, skip_rate: Array, dropout_rng: Array | None, skip_rng: Array | None) -> Array:
         if self.dropout:
@@ -214,7 +216,10 @@ class Block(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """Pools tokens into one vector: a learned query attends to all, then a residual MLP (Lee et al. 2019; SigLIP)."""
+    """Pools tokens into one vector, as in SigLIP: a learned query attends to all tokens, then follows a residual MLP.
+
+    From Lee et al. 2019.
+    """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         width, hidden, dtype = config.width, round(config.width * config.mlp_ratio), jnp.dtype(config.dtype)
@@ -272,10 +277,10 @@ class Transformer(nnx.Module):
         if config.remat != "none":
             run_block = jax.checkpoint(run_block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
         leaves, tree = jax.tree.flatten((stacked, skip_rates, keys))
-        if _scans(config.execution):
+        if _uses_scan(config.execution):
             cuts = {0, config.layers}.union(*(leaf.bounds for leaf in leaves if isinstance(leaf, Segments)))
             for first, last in itertools.pairwise(sorted(cuts)):
-                x, _ = jax.lax.scan(run_block, x, tree.unflatten([_between(leaf, first, last) for leaf in leaves]))
+                x, _ = jax.lax.scan(run_block, x, tree.unflatten([_slice_layers(leaf, first, last) for leaf in leaves]))
             return x
         # The gradient of jnp.unstack is one concatenation; that of indexing is a sum of L arrays as large as the stack.
         unstacked = [_unstack(leaf) for leaf in leaves]
@@ -285,7 +290,7 @@ class Transformer(nnx.Module):
         return x
 
 
-def _between(leaf: Array | Segments, first: int, last: int) -> Array:
+def _slice_layers(leaf: Array | Segments, first: int, last: int) -> Array:
     return leaf.between(first, last) if isinstance(leaf, Segments) else leaf[first:last]
 
 
@@ -294,5 +299,5 @@ def _unstack(leaf: Array | Segments) -> list[Array]:
     return [layer for part in parts for layer in jnp.unstack(part, axis=0)]
 
 
-def _scans(execution: str) -> bool:
+def _uses_scan(execution: str) -> bool:
     return execution == "scan" or (execution == "auto" and not compiler.has_form("unroll"))

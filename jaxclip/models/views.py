@@ -1,7 +1,7 @@
-"""Several views of a picture, whose embeddings are averaged (test-time augmentation).
+"""Test-time augmentation: averages the embeddings of several views of a picture.
 
-Training shows parts of pictures, so that a product is seen larger than in the whole picture (the discrepancy of Touvron
-et al. 2019, "Fixing the train-test resolution discrepancy"); enlarged views give the towers what they learned from.
+Training shows crops of pictures, in which a product is larger than in the whole picture (Touvron et al. 2019, "Fixing
+the train-test resolution discrepancy"). Enlarged views show it at the size that the towers were trained on.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,12 @@ from jaxclip.models.clip import unit
 
 @dataclass(frozen=True)
 class Views:
-    """The centre of a picture enlarged by each zoom (1 is the whole), and each mirrored too."""
+    """The views of a picture.
+
+    Attributes:
+      zooms: factors by which the centre of the picture is enlarged; 1 shows the whole picture.
+      mirror: whether each view is also shown mirrored.
+    """
 
     zooms: tuple[float, ...] = (1.0,)
     mirror: bool = False
@@ -24,18 +29,21 @@ class Views:
     def __len__(self) -> int:
         return len(self.zooms) * (1 + self.mirror)
 
-    def of(self, pixels: UInt8[Array, "B S S 3"]) -> UInt8[Array, "V B S S 3"]:
-        """Returns all views of each picture."""
-        views = jnp.stack([_enlarged(pixels, zoom) for zoom in self.zooms])
+    def render(self, pixels: UInt8[Array, "B S S 3"]) -> UInt8[Array, "V B S S 3"]:
+        """Returns the V views of each picture: all zooms, then the same mirrored if `mirror` is set."""
+        views = jnp.stack([_enlarge(pixels, zoom) for zoom in self.zooms])
         return jnp.concatenate([views, views[..., ::-1, :]]) if self.mirror else views
 
     def embed(self, encode: Callable[[Array], Array], pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B D"]:
-        """Returns the unit vector along the mean of what `encode` gives for the views, which it is shown in turn."""
-        views = self.of(pixels)
+        """Returns the normalised mean of the embeddings of all views.
+
+        `encode` maps (B, S, S, 3) pixels to (B, D) unit vectors; it is applied to one view at a time.
+        """
+        views = self.render(pixels)
         return encode(views[0]) if len(self) == 1 else unit(jax.lax.map(encode, views).mean(axis=0))
 
 
-def _enlarged(pixels: UInt8[Array, "B S S 3"], zoom: float) -> UInt8[Array, "B S S 3"]:
+def _enlarge(pixels: UInt8[Array, "B S S 3"], zoom: float) -> UInt8[Array, "B S S 3"]:
     if zoom == 1:
         return pixels
     size = pixels.shape[1]

@@ -1,1 +1,1 @@
-"""Re-rankers end to end: their data, networks, training and evaluation."""
+"""Re-rankers: their data, networks, training and evaluation."""

@@ -1,4 +1,4 @@
-"""Ablation over feature subsets: trains a re-ranker on each subset and compares their metrics."""
+"""Ablation over feature subsets: trains a re-ranker on each subset and compares the results."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,6 +18,7 @@ from jaxclip.training.run import Say
 FILENAME = "ablation.json"
 COMPARED = ("hit@1", "hit@5", "hit@10", "mrr")
 Values = dict[str, np.ndarray]
+"""Name of a metric -> its value for each query, (Q,)."""
 
 
 def run(
@@ -28,12 +29,13 @@ def run(
 ) -> tuple[int | None, dict[str, Any] | None]:
     """Trains and evaluates a re-ranker for every subset in `rerank.ablation` and every seed.
 
-    Each has its own folder in the workdir. Finished ones are skipped, an interrupted one is resumed.
+    Each re-ranker has its own folder in the workdir. Finished re-rankers are skipped, and an interrupted one is
+    resumed.
 
     Returns:
-      The signal that stopped the ablation and None; or None and the content of ablation.json: for each subset the
-      metrics averaged over seeds, with intervals over queries, and paired-bootstrap p-values against the first stage
-      and against the subset that is listed first.
+      (signal, None) if a signal stopped the ablation, else (None, content of ablation.json). The content has, for each
+      subset, the metrics averaged over seeds with intervals over queries, and p-values of paired bootstraps against
+      the first stage and against the first subset.
 
     Raises:
       UserError: see `train_reranker`.
@@ -56,7 +58,7 @@ def run(
 
 
 def _runs(config: Config) -> Iterator[tuple[str, Config]]:
-    """Yields the name of each subset and the configuration of its run, once for every seed."""
+    """Yields (name of the subset, configuration of the run) for every subset and seed."""
     for name, features in config.rerank.ablation:
         for seed in range(config.seed, config.seed + config.rerank.seeds):
             yield (
@@ -66,17 +68,19 @@ def _runs(config: Config) -> Iterator[tuple[str, Config]]:
 
 
 def _is_done(folder: Path, fingerprint: str) -> bool:
+    """Returns whether the folder has results of the configuration with this fingerprint."""
     path = folder / "metrics.json"
     return path.exists() and json.loads(path.read_text())["config_fingerprint"] == fingerprint
 
 
 def _values(folder: Path) -> Values:
+    """Returns the text-to-image values of the queries of an evaluation, for the metrics in COMPARED."""
     values = results.read_queries(folder).values["text_to_image"]
     return {name: values[name].astype(np.float64) for name in COMPARED if name in values}
 
 
 def _compare(runs: Mapping[str, list[dict[str, Values]]], features: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the metrics of the first stage and of each subset; a query's values are averaged over seeds first."""
+    """Returns the metrics of the first stage and of each subset, after averaging the values of a query over seeds."""
     means = {
         name: {metric: np.mean([run["re-ranked"][metric] for run in seeds], axis=0) for metric in seeds[0]["re-ranked"]}
         for name, seeds in runs.items()
@@ -97,12 +101,13 @@ def _compare(runs: Mapping[str, list[dict[str, Values]]], features: Mapping[str,
 
 
 def _p_values(values: Values, others: Values) -> dict[str, float]:
+    """Returns the p-value of the difference in each metric, by paired bootstrap over queries."""
     ps = significance.paired_bootstrap(*(np.stack([of[name] for name in values]) for of in (values, others)))
     return dict(zip(values, map(float, ps), strict=True))
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Returns the ablation as a table for the terminal: hit@1 with its interval, the other means, p-values of hit@1."""
+    """Returns a table for the terminal: hit@1 with its interval, other metrics and p-values of hit@1."""
     others = [name for name in COMPARED[1:] if name in result["first_stage"]]
     reference = result["reference"]
     width = max(map(len, ["first stage", *result["subsets"]])) + 2

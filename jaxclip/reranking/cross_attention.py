@@ -22,11 +22,11 @@ class CrossAttentionConfig:
       image_width: W, width of the image tower's tokens.
       text_tokens: T, tokens of a query, padding included.
       text_width: V, width of the text tower's tokens.
-      logit_scale: exp(logit scale) of the first stage; its cosines times this are logits.
-      width: of the transformer.
-      layers: of the transformer; 6 in the paper.
-      heads: of the transformer; 8 in the paper.
-      dropout: share of units zeroed after attention and MLP in training.
+      logit_scale: exp(logit scale) of the first stage, which turns its cosines into logits.
+      width: D, width of the transformer.
+      layers: layers of the transformer; 6 in the paper.
+      heads: attention heads of the transformer; 8 in the paper.
+      dropout: share of units that training sets to zero after attention and MLP.
     """
 
     image_tokens: int
@@ -41,12 +41,13 @@ class CrossAttentionConfig:
 
 
 class CrossAttention(nnx.Module):
-    """Scores (query, candidate) pairs by a transformer over the token sequences of both towers.
+    """Scores (query, candidate) pairs with a transformer over the token sequences of both towers.
 
-    The block follows the cross-modal paper: tokens of unit length, a CLS token (initially zero) before each modality,
-    concatenated sequences, positional encodings, 6 layers of 8 heads, a feed-forward head on the two final CLS
-    tokens. Unlike the paper, a picture is read together with the query that is asked, never with its own caption, and
-    the head's output is added to the first-stage score; it is 0 for any input before training.
+    The network follows the cross-modal paper: tokens are normalised to the same length, a CLS token (initially zero)
+    is placed before each modality, and the sequences are concatenated and get positional encodings. A transformer of 6
+    layers and 8 heads follows, and a feed-forward head reads its two CLS tokens. Unlike in the paper, a picture is
+    combined with the query of the search and never with its own caption, and the head's output is added to the
+    first-stage score; before training it is 0 for any input.
     """
 
     def __init__(self, config: CrossAttentionConfig, *, rngs: nnx.Rngs):
@@ -74,7 +75,14 @@ class CrossAttention(nnx.Module):
         *,
         rng: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
-        """Returns the final CLS tokens of image and text of each pair; `inside` is False for the text's padding."""
+        """Returns the final CLS tokens of the image and of the text of each pair.
+
+        Args:
+          image: output tokens of the image tower.
+          text: output tokens of the text tower.
+          inside: False for the padding of the text.
+          rng: random key for dropout; None disables dropout.
+        """
         count, patches = image.shape[:2]
         parts = []
         for tokens, project, start in (
@@ -97,9 +105,14 @@ class CrossAttention(nnx.Module):
         *,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K"]:
-        """Returns the score of each candidate, on the scale of the first-stage scores; an rng switches dropout on.
+        """Returns the score of each candidate, on the scale of the first-stage scores.
 
-        Padding of a query is zero vectors. The only feature that is read is `image_tokens`.
+        Args:
+          query: output tokens of the text tower; zero vectors are padding.
+          first_scores: first-stage scores of the candidates.
+          features: features of the candidates; only `image_tokens` is read.
+          present: not used, because every product has `image_tokens`.
+          rng: random key for dropout; None disables dropout.
         """
         batch, candidates = first_scores.shape
         image = features["image_tokens"].reshape(batch * candidates, *features["image_tokens"].shape[2:])
@@ -110,7 +123,7 @@ class CrossAttention(nnx.Module):
         return first_scores + added / self.config.logit_scale
 
     def logits(self, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
-        """Returns the logits for a loss: the scores times exp(logit scale), a learned factor that keeps their order."""
+        """Returns the logits for a loss: the scores times exp(logit scale), which is a learned parameter."""
         return scores * jnp.exp(self.logit_scale[...])
 
 

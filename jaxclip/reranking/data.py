@@ -1,4 +1,4 @@
-"""The data of a re-ranker: its first stage, products that the towers never saw, their features and candidates."""
+"""The data of a re-ranker: its first stage, products that the towers were not trained on, features and candidates."""
 
 import hashlib
 import json
@@ -12,30 +12,31 @@ import numpy as np
 from jaxclip.catalog import captions
 from jaxclip.config import Config, load_config
 from jaxclip.errors import UserError
+from jaxclip.features import rerank
 from jaxclip.pipeline import prepared_data
 from jaxclip.pipeline.records import Records
 from jaxclip.ranking import candidates as second_stage
 from jaxclip.ranking.candidates import Candidates
 from jaxclip.reranking import first_stage
-from jaxclip.reranking.first_stage import FirstStage, Split
+from jaxclip.reranking.first_stage import IMAGE_TOKENS, FirstStage, Split
 from jaxclip.runtime import files
 from jaxclip.runtime.progress import bar
 
 FILENAME, QUERYBANK, VOCABULARY = "first_stage.json", "querybank.npy", "attributes.json"
-LEAST = 5  # products that must have a value of an attribute
+LEAST = 5  # number of products that an attribute value needs to be in the vocabulary
 SEEN_BY_TOWERS = (
     "picture", "image_size", "resize", "mean", "std", "caption_template", "lowercase", "tokenizer", "vocab_size",
     "context_length",
 )  # fmt: skip
-"""Fields of config.data that say how pictures and captions are made into the towers' inputs."""
+"""Fields of config.data that define the preprocessing of the towers' inputs."""
 Vocabulary = dict[str, list[str]]
-"""Column of the catalogue -> the values that a re-ranker knows."""
+"""Column of the catalogue -> its values that have an entry in the multi-hot features."""
 
 
 def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -> FirstStage:
     """Returns the configured first stage on the configured mesh.
 
-    A re-ranker's workdir that has already begun fixes the step and the fingerprint of its first stage.
+    If the re-ranker's workdir already has a first_stage.json, its step is loaded and its fingerprint is checked.
 
     Args:
       config: configuration of the re-ranker.
@@ -43,8 +44,8 @@ def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -
       own: configuration of the towers; by default the one in their workdir.
 
     Raises:
-      UserError: the first stage is not the one that the re-ranker began with, or lacks the checkpoint that it began
-        with; or the configuration sets other preprocessing than that of the towers.
+      UserError: the fingerprint of the first stage or its checkpoint differs from first_stage.json; or the
+        configuration sets other preprocessing than that of the towers.
     """
     where = Path(config.first_stage).expanduser()
     own = replace(own or load_config(where), mesh=config.mesh)
@@ -71,9 +72,10 @@ def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -
 
 
 def save_first_stage(first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary, workdir: Path) -> None:
-    """Writes querybank.npy, attributes.json and, last, first_stage.json (path, step and fingerprint of the towers).
+    """Writes querybank.npy, attributes.json and first_stage.json (path, step and fingerprint of the towers).
 
-    A workdir that has first_stage.json is left as it is.
+    first_stage.json is written last, so that its presence means that the other files are complete. If the workdir
+    already has it, nothing is written.
     """
     if (workdir / FILENAME).exists():
         return
@@ -84,31 +86,32 @@ def save_first_stage(first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary
 
 
 def find_querybank(config: Config, first: FirstStage, workdir: Path) -> np.ndarray:
-    """Returns the query bank, (M, D): the workdir's, or a new one from captions that the towers were trained on.
+    """Returns the query bank, (M, D), of the workdir, or a new one from captions that the towers were trained on.
 
     Raises:
-      UserError: a new one is needed, but the dataset that the towers were trained on is missing or has changed.
+      UserError: the workdir has no query bank, and the dataset that the towers were trained on is missing or has
+        changed.
     """
     if (workdir / FILENAME).exists():
         return np.load(workdir / QUERYBANK)
     return first_stage.querybank(first, segments=config.rerank.segments, batch_size=config.evaluation.batch_size)
 
 
-def training_split(config: Config, first: FirstStage, prepared: Path, bank: np.ndarray) -> Split:
+def training_split(config: Config, first: FirstStage, prepared: Path) -> Split:
     """Returns the products to train a re-ranker on: training products that the towers never saw.
 
-    On their own training products the towers rank the answer first because they remember it, so a re-ranker trained
-    there would only learn to trust their order. The products are those of the towers' dataset that were held back from
-    them (`data.second_stage`), or the training split of another dataset.
+    On their own training products the towers already rank the answer first, so a re-ranker trained on these products
+    would only learn to keep the order. If the towers' dataset is used, the products are those that were held back from
+    the towers (`data.second_stage`); otherwise they are the training split of the other dataset.
 
     Raises:
-      UserError: no products were held back from the towers, or not as this configuration says; or the other dataset
-        has pictures that the towers were trained on.
+      UserError: no products were held back from the towers, or data.second_stage or data.split_seed differ from those
+        of the towers; or the other dataset contains pictures that the towers were trained on.
     """
     if prepared_data.data_fingerprint(prepared) != first_stage.data_fingerprint(first):
         records = Records(prepared, "train", config.data.train)
         _check_unseen(first, records)
-        return embedded(config, first, prepared, records, bank=bank, wordings=config.rerank.wordings)
+        return embedded(config, first, prepared, records, wordings=config.rerank.wordings)
     configured, held_back = config.data.second_stage, first.config.data.second_stage
     if not held_back or configured != held_back or config.data.split_seed != first.config.data.split_seed:
         raise UserError(
@@ -118,10 +121,11 @@ def training_split(config: Config, first: FirstStage, prepared: Path, bank: np.n
             "--config.data.second_stage=0.1, or more"
         )
     _, unseen = prepared_data.training_records(first.config, prepared)
-    return embedded(config, first, prepared, unseen, bank=bank, wordings=config.rerank.wordings)
+    return embedded(config, first, prepared, unseen, wordings=config.rerank.wordings)
 
 
 def _check_unseen(first: FirstStage, records: Records) -> None:
+    """Raises UserError if a record has a picture that the towers were trained on."""
     seen = _pictures(first_stage.training_records(first))
     if count := sum(picture in seen for picture in _pictures(records)):
         raise UserError(
@@ -131,19 +135,17 @@ def _check_unseen(first: FirstStage, records: Records) -> None:
 
 
 def _pictures(records: Records) -> set[bytes]:
-    """Returns the hash of each stored picture."""
+    """Returns the hashes of the stored pictures."""
     return {
         hashlib.blake2b(records.picture(number), digest_size=16).digest()
         for number in bar(range(len(records)), desc="comparing pictures", unit="picture", leave=False)
     }
 
 
-def embedded(
-    config: Config, first: FirstStage, prepared: Path, records: Records, *, bank: np.ndarray, wordings: int = 1
-) -> Split:
-    """Returns the split of the records, embedded by the first stage (cached), with hubness from the query bank."""
+def embedded(config: Config, first: FirstStage, prepared: Path, records: Records, *, wordings: int = 1) -> Split:
+    """Returns the split of the records, embedded by the first stage (cached), without features."""
     with jax.set_mesh(first.towers.mesh):
-        split = first_stage.embed_split(
+        return first_stage.embed_split(
             first,
             prepared,
             records,
@@ -153,20 +155,12 @@ def embedded(
             batch_size=config.evaluation.batch_size,
             workers=config.data.workers,
         )
-    return with_hubness(split, first, bank)
-
-
-def with_hubness(split: Split, first: FirstStage, bank: np.ndarray) -> Split:
-    """Returns the split with the feature `hubness`, computed from the query bank."""
-    hubness = first_stage.hubness(split.features["image"], bank, first.logit_scale)
-    features = {"hubness": hubness, **split.features}
-    return replace(split, features=features, present={"hubness": np.ones(len(hubness), bool), **split.present})
 
 
 def find_vocabulary(split: Split, workdir: Path) -> Vocabulary:
-    """Returns the attribute values that a re-ranker knows: the workdir's, or else those of the split.
+    """Returns the vocabulary of attribute values: the one of the workdir if it has one, else one made from the split.
 
-    Values that fewer than 5 products have are left out: they are too rare to learn from.
+    Values that fewer than 5 products have are left out, because they are too rare to learn from.
     """
     if (workdir / VOCABULARY).exists():
         return json.loads((workdir / VOCABULARY).read_text())
@@ -177,27 +171,26 @@ def find_vocabulary(split: Split, workdir: Path) -> Vocabulary:
     return vocabulary
 
 
-def with_attributes(split: Split, vocabulary: Vocabulary, template: str) -> Split:
-    """Returns the split with its products' attributes as two multi-hot features.
-
-    `attributes` covers the columns that captions do not mention, `caption_attributes` those that the caption template
-    names. They are separate because queries are captions: `caption_attributes` lets a re-ranker look up the words that
-    a query was made from, so a test with it says little about pictures.
-    """
-    in_captions = captions.fields(template)
-    products = [json.loads(str(attributes)) for attributes in split.attributes]
-    features, present = dict(split.features), dict(split.present)
-    for name, mentioned in (("attributes", False), ("caption_attributes", True)):
-        columns = [column for column in vocabulary if (column in in_captions) == mentioned]
-        places = {pair: place for place, pair in enumerate((c, v) for c in columns for v in vocabulary[c])}
-        hot = np.zeros((len(products), max(1, len(places))), np.float32)
-        for row, attributes in enumerate(products):
-            hot[row, [places[pair] for pair in attributes.items() if pair in places]] = 1.0
-        features[name], present[name] = hot, hot.any(axis=1)
+def with_features(split: Split, first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary) -> Split:
+    """Returns the split with every feature of `features.rerank`, and the image tokens where the split has them."""
+    sources = rerank.FeatureSources(
+        images=split.images,
+        crops=split.crops,
+        colour_names=split.colour_names,
+        columns=split.columns,
+        attributes=[json.loads(str(attributes)) for attributes in split.attributes],
+        bank=bank,
+        logit_scale=first.logit_scale,
+        vocabulary=vocabulary,
+        in_captions=captions.fields(first.towers.preprocess.caption_template),
+    )
+    features, present = rerank.compute(sources)
+    if split.image_tokens is not None:
+        features[IMAGE_TOKENS], present[IMAGE_TOKENS] = split.image_tokens, np.ones(len(split.images), bool)
     return replace(split, features=features, present=present)
 
 
 def retrieve(config: Config, split: Split) -> Candidates:
-    """Returns the candidates of every query of a split: the K products that the first stage ranks highest."""
+    """Returns the candidates of every query of a split: the K products with the highest first-stage scores."""
     owners = split.groups[split.owners]
-    return second_stage.retrieve(split.queries, split.features["image"], owners, split.groups, config.rerank.candidates)
+    return second_stage.retrieve(split.queries, split.images, owners, split.groups, config.rerank.candidates)

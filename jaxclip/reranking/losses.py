@@ -1,4 +1,4 @@
-"""Losses of re-rankers, computed from lists: the scores (B, K) of each query's candidates and which are relevant."""
+"""Losses of re-rankers, as functions of the scores (B, K) and the relevance (B, K) of each query's candidates."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ NEGATIVES = ("random", "worst", "top", "mixed")
 
 
 def list_softmax(scores: Float[Array, "B K"], relevant: Bool[Array, "B K"]) -> Float[Array, ""]:
-    """Returns the mean over queries of -log(the softmax probability of all relevant candidates together).
+    """Returns the mean over queries of -log(sum of the softmax probabilities of the relevant candidates).
 
-    ListNet's top-one cross-entropy (Cao et al. 2007, Eq. 6), with the relevant candidates merged into one class. Every
+    This is ListNet's top-one cross-entropy (Cao et al. 2007, Eq. 6) with the relevant candidates as one class. Every
     query must have a relevant candidate.
     """
     positive = jax.nn.logsumexp(jnp.where(relevant, scores, -jnp.inf), axis=1)
@@ -20,8 +20,9 @@ def list_softmax(scores: Float[Array, "B K"], relevant: Bool[Array, "B K"]) -> F
 def lambda_loss(scores: Float[Array, "B K"], relevant: Bool[Array, "B K"]) -> Float[Array, ""]:
     """Returns the mean over queries of the sum over pairs of |change of nDCG if swapped| * log2(1 + exp(-margin)).
 
-    LambdaRank's weights on the logistic loss of (relevant, non-relevant) pairs, as LambdaLoss states it (Wang et al.
-    2018, Eq. 14 with binary gain). The ranks follow from the scores, but no gradient passes through them.
+    The pairs are (relevant, non-relevant) candidates, and a margin is the difference of their scores. This is the
+    logistic loss with the weights of LambdaRank, in the form of LambdaLoss (Wang et al. 2018, Eq. 14 with binary
+    gain). The ranks are computed from the scores, and no gradient flows through them.
     """
     ranks = 1 + jnp.argsort(jnp.argsort(-jax.lax.stop_gradient(scores), axis=1, stable=True), axis=1)  # (B, K)
     discount = 1.0 / jnp.log2(1.0 + ranks.astype(jnp.float32))  # (B, K)
@@ -35,9 +36,9 @@ def lambda_loss(scores: Float[Array, "B K"], relevant: Bool[Array, "B K"]) -> Fl
 
 
 def contrastive(scores: Float[Array, "B B"], relevant: Bool[Array, "B B"]) -> Float[Array, ""]:
-    """Returns the mean of `list_softmax` over rows (query to answers) and over columns (answer to queries).
+    """Returns the mean of `list_softmax` over rows (queries) and over columns (answers).
 
-    Row i holds the scores of query i with one relevant candidate of each query of the batch.
+    Entry (i, j) is the score of query i with a relevant candidate of query j.
     """
     return 0.5 * (list_softmax(scores, relevant) + list_softmax(scores.T, relevant.T))
 
@@ -50,9 +51,11 @@ def binary_cross_entropy(scores: Float[Array, "..."], relevant: Bool[Array, "...
 def sample_pair(relevant: Bool[Array, "B K"], negatives: str, rng: Key[Array, ""]) -> Int[Array, "B 2"]:
     """Returns the positions of one relevant and one non-relevant candidate in each query's list, drawn at random.
 
-    Lists are sorted by first-stage score, best first. `negatives`, one of NEGATIVES, says how the non-relevant
-    candidate is drawn: "random": among all; "worst": always the last (the fit-aware paper, section 5); "top": among the
-    first ten; "mixed": in one of these three ways, drawn for each query.
+    Args:
+      relevant: relevance of the candidates of each list, sorted by first-stage score, best first.
+      negatives: which non-relevant candidate is drawn: "random", any; "worst", always the last (the fit-aware paper,
+        section 5); "top", one of the first ten; "mixed", by one of these three rules, chosen at random for each query.
+      rng: random key.
     """
     positive_rng, random_rng, top_rng, kind_rng = jax.random.split(rng, 4)
     rows, size = relevant.shape
@@ -78,7 +81,8 @@ def sample_pair(relevant: Bool[Array, "B K"], negatives: str, rng: Key[Array, ""
 def sample_candidates(relevant: Bool[Array, "B K"], count: int, rng: Key[Array, ""]) -> Int[Array, "B N"]:
     """Returns the positions of N = min(count, K) candidates in each query's list, drawn at random.
 
-    The first one is relevant; the others may be either."""
+    The first one is relevant; the others may be relevant or not.
+    """
     draws = jax.random.uniform(rng, relevant.shape)
     positive = jnp.argmax(jnp.where(relevant, draws, -1.0), axis=1, keepdims=True)  # (B, 1)
     others = jnp.put_along_axis(draws, positive, 2.0, axis=1, inplace=False)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jaxclip.models.transformer import dropout, example_keys, split_each
 
 SHARED_SPACE = ("image", "crop")
-"""Features that are embeddings of the towers, so their elementwise product with the query embedding is an input too."""
+"""Features in the towers' embedding space; their elementwise product with the query's embedding is a further input."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class RerankerConfig:
 
     Attributes:
       embedding: D, dimension of the first stage's embeddings.
-      features: (name, size) of each feature of a candidate that is read, in order.
-      logit_scale: exp(logit scale) of the first stage; its cosines times this are logits.
-      hidden: width of the query's hidden layer, from which gates and matches are computed.
-      matching: width in which a query and a feature of a candidate are compared.
-      dropout: share of hidden units that are zeroed in training.
-      combine: how `Paper` combines the embeddings of crop and colour, "add" or "concatenate".
+      features: (name, size) of each feature that the network reads, in order.
+      logit_scale: exp(logit scale) of the first stage, which turns its cosines into logits.
+      hidden: H, width of the query's hidden layer, from which gates and matches are computed.
+      matching: M, width of the layer that compares a query with a feature of a candidate.
+      dropout: share of hidden units that training sets to zero.
+      combine: how `Paper` combines the embeddings of crop and colour: "add" or "concatenate".
       batch_norm: whether `Paper` normalises its hidden layers over the batch.
     """
 
@@ -40,7 +40,7 @@ class RerankerConfig:
 
 
 class Match(nnx.Module):
-    """How well one feature of a candidate matches a query: a scalar per pair, 0 for any input before training."""
+    """Computes how well a feature of each candidate matches the query: (B, K), which is 0 before training."""
 
     def __init__(self, size: int, config: RerankerConfig, *, rngs: nnx.Rngs):
         self.query = nnx.Linear(config.hidden, config.matching, rngs=rngs)
@@ -55,11 +55,11 @@ class Match(nnx.Module):
 
 
 class Gated(nnx.Module):
-    """The first stage's score plus what each feature adds to it, weighted by a gate computed from the query.
+    """Adds one term per feature to the first-stage score, weighted by a gate that is computed from the query.
 
     score = first-stage score + sum over features f of gate_f(q) * (match_f(q, x_f) - mean of match_f) / logit scale.
-    The mean is over the candidates of the list that have the feature; a candidate without it gets 0 from it. Before
-    training every match is 0, so the scores are the first stage's, bit for bit.
+    The mean is over the candidates of the list that have the feature; for other candidates the term is 0. Before
+    training every match is 0, so the scores equal the first-stage scores bit for bit.
     """
 
     def __init__(self, config: RerankerConfig, *, rngs: nnx.Rngs):
@@ -86,7 +86,15 @@ class Gated(nnx.Module):
         *,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K"]:
-        """Returns the score of each candidate, on the scale of the first-stage scores; an rng switches dropout on."""
+        """Returns the score of each candidate, on the scale of the first-stage scores.
+
+        Args:
+          query: unit vectors of the queries.
+          first_scores: first-stage scores of the candidates.
+          features: name -> feature of each candidate.
+          present: name -> whether each candidate has the feature.
+          rng: random key for dropout; None disables dropout.
+        """
         return first_scores + self.added(query, features, present, rng=rng)[1].sum(axis=1)
 
     def added(
@@ -97,11 +105,11 @@ class Gated(nnx.Module):
         *,
         rng: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B F"], Float[Array, "B F K"]]:
-        """Returns the gate of each feature, from 0 to 2, and what it adds to each candidate's score."""
+        """Returns the gate of each feature, from 0 to 2, and the term that it adds to each candidate's score."""
         names = [name for name, _ in self.config.features]
         count = len(names) + 1
         rngs = [None] * count if rng is None else split_each(example_keys(rng, len(query)), count)
-        # Entries of a unit vector shrink with its dimension; scaled, they are of order 1 like the other inputs.
+        # The entries of a unit vector get smaller with its dimension; scaling makes them of order 1, like other inputs.
         wide = query * self.config.embedding**0.5  # (B, D)
         hidden = jax.nn.gelu(self.norm(self.query(wide)), approximate=True)
         hidden = dropout(hidden, self.config.dropout, rngs[-1])  # (B, H)
@@ -116,12 +124,12 @@ class Gated(nnx.Module):
         return gates, gates[..., None] * jnp.stack(matches, axis=1) / self.config.logit_scale
 
     def logits(self, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
-        """Returns the logits for a loss: the scores times exp(logit scale), a learned factor that keeps their order."""
+        """Returns the logits for a loss: the scores times exp(logit scale), which is a learned parameter."""
         return scores * jnp.exp(self.logit_scale[...])
 
 
 def _centred(match: Float[Array, "B K"], present: Bool[Array, "B K"]) -> Float[Array, "B K"]:
-    """Returns each match minus the list's mean over candidates that have the feature; 0 for those that lack it."""
+    """Returns each match minus its mean over the list's candidates that have the feature; 0 for other candidates."""
     count = jnp.maximum(present.sum(axis=1, keepdims=True), 1)
     mean = jnp.sum(jnp.where(present, match, 0.0), axis=1, keepdims=True) / count
     return jnp.where(present, match - mean, 0.0)
@@ -133,16 +141,16 @@ MOMENTUM, EPSILON = 0.9, 1e-5
 
 
 class Paper(nnx.Module):
-    """The network of the fit-aware paper (sections 3 and 5): the logit that a candidate is the query's product.
+    """The network of the fit-aware paper (sections 3 and 5), which computes the logit that a candidate is relevant.
 
-    Its input is the query's embedding, concatenated with the sum of the embeddings of crop and dominant colour, or with
-    each of them (`combine`). Hidden layers of 512, 256 and 64 units, ReLU, dropout, Kaiming-uniform weights. It sees
-    neither the whole picture nor the first-stage score. A missing crop is a zero vector: the paper does not say how it
-    represents one.
+    Its input is the query's embedding, concatenated with the sum of the embeddings of crop and dominant colour or with
+    both of them (`combine`). It has hidden layers of 512, 256 and 64 units with ReLU, dropout and Kaiming-uniform
+    initial weights. It uses neither the whole picture nor the first-stage score. A missing crop is a zero vector; the
+    paper does not say how it represents one.
 
     Attributes:
-      statistics: running means, then variances, of all hidden layers; exists with `batch_norm` only. Not trained by
-        gradients.
+      statistics: running means, then running variances, of all hidden layers, which are not trained by gradients. It
+        exists only with `batch_norm`.
     """
 
     FEATURES = ("crop", "colour_embedding")
@@ -173,16 +181,18 @@ class Paper(nnx.Module):
         *,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K"]:
-        """Returns the logit of each candidate, whatever its first-stage score. With an rng, dropout and batch
-        statistics are used, as in training."""
+        """Returns the logit of each candidate; `first_scores` is not used.
+
+        With an `rng`, dropout is applied and layers are normalised with the statistics of the batch, as in training.
+        """
         return self.train(query, first_scores, features, present, rng=rng)[0]
 
     def logits(self, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
-        """Returns the scores, which are logits already."""
+        """Returns the scores unchanged, because they are logits."""
         return scores
 
     def train(self, query, first_scores, features, present, *, rng):
-        """Returns the logits of `__call__` and the updated `statistics`, None without batch norm."""
+        """Returns the logits of `__call__` and the updated `statistics` (None without `batch_norm`)."""
         del first_scores
         rngs = [None] * len(HIDDEN) if rng is None else split_each(example_keys(rng, len(query)), len(HIDDEN))
         custom = [jnp.where(present[name][..., None], features[name], 0.0) for name in self.FEATURES]

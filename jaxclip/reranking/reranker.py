@@ -1,4 +1,4 @@
-"""The re-ranker: its network, the tables it reads, its loss and its scores."""
+"""The re-ranker: network, loss, the tables that a training step reads, and scoring."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ Tables = dict[str, Any]
 
 @dataclass(frozen=True)
 class Reranker:
-    """A re-ranker without the values of its parameters.
+    """A re-ranker, without the values of its parameters.
 
     Attributes:
       config: shape of the network.
@@ -40,8 +40,8 @@ class Reranker:
       model: class of the network.
       graph: the network without its parameters.
       shapes: shape, dtype and sharding of each parameter.
-      mesh: the devices that it runs on.
-      trainable: which parameters are trained, and their factors of the learning rate.
+      mesh: the mesh that it runs on.
+      trainable: the parameters that are trained, with their factors of the learning rate.
     """
 
     config: RerankerConfig | CrossAttentionConfig
@@ -54,7 +54,7 @@ class Reranker:
 
 
 def make_reranker(config: Config, split: Split, *, mesh: Mesh, logit_scale: float) -> Reranker:
-    """Returns the configured re-ranker for a split's features; allocates no parameters.
+    """Returns the configured re-ranker for the features of a split, without allocating parameters.
 
     `logit_scale` is exp(logit scale) of the first stage.
     """
@@ -67,7 +67,7 @@ def make_reranker(config: Config, split: Split, *, mesh: Mesh, logit_scale: floa
 
 
 def make_recipe(config: Config, model: Reranker, steps: int) -> Recipe:
-    """Returns how the configured run trains this re-ranker for `steps` steps; allocates nothing."""
+    """Returns the recipe that trains this re-ranker for `steps` steps, without allocating arrays."""
     schedule = make_schedule(config.optimizer, steps)
     optimizer = make_optimizer(config.optimizer, schedule, model.shapes, model.trainable)
     state = abstract_state(model.shapes, optimizer, model.mesh, model.trainable)
@@ -81,7 +81,7 @@ def _network_config(
 ) -> RerankerConfig | CrossAttentionConfig:
     settings = config.rerank
     if settings.preset == "cross_attention":
-        _, image_tokens, image_width = split.features[IMAGE_TOKENS].shape
+        _, image_tokens, image_width = split.image_tokens.shape
         _, text_tokens, text_width = split.query_tokens.shape
         return CrossAttentionConfig(
             image_tokens=image_tokens,
@@ -115,10 +115,18 @@ def feature_names(config: Config) -> tuple[str, ...]:
 
 
 def make_tables(split: Split, candidates: Candidates, model: Reranker, queries: np.ndarray) -> Tables:
-    """Returns the tables of the lists of these (N,) queries, replicated on every device; a step needs only row numbers.
+    """Returns tables of the lists of N queries, replicated on every device, so that a batch is only row numbers.
 
-    "query": embeddings (N, D), or tokens (N, T, V). "items", "first_scores" and "relevant": (N, K) the candidates
-    of each query, their first-stage scores, and which are answers. "features" and "present": those of every product.
+    The keys are:
+      "query": (N, D) embeddings, or (N, T, V) tokens for cross-attention.
+      "items", "first_scores", "relevant": (N, K) the candidates of each query, their first-stage scores and relevance.
+      "features", "present": as in `Split`, of all products, for the features that the network reads.
+
+    Args:
+      split: the products and queries.
+      candidates: the candidates of all queries of the split.
+      model: the re-ranker.
+      queries: (N,) indices of queries of the split.
     """
     names = model.features
     tables = {
@@ -133,16 +141,19 @@ def make_tables(split: Split, candidates: Candidates, model: Reranker, queries: 
 
 
 def contrastive_tables(split: Split, model: Reranker, queries: np.ndarray) -> Tables:
-    """Returns further tables for the contrastive loss, which needs first-stage scores of any query with any product."""
+    """Returns the additional tables of the contrastive loss, which scores queries with products of other lists.
+
+    The keys are "embedding", (N, D) of the queries, and "image", (G, D), and "group", (G,), of all products.
+    """
     groups = np.unique(split.groups, return_inverse=True)[1].astype(np.int32)
-    tables = {"embedding": split.queries[queries], "image": split.features["image"], "group": groups}
+    tables = {"embedding": split.queries[queries], "image": split.images, "group": groups}
     return jax.device_put(tables, replicated(model.mesh))
 
 
 def batch_rows(total: int, batch_size: int, seed: int, steps: range) -> Iterator[np.ndarray]:
-    """Yields the rows of the tables for each step, (B,) int32; each pass over all rows has its own random order.
+    """Yields the rows of the tables for each step, (B,) int32; every epoch has its own random order.
 
-    The rows are a function of seed and step only, so a run resumes at any step without replaying earlier ones.
+    The rows depend only on seed and step, so a run can resume at any step without repeating earlier ones.
     """
     epoch, order = -1, np.empty(0, np.int64)
     for step in steps:
@@ -157,15 +168,16 @@ def batch_rows(total: int, batch_size: int, seed: int, steps: range) -> Iterator
 
 
 def make_loss(model: Reranker, *, loss: str, negatives: str, sampled: int) -> Callable:
-    """Returns loss(params, batch, rng) -> (value, metrics), where a batch is the tables and the "rows" to read of them.
+    """Returns loss(params, batch, rng) -> (value, metrics); a batch contains the tables and "rows", the rows to read.
+
+    The contrastive loss replaces the lists by B x B pairs: each query with one answer of every query of the batch.
 
     Args:
       model: the re-ranker.
       loss: a key of LOSSES.
-      negatives: how the binary loss draws its negative (see `losses.sample_pair`).
-      sampled: candidates of each list that the softmax and lambda losses use in a step, one of them relevant; 0 = all.
-
-    Instead of lists, the contrastive loss uses B x B pairs: each query with one answer to every query of the batch.
+      negatives: how the binary loss draws the non-relevant candidate (see `losses.sample_pair`).
+      sampled: number of candidates of each list that the softmax and lambda losses draw in a step, at least one of them
+        relevant; 0 uses all.
     """
 
     def compute(params: Params, batch: Tables, rng: jax.Array | None) -> tuple[jax.Array, dict[str, Any]]:
@@ -204,27 +216,28 @@ LOSSES = {
 
 
 def _answers_of_batch(batch: Tables, answers: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns items, first-stage scores and relevance (B, B) of each query with the answers (B,) of all queries."""
+    """Returns items, first-stage scores and relevance (B, B) of every query with the answers (B,) of all queries."""
     first_scores = batch["embedding"][batch["rows"]] @ batch["image"][answers].T
     groups = batch["group"][answers]
     return jnp.broadcast_to(answers, first_scores.shape), first_scores, groups[:, None] == groups
 
 
 def take_lists(batch: Tables) -> tuple[jax.Array, ...]:
-    """Returns the queries (B, ...), items, first-stage scores and relevance (B, K) of the batch's rows."""
+    """Returns queries (B, ...), items, first-stage scores and relevance, each (B, K), of the batch's rows."""
     return tuple(batch[name][batch["rows"]] for name in ("query", "items", "first_scores", "relevant"))
 
 
 def look_up(batch: Tables, items: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Returns the features (B, K, S) of items (B, K), in float32, and whether each item has the feature (B, K)."""
+    """Returns the features (B, K, S) of items (B, K) in float32, and whether each item has each feature, (B, K)."""
     features = {name: table[items].astype(jnp.float32) for name, table in batch["features"].items()}
     return features, {name: table[items] for name, table in batch["present"].items()}
 
 
 class Scorer:
-    """Scores the candidates of a split's queries with any parameters, in blocks of one shape, so it is compiled once.
+    """Scores the candidates of a split's queries with given parameters.
 
-    `count` limits it to the first queries; 0 = all.
+    All blocks of queries have the same shape, so that the program is compiled once. Only the first `count` queries are
+    scored; 0 scores all.
     """
 
     def __init__(self, model: Reranker, split: Split, candidates: Candidates, *, batch_size: int, count: int = 0):

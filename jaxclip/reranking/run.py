@@ -1,4 +1,4 @@
-"""A whole run of a re-ranker in a workdir: set up or resume, train, evaluate against the first stage."""
+"""A run of a re-ranker in a workdir: sets up or resumes, trains, and evaluates both stages."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from jaxclip.reranking.data import (
     retrieve,
     save_first_stage,
     training_split,
-    with_attributes,
+    with_features,
 )
 from jaxclip.reranking.first_stage import FirstStage, Split
 from jaxclip.reranking.reranker import (
@@ -53,23 +53,22 @@ from jaxclip.training.step import compile_step
 
 
 class RerankEvaluator:
-    """Re-ranks one split, which is embedded once, with any parameters.
+    """Evaluates a re-ranker on one split, which is embedded once.
 
     Attributes:
-      records: records of the split.
-      queries: its captions and products.
+      records: the records of the split.
+      queries: the captions and products of the split.
       towers: the towers of the first stage.
-      split: the split as the first stage embeds it.
+      split: the split as embedded by the first stage.
       settings: see `metrics_file.settings`.
-      last: result of the newest evaluation; None before the first.
+      last: result of the last evaluation; None before the first one.
     """
 
     def __init__(self, config: Config, first: FirstStage, prepared: Path, workdir: Path):
         self.records = Records(prepared, config.data.split)
         bank = find_querybank(config, first, workdir)
-        split = embedded(config, first, prepared, self.records, bank=bank)
-        vocabulary = find_vocabulary(split, workdir)
-        self.split = with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
+        split = embedded(config, first, prepared, self.records)
+        self.split = with_features(split, first, bank, find_vocabulary(split, workdir))
         products = [product for product, _ in self.records.products()]
         self.queries = Queries(products, split.groups, split.captions.tolist(), split.owners)
         self.towers = first.towers
@@ -78,7 +77,7 @@ class RerankEvaluator:
         self._config, self._scorer = config, None
 
     def rank(self, model: Reranker, params: Params) -> Result:
-        """Returns the metrics of the split and its rankings (see `protocols.evaluate`)."""
+        """Returns the metrics and the rankings of the split with these parameters (see `protocols.evaluate`)."""
 
         def score(candidates: Candidates) -> np.ndarray:
             if self._scorer is None:
@@ -88,7 +87,7 @@ class RerankEvaluator:
         split, products = self.split, self.queries.products
         self.last = protocols.evaluate(
             GroupedEmbeddings(split.queries, split.groups[split.owners]),
-            GroupedEmbeddings(split.features["image"], split.groups),
+            GroupedEmbeddings(split.images, split.groups),
             [products[owner].category for owner in split.owners],
             ks=self.settings["ks"],
             second_stage=score,
@@ -99,13 +98,14 @@ class RerankEvaluator:
 
 @dataclass(frozen=True)
 class _TrainingLists:
-    """The lists that a re-ranker learns from: captions of products that the towers never saw, with their candidates.
+    """The training lists: captions of products that the towers were not trained on, with their candidates.
 
     Attributes:
       split: the products and their captions.
-      vocabulary: attribute values of the products.
-      candidates: candidates of every caption.
-      queries: (N,) captions that have both an answer and a wrong product among their candidates; others teach nothing.
+      vocabulary: the attribute values of the features.
+      candidates: the candidates of every caption.
+      queries: (N,) indices of the captions whose candidates include a relevant and a non-relevant product; nothing can
+        be learned from other lists.
     """
 
     split: Split
@@ -122,13 +122,14 @@ class _TrainingLists:
 
 
 def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range = range(0)) -> Outcome:
-    """Trains the re-ranker of a workdir, from its newest checkpoint if it has one, and evaluates it at the end.
+    """Trains the re-ranker of a workdir, from its newest checkpoint if there is one, and returns the outcome.
 
-    Writes config.json, first_stage.json, querybank.npy, attributes.json, checkpoints/, metrics.jsonl, tensorboard/ and
-    eval/ into the workdir; the trace of the `profiled` steps goes into tensorboard/.
+    A run that is not stopped by a signal is evaluated at the end. Writes config.json, first_stage.json, querybank.npy,
+    attributes.json, checkpoints/, metrics.jsonl, tensorboard/ and eval/ to the workdir; the trace of the `profiled`
+    steps is written to tensorboard/.
 
     Raises:
-      UserError: there are several processes, the first stage is not the one that the run began with, the towers were
+      UserError: there are several processes, the first stage differs from the one in first_stage.json, the towers were
         trained on the products, the disk is full, or the loss is not finite.
     """
     distributed.require_one_process("a re-ranker")
@@ -184,9 +185,9 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
 def _training_lists(
     config: Config, first: FirstStage, prepared: Path, bank: np.ndarray, workdir: Path, say: Say
 ) -> _TrainingLists:
-    split = training_split(config, first, prepared, bank)
+    split = training_split(config, first, prepared)
     vocabulary = find_vocabulary(split, workdir)
-    split = with_attributes(split, vocabulary, first.towers.preprocess.caption_template)
+    split = with_features(split, first, bank, vocabulary)
     candidates = retrieve(config, split)
     queries = np.flatnonzero(candidates.found & ~candidates.relevant.all(axis=1))
     say(
@@ -210,7 +211,7 @@ def _begin(config: Config, model: Reranker, recipe: Recipe) -> tuple[TrainState,
 def _compile(
     config: Config, model: Reranker, recipe: Recipe, tables: Tables, say: Say
 ) -> tuple[Callable, float, Callable]:
-    """Returns the compiled step, its FLOPs per device, and the function that makes rows into a batch on the devices."""
+    """Returns the compiled step, its FLOPs per device, and a function that puts a batch of rows on the devices."""
     say(f"compiling the step of {config.batch_size} lists of {tables['items'].shape[1]} candidates")
     sharding = meshes.batch_sharding(model.mesh)
     meshes.check_divides(model.mesh, "batch_size", config.batch_size)
@@ -234,12 +235,21 @@ def evaluate_reranker(
     say: Say,
     command: str = "",
 ) -> tuple[dict[str, Any], Path]:
-    """Returns the metrics of a re-ranker's checkpoint and of its first stage, and the folder they were written to.
+    """Evaluates a checkpoint of a re-ranker and returns (metrics of both stages, the folder with the results).
 
-    `step` is "latest", "best" or a number; for `command` see `metrics_file.write`.
+    Args:
+      config: configuration of the re-ranker.
+      workdir: workdir of the re-ranker.
+      step: "latest", "best" or the number of a step.
+      folder: folder to write the results to.
+      parameters: "" or "raw"; a re-ranker has no moving average.
+      fingerprint: fingerprint of the configuration that the re-ranker was trained with.
+      say: receives progress messages.
+      command: see `metrics_file.write`.
 
     Raises:
-      UserError: there is no such checkpoint, or the first stage is not the one it was trained on.
+      UserError: there is no such checkpoint, the first stage is not the one that the re-ranker was trained on, there
+        are several processes, or `parameters` is "ema".
     """
     distributed.require_one_process("a re-ranker")
     if parameters == "ema":

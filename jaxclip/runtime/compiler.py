@@ -1,4 +1,4 @@
-"""XLA options, and operations with a faster implementation, per back end and processor: one table of both."""
+"""XLA options and special implementations of operations, in one table by back end and processor."""
 
 import ctypes
 import sys
@@ -16,7 +16,7 @@ Option = str | bool | int
 Options = dict[str, Option]
 
 YNNPACK_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
-"""Option that lists the operations that XLA delegates to YNNPACK, a library of CPU kernels."""
+"""Name of the option that lists the operations XLA delegates to YNNPACK, a library of CPU kernels."""
 ZEN_5 = 26
 """CPU family of AMD's Zen 5 in /proc/cpuinfo; older AMD processors have lower numbers."""
 
@@ -43,19 +43,19 @@ class Tuning:
 
     Attributes:
       name: name of the row, unique in TABLE.
-      target: programs that are compiled with the options ("towers", "ranks"), or the operation that has a special
-        form: a function of `models/cpu.py`, or "unroll", a transformer whose layers are unrolled instead of scanned.
-      buys: time with the optimisation / time without it; None if it was not measured.
-      measured: program and processor on which the ratio was measured, and the baseline of the comparison.
+      target: the programs that are compiled with the options ("towers" or "ranks"), or the operation that has a special
+        form: a function of `models/cpu.py`, or "unroll" for transformers with unrolled instead of scanned layers.
+      time_ratio: time with the optimisation / time without it; None if it was not measured.
+      measured: program and processor of the measurement, and what it was compared with.
       backend: "cpu", "gpu" or "tpu".
       processors: whether the row applies to CPUs of this vendor and family.
-      dtype: dtype of the operands for which the form is used; None for all.
+      dtype: dtype of the operands for which the special form is used; None for all.
       options: options for XLA; empty if the row describes a special form of an operation.
     """
 
     name: str
     target: str
-    buys: float | None
+    time_ratio: float | None
     measured: str
     backend: str = "cpu"
     processors: Callable[[str, int], bool] = _any_processor
@@ -65,16 +65,16 @@ class Tuning:
 
 TABLE = (
     Tuning(
-        name="memory scheduler",  # schedules operations to free memory early, not to keep more threads busy
+        name="memory scheduler",  # orders operations to free memory early instead of to keep more threads busy
         target="towers",
-        buys=0.96,
+        time_ratio=0.96,
         measured="step of vit_b_32, 32 pairs, float32; temporaries 3.0 GB instead of 3.7",
         options={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
     ),
     Tuning(
         name="no YNNPACK",
         target="towers",
-        buys=0.80,
+        time_ratio=0.80,
         measured="step of laptop, float32, AMD Zen 4, against XLA's defaults",
         processors=_amd_before_zen_5,
         options={YNNPACK_LIBRARY: ""},
@@ -82,7 +82,7 @@ TABLE = (
     Tuning(
         name="YNNPACK for products and sums",  # convolutions are left out: YNNPACK's are slower than XLA's own
         target="towers",
-        buys=0.83,
+        time_ratio=0.83,
         measured="step of laptop, float32, Intel Sapphire Rapids, against no YNNPACK; vit_b_32 on Zen 5: 0.91",
         processors=_not_amd_before_zen_5,
         options={YNNPACK_LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"},
@@ -90,7 +90,7 @@ TABLE = (
     Tuning(
         name="wide vectors",  # 512 bits, as in AVX-512; XLA's default is 256
         target="towers",
-        buys=0.93,
+        time_ratio=0.93,
         measured="step of vit_b_32, Intel Sapphire Rapids; no gain on Zen 5",
         processors=_intel,
         options={"xla_cpu_prefer_vector_width": 512},
@@ -98,54 +98,54 @@ TABLE = (
     Tuning(
         name="older emitters",  # they generate equally fast code; JAX 0.12 no longer has them
         target="ranks",
-        buys=1.0,
-        measured="ranks; compiling takes 80 MB less",
+        time_ratio=1.0,
+        measured="ranks; compilation takes 80 MB less",
         options={"xla_cpu_use_fusion_emitters": False},
     ),
     Tuning(
         name="wide vectors in ranks",
         target="ranks",
-        buys=0.80,
+        time_ratio=0.80,
         measured="lists of the best 100, AMD Zen 5",
         options={"xla_cpu_prefer_vector_width": 512},
     ),
     Tuning(
         name="unrolled layers",
         target="unroll",
-        buys=None,
+        time_ratio=None,
         measured="not measured",
     ),
     Tuning(
         name="matrices of rows",
         target="contract",
-        buys=0.91,
+        time_ratio=0.91,
         measured="step of tiny, float32, AMD Zen 5; laptop 0.86",
         dtype="float32",
     ),
     Tuning(
         name="bfloat16 products into float32",
         target="contract",
-        buys=0.40,
+        time_ratio=0.40,
         measured="step of vit_b_32, bfloat16, Intel Sapphire Rapids with AMX",
         dtype="bfloat16",
     ),
     Tuning(
         name="bias gradient as a product",
         target="add_bias",
-        buys=0.40,
+        time_ratio=0.40,
         measured="together with the bfloat16 products, not on its own",
         dtype="bfloat16",
     ),
     Tuning(
         name="convolutions apart from YNNPACK, gradients without zeros",
         target="convolve",
-        buys=0.84,
+        time_ratio=0.84,
         measured="pictures encoded by laptop, float32, AMD Zen 5",
     ),
     Tuning(
         name="attention in float32",
         target="attend",
-        buys=0.93,
+        time_ratio=0.93,
         measured="step of vit_b_32, bfloat16, AMD Zen 5, together with activations in float32",
         dtype="bfloat16",
     ),
@@ -156,7 +156,7 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 @contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Makes programs traced inside the context target a back end ("cpu", "gpu", "tpu"), even one this machine lacks."""
+    """Sets the back end ("cpu", "gpu", "tpu") of programs traced in the context, even one that this machine lacks."""
     token = _platform.set(platform)
     try:
         yield
@@ -165,7 +165,7 @@ def compiling_for(platform: str) -> Iterator[None]:
 
 
 def backend() -> str:
-    """Returns the back end that programs are traced for: that of `compiling_for`, else JAX's default."""
+    """Returns the back end that programs are traced for: set by `compiling_for`, else JAX's default."""
     return _platform.get() or jax.default_backend()
 
 
@@ -180,12 +180,12 @@ def has_form(operation: str, dtype: jnp.dtype | None = None) -> bool:
 
 
 def towers() -> Options | None:
-    """Returns the options for `jax.jit` of programs that run towers; None for XLA's defaults."""
+    """Returns the compiler options for programs that run towers; None for XLA's defaults."""
     return _options("towers")
 
 
 def ranks() -> Options | None:
-    """Returns the options for `jax.jit` of the program that ranks; None for XLA's defaults."""
+    """Returns the compiler options for the rank kernel; None for XLA's defaults."""
     return _options("ranks")
 
 
@@ -212,7 +212,7 @@ def _options(target: str) -> Options | None:
 
 @cache
 def is_known(name: str, value: Option) -> bool:
-    """Returns whether this version of XLA knows the option."""
+    """Returns whether this version of XLA supports the option."""
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -223,7 +223,7 @@ def is_known(name: str, value: Option) -> bool:
 
 
 def release_memory() -> None:
-    """Gives free heap memory back to the system (Linux with glibc): compilation leaves hundreds of MB allocated."""
+    """Gives free heap memory back to the system (Linux with glibc); compilation leaves hundreds of MB of it."""
     if on_cpu() and sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 

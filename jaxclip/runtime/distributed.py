@@ -1,8 +1,8 @@
-"""Several processes in one run: how they find each other, agree on what they do, and end together.
+"""Several processes in one run: they find each other, exchange values, and end together.
 
-Built on the key-value store of JAX's coordination service, which runs in process 0 and needs no devices. Functions that
-wait for other processes must be called by all of them, from their main threads and in the same order. In a run of one
-process every function here returns at once.
+All of this uses the key-value store of JAX's coordination service, which runs in process 0 and needs no devices.
+Functions that wait for other processes must be called by all of them, from their main threads and in the same order.
+In a run of one process no function waits.
 """
 
 import itertools
@@ -17,57 +17,58 @@ from typing import Any, NoReturn, TextIO
 
 import jax
 from jax._src import cloud_tpu_init
-from jax._src import distributed as jax_distributed  # the store has no public name; Orbax takes it from here too
+from jax._src import distributed as jax_distributed  # the store has no public name; Orbax also imports it from here
 
 from jaxclip.errors import UserError, first_line
 
-BEAT, PATIENCE = 2.0, 30.0
-"""Seconds between two heartbeats, and seconds without one after which a process counts as lost."""
-DAY = 24 * 3600 * 1000  # ms; long, for the first process may prepare a catalogue. Failures are found by heartbeat
+HEARTBEAT, LOST_AFTER = 2.0, 30.0
+"""Seconds between two heartbeats, and seconds without one after which a process is considered lost."""
+DAY = 24 * 3600 * 1000  # ms; long because process 0 may be preparing a catalogue. Heartbeats detect failures
 FAILED, ALIVE = "jaxclip/failed", "jaxclip/alive"
-FOUND_BY = ("coordinator_address", "num_processes", "process_id")
+"""Folders of the key-value store: the reason of a failure, and the last heartbeat of each process."""
+PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
 
 def join(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Makes this process part of a run: by these values, else as SLURM, GKE or Cloud TPU say, else as the only one.
+    """Joins this process to the run that the arguments describe or, without arguments, SLURM, GKE or Cloud TPU.
 
-    Call it before anything is computed.
+    If none of these describes a run, this process is the only one. Call this before anything is computed.
 
     Raises:
-      UserError: some of the three are missing, or process 0 cannot be reached.
+      UserError: only some of the arguments are given, `process_id` is out of range, or process 0 cannot be reached.
     """
-    flags = dict(zip(FOUND_BY, (coordinator_address, num_processes, process_id), strict=True))
+    flags = dict(zip(PROCESS_FLAGS, (coordinator_address, num_processes, process_id), strict=True))
     missing = [f"--{name}" for name, value in flags.items() if value is None]
     if len(missing) == len(flags):
         if not _in_cluster():
             return
         arguments: dict[str, Any] = {}
     elif missing:
-        raise UserError(f"{' and '.join(missing)} missing: --{', --'.join(FOUND_BY)} go together")
+        raise UserError(f"{' and '.join(missing)} missing: set all of --{', --'.join(PROCESS_FLAGS)}, or none")
     elif not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id} must be from 0 to {num_processes - 1}, below --num_processes")
     else:
         arguments = {**flags, "cluster_detection_method": "deactivate"}
-    # `training.stopping` does this job. Orbax would query the service about older steps, and a process can miss a stop.
+    # `training.stopping` replaces this service: Orbax would ask it about older steps, and a process could miss a stop.
     jax.config.update("jax_enable_preemption_service", False)
-    # On CPU devices two programs at once could each hold the threads that the other one's collectives need.
+    # Two programs that run at once on CPU devices could each hold the threads that the other's collectives need.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"could not join the run's other processes: {first_line(error)}") from error
-    # Its own file descriptor, for `startup.quiet_imports` hides what is written to sys.stderr.
+    # A file descriptor of its own, since `startup.quiet_imports` hides what is written to sys.stderr.
     errors = os.fdopen(os.dup(sys.stderr.fileno()), "w")
     threading.Thread(target=_watch, args=(errors,), daemon=True, name="watch").start()
 
 
 def _in_cluster() -> bool:
-    """Returns whether this process is one of several, or on a TPU host and so perhaps one of several."""
+    """Returns whether this process is one of several, or may be because it runs on a Cloud TPU host."""
     slurm = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     gke = any("," in os.environ.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
     slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1")) > 1
-    named = {"TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY"} & os.environ.keys()
-    return slurm or gke or slices or (cloud_tpu_init.running_in_cloud_tpu_vm and not named)
+    configured = {"TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY"} & os.environ.keys()
+    return slurm or gke or slices or (cloud_tpu_init.running_in_cloud_tpu_vm and not configured)
 
 
 def process_id() -> int:
@@ -80,16 +81,16 @@ def process_count() -> int:
     return 1 if store() is None else jax_distributed.global_state.num_processes
 
 
-def require_one_process(what: str) -> None:
-    """Raises a UserError if the run has several processes; for tasks (`what`) that run in one process only."""
+def require_one_process(task: str) -> None:
+    """Raises a UserError that names the task if the run has several processes."""
     if process_count() > 1:
         raise UserError(
-            f"{what} takes one process, which drives all devices of its machine: here are {process_count()}"
+            f"{task} must run as one process, which uses all devices of its machine: there are {process_count()}"
         )
 
 
 def is_primary() -> bool:
-    """Returns whether this is process 0, the only one that prints and that writes files other than checkpoints."""
+    """Returns whether this is process 0, which alone prints and writes all files except checkpoints."""
     return process_id() == 0
 
 
@@ -110,10 +111,11 @@ def broadcast(name: str, make: Callable[[], Any]) -> Any:
 
 
 def check_identical(name: str, facts: Mapping[str, Any], remedy: str) -> None:
-    """Returns when the facts are the same on all processes.
+    """Waits for all processes and checks that they have the same facts.
 
     Raises:
-      UserError: on every process, naming a process that differs from process 0, the facts, and the remedy.
+      UserError: on every process; it names a process whose facts differ from those of process 0, the facts and the
+        remedy.
     """
     shared = store()
     if shared is None:
@@ -123,20 +125,20 @@ def check_identical(name: str, facts: Mapping[str, Any], remedy: str) -> None:
 
     def compare() -> str:
         answers = [json.loads(shared.blocking_key_value_get(f"{key}/{i}", DAY)) for i in range(process_count())]
-        own = answers[0][1]
+        reference = answers[0][1]
         for number, (host, other) in enumerate(answers):
-            differing = [f"{what} = {other.get(what)!r}, not {own.get(what)!r}" for what in own | other
-                         if other.get(what) != own.get(what)]  # fmt: skip
+            differing = [f"{fact} = {other.get(fact)!r}, not {reference.get(fact)!r}" for fact in reference | other
+                         if other.get(fact) != reference.get(fact)]  # fmt: skip
             if differing:
                 return f"process {number} on {host} differs from process 0: {'; '.join(differing)}. {remedy}"
         return ""
 
-    if verdict := broadcast(name, compare):
-        raise UserError(verdict)
+    if difference := broadcast(name, compare):
+        raise UserError(difference)
 
 
 def barrier(name: str) -> None:
-    """Returns when all processes have reached this barrier."""
+    """Waits until all processes have reached this barrier."""
     if store() is not None:
         store().wait_at_barrier(_key("barrier", name), DAY)
 
@@ -147,7 +149,7 @@ def _key(kind: str, name: str) -> str:
 
 
 def leave() -> None:
-    """Waits for all processes and then ends their connection."""
+    """Waits for all processes and then leaves the run."""
     if store() is not None:
         barrier("leave")
         _left.set()
@@ -155,16 +157,17 @@ def leave() -> None:
 
 
 def fail(error: BaseException, sentence: str, status: int) -> NoReturn:
-    """Ends this process with the status, and the other processes with it, which print the sentence.
+    """Ends this process with the exit status and makes the other processes end, which print the sentence.
 
     A collective usually fails because another process died; wait so that the watchdog can name it.
     """
     chain = [error, error.__cause__, error.__context__]
     if any(isinstance(link, jax.errors.JaxRuntimeError) for link in chain):
-        time.sleep(PATIENCE + 3 * BEAT)
+        time.sleep(LOST_AFTER + 3 * HEARTBEAT)
     print(sentence, file=sys.stderr, flush=True)
     _report(f"process {process_id()} on {socket.gethostname()} failed: {sentence}")
-    time.sleep(2 * BEAT if is_primary() else 0)  # the store ends with process 0
+    # Process 0 runs the store, so it must stay until the others have seen the failure.
+    time.sleep(2 * HEARTBEAT if is_primary() else 0)
     _exit(status)
 
 
@@ -173,7 +176,7 @@ _keys = itertools.count()
 
 
 def _watch(errors: TextIO) -> None:
-    """Sends heartbeats, and ends this process when another one has failed; process 0 also notices missing ones."""
+    """Sends heartbeats, and ends this process when another has failed; process 0 also detects lost processes."""
     shared, seen = store(), {}
     for beat in itertools.count():
         try:
@@ -181,26 +184,29 @@ def _watch(errors: TextIO) -> None:
             failure = dict(shared.key_value_dir_get(FAILED)).get(f"{FAILED}/reason")
             if failure is None and is_primary() and (failure := _lost(dict(shared.key_value_dir_get(ALIVE)), seen)):
                 _report(failure)
-                time.sleep(2 * BEAT)
+                time.sleep(2 * HEARTBEAT)
         except jax.errors.JaxRuntimeError:
             failure = "process 0 exited without reporting an error"
         if _left.is_set():
             return
         if failure:
-            print(f"error: {failure}; all processes end. Started again, a run goes on from its newest checkpoint",
+            print(f"error: {failure}; all processes end. The same command resumes from the newest checkpoint",
                   file=errors, flush=True)  # fmt: skip
             _exit(1)
-        if _left.wait(BEAT):
+        if _left.wait(HEARTBEAT):
             return
 
 
 def _lost(alive: Mapping[str, str], seen: dict[str, tuple[str, float]]) -> str | None:
-    """Returns an error naming processes without a recent heartbeat, else None; updates `seen`, the last one of each."""
+    """Returns an error that names the processes without a recent heartbeat, or None; updates `seen`.
+
+    `seen`: name -> the last heartbeat and the time when it was first seen.
+    """
     now = time.monotonic()
     for name, beat in alive.items():
         if name not in seen or seen[name][0] != beat:
             seen[name] = beat, now
-    lost = [name.rsplit("/", 1)[-1] for name, (_, last) in seen.items() if now - last > PATIENCE]
+    lost = [name.rsplit("/", 1)[-1] for name, (_, last) in seen.items() if now - last > LOST_AFTER]
     return f"process {', '.join(lost)} was killed or cannot be reached" if lost else None
 
 
@@ -208,7 +214,7 @@ def _report(failure: str) -> None:
     try:
         store().key_value_set(f"{FAILED}/reason", failure)
     except jax.errors.JaxRuntimeError:
-        return  # another process was first, or the store is gone; either way the others learn of a failure
+        return  # another process has already reported one, or the store is gone; both end all processes
 
 
 def _exit(status: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and fingerprints of JSON values."""
+"""Atomic writes of files and folders, and fingerprints of JSON values."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ from typing import Any
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path to write a file or a folder to, which then takes the place of `path` in one step.
+    """Yields a temporary path for a file or folder that replaces `path` when the block ends.
 
-    The temporary path is in the same folder and has a name of its own, so several processes may write the same file;
-    the last one wins. If the block raises, `path` is left as it was and what was written is removed.
+    Every temporary path is unique, so several processes may write the same file; the last one wins. If the block
+    raises, `path` is unchanged and the temporary file or folder is removed.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -41,5 +41,5 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def fingerprint(value: Any, digits: int = 12) -> str:
-    """Returns hex digits that change with any part of a JSON value, whatever the order of its keys."""
+    """Returns hex digits of a hash of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]

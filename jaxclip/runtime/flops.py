@@ -1,4 +1,4 @@
-"""Floating-point operations of a traced program; XLA's own count takes the body of a loop only once."""
+"""Floating-point operations of a traced program; XLA counts the body of a loop only once."""
 
 import math
 from functools import partial
@@ -8,9 +8,9 @@ from typing import Any
 def matmul_flops(jaxpr: Any, *, without: str = "") -> float:
     """Returns the FLOPs of all matrix products and convolutions of a jaxpr, over all devices.
 
-    A multiplication and an addition count as two. The body of a scan counts once per iteration, recomputation in a
-    backward pass counts again, of the branches of a condition the most expensive one counts, and a loop of unknown
-    length counts once. Jitted functions with the name `without` are left out.
+    A multiplication and an addition count as two operations. The body of a scan is counted once per iteration, and that
+    of a loop of unknown length once. Recomputation in a backward pass is counted again. Only the most expensive branch
+    of a condition is counted. Jitted functions named `without` are left out.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     counted = (eqn for eqn in jaxpr.eqns if not without or eqn.params.get("name") != without)
@@ -30,7 +30,8 @@ def _dot(eqn: Any) -> float:
 def _convolution(eqn: Any) -> float:
     kernel = eqn.invars[1].aval.shape
     out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-    dilation = math.prod(eqn.params["lhs_dilation"])  # a strided convolution's gradient inserts zeros, not counted
+    # The gradient of a strided convolution inserts zeros; products with them do not count.
+    dilation = math.prod(eqn.params["lhs_dilation"])
     return 2 * eqn.outvars[0].aval.size * math.prod(kernel) / out_features / dilation
 
 

@@ -7,7 +7,7 @@ import jax
 
 @dataclass(frozen=True)
 class Chip:
-    """One device as JAX counts them.
+    """The data sheet of one device, as JAX counts devices.
 
     Attributes:
       peak: dense bfloat16 FLOP/s.
@@ -22,8 +22,8 @@ class Chip:
     network_bandwidth: float
 
 
-# TPUs: cloud.google.com/tpu/docs, which gives the links' bandwidth as the sum of both directions. A v5e reserves
-# 0.25 GiB of its memory; a 7x chip is two devices. GPUs: NVIDIA's data sheets, NVLink within a machine.
+# TPUs: cloud.google.com/tpu/docs, which gives the bandwidth of links as the sum of both directions. A v5e reserves
+# 0.25 GiB of its memory; a 7x chip is two devices. GPUs: NVIDIA's data sheets; the network is NVLink in a machine.
 CHIPS = {
     "v4": Chip(275e12, 32e9, 1.23e12, 150e9),
     "v5e": Chip(197e12, 15.75 * 2**30, 0.82e12, 100e9),
@@ -37,13 +37,14 @@ CHIPS = {
 }
 GPUS = ("a100", "h100", "h200", "b200")
 GPUS_PER_MACHINE, MACHINE_BANDWIDTH = 8, 50e9
-"""GPUs joined by NVLink, and the bytes/s that each can send to another machine (400 Gb/s InfiniBand)."""
+"""GPUs connected by NVLink, and the bytes/s that each can send to another machine (400 Gb/s InfiniBand)."""
 KINDS = {
     "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5p": "v5p", "TPU v5": "v5p", "TPU v6 lite": "v6e",
     "TPU v6e": "v6e", "TPU7x": "7x", "A100": "a100", "H100": "h100", "H200": "h200", "B200": "b200",
 }  # fmt: skip
+"""Part of JAX's `device_kind` -> key of CHIPS."""
 
 
 def chip(device: jax.Device) -> Chip | None:
-    """Returns the data sheet of a device, None for an unknown kind of device."""
+    """Returns the data sheet of a device, or None for an unknown kind of device."""
     return next((CHIPS[name] for kind, name in KINDS.items() if kind in device.device_kind), None)

@@ -16,7 +16,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of all (or the given) devices; one axis may be -1 for what the others leave.
+    """Returns the mesh of all (or the given) devices; one axis may be -1, for the remaining devices.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
@@ -34,10 +34,10 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] |
 
 
 def open_collectives(mesh: Mesh) -> None:
-    """Opens the connections for collectives between the processes of a mesh; all processes call it together.
+    """Opens the connections for collectives between the processes of a mesh; all processes must call it.
 
-    Otherwise they are opened at the first collective, where Gloo, which connects CPUs, gives up after 30 seconds if one
-    process is late because it compiles or waits for data. Open connections wait for as long as it takes.
+    Otherwise the first collective opens them, and there Gloo, which connects CPUs, gives up after 30 seconds if one
+    process is late because it compiles or waits for data. Open connections have no such time limit.
     """
     if distributed.process_count() == 1:
         return
@@ -54,7 +54,7 @@ def open_collectives(mesh: Mesh) -> None:
     compiled = jax.jit(add).lower(one).compile()
     distributed.barrier("connect")
     jax.block_until_ready(compiled(jax.make_array_from_callback((), whole, lambda _: np.ones((), np.float32))))
-    multihost_utils.sync_global_devices("connect")  # as Orbax and `embed` use
+    multihost_utils.sync_global_devices("connect")  # opens the connections that Orbax and `embed` use
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -67,13 +67,13 @@ def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 
     They need not be adjacent: the order of devices in a mesh follows the chips' interconnect, not the hosts' numbers.
     """
-    held = sharding.addressable_devices_indices_map((batch_size,)).values()
-    spans = sorted({rows.indices(batch_size)[:2] for (rows,) in held})
+    slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    spans = sorted({rows.indices(batch_size)[:2] for (rows,) in slices})
     return np.concatenate([np.arange(*span) for span in spans])
 
 
 def place_rows(sharding: NamedSharding, batch_size: int, rows: np.ndarray) -> jax.Array:
-    """Returns the global array of `batch_size` rows, given the rows of this process (see `process_rows`)."""
+    """Returns the global array of `batch_size` rows from the rows of this process (see `process_rows`)."""
     return jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
 
 
@@ -82,7 +82,7 @@ def batch_multiple(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_divides(mesh: Mesh, key: str, given: int) -> None:
-    """Raises a UserError unless the mesh divides the number of rows that a configuration key gives."""
-    if given % batch_multiple(mesh):
-        raise UserError(f"config.{key} = {given} is no multiple of mesh data x fsdp = {batch_multiple(mesh)}")
+def check_divides(mesh: Mesh, key: str, rows: int) -> None:
+    """Raises a UserError unless `batch_multiple` divides the number of rows, the value of a configuration key."""
+    if rows % batch_multiple(mesh):
+        raise UserError(f"config.{key} = {rows} is not a multiple of mesh data x fsdp = {batch_multiple(mesh)}")

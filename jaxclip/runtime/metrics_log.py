@@ -10,11 +10,11 @@ from jaxclip.runtime.tensorflow import tf
 FILENAME = "metrics.jsonl"
 
 
-class Writers:
+class MetricsLog:
     """Appends to metrics.jsonl and a TensorBoard event file of the workdir.
 
-    A killed run may have logged steps after its newest checkpoint. Rows of steps after `first` are removed, since the
-    resumed run writes them again.
+    A killed run may have logged steps after its newest checkpoint. Rows of steps after `first`, the step from which the
+    run resumes, are removed, since they will be written again.
     """
 
     def __init__(self, workdir: Path, *, first: int):
@@ -37,7 +37,7 @@ class Writers:
         self._events.close()
 
 
-class Silent:
+class NoMetricsLog:
     """Writes nothing; used by all processes of a run except the first."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -48,7 +48,7 @@ class Silent:
 
 
 def read(workdir: Path) -> list[dict[str, float]]:
-    """Returns the rows of a workdir's metrics.jsonl, [] where there is none; a row that a kill cut off is left out."""
+    """Returns the rows of a workdir's metrics.jsonl, [] if there is none, without a row that a kill cut off."""
     path = workdir / FILENAME
     if not path.exists():
         return []

@@ -22,9 +22,9 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
 
 
 class Progress:
-    """Counts steps and seconds of training, without pauses (evaluation, saving).
+    """Counts the steps and seconds of training, without the time of evaluations and saves.
 
-    `to_json` is saved in the checkpoint, so that totals continue after a restart.
+    `to_json` is saved in the checkpoint, so that a resumed run continues the totals.
     """
 
     def __init__(self, *, first: int, steps: int, batch_size: int, flops: float | None, saved: dict[str, Any]):
@@ -37,8 +37,8 @@ class Progress:
         self._steps = 0
         self._waited = 0.0
 
-    def waited(self, seconds: float) -> None:
-        """Adds seconds that the loop waited for the next batch."""
+    def add_wait(self, seconds: float) -> None:
+        """Adds the seconds that the loop waited for a batch."""
         self._waited += seconds
 
     def advance(self) -> None:
@@ -55,14 +55,14 @@ class Progress:
 
     def resume(self) -> None:
         """Starts the clock again."""
-        gone = time.perf_counter() - self._paused
-        self._mark += gone
-        self._since += gone
+        pause = time.perf_counter() - self._paused
+        self._mark += pause
+        self._since += pause
 
     def measures(self) -> dict[str, float]:
-        """Returns figures since the last call: pairs_per_second, step_seconds, data_wait, device_hours and mfu.
+        """Returns pairs_per_second, step_seconds, data_wait and mfu since the last call, and device_hours of the run.
 
-        data_wait is a share of the time; device_hours are those of the whole run; mfu is left out on unknown devices.
+        data_wait is the share of time spent waiting for batches; mfu is left out on unknown devices.
         """
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         steps = max(self._steps, 1)
@@ -78,14 +78,15 @@ class Progress:
         return measures
 
     def show(self, **figures: Any) -> None:
-        """Shows figures after the bar."""
+        """Shows values after the bar."""
         self._bar.set_postfix(figures, refresh=False)
 
     def say(self, line: str) -> None:
-        """Writes a line above the bar."""
+        """Prints a line above the bar."""
         self._bar.write(line, file=sys.stderr)
 
     def to_json(self) -> dict[str, float]:
+        """Returns the totals, for `saved` of a resumed run."""
         return {"trained_seconds": round(self.trained_seconds, 3)}
 
     def close(self) -> None:

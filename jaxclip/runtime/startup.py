@@ -1,4 +1,4 @@
-"""Process settings made before any work: memory allocator, cache of compiled programs, platforms, quiet imports."""
+"""Settings of the process at start-up: memory allocator, compilation cache, platforms, quiet imports."""
 
 import errno
 import glob
@@ -14,21 +14,22 @@ import jax
 
 from jaxclip.runtime import compiler, folders
 
-COMPILED_BYTES = 2 * 2**30  # size limit of the cache of compiled programs
-SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""OSErrors of a full, read-only or forbidden disk, which any write may raise."""
+CACHE_BYTES = 2 * 2**30  # size limit of the cache of compiled programs
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Error numbers of a full, read-only or forbidden disk, which any write may raise."""
 ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
 """Device files of GPUs and TPUs."""
 MALLOC = {"hugetlb": 1, "mmap_threshold": 10**11, "trim_threshold": 10**11, "top_pad": 2**28, "arena_max": 1}
+"""Settings of glibc's malloc; `reuse_memory` gives the reasons."""
 
 
 def reuse_memory() -> None:
-    """Restarts the process once with glibc settings that reuse large blocks; does nothing where there is a GPU or TPU.
+    """Restarts the process once with glibc settings that reuse large blocks; does nothing if there is a GPU or TPU.
 
     XLA's CPU back end allocates its temporaries in every step. By default glibc returns such blocks to the kernel,
-    which clears them page by page before it hands them out again. Blocks of over 64 MiB stay in the first arena only,
-    so there is only one. glibc reads these settings when a process starts, hence the restart. GLIBC_TUNABLES set by the
-    user is left as it is.
+    which clears them page by page before it hands them out again. Only the first arena keeps blocks of over 64 MiB, so
+    the process gets no other. glibc reads these settings when a process starts, hence the restart. GLIBC_TUNABLES set
+    by the user is not changed.
     """
     accelerators = any(glob.glob(pattern) for pattern in ACCELERATORS)
     if sys.platform != "linux" or accelerators or "GLIBC_TUNABLES" in os.environ or not sys.orig_argv:
@@ -37,25 +38,25 @@ def reuse_memory() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def keep_compiled() -> None:
-    """Makes JAX keep the latest 2 GiB of compiled programs under `folders.cache()`.
+def cache_compiled_programs() -> None:
+    """Makes JAX cache the latest 2 GiB of compiled programs under `folders.cache()`.
 
-    A JAX_COMPILATION_CACHE_DIR set by the user is left as it is. Each kind of CPU has a folder of its own, since JAX
-    would also load a CPU program whose instructions this CPU lacks.
+    A JAX_COMPILATION_CACHE_DIR set by the user is not changed. Each kind of CPU has its own folder, because JAX would
+    also load a program with instructions that this CPU lacks.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
     cpu = compiler.processor_line("flags", "features") or platform.processor() or platform.machine()
     kind = hashlib.sha256(cpu.encode()).hexdigest()[:12]
     jax.config.update("jax_compilation_cache_dir", str(folders.cache() / "compiled" / kind))
-    jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
 
 
-def leave_absent_tpus_alone() -> None:
-    """Makes JAX use CPUs on a machine where libtpu is installed (for `plan`) but there is neither a TPU nor a GPU.
+def avoid_loading_libtpu() -> None:
+    """Makes JAX use only CPUs if libtpu is installed (for `plan`) but the machine has neither a TPU nor a GPU.
 
     Otherwise JAX loads libtpu to look for TPUs, and a loaded libtpu crashes the profiler. JAX_PLATFORMS set by the user
-    is left as it is.
+    is not changed.
     """
     absent = not any(glob.glob(pattern) for pattern in ACCELERATORS)
     if absent and "JAX_PLATFORMS" not in os.environ and importlib.util.find_spec("libtpu"):
@@ -66,7 +67,7 @@ def leave_absent_tpus_alone() -> None:
 def quiet_imports() -> Iterator[None]:
     """Hides what libraries write to file descriptor 2 while they are imported; exceptions are raised as usual.
 
-    TensorFlow reports a missing CUDA there whatever its log level.
+    TensorFlow reports a missing CUDA there at any log level.
     """
     sys.stderr.flush()
     stderr = os.dup(2)

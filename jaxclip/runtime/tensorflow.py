@@ -1,4 +1,4 @@
-"""TensorFlow restricted to CPUs, so that JAX has the accelerators to itself; import `tf` from here."""
+"""TensorFlow without GPUs, which are left to JAX; import `tf` from here."""
 
 import tensorflow as tf
 

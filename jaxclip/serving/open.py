@@ -21,7 +21,7 @@ from jaxclip.pipeline.prepared_data import make_describer
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.pipeline.records import Records
 from jaxclip.ranking.index import NearestNeighbours
-from jaxclip.reranking.first_stage import gallery_features
+from jaxclip.reranking.first_stage import embed_gallery
 from jaxclip.runtime import distributed
 from jaxclip.runtime import mesh as meshes
 from jaxclip.runtime.progress import bar
@@ -86,7 +86,7 @@ def open_searcher(
         folder, reranker_config = rerank
         tokens = second_stage.needs_tokens(reranker_config)
         with jax.set_mesh(first.towers.mesh):
-            split = gallery_features(first, records, products, encoders, tokens=tokens, store=store, keys=keys)
+            split = embed_gallery(first, records, products, encoders, tokens=tokens, store=store, keys=keys)
         second = second_stage.open_second_stage(reranker_config, folder, first, split, encoders)
         depth = max(depth, second.candidates + 1)
     gallery = Gallery(

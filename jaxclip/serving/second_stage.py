@@ -59,7 +59,7 @@ def open_second_stage(
       config: configuration of the re-ranker.
       workdir: workdir of the re-ranker.
       first: the towers.
-      gallery: the products with the towers' features (`first_stage.gallery_features`).
+      gallery: the products, embedded by the towers (`first_stage.embed_gallery`).
       encoders: the compiled encoders of the towers.
 
     Raises:
@@ -79,9 +79,9 @@ def open_second_stage(
     with jax.set_mesh(towers.mesh):
         if reads_tokens:
             gallery = replace(gallery, query_tokens=np.asarray(tokens([""] * multiple))[:0])
-        gallery = reranking_data.with_hubness(gallery, first, reranking_data.find_querybank(config, first, workdir))
+        bank = reranking_data.find_querybank(config, first, workdir)
         vocabulary = reranking_data.find_vocabulary(gallery, workdir)
-        gallery = reranking_data.with_attributes(gallery, vocabulary, towers.preprocess.caption_template)
+        gallery = reranking_data.with_features(gallery, first, bank, vocabulary)
         model = make_reranker(config, gallery, mesh=towers.mesh, logit_scale=first.logit_scale)
         params = checkpoints.restore_params(model.shapes, step)
         tables = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.models.clip import CLIPConfig
-from jaxclip.models.presets import from_json, run_as, to_json
+from jaxclip.models.presets import from_json, to_json, with_execution
 from jaxclip.runtime import files
 
 SHAPE, TOKENIZER = "towers.json", "tokenizer"
@@ -31,7 +31,7 @@ def load_shape(workdir: Path) -> CLIPConfig | None:
 def run_as_configured(towers: CLIPConfig, config: Config) -> CLIPConfig:
     """Returns the towers with the regularisation, dtype, execution and rematerialisation of config.model."""
     model = config.model
-    return run_as(
+    return with_execution(
         towers,
         patch_dropout=model.patch_dropout,
         dropout=model.dropout,

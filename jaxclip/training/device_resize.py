@@ -14,10 +14,10 @@ from jaxclip.runtime import compiler
 from jaxclip.runtime.mesh import batch_sharding
 from jaxclip.training.step import Batch
 
-LARGEST = 6
-"""Longest side of a picture that devices may scale, in units of the towers' image size."""
-LARGEST_CANVAS = 3
-"""Longest side of the square that holds an unscaled crop, in the same units; the host scales the few larger crops."""
+MAX_SIDE_RATIO = 6
+"""Largest ratio of a picture's longest side to the towers' image size at which devices scale pictures."""
+MAX_CANVAS_RATIO = 3
+"""Largest side of the square that holds an unscaled crop, as the same ratio; the host scales the few larger crops."""
 MULTIPLE = 16  # pixels; the side of the square is a multiple of this, so that few programs are compiled
 
 
@@ -27,11 +27,11 @@ def canvas_of(
     """Returns the side, in pixels, of the squares that hold unscaled pictures on a device; 0 if the host scales them.
 
     Args:
-      where: "host", "device" or "auto": the device, unless it is a CPU or "device" would raise an error.
+      where: "host", "device", or "auto": the device, unless it is a CPU or cannot scale the pictures (see Raises).
       preprocess: preprocessing of the run.
       augmentation: augmentation of the run.
       largest_side: longest side of the dataset's pictures, in pixels; 0 if its preparation did not record it.
-      prepared: name of the dataset in errors.
+      prepared: the dataset's folder, for errors.
 
     Raises:
       UserError: `where` is "device", but the pictures are too large, of unknown size, or cropped after scaling.
@@ -43,24 +43,28 @@ def canvas_of(
         problem = "data.resize = 'crop' crops pictures after they are scaled"
     elif not largest_side:
         problem = f"{prepared} was prepared by a version that did not record the size of its pictures: prepare it again"
-    elif largest_side > LARGEST * size:
+    elif largest_side > MAX_SIDE_RATIO * size:
         problem = (
-            f"{prepared} has pictures of {largest_side} pixels, more than {LARGEST} times data.image_size = {size}"
+            f"{prepared} has pictures of {largest_side} pixels, more than {MAX_SIDE_RATIO} times data.image_size = "
+            f"{size}"
         )
     if problem and where == "device":
-        raise UserError(f"data.resize_on = 'device': {problem}; or leave it out, and the host scales the pictures")
-    return 0 if problem else min(LARGEST_CANVAS * size, max(size, -(-largest_side // MULTIPLE) * MULTIPLE))
+        raise UserError(f"data.resize_on = 'device': {problem}; or leave it out, so that the host scales the pictures")
+    return 0 if problem else min(MAX_CANVAS_RATIO * size, max(size, -(-largest_side // MULTIPLE) * MULTIPLE))
 
 
 def make_device_resize(preprocess: Preprocess, mesh: Mesh, canvas: int) -> Callable[[Batch], Batch]:
-    """Returns a function that scales the pictures of a placed batch to the towers' size; the identity for canvas 0."""
+    """Returns a function that scales the pictures of a batch on the devices to the towers' size.
+
+    It returns the batch unchanged if `canvas` is 0 (see `canvas_of`).
+    """
     if not canvas:
         return lambda batch: batch
     scale = partial(resampling.scale, size=preprocess.image_size, filter=preprocess.filter)
     compiled = jax.jit(scale, out_shardings=batch_sharding(mesh))
 
-    def scaled(batch: Batch) -> Batch:
+    def resize(batch: Batch) -> Batch:
         others = {name: rows for name, rows in batch.items() if name != "extent"}
         return others | {"image": compiled(batch["image"], batch["extent"])}
 
-    return scaled
+    return resize

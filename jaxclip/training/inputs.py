@@ -22,7 +22,10 @@ def device_batches(
     steps: range,
     canvas: int = 0,
 ) -> tuple[Any, Callable]:
-    """Returns the batches of the steps on the host, and the function that places a batch on the devices."""
+    """Returns the host batches of `steps`, and the function that places a host batch on the devices.
+
+    `canvas`: side, in pixels, of the squares that hold unscaled pictures; 0 = the host scales them.
+    """
     sharding = meshes.batch_sharding(towers.mesh)
     batches = training_batches(
         train,

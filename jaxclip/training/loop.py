@@ -9,7 +9,7 @@ from typing import Any
 from jaxclip.errors import UserError
 from jaxclip.pipeline.prefetch import prefetch
 from jaxclip.runtime import distributed
-from jaxclip.runtime.metrics_log import Silent, Writers
+from jaxclip.runtime.metrics_log import MetricsLog, NoMetricsLog
 from jaxclip.runtime.progress import Progress
 from jaxclip.towers.checkpoints import Checkpoints
 from jaxclip.training.profile import Profile, trace_section
@@ -20,7 +20,7 @@ from jaxclip.training.stopping import stop_on_signals
 
 @dataclass(frozen=True)
 class Cadence:
-    """When to log, evaluate and save, in steps; each also happens after the last step.
+    """When to log, evaluate and save, in steps; all three also happen after the last step.
 
     Attributes:
       steps: length of the whole run.
@@ -42,16 +42,16 @@ class Run:
     Attributes:
       workdir: the metrics log and the trace are written here.
       state: training state to begin or resume from; the first step donates its arrays.
-      step: compiled (state, batch) -> (state, metrics).
-      batches: host batches, one for each step from the state's step on.
+      step: compiled function (state, batch) -> (state, metrics).
+      batches: host batches, one for each step after `state.step`.
       place: puts a host batch on the devices.
       batch_size: pairs (towers) or lists (re-ranker) per step, over all devices.
       flops: FLOPs of the model in one step, per device.
       cadence: when to log, evaluate and save.
       checkpoints: checkpoints of the workdir.
-      metadata: saved with each state, together with the progress.
-      evaluate: state -> metrics of the evaluated split, by name.
-      profiled: steps to trace.
+      metadata: saved with each state, together with `Progress.to_json`.
+      evaluate: function state -> metrics of the evaluated split, by name.
+      profiled: numbers of the steps to trace.
     """
 
     workdir: Path
@@ -79,19 +79,21 @@ def train(run: Run) -> tuple[TrainState, int | None]:
         checkpoint cannot be written.
     """
     first = int(run.state.step)
-    log = Writers(run.workdir, first=first) if distributed.is_primary() else Silent()
+    log = MetricsLog(run.workdir, first=first) if distributed.is_primary() else NoMetricsLog()
     saved = run.metadata.get("progress", {})
     progress = Progress(first=first, steps=run.cadence.steps, batch_size=run.batch_size, flops=run.flops, saved=saved)
     profile = Profile(run.workdir / "tensorboard", run.profiled)
     try:
-        return _steps(run, progress, log, profile)
+        return _run_steps(run, progress, log, profile)
     finally:
         profile.close()
         progress.close()
         log.close()
 
 
-def _steps(run: Run, progress: Progress, log: Writers | Silent, profile: Profile) -> tuple[TrainState, int | None]:
+def _run_steps(
+    run: Run, progress: Progress, log: MetricsLog | NoMetricsLog, profile: Profile
+) -> tuple[TrainState, int | None]:
     state, cadence, checkpoints = run.state, run.cadence, run.checkpoints
     first = number = int(state.step)
     previous: Metrics | None = None
@@ -99,35 +101,35 @@ def _steps(run: Run, progress: Progress, log: Writers | Silent, profile: Profile
     with stop_on_signals() as stop:
         for number in range(first + 1, cadence.steps + 1):
             with profile.step(number):
-                waiting = time.perf_counter()
+                wait_start = time.perf_counter()
                 with trace_section("wait for data"):
                     batch = next(batches)
-                progress.waited(time.perf_counter() - waiting)
+                progress.add_wait(time.perf_counter() - wait_start)
                 state, metrics = run.step(state, batch)
             if previous is not None:
                 _check_finite(previous, number - 1, checkpoints)
             previous = metrics
-            last = number == cadence.steps
-            logs = number % cadence.log == 0 or last
-            evaluates = last or (cadence.evaluate and number % cadence.evaluate == 0)
-            stops = stop.after(number)
-            saves = evaluates or stops or number % cadence.save == 0
-            if logs or saves:
+            is_last = number == cadence.steps
+            should_log = is_last or number % cadence.log == 0
+            should_evaluate = is_last or (cadence.evaluate and number % cadence.evaluate == 0)
+            should_stop = stop.after(number)
+            should_save = should_evaluate or should_stop or number % cadence.save == 0
+            if should_log or should_save:
                 _check_finite(metrics, number, checkpoints)
             progress.advance()
-            if logs:
-                _write(number, metrics, progress, log)
-            if saves:
+            if should_log:
+                _log(number, metrics, progress, log)
+            if should_save:
                 progress.pause()
                 with trace_section("evaluate"):
-                    evaluated = run.evaluate(state) if evaluates and (last or not stops) else None
+                    evaluated = run.evaluate(state) if should_evaluate and (is_last or not should_stop) else None
                 if evaluated:
                     log.write(number, evaluated)
                 with trace_section("save"):
                     checkpoints.save(state, {**run.metadata, "progress": progress.to_json()}, evaluated)
                 progress.resume()
             profile.after(number, metrics)
-            if stops:
+            if should_stop:
                 break
         batches.close()
         checkpoints.wait()
@@ -139,14 +141,14 @@ def _check_finite(metrics: Metrics, number: int, checkpoints: Checkpoints) -> No
         return
     checkpoints.wait()
     steps = checkpoints.steps()
-    intact = f"the checkpoint of step {steps[-1]} is the last good one" if steps else "no checkpoint was saved before"
+    remains = f"the checkpoint of step {steps[-1]} is the last good one" if steps else "no checkpoint was saved before"
     raise UserError(
         f"loss {float(metrics['loss'])} and gradient norm {float(metrics['gradient_norm'])} at step {number} are not "
-        f"finite; {intact}. A lower optimizer.learning_rate or a longer optimizer.warmup_steps is the usual remedy"
+        f"finite; {remains}. A lower optimizer.learning_rate or a longer optimizer.warmup_steps usually helps"
     )
 
 
-def _write(number: int, metrics: Metrics, progress: Progress, log: Writers | Silent) -> None:
+def _log(number: int, metrics: Metrics, progress: Progress, log: MetricsLog | NoMetricsLog) -> None:
     values = {name: float(value) for name, value in metrics.items() if name != "finite"}
     measures = progress.measures()
     log.write(number, {**values, **measures})

@@ -1,4 +1,4 @@
-"""A queue of embeddings of earlier batches as negatives. It is in the optimizer's state, so checkpoints hold it."""
+"""A queue of embeddings of earlier batches as negatives, in the optimizer state, so that checkpoints contain it."""
 
 from typing import Any, NamedTuple
 
@@ -9,11 +9,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxclip.losses.contrastive import Queue
 
-EMPTY = -1  # group of a place in the queue that holds no pair yet
+EMPTY = -1  # group number of an unused row of the queue
 
 
 class OptimizerWithQueue(NamedTuple):
-    """The state of an optimizer, with a queue.
+    """Optimizer state with a queue of negatives.
 
     Attributes:
       inner: state of the optimizer itself.
@@ -25,7 +25,7 @@ class OptimizerWithQueue(NamedTuple):
 
 
 def with_queue(optimizer: optax.GradientTransformation, rows: int, dimension: int) -> optax.GradientTransformation:
-    """Returns the optimizer with a queue of `rows` pairs, empty at first, in its state; its update keeps the queue."""
+    """Returns the optimizer with a queue of `rows` pairs in its state, initially empty; updates do not change it."""
 
     def init(params: Any) -> OptimizerWithQueue:
         zeros = jnp.zeros((rows, dimension))
@@ -39,6 +39,6 @@ def with_queue(optimizer: optax.GradientTransformation, rows: int, dimension: in
 
 
 def push(queue: Queue, image: Float[Array, "B D"], text: Float[Array, "B D"], group: Int[Array, " B"]) -> Queue:
-    """Returns the queue with the batch at its front, without the oldest pairs; no gradient passes through it."""
+    """Returns the queue with the batch in front and the oldest pairs dropped; no gradient passes through it."""
     newest = Queue(*map(jax.lax.stop_gradient, (image, text)), group)
     return jax.tree.map(lambda new, old: jnp.concatenate([new.astype(old.dtype), old])[: len(old)], newest, queue)

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW, Adam or Muon with a schedule; weight decay and learning rates follow parameter names."""
+"""The optimizer: AdamW, Adam or Muon with a schedule; weight decay and learning rates depend on parameter names."""
 
 import math
 import re
@@ -16,18 +16,18 @@ from jaxclip.towers.sharding import names
 from jaxclip.towers.trainable import BLOCKS, EVERYTHING, Trainable
 
 DECAYED = r"(kernel|embedding|lora/[ab])$"
-"""Names of the parameters with weight decay."""
-RMS = 0.2  # root mean square of Muon's updates / learning rate, about AdamW's (Liu et al. 2025, equation 4)
+"""Regex of the names of parameters with weight decay."""
+RMS = 0.2  # root mean square of Muon's updates / learning rate, about that of AdamW (Liu et al. 2025, equation 4)
 
 
-def warmup_of(warmup_steps: int, steps: int) -> int:
-    """Returns the warm-up steps of a run of `steps` steps, at most half of them."""
+def capped_warmup(warmup_steps: int, steps: int) -> int:
+    """Returns the number of warm-up steps, limited to half of the run's `steps`."""
     return min(warmup_steps, steps // 2)
 
 
 def make_schedule(settings: Optimizer, steps: int) -> optax.Schedule:
-    """Returns the learning rate by step: linear warm-up from zero, then cosine to zero at `steps`, or constant."""
-    peak, warmup_steps = settings.learning_rate, warmup_of(settings.warmup_steps, steps)
+    """Returns the learning rate by step: linear warm-up from zero, then constant or a cosine to zero at `steps`."""
+    peak, warmup_steps = settings.learning_rate, capped_warmup(settings.warmup_steps, steps)
     if settings.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, steps - warmup_steps))
     else:
@@ -40,8 +40,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the configured optimizer of the trained parameters; `params` may be shapes.
 
-    It is initialised with `trainable.pick(params)` and updates those. Only matrices (adapters included) and embeddings
-    have weight decay. The norm that is clipped covers trained parameters only. Betas and epsilon are those of Adam.
+    It is initialised with `trainable.pick(params)` and updates only those. Matrices (adapters included) and embeddings
+    have weight decay. The clipped norm is that of the gradients of trained parameters. Betas and epsilon are Adam's.
 
     "muon" (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) updates each linear map and convolution by
     its orthogonalised momentum, scaled to the size of AdamW's updates (Liu et al. 2025, arXiv:2502.16982), so that
@@ -66,31 +66,31 @@ def _muon(trained: Any, other: optax.GradientTransformation) -> optax.GradientTr
     """Returns Muon for trained kernels, and `other` for all other trained parameters."""
     labels = jax.tree.map(lambda name: "muon" if name.endswith("kernel") else "other", names(trained))
 
-    def of_kernels(make: Callable[[str, Any], Any]) -> Any:
+    def map_kernels(make: Callable[[str, Any], Any]) -> Any:
         return jax.tree.map(
             lambda label, *leaf: make(*leaf) if label == "muon" else optax.MaskedNode(), labels, names(trained), trained
         )
 
-    def step(name: str, leaf: Any) -> float:
+    def scale(name: str, leaf: Any) -> float:
         return RMS * max(math.prod(leaf.shape[axis] for axis in axes) for axes in _matrix(name, leaf)) ** 0.5
 
     muon = optax.chain(
-        scale_by_muon(weight_dimension_numbers=of_kernels(_matrix)),
-        _scale_each(of_kernels(step)),
+        scale_by_muon(weight_dimension_numbers=map_kernels(_matrix)),
+        _scale_each(map_kernels(scale)),
     )
     return optax.partition({"muon": muon, "other": other}, labels)
 
 
 def _matrix(name: str, leaf: Any) -> MuonDimensionNumbers:
     """Returns the input and the output axes of a kernel; the remaining axes index separate matrices."""
-    axes = tuple(range(BLOCKS in name, leaf.ndim))  # without the axis of stacked layers
+    axes = tuple(range(BLOCKS in name, leaf.ndim))  # all but the axis of stacked layers
     if name.endswith("qkv/kernel"):  # (W, 3, H, D)
         return MuonDimensionNumbers(axes[:1], axes[2:])
     return MuonDimensionNumbers(axes[:-1], axes[-1:])
 
 
 def _scale_each(factors: Any) -> optax.GradientTransformation:
-    """Returns the multiplication of each update by its own factor."""
+    """Returns the transformation that multiplies each update by its own factor."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params

@@ -12,11 +12,11 @@ from jaxclip.errors import UserError
 from jaxclip.runtime import distributed
 
 trace_section = jax.profiler.TraceAnnotation
-"""Names a section of the loop in the trace: `with trace_section("save"): ...`; costs almost nothing without a trace."""
+"""Names a section of the loop in the trace: `with trace_section("save"): ...`. It is almost free without a trace."""
 
 
 def parse_steps(text: str) -> range:
-    """Returns the steps of "FIRST:LAST", both inclusive; raises a UserError for any other text."""
+    """Returns the steps of "FIRST:LAST", both included; raises a UserError for any other text."""
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--profile_steps={text} must be FIRST:LAST, such as 10:12, where steps count from 1")
@@ -24,7 +24,7 @@ def parse_steps(text: str) -> range:
 
 
 class Profile:
-    """Traces steps into `folder`/plugins/profile/TIME/; only process 0 traces, and only its own devices."""
+    """Writes traces of steps to `folder`/plugins/profile/TIME/; only process 0 traces, and only its own devices."""
 
     def __init__(self, folder: Path, steps: range = range(0)):
         self._folder, self._steps = folder, steps if distributed.is_primary() else range(0)

@@ -1,7 +1,7 @@
-"""Recipe: the configured length, batch, loss, optimizer and step of a training run. Imports no TensorFlow."""
+"""The length, batch, loss, optimizer and step of a configured training run. Does not import TensorFlow."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import jax
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How towers or a re-ranker are trained.
+    """Optimizer, schedule, state and step with which towers or a re-ranker are trained.
 
     Attributes:
       optimizer: optimizer of the trained parameters.
@@ -40,7 +40,7 @@ class Recipe:
 
 
 def make_recipe(config: Config, towers: Towers, steps: int) -> Recipe:
-    """Returns how the configured run trains these towers for `steps` steps; allocates nothing."""
+    """Returns the configured recipe for training these towers for `steps` steps; allocates no arrays."""
     schedule = make_schedule(config.optimizer, steps)
     optimizer = make_optimizer(config.optimizer, schedule, towers.shapes, towers.trainable)
     if config.loss.queue:
@@ -59,14 +59,22 @@ def make_recipe(config: Config, towers: Towers, steps: int) -> Recipe:
 
 
 def number_of_steps(config: Config, train: "Records") -> int:
-    """Returns the length of the run: config.steps, or the steps of config.epochs passes over the training split."""
+    """Returns the length of the run: config.steps, or the steps of config.epochs passes over the training split.
+
+    Raises:
+      UserError: a batch is larger than the training split.
+    """
     if config.batch_size > len(train):
         raise UserError(f"config.batch_size = {config.batch_size} is more than the {len(train)} training products")
     return config.steps or max(1, round(config.epochs * len(train) / config.batch_size))
 
 
 def abstract_batch(config: Config, towers: Towers) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes, dtypes and sharding of a training batch; UserError if the mesh does not divide it."""
+    """Returns the shapes, dtypes and sharding of a training batch.
+
+    Raises:
+      UserError: the batch or the microbatch cannot be divided evenly among the devices of the mesh.
+    """
     multiple, size = meshes.batch_multiple(towers.mesh), towers.preprocess.image_size
     if config.batch_size < multiple:
         raise UserError(
@@ -87,8 +95,5 @@ def abstract_batch(config: Config, towers: Towers) -> dict[str, jax.ShapeDtypeSt
 
 
 def make_objective(config: Config) -> Objective:
-    """Returns the configured loss."""
-    loss = config.loss
-    return Objective(
-        loss.name, loss.implementation, loss.tile, loss.alpha, loss.beta, loss.weighting, info_nce=loss.info_nce
-    )
+    """Returns the configured loss: every field of Objective has the value of the field of config.loss with its name."""
+    return Objective(**{field.name: getattr(config.loss, field.name) for field in fields(Objective)})

@@ -1,4 +1,4 @@
-"""A whole training run of towers in a workdir: set up or resume, train, evaluate."""
+"""A complete training run of towers in a workdir: set up or resume, train, evaluate."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,14 +24,15 @@ from jaxclip.towers.checkpoints import BASE, BEST_BY, Checkpoints
 from jaxclip.towers.sharding import sharding_table
 from jaxclip.towers.towers import Towers, make_or_load_towers, save_towers, vocabulary_fingerprint
 from jaxclip.training import device_resize, inputs, loop
-from jaxclip.training.optimizer import warmup_of
+from jaxclip.training.optimizer import capped_warmup
 from jaxclip.training.recipe import Recipe, abstract_batch, make_recipe, number_of_steps
 from jaxclip.training.state import TrainState, initial_state
 from jaxclip.training.step import compile_step
 
 LOGGED = (BEST_BY, "hit@5", "hit@10", "mrr")
+"""Text-to-image metrics that are logged after each evaluation."""
 ZERO_SHOT = "zero_shot"
-"""Folder under eval/ with the metrics of model.init_from before training."""
+"""Folder in eval/ with the metrics of model.init_from before training."""
 Say = Callable[[str], None]
 
 
@@ -42,10 +43,10 @@ class Outcome:
     Attributes:
       signal: signal that stopped it early; None if it reached its last step.
       step: last step taken.
-      metrics: final metrics, those of the moving average if there is one; None if stopped early.
-      folder: holds metrics.json and report.html.
-      raw: final metrics of the parameters themselves; None without a moving average.
-      zero_shot: metrics of model.init_from before training; None if the parameters started at random.
+      metrics: final metrics, of the moving average if there is one; None if the run was stopped early.
+      folder: folder of metrics.json and report.html.
+      raw: final metrics of the parameters without averaging; None if there is no moving average.
+      zero_shot: metrics of model.init_from before training; None if the initial parameters were random.
     """
 
     signal: int | None
@@ -58,16 +59,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Setup:
-    """Everything that is validated before the first write.
+    """What a run needs; everything is validated before the workdir is written to.
 
     Attributes:
       prepared: folder of the prepared dataset.
       records: training records, without products that are held back for a re-ranker.
-      test: records that evaluation ranks.
-      partners: incorrect pairs of the training records; None if the loss needs none.
+      test: records that an evaluation ranks.
+      partners: incorrect pairs of the training records; None if the loss does not need them.
       towers: towers to train.
-      steps: length of the whole run.
-      canvas: side, in pixels, of the squares in which the device receives unscaled pictures; 0 = the host scales them.
+      steps: length of the run in steps.
+      canvas: side, in pixels, of the squares in which devices receive unscaled pictures; 0 = the host scales them.
     """
 
     prepared: Path
@@ -80,10 +81,10 @@ class _Setup:
 
 
 def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = range(0)) -> Outcome:
-    """Trains the towers of a workdir, from its newest checkpoint if it has one, and evaluates them at the end.
+    """Trains the towers of a workdir, from its newest checkpoint if it has one, and evaluates them.
 
     Writes config.json, preprocess.json, tokenizer/, sharding.txt, checkpoints/, metrics.jsonl, tensorboard/ and eval/
-    into the workdir; the trace of the `profiled` steps goes into tensorboard/.
+    into the workdir, and the trace of the `profiled` steps into tensorboard/.
 
     Raises:
       UserError: the data is invalid, the disk is full, or the loss is not finite.
@@ -100,11 +101,11 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
         "run",
         {
             "data fingerprint": metadata["data_fingerprint"],
-            "squares of unscaled pictures": setup.canvas,
+            "side of unscaled pictures": setup.canvas,
             "vocabulary": vocabulary_fingerprint(towers.tokenizer),
-            "checkpoints in the workdir": checkpoints.steps(),
+            "steps of checkpoints in the workdir": checkpoints.steps(),
         },
-        "All need the same prepared dataset and a workdir that they share",
+        "All processes need the same prepared dataset and a shared workdir",
     )
     meshes.open_collectives(towers.mesh)
     with jax.set_mesh(towers.mesh):
@@ -118,7 +119,7 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
         save_towers(towers, workdir)
         evaluator = Evaluator(towers, setup.test, config)
         if config.model.init_from and not int(state.step):
-            _rank_untrained(config, workdir, evaluator, state, metadata, say)
+            _evaluate_before_training(config, workdir, evaluator, state, metadata, say)
         stopped = None
         if int(state.step) < setup.steps:
             step, flops, batches, place = _compile(config, setup, recipe, range(int(state.step), setup.steps), say)
@@ -156,10 +157,10 @@ def begin_or_resume(
     """Returns the state to train from, the metadata to save with it, and whether it was restored from a checkpoint.
 
     Args:
-      recipe: its state gives shapes and shardings.
+      recipe: `recipe.state` has the shapes and shardings of the state.
       checkpoints: checkpoints of the workdir.
       metadata: metadata of this run, with its data_fingerprint.
-      begin: returns the state of step 0 and further metadata.
+      begin: returns the state of step 0 and additional metadata.
       say: prints a line.
 
     Raises:
@@ -180,14 +181,14 @@ def begin_or_resume(
 
 
 def cadence(config: Config, steps: int) -> loop.Cadence:
-    """Returns the configured cadence of a run of `steps` steps."""
+    """Returns the configured cadence of a run that is `steps` long."""
     return loop.Cadence(steps, config.log_every, config.evaluation.every, config.checkpoint.every)
 
 
 def logged_metrics(results: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the metrics in LOGGED by name, those of the moving average with the prefix "ema/".
+    """Returns the metrics in LOGGED by name, with the prefix "ema/" for the moving average.
 
-    `results`: "raw" and perhaps "ema" -> the evaluation of those parameters.
+    `results`: "raw" and, with a moving average, "ema" -> (metrics, rankings) of these parameters.
     """
     return {
         f"{'ema/' if parameters == 'ema' else ''}{name}": metrics["text_to_image"][name]["value"]
@@ -203,7 +204,7 @@ def _set_up(config: Config, workdir: Path, say: Say) -> _Setup:
     test = Records(prepared, config.data.split)
     steps = number_of_steps(config, records)
     towers = make_or_load_towers(config, workdir, records)
-    configured, warmup = config.optimizer.warmup_steps, warmup_of(config.optimizer.warmup_steps, steps)
+    configured, warmup = config.optimizer.warmup_steps, capped_warmup(config.optimizer.warmup_steps, steps)
     if warmup < configured:
         say(f"optimizer.warmup_steps = {configured} is more than half of this run's {steps} steps: {warmup} are used")
     abstract_batch(config, towers)
@@ -230,7 +231,7 @@ def _partners(config: Config, prepared: Path, records: Records, say: Say) -> Par
 
 
 def _begin(config: Config, towers: Towers, recipe: Recipe, say: Say) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state of step 0 and, for adapters, metadata that names their base checkpoint."""
+    """Returns the state of step 0, and metadata that names the base checkpoint of adapters."""
     params, metadata = {}, {}
     if config.model.init_from:
         say(f"beginning from {config.model.init_from}")
@@ -245,7 +246,7 @@ def _begin(config: Config, towers: Towers, recipe: Recipe, say: Say) -> tuple[Tr
 def _compile(
     config: Config, setup: _Setup, recipe: Recipe, steps: range, say: Say
 ) -> tuple[Callable, float, Any, Callable]:
-    """Returns the compiled step, its FLOPs per device, the host batches, and the function that places one."""
+    """Returns the compiled step, its FLOPs per device, the host batches, and the function that places a host batch."""
     towers = setup.towers
     cache = jax.config.jax_compilation_cache_dir
     say(
@@ -263,20 +264,20 @@ def _compile(
 def _write_results(
     workdir: Path, folder: Path, results: Mapping[str, Any], evaluator: Evaluator, step: int, metadata: dict[str, Any]
 ) -> Outcome:
-    """Returns the outcome of a finished run after writing the results of each set of parameters."""
+    """Writes the results of each set of parameters, and returns the outcome of the finished run."""
     written = {}
     for parameters, result in results.items():
-        own = results_folder(folder, parameters, averaged=len(results) > 1)
+        results_path = results_folder(folder, parameters, averaged=len(results) > 1)
         provenance = metadata | {"parameters": parameters}
-        written[parameters] = write(own, result, evaluator, workdir=workdir, step=step, provenance=provenance)
+        written[parameters] = write(results_path, result, evaluator, workdir=workdir, step=step, provenance=provenance)
     metrics, raw = written.get("ema", written["raw"]), written["raw"] if "ema" in written else None
     return Outcome(None, step, metrics, folder, raw, read(workdir / "eval" / ZERO_SHOT))
 
 
-def _rank_untrained(
+def _evaluate_before_training(
     config: Config, workdir: Path, evaluator: Evaluator, state: TrainState, metadata: dict[str, Any], say: Say
 ) -> None:
-    say(f"ranking with {config.model.init_from} before training")
+    say(f"evaluating {config.model.init_from} before training")
     result, folder = evaluator.rank(state.params), workdir / "eval" / ZERO_SHOT
     provenance = metadata | {"parameters": "raw"}
     metrics = write(folder, result, evaluator, workdir=workdir, step=0, provenance=provenance)

@@ -15,13 +15,13 @@ from jaxclip.towers.trainable import EVERYTHING, Trainable
 
 
 class TrainState(NamedTuple):
-    """What a step updates and a checkpoint holds; all else follows from the configuration and the step.
+    """What a step updates and a checkpoint contains; the configuration and the step determine everything else.
 
     Attributes:
       step: number of steps taken, () int32.
       params: all parameters.
       optimizer: state of the optimizer, for trained parameters only.
-      ema: moving average of every array that is trained at least in part; None if none is kept.
+      ema: moving average of every array that is trained at least in part; None without averaging.
     """
 
     step: jax.Array
@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
     ema: Params | None = None
 
     def parameters(self) -> dict[str, Params]:
-        """Returns the parameters as "raw" and, if a moving average is kept, the averaged ones as "ema"."""
+        """Returns the parameters as "raw" and, if there is a moving average, the averaged parameters as "ema"."""
         return {"raw": self.params} | ({} if self.ema is None else {"ema": merge_params(self.ema, self.params)})
 
 
@@ -42,7 +42,7 @@ def abstract_state(
     *,
     ema: bool = False,
 ) -> TrainState:
-    """Returns the shapes, dtypes and shardings of the state, into which a checkpoint is restored."""
+    """Returns the shapes, dtypes and shardings of the state, with which a checkpoint is restored."""
     state = jax.eval_shape(lambda params: _at_start(params, optimizer, trainable, ema), shapes)
     return place_shapes(state, mesh)
 
@@ -59,7 +59,7 @@ def initial_state(
 ) -> TrainState:
     """Returns the state of step 0, sharded as `abstract`; its values are the same on every mesh.
 
-    Parameters in `base` are taken from it and its arrays donated; the others are drawn at random.
+    Parameters in `base` are taken from it, and its arrays are donated; all others are drawn at random.
     """
 
     def make(key: jax.Array, base: Params) -> TrainState:

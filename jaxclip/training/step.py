@@ -1,4 +1,4 @@
-"""The training step as a pure function of (state, batch), and its compilation."""
+"""The training step, a pure function of (state, batch), and its compilation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,15 +34,15 @@ def make_loss(
 ) -> Callable:
     """Returns loss(params, batch, rng) -> (value, metrics) for batches of image, text and group.
 
-    Batches for incorrect pairs also have incorrect_text, similarity and has_incorrect. With a fourth argument, the
-    queue of earlier embeddings, its pairs are further negatives, and metrics["queue"] is the queue with this batch.
+    Batches for incorrect pairs also have incorrect_text, similarity and has_incorrect. An optional fourth argument is
+    the queue of earlier embeddings; its pairs are further negatives, and metrics["queue"] is the queue with this batch.
 
     Args:
       graph: the towers without their parameters.
       mask_groups: whether pairs of one group are left out of each other's negatives.
       learned_temperature: whether the logit scale gets gradients.
-      objective: the loss of embeddings.
-      microbatch: rows that the towers process at a time, 0 = all. The loss is still that of the whole batch;
+      objective: the loss as a function of embeddings.
+      microbatch: rows that the towers process at a time; 0 = all. The loss is still that of the whole batch, and
         activations are recomputed for the gradient (GradCache, Gao et al. 2021, arXiv:2101.06983). Each example has its
         own random key, so the result does not depend on the microbatch.
     """
@@ -65,16 +65,16 @@ def make_loss(
         embedded = run(params, rows, keys)
         model = nnx.merge(graph, params)
         scale = model.scale() if learned_temperature else jax.lax.stop_gradient(model.scale())
-        wrong = None
+        incorrect = None
         if "incorrect_text" in batch:
-            wrong = Incorrect(embedded["incorrect_text"], batch["similarity"], batch["has_incorrect"])
+            incorrect = Incorrect(embedded["incorrect_text"], batch["similarity"], batch["has_incorrect"])
         value, metrics = objective(
             embedded["image"],
             embedded["text"],
             scale,
             logit_bias=model.bias(),
             groups=batch["group"] if mask_groups else None,
-            incorrect_texts=wrong,
+            incorrect_texts=incorrect,
             queue=queue,
         )
         if queue is not None:
@@ -85,7 +85,7 @@ def make_loss(
 
 
 def _by_microbatch(embed: Callable, params: Params, rows: Batch, keys: Array | None, *, size: int) -> dict[str, Array]:
-    """Returns the embeddings of all rows; only the activations of `size` rows are in memory at a time."""
+    """Returns the embeddings of all rows, with the activations of only `size` rows in memory at a time."""
     total = len(rows["image"])
     if total % size:
         raise ValueError(f"microbatches of {size} rows do not divide a batch of {total}")
@@ -114,19 +114,19 @@ def make_step(
     """Returns step(state, batch) -> (state, metrics), to be jitted with the state donated.
 
     The metrics are float32 scalars: loss, gradient_norm, learning_rate, finite (1 if the loss and all gradients are
-    finite) and those of the loss. metrics["statistics"] of the loss, parameters by name that are not trained by
-    gradients, replace their old values in the state.
+    finite) and those of the loss function. If the loss function returns metrics["statistics"], parameters by name that
+    have no gradients, they replace the old values in the state.
 
     Args:
       loss: (params, batch, rng) -> (value, metrics); see `make_loss`.
       optimizer: optimizer of the trained parameters.
       schedule: learning rate by step.
       trainable: which parameters get gradients.
-      seed: dropout depends only on the seed and the step.
+      seed: seed of dropout, which depends only on it and on the step.
       ema: decay of the moving average, if the state has one.
     """
 
-    @jax.jit  # jit names this part, and `model_flops` leaves it out by that name
+    @jax.jit  # `model_flops` leaves this part out by the name of the jitted function
     def optimize(gradients: Params, state: optax.OptState, trained: Params) -> tuple[Params, optax.OptState]:
         return optimizer.update(gradients, state, trained)
 
@@ -161,22 +161,23 @@ def make_step(
 
 
 def _averaged(average: Params, trained: Params, trainable: Trainable, decay: Array) -> Params:
-    """Returns decay * average + (1 - decay) * trained; entries that are not trained stay as they are."""
+    """Returns decay * average + (1 - decay) * trained; entries that are not trained are unchanged."""
     return trainable.put(optax.incremental_update(trained, trainable.pick(average), 1 - decay), average)
 
 
 def _decay(limit: float, step: Array) -> Array:
     """Returns min(limit, (1 + step) / (10 + step)), so that the average soon forgets the initial parameters.
 
-    The formula is that of TensorFlow's ExponentialMovingAverage with num_updates.
+    This is the formula of TensorFlow's ExponentialMovingAverage with num_updates.
     """
     return jnp.minimum(limit, (1 + step) / (10 + step)).astype(jnp.float32)
 
 
 def _clip_logit_scale(params: Params) -> Params:
-    """Clips the stored logit scale: the loss clips it at the limit, so no gradient would bring it back.
+    """Returns the parameters with the logit scale clipped to its limit.
 
-    With a logit bias (the sigmoid loss) it has no limit.
+    The loss clips it as well, so beyond the limit it would get no gradient that brings it back. With a logit bias (the
+    sigmoid loss) it has no limit.
     """
     if "logit_scale" not in params or "logit_bias" in params:
         return params
@@ -186,7 +187,7 @@ def _clip_logit_scale(params: Params) -> Params:
 def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Callable, float]:
     """Returns the step, compiled ahead of time with the state donated, and the FLOPs of the model per device.
 
-    A compiled step refuses batches of another shape, so a second compilation cannot go unnoticed.
+    Batches of another shape are an error, since they would need a second compilation.
     """
     traced = jax.jit(step, donate_argnums=0).trace(abstract, batch)
     compiled = traced.lower().compile(compiler_options=compiler.towers())

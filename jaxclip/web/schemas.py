@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from jaxclip.features.palette import PROTOTYPES
+from jaxclip.features.rerank import FEATURES
 from jaxclip.serving.gallery import Facet, Gallery, ProductDetails
 from jaxclip.serving.reordering import SecondStage
 from jaxclip.serving.searcher import Found, Searcher, reasons
@@ -37,7 +38,9 @@ class Problem(BaseModel):
 class ReasonSchema(BaseModel):
     """The effect of one feature in the second stage."""
 
-    feature: str
+    feature: str = Field(description="name in the re-ranker's `rerank.features`")
+    title: str = Field(description="the feature's name for visitors")
+    meaning: str = Field(description="one sentence about the feature for visitors")
     gate: float = Field(description="weight of the feature for this query, from 0 to 2")
     added: float = Field(description="what the feature added to the product's score")
 
@@ -141,7 +144,13 @@ def found(gallery: Gallery, stage: SecondStage | None, found: Found, matching: i
     for place, result in enumerate(shown.results):
         result.before, result.first = int(second.before[place]), round(float(second.first[place]), 6)
         result.why = [
-            ReasonSchema(feature=name, gate=round(reason.gate, 4), added=round(reason.added, 6))
+            ReasonSchema(
+                feature=name,
+                title=FEATURES[name].title,
+                meaning=FEATURES[name].meaning,
+                gate=round(reason.gate, 4),
+                added=round(reason.added, 6),
+            )
             for name, reason in reasons(stage, second, place).items()
         ]
     first = np.argsort(second.before)[: len(found.numbers)]

@@ -1,4 +1,4 @@
-"""Fixtures of the configuration's tests."""
+"""Fixtures for the tests of the configuration."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from jaxclip.errors import UserError
 
 @pytest.fixture(scope="session")
 def problems():
-    """A function that returns the lines of the error that settings raise."""
+    """A function that returns the list of problems for which settings are refused."""
 
     def problems(settings, overrides=None):
         with pytest.raises(UserError) as raised:

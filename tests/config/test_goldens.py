@@ -1,6 +1,6 @@
-"""Every file of configs/ is a valid configuration, and none of its values changes unnoticed.
+"""Every file of configs/ is a valid configuration, and no value of it changes unnoticed.
 
-After an intended change: JAXCLIP_WRITE_GOLDENS=1 python -m pytest tests/config/test_goldens.py
+To write the goldens after an intended change: JAXCLIP_WRITE_GOLDENS=1 python -m pytest tests/config/test_goldens.py
 """
 
 import importlib.util
@@ -25,27 +25,29 @@ def from_file(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert "python -m jaxclip." in inspect.getdoc(module), "the docstring says how it is launched"
-    given = module.get_config()
-    needs_path = given.get("data", {}).get("reader", "drawn") != "drawn"
-    return config.build(given, {"data.path": "PATH"} if needs_path else {})
+    assert "python -m jaxclip." in inspect.getdoc(module), (
+        f"the docstring of configs/{name}.py must show the command that runs it"
+    )
+    settings = module.get_config()
+    needs_path = settings.get("data", {}).get("reader", "drawn") != "drawn"
+    return config.build(settings, {"data.path": "PATH"} if needs_path else {})
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_default_of_a_config_file_changes_unnoticed(name):
-    golden, found = GOLDENS / f"{name}.json", json.dumps(config.dump(from_file(name)), indent=2) + "\n"
+    golden, current = GOLDENS / f"{name}.json", json.dumps(config.dump(from_file(name)), indent=2) + "\n"
     if os.environ.get("JAXCLIP_WRITE_GOLDENS") == "1":
-        golden.write_text(found)
-    assert golden.exists(), f"{golden} is missing: run with JAXCLIP_WRITE_GOLDENS=1 and read what it writes"
-    assert json.loads(golden.read_text()) == json.loads(found)
+        golden.write_text(current)
+    assert golden.exists(), f"{golden} is missing: run with JAXCLIP_WRITE_GOLDENS=1 and check the file"
+    assert json.loads(golden.read_text()) == json.loads(current)
 
 
-def test_every_golden_belongs_to_a_config_file():
+def test_every_golden_file_belongs_to_a_config_file():
     assert sorted(path.stem for path in GOLDENS.glob("*.json")) == FILES
 
 
 def variant_of(name, argument):
-    """Returns the configuration that configs/NAME.py:ARGUMENT is."""
+    """Returns the configuration of configs/NAME.py:ARGUMENT."""
     spec = importlib.util.spec_from_file_location("variants", ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -68,7 +70,7 @@ def test_a_bad_argument_of_the_large_batch_file_is_refused(argument):
 
 
 @pytest.mark.parametrize("variant", ["gated", "ablation", "paper"])
-def test_every_variant_of_the_reranker_is_a_configuration(variant):
+def test_every_variant_of_the_reranker_is_a_valid_configuration(variant):
     built = variant_of("rerank_fashion_products", variant)
     assert built.rerank.preset == ("paper" if variant == "paper" else "gated")
     assert bool(built.rerank.ablation) == (built.rerank.seeds == 3) == (variant == "ablation")

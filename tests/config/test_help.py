@@ -1,4 +1,4 @@
-"""Every field of the configuration is described, in --help and in a README generated from the declarations."""
+"""Every field of the configuration is described in --help and in a README, both generated from the declarations."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_every_field_and_section_has_a_meaning_of_one_line():
         assert len(meaning.split()) >= 2 and "\n" not in meaning and meaning == meaning.strip(), key.name
 
 
-def test_the_readme_is_what_the_declarations_generate():
+def test_the_readme_is_generated_from_the_current_declarations():
     generated = reference.markdown()
     assert README.read_text() == generated, (
         "jaxclip/config/README.md is out of date; run: python -m jaxclip.config.reference > jaxclip/config/README.md"
@@ -27,7 +27,7 @@ def test_the_readme_is_what_the_declarations_generate():
     assert all(f"| `{name}` |" in generated for name in config.fields())
 
 
-def test_help_has_one_line_for_each_field_with_all_that_is_declared():
+def test_help_has_one_line_per_field_with_its_whole_declaration():
     lines = reference.help_lines()
     assert [line.split()[0] for line in lines if line.startswith("  ")] == [
         key.name for section in reference.sections() for key in section.fields
@@ -43,7 +43,7 @@ def test_help_has_one_line_for_each_field_with_all_that_is_declared():
     ) in lines
 
 
-def test_help_for_a_word_lists_the_fields_that_have_it_in_their_name_or_meaning():
+def test_help_for_a_word_lists_the_fields_whose_name_or_meaning_contains_it():
     lines = reference.help_lines("LEARNING")
     fields = [line.split()[0] for line in lines if line.startswith("  ")]
     assert fields == ["loss.queue", "optimizer.learning_rate", "optimizer.rates"]

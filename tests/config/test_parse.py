@@ -1,4 +1,4 @@
-"""Settings and overrides become a typed configuration, or every mistake is reported at once."""
+"""Settings and overrides are converted to a typed configuration, or every mistake is reported at once."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jaxclip import config
 from jaxclip.catalog.readers import READERS
 from jaxclip.config import Config
+from jaxclip.config.declare import value_of
 from jaxclip.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,7 @@ RUN = {"steps": 1}
 
 
 def test_every_mistake_is_reported_at_once_with_the_nearest_name(problems):
-    found = problems(
+    reported = problems(
         {
             "batchsize": 8,
             "steps": "many",
@@ -30,21 +31,23 @@ def test_every_mistake_is_reported_at_once_with_the_nearest_name(problems):
         },
         {"learning_rate": "1e-3", "model.dropout": "often"},
     )
-    assert found == [
+    assert reported == [
         "batchsize is not a key; did you mean batch_size?",
         "steps = 'many' is not a whole number",
         "data.image_sise is not a key; did you mean data.image_size?",
         "zebra.crossing is not a key; --help lists all",
         "learning_rate is not a key; did you mean optimizer.learning_rate?",
         "model.dropout = 'often' is not a number",
-        f"data.reader = 'drawing' is none of {', '.join(READERS)}; did you mean drawn?",
+        f"data.reader = 'drawing' is not one of {', '.join(READERS)}; did you mean drawn?",
         "optimizer.beta1 = 2.0 must be in [0, 1)",
     ]
 
 
 def test_a_section_is_not_a_value(problems):
-    assert problems({**RUN, "data": 3}) == ["data is a section: set its fields, as data.reader"]
-    assert problems(RUN, {"data.columns": "id"}) == ["data.columns is a section: set its fields, as data.columns.id"]
+    assert problems({**RUN, "data": 3}) == ["data is a section: set its fields, such as data.reader"]
+    assert problems(RUN, {"data.columns": "id"}) == [
+        "data.columns is a section: set its fields, such as data.columns.id"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -69,16 +72,15 @@ def test_a_section_is_not_a_value(problems):
         ("mesh.fsdp", "-1", -1),
     ],
 )
-def test_a_field_of_every_kind_can_be_overridden(field, text, value):
+def test_a_field_of_every_type_can_be_overridden(field, text, value):
     overrides = {field: text} | ({"mesh.data": "1"} if field == "mesh.fsdp" else {})
-    found = config.build({} if field == "epochs" else RUN, overrides)
-    for part in field.split("."):
-        found = getattr(found, part)
-    assert found == value and type(found) is type(value)
+    built = config.build({} if field == "epochs" else RUN, overrides)
+    actual = value_of(built, field)
+    assert actual == value and type(actual) is type(value)
 
 
 @pytest.mark.parametrize(
-    ("field", "text", "wanted"),
+    ("field", "text", "expected"),
     [
         ("batch_size", "64.5", "a whole number"),
         ("batch_size", "true", "a whole number"),
@@ -99,19 +101,19 @@ def test_a_field_of_every_kind_can_be_overridden(field, text, value):
         ("data.path", 3, "a text"),
     ],
 )
-def test_a_value_of_another_kind_is_refused(problems, field, text, wanted):
+def test_a_value_of_another_type_is_refused(problems, field, text, expected):
     section, _, leaf = field.rpartition(".")
     if not isinstance(text, str):
         (problem,) = problems({**RUN, section: {leaf: text}})
     else:
         (problem,) = problems(RUN, {field: text})
-    assert problem.startswith(f"{field} = {text!r} is not {wanted}")
+    assert problem.startswith(f"{field} = {text!r} is not {expected}")
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(config.fields())), st.text(max_size=12) | st.from_regex(r"[\[{(\-0-9e.,)}\]]{1,12}"))
-def test_whatever_is_typed_is_a_configuration_or_a_clear_error(field, text):
+def test_any_text_gives_a_configuration_or_a_clear_error(field, text):
     try:
         config.build(RUN, {field: text})
     except UserError as error:
@@ -133,8 +135,8 @@ def test_building_a_dump_restores_the_configuration():
         },
         {"mesh.fsdp": "2"},
     )
-    again = config.build(json.loads(json.dumps(config.dump(built))))
-    assert again == built and config.fingerprint(again) == config.fingerprint(built)
+    rebuilt = config.build(json.loads(json.dumps(config.dump(built))))
+    assert rebuilt == built and config.fingerprint(rebuilt) == config.fingerprint(built)
     assert config.build(ConfigDict(config.dump(built))) == built
 
 
@@ -178,9 +180,7 @@ def test_every_field_changes_the_fingerprint():
     base = config.build(RUN)
     for name, kind in config.fields().items():
         section, _, leaf = name.rpartition(".")
-        holder = base
-        for part in section.split(".") if section else ():
-            holder = getattr(holder, part)
+        holder = value_of(base, section) if section else base
         value = getattr(holder, leaf)
         other = {str: "other", int: 77, float: 0.123, bool: not value}.get(
             kind, (("x", 0.5),) if name == "optimizer.rates" else (7,)
@@ -188,9 +188,7 @@ def test_every_field_changes_the_fingerprint():
         changed = dataclasses.replace(holder, **{leaf: other})
         while section:
             section, _, leaf = section.rpartition(".")
-            outer = base
-            for part in section.split(".") if section else ():
-                outer = getattr(outer, part)
+            outer = value_of(base, section) if section else base
             changed = dataclasses.replace(outer, **{leaf: changed})
         assert isinstance(changed, Config) and config.fingerprint(changed) != config.fingerprint(base), name
 
@@ -199,8 +197,8 @@ def test_every_field_is_read_somewhere():
     sources = [path.read_text() for path in (ROOT / "jaxclip").rglob("*.py") if path.parent.name != "config"]
     code = "\n".join(sources)
     unread = [name for name in config.fields() if not re.search(rf"\.{name.rsplit('.', 1)[-1]}\b", code)]
-    # The columns go to a reader as one mapping; of these two the configuration knows a single value.
-    assert [n for n in unread if not n.startswith("data.columns.") and n not in ("loss.name", "task")] == []
+    # A reader gets the columns as one mapping.
+    assert [name for name in unread if not name.startswith("data.columns.")] == []
 
 
 def test_save_config_writes_what_load_config_reads(tmp_path):

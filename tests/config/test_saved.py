@@ -1,4 +1,4 @@
-"""The configuration of a trained run: what can be overridden, and how an evaluation of it is named."""
+"""The configuration of a trained run: which fields can be overridden, and how its evaluations are named."""
 
 import json
 
@@ -10,36 +10,36 @@ from jaxclip.errors import UserError
 RUN = {"steps": 1}
 
 
-def saved(folder, **settings):
+def make_workdir(folder, **settings):
     """Returns a new workdir with the configuration of these settings."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config.dump(config.build({**RUN, **settings}))))
     return folder
 
 
-def test_what_training_has_fixed_cannot_be_overridden_afterwards(tmp_path):
-    workdir = saved(tmp_path / "run")
-    given = {"data.split": "all", "evaluation.zooms": "1,1.2", "mesh.fsdp": "2", "data.columns.id": ""}
-    assert config.of_run(workdir, given).evaluation.zooms == (1.0, 1.2)
+def test_fields_fixed_by_training_cannot_be_overridden_afterwards(tmp_path):
+    workdir = make_workdir(tmp_path / "run")
+    overrides = {"data.split": "all", "evaluation.zooms": "1,1.2", "mesh.fsdp": "2", "data.columns.id": ""}
+    assert config.of_run(workdir, overrides).evaluation.zooms == (1.0, 1.2)
     with pytest.raises(UserError, match=r"^--config\.seed, --config\.data\.lowercase would change nothing: .*run is"):
-        config.of_run(workdir, {**given, "seed": "3", "data.lowercase": "false"})
+        config.of_run(workdir, {**overrides, "seed": "3", "data.lowercase": "false"})
     with pytest.raises(UserError, match="did you mean data.split"):
         config.of_run(workdir, {"data.splt": "all"})
-    adapters = saved(tmp_path / "adapters", task="adapter", model={"init_from": "base"})
+    adapters = make_workdir(tmp_path / "adapters", task="adapter", model={"init_from": "base"})
     assert config.of_run(adapters, {"model.init_from": "moved"}).model.init_from == "moved"
     with pytest.raises(UserError, match="--config.model.init_from would change nothing"):
         config.of_run(workdir, {"model.init_from": "moved"})
 
 
 def test_overrides_for_rerankers_do_not_reach_the_towers(tmp_path):
-    towers = saved(tmp_path / "towers")
-    reranker = saved(tmp_path / "reranker", task="rerank", first_stage="w")
-    given = {"first_stage": "elsewhere", "data.split": "all"}
-    first, second = config.of_runs([towers, reranker], given)
+    towers = make_workdir(tmp_path / "towers")
+    reranker = make_workdir(tmp_path / "reranker", task="rerank", first_stage="w")
+    overrides = {"first_stage": "elsewhere", "data.split": "all"}
+    first, second = config.of_runs([towers, reranker], overrides)
     assert (first.first_stage, second.first_stage) == ("", "elsewhere")
     assert first.data.split == second.data.split == "all"
-    with pytest.raises(UserError, match="first_stage is for task = 'rerank', not 'towers'"):
-        config.of_runs([towers, towers], given)
+    with pytest.raises(UserError, match="first_stage applies only with task = 'rerank', not 'towers'"):
+        config.of_runs([towers, towers], overrides)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_overrides_for_rerankers_do_not_reach_the_towers(tmp_path):
     ],
 )
 def test_an_evaluation_is_named_after_its_catalogue(tmp_path, overrides, name):
-    workdir = saved(tmp_path / "run")
+    workdir = make_workdir(tmp_path / "run")
     assert config.evaluation_name(workdir, config.of_run(workdir, overrides)) == name
 
 
@@ -70,7 +70,7 @@ def test_an_evaluation_is_named_after_its_catalogue(tmp_path, overrides, name):
     ],
 )
 def test_the_catalogue_of_a_run_cannot_be_split_differently(tmp_path, overrides):
-    workdir = saved(tmp_path / "run", data={"reader": "table", "path": "/shops/one"})
+    workdir = make_workdir(tmp_path / "run", data={"reader": "table", "path": "/shops/one"})
     with pytest.raises(UserError, match=r"data\.\w+ would split the catalogue that .*run was trained on"):
         config.evaluation_name(workdir, config.of_run(workdir, overrides))
     config.evaluation_name(workdir, config.of_run(workdir, {**overrides, "data.split": "all"}))

@@ -60,11 +60,11 @@ def test_a_comparison_evaluates_only_the_run_without_stored_metrics(two_runs, co
 
 
 @pytest.mark.slow
-def test_the_comparison_page_opens_on_a_phone_and_on_a_desktop(two_runs, compared, opened):
+def test_the_comparison_page_opens_on_a_phone_and_on_a_desktop(two_runs, compared, open_page):
     report = two_runs[1] / "eval" / "test" / "against-first" / "report.html"
     for width in (PHONE, DESKTOP):
         for scheme in ("light", "dark"):
-            page = opened(report, width, scheme)
+            page = open_page(report, width, scheme)
             assert page.locator("img").count() > 50
     assert "first" in page.locator("body").inner_text()
 
@@ -79,7 +79,7 @@ def test_a_repeated_comparison_evaluates_nothing(two_runs, compared, run):
 
 
 @pytest.mark.slow
-def test_query_searches_a_gallery_without_captions(two_runs, run, tmp_path, opened):
+def test_query_searches_a_gallery_without_captions(two_runs, run, tmp_path, open_page):
     random = np.random.default_rng(0)
     for number in range(14):
         pixels = random.integers(0, 255, (40, 30, 3), np.uint8)
@@ -91,7 +91,7 @@ def test_query_searches_a_gallery_without_captions(two_runs, run, tmp_path, open
     sheet = two_runs[0] / "eval" / "queries" / "sheet.html"
     assert str(sheet) in done.stdout
     for width in (PHONE, DESKTOP):
-        page = opened(sheet, width)
+        page = open_page(sheet, width)
         assert page.locator("img").count() == 2 * 2 * 10
         text = page.locator("body").inner_text()
         assert "red <b>shoes</b>" in text and "first" in text and "second" in text

@@ -1,11 +1,11 @@
-"""Agreement counts what a reader of the table would count by hand."""
+"""Agreement counts are those that a person would count by hand."""
 
 import numpy as np
 
 from jaxclip.features import agreement
 
 
-def test_counts_by_name_by_basic_term_and_among_three():
+def test_products_are_counted_by_name_by_basic_term_and_by_three_colours():
     named = ["Navy Blue", "red", "Maroon", "Multi", "", "no colour", "White"]
     stored = [
         ["Blue", "Black"],
@@ -16,16 +16,16 @@ def test_counts_by_name_by_basic_term_and_among_three():
         ["Red"],
         ["Black", "Red", "Grey", "White"],
     ]
-    found = agreement.compare(named, stored)
-    assert (found.compared, found.left_out, found.exact, found.top1, found.top3) == (4, 3, 1, 2, 3)
-    place = {name: number for number, name in enumerate(found.names)}
-    wanted = np.zeros_like(found.confusion)
+    result = agreement.compare(named, stored)
+    assert (result.compared, result.left_out, result.exact, result.top1, result.top3) == (4, 3, 1, 2, 3)
+    index = {name: number for number, name in enumerate(result.names)}
+    expected = np.zeros_like(result.confusion)
     for row, column in (("Blue", "Blue"), ("Red", "Red"), ("Red", "Black"), ("White", "Black")):
-        wanted[place[row], place[column]] += 1
-    np.testing.assert_array_equal(found.confusion, wanted)
+        expected[index[row], index[column]] += 1
+    np.testing.assert_array_equal(result.confusion, expected)
 
 
-def test_the_attribute_of_colours_is_found_by_its_values():
+def test_the_colour_attribute_is_recognised_by_its_values():
     shirts = [{"season": "Summer", "shade": "Red", "lining": "Blue"}, {"shade": "Teal"}, {"shade": "unlike any"}]
     assert agreement.colour_attribute(shirts) == "shade"
     assert (

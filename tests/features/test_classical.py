@@ -1,4 +1,4 @@
-"""Features without weights put like beside like, and no column, outlier or background rules them."""
+"""Classical features measure similarity, and no column, outlier or background dominates them."""
 
 import numpy as np
 import pytest
@@ -28,53 +28,56 @@ NUMBERS = st.floats(-1e6, 1e6, width=32)
 
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.integers(1, 8), st.integers(1, 5), st.integers(0, 4), st.sampled_from([None, 1, 3]))
-def test_any_pictures_have_finite_rows_of_length_one_or_zero(data, products, colours, textures, dimensions):
+def test_image_features_are_finite_rows_of_length_one_or_zero_for_any_input(
+    data, products, colours, textures, dimensions
+):
     histograms = data.draw(st.lists(NUMBERS.map(abs), min_size=products * colours, max_size=products * colours))
     numbers = data.draw(st.lists(NUMBERS, min_size=products * textures, max_size=products * textures))
-    found = image_features(
+    features = image_features(
         np.reshape(histograms, (products, colours)),
         np.reshape(numbers, (products, textures)),
         colour_weight=data.draw(st.floats(0, 1)),
         dimensions=dimensions,
     )
-    wanted = colours + textures if dimensions is None or dimensions >= min(products, colours + textures) else dimensions
-    assert found.shape == (products, wanted) and found.dtype == np.float32
-    assert np.isfinite(found).all() and is_unit_or_zero(found)
+    columns = colours + textures
+    size = columns if dimensions is None or dimensions >= min(products, columns) else dimensions
+    assert features.shape == (products, size) and features.dtype == np.float32
+    assert np.isfinite(features).all() and is_unit_or_zero(features)
 
 
-def test_neither_the_unit_of_a_texture_nor_the_size_of_a_picture_nor_an_outlier_matters():
+def test_image_features_do_not_depend_on_units_or_picture_size_and_hardly_on_outliers():
     histograms, textures = random_features()
-    found = image_features(histograms, textures)
-    np.testing.assert_allclose(image_features(histograms * 4800, textures * 1000 + 7), found, atol=1e-4)
+    features = image_features(histograms, textures)
+    np.testing.assert_allclose(image_features(histograms * 4800, textures * 1000 + 7), features, atol=1e-4)
     textures[17, 2] = 1e9
     others = np.delete(np.arange(200), 17)
-    assert (np.sum(image_features(histograms, textures) * found, axis=1)[others] > 0.98).all()
+    assert (np.sum(image_features(histograms, textures) * features, axis=1)[others] > 0.98).all()
 
 
 @pytest.mark.parametrize("weight", (0.0, 0.2, 0.5, 1.0))
-def test_the_weight_is_the_share_of_colour_in_the_cosine(weight):
+def test_the_colour_weight_is_the_mean_share_of_colour_in_the_squared_length(weight):
     histograms, textures = random_features(2000, colours=8)
-    found = image_features(histograms, textures, colour_weight=weight).astype(np.float64)
-    assert np.square(found[:, :8]).sum(axis=1).mean() == pytest.approx(weight, abs=0.08)
+    features = image_features(histograms, textures, colour_weight=weight).astype(np.float64)
+    assert np.square(features[:, :8]).sum(axis=1).mean() == pytest.approx(weight, abs=0.08)
 
 
-def test_unlike_pictures_are_on_opposite_sides():
+def test_many_pairs_of_pictures_have_negative_cosines():
     histograms, textures = random_features(2000)
     cosines = image_features(histograms, textures) @ image_features(histograms, textures).T
     assert abs(np.median(cosines)) < 0.05 and (cosines < -0.1).mean() > 0.1
 
 
-def test_principal_components_keep_what_is_alike_and_are_the_same_on_any_number_of_cores():
+def test_principal_components_preserve_similarities_and_do_not_depend_on_the_number_of_cores():
     histograms, textures = random_features(500, colours=16)
-    whole, reduced = image_features(histograms, textures), image_features(histograms, textures, dimensions=10)
+    full, reduced = image_features(histograms, textures), image_features(histograms, textures, dimensions=10)
     assert reduced.shape == (500, 10)
-    assert np.corrcoef((whole @ whole.T).ravel(), (reduced @ reduced.T).ravel())[0, 1] > 0.85
+    assert np.corrcoef((full @ full.T).ravel(), (reduced @ reduced.T).ravel())[0, 1] > 0.85
     with threadpool_limits(1):
         np.testing.assert_allclose(image_features(histograms, textures, dimensions=10), reduced, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("histograms", "textures", "weight", "told"),
+    ("histograms", "textures", "weight", "message"),
     [
         (np.ones((3, 4)), np.ones((2, 4)), 0.5, r"\(3, 4\), \(2, 4\)"),
         (np.ones(3), np.ones((3, 4)), 0.5, "expected"),
@@ -83,25 +86,25 @@ def test_principal_components_keep_what_is_alike_and_are_the_same_on_any_number_
         (np.ones((3, 4)), np.ones((3, 4)), 1.5, "weight"),
     ],
 )
-def test_arrays_that_are_no_features_are_a_mistake(histograms, textures, weight, told):
-    with pytest.raises(ValueError, match=told):
+def test_the_error_for_invalid_arrays_says_what_is_wrong(histograms, textures, weight, message):
+    with pytest.raises(ValueError, match=message):
         image_features(histograms, textures, colour_weight=weight)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=10), st.integers(1, 5))
-def test_any_captions_have_finite_rows_of_length_one_or_zero(captions, dimensions):
+def test_text_features_are_finite_rows_of_length_one_or_zero_for_any_captions(captions, dimensions):
     try:
-        found = text_features(captions, dimensions)
+        features = text_features(captions, dimensions)
     except UserError as error:
-        assert "has a word" in str(error)
+        assert "contains a word" in str(error)
         return
-    assert len(found) == len(captions) and 1 <= found.shape[1] <= dimensions and found.dtype == np.float32
-    assert np.isfinite(found).all() and is_unit_or_zero(found)
+    assert len(features) == len(captions) and 1 <= features.shape[1] <= dimensions and features.dtype == np.float32
+    assert np.isfinite(features).all() and is_unit_or_zero(features)
 
 
-def test_captions_are_alike_in_what_they_say_in_any_case_and_script():
-    found = text_features(
+def test_captions_with_common_words_are_similar_in_any_case_and_script():
+    features = text_features(
         [
             "Puma Men Red Running Shoes",
             "PUMA men  red running SHOES",
@@ -114,14 +117,14 @@ def test_captions_are_alike_in_what_they_say_in_any_case_and_script():
         ],
         dimensions=6,
     )
-    cosines = found @ found.T
+    cosines = features @ features.T
     assert cosines[0, 1] == pytest.approx(1, abs=1e-5)
     assert cosines[0, 2] > 0.5 and cosines[3, 4] > 0.5 and cosines[5, 6] > 0.4
     assert np.abs(cosines[np.ix_([0, 1, 2], [3, 4, 5, 6])]).max() < 0.2
-    assert not found[7].any()
+    assert not features[7].any()
 
 
-def test_texts_without_words_cannot_be_compared():
+def test_captions_without_any_word_are_an_error():
     for captions in ([], ["", "!!"]):
         with pytest.raises(UserError, match=f"none of the {len(captions)} captions"):
             text_features(captions)
@@ -135,12 +138,13 @@ def drawn(tmp_path_factory):
     return list(fashion_product_images.read(folder, {}))
 
 
-def test_real_captions_and_pictures_of_a_category_are_more_alike_than_those_of_others(drawn):
+def test_captions_and_pictures_of_one_category_are_more_similar_than_those_of_others(drawn):
     pictures = [np.asarray(Image.open(product.image).convert("RGB").resize((30, 40))) for product in drawn]
     histograms = np.stack(
-        [np.histogramdd(one.reshape(-1, 3), bins=4, range=[(0, 256)] * 3)[0].ravel() for one in pictures]
+        [np.histogramdd(pixels.reshape(-1, 3), bins=4, range=[(0, 256)] * 3)[0].ravel() for pixels in pictures]
     )
-    edges = np.stack([[np.abs(np.diff(one.mean(axis=2), axis=axis)).mean() for axis in (0, 1)] for one in pictures])
+    grey = [pixels.mean(axis=2) for pixels in pictures]
+    edges = np.stack([[np.abs(np.diff(picture, axis=axis)).mean() for axis in (0, 1)] for picture in grey])
     categories = np.array([product.category for product in drawn])
     same = (categories[:, None] == categories) & ~np.eye(len(drawn), dtype=bool)
     for features, margin in (
@@ -151,8 +155,8 @@ def test_real_captions_and_pictures_of_a_category_are_more_alike_than_those_of_o
         assert cosines[same].mean() > cosines[categories[:, None] != categories].mean() + margin
 
 
-def test_the_same_captions_have_the_same_features_and_signs_hold_on_any_number_of_cores(drawn):
+def test_text_features_and_their_signs_do_not_depend_on_the_number_of_cores(drawn):
     captions = [product.captions[0] for product in drawn]
-    found = text_features(captions, 16)
+    features = text_features(captions, 16)
     with threadpool_limits(1):
-        np.testing.assert_allclose(text_features(captions, 16), found, atol=1e-4)
+        np.testing.assert_allclose(text_features(captions, 16), features, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Descriptions of products travel with them through a prepared dataset, whoever computed them."""
+"""The features of products are stored in the prepared dataset, whichever process computed them."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ def raw(tmp_path_factory):
     return folder
 
 
-def described(raw, folder, describer, workers):
+def prepare(raw, folder, describer, workers):
     builder.prepare(Source("drawn", raw, 20.0, 42, {}, describer), folder, progress=silently, workers=workers)
     records = Records(folder, "all")
     parsed = [records.parse(record) for record in records.read(np.arange(len(records)))]
@@ -34,30 +34,30 @@ def described(raw, folder, describer, workers):
 
 
 @pytest.fixture(scope="module")
-def alone(raw, tmp_path_factory):
-    return described(raw, tmp_path_factory.mktemp("prepared"), ProductDescriber(), 1)
+def prepared(raw, tmp_path_factory):
+    return prepare(raw, tmp_path_factory.mktemp("prepared"), ProductDescriber(), 1)
 
 
 @pytest.mark.slow
-def test_processes_describe_what_one_process_describes(raw, alone, tmp_path):
-    among_two = described(raw, tmp_path, ProductDescriber(), 2)
-    assert among_two.keys() == alone.keys() and len(alone) == PRODUCTS
-    for product, values in alone.items():
-        assert values.keys() == among_two[product].keys()
+def test_two_processes_store_the_same_features_as_one(raw, prepared, tmp_path):
+    by_two = prepare(raw, tmp_path, ProductDescriber(), 2)
+    assert by_two.keys() == prepared.keys() and len(prepared) == PRODUCTS
+    for product, values in prepared.items():
+        assert values.keys() == by_two[product].keys()
         for name, value in values.items():
-            np.testing.assert_array_equal(value, among_two[product][name], err_msg=f"{product}: {name}")
+            np.testing.assert_array_equal(value, by_two[product][name], err_msg=f"{product}: {name}")
 
 
-def test_every_column_is_stored_with_its_shape(alone):
+def test_every_column_is_stored_with_its_shape(prepared):
     for name, column in ProductDescriber().columns.items():
-        for values in alone.values():
+        for values in prepared.values():
             shape = np.shape(values[name])
             assert len(shape) == len(column.shape), name
-            assert all(want in (None, have) for want, have in zip(column.shape, shape, strict=True)), name
+            assert all(expected in (None, size) for expected, size in zip(column.shape, shape, strict=True)), name
 
 
-def test_the_values_mean_what_they_say(alone):
-    for values in alone.values():
+def test_the_stored_values_are_consistent_and_in_range(prepared):
+    for values in prepared.values():
         left, top, right, bottom = values["crops"][0]
         assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
         np.testing.assert_allclose(values["geometry"][:2], [right - left, bottom - top], atol=1e-6)
@@ -65,16 +65,19 @@ def test_the_values_mean_what_they_say(alone):
         assert np.isclose(values["colour_histogram"].sum(), 1, atol=1e-4) and np.isfinite(values["texture"]).all()
 
 
-def test_where_nothing_is_detected_the_crop_is_the_whole_picture_and_it_is_counted(raw, tmp_path):
+def test_if_nothing_is_detected_the_crop_is_the_whole_picture_and_this_is_counted(raw, tmp_path):
     boxes = tmp_path / "boxes.json"
     boxes.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    values = described(raw, tmp_path / "p", ProductDescriber(detector=f"boxes:{boxes}"), 1)
-    assert all((each["crops"] == [[0, 0, 1, 1]]).all() and not len(each["boxes"]) for each in values.values())
+    products = prepare(raw, tmp_path / "p", ProductDescriber(detector=f"boxes:{boxes}"), 1)
+    assert all((row["crops"] == [[0, 0, 1, 1]]).all() and not len(row["boxes"]) for row in products.values())
     assert builder.metadata(tmp_path / "p")["mended"][FELL_BACK] == PRODUCTS
     assert "nothing detected" in (tmp_path / "p" / "card.html").read_text()
 
 
-def test_a_source_is_recognised_by_what_describes_it(raw):
+def test_the_key_of_a_source_depends_on_the_describer_and_its_settings(raw):
     plain = Source("drawn", raw, 20.0, 42, {})
-    keys = {replace(plain, describer=each).key() for each in (None, ProductDescriber(), ProductDescriber(colours=5))}
+    keys = {
+        replace(plain, describer=describer).key()
+        for describer in (None, ProductDescriber(), ProductDescriber(colours=5))
+    }
     assert len(keys) == 3

@@ -1,3 +1,5 @@
+"""Detectors locate products in drawn and real pictures, and every mistake in their files is a UserError."""
+
 import json
 import os
 import pickle
@@ -16,12 +18,12 @@ from jaxclip.errors import UserError
 from jaxclip.features.describe import ProductDescriber
 from jaxclip.features.detect import Detections, make_detector
 from jaxclip.features.detectors.foreground import foreground_mask
-from jaxclip.features.detectors.yolo import OutputLayout, best, decode, letterbox, recognise
+from jaxclip.features.detectors.yolo import OutputLayout, decode, letterbox, recognise_layout, suppress_overlaps
 from jaxclip.features.geometry import iou
 
 REAL = Path(os.environ.get("JAXCLIP_REAL_DATA") or "/nonexistent")
 PHOTOS, YOLOX = REAL / "photos", REAL / "pretrained" / "yolox-nano" / "yolox_nano.onnx"
-needs_real = pytest.mark.skipif(not YOLOX.exists(), reason="JAXCLIP_REAL_DATA does not name the real data")
+needs_real = pytest.mark.skipif(not YOLOX.exists(), reason="JAXCLIP_REAL_DATA is not a folder with the real data")
 
 
 def drawn(index, seed=23):
@@ -35,83 +37,85 @@ def drawn(index, seed=23):
 
 
 def photos():
+    """Yields the pixels, the file name and the annotated boxes of real photos."""
     truth = json.loads((PHOTOS / "boxes_coco.json").read_text())
     for entry in truth["images"][:6]:
-        boxes = np.array([one["bbox"] for one in truth["annotations"] if one["image_id"] == entry["id"]], np.float32)
+        annotations = [item for item in truth["annotations"] if item["image_id"] == entry["id"]]
+        boxes = np.array([item["bbox"] for item in annotations], np.float32)
         boxes[:, 2:] += boxes[:, :2]
         boxes /= [entry["width"], entry["height"]] * 2
         yield np.asarray(Image.open(PHOTOS / "photos" / entry["file_name"]).convert("RGB")), entry["file_name"], boxes
 
 
 class TestDetections:
-    def test_they_are_sorted_and_clipped_and_boxes_of_nothing_are_left_out(self):
+    def test_detections_are_sorted_and_clipped_without_empty_boxes_and_nan(self):
         boxes = [[-1, 0.2, 0.5, 2], [0.5, 0.5, 0.5, 1], [0, 0, 0.2, 0.2], [0, 0, np.nan, 1], [2, 2, 3, 3], [0, 0, 1, 1]]
-        found = Detections.of(boxes, [0.3, 0.9, 0.8, 1, 1, np.nan], list("abcdef"))
-        assert found.labels == ("c", "a")
-        np.testing.assert_allclose(found.boxes, [[0, 0, 0.2, 0.2], [0, 0.2, 0.5, 1]])
-        assert found.boxes.dtype == found.scores.dtype == np.float32
+        detections = Detections.of(boxes, [0.3, 0.9, 0.8, 1, 1, np.nan], list("abcdef"))
+        assert detections.labels == ("c", "a")
+        np.testing.assert_allclose(detections.boxes, [[0, 0, 0.2, 0.2], [0, 0.2, 0.5, 1]])
+        assert detections.boxes.dtype == detections.scores.dtype == np.float32
 
-    def test_lists_of_different_lengths_are_a_mistake(self):
+    def test_lists_of_different_lengths_are_an_error(self):
         with pytest.raises(ValueError, match="2 labels"):
             Detections.of([[0, 0, 1, 1]], [1], ["a", "b"])
 
 
 class TestForeground:
-    def test_drawn_products_are_found_to_a_mean_iou_of_nine_tenths(self):
+    def test_drawn_products_are_detected_with_a_mean_iou_of_nine_tenths(self):
         detect = make_detector("foreground")
         overlaps = []
         for index in range(40):
             image, box, _ = drawn(index)
-            (found,) = detect([image], [str(index)])
-            assert found.labels == ("product",) and 0 < found.scores[0] <= 1
-            overlaps.append(iou(box, found.boxes)[0, 0])
+            (detections,) = detect([image], [str(index)])
+            assert detections.labels == ("product",) and 0 < detections.scores[0] <= 1
+            overlaps.append(iou(box, detections.boxes)[0, 0])
         assert np.mean(overlaps) >= 0.9 and min(overlaps) >= 0.6
 
-    def test_the_mask_is_the_drawn_product_at_any_size(self):
+    def test_the_mask_covers_the_drawn_product_at_any_size(self):
         overlaps = []
         for index in range(20):
             image, _, truth = drawn(index)
             for size in ((60, 80), (300, 400)):
                 mask = foreground_mask(np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)))
                 assert mask.shape == size[::-1] and mask.dtype == bool
-                true = np.asarray(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST))
-                overlaps.append((mask & true).sum() / (mask | true).sum())
+                expected = np.asarray(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST))
+                overlaps.append((mask & expected).sum() / (mask | expected).sum())
         assert np.mean(overlaps) >= 0.8
 
     @pytest.mark.parametrize("level", [0, 120, 255])
-    def test_nothing_stands_out_of_a_plain_a_sloping_or_a_noisy_picture(self, level):
-        chance = np.random.default_rng(level)
+    def test_nothing_is_detected_in_plain_pictures_gradients_and_noise(self, level):
+        random = np.random.default_rng(level)
         plain = np.full((80, 60, 3), level, np.uint8)
-        slope = np.linspace(level * 0.7, level, 80)[:, None, None].repeat(60, 1).repeat(3, 2).astype(np.uint8)
-        noise = chance.integers(0, 256, (80, 60, 3), dtype=np.uint8)
-        grain = np.clip(chance.normal(level, 12, (80, 60, 1)), 0, 255).astype(np.uint8).repeat(3, axis=2)
-        for image in (plain, slope, noise, grain):
-            assert [len(found) for found in make_detector("foreground")([image], ["x"])] == [0]
+        gradient = np.linspace(level * 0.7, level, 80)[:, None, None].repeat(60, 1).repeat(3, 2).astype(np.uint8)
+        noise = random.integers(0, 256, (80, 60, 3), dtype=np.uint8)
+        grain = np.clip(random.normal(level, 12, (80, 60, 1)), 0, 255).astype(np.uint8).repeat(3, axis=2)
+        for image in (plain, gradient, noise, grain):
+            assert [len(detections) for detections in make_detector("foreground")([image], ["x"])] == [0]
             assert not foreground_mask(image).any()
 
-    def test_a_product_stands_out_of_any_background_and_may_leave_the_picture(self):
+    def test_a_product_that_leaves_the_picture_is_detected_on_any_background(self):
         y, x = np.mgrid[0:120, 0:90]
-        chance = np.random.default_rng(0)
+        random = np.random.default_rng(0)
         wall_and_floor = np.where((y < 70)[..., None], [225, 220, 210], [150, 110, 80])
-        sloping = np.stack([180 + x // 2, 190 + y // 3, 200 - x // 3], axis=2)
+        gradient = np.stack([180 + x // 2, 190 + y // 3, 200 - x // 3], axis=2)
         bricks = (
-            np.where((y // 8 + x // 8) % 2, 150, 90)[..., None] + chance.integers(-12, 12, (120, 90, 1)) + [20, 0, -10]
+            np.where((y // 8 + x // 8) % 2, 150, 90)[..., None] + random.integers(-12, 12, (120, 90, 1)) + [20, 0, -10]
         )
-        for background in (wall_and_floor, sloping, bricks):
+        for background in (wall_and_floor, gradient, bricks):
             image = np.clip(background, 0, 255).astype(np.uint8)
             image[40:120, 28:62] = 20, 60, 160
-            (found,) = make_detector("foreground")([image], ["x"])
-            assert iou(np.array([[28 / 90, 40 / 120, 62 / 90, 1]]), found.boxes[:1]) >= 0.8
+            (detections,) = make_detector("foreground")([image], ["x"])
+            assert iou(np.array([[28 / 90, 40 / 120, 62 / 90, 1]]), detections.boxes[:1]) >= 0.8
 
-    def test_a_soft_shadow_is_no_part_of_the_product(self):
+    def test_a_soft_shadow_is_not_part_of_the_product(self):
         y, x = np.mgrid[0:120, 0:120]
         shade = 60 * np.exp(-(((x - 75) / 30) ** 2) - ((y - 90) / 14) ** 2)
         image = (245 - shade[..., None]).repeat(3, axis=2).astype(np.uint8)
         image[30:90, 40:80] = 190, 30, 40
-        (found,) = make_detector("foreground")([image], ["x"])
-        assert iou(np.array([[40 / 120, 0.25, 80 / 120, 0.75]]), found.boxes) >= 0.9
+        (detections,) = make_detector("foreground")([image], ["x"])
+        assert iou(np.array([[40 / 120, 0.25, 80 / 120, 0.75]]), detections.boxes) >= 0.9
 
-    def test_the_hole_of_a_handle_is_no_product_and_the_inside_of_a_white_shirt_is(self):
+    def test_a_hole_in_a_dark_product_is_background_but_the_inside_of_a_pale_outline_is_not(self):
         y, x = np.mgrid[0:100, 0:100]
         ring = np.abs(np.hypot(x - 50, y - 50) - 30)
         bag = np.where((ring < 8)[..., None], [30, 30, 30], 255).astype(np.uint8)
@@ -121,23 +125,24 @@ class TestForeground:
 
     @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 255))
     @settings(max_examples=25, deadline=None)
-    def test_pictures_of_any_size_have_a_mask_of_theirs(self, height, width, level):
+    def test_the_mask_has_the_size_of_the_picture(self, height, width, level):
         image = np.full((height, width, 3), level, np.uint8)
         image[height // 2 :, width // 2 :] = 255 - level
         assert foreground_mask(image).shape == (height, width)
 
     @needs_real
-    def test_people_in_the_street_are_found_roughly(self):
+    def test_people_in_street_photos_are_detected_with_a_mean_iou_of_a_half(self):
         overlaps = []
         for image, name, boxes in photos():
-            (found,) = make_detector("foreground")([image], [name])
+            (detections,) = make_detector("foreground")([image], [name])
             union = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
-            overlaps.append(iou(union, found.boxes).max(initial=0))
+            overlaps.append(iou(union, detections.boxes).max(initial=0))
         assert np.mean(overlaps) >= 0.5
 
 
 class TestStoredBoxes:
     def write(self, path, **changes):
+        """Writes a file of boxes with some changes and returns its detector."""
         content = {
             "images": [
                 {"id": 1, "file_name": "images/10001.jpg", "width": 100, "height": 200},
@@ -154,15 +159,15 @@ class TestStoredBoxes:
         path.write_text(json.dumps(content | changes))
         return make_detector(f"boxes:{path}")
 
-    def test_boxes_are_found_by_file_name_with_and_without_folder_and_ending(self, tmp_path):
+    def test_boxes_are_looked_up_by_file_name_with_and_without_folder_and_extension(self, tmp_path):
         detect = self.write(tmp_path / "boxes.json")
         detect = pickle.loads(pickle.dumps(detect))
         names = ["images/10001.jpg", "10001.jpg", "/data/7.5.png", "7.5", "10001", "unknown.jpg", ""]
-        found = detect([np.zeros((4, 4, 3), np.uint8)] * len(names), names)
-        assert [len(one) for one in found] == [2, 2, 1, 1, 0, 0, 0], "10001 alone names two pictures"
-        assert found[0].labels == ("watch", "dial")
-        np.testing.assert_allclose(found[0].boxes, [[0.1, 0.1, 0.6, 0.6], [0.1, 0.1, 0.3, 0.2]])
-        np.testing.assert_allclose(found[0].scores, [1, 0.5])
+        results = detect([np.zeros((4, 4, 3), np.uint8)] * len(names), names)
+        assert [len(result) for result in results] == [2, 2, 1, 1, 0, 0, 0], "10001 is the name of two pictures"
+        assert results[0].labels == ("watch", "dial")
+        np.testing.assert_allclose(results[0].boxes, [[0.1, 0.1, 0.6, 0.6], [0.1, 0.1, 0.3, 0.2]])
+        np.testing.assert_allclose(results[0].scores, [1, 0.5])
 
     @pytest.mark.parametrize(
         ("changes", "words"),
@@ -177,24 +182,24 @@ class TestStoredBoxes:
             ({"categories": [{"id": 4}]}, '"name"'),
         ],
     )
-    def test_a_mistake_in_the_file_is_told_with_its_name(self, tmp_path, changes, words):
-        with pytest.raises(UserError, match="boxes.json") as told:
+    def test_the_error_for_an_invalid_file_names_the_file_and_the_entry(self, tmp_path, changes, words):
+        with pytest.raises(UserError, match="boxes.json") as raised:
             self.write(tmp_path / "boxes.json", **changes)
-        assert words in str(told.value)
+        assert words in str(raised.value)
 
-    def test_a_file_that_is_not_there_or_no_json_is_told(self, tmp_path):
+    def test_a_missing_file_and_invalid_json_are_errors(self, tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
             make_detector(f"boxes:{tmp_path / 'none.json'}")
         (tmp_path / "text.json").write_text("boxes")
-        with pytest.raises(UserError, match="no JSON"):
+        with pytest.raises(UserError, match="not valid JSON"):
             make_detector(f"boxes:{tmp_path / 'text.json'}")
 
     @needs_real
-    def test_real_coco_boxes_are_read_whole(self):
+    def test_all_real_coco_boxes_are_read(self):
         detect = make_detector(f"boxes:{PHOTOS / 'boxes_coco.json'}")
         for image, name, boxes in photos():
-            (found,) = detect([image], [name])
-            np.testing.assert_allclose(np.sort(found.boxes, axis=0), np.sort(boxes, axis=0), atol=1e-6)
+            (detections,) = detect([image], [name])
+            np.testing.assert_allclose(np.sort(detections.boxes, axis=0), np.sort(boxes, axis=0), atol=1e-6)
 
 
 class TestYolo:
@@ -210,17 +215,17 @@ class TestYolo:
             ((2, 3549, 85), None),
         ],
     )
-    def test_shapes_tell_the_family(self, shape, layout):
-        assert recognise([shape], 416, 416) == layout
+    def test_the_family_is_recognised_by_the_shape_of_the_output(self, shape, layout):
+        assert recognise_layout([shape], 416, 416) == layout
 
-    def test_a_letterboxed_picture_keeps_its_shape_and_place(self):
+    def test_a_letterboxed_picture_keeps_its_aspect_and_is_framed_in_grey(self):
         image = np.full((50, 100, 3), 200, np.uint8)
-        boxed, scale, (left, top) = letterbox(image, 64, 64, middle=True)
+        framed, scale, (left, top) = letterbox(image, 64, 64, middle=True)
         assert (scale, left, top) == (0.64, 0, 16)
-        assert (boxed[16:48] == 200).all() and (boxed[:16] == 114).all() and (boxed[48:] == 114).all()
+        assert (framed[16:48] == 200).all() and (framed[:16] == 114).all() and (framed[48:] == 114).all()
         assert letterbox(image, 64, 64, middle=False)[2] == (0, 0)
 
-    def test_every_family_says_the_same_of_the_same_box(self):
+    def test_the_same_box_is_decoded_from_the_output_of_every_family(self):
         size, box, number = 64, np.array([20.0, 30.0, 24.0, 16.0]), 2
         corners = [8, 22, 32, 38]
         strides, cells = (8, 16, 32), 64 + 16 + 4
@@ -238,60 +243,60 @@ class TestYolo:
             (np.array([[*corners, 0.72, number]], np.float32), OutputLayout("corners", 0)),
         ]
         for output, layout in outputs:
-            found, scores, classes = decode(output, layout, size, size)
-            (index,) = best(found, scores, classes)
-            np.testing.assert_allclose(found[index], corners, atol=1e-4)
+            boxes, scores, classes = decode(output, layout, size, size)
+            (index,) = suppress_overlaps(boxes, scores, classes)
+            np.testing.assert_allclose(boxes[index], corners, atol=1e-4)
             assert scores[index] == pytest.approx(0.72) and classes[index] == number
 
-    def test_of_doubles_the_surest_is_kept_but_another_class_is_no_double(self):
+    def test_of_overlapping_boxes_of_one_class_only_the_most_confident_is_kept(self):
         corners = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 1, 1]], np.float32)
-        kept = best(corners, np.array([0.6, 0.9, 0.5, 0.3, 0.1]), np.array([1, 1, 2, 1, 1]))
+        kept = suppress_overlaps(corners, np.array([0.6, 0.9, 0.5, 0.3, 0.1]), np.array([1, 1, 2, 1, 1]))
         assert kept.tolist() == [1, 2, 3]
 
-    def test_a_file_that_is_not_there_or_no_model_is_told(self, tmp_path):
+    def test_a_missing_file_and_an_invalid_model_are_errors(self, tmp_path):
         pytest.importorskip("onnxruntime")
         with pytest.raises(UserError, match="no ONNX file at"):
             make_detector(f"onnx:{tmp_path / 'none.onnx'}")
         (tmp_path / "text.onnx").write_text("no model")
-        with pytest.raises(UserError, match="no ONNX model"):
+        with pytest.raises(UserError, match="not an ONNX model"):
             make_detector(f"onnx:{tmp_path / 'text.onnx'}")
 
     @needs_real
-    def test_yolox_finds_the_wearer_in_real_photos(self):
+    def test_yolox_detects_the_wearer_in_real_photos(self):
         pytest.importorskip("onnxruntime")
         detect = pickle.loads(pickle.dumps(make_detector(f"onnx:{YOLOX}")))
         for image, name, boxes in photos():
-            (found,) = detect([image], [name])
-            assert found.labels[0] == "person" and found.scores[0] > 0.8
+            (detections,) = detect([image], [name])
+            assert detections.labels[0] == "person" and detections.scores[0] > 0.8
             union = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
-            people = found.boxes[np.array(found.labels) == "person"]
+            people = detections.boxes[np.array(detections.labels) == "person"]
             assert iou(union, people).max() >= 0.5
 
     @needs_real
-    def test_names_beside_the_file_are_taken_and_must_be_as_many_as_its_classes(self, tmp_path):
+    def test_a_names_file_is_used_and_must_name_every_class(self, tmp_path):
         pytest.importorskip("onnxruntime")
         (tmp_path / "mine.onnx").symlink_to(YOLOX)
         (tmp_path / "mine.names").write_text("\n".join(f"thing {number}" for number in range(80)))
         image, name, _ = next(photos())
         assert make_detector(f"onnx:{tmp_path / 'mine.onnx'}")([image], [name])[0].labels[0] == "thing 0"
         (tmp_path / "mine.names").write_text("dress\n")
-        with pytest.raises(UserError, match="80 classes and .*mine.names names 1"):
+        with pytest.raises(UserError, match="80 classes, but .*mine.names names 1"):
             make_detector(f"onnx:{tmp_path / 'mine.onnx'}")
 
 
-def described(spec, folder, indices):
-    """Returns the values of drawn products, described by a detector."""
+def describe_drawn(spec, folder, indices):
+    """Returns the stored values of drawn products, described with a detector."""
     paths = [folder / f"{index}.png" for index in indices]
     for index, path in zip(indices, paths, strict=True):
         Image.fromarray(drawn(index)[0][: 60 + 20 * index]).save(path)
     describe = pickle.loads(pickle.dumps(ProductDescriber(detector=spec, policy="category")))
     products = [Product(path.stem, path, (), category="Dials") for path in paths]
-    return [each.values for each in describe(products, [inspect(path) for path in paths])]
+    return [description.values for description in describe(products, [inspect(path) for path in paths])]
 
 
 class TestFasterRCNN:
     @pytest.mark.slow
-    def test_weights_of_ones_own_detect_with_their_classes(self, tmp_path):
+    def test_a_weights_file_detects_the_classes_of_its_names_file(self, tmp_path):
         torch = pytest.importorskip("torch")
         detection = pytest.importorskip("torchvision.models.detection")
         model = detection.fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=3)
@@ -299,15 +304,15 @@ class TestFasterRCNN:
         model.roi_heads.box_predictor.cls_score.bias.data = torch.tensor([0.0, 0.0, 2.0])  # everything is a dial
         torch.save(model.state_dict(), tmp_path / "mine.pth")
         (tmp_path / "mine.names").write_text("sleeve\ndial\n")
-        (found,) = described(f"faster_rcnn:{tmp_path / 'mine.pth'}", tmp_path, [0])
-        assert set(found["box_labels"]) == {"dial"} and found["crop_label"] == "dial"
-        np.testing.assert_allclose(found["box_scores"], np.exp(2) / (2 + np.exp(2)), rtol=1e-5)
-        assert ((found["boxes"] >= 0) & (found["boxes"] <= 1)).all() and len(found["boxes"])
+        (values,) = describe_drawn(f"faster_rcnn:{tmp_path / 'mine.pth'}", tmp_path, [0])
+        assert set(values["box_labels"]) == {"dial"} and values["crop_label"] == "dial"
+        np.testing.assert_allclose(values["box_scores"], np.exp(2) / (2 + np.exp(2)), rtol=1e-5)
+        assert ((values["boxes"] >= 0) & (values["boxes"] <= 1)).all() and len(values["boxes"])
         (tmp_path / "mine.names").write_text("sleeve\n")
         with pytest.raises(UserError, match="2 classes"):
             make_detector(f"faster_rcnn:{tmp_path / 'mine.pth'}")
 
-    def test_a_file_that_holds_no_such_weights_is_told(self, tmp_path):
+    def test_files_without_weights_of_faster_rcnn_are_errors(self, tmp_path):
         torch = pytest.importorskip("torch")
         pytest.importorskip("torchvision")
         with pytest.raises(UserError, match="no Faster R-CNN weights at"):
@@ -321,7 +326,7 @@ class TestFasterRCNN:
 
 
 class TestTransformers:
-    def test_a_saved_detector_is_loaded_with_its_labels(self, tmp_path):
+    def test_a_saved_detector_uses_its_labels_and_does_not_depend_on_the_batch(self, tmp_path):
         pytest.importorskip("torch")
         from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 
@@ -331,14 +336,14 @@ class TestTransformers:
         )  # fmt: skip
         YolosForObjectDetection(config).save_pretrained(tmp_path)
         YolosImageProcessor(size={"shortest_edge": 64, "longest_edge": 100}).save_pretrained(tmp_path)
-        together = described(f"transformers:{tmp_path}", tmp_path, [0, 1, 2])
-        for index, found in enumerate(together):
-            assert set(found["box_labels"]) <= {"sleeve", "dial"} and len(found["boxes"]) == 5
-            (alone,) = described(f"transformers:{tmp_path}", tmp_path, [index])
-            for name, value in found.items():
-                np.testing.assert_array_equal(value, alone[name], err_msg=f"{name} depends on the block")
+        together = describe_drawn(f"transformers:{tmp_path}", tmp_path, [0, 1, 2])
+        for index, values in enumerate(together):
+            assert set(values["box_labels"]) <= {"sleeve", "dial"} and len(values["boxes"]) == 5
+            (alone,) = describe_drawn(f"transformers:{tmp_path}", tmp_path, [index])
+            for name, value in values.items():
+                np.testing.assert_array_equal(value, alone[name], err_msg=f"{name} depends on the batch")
 
-    def test_a_folder_without_a_detector_is_told(self, tmp_path):
+    def test_a_folder_without_a_detector_is_an_error(self, tmp_path):
         pytest.importorskip("torch")
-        with pytest.raises(UserError, match="no folder or name"):
+        with pytest.raises(UserError, match="not a folder or a Hub name"):
             make_detector(f"transformers:{tmp_path}")

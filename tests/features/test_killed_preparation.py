@@ -1,4 +1,4 @@
-"""A preparation in several processes, any of which may be killed at any moment."""
+"""A preparation in several processes survives or reports the kill of any of them at any time."""
 
 import os
 import random
@@ -45,15 +45,15 @@ def raw(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fingerprint(raw, tmp_path_factory):
-    whole = tmp_path_factory.mktemp("prepared")
+    folder = tmp_path_factory.mktemp("prepared")
     source = Source("drawn", raw, 50.0, 42, {}, ProductDescriber())
-    builder.prepare(source, whole, progress=lambda items, **_: items, workers=1)
-    return builder.metadata(whole)["fingerprint"]
+    builder.prepare(source, folder, progress=lambda items, **_: items, workers=1)
+    return builder.metadata(folder)["fingerprint"]
 
 
 @pytest.fixture
 def preparation(raw, tmp_path):
-    """Starts a preparation into tmp_path / "p" and waits until it reads; what is left dies at the end."""
+    """Returns a function that starts a preparation into tmp_path / "p"; processes that remain are killed at the end."""
     code, started = tmp_path / "prepare_it.py", set()
     code.write_text(CODE)
 
@@ -71,35 +71,33 @@ def preparation(raw, tmp_path):
     yield start
     for process in started:
         if process.is_running():
-            for each in (*process.children(recursive=True), process):
-                each.kill()
+            for survivor in (*process.children(recursive=True), process):
+                survivor.kill()
         process.wait()
 
 
 def wait_until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, f"the condition was not met within {seconds} s"
         time.sleep(0.01)
 
 
 @pytest.mark.slow
-def test_a_killed_preparation_passes_for_complete_at_no_moment_and_its_workers_go_with_it(
-    preparation, tmp_path, fingerprint
-):
+def test_a_killed_preparation_is_never_mistaken_for_complete_and_its_workers_exit(preparation, tmp_path, fingerprint):
     prepared, killed = tmp_path / "p", 0
-    for longest in (2.0, 4.0, 8.0):  # the first is shorter than any preparation
-        process, delay = preparation(), random.uniform(0, longest)
+    for max_delay in (2.0, 4.0, 8.0):  # the first is shorter than any preparation
+        process, delay = preparation(), random.uniform(0, max_delay)
         time.sleep(delay)
-        family = process.children(recursive=True)
+        children = process.children(recursive=True)
         process.kill()
         process.wait()
-        _, left = psutil.wait_procs(family, timeout=20)
-        for each in left:
-            each.kill()
-        assert not left, f"killed after {delay} s it left {left}"
+        _, survivors = psutil.wait_procs(children, timeout=20)
+        for survivor in survivors:
+            survivor.kill()
+        assert not survivors, f"killed after {delay} s, it left the processes {survivors}"
         if process.returncode == -signal.SIGKILL and builder.is_prepared(prepared):
-            # Killed between the dataset's last file and its own end: then all of it is there.
+            # It was killed after it wrote the last file of the dataset, so the dataset must be complete.
             assert len(Records(prepared, "all")) == PRODUCTS
         killed += not builder.is_prepared(prepared)
     assert killed
@@ -112,13 +110,13 @@ def test_a_killed_preparation_passes_for_complete_at_no_moment_and_its_workers_g
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_told_and_leaves_nothing(preparation, tmp_path):
+def test_a_killed_worker_is_reported_and_leaves_no_files_or_processes(preparation, tmp_path):
     process = preparation()
     workers = []
 
     def both_work():
-        workers[:] = [each for each in process.children() if "spawn_main" in " ".join(each.cmdline())]
-        return len(workers) == 2 and all(each.cpu_times().user > 0.5 for each in workers)
+        workers[:] = [child for child in process.children() if "spawn_main" in " ".join(child.cmdline())]
+        return len(workers) == 2 and all(worker.cpu_times().user > 0.5 for worker in workers)
 
     wait_until(both_work)
     random.choice(workers).kill()

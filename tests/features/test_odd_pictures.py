@@ -1,4 +1,4 @@
-"""Odd files through the whole of a preparation with features: each is stored upright and seen right, or counted."""
+"""A preparation stores unusual picture files upright and describes them correctly, or drops and counts them."""
 
 import csv
 import os
@@ -44,7 +44,7 @@ def sixteen_bits():
 
 
 def png_of_zeros(path, width, height, channels):
-    """Writes a valid PNG of any size, black, without holding it."""
+    """Writes a black PNG of any size without holding its pixels in memory."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -64,7 +64,7 @@ def write_catalogue(folder, names):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """The prepared dataset of odd files, and by how many bytes they raised the process's peak above ordinary ones."""
+    """Returns the dataset prepared from odd files, and the bytes by which they raise the peak memory."""
     plain, odd = (tmp_path_factory.mktemp(name) for name in ("plain", "odd"))
     for number in range(64):
         photo().save(plain / f"{number}.jpg", quality=95)
@@ -108,13 +108,13 @@ def prepared(tmp_path_factory):
 def examples(prepared):
     records = Records(prepared[0], "all")
     parsed = (records.parse(record) for record in records.read(np.arange(len(records))))
-    return {each["id"].numpy().decode(): {name: value.numpy() for name, value in each.items()} for each in parsed}
+    return {row["id"].numpy().decode(): {name: value.numpy() for name, value in row.items()} for row in parsed}
 
 
 @pytest.mark.slow
-def test_what_cannot_be_shown_is_counted_and_the_rest_is_kept(prepared, examples):
-    facts = builder.metadata(prepared[0])
-    assert facts["dropped"] == {
+def test_unreadable_pictures_are_counted_and_all_others_kept(prepared, examples):
+    metadata = builder.metadata(prepared[0])
+    assert metadata["dropped"] == {
         "image over 50000000 pixels": 1,
         "image empty": 1,
         "not an image": 1,
@@ -125,7 +125,7 @@ def test_what_cannot_be_shown_is_counted_and_the_rest_is_kept(prepared, examples
 
 
 @pytest.mark.slow
-def test_what_is_kept_is_stored_in_eight_bits_and_upright_and_described_as_it_looks(examples):
+def test_kept_pictures_are_stored_upright_in_eight_bits_and_described_correctly(examples):
     for name, values in examples.items():
         with Image.open(BytesIO(values["image"])) as image:
             assert image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L"), name
@@ -139,6 +139,6 @@ def test_what_is_kept_is_stored_in_eight_bits_and_upright_and_described_as_it_lo
 
 
 @pytest.mark.slow
-def test_memory_is_bounded_by_the_largest_picture_that_is_allowed(prepared):
+def test_memory_is_bounded_by_the_largest_allowed_picture(prepared):
     allowed = 7000 * 7000 * 3
     assert prepared[1] < 4 * allowed, f"{prepared[1] / 2**20:.0f} MiB more than for ordinary pictures"

@@ -1,4 +1,4 @@
-"""Texture tells plain from striped from dotted cloth, at any size and in any colour, and leaves the outline out."""
+"""Texture distinguishes plain, striped and dotted cloth of any size and colour, and ignores the outline."""
 
 import numpy as np
 import pytest
@@ -25,19 +25,19 @@ SECONDS = [
 
 
 def cloth(pattern, ground=GROUNDS[0], second=SECONDS[0], size=100, height=160):
-    """Returns a picture of a piece of drawn cloth, and where it lies."""
+    """Returns a picture of a piece of drawn cloth, and its mask."""
     canvas = Canvas(np.full((height, height * 3 // 4, 3), 255, np.int32), Placement())
     canvas.part("body", [rectangle(-400, -500, 400, 500)], ground, Cloth(pattern, ground, second, size))
     return canvas.pixels.astype(np.uint8), canvas.covered >= 128
 
 
-def measured(name, *masked):
-    return float(texture(*masked)[NAMES.index(name)])
+def measure(name, *masked_picture):
+    return float(texture(*masked_picture)[NAMES.index(name)])
 
 
 @pytest.fixture(scope="module")
 def cloths():
-    """Textures of each pattern in nine pairs of colours and two sizes."""
+    """Returns the textures of each pattern, in nine pairs of colours and two sizes."""
     return {
         pattern: np.stack(
             [
@@ -51,44 +51,44 @@ def cloths():
     }
 
 
-def test_plain_striped_and_dotted_cloths_are_told_apart_by_their_nearest_neighbour(cloths):
+def test_the_nearest_neighbour_of_a_cloth_has_the_same_pattern(cloths):
     rows = np.concatenate(list(cloths.values()))
     labels = np.repeat(list(cloths), [len(rows) for rows in cloths.values()])
     scaled = (rows - rows.mean(axis=0)) / (rows.std(axis=0) + 1e-6)
-    apart = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)
-    np.fill_diagonal(apart, np.inf)
-    assert (labels[apart.argmin(axis=1)] == labels).mean() >= 0.95
+    distance = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert (labels[distance.argmin(axis=1)] == labels).mean() >= 0.95
 
 
-def test_stripes_vary_across_themselves_only(cloths):
+def test_stripes_have_contrast_only_across_their_direction(cloths):
     across, down = NAMES.index("contrast 6 across"), NAMES.index("contrast 6 down")
     assert (cloths["Striped"][:, down] > 5 * cloths["Striped"][:, across]).all()
     assert (cloths["Vertical Striped"][:, across] > 5 * cloths["Vertical Striped"][:, down]).all()
     dots = cloths["Polka Dot"]
     assert (np.maximum(dots[:, across], dots[:, down]) < 3 * np.minimum(dots[:, across], dots[:, down])).all()
     for pattern in ("Striped", "Vertical Striped", "Polka Dot"):
-        varied = np.maximum(cloths[pattern][:, across], cloths[pattern][:, down])
-        assert varied.min() > 4 * cloths[SOLID][:, [across, down]].max()
+        contrast = np.maximum(cloths[pattern][:, across], cloths[pattern][:, down])
+        assert contrast.min() > 4 * cloths[SOLID][:, [across, down]].max()
 
 
-def test_a_picture_twice_as_large_has_nearly_the_same_texture():
+def test_a_picture_of_twice_the_size_has_nearly_the_same_texture():
     small, large = (texture(*cloth("Polka Dot", height=height)) for height in (200, 400))
     np.testing.assert_allclose(small[:10], large[:10], atol=0.08)
     np.testing.assert_allclose(small[10:], large[10:], rtol=0.25, atol=0.05)
 
 
-def test_a_margin_and_what_lies_beyond_the_mask_change_nothing():
+def test_a_margin_outside_the_mask_does_not_change_the_texture():
     pixels, mask = cloth("Striped")
     expected = texture(pixels, mask)
-    wide = np.pad(pixels, ((20, 9), (31, 4), (0, 0)), constant_values=9)
-    np.testing.assert_array_equal(texture(wide, np.pad(mask, ((20, 9), (31, 4)))), expected)
+    padded = np.pad(pixels, ((20, 9), (31, 4), (0, 0)), constant_values=9)
+    np.testing.assert_array_equal(texture(padded, np.pad(mask, ((20, 9), (31, 4)))), expected)
 
 
-def test_plain_cloth_has_no_contrast_and_is_all_alike():
+def test_plain_cloth_has_no_contrast_and_full_homogeneity():
     pixels, mask = np.full((30, 20, 3), 90, np.uint8), np.ones((30, 20), np.bool_)
     pixels[:, 12:] = 250
     mask[:, 12:] = False
-    assert measured("lbp 8", pixels, mask) == 1
+    assert measure("lbp 8", pixels, mask) == 1
     assert texture(pixels, mask)[10:].tolist() == [0] * 4 + [1] * 12
 
 
@@ -101,17 +101,17 @@ def masked_pictures(draw):
 @given(masked_pictures())
 @settings(deadline=None, max_examples=50)
 def test_any_picture_has_a_texture_of_finite_numbers(masked):
-    found = texture(*masked)
-    assert found.shape == (len(NAMES),)
-    assert found.dtype == np.float32
-    assert np.isfinite(found).all()
-    assert found[:10].sum() == pytest.approx(1)
-    np.testing.assert_array_equal(texture(*masked), found)
+    values = texture(*masked)
+    assert values.shape == (len(NAMES),)
+    assert values.dtype == np.float32
+    assert np.isfinite(values).all()
+    assert values[:10].sum() == pytest.approx(1)
+    np.testing.assert_array_equal(texture(*masked), values)
 
 
-def test_one_pixel_no_mask_and_a_sparse_mask_have_a_texture_too():
-    one = np.full((1, 1, 3), 7, np.uint8)
-    assert np.isfinite(texture(one, np.ones((1, 1), np.bool_))).all()
+def test_a_single_pixel_an_empty_mask_and_a_sparse_mask_have_a_texture():
+    pixel = np.full((1, 1, 3), 7, np.uint8)
+    assert np.isfinite(texture(pixel, np.ones((1, 1), np.bool_))).all()
     pixels, mask = cloth("Striped")
     np.testing.assert_array_equal(texture(pixels, np.zeros_like(mask)), texture(pixels, np.ones_like(mask)))
     sparse = np.zeros((600, 500), np.bool_)
@@ -119,7 +119,7 @@ def test_one_pixel_no_mask_and_a_sparse_mask_have_a_texture_too():
     assert np.isfinite(texture(np.zeros((600, 500, 3), np.uint8), sparse)).all()
 
 
-def test_wrong_shapes_are_mistakes():
+def test_wrong_shapes_are_errors():
     pixels, mask = cloth(SOLID)
     for bad in ((pixels[..., 0], mask), (pixels, mask[1:]), (pixels[:0], mask[:0])):
         with pytest.raises(ValueError, match="expected"):

@@ -1,8 +1,8 @@
-"""The towers of these tests are tiny: compiling them costs more than running them."""
+"""Compiles without optimisation: the towers of these tests are so small that compiling takes longer than running."""
 
 import pytest
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly(quick_compilation):
-    """Leaves XLA's optimisations out in every module here."""
+    """Disables XLA's optimisations in every test module of this folder."""

@@ -54,7 +54,7 @@ def graph_of(config):
 
 @functools.cache
 def towers(*form, method="__call__", **settings):
-    """Returns a compiled method of the towers; no setting changes the shape of a parameter."""
+    """Returns a compiled method of the towers; `settings` do not change the shapes of the parameters."""
     graph = graph_of(config_of(*form, **settings))
 
     def run(params, *inputs, rng=None):
@@ -65,29 +65,29 @@ def towers(*form, method="__call__", **settings):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_embeddings_are_float32_unit_vectors_whatever_the_dtype_of_the_computation(form, dtype):
-    found, exact = towers(*form, dtype=dtype)(pictures(), captions()), towers(*form)(pictures(), captions())
-    for side, reference in ((found.image, exact.image), (found.text, exact.text)):
-        assert side.dtype == jnp.float32 and side.shape == (3, 24)
-        np.testing.assert_allclose(np.linalg.norm(side, axis=1), 1.0, atol=1e-6)
-        cosines = np.sum(np.asarray(side) * np.asarray(reference), axis=1)
+def test_embeddings_are_float32_unit_vectors_for_any_compute_dtype(form, dtype):
+    embeddings, exact = towers(*form, dtype=dtype)(pictures(), captions()), towers(*form)(pictures(), captions())
+    for vectors, reference in ((embeddings.image, exact.image), (embeddings.text, exact.text)):
+        assert vectors.dtype == jnp.float32 and vectors.shape == (3, 24)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+        cosines = np.sum(np.asarray(vectors) * np.asarray(reference), axis=1)
         assert (cosines > 0.99).all() and ((cosines < 1 - 1e-6).any() or dtype == "float32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parameters_are_float32_whatever_the_dtype_of_the_computation(dtype):
+def test_parameters_are_float32_for_any_compute_dtype(dtype):
     shapes = nnx.eval_shape(lambda: nnx.state(CLIP(config_of("conv", dtype=dtype), rngs=nnx.Rngs(0))))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_tokens_after_the_end_token_do_not_matter(form):
+def test_tokens_after_the_end_token_are_ignored(form):
     encode, tokens = towers(*form, method="encode_text"), captions()
-    behind = jnp.arange(CONTEXT) > jnp.argmax(tokens == END, axis=1)[:, None]
-    found = encode(tokens)
-    np.testing.assert_allclose(found, encode(jnp.where(behind, 0, tokens)), atol=1e-6)
-    before = encode(tokens.at[0, 2].set(8))
-    assert not np.allclose(found[0], before[0], atol=1e-3)
+    after_end = jnp.arange(CONTEXT) > jnp.argmax(tokens == END, axis=1)[:, None]
+    vectors = encode(tokens)
+    np.testing.assert_allclose(vectors, encode(jnp.where(after_end, 0, tokens)), atol=1e-6)
+    changed = encode(tokens.at[0, 2].set(8))
+    assert not np.allclose(vectors[0], changed[0], atol=1e-3)
 
 
 def test_the_logit_scale_starts_at_the_inverse_temperature_and_is_clipped_at_100():
@@ -98,7 +98,7 @@ def test_the_logit_scale_starts_at_the_inverse_temperature_and_is_clipped_at_100
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_patch_dropout_acts_with_an_rng_only_and_follows_from_it(form):
+def test_patch_dropout_needs_an_rng_and_is_determined_by_it(form):
     encode = towers(*form, method="encode_image", patch_dropout=0.5)
     plain = towers(*form, method="encode_image")(pictures())
     np.testing.assert_array_equal(encode(pictures()), plain)
@@ -107,7 +107,7 @@ def test_patch_dropout_acts_with_an_rng_only_and_follows_from_it(form):
     assert not np.allclose(first, other) and not np.allclose(first, plain)
 
 
-def test_patch_dropout_keeps_distinct_patches_and_another_set_for_each_picture():
+def test_patch_dropout_keeps_distinct_patches_and_a_different_set_for_each_picture():
     x = jnp.broadcast_to(jnp.arange(16.0)[None, :, None], (50, 16, 1))
     kept = np.asarray(keep_patches(x, 0.75, jax.random.key(0)))[..., 0]
     assert kept.shape == (50, 4)
@@ -116,29 +116,29 @@ def test_patch_dropout_keeps_distinct_patches_and_another_set_for_each_picture()
     assert keep_patches(x, 0.99, jax.random.key(0)).shape == (50, 1, 1)
 
 
-def test_both_towers_draw_different_randomness_from_one_rng():
-    found = towers(*FORMS[0], dropout=0.5)(pictures(), captions(), rng=jax.random.key(0))
+def test_the_towers_draw_different_random_numbers_from_one_rng():
+    embeddings = towers(*FORMS[0], dropout=0.5)(pictures(), captions(), rng=jax.random.key(0))
     image_rng, text_rng = split_each(example_keys(jax.random.key(0), len(pictures())), 2)
     image = towers(*FORMS[0], method="encode_image", dropout=0.5)(pictures(), rng=image_rng)
     text = towers(*FORMS[0], method="encode_text", dropout=0.5)(captions(), rng=text_rng)
-    np.testing.assert_allclose(found.image, image, atol=1e-6)
-    np.testing.assert_allclose(found.text, text, atol=1e-6)
+    np.testing.assert_allclose(embeddings.image, image, atol=1e-6)
+    np.testing.assert_allclose(embeddings.text, text, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_black_picture_has_finite_gradients_even_where_black_becomes_zero(form):
+def test_gradients_are_finite_for_a_picture_that_is_all_zero_after_normalisation(form):
     graph = graph_of(config_of(*form, mean=(0.0, 0.0, 0.0)))
     black = jnp.zeros((2, SIZE, SIZE, 3), jnp.uint8)
 
     def loss(params):
-        found = nnx.merge(graph, params)(black, captions()[:2])
-        return jnp.sum(found.image * found.text) * found.logit_scale
+        embeddings = nnx.merge(graph, params)(black, captions()[:2])
+        return jnp.sum(embeddings.image * embeddings.text) * embeddings.logit_scale
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(parameters(*form))
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-def test_a_zero_vector_has_a_finite_gradient():
+def test_normalising_a_zero_vector_has_a_finite_gradient():
     value, gradient = jax.value_and_grad(lambda x: unit(x).sum())(jnp.zeros((2, 4)))
     assert value == 0 and np.isfinite(gradient).all()

@@ -1,4 +1,4 @@
-"""Linear equals flax's own; on CPUs bfloat16 products are summed in float32, forwards and backwards."""
+"""Linear equals flax's LinearGeneral; on CPUs, values and gradients in bfloat16 are summed in float32."""
 
 import re
 
@@ -13,7 +13,7 @@ from jaxclip.models.linear import Linear, contract
 
 @pytest.fixture(params=[((8,), (3, 2, 4), -1), ((2, 4), (8,), (-2, -1))], ids=["split", "joined"])
 def layers(request):
-    """Returns a function from a dtype to (our map, flax's with the same parameters, an input for both)."""
+    """Returns a function from a dtype to (our layer, flax's layer with the same parameters, an input for both)."""
     inputs, outputs, axis = request.param
 
     def make(dtype):
@@ -33,10 +33,10 @@ def gradients(layer, x):
     return nnx.grad(lambda layer, x: (layer(x) * weight).sum(), argnums=(0, 1))(layer, x)
 
 
-def test_float32_maps_equal_those_of_flax(layers):
+def test_float32_layers_equal_those_of_flax(layers):
     ours, flax, x = layers(jnp.float32)
     np.testing.assert_allclose(ours(x), flax(x), rtol=1e-6, atol=1e-6)
-    for layer in (ours, flax):  # sums of whole numbers do not depend on the order
+    for layer in (ours, flax):  # sums of whole numbers are exact in any order
         nnx.update(layer, jax.tree.map(lambda leaf: jnp.round(8 * leaf), nnx.state(layer)))
     jax.tree.map(np.testing.assert_array_equal, *(gradients(layer, jnp.round(4 * x)) for layer in (ours, flax)))
 
@@ -49,15 +49,15 @@ def test_on_a_cpu_the_gradient_of_a_float32_kernel_sums_over_one_axis(layers):
     assert "[0] x [0]" in contracted and "[0, 1] x [0, 1]" not in contracted, contracted
 
 
-def test_bfloat16_maps_differ_from_float32_ones_only_by_rounding(layers):
-    (half, _, x), (whole, _, _) = layers(jnp.bfloat16), layers(jnp.float32)
-    y, exact = half(x), whole(x.astype(jnp.float32))
+def test_bfloat16_layers_differ_from_float32_layers_only_by_rounding(layers):
+    (narrow, _, x), (wide, _, _) = layers(jnp.bfloat16), layers(jnp.float32)
+    y, exact = narrow(x), wide(x.astype(jnp.float32))
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=0.02, atol=0.06)
-    found, expected = gradients(half, x), gradients(whole, x.astype(jnp.float32))
-    assert found[1].dtype == jnp.bfloat16
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=0.03, atol=0.03 * np.abs(other).max())
+    rounded, expected = gradients(narrow, x), gradients(wide, x.astype(jnp.float32))
+    assert rounded[1].dtype == jnp.bfloat16
+    for leaf, exact in zip(jax.tree.leaves(rounded), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf.astype(jnp.float32), exact, rtol=0.03, atol=0.03 * np.abs(exact).max())
 
 
 def test_on_a_cpu_every_bfloat16_product_has_a_float32_result(layers):

@@ -1,4 +1,4 @@
-"""Adapters: nothing at first, then what they say, and the same when merged into the kernels."""
+"""Adapters change no output at first, then add their product, and can be merged into the kernels."""
 
 import functools
 
@@ -42,8 +42,8 @@ def run(params, lora=None, *, rng=None, execution="unroll"):
     pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
     tokens = np.random.default_rng(1).integers(0, 10, (4, 8)).astype(np.int32)
     tokens[:, -1] = END
-    found = jax.jit(lambda params: nnx.merge(graph, params)(pictures, tokens, rng=rng))(params)
-    return np.asarray(found.image), np.asarray(found.text)
+    embeddings = jax.jit(lambda params: nnx.merge(graph, params)(pictures, tokens, rng=rng))(params)
+    return np.asarray(embeddings.image), np.asarray(embeddings.text)
 
 
 def without_adapters(params):
@@ -55,70 +55,70 @@ def adapted(params):
 
 
 @pytest.mark.parametrize("execution", ["unroll", "scan"])
-def test_new_adapters_leave_every_bit_of_the_outputs(execution):
+def test_new_adapters_change_no_bit_of_the_outputs(execution):
     params = parameters(ALL)
-    assert len(adapted(params)) == 2 * 5 + 1  # and the stem's
+    assert len(adapted(params)) == 2 * 5 + 1  # five linear maps per tower, and the stem's projection
     jax.tree.map(np.testing.assert_array_equal, without_adapters(params), parameters())
-    for found, plain in zip(
+    for adapted_output, plain in zip(
         run(params, LoRAConfig(3, 6.0, 0.0, ALL), execution=execution),
         run(parameters(), execution=execution),
         strict=True,
     ):
-        np.testing.assert_array_equal(found, plain)
+        np.testing.assert_array_equal(adapted_output, plain)
 
 
 def test_an_adapter_adds_its_scaled_product():
-    """Against the kernels with the product written out with einsum, layer by layer."""
+    """Compares with kernels to which the product is added by einsum, for all layers of a stack."""
     lora = LoRAConfig(3, 6.0, 0.0, "attention/(qkv|out)")
     params = trained(parameters(lora.targets))
     expected = flatten_dict(without_adapters(params))
     letters = {"qkv": "lwr,lrchd->lwchd", "out": "lhdr,lrw->lhdw"}
     for path in adapted(params):
-        *where, kind = path.split("/")
-        layer = flatten_dict(params)
-        a, b = (layer[(*where, kind, "lora", name)] for name in "ab")
-        expected[(*where, kind, "kernel")] += 6.0 / 3 * jnp.einsum(letters[kind], a, b)
-    plain, found = run(unflatten_dict(expected)), run(params, lora)
-    for wanted, vectors, untrained in zip(plain, found, run(parameters()), strict=True):
-        np.testing.assert_allclose(vectors, wanted, atol=2e-6)
+        *parents, kind = path.split("/")
+        leaves = flatten_dict(params)
+        a, b = (leaves[(*parents, kind, "lora", name)] for name in "ab")
+        expected[(*parents, kind, "kernel")] += 6.0 / 3 * jnp.einsum(letters[kind], a, b)
+    merged, adapted_outputs = run(unflatten_dict(expected)), run(params, lora)
+    for reference, vectors, untrained in zip(merged, adapted_outputs, run(parameters()), strict=True):
+        np.testing.assert_allclose(vectors, reference, atol=2e-6)
         assert np.abs(vectors - untrained).max() > 1e-2
 
 
-def test_merged_adapters_compute_the_same_without_adapters():
+def test_merged_parameters_give_the_same_outputs_without_adapters():
     lora = LoRAConfig(3, 6.0, 0.0, ALL)
     params = trained(parameters(ALL))
     merged = merge(params, lora.scale)
     assert jax.tree.structure(merged) == jax.tree.structure(parameters())
-    for found, wanted in zip(run(merged), run(params, lora), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=2e-6)
-    untouched = merge(parameters(ALL), lora.scale)
-    jax.tree.map(np.testing.assert_array_equal, untouched, parameters())
+    for vectors, reference in zip(run(merged), run(params, lora), strict=True):
+        np.testing.assert_allclose(vectors, reference, atol=2e-6)
+    merged_untrained = merge(parameters(ALL), lora.scale)
+    jax.tree.map(np.testing.assert_array_equal, merged_untrained, parameters())
 
 
 @pytest.mark.parametrize(
     ("targets", "count", "words"), [("^text/.*mlp", 2, ["text", "mlp"]), ("image/projection$", 1, ["image/projection"])]
 )
-def test_targets_name_the_maps_that_have_an_adapter(targets, count, words):
-    found = adapted(parameters(targets))
-    assert len(found) == count and all(word in name for name in found for word in words)
+def test_only_linear_maps_whose_name_matches_targets_get_an_adapter(targets, count, words):
+    names = adapted(parameters(targets))
+    assert len(names) == count and all(word in name for name in names for word in words)
 
 
 @pytest.mark.parametrize(
-    ("targets", "words"), [("(", "not a regular expression"), ("quv", "names are image/projection")]
+    ("targets", "words"), [("(", "not a regular expression"), ("quv", "their names are image/projection")]
 )
-def test_targets_that_cannot_be_meant_are_told(targets, words):
+def test_the_error_for_invalid_targets_names_the_field(targets, words):
     with pytest.raises(UserError, match=f"config.lora.targets: .*{words}"):
         parameters(targets)
 
 
-def test_dropout_acts_with_an_rng_only_on_the_adapters_alone_and_differs_between_layers():
+def test_dropout_needs_an_rng_follows_from_it_and_affects_only_the_adapters():
     lora = LoRAConfig(3, 6.0, 0.5, ALL)
-    fresh, grown = parameters(ALL), trained(parameters(ALL))
+    untrained, params = parameters(ALL), trained(parameters(ALL))
     key = jax.random.key(1)
-    plain = run(grown, lora)
-    for found, calm in zip(run(grown, lora, rng=key), plain, strict=True):
-        assert np.abs(found - calm).max() > 1e-3
-    for found, again in zip(run(grown, lora, rng=key), run(grown, lora, rng=key), strict=True):
-        np.testing.assert_array_equal(found, again)
-    for found, calm in zip(run(fresh, lora, rng=key), run(parameters()), strict=True):
-        np.testing.assert_allclose(found, calm, atol=1e-6)
+    plain = run(params, lora)
+    for dropped, full in zip(run(params, lora, rng=key), plain, strict=True):
+        assert np.abs(dropped - full).max() > 1e-3
+    for first, second in zip(run(params, lora, rng=key), run(params, lora, rng=key), strict=True):
+        np.testing.assert_array_equal(first, second)
+    for dropped, full in zip(run(untrained, lora, rng=key), run(parameters()), strict=True):
+        np.testing.assert_allclose(dropped, full, atol=1e-6)

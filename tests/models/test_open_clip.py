@@ -1,4 +1,4 @@
-"""Checkpoints of open_clip give what open_clip gives, and it loads what is written for it."""
+"""Checkpoints of open_clip have the same outputs here and there, and open_clip loads the checkpoints written here."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ SIGLIP_TEXT = {
 
 
 def siglip(name, size, **text):
-    """Returns the configuration of SigLIP with an image tower of timm and a small text tower."""
+    """Returns the configuration of a SigLIP with one of timm's image towers and a small text tower."""
     vision = {"image_size": size, "timm_model_name": name, "timm_model_pretrained": False}
     vision |= {"timm_pool": "map", "timm_proj": "none"}
     model = {"embed_dim": 768, "init_logit_bias": -10.0, "custom_text": True}
@@ -68,21 +68,22 @@ def write(folder, model, tensors):
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in MODELS])
-def test_its_checkpoints_give_what_it_gives_and_it_loads_what_is_written(tmp_path, name):
+def test_a_checkpoint_has_the_outputs_of_open_clip_and_open_clip_loads_what_is_written(tmp_path, name):
     logging.getLogger().setLevel(logging.ERROR)
     model = build(MODELS[name])
     stored = {key: value.numpy().copy() for key, value in model.state_dict().items()}
     write(tmp_path, MODELS[name], stored)
-    found = open_clip.read(tmp_path)
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: CLIP(found.config, rngs=nnx.Rngs(0))))
-    params = table.load(found.table, found.tensors, nnx.to_pure_dict(shapes))
+    checkpoint = open_clip.read(tmp_path)
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: CLIP(checkpoint.config, rngs=nnx.Rngs(0))))
+    params = table.load(checkpoint.table, checkpoint.tensors, nnx.to_pure_dict(shapes))
 
     random = np.random.default_rng(0)
-    size, end = found.config.image.size, found.config.text.end_token
+    size, end = checkpoint.config.image.size, checkpoint.config.text.end_token
     pixels = random.integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     tokens = random.integers(8, 290, (2, 16)).astype(np.int32)
     tokens[0, 9:] = tokens[1, 15:] = end
-    scaled = (pixels / 255.0 - np.asarray(found.config.image.mean)) / np.asarray(found.config.image.std)
+    image_config = checkpoint.config.image
+    scaled = (pixels / 255.0 - np.asarray(image_config.mean)) / np.asarray(image_config.std)
     with torch.no_grad():
         inputs = torch.tensor(scaled.transpose(0, 3, 1, 2)).float(), torch.tensor(tokens).long()
         image, text, scale, *bias = model(*inputs)
@@ -94,34 +95,35 @@ def test_its_checkpoints_give_what_it_gives_and_it_loads_what_is_written(tmp_pat
 
     out = tmp_path / "out"
     out.mkdir()
-    settings = open_clip.write_config(found.config)
+    settings = open_clip.write_config(checkpoint.config)
     del settings["text_cfg"]["hf_tokenizer_name"]
-    nested = not found.config.image.projection
-    written = table.save(open_clip.table(found.config, nested=nested), params)
+    nested = not image_config.projection
+    written = table.save(open_clip.table(checkpoint.config, nested=nested), params)
     for key, value in written.items():
         np.testing.assert_array_equal(value, stored[key if key in stored else f"text.{key}"], strict=True)
     write(out, settings, written)
-    again = oracle.create_model(f"local-dir:{out}").eval()
+    reloaded = oracle.create_model(f"local-dir:{out}").eval()
     with torch.no_grad():
-        assert all(torch.equal(a, b) for a, b in zip(again(*inputs), model(*inputs), strict=True))
-    assert replace(open_clip.read(out).config, logit_bias=found.config.logit_bias) == found.config
+        assert all(torch.equal(a, b) for a, b in zip(reloaded(*inputs), model(*inputs), strict=True))
+    assert replace(open_clip.read(out).config, logit_bias=checkpoint.config.logit_bias) == checkpoint.config
     assert load_file(out / open_clip.WEIGHTS).keys() == written.keys()
 
 
 @pytest.mark.parametrize(
-    ("size", "patch", "picture"), [(*key, p) for key, ps in open_clip.TIMM_PICTURES.items() for p in ps]
+    ("size", "patch", "image_size"),
+    [(*key, image_size) for key, image_sizes in open_clip.TIMM_IMAGE_SIZES.items() for image_size in image_sizes],
 )
-def test_the_table_of_siglips_image_towers_is_timms(tmp_path, size, patch, picture):
-    name = f"vit_{size}_patch{patch}_siglip_{picture}"
+def test_the_table_of_siglips_image_towers_agrees_with_timm(tmp_path, size, patch, image_size):
+    name = f"vit_{size}_patch{patch}_siglip_{image_size}"
     with torch.device("meta"):
         theirs = pytest.importorskip("timm").create_model(name)
-    (block, *_), model = theirs.blocks, siglip(name, picture, **SIGLIP_TEXT)
+    (block, *_), model = theirs.blocks, siglip(name, image_size, **SIGLIP_TEXT)
     (tmp_path / open_clip.CONFIG).write_text(json.dumps({"model_cfg": model}))
     save_file({"logit_scale": np.zeros((), np.float32)}, tmp_path / open_clip.WEIGHTS)
     ours = open_clip.read(tmp_path).config.image
     blocks = ours.transformer
     assert (blocks.layers, blocks.width, blocks.heads) == (len(theirs.blocks), theirs.embed_dim, block.attn.num_heads)
     assert round(blocks.width * blocks.mlp_ratio) == block.mlp.fc1.out_features
-    assert blocks.epsilon == block.norm1.eps and (ours.size, ours.patch) == (picture, patch)
+    assert blocks.epsilon == block.norm1.eps and (ours.size, ours.patch) == (image_size, patch)
     tanh = getattr(block.mlp.act, "approximate", "none") == "tanh" or "Tanh" in type(block.mlp.act).__name__
     assert (blocks.activation == "gelu_tanh") == tanh

@@ -1,11 +1,11 @@
-"""Position embeddings are resized for contexts of another length."""
+"""Position embeddings are resized to another context length."""
 
 import numpy as np
 
 from jaxclip.models.weights.positions import resize_context
 
 
-def test_a_longer_context_keeps_its_first_positions_and_stretches_the_rest():
+def test_resizing_to_a_longer_context_keeps_the_first_positions_and_stretches_the_others():
     positions = np.random.default_rng(0).normal(size=(77, 3)).astype(np.float32)
     longer = resize_context(positions, (248, 3))
     np.testing.assert_array_equal(longer[:20], positions[:20])

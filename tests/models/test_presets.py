@@ -1,4 +1,4 @@
-"""The presets are the towers they are named after, to the parameter."""
+"""The presets have exactly the sizes of the models after which they are named."""
 
 import math
 
@@ -25,33 +25,33 @@ def config_of(preset, image_size=224, vocab_size=49_408, context_length=77, **ex
     )
 
 
-def parameters_of(config):
+def count_parameters(config):
     shapes = nnx.eval_shape(lambda: nnx.state(CLIP(config, rngs=nnx.Rngs(0)), nnx.Param))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
 @pytest.mark.parametrize("preset", sorted(OPENAI))
-def test_the_published_presets_have_as_many_parameters_as_openais(preset):
-    assert parameters_of(config_of(preset)) == OPENAI[preset]
+def test_a_published_preset_has_as_many_parameters_as_openais_model(preset):
+    assert count_parameters(config_of(preset)) == OPENAI[preset]
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_every_preset_encodes_both_sides_into_one_space(preset):
+def test_both_towers_of_every_preset_return_embeddings_of_one_size(preset):
     config = config_of(preset, image_size=4 * PRESETS[preset].patch, vocab_size=512, context_length=8)
 
     def encode(pixels, tokens):
         return CLIP(config, rngs=nnx.Rngs(0))(pixels, tokens)
 
     size = config.image.size
-    found = jax.eval_shape(
+    embeddings = jax.eval_shape(
         encode, jax.ShapeDtypeStruct((2, size, size, 3), "uint8"), jax.ShapeDtypeStruct((2, 8), "int32")
     )
-    assert found.image.shape == found.text.shape == (2, PRESETS[preset].embedding)
-    assert found.logit_scale.shape == ()
+    assert embeddings.image.shape == embeddings.text.shape == (2, PRESETS[preset].embedding)
+    assert embeddings.logit_scale.shape == ()
 
 
-def test_execution_dtype_and_regularisation_do_not_shape_the_parameters():
-    plain = parameters_of(config_of("tiny", 64, 512, 8))
+def test_execution_dtype_and_regularisation_do_not_change_the_number_of_parameters():
+    plain = count_parameters(config_of("tiny", 64, 512, 8))
     for execution in ({"execution": "scan"}, {"remat": "full"}, {"dtype": "bfloat16"}, {"dropout": 0.1}):
-        assert parameters_of(config_of("tiny", 64, 512, 8, **execution)) == plain
-    assert parameters_of(config_of("tiny", 64, 512, 8, patch_dropout=0.5, stochastic_depth=0.5)) == plain
+        assert count_parameters(config_of("tiny", 64, 512, 8, **execution)) == plain
+    assert count_parameters(config_of("tiny", 64, 512, 8, patch_dropout=0.5, stochastic_depth=0.5)) == plain

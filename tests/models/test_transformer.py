@@ -31,7 +31,7 @@ def parameters(layers=SHAPE.layers):
 
 @functools.cache
 def apply(config, causal=False):
-    """Returns compiled f(x, mask, rng) -> tokens; the parameters depend on no field of `config` but layers."""
+    """Returns a compiled function (x, mask, rng) -> tokens; only config.layers affects the parameters."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
 
     def run(params, x, mask, rng):
@@ -41,7 +41,7 @@ def apply(config, causal=False):
 
 
 def gradients(config, rng):
-    """Returns the output and the gradients of a fixed projection of it."""
+    """Returns ((loss, output), gradients); the loss is a fixed weighted mean of the output."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     weights = jnp.asarray(np.random.default_rng(1).normal(size=X.shape), jnp.float32)
 
@@ -63,7 +63,7 @@ def assert_close(first, second, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("regularised", [False, True])
-def test_scanned_layers_equal_unrolled_ones_in_value_and_gradient(regularised):
+def test_scanned_layers_have_the_outputs_and_gradients_of_unrolled_layers(regularised):
     scanned = replace(SHAPE, dropout=0.2, stochastic_depth=0.5, execution="scan")
     assert_close(gradients(scanned, jax.random.key(7) if regularised else None), expected_gradients(regularised))
 
@@ -75,25 +75,25 @@ def test_every_remat_policy_gives_the_same_gradients(execution, remat):
     assert_close(gradients(config, jax.random.key(7)), expected_gradients(True))
 
 
-def test_a_remat_policy_keeps_less_for_the_backward_pass():
-    def kept(remat):
+def test_a_remat_policy_stores_less_for_the_backward_pass():
+    def stored_values(remat):
         config = replace(SHAPE, layers=8, execution="scan", remat=remat)
         graph, params = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
         x = jax.ShapeDtypeStruct((8, 16, 16), jnp.float32)
         _, pullback = jax.eval_shape(lambda p, x: jax.vjp(nnx.merge(graph, p), x), params, x)
         return sum(leaf.size for leaf in jax.tree.leaves(pullback))
 
-    assert kept("full") < kept("dots") < kept("none")
+    assert stored_values("full") < stored_values("dots") < stored_values("none")
 
 
-def test_under_a_causal_mask_a_token_does_not_see_later_tokens():
+def test_under_a_causal_mask_a_token_does_not_depend_on_later_tokens():
     run, changed = apply(SHAPE, causal=True), X.at[:, 3:].set(0.5)
     np.testing.assert_array_equal(run(X, None, None)[:, :3], run(changed, None, None)[:, :3])
     plain = apply(SHAPE)
     assert not np.allclose(plain(X, None, None)[:, :3], plain(changed, None, None)[:, :3])
 
 
-def test_a_masked_token_is_not_seen():
+def test_other_tokens_do_not_depend_on_a_masked_token():
     mask = jnp.arange(5) < jnp.asarray([[5], [3], [1], [4]])
     changed = jnp.where(mask[..., None], X, 9.0)
     run, inside = apply(SHAPE), np.asarray(mask)
@@ -101,7 +101,7 @@ def test_a_masked_token_is_not_seen():
 
 
 @pytest.mark.parametrize("setting", ["dropout", "stochastic_depth"])
-def test_regularisation_acts_with_an_rng_only_and_follows_from_it(setting):
+def test_regularisation_needs_an_rng_and_is_determined_by_it(setting):
     plain, run = apply(SHAPE)(X, None, None), apply(replace(SHAPE, **{setting: 0.5}))
     np.testing.assert_array_equal(run(X, None, None), plain)
     first, again, other = (run(X, None, jax.random.key(seed)) for seed in (1, 1, 2))
@@ -113,7 +113,7 @@ def test_an_rng_without_regularisation_changes_nothing():
     np.testing.assert_array_equal(apply(SHAPE)(X, None, jax.random.key(1)), apply(SHAPE)(X, None, None))
 
 
-def test_dropout_keeps_the_mean_and_the_share():
+def test_dropout_zeroes_the_given_share_and_preserves_the_mean():
     dropped = dropout(jnp.ones((200, 50)), 0.3, jax.random.split(jax.random.key(0), 200))
     assert abs(float((dropped == 0).mean()) - 0.3) < 0.02
     assert abs(float(dropped.mean()) - 1.0) < 0.03
@@ -136,15 +136,15 @@ def value_and_gradients(function, *arguments):
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_a_bfloat16_activation_and_its_gradient_are_those_of_float32_rounded_once(name):
+def test_a_bfloat16_activation_and_its_gradient_are_computed_in_float32_and_rounded_once(name):
     x = jnp.linspace(-4, 4, 2048).astype(jnp.bfloat16)
     ours = lambda x: activate(x, name)  # noqa: E731
     wide = lambda x: ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)  # noqa: E731
     jax.tree.map(np.testing.assert_array_equal, *(value_and_gradients(f, x) for f in (ours, wide)))
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere attention is computed in the dtype of its inputs")
-def test_bfloat16_attention_on_a_cpu_and_its_gradients_are_those_of_float32_rounded_once():
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only CPUs compute attention in float32")
+def test_on_a_cpu_bfloat16_attention_and_its_gradients_are_computed_in_float32_and_rounded_once():
     parts = jax.random.normal(jax.random.key(0), (3, 2, 7, 2, 8), jnp.bfloat16)
     wide = lambda *parts: attend(*(part.astype(jnp.float32) for part in parts)).astype(jnp.bfloat16)  # noqa: E731
     jax.tree.map(np.testing.assert_array_equal, *(value_and_gradients(f, *parts) for f in (attend, wide)))

@@ -1,4 +1,4 @@
-"""Checkpoints of other libraries: read as they are onto any mesh, or refused in one sentence; nothing is unpickled."""
+"""Checkpoints of other libraries are read unchanged onto any mesh, or refused in one sentence; nothing is unpickled."""
 
 import json
 import os
@@ -59,30 +59,30 @@ def write(folder, config=CLIP_TOWERS, change=lambda tensors: tensors, layout=hug
 
 
 def load(folder, config=None, layout=hugging_face):
-    found = layout.read(folder)
-    return table.load(found.table, found.tensors, shapes_of(config or found.config))
+    checkpoint = layout.read(folder)
+    return table.load(checkpoint.table, checkpoint.tensors, shapes_of(config or checkpoint.config))
 
 
-def assert_equal(found, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), found, expected)
+def assert_equal(actual, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), actual, expected)
 
 
 @pytest.mark.parametrize("layout", [hugging_face, open_clip], ids=["transformers", "open_clip"])
 @pytest.mark.parametrize("config", [CLIP_TOWERS, SIGLIP_TOWERS], ids=["clip", "siglip"])
-def test_what_is_written_is_read_back_bit_by_bit(tmp_path, config, layout):
+def test_a_written_checkpoint_is_read_back_bit_by_bit(tmp_path, config, layout):
     if layout is open_clip and config is SIGLIP_TOWERS:
-        pytest.skip("timm has no tower as small; see test_open_clip.py")
+        pytest.skip("timm has no image tower this small; see test_open_clip.py")
     params = write(tmp_path, config, layout=layout)
     assert layout.read(tmp_path).config == config
     assert_equal(load(tmp_path, layout=layout), params)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_weights_of_another_precision_become_float32(tmp_path, dtype):
+def test_weights_of_any_precision_are_loaded_as_float32(tmp_path, dtype):
     params = write(tmp_path, change=lambda tensors: {name: value.astype(dtype) for name, value in tensors.items()})
-    found = load(tmp_path)
-    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
-    assert_equal(found, jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), params))
+    loaded = load(tmp_path)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype("float32")}
+    assert_equal(loaded, jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), params))
 
 
 def test_a_checkpoint_in_several_files_is_read_through_its_index(tmp_path):
@@ -97,26 +97,26 @@ def test_a_checkpoint_in_several_files_is_read_through_its_index(tmp_path):
     index.write_text(json.dumps({"weight_map": files}))
     assert_equal(load(tmp_path), params)
     index.write_text(json.dumps({"weight_map": {**files, names[0]: files[names[1]]}}))
-    with pytest.raises(UserError, match=f"disagrees with the files it lists, for one about {names[0]}"):
+    with pytest.raises(UserError, match=f"disagrees with the files that it lists, for example about {names[0]}"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
-def test_weights_are_read_straight_to_their_places_on_any_mesh(tmp_path, sizes):
+def test_weights_are_loaded_directly_into_their_shardings_on_any_mesh(tmp_path, sizes):
     blocks = replace(BLOCKS, width=64, heads=8)
     config = CLIPConfig(ImageConfig(32, 8, blocks), TextConfig(128, 12, 127, blocks), 24)
     params = write(tmp_path, config)
     shapes = shapes_of(config)
-    where = sharding.shardings(shapes, meshes.make_mesh(*sizes))
+    shardings = sharding.shardings(shapes, meshes.make_mesh(*sizes))
     abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, where
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
-    found = hugging_face.read(tmp_path)
-    loaded = table.load(found.table, found.tensors, abstract)
+    checkpoint = hugging_face.read(tmp_path)
+    loaded = table.load(checkpoint.table, checkpoint.tensors, abstract)
     assert_equal(loaded, params)
-    jax.tree.map(lambda leaf, sharding: pytest.fail() if leaf.sharding != sharding else None, loaded, where)
+    jax.tree.map(lambda leaf, sharding: pytest.fail() if leaf.sharding != sharding else None, loaded, shardings)
     kernel = loaded["image"]["transformer"]["blocks"]["mlp_in"]["kernel"]
-    assert not kernel.sharding.is_fully_replicated, "the test is of a mesh that splits something"
+    assert not kernel.sharding.is_fully_replicated, "this mesh splits no parameter, so the test would prove nothing"
 
 
 def without(name):
@@ -127,12 +127,12 @@ def without(name):
     "change, message",
     [
         (without(LAST), f"missing: {LAST}$"),
-        (lambda tensors: {**tensors, "adapter.weight": np.zeros(3, np.float32)}, "not known: adapter.weight$"),
+        (lambda tensors: {**tensors, "adapter.weight": np.zeros(3, np.float32)}, "unknown: adapter.weight$"),
         (
             lambda tensors: {**tensors, LAST: np.zeros(7, np.float32)},
-            rf"of another shape: {LAST} is \(7,\), not \(32,\)$",
+            rf"wrong shape: {LAST} is \(7,\), not \(32,\)$",
         ),
-        (lambda tensors: {**without(LAST)(tensors), "a": np.zeros(1, np.float32)}, f"missing: {LAST}; not known: a$"),
+        (lambda tensors: {**without(LAST)(tensors), "a": np.zeros(1, np.float32)}, f"missing: {LAST}; unknown: a$"),
         (lambda tensors: {**tensors, LAST: np.zeros(32, np.int64)}, f"{LAST} holds I64, not one of F64, F32"),
     ],
     ids=["missing", "extra", "misshaped", "renamed", "integers"],
@@ -143,20 +143,20 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, message):
         load(tmp_path)
 
 
-def test_constants_that_old_releases_stored_are_passed_over(tmp_path):
+def test_constants_that_old_releases_stored_are_ignored(tmp_path):
     ids = {"text_model.embeddings.position_ids": np.arange(12)[None]}
     params = write(tmp_path, change=lambda tensors: {**tensors, **ids})
     assert_equal(load(tmp_path), params)
 
 
 class Bomb:
-    """What runs if it is ever unpickled."""
+    """An object whose unpickling ends the tests."""
 
     def __reduce__(self):
         return (pytest.exit, ("a pickle was loaded",))
 
 
-def zipped(path):
+def write_zipped_pickle(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(Bomb()))
 
@@ -173,34 +173,35 @@ def entry(begin, end, dtype="F32", shape=(2,)):
 BROKEN = {
     "empty": lambda path: path.write_bytes(b""),
     "a pickle": lambda path: path.write_bytes(pickle.dumps(Bomb())),
-    "a zipped pickle": zipped,
+    "a zipped pickle": write_zipped_pickle,
     "a header longer than the file": lambda path: path.write_bytes(header("{}", 1 << 40)),
-    "a header that is no JSON": lambda path: path.write_bytes(header("{not json}")),
+    "a header that is not JSON": lambda path: path.write_bytes(header("{not json}")),
     "a tensor beyond the end": lambda path: path.write_bytes(header(entry(0, 8)) + bytes(4)),
     "a hole": lambda path: path.write_bytes(header(entry(4, 12)) + bytes(12)),
-    "a size that is not the shape's": lambda path: path.write_bytes(header(entry(0, 8, shape=(3,))) + bytes(8)),
-    "a type nobody knows": lambda path: path.write_bytes(header(entry(0, 8, dtype="X9")) + bytes(8)),
-    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-100]),
-    "cut off in its header": lambda path: path.write_bytes(path.read_bytes()[:50]),
+    "a size that does not match the shape": lambda path: path.write_bytes(header(entry(0, 8, shape=(3,))) + bytes(8)),
+    "an unknown type": lambda path: path.write_bytes(header(entry(0, 8, dtype="X9")) + bytes(8)),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "truncated in the header": lambda path: path.write_bytes(path.read_bytes()[:50]),
 }
 
 
 @pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN.keys())
-def test_a_file_that_is_no_whole_safetensors_file_is_refused_in_one_sentence(tmp_path, damage):
+def test_a_file_that_is_not_a_complete_safetensors_file_is_refused_in_one_sentence(tmp_path, damage):
     write(tmp_path)
     damage(tmp_path / "model.safetensors")
     with pytest.raises(UserError) as raised:
         load(tmp_path)
     message = str(raised.value)
     assert "model.safetensors" in message and "\n" not in message
-    assert "never unpickled" in message if damage in (zipped, BROKEN["a pickle"]) else "no safetensors file" in message
+    is_pickle = damage in (write_zipped_pickle, BROKEN["a pickle"])
+    assert ("never unpickled" if is_pickle else "not a safetensors file") in message
 
 
 @pytest.mark.parametrize(
     "file",
     ["../model.safetensors", "/etc/model.safetensors", "sub/model.safetensors", "model.bin", "..\\m.safetensors"],
 )
-def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path, file):
+def test_an_index_that_names_a_file_outside_the_folder_is_refused(tmp_path, file):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     write(folder)
@@ -210,7 +211,7 @@ def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path, file):
         load(folder)
 
 
-def test_a_folder_that_holds_pickles_alone_is_refused(tmp_path):
+def test_a_folder_with_only_pickles_is_refused(tmp_path):
     write(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
@@ -224,12 +225,12 @@ def test_a_folder_that_holds_pickles_alone_is_refused(tmp_path):
         ("", "is not valid JSON"),
         ("[]", "holds list, not an object"),
         ('{"model_type": "llama"}', "model_type is 'llama'; clip and siglip can be loaded"),
-        ('{"model_type": "clip", "vision_config": {"hidden_act": "swish"}}', "hidden_act = 'swish' is none of"),
+        ('{"model_type": "clip", "vision_config": {"hidden_act": "swish"}}', "hidden_act = 'swish' is not one of"),
         ('{"model_type": "clip", "vision_config": {"num_attention_heads": 5}}', "is not a multiple of the number"),
         ('{"model_type": "clip", "vision_config": 3}', "does not describe a clip model"),
     ],
 )
-def test_a_configuration_that_cannot_be_built_is_refused_in_one_sentence(tmp_path, settings, message):
+def test_an_invalid_configuration_is_refused_in_one_sentence(tmp_path, settings, message):
     write(tmp_path)
     (tmp_path / "config.json").write_text(settings)
     with pytest.raises(UserError, match=message) as raised:
@@ -241,14 +242,14 @@ def test_a_configuration_that_cannot_be_built_is_refused_in_one_sentence(tmp_pat
     "section, change, message",
     [
         ("vision_cfg", {"attentional_pool": True}, "vision_cfg.attentional_pool = True is not supported"),
-        ("vision_cfg", {"timm_model_name": "resnet50"}, "SigLIP's with attention pooling are supported, not resnet50"),
+        ("vision_cfg", {"timm_model_name": "resnet50"}, "resnet50 is not supported; of timm's image towers"),
         ("text_cfg", {"hf_model_name": "roberta"}, "text_cfg.hf_model_name = 'roberta' is not supported"),
-        ("text_cfg", {"pool_type": "first"}, "text_cfg.pool_type = 'first' with this causal mask is not supported"),
-        ("text_cfg", {"no_causal_mask": True}, "with this causal mask is not supported"),
+        ("text_cfg", {"pool_type": "first"}, "pool_type = 'first' with no_causal_mask = False is not supported"),
+        ("text_cfg", {"no_causal_mask": True}, "'argmax' with no_causal_mask = True is not supported"),
         ("text_cfg", {"tokenizer_mode": "clips"}, "text_cfg.tokenizer_mode = 'clips' is not supported"),
     ],
 )
-def test_open_clips_other_towers_are_refused_by_name(tmp_path, section, change, message):
+def test_the_error_for_other_towers_of_open_clip_names_the_field(tmp_path, section, change, message):
     write(tmp_path, layout=open_clip)
     path = tmp_path / open_clip.CONFIG
     settings = json.loads(path.read_text())
@@ -268,19 +269,19 @@ def test_open_clips_other_towers_are_refused_by_name(tmp_path, section, change, 
         (replace(CLIP_TOWERS, text=replace(CLIP_TOWERS.text, pooling="mean")), "a text tower that averages"),
         (
             replace(CLIP_TOWERS, text=replace(CLIP_TOWERS.text, projection_bias=True)),
-            "this mixture of CLIP's and SigLIP",
+            "this combination of parts of CLIP and of SigLIP",
         ),
     ],
 )
-def test_towers_that_others_cannot_be_are_refused_with_the_reason(config, reason):
+def test_towers_that_other_libraries_cannot_represent_are_refused_with_the_reason(config, reason):
     for layout in (hugging_face, open_clip):
         with pytest.raises(UserError, match=reason):
             layout.write_config(config)
 
 
-def test_clips_towers_with_a_bias_of_the_logits_are_open_clips_alone():
+def test_clips_towers_with_a_logit_bias_are_written_for_open_clip_only():
     biased = replace(CLIP_TOWERS, logit_bias=-3.0)
-    with pytest.raises(UserError, match="a bias of the logits beside CLIP's towers.*open_clip has"):
+    with pytest.raises(UserError, match="a logit bias with CLIP's towers.*open_clip only"):
         hugging_face.write_config(biased)
     assert open_clip.write_config(biased) == open_clip.write_config(CLIP_TOWERS) | {"init_logit_bias": -3.0}
     assert any(row.theirs == "logit_bias" for row in open_clip.table(biased, nested=False))
@@ -291,7 +292,7 @@ def test_an_end_token_that_transformers_would_misread_is_refused():
         hugging_face.write_config(replace(CLIP_TOWERS, text=replace(CLIP_TOWERS.text, end_token=2)))
 
 
-MEASURED = """
+MEASURE_LOADING = """
 import sys, threading, time
 from pathlib import Path
 import jax, numpy as np
@@ -299,24 +300,24 @@ from flax import nnx
 from jaxclip.models.clip import CLIP
 from jaxclip.models.weights import hugging_face, table
 
-def anonymous():
+def anonymous_memory():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
-found = hugging_face.read(Path(sys.argv[1]))
-shapes = nnx.to_pure_dict(nnx.eval_shape(lambda: nnx.state(CLIP(found.config, rngs=nnx.Rngs(0)))))
+checkpoint = hugging_face.read(Path(sys.argv[1]))
+shapes = nnx.to_pure_dict(nnx.eval_shape(lambda: nnx.state(CLIP(checkpoint.config, rngs=nnx.Rngs(0)))))
 jax.block_until_ready(jax.numpy.zeros(8) + 1)
 sizes = [leaf.size * 4 / 2**20 for leaf in jax.tree.leaves(shapes)]
-before, peak, running = anonymous(), [0.0], [True]
+before, peak, running = anonymous_memory(), [0.0], [True]
 
 def watch():
     while running[0]:
-        peak[0] = max(peak[0], anonymous())
+        peak[0] = max(peak[0], anonymous_memory())
         time.sleep(0.001)
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-params = jax.block_until_ready(table.load(found.table, found.tensors, shapes))
+params = jax.block_until_ready(table.load(checkpoint.table, checkpoint.tensors, shapes))
 running[0] = False
 watcher.join()
 print(peak[0] - before, sum(sizes), max(sizes))
@@ -324,20 +325,20 @@ print(peak[0] - before, sum(sizes), max(sizes))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_loading_takes_the_memory_of_the_parameters_and_of_the_largest_one(tmp_path):
+def test_loading_needs_at_most_the_memory_of_all_parameters_plus_the_largest_one(tmp_path):
     blocks = replace(BLOCKS, width=512, heads=8, layers=6, mlp_ratio=4.0)
     write(tmp_path, CLIPConfig(ImageConfig(32, 8, blocks), TextConfig(20_000, 12, 63, blocks), 24))
-    # What is freed is given back at once: how much malloc would keep for later is not what is measured.
+    # Freed memory is returned to the system at once, so that malloc's reserve is not measured.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20), "XLA_FLAGS": ""}
-    command = [sys.executable, "-c", MEASURED, tmp_path]
+    command = [sys.executable, "-c", MEASURE_LOADING, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     peak, parameters, largest = map(float, done.stdout.split())
     assert parameters > 150 and largest > 35
     assert peak < parameters + largest, f"{peak:.0f} MiB for {parameters:.0f} MiB, the largest {largest:.0f}"
-    assert peak > 0.9 * parameters, "what is measured is the loading"
+    assert peak > 0.9 * parameters, "the measurement missed the loading"
 
 
-def test_only_headers_are_read_until_a_tensor_is_asked_for(tmp_path):
+def test_opening_a_checkpoint_gives_shapes_and_reads_a_tensor_on_request(tmp_path):
     write(tmp_path)
     tensors = open_tensors(Path(tmp_path), "model.safetensors")
     assert tensors.shapes[LAST] == (32,)

@@ -1,4 +1,4 @@
-"""Towers and encoders with the weights of transformers give what transformers gives, and train as they train there."""
+"""Towers and encoders with weights of transformers have the same outputs and training losses as in transformers."""
 
 import json
 from dataclasses import replace
@@ -61,7 +61,7 @@ def siglip():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Writes a randomly initialised model of transformers, its biases and norms random too, and returns both."""
+    """Returns a function that saves a model of transformers with random weights and returns (folder, model)."""
 
     def write(make, change=lambda model: None):
         torch.manual_seed(0)
@@ -79,10 +79,10 @@ def checkpoint(tmp_path_factory):
 
 
 def towers(folder):
-    """Returns the configuration, the graph and the parameters of a checkpoint."""
-    found = hugging_face.read(folder)
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: CLIP(found.config, rngs=nnx.Rngs(0))))
-    return found, graph, table.load(found.table, found.tensors, nnx.to_pure_dict(shapes))
+    """Returns a checkpoint, not loaded, and the graph and the parameters of its towers."""
+    checkpoint = hugging_face.read(folder)
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: CLIP(checkpoint.config, rngs=nnx.Rngs(0))))
+    return checkpoint, graph, table.load(checkpoint.table, checkpoint.tensors, nnx.to_pure_dict(shapes))
 
 
 def pictures(size, count=3):
@@ -95,7 +95,7 @@ def pixel_values(pixels, config):
 
 
 def captions(length, count=3):
-    """Returns captions of every length from none to over-long, padded with their end."""
+    """Returns captions of `count` lengths, from empty to the whole context, padded with the end token."""
     random = np.random.default_rng(1)
     tokens = random.integers(1, 298, (count, length))
     lengths = np.linspace(0, length - 2, count).astype(int)
@@ -104,53 +104,55 @@ def captions(length, count=3):
     return tokens.astype(np.int32)
 
 
-def assert_same(found, expected):
-    logits = found.logit_scale * found.image @ found.text.T
-    logits = logits if found.logit_bias is None else logits + found.logit_bias
-    np.testing.assert_allclose(found.image, expected.image_embeds.numpy(), atol=CLOSE, rtol=0)
-    np.testing.assert_allclose(found.text, expected.text_embeds.numpy(), atol=CLOSE, rtol=0)
+def assert_same(ours, expected):
+    logits = ours.logit_scale * ours.image @ ours.text.T
+    logits = logits if ours.logit_bias is None else logits + ours.logit_bias
+    np.testing.assert_allclose(ours.image, expected.image_embeds.numpy(), atol=CLOSE, rtol=0)
+    np.testing.assert_allclose(ours.text, expected.text_embeds.numpy(), atol=CLOSE, rtol=0)
     np.testing.assert_allclose(logits, expected.logits_per_image.numpy(), atol=CLOSE, rtol=0)
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith("vit") else ()) for name in sorted(CLIPS)]
 )
-def test_clips_embeddings_and_logits_are_those_of_transformers(checkpoint, name):
-    def end_as_of_old(model):
+def test_clips_embeddings_and_logits_equal_those_of_transformers(checkpoint, name):
+    def set_legacy_end(model):
         model.config.text_config.eos_token_id = model.text_model.eos_token_id = 2
 
-    folder, model = checkpoint(CLIPS[name], end_as_of_old if name == "legacy_end" else lambda model: None)
-    found, graph, params = towers(folder)
-    pixels, tokens = pictures(found.config.image.size), captions(found.config.text.context_length, 6)[-3:]
+    folder, model = checkpoint(CLIPS[name], set_legacy_end if name == "legacy_end" else lambda model: None)
+    loaded, graph, params = towers(folder)
+    config = loaded.config
+    pixels, tokens = pictures(config.image.size), captions(config.text.context_length, 6)[-3:]
     with torch.no_grad():
-        expected = model(input_ids=torch.tensor(tokens).long(), pixel_values=pixel_values(pixels, found.config.image))
+        expected = model(input_ids=torch.tensor(tokens).long(), pixel_values=pixel_values(pixels, config.image))
     assert_same(jax.jit(nnx.merge(graph, params))(pixels, tokens), expected)
 
 
-def test_captions_of_every_length_are_read_at_their_end(checkpoint):
+def test_captions_of_every_length_have_the_embeddings_of_transformers(checkpoint):
     folder, model = checkpoint(CLIPS["gelu"])
     _, graph, params = towers(folder)
     tokens = captions(77, 77)
     with torch.no_grad():
         expected = model.get_text_features(input_ids=torch.tensor(tokens).long()).pooler_output
-    found = jax.jit(nnx.merge(graph, params).encode_text)(tokens)
-    np.testing.assert_allclose(found, torch.nn.functional.normalize(expected), atol=CLOSE)
+    vectors = jax.jit(nnx.merge(graph, params).encode_text)(tokens)
+    np.testing.assert_allclose(vectors, torch.nn.functional.normalize(expected), atol=CLOSE)
 
 
-def test_siglips_embeddings_and_logits_are_those_of_transformers(checkpoint):
+def test_siglips_embeddings_and_logits_equal_those_of_transformers(checkpoint):
     folder, model = checkpoint(siglip)
-    found, graph, params = towers(folder)
+    loaded, graph, params = towers(folder)
+    config = loaded.config
     pixels, tokens = pictures(64), captions(16)
     with torch.no_grad():
-        expected = model(input_ids=torch.tensor(tokens).long(), pixel_values=pixel_values(pixels, found.config.image))
+        expected = model(input_ids=torch.tensor(tokens).long(), pixel_values=pixel_values(pixels, config.image))
     assert_same(jax.jit(nnx.merge(graph, params))(pixels, tokens), expected)
-    assert float(np.abs(params["logit_bias"])) > 0, "the logits are tested with a bias"
+    assert float(np.abs(params["logit_bias"])) > 0, "the bias must not be zero, or the test would not cover it"
 
 
 def adapted(folder, targets):
-    """Returns the configuration, the graph and the parameters of a checkpoint with adapters that say something."""
-    found = hugging_face.read(folder)
-    config = replace(found.config, lora=LoRAConfig(3, 6.0, 0.0, targets))
+    """Returns the configuration, the graph and the parameters of a checkpoint with random adapters."""
+    loaded = hugging_face.read(folder)
+    config = replace(loaded.config, lora=LoRAConfig(3, 6.0, 0.0, targets))
     graph, shapes = nnx.split(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
     shapes = flatten_dict(nnx.to_pure_dict(shapes))
     random = np.random.default_rng(0)
@@ -158,12 +160,12 @@ def adapted(folder, targets):
         path: jnp.asarray(0.1 * random.normal(size=s.shape), s.dtype) for path, s in shapes.items() if "lora" in path
     }
     plain = unflatten_dict({path: s for path, s in shapes.items() if path not in adapters})
-    params = flatten_dict(table.load(found.table, found.tensors, plain)) | adapters
+    params = flatten_dict(table.load(loaded.table, loaded.tensors, plain)) | adapters
     return config, graph, unflatten_dict(params)
 
 
 @pytest.mark.parametrize("targets", ["blocks|/projection$", "text/.*qkv"])
-def test_adapters_kept_apart_do_in_peft_what_they_do_here(checkpoint, tmp_path, targets):
+def test_adapters_saved_for_peft_have_the_same_effect_in_peft(checkpoint, tmp_path, targets):
     library = pytest.importorskip("peft")
     folder, model = checkpoint(CLIPS["odd_sizes"])
     config, graph, params = adapted(folder, targets)
@@ -176,13 +178,13 @@ def test_adapters_kept_apart_do_in_peft_what_they_do_here(checkpoint, tmp_path, 
     pixels, tokens = pictures(config.image.size), captions(config.text.context_length)
     with torch.no_grad():
         expected = loaded(input_ids=torch.tensor(tokens).long(), pixel_values=pixel_values(pixels, config.image))
-    found = jax.jit(nnx.merge(graph, params))(pixels, tokens)
-    assert_same(found, expected)
+    ours = jax.jit(nnx.merge(graph, params))(pixels, tokens)
+    assert_same(ours, expected)
     _, plain_graph, plain = towers(folder)
-    assert np.abs(found.text - jax.jit(nnx.merge(plain_graph, plain))(pixels, tokens).text).max() > 0.01
+    assert np.abs(ours.text - jax.jit(nnx.merge(plain_graph, plain))(pixels, tokens).text).max() > 0.01
 
 
-def test_a_vits_class_token_is_that_of_transformers(checkpoint):
+def test_a_vits_class_token_equals_that_of_transformers(checkpoint):
     config = blocks(48, 3, image_size=64, patch_size=16)
     folder, model = checkpoint(lambda: transformers.ViTModel(transformers.ViTConfig(**config)))
     statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}
@@ -193,16 +195,16 @@ def test_a_vits_class_token_is_that_of_transformers(checkpoint):
     np.testing.assert_allclose(vit(pixels), expected[:, 0], atol=CLOSE)
 
 
-@pytest.mark.parametrize("under", ["", "bert."])
-def test_berts_tokens_are_those_of_transformers(checkpoint, under):
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_berts_tokens_equal_those_of_transformers(checkpoint, prefix):
     settings = {**blocks(48, 3), "vocab_size": VOCABULARY, "max_position_embeddings": 32}
 
     def make():
-        kind = transformers.BertForMaskedLM if under else transformers.BertModel
+        kind = transformers.BertForMaskedLM if prefix else transformers.BertModel
         return kind(transformers.BertConfig(**settings))
 
     folder, model = checkpoint(make)
-    model = model.bert if under else model
+    model = model.bert if prefix else model
     bert, tokens = load_bert(folder), captions(20, 5)
     inside = np.arange(20) < np.asarray([[20], [3], [11], [1], [19]])
     with torch.no_grad():
@@ -212,35 +214,35 @@ def test_berts_tokens_are_those_of_transformers(checkpoint, under):
 
 
 @pytest.mark.parametrize("make", [CLIPS["odd_sizes"], siglip], ids=["clip", "siglip"])
-def test_what_is_written_is_what_was_read_bit_by_bit_and_transformers_loads_it(checkpoint, tmp_path, make):
+def test_a_checkpoint_is_written_as_it_was_read_bit_by_bit_and_transformers_loads_it(checkpoint, tmp_path, make):
     from safetensors.numpy import load_file, save_file
 
     folder, model = checkpoint(make)
-    found, _, params = towers(folder)
-    written = table.save(found.table, params)
+    original, _, params = towers(folder)
+    written = table.save(original.table, params)
     stored = load_file(folder / "model.safetensors")
     assert written.keys() == stored.keys()
     for name, value in stored.items():
         np.testing.assert_array_equal(written[name], value, strict=True)
     save_file(written, tmp_path / "model.safetensors", {"format": "pt"})
-    settings = hugging_face.write_config(found.config)
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    assert hugging_face.read(tmp_path).config == found.config
-    again, told = type(model).from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
-    pixels, tokens = pictures(found.config.image.size), captions(found.config.text.context_length)
-    inputs = {"input_ids": torch.tensor(tokens).long(), "pixel_values": pixel_values(pixels, found.config.image)}
+    config = original.config
+    (tmp_path / "config.json").write_text(json.dumps(hugging_face.write_config(config)))
+    assert hugging_face.read(tmp_path).config == config
+    reloaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    pixels, tokens = pictures(config.image.size), captions(config.text.context_length)
+    inputs = {"input_ids": torch.tensor(tokens).long(), "pixel_values": pixel_values(pixels, config.image)}
     with torch.no_grad():
-        assert torch.equal(again.eval()(**inputs).logits_per_image, model(**inputs).logits_per_image)
+        assert torch.equal(reloaded.eval()(**inputs).logits_per_image, model(**inputs).logits_per_image)
 
 
 @pytest.mark.parametrize("size", [96, 32])
-def test_a_larger_or_smaller_picture_is_read_as_transformers_interpolates_positions(checkpoint, size):
+def test_for_another_picture_size_positions_are_interpolated_as_in_transformers(checkpoint, size):
     folder, model = checkpoint(CLIPS["gelu"])
-    found = hugging_face.read(folder)
-    config = replace(found.config, image=replace(found.config.image, size=size))
+    loaded = hugging_face.read(folder)
+    config = replace(loaded.config, image=replace(loaded.config.image, size=size))
     graph, shapes = nnx.split(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
-    params = table.load(found.table, found.tensors, nnx.to_pure_dict(shapes))
+    params = table.load(loaded.table, loaded.tensors, nnx.to_pure_dict(shapes))
     pixels = pictures(size)
     with torch.no_grad():
         expected = model.get_image_features(pixel_values(pixels, config.image), interpolate_pos_encoding=True)
@@ -249,20 +251,21 @@ def test_a_larger_or_smaller_picture_is_read_as_transformers_interpolates_positi
 
 
 @pytest.mark.parametrize("after", [3, 7, 16, 24])
-def test_positions_are_interpolated_as_torch_does(after):
+def test_positions_are_interpolated_as_in_torch(after):
     positions = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
     grid = torch.tensor(positions[1:].reshape(1, 7, 7, 5)).permute(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
-    found = resize_grid(positions, (after * after + 1, 5), class_token=True)
-    np.testing.assert_array_equal(found[0], positions[0])
-    np.testing.assert_allclose(found[1:].reshape(after, after, 5), expected[0].permute(1, 2, 0), atol=1e-5)
+    resized = resize_grid(positions, (after * after + 1, 5), class_token=True)
+    np.testing.assert_array_equal(resized[0], positions[0])
+    np.testing.assert_allclose(resized[1:].reshape(after, after, 5), expected[0].permute(1, 2, 0), atol=1e-5)
 
 
 @pytest.mark.slow
-def test_ten_steps_of_adamw_follow_the_losses_of_torch(checkpoint):
+def test_ten_steps_of_adamw_have_the_losses_of_torch(checkpoint):
     folder, model = checkpoint(CLIPS["odd_sizes"])
-    found, graph, params = towers(folder)
-    rate, decay, size, length = 1e-3, 0.1, found.config.image.size, found.config.text.context_length
+    loaded, graph, params = towers(folder)
+    config = loaded.config
+    rate, decay, size, length = 1e-3, 0.1, config.image.size, config.text.context_length
     random = np.random.default_rng(3)
     batches = [
         (random.integers(0, 256, (8, size, size, 3), dtype=np.uint8), random.permutation(captions(length, 8)))
@@ -273,7 +276,7 @@ def test_ten_steps_of_adamw_follow_the_losses_of_torch(checkpoint):
     for pixels, tokens in batches:
         out = model(
             input_ids=torch.tensor(tokens).long(),
-            pixel_values=pixel_values(pixels, found.config.image),
+            pixel_values=pixel_values(pixels, config.image),
             return_loss=True,
         )
         adam.zero_grad()
@@ -296,4 +299,4 @@ def test_ten_steps_of_adamw_follow_the_losses_of_torch(checkpoint):
         params, state, value = step(params, state, jnp.asarray(pixels), jnp.asarray(tokens))
         losses.append(float(value))
     np.testing.assert_allclose(losses, expected, atol=1e-4)
-    assert np.ptp(expected) > 0.1, "the losses move, so that following them says something"
+    assert np.ptp(expected) > 0.1, "the losses must change, or equal losses would prove nothing"

@@ -15,7 +15,7 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline import prepared_data, text
 from jaxclip.pipeline.records import Records
 from jaxclip.reranking import first_stage
-from jaxclip.reranking.data import FILENAME, QUERYBANK, embedded, find_first_stage, retrieve, training_split
+from jaxclip.reranking.data import FILENAME, embedded, find_first_stage, retrieve, training_split
 from jaxclip.reranking.reranker import Scorer, batch_rows, make_recipe, make_reranker
 from jaxclip.reranking.run import RerankEvaluator
 from jaxclip.towers.encoders import Encoders
@@ -85,7 +85,7 @@ def test_a_reranker_learns_from_exactly_the_products_that_its_towers_never_saw(t
     ids = {product.id for product, _ in seen.products()} | {product.id for product, _ in held.products()}
     assert ids == {product.id for product, _ in everything.products()}
     first = first_stage.load(towers, own)
-    split = training_split(configs.load_config(reranked), first, prepared, np.load(reranked / QUERYBANK))
+    split = training_split(configs.load_config(reranked), first, prepared)
     assert sorted(split.groups) == sorted(group for _, group in held.products())
 
 
@@ -121,7 +121,7 @@ def test_evaluation_never_sees_an_answer_that_the_first_stage_did_not_retrieve(e
     evaluated, config, _ = evaluator
     split = evaluated.split
     found = retrieve(replace(config, rerank=replace(config.rerank, candidates=3)), split)
-    cosines = split.queries @ split.features["image"].T
+    cosines = split.queries @ split.images.T
     np.testing.assert_allclose(found.scores, -np.sort(-cosines, axis=1)[:, :3], atol=1e-6)
     answers = split.groups[split.owners]
     retrieved = (split.groups[np.argsort(-cosines, axis=1)[:, :3]] == answers[:, None]).any(axis=1)
@@ -216,8 +216,7 @@ def test_the_towers_are_placed_on_the_configured_mesh(evaluator, reranked, prepa
     split_up = replace(config, mesh=replace(config.mesh, fsdp=2))
     first = find_first_stage(split_up, reranked)
     assert dict(first.towers.mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
-    bank = np.load(reranked / QUERYBANK)
-    found = embedded(split_up, first, prepared, one.records, bank=bank)
+    found = embedded(split_up, first, prepared, one.records)
     np.testing.assert_allclose(found.queries, one.split.queries, atol=1e-5)
 
 
@@ -235,15 +234,6 @@ def test_the_rows_of_a_step_depend_only_on_seed_and_step():
     stream = np.concatenate(whole)
     assert all(sorted(stream[start : start + 10]) == list(range(10)) for start in (0, 10, 20))
     assert not np.array_equal(stream[:10], stream[10:20])
-
-
-def test_hubness_is_the_log_mean_exp_over_the_bank():
-    random = np.random.default_rng(0)
-    images, bank = (random.normal(size=(count, 8)).astype(np.float32) for count in (7, 50))
-    found = first_stage.hubness(images, bank, 5.0)
-    for column, sharp in enumerate((2.5, 5.0, 10.0)):
-        expected = np.log(np.exp(sharp * (images @ bank.T).astype(np.float64)).mean(axis=1)) / sharp * 5.0
-        np.testing.assert_allclose(found[:, column], expected - expected.mean(), atol=1e-4)
 
 
 def test_an_ablation_compares_its_subsets_and_is_not_done_twice(run, rerank_file, tmp_path):

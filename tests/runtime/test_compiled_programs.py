@@ -1,4 +1,4 @@
-"""Commands cache compiled programs, per kind of CPU, and reuse them."""
+"""Commands cache compiled programs by kind of CPU, and reuse them."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ CODE = """
 import jax, jax.numpy as jnp
 from jaxclip.runtime import startup
 
-startup.keep_compiled()
+startup.cache_compiled_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("/cache_hits")))
@@ -23,24 +23,27 @@ print(jax.config.jax_compilation_cache_dir, any(hits), float(state.sum()), float
 
 @pytest.fixture
 def compile_in(tmp_path):
-    """Compiles a small program as a command does; returns the cache folder, whether it was cached, and its results."""
+    """A function that compiles a small program as a command does.
+
+    It returns the cache folder, whether the program was in the cache, and the program's results.
+    """
 
     def compile(**environment):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")}
-        kept |= {"JAXCLIP_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
-        done = subprocess.run([sys.executable, "-c", CODE], env=kept, capture_output=True, text=True, check=True)
-        folder, found, *results = done.stdout.split()
-        return Path(folder), found == "True", results
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")}
+        variables |= {"JAXCLIP_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
+        done = subprocess.run([sys.executable, "-c", CODE], env=variables, capture_output=True, text=True, check=True)
+        folder, cached, *results = done.stdout.split()
+        return Path(folder), cached == "True", results
 
     return compile
 
 
 def test_a_program_is_compiled_once_for_two_runs(compile_in, tmp_path):
-    folder, found, results = compile_in()
-    assert folder.parent == tmp_path / "compiled" and not found and any(folder.iterdir())
+    folder, cached, results = compile_in()
+    assert folder.parent == tmp_path / "compiled" and not cached and any(folder.iterdir())
     assert compile_in() == (folder, True, results)
 
 
-def test_the_users_own_compilation_cache_is_respected(compile_in, tmp_path):
+def test_a_compilation_cache_set_by_the_user_is_used(compile_in, tmp_path):
     assert compile_in(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))[0] == tmp_path / "mine"
     assert not (tmp_path / "compiled").exists()

@@ -1,4 +1,4 @@
-"""Programs get the XLA options and the forms of operations that TABLE has for their back end and processor."""
+"""Programs get the XLA options and special operations that TABLE lists for their back end and processor."""
 
 import platform
 import re
@@ -33,41 +33,41 @@ def test_row_names_are_unique_and_every_form_exists():
             assert callable(getattr(forms.MODULES[row.backend], row.target))
 
 
-def test_xla_knows_the_options():
+def test_xla_supports_the_options():
     for options in (SCHEDULER, NO_YNNPACK, YNNPACK, WIDE):
         assert all(compiler.is_known(name, value) for name, value in options.items())
     older = ROWS["older emitters"].options if jax.__version_info__ < (0, 11) else {}
     assert compiler.ranks() == {**WIDE, **older}
 
 
-def test_a_row_with_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+def test_a_row_with_an_option_that_xla_does_not_support_is_left_out(monkeypatch):
     unknown = replace(ROWS["memory scheduler"], options={**WIDE, "xla_cpu_no_such_option": True})
     monkeypatch.setattr(compiler, "TABLE", (unknown,))
     assert compiler.towers() is None
 
 
-def test_a_product_that_would_go_to_ynnpack_stays_with_xla():
+def test_without_ynnpack_xla_compiles_matrix_products_itself():
     square = jax.ShapeDtypeStruct((512, 512), jnp.float32)
     product = jax.jit(lambda a, b: jax.nn.gelu(a @ b)).lower(square, square)
-    usual, ours = (product.compile(compiler_options=o).as_text() for o in (None, dict(NO_YNNPACK)))
-    assert "__ynn_fusion" in usual and "__ynn_fusion" not in ours
+    default, without = (product.compile(compiler_options=o).as_text() for o in (None, dict(NO_YNNPACK)))
+    assert "__ynn_fusion" in default and "__ynn_fusion" not in without
 
 
 @pytest.mark.parametrize("differentiated", [False, True])
-def test_ynnpack_gets_the_products_and_sums_of_a_stem_but_no_convolution(differentiated):
+def test_ynnpack_runs_the_products_and_sums_of_a_stem_but_no_convolution(differentiated):
     graph, params = nnx.split(ConvStem(16, 256, residual=True, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    call = lambda params, x: nnx.merge(graph, params)(x)  # noqa: E731
-    called = jax.grad(lambda params, x: (call(params, x) ** 2).sum()) if differentiated else call
-    compiled = jax.jit(called, compiler_options=dict(YNNPACK))
+    forward = lambda params, x: nnx.merge(graph, params)(x)  # noqa: E731
+    function = jax.grad(lambda params, x: (forward(params, x) ** 2).sum()) if differentiated else forward
+    compiled = jax.jit(function, compiler_options=dict(YNNPACK))
     program = compiled.lower(params, jax.ShapeDtypeStruct((256, 64, 64, 3), jnp.float32)).compile().as_text()
     bodies = dict(re.findall(r"^%?([\w.-]+) \([^\n]*\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL))
-    handed = [bodies[name] for name in re.findall(r"kind=kCustom, calls=%?([\w.-]+)[^\n]*__ynn_fusion", program)]
-    assert any(" dot(" in body for body in handed) and any(" reduce(" in body for body in handed)
-    assert program.count(" convolution(") >= 6 and not any(" convolution(" in body for body in handed)
+    delegated = [bodies[name] for name in re.findall(r"kind=kCustom, calls=%?([\w.-]+)[^\n]*__ynn_fusion", program)]
+    assert any(" dot(" in body for body in delegated) and any(" reduce(" in body for body in delegated)
+    assert program.count(" convolution(") >= 6 and not any(" convolution(" in body for body in delegated)
 
 
 @pytest.mark.parametrize(
-    ("maker", "options"),
+    ("processor", "options"),
     [
         (("AuthenticAMD", 25), NO_YNNPACK),
         (("AuthenticAMD", 26), YNNPACK),
@@ -75,14 +75,14 @@ def test_ynnpack_gets_the_products_and_sums_of_a_stem_but_no_convolution(differe
         (("", 0), YNNPACK),
     ],
 )
-def test_each_kind_of_processor_has_its_options(monkeypatch, maker, options):
-    monkeypatch.setattr(compiler, "_vendor_and_family", lambda: maker)
+def test_each_kind_of_processor_has_its_options(monkeypatch, processor, options):
+    monkeypatch.setattr(compiler, "_vendor_and_family", lambda: processor)
     assert compiler.towers() == {**SCHEDULER, **options}
     with compiler.compiling_for("gpu"):
         assert compiler.towers() is None
 
 
-def test_a_program_is_traced_in_the_forms_of_the_back_end_that_it_is_for():
+def test_a_program_is_traced_with_the_special_operations_of_its_target():
     half = jnp.ones((2, 8, 8, 4), jnp.bfloat16)
     for backend in ("cpu", "tpu"):
         with compiler.compiling_for(backend):

@@ -1,4 +1,4 @@
-"""A single process joins nobody; incomplete flags are refused; schedulers are recognised; lost processes are named."""
+"""A single process joins no others, incomplete flags are refused, schedulers recognised, and lost processes named."""
 
 import os
 import socket
@@ -22,8 +22,8 @@ distributed.leave()
 
 
 @pytest.fixture
-def alone(monkeypatch):
-    """An environment without a scheduler."""
+def no_scheduler(monkeypatch):
+    """Removes the variables of schedulers from the environment; returns `monkeypatch`."""
     for name in (
         "SLURM_PROCID",
         "SLURM_NTASKS",
@@ -36,7 +36,7 @@ def alone(monkeypatch):
     return monkeypatch
 
 
-def test_a_single_process_joins_nobody_and_agrees_with_itself(alone):
+def test_a_single_process_joins_no_others_and_agrees_with_itself(no_scheduler):
     distributed.join(None, None, None)
     assert distributed.store() is None and distributed.is_primary() and distributed.process_count() == 1
     assert distributed.broadcast("value", lambda: "made") == "made"
@@ -45,7 +45,7 @@ def test_a_single_process_joins_nobody_and_agrees_with_itself(alone):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("flags", "words"),
     [
         (("localhost:1", None, None), "--num_processes and --process_id missing"),
         (("localhost:1", 2, None), "--process_id missing"),
@@ -53,9 +53,9 @@ def test_a_single_process_joins_nobody_and_agrees_with_itself(alone):
         (("localhost:1", 2, 2), "--process_id=2 must be from 0 to 1"),
     ],
 )
-def test_incomplete_or_wrong_process_flags_are_refused(alone, given, words):
+def test_incomplete_or_wrong_process_flags_are_refused(no_scheduler, flags, words):
     with pytest.raises(UserError, match=words):
-        distributed.join(*given)
+        distributed.join(*flags)
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_incomplete_or_wrong_process_flags_are_refused(alone, given, words):
         ({"MEGASCALE_NUM_SLICES": "2"}, True),
     ],
 )
-def test_schedulers_are_recognised_by_their_variables(alone, variables, one_of_several):
+def test_schedulers_are_recognised_by_their_variables(no_scheduler, variables, one_of_several):
     for name, value in variables.items():
-        alone.setenv(name, value)
+        no_scheduler.setenv(name, value)
     assert distributed._in_cluster() == one_of_several
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "place",
+    "scheduler",
     [
         lambda number: {
             "SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
@@ -91,14 +91,14 @@ def test_schedulers_are_recognised_by_their_variables(alone, variables, one_of_s
     ],
     ids=["SLURM", "GKE"],
 )  # fmt: skip
-def test_two_processes_find_each_other_from_the_schedulers_variables(alone, place):
+def test_two_processes_find_each_other_from_the_schedulers_variables(no_scheduler, scheduler):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = {"JAX_COORDINATOR_PORT": str(free.getsockname()[1]), "PYTHONPATH": str(Path(__file__).parents[2])}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", JOINING],
-            env={**os.environ, **port, **place(str(number))},
+            env={**os.environ, **port, **scheduler(str(number))},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -113,12 +113,12 @@ def test_two_processes_find_each_other_from_the_schedulers_variables(alone, plac
     assert [out.split() for out, _ in ended] == [["0", "2", "0"], ["1", "2", "0"]], ended
 
 
-def test_a_process_without_heartbeats_is_named(alone):
+def test_a_process_without_heartbeats_is_named(no_scheduler):
     now = 100.0
-    alone.setattr(distributed.time, "monotonic", lambda: now)
+    no_scheduler.setattr(distributed.time, "monotonic", lambda: now)
     seen = {}
     assert distributed._lost({"alive/0": "1", "alive/1": "1"}, seen) is None
-    now += distributed.PATIENCE / 2
+    now += distributed.LOST_AFTER / 2
     assert distributed._lost({"alive/0": "2", "alive/1": "1"}, seen) is None
-    now += distributed.PATIENCE / 2 + 1
+    now += distributed.LOST_AFTER / 2 + 1
     assert distributed._lost({"alive/0": "3", "alive/1": "1"}, seen) == "process 1 was killed or cannot be reached"

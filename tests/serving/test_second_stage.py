@@ -32,7 +32,7 @@ def evaluation_scores(workdir, towers, shop):
     prepared = prepared_data.prepared_dataset(config, whole=True, say=print)
     evaluator = RerankEvaluator(config, first, prepared, workdir)
     split = evaluator.split
-    candidates = retrieve(split.queries, split.features["image"], split.groups[split.owners], split.groups, K)
+    candidates = retrieve(split.queries, split.images, split.groups[split.owners], split.groups, K)
     model = make_reranker(config, split, mesh=first.towers.mesh, logit_scale=first.logit_scale)
     checkpoints = Checkpoints(workdir, read_only=True)
     params = checkpoints.restore_params(model.shapes, checkpoints.steps()[-1])

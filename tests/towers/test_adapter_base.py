@@ -1,4 +1,4 @@
-"""Adapters for a trained run, trained, evaluated and killed as a user would: in real processes."""
+"""Adapters for a trained run are trained, killed, resumed and evaluated in real processes."""
 
 import json
 import shutil
@@ -13,6 +13,7 @@ LAST = 12
 
 
 def arguments(continued_file, base, workdir):
+    """Returns the arguments that train adapters for the run `base`."""
     return [
         "train",
         f"--config={continued_file}",
@@ -46,7 +47,7 @@ def metrics(workdir, name="test"):
     return json.loads((workdir / "eval" / name / "metrics.json").read_text())
 
 
-def test_a_checkpoint_holds_only_the_trained_parameters_and_names_its_base(adapted, trained, read_params):
+def test_a_checkpoint_has_only_the_trained_parameters_and_names_its_base(adapted, trained, read_params):
     params = read_params(adapted, LAST)
     assert len(params) == 2 * 4 * 2 + 1
     assert all("'lora'" in name or "logit_scale" in name for name in params)
@@ -80,13 +81,13 @@ def test_a_killed_and_resumed_run_ends_bit_identical(
     expected, resumed = read_params(adapted, LAST), read_params(workdir, LAST)
     for name, leaf in expected.items():
         np.testing.assert_array_equal(resumed[name], leaf, err_msg=name)
-    sums = [json.loads(metadata_file(folder).read_text()) for folder in (workdir, adapted)]
+    saved, expected = (json.loads(metadata_file(folder).read_text()) for folder in (workdir, adapted))
     for name in ("checksum", "optimizer_checksum", "ema_checksum"):
-        assert sums[0][name] == sums[1][name]
+        assert saved[name] == expected[name]
     assert read_rows(workdir) == read_rows(adapted)
 
 
-def test_evaluation_finds_the_base_and_uses_the_moving_average_by_default(run, adapted, trained, tmp_path):
+def test_evaluate_loads_a_moved_base_and_uses_the_moving_average_by_default(run, adapted, trained, tmp_path):
     workdir, base = tmp_path / "moved", tmp_path / "base"
     shutil.copytree(adapted, workdir, ignore=shutil.ignore_patterns("eval"))
     shutil.copytree(trained, base)
@@ -104,7 +105,7 @@ def test_a_wrong_base_or_a_missing_average_is_reported(run, continued_file, adap
     metadata = json.loads(metadata_file(workdir).read_text())
     metadata["base"]["checksum"] ^= 1
     metadata_file(workdir).write_text(json.dumps(metadata))
-    for arguments_, words in (
+    for command, words in (
         (["evaluate", f"--workdir={workdir}"], f"{trained} (step {LAST}) is not what the adapters were trained on"),
         (
             ["evaluate", f"--workdir={adapted}", f"--config.model.init_from={tmp_path / 'no'}"],
@@ -114,7 +115,7 @@ def test_a_wrong_base_or_a_missing_average_is_reported(run, continued_file, adap
         (["evaluate", f"--workdir={trained}", "--parameters=ema"], "has no moving average of step 12"),
         (arguments(continued_file, adapted, tmp_path / "new"), "holds only adapters"),
     ):
-        done = run(*arguments_)
+        done = run(*command)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "new" / "config.json").exists()
 

@@ -1,4 +1,4 @@
-"""A checkpoint is restored exactly as it was saved or not at all, and no intact checkpoint is lost."""
+"""A checkpoint is restored exactly as it was saved or not at all, and an intact checkpoint is never lost."""
 
 import gc
 import json
@@ -18,6 +18,7 @@ SHAPE = (64, 96)
 
 
 def state_at(step, shape=SHAPE):
+    """Returns a state of random values that depend on the step."""
     rng = np.random.default_rng(step)
     kernel, moment = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
     return TrainState(jnp.asarray(step, jnp.int32), {"image": {"kernel": kernel}}, ({"image": {"kernel": moment}},))
@@ -32,10 +33,11 @@ def abstract(shape=SHAPE):
 
 
 def save(workdir, *steps, keep=3, metrics=None):
+    """Saves a checkpoint of each step, with its hit@1 if `metrics` has one; returns the steps that are then on disk."""
     checkpoints = Checkpoints(workdir, keep=keep)
     for step in steps:
         hit = (metrics or {}).get(step)
-        checkpoints.save(state_at(step), {"of": step}, None if hit is None else {"hit@1": hit})
+        checkpoints.save(state_at(step), {"saved_step": step}, None if hit is None else {"hit@1": hit})
         checkpoints.wait()
     steps_on_disk = checkpoints.steps()
     checkpoints.close()
@@ -43,17 +45,18 @@ def save(workdir, *steps, keep=3, metrics=None):
 
 
 def restore_latest(workdir, target=None):
-    said = []
+    """Returns what `Checkpoints.restore_latest` returns, and the messages that it printed."""
+    messages = []
     checkpoints = Checkpoints(workdir, keep=3)
     try:
-        return checkpoints.restore_latest(target or abstract(), said.append), said
+        return checkpoints.restore_latest(target or abstract(), messages.append), messages
     finally:
         checkpoints.close()
 
 
 def assert_is_step(restored, step):
     state, metadata = restored
-    assert metadata["of"] == step
+    assert metadata["saved_step"] == step
     for actual, expected in zip(jax.tree.leaves(state), jax.tree.leaves(state_at(step)), strict=True):
         np.testing.assert_array_equal(actual, expected)
 
@@ -95,25 +98,25 @@ def delete_metadata(folder):
     (folder / "params" / "_METADATA").unlink()
 
 
-def empty_json(folder):
+def empty_checksums(folder):
     (folder / "beside" / "metadata").write_text("")
 
 
-def forget_checksum(folder):
+def remove_checksums(folder):
     (folder / "beside" / "metadata").write_text("{}")
 
 
 DAMAGES = [
-    flip_bytes, truncate, delete_data, delete_parameters, delete_moments, garble_metadata, delete_metadata, empty_json,
-    forget_checksum,
+    flip_bytes, truncate, delete_data, delete_parameters, delete_moments, garble_metadata, delete_metadata,
+    empty_checksums, remove_checksums,
 ]  # fmt: skip
 
 
 def test_a_checkpoint_is_restored_bit_for_bit(tmp_path):
     save(tmp_path, 1, 2)
-    restored, said = restore_latest(tmp_path)
+    restored, messages = restore_latest(tmp_path)
     assert_is_step(restored, 2)
-    assert not said
+    assert not messages
 
 
 def test_a_new_workdir_has_no_checkpoint_to_restore(tmp_path):
@@ -124,9 +127,9 @@ def test_a_new_workdir_has_no_checkpoint_to_restore(tmp_path):
 def test_a_corrupt_checkpoint_is_reported_and_moved_away_and_the_previous_one_restored(tmp_path, damage):
     save(tmp_path, 1, 2)
     damage(tmp_path / "checkpoints" / "2")
-    restored, said = restore_latest(tmp_path)
+    restored, messages = restore_latest(tmp_path)
     assert_is_step(restored, 1)
-    assert len(said) == 1 and "checkpoints/2 is corrupt" in said[0] and "\n" not in said[0]
+    assert len(messages) == 1 and "checkpoints/2 is corrupt" in messages[0] and "\n" not in messages[0]
     assert (tmp_path / "checkpoints.corrupt" / "2").is_dir()
     assert save(tmp_path, 2) == [1, 2]
     assert_is_step(restore_latest(tmp_path)[0], 2)
@@ -140,7 +143,7 @@ def test_a_checkpoint_with_many_unreadable_arrays_is_reported_in_one_line(tmp_pa
     checkpoints.wait()
     data = largest_file(tmp_path / "checkpoints" / "1" / "params")
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 50])
-    for _ in range(5):  # when the first read fails, others are still running; how many varies from attempt to attempt
+    for _ in range(5):  # the number of reads still running when the first one fails varies
         with pytest.raises(CorruptCheckpoint) as caught:
             checkpoints.restore(state, 1)
         assert "\n" not in str(caught.value)
@@ -156,18 +159,18 @@ def test_values_that_orbax_reads_without_complaint_are_caught_by_the_checksum(tm
     path = tmp_path / "checkpoints" / "2" / "beside" / "metadata"
     metadata = json.loads(path.read_text())
     path.write_text(json.dumps({**metadata, key: metadata[key] ^ 1}))
-    restored, said = restore_latest(tmp_path)
+    restored, messages = restore_latest(tmp_path)
     assert_is_step(restored, 1)
-    assert f"the checksum of its {item} is wrong" in said[0]
+    assert f"the checksum of its {item} is wrong" in messages[0]
 
 
 def test_arrays_of_another_step_are_caught_by_the_checksum(tmp_path):
     save(tmp_path, 1, 2)
     shutil.rmtree(tmp_path / "checkpoints" / "2" / "rest")
     shutil.copytree(tmp_path / "checkpoints" / "1" / "rest", tmp_path / "checkpoints" / "2" / "rest")
-    restored, said = restore_latest(tmp_path)
+    restored, messages = restore_latest(tmp_path)
     assert_is_step(restored, 1)
-    assert "checksum" in said[0]
+    assert "checksum" in messages[0]
 
 
 @pytest.mark.parametrize("bit", [0, 22, 31])
@@ -182,7 +185,7 @@ def test_the_checksum_changes_with_a_single_bit_and_with_the_order_of_values(bit
     assert len(sums) == 3
 
 
-def test_it_is_an_error_if_every_checkpoint_is_corrupt_and_none_is_deleted(tmp_path):
+def test_it_is_an_error_if_every_checkpoint_is_corrupt_but_none_is_deleted(tmp_path):
     save(tmp_path, 1, 2)
     truncate(tmp_path / "checkpoints" / "1")
     delete_data(tmp_path / "checkpoints" / "2")
@@ -191,7 +194,7 @@ def test_it_is_an_error_if_every_checkpoint_is_corrupt_and_none_is_deleted(tmp_p
     assert {path.name for path in (tmp_path / "checkpoints.corrupt").iterdir()} == {"1", "2"}
 
 
-def test_a_checkpoint_of_another_architecture_is_not_called_corrupt_and_is_not_moved(tmp_path):
+def test_a_checkpoint_of_another_architecture_is_neither_reported_as_corrupt_nor_moved(tmp_path):
     save(tmp_path, 1, 2)
     wider = abstract((64, 128))
     other = TrainState(wider.step, {"text": wider.params["image"]}, wider.optimizer)
@@ -234,13 +237,13 @@ def test_a_write_that_the_system_refuses_is_reported_and_the_previous_checkpoint
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
     try:
         with pytest.raises(UserError, match="could not .* a?.*checkpoint"):
-            checkpoints.save(state_at(2), {"of": 2})
+            checkpoints.save(state_at(2), {"saved_step": 2})
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    restored, said = restore_latest(tmp_path)
+    restored, messages = restore_latest(tmp_path)
     assert_is_step(restored, 1)
-    assert not said
+    assert not messages
 
 
 def test_reading_from_a_workdir_without_checkpoints_is_an_error(tmp_path):

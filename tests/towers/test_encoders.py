@@ -1,4 +1,4 @@
-"""Both towers' embeddings of captions: equal captions have equal embeddings."""
+"""Equal captions are embedded once, so their embeddings are equal."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def test_equal_captions_are_embedded_once_and_have_equal_embeddings():
     encoders, batches = Encoders(towers, batch_size=8), []
 
     def encode(params, ids):
-        """Stands in for the tower: a row's embedding also depends on its place in the batch, as rounding does."""
+        """Stands in for the tower: as with rounding errors, an embedding depends on its row in the batch."""
         batches.append(np.asarray(ids))
         return batches[-1] + np.arange(len(ids), dtype=np.float32)[:, None] / 100
 

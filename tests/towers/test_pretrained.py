@@ -1,4 +1,4 @@
-"""A run can start from a published checkpoint or another workdir, which it no longer needs afterwards."""
+"""A run can start from a published checkpoint or another workdir, and does not need it after the start."""
 
 import json
 import shutil
@@ -47,6 +47,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def configured(folder, **settings):
+    """Returns a configuration that starts from the folder."""
     defaults = {"steps": 1, "data": {"caption_template": "{name}"}, "model": {"init_from": str(folder)}}
     return config.build({**defaults, **settings})
 
@@ -77,7 +78,7 @@ def test_both_layouts_of_one_checkpoint_give_the_same_towers(checkpoint, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, params, others)
 
 
-def test_picture_size_and_context_length_may_change_and_the_rest_is_that_of_the_checkpoint(checkpoint):
+def test_only_picture_size_and_context_length_may_differ_from_the_checkpoint(checkpoint):
     towers, _ = start_from(configured(checkpoint))
     changed, params = start_from(configured(checkpoint, data={"image_size": 48, "context_length": 40}))
     assert (changed.preprocess.image_size, changed.preprocess.context_length) == (48, 40)
@@ -88,7 +89,7 @@ def test_picture_size_and_context_length_may_change_and_the_rest_is_that_of_the_
         open_pretrained(configured(checkpoint, data={"image_size": 44}))
 
 
-def test_a_temperature_that_is_not_learned_is_the_configured_one(checkpoint):
+def test_a_fixed_temperature_comes_from_the_configuration(checkpoint):
     _, learned = start_from(configured(checkpoint))
     _, fixed = start_from(configured(checkpoint, loss={"temperature": 0.05, "learned_temperature": False}))
     scale, learned_scale = float(fixed["logit_scale"]), float(learned["logit_scale"])
@@ -101,12 +102,12 @@ def test_captions_are_cleaned_as_the_open_clip_checkpoint_specifies(checkpoint, 
     shutil.copytree(checkpoint, copy)
     (copy / "config.json").unlink()
     settings = json.loads((copy / open_clip.CONFIG).read_text())
-    given = settings["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
+    tokenizer_kwargs = settings["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
     (copy / open_clip.CONFIG).write_text(json.dumps(settings))
     towers, _ = start_from(configured(copy))
-    wanted = text.encode(plain.tokenizer, ["a red tshirt"], 24)
-    np.testing.assert_array_equal(text.encode(towers.tokenizer, ["  A_Red T-Shirt!"], 24), wanted)
-    given["strip_sep_token"] = True
+    expected = text.encode(plain.tokenizer, ["a red tshirt"], 24)
+    np.testing.assert_array_equal(text.encode(towers.tokenizer, ["  A_Red T-Shirt!"], 24), expected)
+    tokenizer_kwargs["strip_sep_token"] = True
     (copy / open_clip.CONFIG).write_text(json.dumps(settings))
     with pytest.raises(UserError, match="tokenizer_kwargs = {'clean': 'canonicalize', 'strip_sep_token': True} is not"):
         start_from(configured(copy))
@@ -123,8 +124,8 @@ def test_the_sigmoid_loss_adds_the_configured_bias_to_towers_without_one(request
 
 def test_parameters_are_sharded_as_the_mesh_requires(checkpoint):
     towers, params = start_from(configured(checkpoint, mesh={"data": 2, "fsdp": 2, "tensor": 2}))
-    wanted = sharding.shardings(params, towers.mesh)
-    assert all(jax.tree.leaves(jax.tree.map(lambda leaf, where: leaf.sharding == where, params, wanted)))
+    expected = sharding.shardings(params, towers.mesh)
+    assert all(jax.tree.leaves(jax.tree.map(lambda leaf, target: leaf.sharding == target, params, expected)))
     _, whole = start_from(configured(checkpoint))
     jax.tree.map(np.testing.assert_array_equal, params, whole)
 
@@ -135,10 +136,10 @@ def test_parameters_are_sharded_as_the_mesh_requires(checkpoint):
         ({"data": {"mean": (0.5, 0.5, 0.5)}}, "data.mean comes from model.init_from: leave it out"),
         ({"model": {"init_from": "x/y", "preset": "tiny"}}, "model.preset comes from model.init_from: leave it out"),
         ({"data": {"image_size": 4}}, "data.image_size = 4 must be 0 or at least 8"),
-        ({"evaluation": {"ks": (3, 5)}}, r"evaluation.ks = \(3, 5\) must be depths >= 1, and 1 among them"),
+        ({"evaluation": {"ks": (3, 5)}}, r"evaluation.ks = \(3, 5\) must be depths >= 1 that include 1"),
     ],
 )
-def test_what_the_checkpoint_decides_cannot_be_configured_as_well(checkpoint, settings, message):
+def test_fields_that_the_checkpoint_determines_cannot_be_configured(checkpoint, settings, message):
     with pytest.raises(UserError, match=message):
         configured(checkpoint, **settings)
 
@@ -149,7 +150,7 @@ def test_a_name_that_is_neither_a_folder_nor_a_repository_is_refused():
             open_pretrained(configured(name))
 
 
-def test_a_tokenizer_with_another_end_token_than_the_towers_is_refused(checkpoint, tmp_path):
+def test_a_tokenizer_whose_end_token_differs_from_the_towers_is_refused(checkpoint, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(checkpoint, copy)
     settings = json.loads((copy / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Five training steps of small models on any mesh, in this process or, as a program, in one of several:
+"""Trains small models for five steps on any mesh. `train` does so in this process; the program is one of several:
 
     python five_steps.py COORDINATOR PROCESSES NUMBER FILE CASE:DATAxFSDPxTENSOR ...
 
@@ -51,7 +51,7 @@ CASES = (*OBJECTIVES, "reranker")
 
 
 def batches():
-    """Yields the rows of each step on the host: pictures, texts, groups, and partners for incorrect pairs."""
+    """Yields the batch of each step on the host: pictures, texts, groups, and partners for incorrect pairs."""
     rng = np.random.default_rng(0)
 
     def texts():
@@ -77,30 +77,31 @@ def adapters():
     return config, graph, shapes, make_trainable(shapes, (("/lora/", 1.0), ("text/.*1/mlp_out", 0.5), ("", 0.0)))
 
 
-def _towers(case, devices):
-    """Returns the step, abstract state, initial state and host batches of towers."""
+def _towers(case, device_mesh):
+    """Returns the step, the abstract state, a function that makes the initial state, the host batches and no tables."""
     config, graph, shapes, trainable = adapters() if case == "adapters" else (CONFIG, *make_model(CONFIG), EVERYTHING)
     settings = replace(ADAM, name="muon" if case == "muon" else "adamw")
     optimizer = make_optimizer(settings, SCHEDULE, shapes, trainable)
-    abstract = abstract_state(shapes, optimizer, devices, trainable, ema=True)
+    abstract = abstract_state(shapes, optimizer, device_mesh, trainable, ema=True)
     loss = make_loss(graph, mask_groups=True, learned_temperature=True, objective=OBJECTIVES[case])
     step = make_step(loss, optimizer, SCHEDULE, trainable, seed=3, ema=0.5)
     names = ["image", "text", "group"] + ["incorrect_text", "similarity", "has_incorrect"] * (case == "incorrect")
-    rows = [{name: batch[name] for name in names} for batch in batches()]
-    return step, abstract, partial(initial_state, config, optimizer, abstract, trainable, seed=7), rows, {}
+    host_batches = [{name: batch[name] for name in names} for batch in batches()]
+    make_state = partial(initial_state, config, optimizer, abstract, trainable, seed=7)
+    return step, abstract, make_state, host_batches, {}
 
 
-def _reranker(devices):
-    """Returns what `_towers` returns, but with the tables that every device holds."""
+def _reranker(device_mesh):
+    """Returns what `_towers` does, for a re-ranker, with the tables that are replicated on every device."""
     from jaxclip.reranking import reranker as reranking
     from jaxclip.reranking.networks import PRESETS, RerankerConfig
 
     config = RerankerConfig(16, (("image", 16), ("colour", 5)), 20.0, hidden=32, matching=16, dropout=0.1)
     graph, shapes = make_model(config, PRESETS["gated"])
     optimizer = make_optimizer(ADAM, SCHEDULE, shapes)
-    abstract = abstract_state(shapes, optimizer, devices)
+    abstract = abstract_state(shapes, optimizer, device_mesh)
     model = reranking.Reranker(
-        config, ("image", "colour"), PRESETS["gated"], graph, abstract.params, devices, EVERYTHING
+        config, ("image", "colour"), PRESETS["gated"], graph, abstract.params, device_mesh, EVERYTHING
     )
     rng, (lists, items, depth) = np.random.default_rng(1), (40, 60, 8)
     tables = {
@@ -113,17 +114,18 @@ def _reranker(devices):
     }
     loss = reranking.make_loss(model, loss="softmax", negatives="top", sampled=0)
     step = make_step(loss, optimizer, SCHEDULE, EVERYTHING, seed=3)
-    rows = [{"rows": rows} for rows in reranking.batch_rows(lists, BATCH, 0, range(STEPS))]
+    host_batches = [{"rows": rows} for rows in reranking.batch_rows(lists, BATCH, 0, range(STEPS))]
     make_state = partial(initial_state, config, optimizer, abstract, seed=7, model=PRESETS["gated"])
-    return step, abstract, make_state, rows, tables
+    return step, abstract, make_state, host_batches, tables
 
 
 def train(case, sizes):
     """Returns losses and gradient norms (STEPS, 2), the final state on the host and the number of compilations."""
-    devices = mesh.make_mesh(*sizes, jax.devices("cpu")[: int(np.prod(sizes))])
-    split, whole = mesh.batch_sharding(devices), replicated(devices)
-    step, abstract, make_state, rows, tables = _reranker(devices) if case == "reranker" else _towers(case, devices)
-    own = mesh.process_rows(split, BATCH)
+    device_mesh = mesh.make_mesh(*sizes, jax.devices("cpu")[: int(np.prod(sizes))])
+    split, whole = mesh.batch_sharding(device_mesh), replicated(device_mesh)
+    make_case = _reranker if case == "reranker" else partial(_towers, case)
+    step, abstract, make_state, host_batches, tables = make_case(device_mesh)
+    process_rows = mesh.process_rows(split, BATCH)
     tables = jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, whole, x.__getitem__), tables)
     compilations = []
 
@@ -131,10 +133,11 @@ def train(case, sizes):
         if event == "/jax/core/compile/backend_compile_duration":
             compilations.append(event)
 
-    mesh.open_collectives(devices)
-    with jax.set_mesh(devices):
+    mesh.open_collectives(device_mesh)
+    with jax.set_mesh(device_mesh):
         state = make_state()
-        placed = [{**jax.tree.map(lambda x: mesh.place_rows(split, BATCH, x[own]), one), **tables} for one in rows]
+        place = lambda x: mesh.place_rows(split, BATCH, x[process_rows])  # noqa: E731
+        placed = [{**jax.tree.map(place, batch), **tables} for batch in host_batches]
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed[0])
         jax.monitoring.register_event_duration_secs_listener(count)
         try:
@@ -145,23 +148,24 @@ def train(case, sizes):
                 figures.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
         finally:
             jax.monitoring.unregister_event_duration_listener(count)
-        for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
-            assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+        for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+            assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
         state = jax.jit(lambda state: state, out_shardings=whole)(state)
     return np.asarray(figures), jax.device_get(state), len(compilations)
 
 
 def main(coordinator, processes, number, file, *jobs):
+    """Runs this process's part of the jobs (CASE:DATAxFSDPxTENSOR) and, in process 0, writes their results."""
     jax.config.update("jax_disable_most_optimizations", True)
     distributed.join(coordinator, int(processes), int(number))
-    found = {}
+    results = {}
     for job in jobs:
         case, sizes = job.split(":")
         figures, state, _ = train(case, tuple(map(int, sizes.split("x"))))
         leaves = dict(zip(jax.tree.leaves(sharding.names(state.params)), jax.tree.leaves(state.params), strict=True))
-        found |= {f"{job}/figures": figures, **{f"{job}/{name}": leaf for name, leaf in leaves.items()}}
+        results |= {f"{job}/figures": figures, **{f"{job}/{name}": leaf for name, leaf in leaves.items()}}
     if distributed.is_primary():
-        np.savez(file, **found)
+        np.savez(file, **results)
     distributed.leave()
 
 

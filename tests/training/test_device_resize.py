@@ -1,4 +1,4 @@
-"""Pictures are scaled on the devices before the step, if configured so or if the devices are not CPUs."""
+"""Pictures are scaled on the devices before the step, if that is configured or the devices are GPUs or TPUs."""
 
 import jax
 import numpy as np
@@ -24,19 +24,19 @@ def canvas(where, size, largest, *, resize="squash", area=(0.6, 1.0)):
 
 
 @pytest.mark.parametrize(
-    ("platform", "size", "largest", "side"),
+    ("platform", "size", "largest", "expected"),
     [
         ("cpu", 224, 300, 0),
-        ("gpu", 224, 300, 304),  # a multiple of 16
+        ("gpu", 224, 300, 304),  # rounded up to a multiple of 16
         ("gpu", 224, 1300, 672),  # larger pictures are reduced while they are decoded
         ("tpu", 224, 1400, 0),
         ("tpu", 224, 80, 224),  # the square must hold pictures that the host has scaled
         ("tpu", 64, 0, 0),
     ],
 )
-def test_devices_other_than_cpus_get_squares_that_hold_the_pictures(platform, size, largest, side):
+def test_gpus_and_tpus_get_squares_that_hold_the_pictures(platform, size, largest, expected):
     with compiler.compiling_for(platform):
-        assert canvas("auto", size, largest) == side
+        assert canvas("auto", size, largest) == expected
         assert canvas("host", size, largest) == 0
 
 
@@ -56,8 +56,8 @@ def test_pictures_that_devices_cannot_scale_are_an_error_only_if_device_is_confi
 
 
 def test_each_device_scales_its_own_pictures_in_a_program_compiled_once():
-    given = config.build(SMALL)
-    towers = make_towers(given, make_preprocess(given), train_tokenizer(["a red shirt"], 258))
+    configuration = config.build(SMALL)
+    towers = make_towers(configuration, make_preprocess(configuration), train_tokenizer(["a red shirt"], 258))
     random, sharding = np.random.default_rng(0), mesh.batch_sharding(towers.mesh)
     scale, compiled = device_resize.make_device_resize(towers.preprocess, towers.mesh, 48), []
 
@@ -71,24 +71,24 @@ def test_each_device_scales_its_own_pictures_in_a_program_compiled_once():
             pictures = random.integers(0, 256, (16, 48, 48, 3), dtype=np.uint8)
             batch = {"image": pictures, "extent": random.integers(1, 49, (16, 2), dtype=np.int32)}
             placed = {name: mesh.place_rows(sharding, 16, rows) for name, rows in batch.items()}
-            found = scale({**placed, "group": np.arange(16)})
+            scaled = scale({**placed, "group": np.arange(16)})
             before = len(compiled)
             assert (
-                found.keys() == {"image", "group"}
-                and len(found["image"].sharding.device_set) == 8
-                and found["image"].sharding.is_equivalent_to(sharding, 4)
+                scaled.keys() == {"image", "group"}
+                and len(scaled["image"].sharding.device_set) == 8
+                and scaled["image"].sharding.is_equivalent_to(sharding, 4)
             )
             expected = resampling.scale(batch["image"], batch["extent"], 32, "bicubic")
-            assert np.abs(np.asarray(found["image"], int) - expected).max() <= 1  # sums in another order
+            assert np.abs(np.asarray(scaled["image"], int) - expected).max() <= 1  # sums are rounded in another order
             del compiled[before:]
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     assert len(compiled) == 1
 
 
-def test_losses_are_almost_those_of_pictures_that_the_host_scales(run, trained, config_file, tmp_path, read_rows):
+def test_losses_nearly_equal_those_with_pictures_scaled_on_the_host(run, trained, config_file, tmp_path, read_rows):
     done = run("train", f"--config={config_file}", f"--workdir={tmp_path}", "--config.data.resize_on=device")
     assert done.returncode == 0, done.stderr
-    found, expected = ([row["loss"] for row in read_rows(folder) if "loss" in row] for folder in (tmp_path, trained))
-    assert len(found) == 12 and found != expected
-    np.testing.assert_allclose(found, expected, rtol=0.01)
+    actual, expected = ([row["loss"] for row in read_rows(folder) if "loss" in row] for folder in (tmp_path, trained))
+    assert len(actual) == 12 and actual != expected
+    np.testing.assert_allclose(actual, expected, rtol=0.01)

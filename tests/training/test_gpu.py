@@ -1,4 +1,4 @@
-"""On a GPU, if there is one: the throughput of the largest batch, next to open_clip's, and scaling of pictures."""
+"""Tests that need a GPU: training throughput at the largest batch, compared with open_clip, and scaling of pictures."""
 
 import functools
 import glob
@@ -24,8 +24,8 @@ def backend():
     return done.stdout.strip()
 
 
-def measure(path, preset, batch, *, repeats=5):
-    """Returns the rows and the table of a benchmark of a training step; None if the batch does not fit."""
+def benchmark_step(path, preset, batch, *, repeats=5):
+    """Returns the rows by implementation and the table of the train_step benchmark; None if the batch does not fit."""
     arguments = [f"--preset={preset}", f"--batch={batch}", "--dtype=bfloat16", f"--repeats={repeats}", f"--json={path}"]
     done = subprocess.run(
         [sys.executable, "-m", "jaxclip.bench", "train_step", *arguments], env=ON_GPU, capture_output=True, text=True
@@ -44,11 +44,11 @@ def test_the_largest_batch_that_fits_a_gpu_is_measured_with_open_clip(tmp_path, 
         pytest.skip("there is no GPU that JAX can use")
     from jaxclip.benchmarks import train_step
 
-    fitting = (measure(tmp_path / "step.json", preset, batch) for batch in BATCHES)
-    rows, table = next(found for found in fitting if found)
+    results = (benchmark_step(tmp_path / "step.json", preset, batch) for batch in BATCHES)
+    rows, table = next(filter(None, results))
     print(table)  # pairs/s and MFU; shown by pytest -rP
     assert 0 < rows["jaxclip"]["mfu"] < 1 and rows["jaxclip"]["memory"] > 2**30
-    peers = [name for name, needs in train_step.PEERS.items() if all(map(importlib.util.find_spec, needs))]
+    peers = [name for name, modules in train_step.PEERS.items() if all(map(importlib.util.find_spec, modules))]
     assert rows.keys() == {"jaxclip", *peers}
 
 
@@ -57,14 +57,14 @@ import time, jax, numpy as np
 from functools import partial
 from jaxclip.models import resampling
 random = np.random.default_rng(0)
-given = random.integers(0, 256, (256, 448, 448, 3), np.uint8), random.integers(200, 449, (256, 2), np.int32)
+pictures = random.integers(0, 256, (256, 448, 448, 3), np.uint8), random.integers(200, 449, (256, 2), np.int32)
 scale = jax.jit(partial(resampling.scale, size=224, filter="bicubic"))
-on_gpu, on_cpu = jax.device_put(given, jax.devices("gpu")[0]), jax.device_put(given, jax.devices("cpu")[0])
-found, expected = np.asarray(scale(*on_gpu), int), np.asarray(scale(*on_cpu), int)
-begun = time.perf_counter()
+on_gpu, on_cpu = jax.device_put(pictures, jax.devices("gpu")[0]), jax.device_put(pictures, jax.devices("cpu")[0])
+actual, expected = np.asarray(scale(*on_gpu), int), np.asarray(scale(*on_cpu), int)
+started = time.perf_counter()
 jax.block_until_ready([scale(*on_gpu) for _ in range(10)])
-print(f"{2560 / (time.perf_counter() - begun):,.0f} pictures/s")
-assert abs(found - expected).max() <= 1, abs(found - expected).max()
+print(f"{2560 / (time.perf_counter() - started):,.0f} pictures/s")
+assert abs(actual - expected).max() <= 1, abs(actual - expected).max()
 """
 
 

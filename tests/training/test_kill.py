@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or started again ends as an undisturbed one does (real processes)."""
+"""A run that is killed, stopped or started again ends as an uninterrupted one does (real processes)."""
 
 import json
 import shutil
@@ -13,6 +13,7 @@ LAST = 12
 
 
 def logged_step(workdir):
+    """Returns the last step in metrics.jsonl; a line that is still being written does not count."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
@@ -22,10 +23,10 @@ def unfinished_save(workdir):
     return next((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"), None)
 
 
-def end_when(process, moment, number):
-    """Signals the process as soon as moment() holds; returns whether it was still running then."""
+def end_when(process, condition, number):
+    """Sends a signal as soon as condition() is true; returns whether the process was still running then."""
     while process.poll() is None:
-        if moment():
+        if condition():
             process.send_signal(number)
             return True
         time.sleep(0.0005)
@@ -33,14 +34,14 @@ def end_when(process, moment, number):
 
 
 def assert_same_run(workdir, trained, read_params, read_rows):
-    expected, found = read_params(trained, LAST), read_params(workdir, LAST)
-    assert expected.keys() == found.keys() and len(expected) > 20
+    expected, actual = read_params(trained, LAST), read_params(workdir, LAST)
+    assert expected.keys() == actual.keys() and len(expected) > 20
     for name, leaf in expected.items():
-        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+        np.testing.assert_array_equal(actual[name], leaf, err_msg=name)
     assert read_rows(workdir) == read_rows(trained)
 
 
-def test_a_run_killed_at_three_moments_ends_bit_identical_to_one_that_was_not(
+def test_a_run_killed_three_times_ends_bit_identical_to_an_uninterrupted_one(
     start, run, config_file, trained, tmp_path, read_params, read_rows
 ):
     workdir = tmp_path / "killed"
@@ -52,13 +53,13 @@ def test_a_run_killed_at_three_moments_ends_bit_identical_to_one_that_was_not(
 
     for _ in range(5):
         process = start(*arguments)
-        caught = end_when(process, lambda: unfinished_save(workdir), signal.SIGKILL)
+        killed = end_when(process, lambda: unfinished_save(workdir), signal.SIGKILL)
         process.communicate()
-        if caught and unfinished_save(workdir):
+        if killed and unfinished_save(workdir):
             break
         if logged_step(workdir) > 8:
             shutil.rmtree(workdir)
-    assert unfinished_save(workdir), "no kill hit a checkpoint half written"
+    assert unfinished_save(workdir), "no kill interrupted the write of a checkpoint"
 
     process = start(*arguments)
     before = logged_step(workdir)
@@ -87,8 +88,8 @@ def test_sigterm_saves_and_exits_with_0_and_the_next_run_resumes_from_that_step(
     assert (workdir / "checkpoints" / str(step)).is_dir()
     done = run(*arguments)
     assert done.returncode == 0 and f"resuming from step {step} of" in done.stderr, done.stderr
-    found, expected = read_rows(workdir), read_rows(trained)
-    assert [row for row in found if "loss" in row] == [row for row in expected if "loss" in row]
+    actual, expected = read_rows(workdir), read_rows(trained)
+    assert [row for row in actual if "loss" in row] == [row for row in expected if "loss" in row]
     for name, leaf in read_params(trained, LAST).items():
         np.testing.assert_array_equal(read_params(workdir, LAST)[name], leaf, err_msg=name)
 

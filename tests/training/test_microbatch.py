@@ -38,6 +38,7 @@ INCORRECT = Objective("incorrect_pairs", info_nce=1.0)
 
 
 def batch_for(objective, rows=BATCH):
+    """Returns a random batch with the arrays that the objective reads."""
     random = np.random.default_rng(0)
     tokens = random.integers(0, END, (2, rows, CONTEXT), dtype=np.int32)
     tokens[..., -1] = END
@@ -49,22 +50,24 @@ def batch_for(objective, rows=BATCH):
     return batch
 
 
-def compiled(objective, microbatch, batch, key):
+def compile_loss(objective, microbatch, batch, key):
+    """Returns the compiled function (params, batch, key) -> ((loss, metrics), gradients)."""
     loss = make_loss(GRAPH, mask_groups=True, learned_temperature=True, objective=objective, microbatch=microbatch)
     return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(PARAMS, batch, key).compile()
 
 
 def run(objective, microbatch, key=7):
+    """Returns the loss, the metrics and the gradients of a batch."""
     batch, key = batch_for(objective), jax.random.key(key)
-    (value, metrics), gradients = compiled(objective, microbatch, batch, key)(PARAMS, batch, key)
+    (value, metrics), gradients = compile_loss(objective, microbatch, batch, key)(PARAMS, batch, key)
     return float(value), jax.device_get(metrics), jax.device_get(gradients)
 
 
-def assert_same(found, expected):
-    assert found[0] == pytest.approx(expected[0], rel=1e-5)
-    assert found[1].keys() == expected[1].keys()
-    for ours, right in zip(jax.tree.leaves(found[1:]), jax.tree.leaves(expected[1:]), strict=True):
-        assert np.linalg.norm(ours - right) <= 2e-5 * np.linalg.norm(right) + 1e-7
+def assert_close(actual, expected):
+    assert actual[0] == pytest.approx(expected[0], rel=1e-5)
+    assert actual[1].keys() == expected[1].keys()
+    for leaf, reference in zip(jax.tree.leaves(actual[1:]), jax.tree.leaves(expected[1:]), strict=True):
+        assert np.linalg.norm(leaf - reference) <= 2e-5 * np.linalg.norm(reference) + 1e-7
 
 
 @pytest.mark.slow
@@ -73,8 +76,8 @@ def assert_same(found, expected):
 )
 def test_a_batch_in_microbatches_has_the_loss_and_the_gradients_of_the_whole_batch(objective):
     whole = run(objective, 0)
-    assert_same(run(objective, 8), whole)
-    assert abs(run(objective, 8, key=8)[0] - whole[0]) > 1e-4  # so dropout is on
+    assert_close(run(objective, 8), whole)
+    assert abs(run(objective, 8, key=8)[0] - whole[0]) > 1e-4  # another key gives another loss, so dropout is on
 
 
 @pytest.mark.slow
@@ -82,13 +85,13 @@ def test_a_batch_in_microbatches_has_the_loss_and_the_gradients_of_the_whole_bat
 def test_microbatches_on_a_mesh_have_the_loss_and_gradients_of_the_whole_batch(microbatch):
     whole = run(INFO_NCE, 0)
     with jax.set_mesh(mesh.make_mesh(2, 2, 2, jax.devices("cpu"))):
-        assert_same(run(TILED, microbatch), whole)
+        assert_close(run(TILED, microbatch), whole)
 
 
-def test_memory_is_that_of_a_microbatch():
+def test_memory_shrinks_with_the_microbatch():
     def temporaries(microbatch):
         batch, key = batch_for(INFO_NCE, 512), jax.random.key(0)
-        return compiled(INFO_NCE, microbatch, batch, key).memory_analysis().temp_size_in_bytes
+        return compile_loss(INFO_NCE, microbatch, batch, key).memory_analysis().temp_size_in_bytes
 
     assert temporaries(32) < temporaries(0) / 6
 

@@ -1,4 +1,4 @@
-"""The queue holds the newest pairs in their order, gives the loss more negatives, and resumes exactly."""
+"""The queue holds the newest pairs in order, gives the loss more negatives, and is restored exactly."""
 
 import jax
 import numpy as np
@@ -68,8 +68,10 @@ def test_training_with_a_queue_resumes_exactly_and_its_pairs_are_negatives(tmp_p
         for number in (3, 4):
             restored, _ = step(restored, batch_of(number))
         arguments = state.params, batch_of(9), jax.random.key(0)
-        alone, among_more = (float(jax.jit(loss)(*arguments, queue)[0]) for queue in (None, state.optimizer.queue))
-        assert among_more > alone + 0.5  # 14 candidates in place of 4
-    assert step._cache_size() <= 2  # once more for the restored state, whose sharding may differ
-    for ours, right in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
-        np.testing.assert_array_equal(ours, right)
+        without_queue, with_pairs = (
+            float(jax.jit(loss)(*arguments, queue)[0]) for queue in (None, state.optimizer.queue)
+        )
+        assert with_pairs > without_queue + 0.5  # 14 candidates instead of 4
+    assert step._cache_size() <= 2  # 2 if the restored state has another sharding
+    for actual, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(actual, expected)

@@ -1,4 +1,4 @@
-"""The optimizer follows parameter names: frozen ones stay, only matrices decay, each has its own learning rate."""
+"""The optimizer treats parameters by name: which are frozen, which decay, and their learning rates."""
 
 from dataclasses import replace
 
@@ -28,14 +28,16 @@ def parameters():
     )
 
 
-def optimizer(params, trainable=EVERYTHING, **changes):
+def configured_optimizer(params, trainable=EVERYTHING, **changes):
+    """Returns the optimizer of these parameters with a constant learning rate; `changes` are fields of Optimizer."""
     settings = Optimizer(weight_decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-6, clip_norm=1.0)
     return make_optimizer(replace(settings, **changes), optax.constant_schedule(RATE), params, trainable)
 
 
 def take_steps(params, steps=3, gradient=None, rates=(), layer_decay=1.0, **changes):
+    """Returns the parameters and the optimizer state after steps with random gradients, or with a constant one."""
     trainable = make_trainable(params, rates, layer_decay=layer_decay)
-    chain = optimizer(params, trainable=trainable, **changes)
+    chain = configured_optimizer(params, trainable=trainable, **changes)
     state = chain.init(trainable.pick(params))
 
     @jax.jit
@@ -70,12 +72,12 @@ def test_frozen_parameters_stay_bit_identical_and_have_no_optimizer_state():
     assert [name for name in by_name(state) if "text/projection" in name]
 
 
-def test_the_clipped_norm_leaves_frozen_parameters_out():
+def test_the_clipped_norm_excludes_frozen_parameters():
     params = {"image": {"kernel": jnp.ones(2)}, "text": {"kernel": jnp.ones(2)}}
     huge = {"image": {"kernel": jnp.full(2, 1e6)}, "text": {"kernel": jnp.full(2, 0.1)}}
     trainable = make_trainable(params, (("^image", 0.0),))
-    chain = optimizer(params, trainable=trainable, epsilon=1.0, weight_decay=0.0)
-    alone = optimizer({"text": params["text"]}, epsilon=1.0, weight_decay=0.0)
+    chain = configured_optimizer(params, trainable=trainable, epsilon=1.0, weight_decay=0.0)
+    alone = configured_optimizer({"text": params["text"]}, epsilon=1.0, weight_decay=0.0)
     trained = trainable.pick(params)
     updates, _ = chain.update(trainable.pick(huge), chain.init(trained), trained)
     expected, _ = alone.update({"text": huge["text"]}, alone.init({"text": params["text"]}), {"text": params["text"]})
@@ -113,8 +115,8 @@ def test_adam_is_adamw_without_decay():
     assert not np.array_equal(adam["text"]["projection"]["kernel"], decayed["text"]["projection"]["kernel"])
 
 
-def stacked():
-    """Returns parameters shaped like a tower's: a stack of two layers, a convolution, and some that are not kernels."""
+def tower_parameters():
+    """Returns parameters shaped like a tower's: two stacked layers, a convolution, and some that are not kernels."""
     shapes = {
         "blocks": {"qkv": {"kernel": (2, 8, 3, 2, 4), "bias": (2, 3, 2, 4)}, "out": {"kernel": (2, 2, 4, 8)}},
         "stem": {"kernel": (3, 3, 2, 6)},
@@ -128,7 +130,7 @@ def stacked():
 
 
 def test_muon_moves_each_matrix_of_a_kernel_orthogonally_and_leaves_the_rest_to_adamw():
-    before = stacked()
+    before = tower_parameters()
     after, state = take_steps(before, steps=1, name="muon", weight_decay=0.0)
     adamw, _ = take_steps(before, steps=1, name="adamw", weight_decay=0.0)
     before, after, adamw = by_name(before), by_name(after), by_name(adamw)
@@ -144,15 +146,15 @@ def test_muon_moves_each_matrix_of_a_kernel_orthogonally_and_leaves_the_rest_to_
             np.testing.assert_allclose(after[name], adamw[name], rtol=1e-6, err_msg=name)
             continue
         steps = matrices[name](after[name] - before[name])
-        stretched = np.linalg.svd(steps, compute_uv=False) / (RATE * 0.2 * np.sqrt(max(steps.shape[1:])))
+        singular_values = np.linalg.svd(steps, compute_uv=False) / (RATE * 0.2 * np.sqrt(max(steps.shape[1:])))
         # Five Newton-Schulz iterations bring singular values near 1, except the smallest ones.
-        assert np.median(stretched, axis=1).min() > 0.7 and stretched.max() < 1.3, name
-    kept = [name for name in by_name(state) if name.endswith("kernel")]
-    assert len(kept) == len(matrices)  # Muon keeps one moment, Adam two
+        assert np.median(singular_values, axis=1).min() > 0.7 and singular_values.max() < 1.3, name
+    moments = [name for name in by_name(state) if name.endswith("kernel")]
+    assert len(moments) == len(matrices)  # Muon stores one moment per kernel, Adam two
 
 
 def test_muon_follows_rates_and_freezing_by_name_and_decays_as_adamw():
-    before = stacked()
+    before = tower_parameters()
     after, state = take_steps(before, name="muon", rates=(("stem|qkv|embedding", 0.0),))
     half, _ = take_steps(before, steps=1, name="muon", rates=(("projection", 0.5),))
     whole, _ = take_steps(before, steps=1, name="muon")
@@ -163,7 +165,7 @@ def test_muon_follows_rates_and_freezing_by_name_and_decays_as_adamw():
     assert not [name for name in by_name(state) if "stem" in name]
     name = "image/projection/kernel"
     np.testing.assert_allclose(half[name] - before[name], 0.5 * (whole[name] - before[name]), atol=2e-7)
-    plain, _ = take_steps(stacked(), steps=1, name="muon", weight_decay=0.0)
+    plain, _ = take_steps(tower_parameters(), steps=1, name="muon", weight_decay=0.0)
     np.testing.assert_allclose(whole[name], by_name(plain)[name] - 0.1 * RATE * before[name], atol=2e-7)
 
 
@@ -178,7 +180,7 @@ def test_constant_schedule_stays_at_its_peak_after_warm_up():
     np.testing.assert_allclose([float(schedule(step)) for step in (0, 1, 4, 50, 100)], [0, 0.5, 2, 2, 2])
 
 
-def test_a_short_run_warms_up_for_half_of_it_at_most():
+def test_a_short_run_warms_up_for_at_most_half_of_its_steps():
     schedule = make_schedule(Optimizer(learning_rate=1.0, schedule="cosine", warmup_steps=100), steps=10)
     assert float(schedule(5)) == pytest.approx(1.0) and float(schedule(10)) == pytest.approx(0.0)
 
@@ -192,6 +194,6 @@ def test_a_short_run_warms_up_for_half_of_it_at_most():
     ],
 )
 def test_rates_that_match_nothing_or_freeze_everything_are_refused(rates, words):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         make_trainable(parameters(), rates)
-    assert all(word in str(told.value) for word in ["config.optimizer.rates", *words])
+    assert all(word in str(raised.value) for word in ["config.optimizer.rates", *words])

@@ -1,4 +1,4 @@
-"""The shapes of batch and parameters are known, and checked, before anything is compiled."""
+"""The shapes of the batch and the parameters are known and checked before anything is compiled."""
 
 import jax
 import pytest
@@ -19,46 +19,46 @@ def tokenizer():
     return train_tokenizer(["a red shirt"], 258)
 
 
-def towers_of(given, tokenizer):
-    return make_towers(given, make_preprocess(given), tokenizer)
+def configured_towers(configuration, tokenizer):
+    return make_towers(configuration, make_preprocess(configuration), tokenizer)
 
 
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
         ({"batch_size": 4}, "config.batch_size = 4 is smaller than the number of devices that share it, mesh data x"),
-        ({"batch_size": 12}, "config.batch_size = 12 is no multiple of mesh data x fsdp = 8"),
-        ({"batch_size": 16, "loss": {"microbatch": 4}}, "config.loss.microbatch = 4 is no multiple of mesh data x"),
+        ({"batch_size": 12}, "config.batch_size = 12 is not a multiple of mesh data x fsdp = 8"),
+        ({"batch_size": 16, "loss": {"microbatch": 4}}, "config.loss.microbatch = 4 is not a multiple of mesh data x"),
     ],
 )
 def test_a_batch_that_the_devices_cannot_share_is_refused(tokenizer, changed, problem):
     assert jax.device_count() == 8
-    given = config.build({**SMALL, **changed})
+    configuration = config.build({**SMALL, **changed})
     with pytest.raises(UserError, match=problem):
-        abstract_batch(given, towers_of(given, tokenizer))
+        abstract_batch(configuration, configured_towers(configuration, tokenizer))
 
 
 @pytest.mark.parametrize("name", ["info_nce", "sigmoid", "incorrect_pairs"])
 def test_each_loss_gets_the_batch_and_the_parameters_it_reads(tokenizer, name):
-    given = config.build({**SMALL, "loss": {"name": name, "tile": 64, "implementation": "tiled"}})
-    towers = towers_of(given, tokenizer)
-    batch = abstract_batch(given, towers)
-    more = {"incorrect_text", "similarity", "has_incorrect"} if name == "incorrect_pairs" else set()
-    assert batch.keys() == {"image", "text", "group"} | more
+    configuration = config.build({**SMALL, "loss": {"name": name, "tile": 64, "implementation": "tiled"}})
+    towers = configured_towers(configuration, tokenizer)
+    batch = abstract_batch(configuration, towers)
+    extra = {"incorrect_text", "similarity", "has_incorrect"} if name == "incorrect_pairs" else set()
+    assert batch.keys() == {"image", "text", "group"} | extra
     assert ("logit_bias" in towers.shapes) == (name == "sigmoid")
-    assert make_objective(given) == Objective(name, "tiled", 64)
+    assert make_objective(configuration) == Objective(name, "tiled", 64)
 
 
-def test_the_bias_starts_where_the_configuration_says(tokenizer):
-    given = config.build({**SMALL, "loss": {"name": "sigmoid", "bias": -4.0}})
-    towers = towers_of(given, tokenizer)
-    recipe = make_recipe(given, towers, 1)
+def test_the_logit_bias_starts_at_the_configured_value(tokenizer):
+    configuration = config.build({**SMALL, "loss": {"name": "sigmoid", "bias": -4.0}})
+    towers = configured_towers(configuration, tokenizer)
+    recipe = make_recipe(configuration, towers, 1)
     state = initial_state(towers.config, recipe.optimizer, recipe.state, seed=0)
     assert float(state.params["logit_bias"]) == -4.0
 
 
 def test_model_patch_changes_the_number_of_patches_of_a_preset(tokenizer):
-    given = config.build({**SMALL, "model": {"preset": "tiny", "patch": 8}})
-    towers = towers_of(given, tokenizer)
+    configuration = config.build({**SMALL, "model": {"preset": "tiny", "patch": 8}})
+    towers = configured_towers(configuration, tokenizer)
     assert towers.config.image.patch == 8 and towers.shapes["image"]["positions"].shape == (16, 128)
-    assert towers_of(config.build(SMALL), tokenizer).shapes["image"]["positions"].shape == (4, 128)
+    assert configured_towers(config.build(SMALL), tokenizer).shapes["image"]["positions"].shape == (4, 128)

@@ -31,7 +31,7 @@ BATCH, CONFIG = five_steps.BATCH, five_steps.CONFIG
 SHAPES = make_model(CONFIG)[1]
 OPTIMIZER = make_optimizer(five_steps.ADAM, five_steps.SCHEDULE, SHAPES)
 EVERY = [(case, sizes) for case in five_steps.CASES for sizes in MESHES]
-# EVERY takes minutes and is run with JAXCLIP_EVERY_MESH=1. SOME has each case and each mesh at least once.
+# EVERY takes minutes and is run only with JAXCLIP_EVERY_MESH=1. SOME has each case and each mesh at least once.
 SOME = [
     ("dense", (8, 1, 1)),
     ("dense", (2, 2, 2)),
@@ -50,22 +50,22 @@ def make_mesh(sizes):
 
 @pytest.fixture(scope="module")
 def on_one_device():
-    """Trains a case on one device, once."""
-    found = {}
+    """A function that trains a case on one device, only once for all tests."""
+    results = {}
 
     def train(case):
-        if case not in found:
-            found[case] = five_steps.train(case, (1, 1, 1))
-        return found[case]
+        if case not in results:
+            results[case] = five_steps.train(case, (1, 1, 1))
+        return results[case]
 
     return train
 
 
-def assert_close(found, wanted):
-    for name, one, other in zip(
-        jax.tree.leaves(sharding.names(wanted)), jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True
+def assert_close(actual, expected):
+    for name, leaf, reference in zip(
+        jax.tree.leaves(sharding.names(expected)), jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
     ):
-        np.testing.assert_allclose(one, other, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(leaf, reference, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_five_steps_of_two_processes_with_four_devices_each_equal_those_on_one_d
     names = [f"{case}:{'x'.join(map(str, sizes))}" for case, sizes in jobs]
     flags = "--xla_force_host_platform_device_count=4 --xla_cpu_collective_call_terminate_timeout_seconds=600"
     environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2]), "XLA_FLAGS": flags}
-    file = tmp_path / "found.npz"
+    file = tmp_path / "results.npz"
     processes = [
         subprocess.Popen([sys.executable, PROGRAM, address, "2", str(number), file, *names], env=environment)
         for number in range(2)
@@ -97,18 +97,18 @@ def test_five_steps_of_two_processes_with_four_devices_each_equal_those_on_one_d
     finally:
         for process in processes:
             process.kill()
-    with np.load(file) as found:
+    with np.load(file) as results:
         for name, (case, _) in zip(names, jobs, strict=True):
             figures, state, _ = on_one_device(case)
-            np.testing.assert_allclose(found[f"{name}/figures"], figures, rtol=1e-5, err_msg=name)
+            np.testing.assert_allclose(results[f"{name}/figures"], figures, rtol=1e-5, err_msg=name)
             assert_close(
-                jax.tree.map(lambda path, name=name: found[f"{name}/{path}"], sharding.names(state.params)),
+                jax.tree.map(lambda path, name=name: results[f"{name}/{path}"], sharding.names(state.params)),
                 state.params,
             )
 
 
 def test_no_collective_of_the_dense_loss_is_inside_a_condition_or_a_loop():
-    """On CPUs, XLA would run them concurrently with those outside, in any order, and Gloo would mix them up."""
+    """On CPUs, XLA runs such a collective concurrently with the others, in any order, and Gloo then confuses them."""
     devices = make_mesh((8, 1, 1))
     rows = mesh.batch_sharding(devices)
     side = jax.ShapeDtypeStruct((BATCH, 8), jnp.float32, sharding=rows)
@@ -120,7 +120,7 @@ def test_no_collective_of_the_dense_loss_is_inside_a_condition_or_a_loop():
     assert " all-reduce(" in outside and " all-reduce(" not in inside and " all-gather(" not in inside
 
 
-def test_adapters_are_sharded_as_the_kernels_that_they_add_to():
+def test_adapters_are_sharded_like_the_kernels_they_adapt():
     _, _, shapes, trainable = five_steps.adapters()
     optimizer = make_optimizer(five_steps.ADAM, five_steps.SCHEDULE, shapes, trainable)
     abstract = abstract_state(shapes, optimizer, make_mesh((1, 1, 8)), trainable).params
@@ -133,29 +133,29 @@ def test_adapters_are_sharded_as_the_kernels_that_they_add_to():
 
 @pytest.mark.slow
 def test_initial_parameters_and_their_checksum_are_the_same_on_any_mesh():
-    found = []
+    results = []
     for sizes in [(1, 1, 1), *MESHES]:
         devices = make_mesh(sizes)
         with jax.set_mesh(devices):
             state = initial_state(CONFIG, OPTIMIZER, abstract_state(SHAPES, OPTIMIZER, devices), seed=7)
-            found.append((int(jax.jit(checksum)(state.params)), jax.device_get(state)))
-    for total, state in found[1:]:
-        assert total == found[0][0]
-        jax.tree.map(np.testing.assert_array_equal, state, found[0][1])
+            results.append((int(jax.jit(checksum)(state.params)), jax.device_get(state)))
+    for total, state in results[1:]:
+        assert total == results[0][0]
+        jax.tree.map(np.testing.assert_array_equal, state, results[0][1])
 
 
 def test_parameters_are_sharded_over_fsdp_and_tensor():
     devices = make_mesh((2, 2, 2))
     abstract = abstract_state(SHAPES, OPTIMIZER, devices)
-    placed = dict(zip(jax.tree.leaves(sharding.names(abstract)), jax.tree.leaves(abstract), strict=True))
+    by_name = dict(zip(jax.tree.leaves(sharding.names(abstract)), jax.tree.leaves(abstract), strict=True))
     for name in ("mlp_in/kernel", "mlp_out/kernel", "qkv/kernel", "attention/out/kernel", "token_embedding/embedding"):
-        split = [leaf for path, leaf in placed.items() if name in path]
+        split = [leaf for path, leaf in by_name.items() if name in path]
         assert len(split) >= 3
         for leaf in split:
             assert np.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 == np.prod(leaf.shape), name
 
 
-def test_the_sharding_table_shows_what_each_device_holds():
+def test_the_sharding_table_shows_the_bytes_on_each_device():
     devices = make_mesh((2, 2, 2))
     abstract = abstract_state(SHAPES, OPTIMIZER, devices)
     lines = sharding.sharding_table(abstract.params, devices).splitlines()
@@ -163,14 +163,14 @@ def test_the_sharding_table_shows_what_each_device_holds():
     assert len(lines) == len(leaves) + 2
     (line,) = [line for line in lines if "text/transformer/blocks/mlp_in/kernel" in line]
     assert " ".join(line.split()[1:]) == "(2, 64, 256) -, fsdp, tensor 32.0 KiB"
-    held = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 for leaf in leaves)
-    assert lines[-1] == f"mesh data 2 x fsdp 2 x tensor 2: {held / 2**20:,.2f} MiB of parameters per device"
+    size = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 for leaf in leaves)
+    assert lines[-1] == f"mesh data 2 x fsdp 2 x tensor 2: {size / 2**20:,.2f} MiB of parameters per device"
 
 
 @pytest.mark.parametrize(
     ("saved", "restored"), [((1, 8, 1), (2, 2, 2)), ((4, 1, 2), (1, 1, 1)), ((1, 1, 1), (1, 8, 1))]
 )
-def test_a_checkpoint_of_one_mesh_is_restored_under_another_bit_for_bit(tmp_path, saved, restored):
+def test_a_checkpoint_of_one_mesh_is_restored_on_another_bit_for_bit(tmp_path, saved, restored):
     def noise(leaf):
         values = np.random.default_rng(leaf.size).normal(size=leaf.shape) * 100
         return jax.device_put(jnp.asarray(values).astype(leaf.dtype), leaf.sharding)
@@ -184,14 +184,14 @@ def test_a_checkpoint_of_one_mesh_is_restored_under_another_bit_for_bit(tmp_path
     devices = make_mesh(restored)
     abstract = abstract_state(SHAPES, OPTIMIZER, devices)
     with jax.set_mesh(devices):
-        found, _ = Checkpoints(tmp_path, read_only=True).restore(abstract, 5)
-    for leaf, wanted, place in zip(*map(jax.tree.leaves, (found, state, abstract)), strict=True):
-        np.testing.assert_array_equal(leaf, wanted)
-        assert leaf.sharding == place.sharding and leaf.dtype == wanted.dtype
+        actual, _ = Checkpoints(tmp_path, read_only=True).restore(abstract, 5)
+    for leaf, expected, target in zip(*map(jax.tree.leaves, (actual, state, abstract)), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+        assert leaf.sharding == target.sharding and leaf.dtype == expected.dtype
 
 
 @pytest.mark.parametrize("sizes", [*MESHES, (1, 1, 8)], ids=str)
-def test_a_process_holds_the_rows_that_its_devices_are_given(sizes):
+def test_a_process_holds_the_rows_of_its_devices(sizes):
     sharding = mesh.batch_sharding(make_mesh(sizes))
     rows = mesh.process_rows(sharding, BATCH)
     np.testing.assert_array_equal(rows, np.arange(BATCH))  # a single process holds every row once

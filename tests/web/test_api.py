@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxclip.features.rerank import FEATURES
+
 httpx = pytest.importorskip("httpx")
 pytestmark = pytest.mark.slow
 
@@ -61,6 +63,7 @@ def test_a_second_stage_orders_and_explains_what_a_sentence_finds(reranking_serv
             assert (row["id"], row["before"]) == (own.id, own.before)
             assert row["score"] == pytest.approx(own.score, abs=1e-5)
             assert [reason["feature"] for reason in row["why"]] == list(own.why)
+            assert all(reason["title"] == FEATURES[reason["feature"]].title for reason in row["why"])
             added = sum(reason["added"] for reason in row["why"])
             assert row["score"] == pytest.approx(row["first"] + added, abs=1e-4)
         first = reranking_searcher.search("blue shoes", k=24, rerank=False)

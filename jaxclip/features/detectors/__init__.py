@@ -1,1 +1,1 @@
-"""Detectors, one file each; `jaxclip.features.detect` makes them by name."""
+"""Detectors, one per file; `jaxclip.features.detect` makes them by name."""

@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN (Ren et al., 2015) with a ResNet-50 and a feature pyramid, version 2."""
+"""Version 2 of torchvision's Faster R-CNN (Ren et al. 2015), with a ResNet-50 and a feature pyramid."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +9,16 @@ from jaxclip.errors import UserError, first_line
 from jaxclip.features.detectors.detections import Detections
 from jaxclip.features.detectors.extra import not_installed
 
-LEAST_SCORE = 0.25
-_CLASSES = "roi_heads.box_predictor.cls_score.weight"
+MIN_SCORE = 0.25
+_CLASS_WEIGHTS = "roi_heads.box_predictor.cls_score.weight"
 
 
 class FasterRCNN:
     """The detector `faster_rcnn`, with torchvision's COCO weights or with weights from a file.
 
     torchvision downloads its COCO weights once. The class names of a weights file are read from a file of the same
-    name with the extension .names, one per line, without the background. Without that file, COCO's names are used if
-    the number of classes agrees, and numbers otherwise.
+    name with the extension .names, one per line, without the background. Without this file, the classes are named as in
+    COCO if their number is that of COCO, and otherwise numbered.
     """
 
     def __init__(self, path: Path | None):
@@ -29,19 +29,19 @@ class FasterRCNN:
             raise not_installed("faster_rcnn", error) from error
         weights = detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1
         coco = weights.meta["categories"]
-        options = {"weights_backbone": None, "box_score_thresh": LEAST_SCORE}
+        options = {"weights_backbone": None, "box_score_thresh": MIN_SCORE}
         self._path = path
         if path is None:
-            model = _downloaded(lambda: detection.fasterrcnn_resnet50_fpn_v2(weights=weights, **options))
+            model = _download(lambda: detection.fasterrcnn_resnet50_fpn_v2(weights=weights, **options))
             self._labels = coco
         else:
-            state = _state(path)
-            model = detection.fasterrcnn_resnet50_fpn_v2(num_classes=len(state[_CLASSES]), **options)
+            state = _load_state(path)
+            model = detection.fasterrcnn_resnet50_fpn_v2(num_classes=len(state[_CLASS_WEIGHTS]), **options)
             try:
                 model.load_state_dict(state)
             except RuntimeError as error:
-                raise UserError(f"{path} does not fit fasterrcnn_resnet50_fpn_v2: {first_line(error)}") from error
-            self._labels = _labels(path, len(state[_CLASSES]), coco)
+                raise UserError(f"{path} does not match fasterrcnn_resnet50_fpn_v2: {first_line(error)}") from error
+            self._labels = _read_labels(path, len(state[_CLASS_WEIGHTS]), coco)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.eval().to(self._device)
 
@@ -49,7 +49,7 @@ class FasterRCNN:
         return FasterRCNN, (self._path,)
 
     def __call__(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
-        # One picture at a time: each takes half a GB, and padding pictures to one size would change the detections.
+        # One picture at a time: each needs half a GB, and padding pictures to one size would change the detections.
         return [self._detect(image) for image in images]
 
     def _detect(self, image: np.ndarray) -> Detections:
@@ -58,29 +58,29 @@ class FasterRCNN:
         height, width = image.shape[:2]
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self._device).float() / 255
         with torch.inference_mode():
-            (found,) = self._model([pixels])
-        boxes, scores, labels = (found[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
+            (result,) = self._model([pixels])
+        boxes, scores, labels = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
         return Detections.of(
             boxes / np.array([width, height, width, height], np.float32), scores, [self._labels[i] for i in labels]
         )
 
 
 def make(argument: str) -> FasterRCNN:
-    """Returns the detector of `faster_rcnn` or `faster_rcnn:WEIGHTS.pth`."""
+    """Returns the detector of the spec `faster_rcnn` (the argument is "") or `faster_rcnn:WEIGHTS.pth`."""
     return FasterRCNN(Path(argument).expanduser() if argument else None)
 
 
-def _downloaded(build):
+def _download(build):
     try:
         return build()
     except OSError as error:
         raise UserError(
-            f"torchvision cannot download its weights of Faster R-CNN ({first_line(error)}); "
+            f"torchvision cannot download its weights for Faster R-CNN ({first_line(error)}); "
             "give a weights file: faster_rcnn:WEIGHTS.pth"
         ) from error
 
 
-def _state(path: Path) -> dict:
+def _load_state(path: Path) -> dict:
     import pickle
 
     import torch
@@ -92,18 +92,20 @@ def _state(path: Path) -> dict:
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} cannot be read as PyTorch weights: {first_line(error)}") from error
     state = state.get("model", state) if isinstance(state, dict) else {}
-    if _CLASSES not in state:
-        raise UserError(f'{path} holds no "{_CLASSES}"; give the state_dict of a fasterrcnn_resnet50_fpn_v2')
+    if _CLASS_WEIGHTS not in state:
+        raise UserError(
+            f'{path} does not contain "{_CLASS_WEIGHTS}"; give the state_dict of a fasterrcnn_resnet50_fpn_v2'
+        )
     return state
 
 
-def _labels(path: Path, classes: int, coco: list[str]) -> list[str]:
+def _read_labels(path: Path, classes: int, coco: list[str]) -> list[str]:
     names_file = path.with_suffix(".names")
     if names_file.is_file():
         names = [line.strip() for line in names_file.read_text(encoding="utf-8").splitlines() if line.strip()]
         if len(names) != classes - 1:
             raise UserError(
-                f"{path} has {classes - 1} classes besides the background, but {names_file} names {len(names)}"
+                f"{path} has {classes - 1} classes, not counting the background, but {names_file} names {len(names)}"
             )
         return ["background", *names]
     return coco if classes == len(coco) else [f"class {number}" for number in range(classes)]

@@ -1,4 +1,4 @@
-"""Object detectors of the transformers library: DETR, RT-DETR, YOLOS and models fine-tuned from them."""
+"""Object detectors of the transformers library: DETR, RT-DETR, YOLOS, and models fine-tuned from them."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from jaxclip.errors import UserError
 from jaxclip.features.detectors.detections import Detections
 from jaxclip.features.detectors.extra import not_installed
 
-LEAST_SCORE = 0.25
+MIN_SCORE = 0.25
 
 
 class HuggingFaceDetector:
-    """The detector `transformers`, from a folder or from the Hub; labels are those in the model's config."""
+    """The detector `transformers`: a model in a folder or on the Hub. Labels come from the model's configuration."""
 
     def __init__(self, name: str):
         try:
@@ -29,7 +29,7 @@ class HuggingFaceDetector:
         except (OSError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
-                f'"{name}" is no folder or name on the Hub of an object detector of transformers: {reason}'
+                f'"{name}" is not a folder or a Hub name of an object detector of transformers: {reason}'
             ) from error
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.eval().to(self._device)
@@ -49,16 +49,16 @@ class HuggingFaceDetector:
         inputs = self._processor(images=np.array(image), return_tensors="pt").to(self._device)
         with torch.inference_mode():
             outputs = self._model(**inputs)
-        (found,) = self._processor.post_process_object_detection(
-            outputs, threshold=LEAST_SCORE, target_sizes=[(height, width)]
+        (result,) = self._processor.post_process_object_detection(
+            outputs, threshold=MIN_SCORE, target_sizes=[(height, width)]
         )
-        boxes, scores, labels = (found[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
+        boxes, scores, labels = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
         names = [self._model.config.id2label[int(number)] for number in labels]
         return Detections.of(boxes / np.array([width, height, width, height], np.float32), scores, names)
 
 
 def make(argument: str) -> HuggingFaceDetector:
-    """Returns the detector of `transformers:FOLDER_OR_NAME`."""
+    """Returns the detector of the spec `transformers:FOLDER_OR_NAME`; the argument is the part after the colon."""
     if not argument:
         raise UserError("the detector transformers needs a model: transformers:FOLDER_OR_NAME")
     return HuggingFaceDetector(argument)

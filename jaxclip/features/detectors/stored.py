@@ -1,4 +1,4 @@
-"""Boxes that were annotated or detected beforehand, read from a JSON file in COCO's format."""
+"""Reads boxes that were annotated or detected beforehand from a JSON file in COCO's format."""
 
 import json
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ import numpy as np
 from jaxclip.errors import UserError
 from jaxclip.features.detectors.detections import NONE, Detections
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"}
 
 
 class StoredBoxes:
-    """The detector `boxes`: boxes from a file, looked up by file name, with or without folder and extension.
+    """The detector `boxes`: boxes from a file, looked up by picture file name, with or without folder and extension.
 
-    A picture that the file does not list has no boxes. Pictures whose names differ only in folder or extension are
-    found by their full name only. Scores are those of the annotations, or 1 if they have no score.
+    A picture that the file does not list has no boxes. Pictures whose names differ only in folder or extension can be
+    looked up only by their full names. Scores come from the annotations; an annotation without a score has score 1.
     """
 
     def __init__(self, path: Path):
@@ -27,11 +27,11 @@ class StoredBoxes:
         return [self._by_name.get(self._key(name), NONE) for name in names]
 
     def _key(self, name: str) -> str:
-        return next((key for key in _keys(name) if key in self._by_name), "")
+        return next((key for key in _lookup_keys(name) if key in self._by_name), "")
 
 
 def make(argument: str) -> StoredBoxes:
-    """Returns the detector of `boxes:FILE.json`."""
+    """Returns the detector of the spec `boxes:FILE.json`; the argument is the part after the colon."""
     if not argument:
         raise UserError("the detector boxes needs a file: boxes:FILE.json")
     return StoredBoxes(Path(argument).expanduser())
@@ -44,41 +44,46 @@ def _read(path: Path) -> dict[str, Detections]:
     except OSError as error:
         raise UserError(f"the boxes file {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
     images, annotations, categories = (_entries(path, content, key) for key in ("images", "annotations", "categories"))
-    labels = {_field(path, "categories", one, "id"): str(_field(path, "categories", one, "name")) for one in categories}
-    found = {_field(path, "images", one, "id"): ([], [], []) for one in images}
-    sizes = {one["id"]: _size(path, one) for one in images}
-    for one in annotations:
-        where = _field(path, "annotations", one, "image_id")
-        kind = _field(path, "annotations", one, "category_id")
-        if where not in found or kind not in labels:
-            missing = f"image {where}" if where not in found else f"category {kind}"
+    labels = {
+        _field(path, "categories", item, "id"): str(_field(path, "categories", item, "name")) for item in categories
+    }
+    detections = {_field(path, "images", image, "id"): ([], [], []) for image in images}
+    sizes = {image["id"]: _size(path, image) for image in images}
+    for annotation in annotations:
+        image_id = _field(path, "annotations", annotation, "image_id")
+        category_id = _field(path, "annotations", annotation, "category_id")
+        if image_id not in detections or category_id not in labels:
+            missing = f"image {image_id}" if image_id not in detections else f"category {category_id}"
             raise UserError(f"{path} has an annotation of {missing}, which it does not list")
-        boxes, scores, names = found[where]
-        boxes.append(_box(path, one, *sizes[where]))
-        scores.append(_score(path, one))
-        names.append(labels[kind])
-    return _by_name({str(_field(path, "images", one, "file_name")): Detections.of(*found[one["id"]]) for one in images})
+        boxes, scores, names = detections[image_id]
+        boxes.append(_box(path, annotation, *sizes[image_id]))
+        scores.append(_score(path, annotation))
+        names.append(labels[category_id])
+    by_file_name = {
+        str(_field(path, "images", image, "file_name")): Detections.of(*detections[image["id"]]) for image in images
+    }
+    return _add_short_names(by_file_name)
 
 
 def _entries(path: Path, content: Any, key: str) -> list[dict]:
     entries = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
-        raise UserError(f'{path} is not in COCO\'s layout: it needs a list of objects under "{key}".')
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f'{path} is not in COCO\'s format: it needs a list of objects under "{key}"')
     return entries
 
 
-def _field(path: Path, where: str, entry: dict, key: str) -> Any:
+def _field(path: Path, section: str, entry: dict, key: str) -> Any:
     if isinstance(entry.get(key), str | int):
         return entry[key]
-    raise UserError(f'{path} has an entry of "{where}" without "{key}": {json.dumps(entry)[:80]}.')
+    raise UserError(f'{path} has an entry in "{section}" without "{key}": {json.dumps(entry)[:80]}')
 
 
 def _size(path: Path, image: dict) -> tuple[float, float]:
     size = image.get("width"), image.get("height")
     if not all(isinstance(side, int | float) and side > 0 for side in size):
-        raise UserError(f'{path} does not give "width" and "height" of image {image["id"]} in pixels.')
+        raise UserError(f'{path} does not give "width" and "height" of image {image["id"]} in pixels')
     return size
 
 
@@ -87,34 +92,35 @@ def _box(path: Path, annotation: dict, width: float, height: float) -> list[floa
     if not (isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)):
         raise UserError(
             f'{path} has an annotation of image {annotation["image_id"]} whose "bbox" is {json.dumps(box)[:80]}; '
-            "give [left, top, width, height] in pixels."
+            "give [left, top, width, height] in pixels"
         )
-    left, top, wide, high = box
-    return [left / width, top / height, (left + wide) / width, (top + high) / height]
+    left, top, box_width, box_height = box
+    return [left / width, top / height, (left + box_width) / width, (top + box_height) / height]
 
 
 def _score(path: Path, annotation: dict) -> float:
     score = annotation.get("score", 1.0)
     if not isinstance(score, int | float):
         raise UserError(
-            f'{path} has an annotation of image {annotation["image_id"]} whose "score" is no number: {score}.'
+            f'{path} has an annotation of image {annotation["image_id"]} whose "score" is not a number: {score}'
         )
     return score
 
 
-def _by_name(detections: dict[str, Detections]) -> dict[str, Detections]:
-    names: dict[str, Detections] = {}
-    shared = set()
-    for file_name, found in detections.items():
-        for key in _keys(file_name)[1:]:
-            if key in names:
-                shared.add(key)
-            names[key] = found
-    return {key: found for key, found in names.items() if key not in shared} | detections
+def _add_short_names(by_file_name: dict[str, Detections]) -> dict[str, Detections]:
+    """Returns the detections also by the names without folder and extension that only one picture has."""
+    by_short_name: dict[str, Detections] = {}
+    ambiguous = set()
+    for file_name, detections in by_file_name.items():
+        for key in _lookup_keys(file_name)[1:]:
+            if key in by_short_name:
+                ambiguous.add(key)
+            by_short_name[key] = detections
+    return {key: detections for key, detections in by_short_name.items() if key not in ambiguous} | by_file_name
 
 
-def _keys(name: str) -> list[str]:
-    """Returns a picture's names, from the whole path to the file name without its extension."""
+def _lookup_keys(name: str) -> list[str]:
+    """Returns the names by which a picture is looked up, from its path to its file name without extension."""
     path = PurePosixPath(name.replace("\\", "/"))
-    stem = path.stem if path.suffix.lower() in PICTURES else path.name
+    stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
     return list(dict.fromkeys([name, path.name, stem]))

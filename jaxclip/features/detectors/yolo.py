@@ -1,7 +1,7 @@
 """Detectors of the YOLO family in ONNX files, run by onnxruntime.
 
-The family, and with it the input and output format, is recognised by the output's shape. For an input of height H and
-width W, A is the sum of (H / s)(W / s) over the strides s:
+The shape of the output tells the family, and thereby the input and output format. For an input of height H and width
+W, A is the sum of (H / s)(W / s) over the strides s; C is the number of classes and N the number of boxes:
 
 | output       | family              | input                                  | boxes                            |
 |--------------|---------------------|----------------------------------------|----------------------------------|
@@ -10,7 +10,7 @@ width W, A is the sum of (H / s)(W / s) over the strides s:
 | (1, 4+C, A)  | YOLOv8, v9, v11     | RGB 0-1, letterboxed in the middle     | decoded                          |
 | (1, N, 6)    | YOLOv10, end to end | RGB 0-1, letterboxed in the middle     | corners, score, class, after NMS |
 
-The YOLOX paper is Ge et al., 2021; in its raw output centres are in cells and sizes are logarithms.
+For YOLOX see Ge et al. 2021; in its raw output, centres are in units of cells and sizes are logarithms.
 """
 
 import ast
@@ -26,17 +26,15 @@ from jaxclip.features.detectors.detections import Detections
 from jaxclip.features.detectors.extra import not_installed
 from jaxclip.features.geometry import iou
 
-LEAST_SCORE = 0.25
-MOST_OVERLAP = 0.45
+MIN_SCORE = 0.25
+MAX_OVERLAP = 0.45
 """Intersection over union above which the lower-scored of two boxes of one class is dropped."""
-MOST_BOXES = 100
+MAX_BOXES = 100
 
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
-_GREY = 114
-_USUAL_SIDE = 640
-_LARGEST_LOGARITHM = (
-    16.0  # Raw sizes, which are logarithms, are below this; decoded output always has a size in pixels above it.
-)
+_GREY = 114  # of the frame around a letterboxed picture
+_DEFAULT_SIDE = 640  # of the input, in pixels, if the model accepts any size
+_MAX_RAW_SIZE = 16.0  # raw sizes, which are logarithms, are below; decoded output always has a size in pixels above
 
 # The 80 classes of COCO in the order that all YOLO models use.
 COCO = (
@@ -53,7 +51,13 @@ COCO = (
 
 @dataclass(frozen=True)
 class OutputLayout:
-    """The output format of a model: its family, number of classes (0 if each box carries its class) and strides."""
+    """The output format of a model.
+
+    Attributes:
+      family: "yolox", "yolov5", "yolov8", or "corners" for YOLOv10.
+      classes: number of classes; 0 for "corners", whose output holds a class number for each box.
+      strides: strides of the cells in pixels, for "yolox" only.
+    """
 
     family: str
     classes: int
@@ -61,27 +65,34 @@ class OutputLayout:
 
 
 class Yolo:
-    """The detector `onnx`. Class names come from FILE.names, else from the file's metadata, else from COCO."""
+    """The detector `onnx`.
+
+    Class names are read from FILE.names if it exists, else from the metadata of the model; otherwise they are those of
+    COCO.
+    """
 
     def __init__(self, path: Path):
         self._path = path
         self._session = _session(path)
-        entry = self._session.get_inputs()[0]
-        if len(entry.shape) != 4 or entry.type != "tensor(float)" or entry.shape[1] not in (3, None, "channels"):
-            raise UserError(f"{path} takes {entry.type} of shape {entry.shape}; float (1, 3, height, width) is needed.")
-        self._input = entry.name
-        height, width = (side if isinstance(side, int) else _USUAL_SIDE for side in entry.shape[2:])
+        tensor = self._session.get_inputs()[0]
+        if len(tensor.shape) != 4 or tensor.type != "tensor(float)" or tensor.shape[1] not in (3, None, "channels"):
+            raise UserError(
+                f"{path} has an input of type {tensor.type} and shape {tensor.shape}; "
+                "it must be tensor(float) of shape (1, 3, height, width)"
+            )
+        self._input = tensor.name
+        height, width = (side if isinstance(side, int) else _DEFAULT_SIDE for side in tensor.shape[2:])
         self._size = height, width
         outputs = self._run(np.full((1, 3, height, width), 0.5, np.float32))
-        layout = recognise([output.shape for output in outputs], height, width)
+        layout = recognise_layout([output.shape for output in outputs], height, width)
         if layout is None:
             shapes = ", ".join(str(output.shape) for output in outputs)
             raise UserError(
-                f"{path} gives {shapes} for a picture of {width}x{height}, which is no detector of the YOLO family; "
-                f"give one whose output is (1, A, 5+C), (1, 3A, 5+C), (1, 4+C, A) or (1, N, 6)."
+                f"{path} is not a detector of the YOLO family: for an input of {width}x{height} pixels its output is "
+                f"{shapes}; give a model whose output is (1, A, 5+C), (1, 3A, 5+C), (1, 4+C, A) or (1, N, 6)"
             )
         self._layout = layout
-        self._names = _names(path, self._session.get_modelmeta().custom_metadata_map, layout.classes)
+        self._names = _read_names(path, self._session.get_modelmeta().custom_metadata_map, layout.classes)
 
     def __reduce__(self):
         return Yolo, (self._path,)
@@ -91,11 +102,11 @@ class Yolo:
 
     def _detect(self, image: np.ndarray) -> Detections:
         middle = self._layout.family != "yolox"
-        boxed, scale, (left, top) = letterbox(image, *self._size, middle=middle)
-        pixels = boxed.astype(np.float32) / 255 if middle else boxed[..., ::-1].astype(np.float32)
+        framed, scale, (left, top) = letterbox(image, *self._size, middle=middle)
+        pixels = framed.astype(np.float32) / 255 if middle else framed[..., ::-1].astype(np.float32)
         (output, *_) = self._run(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]))
         corners, scores, classes = decode(output[0], self._layout, *self._size)
-        kept = best(corners, scores, classes)
+        kept = suppress_overlaps(corners, scores, classes)
         height, width = image.shape[:2]
         shares = (corners[kept] - [left, top, left, top]) / scale / [width, height, width, height]
         labels = [self._names.get(int(number), str(number)) for number in classes[kept]]
@@ -106,14 +117,14 @@ class Yolo:
 
 
 def make(argument: str) -> Yolo:
-    """Returns the detector of `onnx:FILE.onnx`."""
+    """Returns the detector of the spec `onnx:FILE.onnx`; the argument is the part after the colon."""
     if not argument:
         raise UserError("the detector onnx needs a file: onnx:FILE.onnx")
     return Yolo(Path(argument).expanduser())
 
 
-def recognise(shapes: Sequence[tuple[int, ...]], height: int, width: int) -> OutputLayout | None:
-    """Returns the layout of outputs of these shapes for an input of `height` x `width`; None if it is unknown."""
+def recognise_layout(shapes: Sequence[tuple[int, ...]], height: int, width: int) -> OutputLayout | None:
+    """Returns the layout of outputs with these shapes for an input of `height` x `width` pixels; None if unknown."""
     if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][0] != 1:
         return None
     _, rows, columns = shapes[0]
@@ -129,14 +140,20 @@ def recognise(shapes: Sequence[tuple[int, ...]], height: int, width: int) -> Out
 
 
 def letterbox(image: np.ndarray, height: int, width: int, *, middle: bool) -> tuple[np.ndarray, float, tuple[int, int]]:
-    """Returns the picture scaled into a grey `height` x `width` frame, its scale, and its left and top edge."""
+    """Returns the picture scaled to fit a grey frame, its scale, and (left, top) of the picture in the frame.
+
+    Args:
+      image: (height, width, 3) uint8.
+      height, width: size of the frame, in pixels.
+      middle: whether the picture is centred in the frame or at the top left.
+    """
     scale = min(height / image.shape[0], width / image.shape[1])
-    high, wide = max(round(image.shape[0] * scale), 1), max(round(image.shape[1] * scale), 1)
-    left, top = ((width - wide) // 2, (height - high) // 2) if middle else (0, 0)
-    boxed = np.full((height, width, 3), _GREY, np.uint8)
-    resized = Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR)
-    boxed[top : top + high, left : left + wide] = np.asarray(resized)
-    return boxed, scale, (left, top)
+    new_height, new_width = max(round(image.shape[0] * scale), 1), max(round(image.shape[1] * scale), 1)
+    left, top = ((width - new_width) // 2, (height - new_height) // 2) if middle else (0, 0)
+    framed = np.full((height, width, 3), _GREY, np.uint8)
+    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    framed[top : top + new_height, left : left + new_width] = np.asarray(resized)
+    return framed, scale, (left, top)
 
 
 def decode(
@@ -148,7 +165,7 @@ def decode(
     if layout.family == "yolov8":
         output = output.T
     boxes, classes = output[:, :4], output[:, -layout.classes :]
-    if layout.family == "yolox" and boxes[:, 2:].max() < _LARGEST_LOGARITHM:
+    if layout.family == "yolox" and boxes[:, 2:].max() < _MAX_RAW_SIZE:
         boxes = _from_cells(boxes, layout.strides, height, width)
     numbers = classes.argmax(axis=1)
     scores = classes[np.arange(len(classes)), numbers]
@@ -159,7 +176,7 @@ def decode(
 
 
 def _from_cells(boxes: np.ndarray, strides: Sequence[int], height: int, width: int) -> np.ndarray:
-    """Returns (A, 4) centres and sizes in pixels of raw boxes: one per cell, ordered by stride, row and column."""
+    """Returns (A, 4) centres and sizes, in pixels, of raw boxes: one per cell, ordered by stride, row and column."""
     cells, steps = [], []
     for stride in strides:
         y, x = np.mgrid[0 : height // stride, 0 : width // stride]
@@ -169,16 +186,16 @@ def _from_cells(boxes: np.ndarray, strides: Sequence[int], height: int, width: i
     return np.concatenate([(boxes[:, :2] + cell) * step, np.exp(boxes[:, 2:]) * step], axis=1).astype(np.float32)
 
 
-def best(corners: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def suppress_overlaps(corners: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Returns the indices of the boxes that survive non-maximum suppression, best first."""
     order = np.argsort(-scores, kind="stable")
-    order = order[scores[order] >= LEAST_SCORE][:1000]
+    order = order[scores[order] >= MIN_SCORE][:1000]
     kept: list[int] = []
-    while len(order) and len(kept) < MOST_BOXES:
+    while len(order) and len(kept) < MAX_BOXES:
         first, order = order[0], order[1:]
         kept.append(first)
-        double = (iou(corners[first], corners[order])[0] > MOST_OVERLAP) & (classes[order] == classes[first])
-        order = order[~double]
+        duplicate = (iou(corners[first], corners[order])[0] > MAX_OVERLAP) & (classes[order] == classes[first])
+        order = order[~duplicate]
     return np.array(kept, np.int64)
 
 
@@ -196,10 +213,10 @@ def _session(path: Path):
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
     except Exception as error:  # the only common base class of onnxruntime's errors.
-        raise UserError(f"{path} is no ONNX model that onnxruntime can run: {first_line(error)}") from error
+        raise UserError(f"{path} is not an ONNX model that onnxruntime can run: {first_line(error)}") from error
 
 
-def _names(path: Path, metadata: dict[str, str], classes: int) -> dict[int, str]:
+def _read_names(path: Path, metadata: dict[str, str], classes: int) -> dict[int, str]:
     names_file = path.with_suffix(".names")
     if names_file.is_file():
         names = dict(
@@ -207,20 +224,20 @@ def _names(path: Path, metadata: dict[str, str], classes: int) -> dict[int, str]
         )
         source = str(names_file)
     elif "names" in metadata:
-        names, source = _from_metadata(path, metadata["names"]), f"the metadata of {path}"
+        names, source = _parse_names(path, metadata["names"]), f"the metadata of {path}"
     else:
         names, source = dict(enumerate(COCO)), "COCO"
     if classes and len(names) != classes:
         raise UserError(
-            f"{path} has {classes} classes and {source} names {len(names)}; name them in {names_file}, one per line"
+            f"{path} has {classes} classes, but {source} names {len(names)}; name them in {names_file}, one per line"
         )
     return names
 
 
-def _from_metadata(path: Path, names: str) -> dict[int, str]:
+def _parse_names(path: Path, names: str) -> dict[int, str]:
     try:
-        listed = ast.literal_eval(names)
-        pairs = listed.items() if isinstance(listed, dict) else enumerate(listed)
+        classes = ast.literal_eval(names)
+        pairs = classes.items() if isinstance(classes, dict) else enumerate(classes)
         return {int(number): str(name) for number, name in pairs}
     except (ValueError, SyntaxError, TypeError) as error:
-        raise UserError(f'{path} has metadata "names" that is no list of classes: {names[:60]}.') from error
+        raise UserError(f'{path} has metadata "names" that is not a list of classes: {names[:60]}') from error

@@ -1,1 +1,1 @@
-"""Weights of other libraries in and out: tables of names, theirs <-> ours, one file per layout."""
+"""Loads and saves weights in the layouts of other libraries; each layout is a table of their names and ours."""

@@ -1,4 +1,4 @@
-"""The layouts of transformers' ViTModel and BertModel, in one direction: published encoders into ours."""
+"""Loads published encoders in the layouts of transformers' ViTModel and BertModel; they are never written."""
 
 import re
 from collections.abc import Callable
@@ -19,39 +19,39 @@ from jaxclip.models.weights.table import TableRow, linear_rows, load, norm_rows,
 from jaxclip.models.weights.tensors import Tensors, open_tensors, read_json
 
 HEADS = r"^(pooler|cls|classifier)\."
-"""Tensors of the task heads on top of an encoder, which are not loaded."""
+"""Names of the tensors of task heads on top of an encoder, which are not loaded."""
 
 
 def load_vit(folder: Path) -> ImageTower:
-    """Returns the ViT in a folder; it takes uint8 pictures and gives the class token after the last norm, (B, W).
+    """Returns the ViT in a checkpoint's folder; it maps uint8 RGB pictures to the class token after the last norm.
 
-    Mean and standard deviation of the pixels come from preprocessor_config.json.
+    The mean and standard deviation of the pixels come from preprocessor_config.json. The class tokens are (B, W).
 
     Raises:
-      UserError: the checkpoint is broken or no ViT.
+      UserError: the checkpoint is broken or is not a ViT.
     """
     theirs = _config(folder, "vit", "ViTConfig")
     path = folder / "preprocessor_config.json"
-    pixels = read_json(path)
-    if not {"image_mean", "image_std"} <= pixels.keys():
-        raise UserError(f"{path} has no image_mean or no image_std")
+    preprocessing = read_json(path)
+    if not {"image_mean", "image_std"} <= preprocessing.keys():
+        raise UserError(f"{path} must contain image_mean and image_std")
     config = vit_config(
         theirs.image_size,
         theirs.patch_size,
         transformer(theirs),
-        mean=tuple(pixels["image_mean"]),
-        std=tuple(pixels["image_std"]),
+        mean=tuple(preprocessing["image_mean"]),
+        std=tuple(preprocessing["image_std"]),
     )
     width = config.transformer.width
-    return _loaded(lambda: ImageTower(config, width, rngs=nnx.Rngs(0)), _vit_table(config), _tensors(folder, "vit"))
+    return _load(lambda: ImageTower(config, width, rngs=nnx.Rngs(0)), _vit_table(config), _open(folder, "vit"))
 
 
 def load_bert(folder: Path) -> BERT:
-    """Returns the BERT in a folder; UserError where the checkpoint is broken or no BERT."""
+    """Returns the BERT in a checkpoint's folder; UserError if the checkpoint is broken or is not a BERT."""
     theirs = _config(folder, "bert", "BertConfig")
     blocks = replace(transformer(theirs), post_norm=True)
     config = BERTConfig(theirs.vocab_size, theirs.max_position_embeddings, blocks, theirs.type_vocab_size)
-    return _loaded(lambda: BERT(config, rngs=nnx.Rngs(0)), _bert_table(), _tensors(folder, "bert"))
+    return _load(lambda: BERT(config, rngs=nnx.Rngs(0)), _bert_table(), _open(folder, "bert"))
 
 
 def _config(folder: Path, kind: str, class_name: str) -> Any:
@@ -60,14 +60,14 @@ def _config(folder: Path, kind: str, class_name: str) -> Any:
     path = folder / CONFIG
     settings = read_json(path)
     if settings.get("model_type") != kind:
-        raise UserError(f"{path}: model_type is {settings.get('model_type')!r}, not {kind!r}")
+        raise UserError(f"{path}: model_type is {settings.get('model_type')!r}, but must be {kind!r}")
     try:
         return getattr(transformers, class_name).from_dict(settings)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(f"{path} does not describe a {kind} model: {str(error).strip().splitlines()[-1]}") from None
 
 
-def _tensors(folder: Path, prefix: str) -> Tensors:
+def _open(folder: Path, prefix: str) -> Tensors:
     def rename(name: str) -> str | None:
         name = name.removeprefix(f"{prefix}.").replace(".gamma", ".weight").replace(".beta", ".bias")
         return None if re.match(HEADS, name) else name
@@ -75,7 +75,7 @@ def _tensors(folder: Path, prefix: str) -> Tensors:
     return open_tensors(folder, WEIGHTS).renamed(rename)
 
 
-def _loaded(make: Callable[[], nnx.Module], table: list[TableRow], tensors: Tensors) -> Any:
+def _load(make: Callable[[], nnx.Module], table: list[TableRow], tensors: Tensors) -> Any:
     graph, shapes = nnx.split(nnx.eval_shape(make))
     return nnx.merge(graph, load(table, tensors, nnx.to_pure_dict(shapes)))
 

@@ -19,18 +19,18 @@ KINDS = {"clip": "CLIPConfig", "siglip": "SiglipConfig"}
 """model_type -> the class of its configuration in transformers."""
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 """Ours -> theirs."""
-LEGACY_END = 2
-"""With this end token CLIPModel reads the highest id instead: the first configurations had it by mistake."""
+LEGACY_END_TOKEN = 2
+"""The end token of the first configurations, by mistake; for it CLIPModel reads the token of the highest id instead."""
 
 
 def read(folder: Path) -> ForeignCheckpoint:
-    """Returns the checkpoint in a folder; UserError where it is broken or its towers cannot be built here."""
+    """Returns the checkpoint in a folder; UserError if it is broken or its towers are not supported."""
     config = read_config(folder)
     return ForeignCheckpoint(config, table(config), open_tensors(folder, WEIGHTS))
 
 
 def read_config(folder: Path) -> CLIPConfig:
-    """Returns the towers that a folder's config.json describes; UserError as `read`."""
+    """Returns the towers that a folder's config.json describes; UserError if it is broken or they are not supported."""
     import transformers
 
     path = folder / CONFIG
@@ -40,13 +40,13 @@ def read_config(folder: Path) -> CLIPConfig:
         raise UserError(f"{path}: model_type is {kind!r}; {' and '.join(KINDS)} can be loaded")
     try:
         theirs = getattr(transformers, KINDS[kind]).from_dict(settings)
-        return _clip(theirs) if kind == "clip" else _siglip(theirs)
+        return _clip_config(theirs) if kind == "clip" else _siglip_config(theirs)
     except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         raise UserError(f"{path} does not describe a {kind} model: {str(error).strip().splitlines()[-1]}") from None
 
 
 def table(config: CLIPConfig) -> list[TableRow]:
-    """Returns the table of names, theirs <-> ours."""
+    """Returns the table of names of these towers."""
     image = config.image
     sigmoid = config.logit_bias is not None
     tower, class_token = "vision_model", image.pooling == "class"
@@ -86,12 +86,12 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
     """Returns the contents of the config.json of these towers.
 
     Raises:
-      UserError: neither CLIPModel nor SiglipModel can be these towers; says why.
+      UserError: neither CLIPModel nor SiglipModel can represent these towers; the message says why.
     """
     image, text = config.image, config.text
-    vision = {**_shape(image.transformer), "image_size": image.size, "patch_size": image.patch}
+    vision = {**_block_settings(image.transformer), "image_size": image.size, "patch_size": image.patch}
     language = {
-        **_shape(text.transformer),
+        **_block_settings(text.transformer),
         "vocab_size": text.vocab_size,
         "max_position_embeddings": text.context_length,
         "eos_token_id": text.end_token,
@@ -99,8 +99,10 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
         "pad_token_id": None,
     }
     if is_clip(config):
-        if text.end_token == LEGACY_END:
-            raise UserError("CLIPModel cannot read an end token whose id is 2: it takes the highest id instead")
+        if text.end_token == LEGACY_END_TOKEN:
+            raise UserError(
+                "CLIPModel cannot read an end token whose id is 2: it reads the token of the highest id instead"
+            )
         return {
             "model_type": "clip",
             "architectures": ["CLIPModel"],
@@ -115,42 +117,42 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
             "vision_config": {**vision, "vision_use_head": True},
             "text_config": {**language, "projection_size": config.embedding},
         }
-    raise UserError(f"neither CLIPModel nor SiglipModel has {oddity(config)}")
+    raise UserError(f"neither CLIPModel nor SiglipModel supports {unsupported_part(config)}")
 
 
 def is_clip(config: CLIPConfig) -> bool:
-    """Returns whether the towers are built as CLIP's."""
+    """Returns whether the towers have the architecture of CLIP."""
     image, text = config.image, config.text
-    described = (image.stem, image.stem_bias, image.first_norm, image.pooling, image.projection)
+    image_parts = (image.stem, image.stem_bias, image.first_norm, image.pooling, image.projection)
     return (
-        described == ("patch", False, True, "class", True)
+        image_parts == ("patch", False, True, "class", True)
         and (text.pooling, text.projection_bias) == ("end", False)
         and config.logit_bias is None
     )
 
 
 def is_siglip(config: CLIPConfig) -> bool:
-    """Returns whether the towers are built as SigLIP's."""
+    """Returns whether the towers have the architecture of SigLIP."""
     image, text = config.image, config.text
-    described = (image.stem, image.stem_bias, image.first_norm, image.pooling, image.projection)
+    image_parts = (image.stem, image.stem_bias, image.first_norm, image.pooling, image.projection)
     return (
-        described == ("patch", True, False, "map", False)
+        image_parts == ("patch", True, False, "map", False)
         and (text.pooling, text.projection_bias) == ("last", True)
         and config.logit_bias is not None
     )
 
 
-def oddity(config: CLIPConfig) -> str:
-    """Returns in words what these towers have that neither CLIP's nor SigLIP's have."""
+def unsupported_part(config: CLIPConfig) -> str:
+    """Returns the part of these towers that neither CLIP nor SigLIP has, in words for an error message."""
     if config.image.stem != "patch":
-        return "a convolutional stem, as these towers do"
+        return "a convolutional stem"
     if config.image.pooling == "mean":
-        return "an image tower that averages its tokens, as these towers do"
+        return "an image tower that averages its tokens"
     if config.text.pooling == "mean":
-        return "a text tower that averages its tokens, as these towers do"
+        return "a text tower that averages its tokens"
     if is_clip(replace(config, logit_bias=None)):
-        return "a bias of the logits beside CLIP's towers, trained by the sigmoid loss; open_clip has: ask for it alone"
-    return "this mixture of CLIP's and SigLIP's parts"
+        return "a logit bias with CLIP's towers, as trained by the sigmoid loss: export these towers to open_clip only"
+    return "this combination of parts of CLIP and of SigLIP"
 
 
 def _blocks(tower: str, prefix: str) -> list[TableRow]:
@@ -166,10 +168,10 @@ def _blocks(tower: str, prefix: str) -> list[TableRow]:
 
 
 def transformer(theirs: Any) -> TransformerConfig:
-    """Returns the blocks that a configuration of transformers describes, whichever tower or encoder it is of."""
+    """Returns the blocks that a configuration of transformers describes; ValueError if their activation is unknown."""
     activations = {name: ours for ours, name in ACTIVATIONS.items()}
     if theirs.hidden_act not in activations:
-        raise ValueError(f"hidden_act = {theirs.hidden_act!r} is none of {', '.join(activations)}")
+        raise ValueError(f"hidden_act = {theirs.hidden_act!r} is not one of {', '.join(activations)}")
     return TransformerConfig(
         theirs.hidden_size,
         theirs.num_hidden_layers,
@@ -180,7 +182,7 @@ def transformer(theirs: Any) -> TransformerConfig:
     )
 
 
-def _shape(blocks: TransformerConfig) -> dict[str, Any]:
+def _block_settings(blocks: TransformerConfig) -> dict[str, Any]:
     return {
         "hidden_size": blocks.width,
         "intermediate_size": round(blocks.width * blocks.mlp_ratio),
@@ -191,7 +193,7 @@ def _shape(blocks: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def _clip(theirs: Any) -> CLIPConfig:
+def _clip_config(theirs: Any) -> CLIPConfig:
     vision, text = theirs.vision_config, theirs.text_config
     end = text.eos_token_id
     return CLIPConfig(
@@ -199,17 +201,17 @@ def _clip(theirs: Any) -> CLIPConfig:
         TextConfig(
             text.vocab_size,
             text.max_position_embeddings,
-            text.vocab_size - 1 if end == LEGACY_END else end,
+            text.vocab_size - 1 if end == LEGACY_END_TOKEN else end,
             transformer(text),
         ),
         theirs.projection_dim,
     )
 
 
-def _siglip(theirs: Any) -> CLIPConfig:
+def _siglip_config(theirs: Any) -> CLIPConfig:
     vision, text = theirs.vision_config, theirs.text_config
     if not getattr(vision, "vision_use_head", True):
-        raise ValueError("vision_use_head is false")
+        raise ValueError("vision_use_head is false, but must be true")
     image = ImageConfig(
         vision.image_size,
         vision.patch_size,

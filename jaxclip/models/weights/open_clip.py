@@ -1,4 +1,7 @@
-"""The layout of open_clip: open_clip_config.json, open_clip_model.safetensors; CLIP's towers, and timm's of SigLIP."""
+"""The layout of open_clip, for CLIP and SigLIP: open_clip_config.json and open_clip_model.safetensors.
+
+open_clip builds SigLIP's image towers with timm.
+"""
 
 import re
 from collections.abc import Mapping
@@ -10,35 +13,35 @@ from typing import Any
 from jaxclip.errors import UserError
 from jaxclip.models.clip import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.models.transformer import TransformerConfig
-from jaxclip.models.weights.hugging_face import is_clip, is_siglip, oddity
+from jaxclip.models.weights.hugging_face import is_clip, is_siglip, unsupported_part
 from jaxclip.models.weights.positions import resize_context, resize_grid
 from jaxclip.models.weights.table import ForeignCheckpoint, TableRow, linear_rows, norm_rows, patches, same
 from jaxclip.models.weights.tensors import open_tensors, read_json
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
-# Of the fields of open_clip's CLIPVisionCfg and CLIPTextCfg, those that are read; others may stand at their defaults.
-READ_VISION = {"width", "layers", "head_width", "mlp_ratio", "patch_size", "image_size", "act_kwargs", "norm_kwargs"}
-READ_TEXT = {"width", "layers", "heads", "mlp_ratio", "vocab_size", "context_length", "act_kwargs", "norm_kwargs",
-             "pool_type", "eos_id", "no_causal_mask", "proj_bias"}  # fmt: skip
-READ_TIMM = {"timm_model_name", "image_size"}
-# These change nothing of the towers: how to train, which tokenizer (see `cleaning`), what to return.
-HARMLESS = {"patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id",
-            "timm_model_pretrained", "timm_drop", "timm_drop_path", "timm_proj_bias", "hf_model_pretrained",
-            "hf_proj_type", "hf_pooler_type", "attn_pooler_queries", "attn_pooler_heads", "timm_pool",
-            "timm_proj"}  # fmt: skip
+# Fields of open_clip's CLIPVisionCfg and CLIPTextCfg that are read; any other field must have its default value.
+VISION_FIELDS = {"width", "layers", "head_width", "mlp_ratio", "patch_size", "image_size", "act_kwargs", "norm_kwargs"}
+TEXT_FIELDS = {"width", "layers", "heads", "mlp_ratio", "vocab_size", "context_length", "act_kwargs", "norm_kwargs",
+               "pool_type", "eos_id", "no_causal_mask", "proj_bias"}  # fmt: skip
+TIMM_FIELDS = {"timm_model_name", "image_size"}
+# Fields that do not change the towers: training, tokenizer (see `cleaning`) and return values.
+IGNORED_FIELDS = {"patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id",
+                  "timm_model_pretrained", "timm_drop", "timm_drop_path", "timm_proj_bias", "hf_model_pretrained",
+                  "hf_proj_type", "hf_pooler_type", "attn_pooler_queries", "attn_pooler_heads", "timm_pool",
+                  "timm_proj"}  # fmt: skip
 DEFAULTS = {"pos_embed_type": "learnable", "pool_type": "tok", "proj_type": "linear"}
 CLEANINGS = ("whitespace", "lower", "canonicalize")
-HEAD = 64
-"""Features of an image tower's head where head_width is not said."""
-TIMM = {
+DEFAULT_HEAD_WIDTH = 64
+"""Width of an attention head of the image tower if head_width is not given."""
+TIMM_SHAPES = {
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
     "so400m": (1152, 27, 16, 4304),
     "giantopt": (1536, 40, 16, 6144),
 }
-"""SigLIP's image towers in timm: width, layers, heads, hidden features."""
-TIMM_PICTURES = {
+"""Size of a SigLIP image tower in timm -> its width, layers, heads and hidden features of the MLP."""
+TIMM_IMAGE_SIZES = {
     ("base", 32): (256,),
     ("base", 16): (224, 256, 384, 512),
     ("large", 16): (256, 384, 512),
@@ -46,24 +49,24 @@ TIMM_PICTURES = {
     ("so400m", 16): (256, 384, 512),
     ("giantopt", 16): (256, 384),
 }
-"""Size and patch -> the sizes of pictures that timm has them for."""
+"""Size and patch of a SigLIP image tower -> the sizes of pictures, in pixels, for which timm has it."""
 TIMM_NAME = r"vit_(\w+)_patch(\d+)_siglip_(\d+)"
 TIMM_EXACT_GELU = r"vit_(base_patch16_siglip_\d+|large_patch16_siglip_(256|384)|so400m_patch14_siglip_\d+)"
 
 
 def read(folder: Path) -> ForeignCheckpoint:
-    """Returns the checkpoint in a folder; UserError where it is broken or its towers cannot be built here."""
+    """Returns the checkpoint in a folder; UserError if it is broken or its towers are not supported."""
     path = folder / CONFIG
     tensors = open_tensors(folder, WEIGHTS)
     try:
         model = read_json(path)["model_cfg"]
         vision, text = model["vision_cfg"], model["text_cfg"]
         timm = vision.get("timm_model_name")
-        _refuse_unread(path, "vision_cfg", vision, READ_TIMM if timm else READ_VISION)
-        _refuse_unread(path, "text_cfg", text, READ_TEXT)
-        image = _timm(path, vision) if timm else _vision(vision, model)
+        _reject_unsupported(path, "vision_cfg", vision, TIMM_FIELDS if timm else VISION_FIELDS)
+        _reject_unsupported(path, "text_cfg", text, TEXT_FIELDS)
+        image = _timm_config(path, vision) if timm else _vit_config(vision, model)
         config = CLIPConfig(
-            image, _text(path, text, model), model["embed_dim"], logit_bias=model.get("init_logit_bias")
+            image, _text_config(path, text, model), model["embed_dim"], logit_bias=model.get("init_logit_bias")
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} does not describe a CLIP model: {type(error).__name__} {error}") from None
@@ -71,20 +74,23 @@ def read(folder: Path) -> ForeignCheckpoint:
 
 
 def cleaning(settings: Mapping[str, Any], path: Path) -> str:
-    """Returns what open_clip does to captions ahead of the tokenizer: "whitespace", "lower" or "canonicalize".
+    """Returns how open_clip cleans captions before the tokenizer: "whitespace", "lower" or "canonicalize".
 
     Args:
-      settings: the contents of an open_clip_config.json that `read` took.
-      path: it, for the message of the UserError where it is something else.
+      settings: the contents of an open_clip_config.json that `read` accepts.
+      path: the file, for error messages.
+
+    Raises:
+      UserError: the settings ask for another cleaning, or for other changes of the tokenizer.
     """
-    given = settings["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {"clean": CLEANINGS[0]}
-    if given not in [{"clean": cleaning} for cleaning in CLEANINGS]:
-        raise UserError(f"{path}: text_cfg.tokenizer_kwargs = {given!r} is not supported")
-    return given["clean"]
+    tokenizer = settings["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {"clean": CLEANINGS[0]}
+    if tokenizer not in [{"clean": cleaning} for cleaning in CLEANINGS]:
+        raise UserError(f"{path}: text_cfg.tokenizer_kwargs = {tokenizer!r} is not supported")
+    return tokenizer["clean"]
 
 
 def table(config: CLIPConfig, *, nested: bool) -> list[TableRow]:
-    """Returns the table of names, theirs <-> ours; `nested`: the text tower is a module of its own."""
+    """Returns the table of names of these towers; with `nested`, the text tower is a module named "text"."""
     prefix = "text." if nested else ""
     rows = [
         TableRow("logit_scale", "logit_scale", same()),
@@ -103,15 +109,15 @@ def table(config: CLIPConfig, *, nested: bool) -> list[TableRow]:
 
 
 def write_config(config: CLIPConfig) -> dict[str, Any]:
-    """Returns the model_cfg of these towers; UserError, which says why, where open_clip cannot be them."""
+    """Returns the model_cfg of these towers; UserError, with the reason, if open_clip cannot represent them."""
     image, text = config.image, config.text
     if not (is_clip(replace(config, logit_bias=None)) or is_siglip(config)):
-        raise UserError(f"open_clip has no tower with {oddity(config)}")
+        raise UserError(f"open_clip does not support {unsupported_part(config)}")
     quick = {blocks.activation == "quick_gelu" for blocks in (image.transformer, text.transformer)}
     if len(quick) > 1:
-        raise UserError("open_clip has quick-GELU in both towers or in none, not in one of them")
+        raise UserError("open_clip uses quick-GELU in both towers or in neither, but only one of these towers has it")
     language = {
-        **_written(text.transformer),
+        **_block_settings(text.transformer),
         "heads": text.transformer.heads,
         "vocab_size": text.vocab_size,
         "context_length": text.context_length,
@@ -125,11 +131,11 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
             "image_size": image.size,
         }
         language |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
-        # The bias that training would start from; the one in use is among the weights.
+        # The initial bias for training; the trained bias is one of the weights.
         extra = {"custom_text": True, "init_logit_bias": config.logit_bias}
     else:
         vision = {
-            **_written(image.transformer),
+            **_block_settings(image.transformer),
             "head_width": image.transformer.width // image.transformer.heads,
             "patch_size": image.patch,
             "image_size": image.size,
@@ -141,13 +147,15 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
     return {"embed_dim": config.embedding, "vision_cfg": vision, "text_cfg": language, **extra}
 
 
-def _refuse_unread(path: Path, section: str, settings: Mapping[str, Any], fields: set[str]) -> None:
+def _reject_unsupported(path: Path, section: str, settings: Mapping[str, Any], fields: set[str]) -> None:
     for name, value in settings.items():
-        if name not in fields | HARMLESS and value not in (None, False, DEFAULTS.get(name)):
+        if name not in fields | IGNORED_FIELDS and value not in (None, False, DEFAULTS.get(name)):
             raise UserError(f"{path}: {section}.{name} = {value!r} is not supported")
 
 
-def _blocks_of(settings: Mapping[str, Any], model: Mapping[str, Any], *, width: int, heads: int) -> TransformerConfig:
+def _transformer_config(
+    settings: Mapping[str, Any], model: Mapping[str, Any], *, width: int, heads: int
+) -> TransformerConfig:
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     if (settings.get("act_kwargs") or {}).get("approximate") == "tanh":
         activation = "gelu_tanh"
@@ -157,18 +165,22 @@ def _blocks_of(settings: Mapping[str, Any], model: Mapping[str, Any], *, width: 
     )
 
 
-def _vision(vision: Mapping[str, Any], model: Mapping[str, Any]) -> ImageConfig:
+def _vit_config(vision: Mapping[str, Any], model: Mapping[str, Any]) -> ImageConfig:
     width = vision.get("width", 768)
-    blocks = _blocks_of(vision, model, width=width, heads=width // vision.get("head_width", HEAD))
+    heads = width // vision.get("head_width", DEFAULT_HEAD_WIDTH)
+    blocks = _transformer_config(vision, model, width=width, heads=heads)
     return ImageConfig(vision.get("image_size", 224), vision.get("patch_size", 16), blocks)
 
 
-def _timm(path: Path, vision: Mapping[str, Any]) -> ImageConfig:
+def _timm_config(path: Path, vision: Mapping[str, Any]) -> ImageConfig:
     name = vision["timm_model_name"]
     parts = re.fullmatch(TIMM_NAME, name)
-    if not parts or parts[1] not in TIMM or (vision.get("timm_pool"), vision.get("timm_proj")) != ("map", "none"):
-        raise UserError(f"{path}: of timm's image towers SigLIP's with attention pooling are supported, not {name}")
-    width, layers, heads, hidden = TIMM[parts[1]]
+    pools_by_attention = (vision.get("timm_pool"), vision.get("timm_proj")) == ("map", "none")
+    if not parts or parts[1] not in TIMM_SHAPES or not pools_by_attention:
+        raise UserError(
+            f"{path}: {name} is not supported; of timm's image towers, only SigLIP's with attention pooling are"
+        )
+    width, layers, heads, hidden = TIMM_SHAPES[parts[1]]
     activation = "gelu" if re.fullmatch(TIMM_EXACT_GELU, name) else "gelu_tanh"
     return ImageConfig(
         vision.get("image_size", int(parts[3])),
@@ -184,24 +196,27 @@ def _timm(path: Path, vision: Mapping[str, Any]) -> ImageConfig:
 def _timm_name(image: ImageConfig) -> str:
     blocks = image.transformer
     shape = (blocks.width, blocks.layers, blocks.heads, round(blocks.width * blocks.mlp_ratio))
-    size = {known: size for size, known in TIMM.items()}.get(shape)
+    size = {known_shape: size for size, known_shape in TIMM_SHAPES.items()}.get(shape)
     name = f"vit_{size}_patch{image.patch}_siglip_{image.size}"
     activation = "gelu" if re.fullmatch(TIMM_EXACT_GELU, name) else "gelu_tanh"
-    known = image.size in TIMM_PICTURES.get((size, image.patch), ())
+    known = image.size in TIMM_IMAGE_SIZES.get((size, image.patch), ())
     if not known or (blocks.activation, blocks.epsilon) != (activation, 1e-6):
         raise UserError(
-            f"open_clip takes SigLIP's image tower from timm, which has none of width {blocks.width}, {blocks.layers} "
-            f"layers, patch {image.patch} and size {image.size} with {blocks.activation}"
+            f"open_clip builds SigLIP's image tower with timm, which has no tower of width {blocks.width}, "
+            f"{blocks.layers} layers, patch {image.patch} and size {image.size} with {blocks.activation}"
         )
     return name
 
 
-def _text(path: Path, text: Mapping[str, Any], model: Mapping[str, Any]) -> TextConfig:
-    blocks = _blocks_of(text, model, width=text.get("width", 512), heads=text.get("heads", 8))
+def _text_config(path: Path, text: Mapping[str, Any], model: Mapping[str, Any]) -> TextConfig:
+    blocks = _transformer_config(text, model, width=text.get("width", 512), heads=text.get("heads", 8))
     vocab_size, pool = text.get("vocab_size", 49408), text.get("pool_type", "argmax")
     ends = {"argmax": vocab_size - 1, "eos": text.get("eos_id", 2), "last": vocab_size - 1}
-    if pool not in ends or text.get("no_causal_mask", False) != (pool == "last"):
-        raise UserError(f"{path}: text_cfg.pool_type = {pool!r} with this causal mask is not supported")
+    no_causal_mask = text.get("no_causal_mask", False)
+    if pool not in ends or no_causal_mask != (pool == "last"):
+        raise UserError(
+            f"{path}: text_cfg.pool_type = {pool!r} with no_causal_mask = {no_causal_mask!r} is not supported"
+        )
     return TextConfig(
         vocab_size,
         text.get("context_length", 77),
@@ -212,11 +227,11 @@ def _text(path: Path, text: Mapping[str, Any], model: Mapping[str, Any]) -> Text
     )
 
 
-def _written(blocks: TransformerConfig) -> dict[str, Any]:
-    written = {"width": blocks.width, "layers": blocks.layers, "mlp_ratio": blocks.mlp_ratio}
+def _block_settings(blocks: TransformerConfig) -> dict[str, Any]:
+    settings = {"width": blocks.width, "layers": blocks.layers, "mlp_ratio": blocks.mlp_ratio}
     if blocks.activation == "gelu_tanh":
-        written["act_kwargs"] = {"approximate": "tanh"}
-    return written if blocks.epsilon == 1e-5 else {**written, "norm_kwargs": {"eps": blocks.epsilon}}
+        settings["act_kwargs"] = {"approximate": "tanh"}
+    return settings if blocks.epsilon == 1e-5 else {**settings, "norm_kwargs": {"eps": blocks.epsilon}}
 
 
 def _blocks(tower: str, prefix: str) -> list[TableRow]:

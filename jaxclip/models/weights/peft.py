@@ -1,4 +1,4 @@
-"""Adapters in the layout of the PEFT library, for transformers' models: one way, ours -> theirs."""
+"""Writes adapters in the layout of the PEFT library, for models of transformers; they are never read."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,36 +14,43 @@ _PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 def tensors(table: Sequence[TableRow], params: Params) -> dict[str, np.ndarray]:
-    """Returns PEFT's tensors by name, float32, of all adapters among the parameters.
+    """Returns all adapters as PEFT's float32 tensors by name.
 
-    Where one of our maps holds several of theirs (query, key, value), each gets the whole of A and its part of B.
+    If one of our linear maps combines several of theirs (query, key, value), each of these gets all of A and its part
+    of B.
 
     Args:
       table: transformers' layout of the towers without adapters.
-      params: nested, with adapters.
+      params: nested parameters with adapters.
     """
     leaves, rows = flatten_dict(params, sep="/"), {row.ours: row for row in table}
-    found = {}
+    adapters = {}
     for name in leaves:
         target, is_adapter, _ = name.partition(f"/{NAME}/a")
         if not is_adapter:
             continue
         row = rows[f"{target}/kernel"]
-        every_a, every_b = (
+        stacked_a, stacked_b = (
             np.asarray(leaves[f"{target}/{NAME}/{leaf}"], np.float32)[() if row.stacked else None] for leaf in "ab"
         )
-        for layer, (a, b) in enumerate(zip(every_a, every_b, strict=True)):
+        for layer, (a, b) in enumerate(zip(stacked_a, stacked_b, strict=True)):
             rank = len(b)
             down, up = a.reshape(-1, rank).T, b.reshape(rank, -1).T  # (R, in), (out, R)
-            for theirs, part in zip(row.names(layer), row.pieces(up), strict=True):
+            for theirs, part in zip(row.names(layer), row.split(up), strict=True):
                 module = _PREFIX + theirs.removesuffix(".weight")
-                found[module + _DOWN] = np.ascontiguousarray(down)
-                found[module + _UP] = np.ascontiguousarray(part)
-    return found
+                adapters[module + _DOWN] = np.ascontiguousarray(down)
+                adapters[module + _UP] = np.ascontiguousarray(part)
+    return adapters
 
 
 def settings(config: LoRAConfig, base: str, names: Sequence[str]) -> dict[str, Any]:
-    """Returns adapter_config.json of tensors called so, for adapters on what `base` names."""
+    """Returns the contents of adapter_config.json.
+
+    Args:
+      config: rank, alpha and dropout of the adapters.
+      base: name or folder of the model to which the adapters belong.
+      names: names of the adapters' tensors.
+    """
     modules = {name.removeprefix(_PREFIX).removesuffix(_DOWN) for name in names if name.endswith(_DOWN)}
     return {
         "peft_type": "LORA",

@@ -19,67 +19,67 @@ PICKLES = {b"PK\x03\x04": "a zip archive", b"\x80\x02": "a pickle", b"\x80\x03":
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors of a checkpoint: where each lies and what it is; `read` brings one into memory.
+    """The tensors of a checkpoint, not loaded; `read` loads one.
 
     Attributes:
-      folder: of the checkpoint.
-      places: name -> the file that holds the tensor and its name there.
+      folder: folder of the checkpoint.
+      locations: name -> the tensor's file and its name in that file.
       shapes: name -> shape.
     """
 
     folder: Path
-    places: Mapping[str, tuple[Path, str]]
+    locations: Mapping[str, tuple[Path, str]]
     shapes: Mapping[str, tuple[int, ...]]
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor as it is stored."""
-        path, stored = self.places[name]
-        with _opened(path) as file:
-            return file.get_tensor(stored)
+        """Returns a tensor with the dtype in which it is stored."""
+        path, stored_name = self.locations[name]
+        with _open(path) as file:
+            return file.get_tensor(stored_name)
 
     def renamed(self, rename: Callable[[str], str | None]) -> "Tensors":
-        """Returns the tensors under other names, without those whose new name is None."""
-        names = {name: new for name in self.places if (new := rename(name)) is not None}
-        places = {new: self.places[name] for name, new in names.items()}
-        return Tensors(self.folder, places, {new: self.shapes[name] for name, new in names.items()})
+        """Returns the tensors under new names; those for which `rename` returns None are left out."""
+        names = {name: new for name in self.locations if (new := rename(name)) is not None}
+        locations = {new: self.locations[name] for name, new in names.items()}
+        return Tensors(self.folder, locations, {new: self.shapes[name] for name, new in names.items()})
 
 
 def open_tensors(folder: Path, name: str) -> Tensors:
     """Returns the tensors of FOLDER/NAME, or of the files that FOLDER/NAME.index.json lists; only headers are read.
 
     Raises:
-      UserError: there is neither, a file is no safetensors file or cut off, a tensor does not hold floating point
-        numbers, or the index leads out of the folder or disagrees with its files.
+      UserError: neither exists, a file is truncated or is not a safetensors file, a tensor does not hold floating-point
+        numbers, or the index names a file outside the folder or disagrees with its files.
     """
     index = folder / f"{name}.index.json"
     if (folder / name).exists():
         paths = [folder / name]
         expected = None
     elif index.exists():
-        expected = _index(index)
+        expected = _read_index(index)
         paths = [folder / file for file in sorted(set(expected.values()))]
     else:
         pickled = [path.name for path in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))]
-        instead = f", only {pickled[0]}, which would have to be unpickled: that can run any code" if pickled else ""
-        raise UserError(f"{folder} has no {name}{instead}")
-    places: dict[str, tuple[Path, str]] = {}
+        hint = f", only {pickled[0]}, which would have to be unpickled: that can run any code" if pickled else ""
+        raise UserError(f"{folder} has no {name}{hint}")
+    locations: dict[str, tuple[Path, str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
-        with _opened(path) as file:
+        with _open(path) as file:
             for tensor in file.keys():  # noqa: SIM118  not a dict
                 view = file.get_slice(tensor)
-                places[tensor], shapes[tensor] = (path, tensor), tuple(view.get_shape())
+                locations[tensor], shapes[tensor] = (path, tensor), tuple(view.get_shape())
                 if view.get_dtype() not in FLOATS and not tensor.endswith("position_ids"):
                     raise UserError(f"{path}: {tensor} holds {view.get_dtype()}, not one of {', '.join(FLOATS)}")
-    found = {tensor: path.name for tensor, (path, _) in places.items()}
-    if expected not in (None, found):
-        wrong = sorted(tensor for tensor, _ in found.items() ^ expected.items())
-        raise UserError(f"{index} disagrees with the files it lists, for one about {wrong[0]}")
-    return Tensors(folder, places, shapes)
+    actual = {tensor: path.name for tensor, (path, _) in locations.items()}
+    if expected not in (None, actual):
+        wrong = sorted(tensor for tensor, _ in actual.items() ^ expected.items())
+        raise UserError(f"{index} disagrees with the files that it lists, for example about {wrong[0]}")
+    return Tensors(folder, locations, shapes)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file; UserError where there is none."""
+    """Returns the object in a JSON file; UserError if the file is missing or does not contain a JSON object."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
@@ -91,13 +91,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """Returns the first names and how many more there are, for a message."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def abbreviate(names: Sequence[str], limit: int = 3) -> str:
+    """Returns the first names and the number of further ones, for a message."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
-def _index(path: Path) -> dict[str, str]:
+def _read_index(path: Path) -> dict[str, str]:
     files = read_json(path).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
         raise UserError(f"{path} has no weight_map from tensors to files")
@@ -107,7 +107,7 @@ def _index(path: Path) -> dict[str, str]:
     return files
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def _opened(path: Path) -> Any:
     except (SafetensorError, OSError) as error:
         with path.open("rb") as file:
             start = file.read(4)
-        for begins, what in PICKLES.items():
-            if start.startswith(begins):
-                raise UserError(f"{path} is {what}, not a safetensors file, and is never unpickled") from None
-        raise UserError(f"{path} is no safetensors file or is cut off: {error}") from None
+        for prefix, kind in PICKLES.items():
+            if start.startswith(prefix):
+                raise UserError(f"{path} is {kind}, not a safetensors file, and is never unpickled") from None
+        raise UserError(f"{path} is not a safetensors file, or is truncated: {error}") from None

@@ -1,16 +1,5 @@
-import { $, make, words } from "./elements.js";
+import { $, make } from "./elements.js";
 
-// Feature of the second stage -> its name and an explanation for visitors.
-const NAMES = {
-  hubness: ["Generality", "Pictures that are near to whatever is searched for are pushed down"],
-  image: ["Picture", "The whole picture against the words"],
-  crop: ["Crop", "The product's crop against the words"],
-  colour: ["Colours", "The names of the crop's colours"],
-  geometry: ["Proportions", "Size and shape of the crop box"],
-  texture: ["Texture", "How patterned the crop is"],
-  attributes: ["Attributes", "What the catalogue says of it"],
-  caption_attributes: ["Attributes in names", "What the catalogue says of it and captions are worded from"],
-};
 const nth = (place) => {
   const suffix = { one: "st", two: "nd", few: "rd", other: "th" }[new Intl.PluralRules("en", { type: "ordinal" }).select(place)];
   return `${place.toLocaleString("en")}${suffix}`;
@@ -31,10 +20,9 @@ export function explain(result, place) {
   $("sum").textContent = result.why.length ? `${result.first.toFixed(3)} in the first stage, ${result.score.toFixed(3)} with these.` : "";
 }
 
-function row({ feature, gate, added }, largest) {
-  const [name, title] = NAMES[feature] ?? [words(feature), ""];
+function row({ title, meaning, gate, added }, largest) {
   const bar = make("i", { className: added < 0 ? "less" : "more" });
   bar.style.width = `${(50 * Math.abs(added)) / largest}%`;
-  return make("tr", { title }, make("th", { scope: "row", textContent: name }),
+  return make("tr", { title: meaning }, make("th", { scope: "row", textContent: title }),
     make("td", { textContent: gate.toFixed(2) }), make("td", { className: "track" }, bar), make("td", { textContent: signed(added) }));
 }
