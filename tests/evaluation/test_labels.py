@@ -18,7 +18,7 @@ def case():
     (field,) = labels.fields({"baseColour": list(image_labels)})
     embeddings = random.standard_normal((LABELS, 16)).astype(np.float32)
     images = embeddings[field.members] + 2 * random.standard_normal((IMAGES, 16)).astype(np.float32)
-    embeddings, images = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (embeddings, images))
+    embeddings, images = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (embeddings, images))
     return field, embeddings, images
 
 
@@ -73,7 +73,7 @@ def test_label_retrieval_equals_sorting_all_images(case):
     expected = {
         "precision@1": ordered[:, 0].mean(),
         "precision@10": ordered[:, :10].mean(),
-        "map": np.mean([average_precision_score(r, s) for r, s in zip(relevant, scores, strict=True)]),
+        "map": np.mean([average_precision_score(*row) for row in zip(relevant, scores, strict=True)]),
         "mrr": (1 / (1 + ordered.argmax(axis=1))).mean(),
         "ndcg@10": ndcg_score(relevant, scores, k=10),
     }

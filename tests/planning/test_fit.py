@@ -142,7 +142,24 @@ def test_every_chip_has_a_device_kind():
     assert set(hardware.KINDS.values()) == set(hardware.CHIPS)
 
 
-PLAN = fit.Plan("", 4, (4, 1, 1), 0, 100.0, 200.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, {}, {"compute": 1.0}, 0.5, 1.0)
+PLAN = fit.Plan(
+    topology="",
+    devices=4,
+    mesh=(4, 1, 1),
+    batch_size=0,
+    parameters=100.0,
+    optimizer=200.0,
+    batch=0.0,
+    temporaries=0.0,
+    memory=0.0,
+    flops=1.0,
+    model_flops=1.0,
+    traffic=1.0,
+    sent={},
+    seconds={"compute": 1.0},
+    mfu=0.5,
+    pairs_per_second=1.0,
+)
 
 
 @pytest.mark.parametrize(
