@@ -1,4 +1,4 @@
-"""Exact nearest neighbours in a gallery of embeddings that is kept on the devices."""
+"""Exact nearest neighbours in a gallery of embeddings that is stored on the devices."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -93,7 +93,7 @@ def _search(
         raise ValueError(f"products = {products!r} must be one of {', '.join(PRECISIONS)}")
     mesh = make_mesh() if mesh is None else mesh
     min_tile = kernel.WORD * min(top_k, max(len(queries), len(gallery)))
-    sides = [
+    layouts = [
         Layout(embeddings, order, shards, min_tile, max(tile, min_tile), parts)
         for embeddings, order, shards, parts in zip(
             (queries, gallery),
@@ -103,29 +103,30 @@ def _search(
             strict=True,
         )
     ]
-    slots = sides[0].slots()[relevance.rows], sides[1].slots()[relevance.indices]  # (nnz,) each
-    within = [np.arange(len(slots[0])) - relevance.indptr[relevance.rows], np.zeros(len(slots[0]), np.int64)]
+    # Of each relevant pair: the slots of its query and item, and its number among its query's and its item's pairs.
+    slots = layouts[0].slots()[relevance.rows], layouts[1].slots()[relevance.indices]  # (nnz,) each
+    pair_numbers = [np.arange(len(slots[0])) - relevance.indptr[relevance.rows], np.zeros(len(slots[0]), np.int64)]
     if reverse is not None:
         by_item = np.argsort(relevance.indices, kind="stable")  # the pairs in the order of `reverse`
-        within[1][by_item] = np.arange(len(by_item)) - reverse.indptr[reverse.rows]
+        pair_numbers[1][by_item] = np.arange(len(by_item)) - reverse.indptr[reverse.rows]
     ks = min(top_k, len(gallery)), min(top_k, len(queries)) if reverse is not None else 0
     finite = _all_finite(queries, gallery)
     if products == "bfloat16_3x" and not finite:
         raise ValueError(f'products = "{products}" needs finite embeddings and finite scores')
-    sweep = _Sweep(mesh, sides, slots, within, ks, back=reverse is not None, finite=finite)
+    sweep = _Sweep(mesh, layouts, slots, pair_numbers, ks, back=reverse is not None, finite=finite)
     # A pair's threshold must be bit for bit the score that the sweep computes for it. On CPUs small tiles give the same
     # bits as large ones. The sweep returns the scores it computed; if they differ, it runs again with them.
-    scores = _initial_scores(sides, slots, finite)
+    scores = _initial_scores(layouts, slots, finite)
     with jax.set_mesh(mesh):  # the caller's mesh may have other axes
         swept = sweep.run(scores, progress)
         while not np.array_equal(swept.scores, scores):
             scores = swept.scores
             swept = sweep.run(scores, progress)
-    forth = _result(scores, swept.rows, relevance, sides[1].order, swept.nans)
+    forth = _result(scores, swept.rows, relevance, layouts[1].order, swept.nan_count)
     if reverse is None:
         return [forth]
     columns = (swept.columns[0][by_item], *swept.columns[1:])
-    return [forth, _result(scores[by_item], columns, reverse, sides[0].order, swept.nans)]
+    return [forth, _result(scores[by_item], columns, reverse, layouts[0].order, swept.nan_count)]
 
 
 @dataclass(frozen=True)
@@ -137,90 +138,101 @@ class _SweepResult:
       rows: for the queries: how many scores are at or above each pair's (nnz,), and the best scores and their slots,
         (Q, k) each.
       columns: the same for the gallery items; equal to `rows` if only queries are ranked for.
-      nans: number of NaN scores.
+      nan_count: number of NaN scores.
     """
 
     scores: np.ndarray
     rows: tuple[np.ndarray, np.ndarray, np.ndarray]
     columns: tuple[np.ndarray, np.ndarray, np.ndarray]
-    nans: int
+    nan_count: int
 
 
 class _Sweep:
-    """One pass over all tiles: block by block, each device scores its queries against its shard of the gallery."""
+    """One pass over all tiles: block by block, each device scores its queries against its shard of the gallery.
 
-    def __init__(self, mesh, sides, slots, within, ks, *, back, finite):
-        self.mesh, self.sides, self.slots, self.within, self.ks, self.back = mesh, sides, slots, within, ks, back
-        self.visit = kernel.make_visit(mesh, blocks=sides[0].blocks, ks=ks, back=back, finite=finite)
+    Args:
+      mesh: the devices.
+      layouts: of the queries (the rows of a tile) and of the gallery (its columns).
+      slots: for each layout, (nnz,) the slot of each relevant pair's line.
+      pair_numbers: for each layout, (nnz,) the index of each pair among the pairs of its line.
+      ks: the number of best scores to keep for each row and for each column.
+      back: whether to rank queries for gallery items too.
+      finite: whether every score is certain to be finite.
+    """
+
+    def __init__(self, mesh, layouts, slots, pair_numbers, ks, *, back, finite):
+        self.mesh, self.layouts, self.ks, self.back = mesh, layouts, ks, back
+        self.slots, self.pair_numbers = slots, pair_numbers
+        self.visit = kernel.make_visit(mesh, blocks=layouts[0].blocks, ks=ks, back=back, finite=finite)
 
     def run(self, scores: np.ndarray, progress) -> _SweepResult:
         """Returns the result of a sweep with `scores` (nnz,) as the relevant pairs' thresholds."""
-        rows, columns = self.sides
+        rows, columns = self.layouts
         (query_shards, blocks, _), (gallery_shards, tiles_per_shard, _) = rows.shape, columns.shape
-        count = gallery_shards * tiles_per_shard  # number of tiles of the gallery
-        row_limits, row_widths = rows.thresholds(self.slots[0], self.within[0], scores)
-        column_limits, column_widths = columns.thresholds(self.slots[1], self.within[1], scores)
-        shard, block_of, row = np.unravel_index(self.slots[0], rows.shape)
-        tile_of, column = np.divmod(self.slots[1], columns.tile)
-        a, c, ac = P(kernel.AXES[0]), P(kernel.AXES[1]), P(*kernel.AXES)
+        tiles = gallery_shards * tiles_per_shard
+        row_limits, row_widths = rows.thresholds(self.slots[0], self.pair_numbers[0], scores)
+        column_limits, column_widths = columns.thresholds(self.slots[1], self.pair_numbers[1], scores)
+        shard, block_numbers, row = np.unravel_index(self.slots[0], rows.shape)
+        tile_numbers, column = np.divmod(self.slots[1], columns.tile)
+        by_query, by_item, by_both = P(kernel.AXES[0]), P(kernel.AXES[1]), P(*kernel.AXES)
 
         def first_slot(index):
-            return index[0].indices(count)[0] * columns.tile
+            return index[0].indices(tiles)[0] * columns.tile
 
-        gallery = self._place_lines((count, columns.tile), c, columns, first_slot)
+        gallery = self._place_lines((tiles, columns.tile), by_item, columns, first_slot)
         column_thresholds = kernel.Thresholds(
-            *(self._place(part.reshape(count, *part.shape[2:]), c) for part in (column_limits, column_widths))
+            *(self._place(part.reshape(tiles, *part.shape[2:]), by_item) for part in (column_limits, column_widths))
         )
-        state = kernel.empty_state(self.mesh, query_shards, count, column_limits.shape[2], columns.tile, self.ks[1])
+        state = kernel.empty_state(self.mesh, query_shards, tiles, column_limits.shape[2], columns.tile, self.ks[1])
         pair_scores, parts = np.empty_like(scores), []
         for block in progress(range(blocks)):
-            pairs = np.flatnonzero(block_of == block)
-            cell = shard[pairs] * count + tile_of[pairs]  # the tile of scores that contains each pair
+            pairs = np.flatnonzero(block_numbers == block)
+            cell = shard[pairs] * tiles + tile_numbers[pairs]  # the tile of scores that contains each pair
             spot = _number_repeats(cell)
-            spots = np.zeros((query_shards, count, 1 << int(spot.max(initial=63)).bit_length(), 2), np.int32)
-            spots.reshape(query_shards * count, -1, 2)[cell, spot] = np.stack([row[pairs], column[pairs]], axis=1)
+            spots = np.zeros((query_shards, tiles, 1 << int(spot.max(initial=63)).bit_length(), 2), np.int32)
+            spots.reshape(query_shards * tiles, -1, 2)[cell, spot] = np.stack([row[pairs], column[pairs]], axis=1)
             state, *block_result = self.visit(
                 np.int32(block),
                 np.array([len(rows.order), len(columns.order)], np.int32),
                 self._place_lines(
-                    (query_shards, rows.tile), a, rows, lambda index, block=block: self._first_slot(index, block)
+                    (query_shards, rows.tile), by_query, rows, lambda index, block=block: self._first_slot(index, block)
                 ),
                 gallery,
-                kernel.Thresholds(self._place(row_limits[:, block], a), row_widths[:, block].max()),
+                kernel.Thresholds(self._place(row_limits[:, block], by_query), row_widths[:, block].max()),
                 column_thresholds,
-                self._place(spots, ac),
+                self._place(spots, by_both),
                 state,
             )
-            counts, values, items, spot_scores, nans = map(_fetch, block_result)
-            pair_scores[pairs] = spot_scores.reshape(query_shards * count, -1)[cell, spot]
-            parts.append((counts.sum(axis=1), values, items, int(nans.sum(dtype=np.int64))))
+            counts, values, items, spot_scores, nan_counts = map(_fetch, block_result)
+            pair_scores[pairs] = spot_scores.reshape(query_shards * tiles, -1)[cell, spot]
+            parts.append((counts.sum(axis=1), values, items, int(nan_counts.sum(dtype=np.int64))))
         del gallery, column_thresholds  # free their memory before the results are gathered
-        counts, values, items, nans = zip(*parts, strict=True)
+        counts, values, items, nan_counts = zip(*parts, strict=True)
         # (A, blocks, R, B), then one row per slot; each line's best are concatenated over the shards of the gallery.
         by_slot = np.stack(counts, axis=1).swapaxes(2, 3).reshape(rows.shape[0] * blocks * rows.tile, -1)
         best = [np.stack(p, axis=1).transpose(0, 1, 4, 2, 3).reshape(len(by_slot), -1) for p in (values, items)]
-        row_result = by_slot[self.slots[0], self.within[0]], *_merge_best(*best, rows.order, self.ks[0])
+        row_result = by_slot[self.slots[0], self.pair_numbers[0]], *_merge_best(*best, rows.order, self.ks[0])
         if not self.back:
-            return _SweepResult(pair_scores, row_result, row_result, sum(nans))
+            return _SweepResult(pair_scores, row_result, row_result, sum(nan_counts))
         counts, values, items = map(_fetch, state)
-        by_slot = counts.sum(axis=0).swapaxes(1, 2).reshape(count * columns.tile, -1)
+        by_slot = counts.sum(axis=0).swapaxes(1, 2).reshape(tiles * columns.tile, -1)
         best = [p.transpose(1, 3, 0, 2).reshape(len(by_slot), -1) for p in (values, items)]
-        column_result = by_slot[self.slots[1], self.within[1]], *_merge_best(*best, columns.order, self.ks[1])
-        return _SweepResult(pair_scores, row_result, column_result, sum(nans))
+        column_result = by_slot[self.slots[1], self.pair_numbers[1]], *_merge_best(*best, columns.order, self.ks[1])
+        return _SweepResult(pair_scores, row_result, column_result, sum(nan_counts))
 
     def _first_slot(self, index, block: int) -> int:
         """Returns the first slot of a block of the shard of queries that `index` selects."""
-        shards, blocks, tile = self.sides[0].shape
+        shards, blocks, tile = self.layouts[0].shape
         return (index[0].indices(shards)[0] * blocks + block) * tile
 
-    def _place_lines(self, shape: tuple[int, int], spec: P, side: Layout, first: Callable) -> jax.Array:
+    def _place_lines(self, shape: tuple[int, int], spec: P, layout: Layout, first: Callable) -> jax.Array:
         """Returns the global array (*shape, width); the part at an index holds the lines from slot first(index) on."""
 
         def part(index):
             start, stop, _ = index[0].indices(shape[0])
-            return side.lines(first(index), (stop - start) * shape[1]).reshape(stop - start, shape[1], -1)
+            return layout.lines(first(index), (stop - start) * shape[1]).reshape(stop - start, shape[1], -1)
 
-        whole = (*shape, side.width)
+        whole = (*shape, layout.width)
         return jax.make_array_from_callback(whole, NamedSharding(self.mesh, spec), part)
 
     def _place(self, array: np.ndarray, spec: P) -> jax.Array:
@@ -243,7 +255,7 @@ def _number_repeats(cells: np.ndarray) -> np.ndarray:
 
 
 def _merge_best(values, items, order, k):
-    """Returns each line's k best values and their items, (lines, k) each; items are slots of the other side.
+    """Returns each line's k best values and their items, (lines, k) each; items are slots of the other layout.
 
     Args:
       values, items: (slots, n * k), n sorted lists of k for each slot.
@@ -260,16 +272,15 @@ def _merge_best(values, items, order, k):
     return np.take_along_axis(values, by_value, axis=1), np.take_along_axis(items, by_value, axis=1)
 
 
-def _initial_scores(sides, slots, finite) -> np.ndarray:
+def _initial_scores(layouts, slots, finite) -> np.ndarray:
     """Returns (nnz,) the scores of the relevant pairs, computed from the small tiles that contain them."""
     tile_of, place = zip(*(np.divmod(side_slots, _SMALL_TILE) for side_slots in slots), strict=True)
     tile_number = tile_of[0] * (1 + tile_of[1].max()) + tile_of[1]
     order = np.argsort(tile_number, kind="stable")
     scores = np.empty(len(tile_number), np.float32)
     for group in np.split(order, np.flatnonzero(np.diff(tile_number[order])) + 1):
-        parts = (
-            side.lines(tile[group[0]] * _SMALL_TILE, _SMALL_TILE) for side, tile in zip(sides, tile_of, strict=True)
-        )
+        starts = [tile[group[0]] * _SMALL_TILE for tile in tile_of]
+        parts = [layout.lines(start, _SMALL_TILE) for layout, start in zip(layouts, starts, strict=True)]
         scores[group] = np.asarray(kernel.product_keys(*parts, finite=finite))[place[0][group], place[1][group]]
     return scores
 
@@ -280,12 +291,12 @@ def _all_finite(queries, gallery) -> bool:
     return bool(np.isfinite(largest).all() and float(largest[0]) * float(largest[1]) * queries.shape[1] < 1e38)
 
 
-def _result(scores, swept, relevance, order, nans):
+def _result(scores, swept, relevance, order, nan_count):
     """Returns one direction's ranks; `order` maps the slots of the best items to items."""
     counts, values, slots = swept
     values = np.where(values == kernel.NAN, np.nan, np.where(values == kernel.MINUS_INFINITY, -np.inf, values))
     ranks = order_relevant(scores, counts, relevance)
-    return Ranks(ranks, values.astype(np.float32), order[slots].astype(np.int64), nans)
+    return Ranks(ranks, values.astype(np.float32), order[slots].astype(np.int64), nan_count)
 
 
 def order_relevant(scores: np.ndarray, at_or_above: np.ndarray, relevance: Relevance) -> np.ndarray:

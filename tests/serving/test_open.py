@@ -62,9 +62,9 @@ def test_all_results_pass_the_filters_of_their_query_in_a_batch(searcher):
     assert len(women) == counts["gender"]["Women"]
     queries = [Query("shoes", filters={"gender": [gender]}, k=5) for gender in ("Women", "Men") * 3]
     queries.append(Query("shoes", k=5))
-    for query, found in zip(queries, searcher.find(queries), strict=True):
+    for query, in_batch in zip(queries, searcher.find(queries), strict=True):
         alone = searcher.find([query])[0]
-        np.testing.assert_array_equal(found.numbers, alone.numbers)
+        np.testing.assert_array_equal(in_batch.numbers, alone.numbers)
 
 
 def test_a_picture_may_be_a_path_bytes_an_image_or_an_array(searcher, shop):
@@ -196,5 +196,5 @@ def test_pictures_without_captions_can_be_filtered_by_colour(trained, shop, tmp_
     digikala = jaxclip.load(workdir, photos, overrides={"data.reader": "digikala"})
     results = digikala.search("shoes", k=3, filters={"baseColour": "red"})
     assert [row.caption for row in results] == [""] * 3 and all(row.id.startswith("red/") for row in results)
-    plain = jaxclip.load(workdir, photos)  # the reader `folder` makes no attributes of folder names
+    plain = jaxclip.load(workdir, photos)  # its reader, `folder`, does not read attributes from folder names
     assert "colour" in {facet.name for facet in plain.gallery.facets()}

@@ -84,12 +84,13 @@ def test_a_query_has_the_same_results_in_a_batch_and_alone(reranking_searcher):
     queries = [Query(f"{value} shoes", filters={facet.name: [value]}, k=9, rerank=True) for value, _ in facet.values]
     queries += [Query("shoes", like=3, k=5, rerank=True), Query(like=3, k=5, rerank=True), Query("bag", k=30)]
     together = reranking_searcher.find(queries)
-    for query, found in zip(queries, together, strict=True):
+    for query, in_batch in zip(queries, together, strict=True):
         (alone,) = reranking_searcher.find([query])
-        np.testing.assert_array_equal(found.numbers, alone.numbers)
-        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+        np.testing.assert_array_equal(in_batch.numbers, alone.numbers)
+        np.testing.assert_allclose(in_batch.scores, alone.scores, atol=1e-5)
     assert together[-2].reordered is None and together[-1].reordered is None
-    assert len({len(found.numbers) for found in together}) > 2, "the filters must leave lists of different lengths"
+    lengths = {len(in_batch.numbers) for in_batch in together}
+    assert len(lengths) > 2, "the filters must leave lists of different lengths"
 
 
 def test_any_list_of_products_can_be_reranked(reranking_searcher):
