@@ -1,4 +1,4 @@
-"""Cross-modal attention as a second stage on DeepFashion-MultiModal: queries and candidates are read token by token.
+"""Cross-modal attention as a second stage on DeepFashion-MultiModal: it attends to all query and candidate tokens.
 
     python -m jaxclip.train --config=configs/pretrain_fashion_products.py --workdir=W --config.data.path=PATH \\
       --config.data.reader=deepfashion_multimodal --config.data.test=0.2 --config.data.second_stage=0.2 \\
@@ -7,9 +7,9 @@
     python -m jaxclip.train --config=configs/cross_attention_deepfashion.py:truncated --config.first_stage=W --workdir=T
 
 The paper's block (6 layers, 8 heads) scores each (query, candidate) pair of the first stage's top 100. It is trained
-with a contrastive loss within the batch. Captions of more than 77 tokens are read in up to three segments; `truncated`
-cuts them off, as the paper does. All layers read 100 candidates for each query, which takes at least a third of a
-second per query on a CPU: use an accelerator.
+with a contrastive loss within the batch. Captions of more than 77 tokens are split into up to three segments;
+`truncated` truncates them, as the paper does. Every layer processes 100 candidates per query, which takes at least a
+third of a second per query on a CPU, so use an accelerator.
 """
 
 from ml_collections import ConfigDict

@@ -7,14 +7,14 @@ BASE is a trained workdir, such as that of configs/pretrain_fashion_products.py,
 open_clip. VARIANT is one of
   2     correct pairs only
   3     correct pairs and as many incorrect ones: a picture with the text of any other product
-  4     as 3, but the two products' pictures have a similarity below 0.8
-  5     as 3, but the two products' pictures have a similarity below 0.2
-  6     as 5, with each pair weighted by its similarity
-  full  incorrect pairs from other clusters of pictures and of texts, weighted: the paper's own method
+  4     like 3, but the similarity of the two products' pictures is below 0.8
+  5     like 3, but the similarity of the two products' pictures is below 0.2
+  6     like 5, with each pair weighted by its similarity
+  full  incorrect pairs from other clusters of pictures and of texts, weighted by similarity: the paper's method
 
-The variants differ in their pairs only: all take the same steps on the same pictures, each with a correct and an
-incorrect text (which variant 2 ignores). --config.loss.info_nce=1 adds InfoNCE, which is needed when training starts
-from random weights, because the other two terms look at one pair at a time:
+The variants differ only in their pairs: all take the same steps on the same pictures, each with a correct and an
+incorrect text, of which variant 2 ignores the latter. --config.loss.info_nce=1 adds InfoNCE, which is needed when
+training starts from random weights, because the other two terms consider one pair at a time:
 
     python -m jaxclip.train --config=configs/pretrain_fashion_products.py --config.loss.name=incorrect_pairs \\
         --config.loss.info_nce=1 --config.data.path=PATH --workdir=W
@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from jaxclip.errors import UserError
 
-# Variant -> rule by which pairs are mined, weight of the incorrect pairs' term, weighting of each pair.
+# Variant -> (rule for mining pairs, weight of the term of incorrect pairs, weighting of each pair).
 VARIANTS = {
     "2": ("random", 0.0, "none"),
     "3": ("random", 1.0, "none"),
@@ -40,13 +40,13 @@ VARIANTS = {
 def get_config(variant: str = "full") -> ConfigDict:
     """Returns the configuration of a variant."""
     if variant not in VARIANTS:
-        raise UserError(f"configs/incorrect_pairs.py:{variant} is none of its variants, {', '.join(VARIANTS)}")
-    mined, beta, weighting = VARIANTS[variant]
+        raise UserError(f"configs/incorrect_pairs.py:{variant} does not exist: the variants are {', '.join(VARIANTS)}")
+    rule, beta, weighting = VARIANTS[variant]
     config = ConfigDict()
     config.batch_size = 256
     config.epochs = 1.0
     config.data = ConfigDict({"reader": "fashion_product_images", "test": 1500.0, "split_seed": 42})
-    config.incorrect_pairs = ConfigDict({"variant": mined})
+    config.incorrect_pairs = ConfigDict({"variant": rule})
     config.augmentation = ConfigDict({"crop_area": (0.4, 1.0), "flip": True, "keep_attributes": 0.7, "keep_words": 0.9})
     config.model = ConfigDict({"init_from": "runs/pretrain_fashion_products"})
     config.loss = ConfigDict({"name": "incorrect_pairs", "alpha": 1.0, "beta": beta, "weighting": weighting})

@@ -1,4 +1,4 @@
-"""Train a small CLIP from scratch on a catalogue that the command draws itself; nothing is downloaded.
+"""Train a small CLIP from scratch on a catalogue that the command draws; nothing is downloaded.
 
     python -m jaxclip.train --config=configs/quickstart.py
 

@@ -1,14 +1,15 @@
-"""Re-rank the results of pretrain_fashion_products, whose towers must be trained with some products held back.
+"""Re-rank the results of pretrain_fashion_products, whose towers must be trained with some products held out.
 
     python -m jaxclip.train --config=configs/pretrain_fashion_products.py --config.data.second_stage=4000 ...
     python -m jaxclip.train --config=configs/rerank_fashion_products.py --config.first_stage=W --workdir=R
     python -m jaxclip.train --config=configs/rerank_fashion_products.py:ablation --config.first_stage=W --workdir=A
     python -m jaxclip.train --config=configs/rerank_fashion_products.py:paper --config.first_stage=W --workdir=P
 
-Without a variant it trains the gated re-ranker. `ablation` trains that on subsets of all features, three seeds each,
+Without a variant it trains the gated re-ranker. `ablation` trains it on subsets of the features, with three seeds each,
 and prints one table. `paper` is the fit-aware paper's network with its settings. With towers of the `tiny` preset (12
-passes over 36,000 products) the gated re-ranker, trained on 4,000 products in a minute, raises hit@1 by four to five
-points: from .420 to .459 on split seed 42, on which its features were chosen, and from .365 to .41 on split seed 7.
+passes over 36,000 products), the gated re-ranker is trained on 4,000 products in a minute and raises hit@1 by four to
+five points: from .420 to .459 on split seed 42, on which its features were chosen, and from .365 to .41 on split
+seed 7.
 """
 
 from ml_collections import ConfigDict

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Submits a run to GKE as a JobSet, on GPUs or on a TPU slice. Arguments: gpu or tpu, then those of jaxclip.train.
+# Submits a run to GKE as a JobSet on GPUs or a TPU slice. Arguments: gpu or tpu, then the arguments of jaxclip.train.
 #   IMAGE=REGION-docker.pkg.dev/PROJECT/REPO/jaxclip CLAIM=shared NODES=4 launch/gke.sh gpu --config=... --workdir=/shared/W
-# A pod that fails or is evicted restarts all of them, and the run resumes from its newest checkpoint.
+# If a pod fails or is evicted, all pods restart and the run resumes from its newest checkpoint.
 set -euo pipefail
 kind=${1:?usage: launch/gke.sh gpu|tpu [ARGUMENTS OF jaxclip.train]}
 shift
-: "${IMAGE:?the image built from launch/Dockerfile}" "${CLAIM:?a ReadWriteMany volume claim, mounted at /shared}"
+: "${IMAGE:?set it to the image built from launch/Dockerfile}"
+: "${CLAIM:?set it to a ReadWriteMany volume claim, which is mounted at /shared}"
 export IMAGE CLAIM NAME="${NAME:-jaxclip}" NODES="${NODES:-2}" RESTARTS="${RESTARTS:-20}"
 export GPUS="${GPUS:-8}" ACCELERATOR="${ACCELERATOR:-}" TOPOLOGY="${TOPOLOGY:-4x4}" CHIPS="${CHIPS:-4}"
 if [ -z "$ACCELERATOR" ]; then
   [ "$kind" = gpu ] && ACCELERATOR=nvidia-h100-80gb || ACCELERATOR=tpu-v5-lite-podslice
 fi
 
-# Quoted as JSON, which is valid YAML, so that each argument stays one argument.
+# JSON strings are valid YAML, so quoting as JSON keeps each argument whole.
 ARGUMENTS=$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:])[1:-1])' "$@")
 export ARGUMENTS
 template=$(dirname "$0")/jobset_$kind.yaml

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Starts one run as several processes on this machine, one GPU each. Arguments: PROCESSES, then a command of jaxclip.
+# Starts one run as several processes on this machine, each with one GPU. Arguments: PROCESSES, a jaxclip command and
+# its arguments.
 #   launch/local.sh 4 train --config=configs/pretrain_large_batch.py --workdir=W
-# One process can also drive all GPUs; several divide the host's work. SIGTERM makes the run save and stop.
+# Without this script, one process drives all GPUs; several processes share the work of the host. SIGTERM makes the run
+# save and stop.
 set -uo pipefail
 processes=${1:?usage: launch/local.sh PROCESSES COMMAND [ARGUMENTS]}
 command=${2:?usage: launch/local.sh PROCESSES COMMAND [ARGUMENTS]}

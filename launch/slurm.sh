@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Submits a run to SLURM, one process per GPU. Settings are variables; arguments are those of `python -m jaxclip.train`.
+# Submits a run to SLURM, with one process per GPU. Variables are settings; arguments are passed to jaxclip.train.
 #   NODES=4 GPUS=8 TIME=12:00:00 launch/slurm.sh --config=configs/pretrain_large_batch.py --workdir=/shared/W
-# Submitted again, the same command resumes the run; `singleton` runs jobs of one NAME one after the other.
+# Submitting the same command again resumes the run. `singleton` makes jobs with the same NAME run one after the other.
 set -euo pipefail
 : "${NODES:=2}" "${GPUS:=8}" "${CPUS:=12}" "${TIME:=24:00:00}" "${NAME:=jaxclip}" "${SETUP:=:}"
 

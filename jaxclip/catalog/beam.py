@@ -1,4 +1,4 @@
-"""Runs the work on each product with Apache Beam, on the machines of any of its runners."""
+"""Processes products with Apache Beam, on the machines of any Beam runner."""
 
 import itertools
 import shutil
@@ -22,20 +22,20 @@ from jaxclip.catalog.spool import Spool
 from jaxclip.errors import UserError
 
 
-class OnBeam:
-    """Beam's workers process the products; this process gets captions, attributes and hashes, no pictures.
+class BeamExecution:
+    """An `Execution` whose work is done by Beam workers; this process receives captions and hashes but no pictures.
 
     Groups and splits depend on all products, so there are two pipelines. In the first, workers check and describe the
     products and write them to a folder. When groups and splits are known, TFDS writes the dataset in the second: it
-    shuffles the examples by key and collects one file on one worker, about 200 MB and at most 1 GB.
+    shuffles the examples by key and collects each file, about 200 MB and at most 1 GB, on one worker.
 
     Args:
       runner: a name such as "DirectRunner", "DataflowRunner", "FlinkRunner" or "SparkRunner", or a full class name.
-      options: the runner's options, "--name=value"; the dashes may be left out.
-      folder: for intermediate files; all workers must reach it under this path.
+      options: the runner's options, as "--name=value" or "name=value".
+      folder: folder for intermediate files, which all workers must reach under this path.
 
     Raises:
-      UserError: there is no such runner, or it is not installed.
+      UserError: the runner does not exist or is not installed.
     """
 
     def __init__(self, runner: str, options: Sequence[str], folder: Path):
@@ -46,7 +46,7 @@ class OnBeam:
         self._runner = runner
         self._options = [f"--{option.lstrip('-')}" for option in options]
         self._parts = Parts(folder)
-        self._numbers = array("Q")  # for the products that were kept
+        self._numbers = array("Q")  # numbers of the products that were kept
 
     @contextmanager
     def collect(self, rows: Iterable[Product | Oddity], describer: Describer | None) -> Iterator[Collected]:
@@ -55,7 +55,7 @@ class OnBeam:
             oddities: list[Oddity] = []
             count = parts.write(_separate_oddities(oddities, rows))
             with beam.Pipeline(runner=self._runner, options=self._pipeline_options()) as pipeline:
-                _ = pipeline | _each(range(count)) | beam.Map(partial(parts.examine, describer=describer))
+                _ = pipeline | _distribute(range(count)) | beam.Map(partial(parts.examine, describer=describer))
             with Spool[Product](parts.folder) as products:
                 pictures, descriptions = (
                     LazySelection(parts.picture, numbers),
@@ -70,7 +70,7 @@ class OnBeam:
                     products.append(product)
                     collected.sizes.append(verdict.size)
                     collected.hashes.append(verdict.pixels)
-                    oddities += [mended(product, what) for what in verdict.oddities]
+                    oddities += [mended(product, kind) for kind in verdict.oddities]
                 yield collected
         finally:
             shutil.rmtree(parts.folder, ignore_errors=True)
@@ -82,12 +82,14 @@ class OnBeam:
         for split, rows in splits.items():
             for row in rows:
                 split_of[row] = split
-        filled = []
+        parts = []
         assignments = zip(self._numbers, split_of, groups, strict=True)
         for part, members in itertools.groupby(assignments, lambda assignment: assignment[0] // PART):
             self._parts.write_assignments(part, {number % PART: (split, group) for number, split, group in members})
-            filled.append(part)
-        return {split: _each(filled) | beam.FlatMap(partial(_examples, self._parts, split)) for split in splits}
+            parts.append(part)
+        return {
+            split: _distribute(parts) | beam.FlatMap(partial(_split_examples, self._parts, split)) for split in splits
+        }
 
     def download_config(self) -> tfds.download.DownloadConfig:
         return tfds.download.DownloadConfig(beam_runner=self._runner, beam_options=self._pipeline_options())
@@ -105,10 +107,10 @@ def _separate_oddities(oddities: list[Oddity], rows: Iterable[Product | Oddity])
             yield row
 
 
-def _each(parts: Iterable[int]) -> beam.PTransform:
-    # Without the reshuffle, a runner may fuse this with the next step and run everything on one worker.
+def _distribute(parts: Iterable[int]) -> beam.PTransform:
+    # Without the reshuffle, a runner may fuse this step with the next one and run everything on one worker.
     return beam.Create(parts) | beam.Reshuffle()
 
 
-def _examples(parts: Parts, split: str, part: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _split_examples(parts: Parts, split: str, part: int) -> Iterator[tuple[str, dict[str, Any]]]:
     return (example(*product) for product in parts.assigned_products(part, split))

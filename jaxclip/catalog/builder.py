@@ -1,4 +1,4 @@
-"""Turns a raw catalogue into a prepared dataset: one TFDS dataset of ArrayRecord files, and its data card."""
+"""Turns a raw catalogue into a prepared dataset: a TFDS dataset of ArrayRecord files, and its data card."""
 
 import contextlib
 import hashlib
@@ -18,28 +18,28 @@ import tensorflow_datasets as tfds
 from jaxclip.catalog import card, groups, shuffler
 from jaxclip.catalog.dataset import NAME, VERSION, CatalogueBuilder
 from jaxclip.catalog.describe import Describer
-from jaxclip.catalog.execution import Execution, InProcess, Progress
+from jaxclip.catalog.execution import Execution, LocalExecution, Progress
 from jaxclip.catalog.product import Oddity, Product
 from jaxclip.catalog.readers import READERS
 from jaxclip.errors import UserError
 
 CARD = "card.html"
-WHOLE = "whole"  # the only split of a catalogue without a test part; TFDS reserves the name "all"
-DESCRIBED = "features"
-"""The key of the describer's settings among a source's settings."""
+WHOLE = "whole"  # the only split of a catalogue without a test split; TFDS reserves the name "all"
+DESCRIBER_KEY = "features"
+"""Key of the describer's settings in the settings of a source."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The raw catalogue and settings of a prepared dataset.
+    """The raw catalogue and the settings from which a dataset is prepared.
 
     Attributes:
       reader: a key of READERS.
       path: the raw catalogue.
-      test: products held back for testing, a number or (below 1) a share; 0 makes no split.
+      test: size of the test split: a number of products, or a share of them if below 1; 0 for no split.
       split_seed: seed of the split.
-      columns: role -> column, for readers of tables.
-      describer: computes further values of each product, which are stored; None if nothing more is computed.
+      columns: role -> column name, for readers of tables.
+      describer: computes further values of each product, which are stored; None to store no others.
     """
 
     reader: str
@@ -58,17 +58,17 @@ class Source:
             "split_seed": self.split_seed,
             "columns": dict(self.columns),
         }
-        return settings | ({DESCRIBED: self.describer.settings()} if self.describer else {})
+        return settings | ({DESCRIBER_KEY: self.describer.settings()} if self.describer else {})
 
     def key(self) -> str:
-        """Returns 12 hex digits that change with the settings and the raw catalogue's directory listing."""
+        """Returns 12 hex digits that change if the settings or the files at the top of the raw catalogue change."""
         listing = [self.path, *sorted(p for p in self.path.glob("*") if p.is_file() or p.is_dir())]
         stamps = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in listing if p.exists()]
         return hashlib.sha256(json.dumps([self.settings(), stamps]).encode()).hexdigest()[:12]
 
 
 class Grouped(Sequence):
-    """Products with their assigned groups; each is created when it is accessed."""
+    """Products with the given groups; each product is created when it is accessed."""
 
     def __init__(self, products: Sequence[Product], names: Sequence[str]):
         self._products, self._names = products, names
@@ -81,17 +81,17 @@ class Grouped(Sequence):
 
 
 def folder(prepared: Path) -> Path:
-    """Returns the folder of the TFDS files of a prepared dataset."""
+    """Returns the folder of a prepared dataset's TFDS files."""
     return prepared / NAME / VERSION
 
 
 def is_prepared(prepared: Path) -> bool:
-    """Returns whether the folder holds a complete dataset; False after an interrupted preparation."""
+    """Returns whether the folder contains a complete dataset; False after an interrupted preparation."""
     return (folder(prepared) / "dataset_info.json").exists()
 
 
 def metadata(prepared: Path) -> dict[str, Any]:
-    """Returns what `prepare` recorded about a dataset: its source's settings, counts, oddities and fingerprint."""
+    """Returns the facts that `prepare` recorded: source settings, counts of products and oddities, fingerprint."""
     return json.loads((folder(prepared) / "metadata.json").read_text())
 
 
@@ -106,15 +106,15 @@ def prepare(
 ) -> None:
     """Writes the prepared dataset and its data card (card.html) into the folder `prepared`, completely or not at all.
 
-    The dataset does not depend on workers or runner, except for the number of files it is written to.
+    The dataset depends on neither `workers` nor `runner`, except for its number of files.
 
     Args:
       source: the raw catalogue and its settings.
       prepared: the folder, created if it is missing.
       progress: `progress(iterable, total=, desc=, unit=)` wraps the long loops.
       workers: number of workers that check and describe pictures (see `examine`); 0 means one per core.
-      runner: the Apache Beam runner that does all work, "" for none. All its workers need the catalogue and `prepared`
-        under the same paths as this process.
+      runner: the Apache Beam runner that does the work, "" for this process. All workers must reach the catalogue and
+        `prepared` under the same paths as this process.
       beam_options: options of the runner, as "--name=value".
 
     Raises:
@@ -123,50 +123,59 @@ def prepare(
     missing = [path for path in (prepared, *prepared.parents) if not path.exists()]
     prepared.mkdir(parents=True, exist_ok=True)
     try:
-        execution = _on_beam(runner, beam_options, prepared) if runner else InProcess(prepared, progress, workers)
+        execution = (
+            _beam_execution(runner, beam_options, prepared) if runner else LocalExecution(prepared, progress, workers)
+        )
         _prepare(source, prepared, execution)
     except BaseException:
         _clear(prepared)
         if missing:
             shutil.rmtree(prepared, ignore_errors=True)
-        with contextlib.suppress(OSError):  # a parent that is no longer empty stays
+        with contextlib.suppress(OSError):  # a parent that is no longer empty is kept
             for parent in missing[1:]:
                 parent.rmdir()
         raise
 
 
-def _on_beam(runner: str, options: Sequence[str], prepared: Path) -> Execution:
+def _beam_execution(runner: str, options: Sequence[str], prepared: Path) -> Execution:
     try:
-        from jaxclip.catalog.beam import OnBeam
+        from jaxclip.catalog.beam import BeamExecution
     except ImportError as error:
         raise UserError(f"--runner={runner} needs {error.name}: pip install 'jaxclip[beam]'") from error
-    return OnBeam(runner, options, folder(prepared).parent / f"incomplete.parts_{VERSION}")  # `_clear` removes it
+    intermediate = folder(prepared).parent / f"incomplete.parts_{VERSION}"  # a name that `_clear` removes
+    return BeamExecution(runner, options, intermediate)
 
 
 def _prepare(source: Source, prepared: Path, execution: Execution) -> None:
     _clear(prepared)
-    with execution.collect(READERS[source.reader](source.path, source.columns), source.describer) as found:
-        if not found.products:
-            raise UserError(f"{source.path}: no product has a readable image ({_counted(found.oddities)})")
-        names = groups.assign(found.products, found.hashes)
-        products = Grouped(found.products, names)
+    with execution.collect(READERS[source.reader](source.path, source.columns), source.describer) as collected:
+        if not collected.products:
+            raise UserError(f"{source.path}: no product has a readable image ({_list_counts(collected.oddities)})")
+        names = groups.assign(collected.products, collected.hashes)
+        products = Grouped(collected.products, names)
         splits = _splits(names, source)
         facts = {
             "source": source.settings(),
             "products": len(products),
             "groups": len(set(names)),
-            "largest_side": max(map(max, found.sizes)),
+            "largest_side": max(map(max, collected.sizes)),
             "splits": {split: len(rows) for split, rows in splits.items()},
-            "dropped": _count(found.oddities, dropped=True),
-            "mended": _count(found.oddities, dropped=False),
-            "fingerprint": _fingerprint(products, found.hashes, splits),
+            "dropped": _count(collected.oddities, dropped=True),
+            "mended": _count(collected.oddities, dropped=False),
+            "fingerprint": _fingerprint(products, collected.hashes, splits),
         }
         # The dataset is written last, so that a folder with a dataset always has a card.
         card.write(
-            prepared / CARD, facts, products, found.pictures, found.sizes, found.descriptions or None, found.oddities
+            prepared / CARD,
+            facts,
+            products,
+            collected.pictures,
+            collected.sizes,
+            collected.descriptions or None,
+            collected.oddities,
         )
         numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-        examples = execution.examples(found, [numbers[name] for name in names], splits)
+        examples = execution.examples(collected, [numbers[name] for name in names], splits)
         columns = source.describer.columns if source.describer else {}
         tfds.disable_progress_bar()
         builder = CatalogueBuilder(examples, columns, facts, prepared)
@@ -176,7 +185,7 @@ def _prepare(source: Source, prepared: Path, execution: Execution) -> None:
 
 
 def _clear(prepared: Path) -> None:
-    """Removes only files of preparations, because the user's folder may hold another folder named `catalogue`."""
+    """Removes only files of preparations, because the user's folder may contain another folder named `catalogue`."""
     for path in (folder(prepared), *folder(prepared).parent.glob(f"incomplete.*_{VERSION}")):
         shutil.rmtree(path, ignore_errors=True)
     (prepared / CARD).unlink(missing_ok=True)
@@ -193,12 +202,12 @@ def _splits(names: list[str], source: Source) -> dict[str, list[int]]:
 
 
 def _count(oddities: list[Oddity], *, dropped: bool) -> dict[str, int]:
-    return dict(Counter(oddity.what for oddity in oddities if oddity.dropped == dropped).most_common())
+    return dict(Counter(oddity.kind for oddity in oddities if oddity.dropped == dropped).most_common())
 
 
-def _counted(oddities: list[Oddity]) -> str:
+def _list_counts(oddities: list[Oddity]) -> str:
     counts = _count(oddities, dropped=True)
-    return "; ".join(f"{what}: {count}" for what, count in counts.items()) or "no product was found"
+    return "; ".join(f"{kind}: {count}" for kind, count in counts.items()) or "it has no products"
 
 
 def _fingerprint(products: Sequence[Product], hashes: list[str], splits: Mapping[str, list[int]]) -> str:

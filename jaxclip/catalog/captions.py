@@ -1,11 +1,11 @@
-"""Builds captions from templates, product names and attributes. Pure functions of strings."""
+"""Builds captions from templates, product names and attributes."""
 
 import string
 import unicodedata
 from collections.abc import Collection, Mapping
 
 DEFAULT_TEMPLATE = "{name} {baseColour} {pattern} {materialType} {season} {usage}"
-"""The name, followed by the attributes that the fit-aware paper appends; `build` removes redundant words."""
+"""The name and the attributes that the fit-aware paper appends to it; `build` removes redundant words."""
 
 PROMPTS = (
     "a photo of a {name}",
@@ -35,15 +35,15 @@ _Piece = tuple[str, str | None]
 def build(name: str, attributes: Mapping[str, str], template: str, keep: Collection[str] | None = None) -> str:
     """Returns the caption of a product, with white space collapsed.
 
-    A word of an attribute that already occurs in the name, the template's text or an earlier attribute is left out;
-    case and surrounding punctuation are ignored in the comparison. If no word of an attribute is left, the punctuation
-    around it is removed too. Words of the name and of the template always stay.
+    A word of an attribute is left out if it already occurs in the name, the template's text or an earlier attribute;
+    the comparison ignores case and surrounding punctuation. If no word of an attribute is left, the punctuation around
+    it is removed too. Words of the name and of the template are always kept.
 
     Args:
       name: the value of `{name}`.
       attributes: the values of the other fields.
       template: see `fields`; it must have passed `check`.
-      keep: the attributes that may be used, None for all; training drops some at random.
+      keep: names of the attributes to use, None for all; training drops some at random.
     """
     pieces = list(_pieces(template))
     used = {_key(word) for text, _ in pieces for word in text.split()} | {_key(word) for word in name.split()}
@@ -66,7 +66,7 @@ def build(name: str, attributes: Mapping[str, str], template: str, keep: Collect
 
 
 def fields(template: str) -> tuple[str, ...]:
-    """Returns the attributes that a template such as "{name} in {baseColour}" uses: no duplicates, no name."""
+    """Returns the attributes in a template such as "{name} in {baseColour}", without duplicates and without `name`."""
     return tuple(dict.fromkeys(field for _, field in _pieces(template) if field not in (None, "name")))
 
 
@@ -79,26 +79,26 @@ def check(template: str) -> list[str]:
     problems = []
     for _, field, specification, conversion in parsed:
         if field is not None and (not field.strip() or specification or conversion):
-            problems.append(f'the caption template "{template}" should hold only {{name}} and {{ATTRIBUTE}} in braces.')
+            problems.append(f'the caption template "{template}" may have only {{name}} and {{ATTRIBUTE}} in braces.')
     if all(field != "name" for _, field, _, _ in parsed):
         problems.append(f'the caption template "{template}" lacks {{name}}.')
     return problems
 
 
 def normalise(caption: str) -> str:
-    """Returns a caption for comparison: NFKC, casefolded, white space collapsed. Equal results mean equal captions."""
+    """Returns a caption in NFKC, casefolded, with white space collapsed: captions are equal if these are equal."""
     # Casefolding can undo NFKC and vice versa; the second round makes the result stable (Unicode D146).
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", caption).casefold())
     return " ".join(unicodedata.normalize("NFKC", folded.casefold()).split())
 
 
 def _pieces(template: str) -> list[_Piece]:
-    """Returns (text, field after it) in order; the field is None after a template's last text."""
+    """Returns pairs (text, the field that follows it) in order; the field is None if the template ends with text."""
     return [(text, field) for text, field, _, _ in string.Formatter().parse(template)]
 
 
 def _new_words(value: str, used: set[str]) -> str:
-    """Returns the words of an attribute that are not in `used`, "" if there are none, and adds them to `used`."""
+    """Returns the words of an attribute that are not in `used`, "" if there are none; adds them to `used`."""
     kept = []
     for word in value.split():
         key = _key(word)
@@ -109,7 +109,7 @@ def _new_words(value: str, used: set[str]) -> str:
 
 
 def _key(word: str) -> str:
-    """Returns a word for comparison: casefolded, without punctuation at its ends."""
+    """Returns a word casefolded and without punctuation at its ends, for comparison."""
     folded = word.casefold()
     if folded.isalnum():
         return folded

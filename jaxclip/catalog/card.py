@@ -19,11 +19,11 @@ from jaxclip.runtime import files
 SAMPLES, SAMPLE_SEED, SAMPLE_PIXELS = 48, 0, 360
 SHOWN_ROWS, SHOWN_GROUPS, SHOWN_VALUES, SHOWN_SIZES, SHOWN_ODDITIES, SHOWN_LETTERS = 20, 8, 5, 8, 2000, 90
 SECTIONS = ("tokens", "colours", "pairs")
-"""What `put` can add to a card, in the order of the page: each has a template, card_NAME.html.j2."""
+"""Sections that `put` can add to a card, in the order of the page; each has a template, card_NAME.html.j2."""
 
 
 class EncodedPictures(Protocol):
-    """Gives the JPEG or PNG bytes of the product at an index."""
+    """The encoded picture, JPEG or PNG, of each product by index."""
 
     def __getitem__(self, index: int) -> bytes: ...
 
@@ -37,17 +37,17 @@ def write(
     descriptions: Sequence[Mapping[str, Any]] | None,
     oddities: Sequence[Oddity],
 ) -> None:
-    """Writes the data card to `path`: self-contained (no network requests) and deterministic.
+    """Writes the data card to `path`: a deterministic HTML file that makes no network requests.
 
     Args:
       path: the HTML file; its folder is created.
-      facts: "source" (its settings), "products", "groups", "splits" (name -> products), "dropped" and "mended" (kind
-        of oddity -> count) and "fingerprint", as `builder.prepare` records them.
-      products: the products kept, with their groups; at least one.
+      facts: "source" (its settings), "products", "groups", "splits" (name -> number of products), "dropped" and
+        "mended" (kind of oddity -> count) and "fingerprint", as `builder.prepare` records them.
+      products: the kept products with their groups; at least one.
       pictures: the picture of each product.
       sizes: (width, height) of each picture.
-      descriptions: boxes, crops and colours of each product as `features.describe` stores them, None if nothing was
-        described.
+      descriptions: boxes, crops and colours of each product as `features.describe` stores them; None without a
+        describer.
       oddities: everything that was dropped or mended.
     """
     categories = Counter(product.category for product in products).most_common()
@@ -125,14 +125,14 @@ def _short(text: str) -> str:
 
 
 def _rarest_first(oddities: Sequence[Oddity]) -> list[Oddity]:
-    """Returns dropped before mended, rare kinds first, so that truncation removes only the most frequent kinds."""
-    counts = Counter((oddity.dropped, oddity.what) for oddity in oddities)
-    return sorted(oddities, key=lambda o: (not o.dropped, counts[o.dropped, o.what], o.what))
+    """Returns the dropped before the mended, rare kinds first, so that truncation removes only frequent kinds."""
+    counts = Counter((oddity.dropped, oddity.kind) for oddity in oddities)
+    return sorted(oddities, key=lambda o: (not o.dropped, counts[o.dropped, o.kind], o.kind))
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """A product as the card shows it; boxes are (x, y, width, height) in pixels of the picture."""
+    """A product on the card; boxes are (x, y, width, height) in pixels of the picture."""
 
     product: Product
     picture: str
@@ -140,7 +140,7 @@ class _Sample:
     height: int
     boxes: list[tuple[float, ...]]
     crops: list[tuple[float, ...]]
-    swatches: list[tuple[str, float, str]]  # colour as CSS takes it, share, name
+    swatches: list[tuple[str, float, str]]  # CSS colour, share, name
 
 
 def _samples(
@@ -154,22 +154,23 @@ def _samples(
     for row in map(int, random.choice(len(products), min(SAMPLES, len(products)), replace=False)):
         boxes, crops, swatches = [], [], []
         if descriptions is not None:
-            seen = descriptions[row]
-            boxes, crops = (_in_pixels(seen[name], sizes[row]) for name in ("boxes", "crops"))
-            colours = zip(seen["colour_rgb"], seen["colour_shares"], seen["colour_names"], strict=True)
+            description = descriptions[row]
+            boxes, crops = (_in_pixels(description[name], sizes[row]) for name in ("boxes", "crops"))
+            columns = (description[name] for name in ("colour_rgb", "colour_shares", "colour_names"))
+            colours = zip(*columns, strict=True)
             swatches = [(f"#{bytes(rgb).hex()}", float(share), name) for rgb, share, name in colours if share]
         samples.append(_Sample(products[row], data_uri(pictures[row]), *sizes[row], boxes, crops, swatches))
     return samples
 
 
 def _in_pixels(boxes: np.ndarray, size: tuple[int, int]) -> list[tuple[float, ...]]:
-    """Returns (x, y, width, height) of boxes given as left, top, right, bottom in shares of the picture."""
+    """Returns boxes (left, top, right, bottom as shares of the picture) as (x, y, width, height) in pixels."""
     corners = np.asarray(boxes, np.float64).reshape(-1, 4) * (*size, *size)
     return [tuple(np.round((l, t, r - l, b - t), 1).tolist()) for l, t, r, b in corners]  # noqa: E741
 
 
 def data_uri(encoded: bytes) -> str:
-    """Returns the picture as a data URI, scaled down if it is larger than the page shows it."""
+    """Returns the picture as a data URI, scaled down if a side exceeds SAMPLE_PIXELS."""
     with Image.open(BytesIO(encoded), formats=("JPEG", "PNG")) as image:
         mime = Image.MIME[image.format]
         if max(image.size) > SAMPLE_PIXELS:
@@ -182,7 +183,7 @@ def data_uri(encoded: bytes) -> str:
 
 
 def _attributes(products: Sequence[Product]) -> list[dict[str, Any]]:
-    """Returns {"name", "filled", "distinct", "values": [(value, count), ...]} per attribute, most filled first."""
+    """Returns {"name", "filled", "distinct", "values": [(value, count), ...]} per attribute, by decreasing "filled"."""
     values: dict[str, Counter[str]] = {}
     for product in products:
         for name, value in product.attributes.items():
@@ -200,7 +201,7 @@ def _attributes(products: Sequence[Product]) -> list[dict[str, Any]]:
 
 
 def _groups(products: Sequence[Product]) -> dict[str, Any]:
-    """Returns {"alone": number of products alone in their group, "largest": [(a name in it, size, its id), ...]}."""
+    """Returns {"alone": number of groups of one product, "largest": [(name of a product, size, group id), ...]}."""
     sizes = Counter(product.group for product in products)
     names: dict[str, str] = {}
     for product in products:

@@ -1,4 +1,4 @@
-"""TFDS builder of the prepared dataset: its features, and the conversion of a product to an example."""
+"""The TFDS builder of the prepared dataset, and the conversion of products to its examples."""
 
 import json
 from collections.abc import Mapping
@@ -24,10 +24,17 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     code_path = None
 
     def __init__(
-        self, examples: Mapping[str, Any], columns: Mapping[str, Column], about: dict[str, Any], data_dir: Path
+        self, examples: Mapping[str, Any], columns: Mapping[str, Column], facts: dict[str, Any], data_dir: Path
     ):
-        """Takes, per split, an iterator over the results of `example` or a Beam transform that yields them."""
-        self._examples, self._columns, self._about = examples, columns, about
+        """Stores the builder's arguments.
+
+        Args:
+          examples: split -> an iterator over results of `example`, or a Beam transform that yields them.
+          columns: the describer's columns by name.
+          facts: facts about the dataset, stored as its TFDS metadata.
+          data_dir: folder of the dataset.
+        """
+        self._examples, self._columns, self._facts = examples, columns, facts
         super().__init__(file_format="array_record", data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -43,7 +50,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             description="Products prepared for text-to-image retrieval.",
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(self._about),
+            metadata=tfds.core.MetadataDict(self._facts),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
@@ -54,7 +61,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def example(product: Product, group: int, picture: bytes, description: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Returns a product's key, which determines its position in the dataset, and its example."""
+    """Returns the key of a product, which determines its position in the dataset, and its example."""
     return product.id, {
         "id": product.id,
         "image": picture,

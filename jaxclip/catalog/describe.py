@@ -1,4 +1,4 @@
-"""Interface for values computed per product during preparation; `features` implements it."""
+"""Interface of the values that preparation computes for each product; `features` implements it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ TEXT = "text"
 
 @dataclass(frozen=True)
 class Column:
-    """The shape of a stored value, with None for variable sizes, and its NumPy dtype or "text"."""
+    """The type of a stored value: its shape, with None for variable sizes, and its NumPy dtype or TEXT."""
 
     shape: tuple[int | None, ...]
     dtype: str
@@ -24,7 +24,7 @@ class Description:
 
     Attributes:
       values: one value for each of the describer's columns.
-      oddities: kinds of oddity that were mended, always in the same words per kind.
+      oddities: kinds of oddity that were mended; a kind always has the same words, so that it can be counted.
     """
 
     values: Mapping[str, Any]
@@ -32,7 +32,7 @@ class Description:
 
 
 class Describer(Protocol):
-    """Describes products; it is pickled into worker processes, so it should load models on first use."""
+    """Computes values of products. It is pickled for worker processes, so models should be loaded on first use."""
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -40,9 +40,9 @@ class Describer(Protocol):
         ...
 
     def settings(self) -> dict[str, Any]:
-        """Returns every setting that affects the descriptions, as JSON values; it identifies the prepared dataset."""
+        """Returns every setting that affects the descriptions, as JSON values; they identify the prepared dataset."""
         ...
 
     def __call__(self, products: Sequence[Product], pictures: Sequence[Picture]) -> list[Description]:
-        """Returns the description of each product; the same on every machine, in any block of products."""
+        """Returns the description of each product, which depends on neither the machine nor the other products."""
         ...

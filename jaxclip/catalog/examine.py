@@ -18,14 +18,14 @@ from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 
 BLOCK = 64  # products per task of a worker
-WORTH_PROCESSES = 1000  # number of products below which starting processes takes longer than it saves
 BLOCK_BYTES = 2**24  # a block also ends when its pictures reach this size
-AHEAD = 2  # blocks queued per worker, which bounds memory
+MIN_FOR_PROCESSES = 1000  # with fewer products, starting processes takes longer than it saves
+QUEUED_BLOCKS = 2  # per worker; bounds memory
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A product with its picture, or the reason why it has none, and its description if there is a describer."""
+    """A product, its picture or the reason why it has none, and its description if there is a describer."""
 
     product: Product
     picture: Picture | str
@@ -33,20 +33,20 @@ class Examined:
 
 
 def examine(products: Collection[Product], describer: Describer | None, workers: int) -> Iterator[Examined]:
-    """Yields the result for each product, in order.
+    """Yields the result of each product, in order.
 
-    Decoding runs in threads. Describing holds Python's lock, so with a describer the work runs in separate
+    Decoding runs in threads. Describing holds Python's global lock, so with a describer the work runs in separate
     processes; with one worker, or by default for few products, it runs in this process.
 
     Args:
-      products: read lazily.
-      describer: None only checks pictures.
-      workers: threads or processes; 0 means one per core.
+      products: the products, read lazily.
+      describer: computes the descriptions; None to check pictures only.
+      workers: number of threads or processes; 0 means one per core.
 
     Raises:
       UserError: a worker process was killed.
     """
-    if describer is not None and not workers and len(products) < WORTH_PROCESSES:
+    if describer is not None and not workers and len(products) < MIN_FOR_PROCESSES:
         workers = 1
     workers = workers or os.cpu_count() or 1
     work = partial(examine_block, describer=describer)
@@ -55,30 +55,30 @@ def examine(products: Collection[Product], describer: Describer | None, workers:
             yield from work(block)
         return
     with ThreadPoolExecutor(workers) if describer is None else _processes(workers) as pool:
-        waiting: deque[Future[list[Examined]]] = deque()
+        pending: deque[Future[list[Examined]]] = deque()
         try:
             for block in blocks(products):
-                waiting.append(pool.submit(work, block))
-                if len(waiting) == AHEAD * workers:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
+                pending.append(pool.submit(work, block))
+                if len(pending) == QUEUED_BLOCKS * workers:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker process was killed, by hand or because memory ran out; nothing was saved: start again"
+                "a worker process was killed, perhaps because memory ran out; nothing was saved: start again"
             ) from error
         finally:
-            for unneeded in waiting:
-                unneeded.cancel()
+            for future in pending:
+                future.cancel()
 
 
 def examine_block(products: Sequence[Product], describer: Describer | None) -> list[Examined]:
-    """Returns the result for each product, computed in the calling thread."""
+    """Returns the result of each product, computed in the calling thread."""
     pictures = [inspect(product.image) for product in products]
     if describer is None:
         return [Examined(*pair, None) for pair in zip(products, pictures, strict=True)]
-    good = [(p, picture) for p, picture in zip(products, pictures, strict=True) if isinstance(picture, Picture)]
-    descriptions = iter(describer([p for p, _ in good], [picture for _, picture in good]) if good else [])
+    readable = [(p, picture) for p, picture in zip(products, pictures, strict=True) if isinstance(picture, Picture)]
+    descriptions = iter(describer([p for p, _ in readable], [picture for _, picture in readable]) if readable else [])
     return [
         Examined(product, picture, next(descriptions) if isinstance(picture, Picture) else None)
         for product, picture in zip(products, pictures, strict=True)
@@ -86,7 +86,7 @@ def examine_block(products: Sequence[Product], describer: Describer | None) -> l
 
 
 def blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
-    """Yields the products in blocks that can be held in memory with their pictures."""
+    """Yields the products in blocks whose pictures fit into memory together."""
     block, size = [], 0
     for product in products:
         block.append(product)
@@ -99,7 +99,7 @@ def blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
 
 
 def _size(product: Product) -> int:
-    """Returns the size of a product's picture in bytes; 0 if there is none."""
+    """Returns the size of a product's encoded picture in bytes; 0 if the file is missing."""
     try:
         return product.image.stat().st_size if isinstance(product.image, Path) else product.image.size
     except OSError:
@@ -113,7 +113,7 @@ def _processes(workers: int) -> Executor:
 
 
 def _follow_parent() -> None:
-    """Ignores interrupts, which the parent handles, and exits with the parent instead of waiting forever."""
+    """Ignores interrupts, which the parent handles, and makes this process exit when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

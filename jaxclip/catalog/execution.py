@@ -1,4 +1,4 @@
-"""Processes each product in this process and its local workers; `catalog.beam` does the same on Apache Beam."""
+"""Processes products in this process and its local workers; `catalog.beam` does the same on Apache Beam."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,12 +19,12 @@ Progress = Callable[..., Iterable]
 
 @dataclass
 class Collected:
-    """The result of the first pass over a catalogue: one entry per product kept; all large fields are on disk.
+    """The result of the first pass over a catalogue, with one entry per kept product; large fields are on disk.
 
     Attributes:
-      products: the products as read.
+      products: the products as the reader yielded them.
       pictures: the encoded pictures as they will be stored.
-      descriptions: the describer's values; empty without a describer.
+      descriptions: the describer's values of each product; empty without a describer.
       sizes: (width, height) of the pictures in pixels.
       hashes: hashes of the pictures' pixels.
       oddities: everything that was dropped or mended.
@@ -39,18 +39,18 @@ class Collected:
 
 
 class Execution(Protocol):
-    """A way to run the work on each product; every way gives the same dataset."""
+    """A way to process the products of a catalogue; every implementation gives the same dataset."""
 
     def collect(
         self, rows: Iterable[Product | Oddity], describer: Describer | None
     ) -> AbstractContextManager[Collected]:
-        """Returns the products with readable pictures, their descriptions and all oddities, for use in the context."""
+        """Returns a context manager of the products with readable pictures, their descriptions and all oddities."""
         ...
 
     def examples(
         self, collected: Collected, groups: Sequence[int], splits: Mapping[str, Sequence[int]]
     ) -> Mapping[str, Any]:
-        """Returns split -> source of its examples, as `CatalogueBuilder` takes it.
+        """Returns split -> the examples of the split, in the form that `CatalogueBuilder` expects.
 
         Args:
           collected: the result of `collect`, whose context must still be open.
@@ -65,7 +65,7 @@ class Execution(Protocol):
 
 
 @dataclass(frozen=True)
-class InProcess:
+class LocalExecution:
     """Processes products in this process, a few blocks at a time.
 
     Attributes:
@@ -89,19 +89,19 @@ class InProcess:
             with Spool[Product](self.folder) as read:
                 for row in rows:
                     (collected.oddities if isinstance(row, Oddity) else read).append(row)
-                what = "describing" if describer else "checking pictures"
+                task = "describing" if describer else "checking pictures"
                 examined = examine(read, describer, self.workers)
-                for done in self.progress(examined, total=len(read), desc=what, unit="img"):
-                    if isinstance(done.picture, str):
-                        collected.oddities.append(dropped(done.product, done.picture))
+                for result in self.progress(examined, total=len(read), desc=task, unit="img"):
+                    if isinstance(result.picture, str):
+                        collected.oddities.append(dropped(result.product, result.picture))
                         continue
-                    products.append(done.product)
-                    pictures.append(done.picture.encoded)
-                    collected.sizes.append((done.picture.width, done.picture.height))
-                    collected.hashes.append(done.picture.pixels)
-                    if done.description:
-                        descriptions.append(dict(done.description.values))
-                        collected.oddities += [mended(done.product, what) for what in done.description.oddities]
+                    products.append(result.product)
+                    pictures.append(result.picture.encoded)
+                    collected.sizes.append((result.picture.width, result.picture.height))
+                    collected.hashes.append(result.picture.pixels)
+                    if result.description:
+                        descriptions.append(dict(result.description.values))
+                        collected.oddities += [mended(result.product, kind) for kind in result.description.oddities]
             yield collected
 
     def examples(
@@ -125,6 +125,6 @@ def dropped(product: Product, reason: str) -> Oddity:
     return Oddity(str(product.image), reason, dropped=True)
 
 
-def mended(product: Product, what: str) -> Oddity:
-    """Returns the oddity of a product that was mended while it was described."""
-    return Oddity(product.id, what, dropped=False)
+def mended(product: Product, kind: str) -> Oddity:
+    """Returns the oddity of a product whose description was mended."""
+    return Oddity(product.id, kind, dropped=False)

@@ -1,8 +1,8 @@
 """Groups of products that are interchangeable as search results, and splits that never divide a group.
 
-A shared caption joins products even if it is only the name of a class folder: for the query "dress", any dress of such
-a catalogue is correct, so the class is one group. A split then takes whole classes; splitting within a class would test
-on captions seen in training.
+Products with the same caption are in one group even if the caption is only the name of a class folder: for the query
+"dress", any dress in such a catalogue is correct. A split then takes whole classes, because splitting within a class
+would test on captions seen in training.
 """
 
 import hashlib
@@ -15,15 +15,14 @@ from jaxclip.errors import UserError
 
 
 def assign(products: Iterable[Product], pixel_hashes: Sequence[str]) -> list[str]:
-    """Returns the group of each product: the smallest id in it, whatever the order of the products.
+    """Returns the group of each product, named by the smallest id in it; the order of the products does not matter.
 
-    Products that share any normalised caption, identical pixels or the group that their
-    reader set are in one group, also indirectly: if A shares a caption with B and B shares a picture with C, then A
-    and C are in one group.
+    Products are in one group if they share a normalised caption, identical pixels or the group that their reader set,
+    also indirectly: if A shares a caption with B and B shares a picture with C, then A and C are in one group.
 
     Args:
-      products: their ids are unique.
-      pixel_hashes: `Picture.pixels` of each product, "" if it has none.
+      products: products with unique ids.
+      pixel_hashes: `Picture.pixels` of each product, "" if it has no picture.
     """
     parents = list(range(len(pixel_hashes)))
     ids: list[str] = []
@@ -48,40 +47,40 @@ def assign(products: Iterable[Product], pixel_hashes: Sequence[str]) -> list[str
 
 
 def _digest(kind: str, value: str) -> bytes:
-    """Returns a 16-byte digest of a key, which saves memory because captions may be long."""
+    """Returns a 16-byte digest of a key; captions may be long, so this saves memory."""
     return hashlib.blake2b(f"{kind}:{value}".encode("utf-8", errors="surrogatepass"), digest_size=16).digest()
 
 
 def split(groups: Sequence[str], test: int | float, seed: int) -> list[bool]:
-    """Returns for each product whether it is a test product: True for all of a group or for none of it.
+    """Returns whether each product is a test product; all products of a group have the same value.
 
-    The choice depends only on the seed and the names of the groups, not on their order. The test part is as large as
-    whole groups allow, and never larger than requested.
+    The choice depends only on the seed and the names and sizes of the groups, not on their order. The test split is as
+    large as whole groups allow, and never larger than requested.
 
     Args:
       groups: the group of each product.
-      test: the number of test products, or their share if it is a float below 1.
-      seed: a different seed gives a different split.
+      test: number of test products, or their share if it is a float below 1.
+      seed: seed of the order in which groups are chosen.
 
     Raises:
-      UserError: `test` leaves no product for training, or none for testing.
+      UserError: `test` leaves no products for training or no products for testing.
     """
     total = len(groups)
     target = round(test * total) if isinstance(test, float) and test < 1 else int(test)
     if not 0 < target < total:
         raise UserError(
-            f"a test part of {test} is {target} of {total} products: it should be a share between 0 and 1, or a "
-            "number of at least 1 that leaves some products for training."
+            f"cannot hold out {test}, which is {target} of {total} products: it should be a share between 0 and 1, or "
+            "a number of at least 1 that leaves some products for training."
         )
     sizes = Counter(groups)
     order = sorted(sizes, key=lambda group: (_sort_key(group, seed), group))
-    taken = _fit_greedily([sizes[group] for group in order], target)
-    if not taken:
+    chosen = _fit_greedily([sizes[group] for group in order], target)
+    if not chosen:
         raise UserError(
-            f"a test part of {target} products is smaller than the smallest group ({min(sizes.values())} products that "
-            "share a caption or a picture), and no group may be divided: request at least as many."
+            f"cannot hold out {target} products: the smallest group has {min(sizes.values())} products that share a "
+            "caption or a picture, and groups are not divided; request at least that many."
         )
-    test_groups = {order[index] for index in taken}
+    test_groups = {order[index] for index in chosen}
     return [group in test_groups for group in groups]
 
 
@@ -90,7 +89,10 @@ def _sort_key(group: str, seed: int) -> bytes:
 
 
 def _fit_greedily(sizes: Sequence[int], target: int) -> set[int]:
-    """Returns indices whose sizes sum to `target`, or to the largest possible sum below it; greedy if possible."""
+    """Returns indices whose sizes sum to `target`, or to the largest possible sum below it.
+
+    Sizes are taken in order while they fit; only if that misses the target is the sum searched for exactly.
+    """
     taken, room = set(), target
     for index, size in enumerate(sizes):
         if size <= room:
@@ -100,7 +102,7 @@ def _fit_greedily(sizes: Sequence[int], target: int) -> set[int]:
 
 
 def _fit_exactly(sizes: Sequence[int], target: int) -> set[int]:
-    """Does what `_fit_greedily` does, but by dynamic programming: bit s of `sums` is set if some sizes sum to s."""
+    """Returns such indices by dynamic programming: bit s of `sums` is set if some of the sizes sum to s."""
     sums, within = 1, (1 << (target + 1)) - 1
     reached_by: dict[int, int] = {}
     for index, size in enumerate(sizes):

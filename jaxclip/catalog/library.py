@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from jaxclip.catalog import builder
-from jaxclip.catalog.builder import DESCRIBED, Source
+from jaxclip.catalog.builder import DESCRIBER_KEY, Source
 from jaxclip.catalog.drawn import draw_catalogue
 from jaxclip.errors import UserError
 from jaxclip.runtime.folders import cache, make_once
@@ -34,16 +34,16 @@ def find_or_prepare(
 
     Args:
       source: the raw catalogue; its path is ignored for the drawn catalogue.
-      prepared: the folder that the user names, "" for a folder under `cache()`.
+      prepared: the folder of the prepared dataset, "" for a folder under `cache()`.
       drawn: number of products and seed of the drawn catalogue.
-      progress: wraps long loops, as tqdm does.
+      progress: `progress(iterable, total=, desc=, unit=)` wraps the long loops.
       say: prints a line for the user.
       workers: see `builder.prepare`.
       runner: Apache Beam runner, see `builder.prepare`.
       beam_options: options of the runner, see `builder.prepare`.
 
     Raises:
-      UserError: there is no catalogue at the path, or the folder holds a dataset prepared from something else.
+      UserError: there is no catalogue at the path, or the dataset in the folder was prepared with other settings.
     """
     if source.reader == "drawn":
         products, seed = drawn
@@ -58,7 +58,9 @@ def find_or_prepare(
         _check_source(source, Path(prepared))
         return Path(prepared)
     if source.path == Path():
-        raise UserError(f"there is no prepared dataset in {prepared}, and data.path names no catalogue to make it from")
+        raise UserError(
+            f"there is no prepared dataset in {prepared}: set --config.data.path to the catalogue to prepare"
+        )
     if not source.path.exists():
         raise UserError(f"there is no catalogue at {source.path}; set --config.data.path")
     target = Path(prepared) if prepared else cache() / "prepared" / f"{source.path.name}-{source.key()}"
@@ -69,24 +71,24 @@ def find_or_prepare(
         say(summary(target))
 
     make_once(partial(builder.is_prepared, target), prepare, target.parent, "prepares", say)
-    if prepared:  # another process may have prepared it from another source
+    if prepared:  # another process may have prepared it with other settings meanwhile
         _check_source(source, target)
     return target
 
 
-def reader_of(path: Path, otherwise: str) -> str:
-    """Returns the reader that the layout of a raw catalogue implies, or `otherwise` if the layout is ambiguous.
+def reader_of(path: Path, default: str) -> str:
+    """Returns the reader that the layout of a raw catalogue implies, or `default` if the layout implies none.
 
-    "folder" replaces an `otherwise` of "drawn", because that reader is only for drawn catalogues.
+    "folder" replaces a `default` of "drawn", because that reader is only for drawn catalogues.
     """
     if (path / "styles.csv").exists():
         return "fashion_product_images"
     by_suffix = {".csv": "table", ".tsv": "table", ".tar": "webdataset", ".h5": "fashion_gen", ".hdf5": "fashion_gen"}
-    return by_suffix.get(path.suffix.lower(), "folder" if otherwise == "drawn" else otherwise)
+    return by_suffix.get(path.suffix.lower(), "folder" if default == "drawn" else default)
 
 
 def summary(prepared: Path) -> str:
-    """Returns one line on what a preparation kept, dropped and mended."""
+    """Returns one line with the numbers of products that a preparation kept, dropped and mended."""
     facts = builder.metadata(prepared)
     splits = ", ".join(f"{split} {count:,}" for split, count in facts["splits"].items())
     oddities = [f"{count:,} {kind}" for kind in ("dropped", "mended") if (count := sum(facts[kind].values()))]
@@ -98,17 +100,17 @@ def summary(prepared: Path) -> str:
 
 
 def _check_source(source: Source, prepared: Path) -> None:
-    recorded, wanted = builder.metadata(prepared)["source"], source.settings()
+    recorded, current = builder.metadata(prepared)["source"], source.settings()
     if source.path == Path() or not source.path.exists():
-        recorded, wanted = ({k: v for k, v in d.items() if k != "path"} for d in (recorded, wanted))
+        recorded, current = ({k: v for k, v in d.items() if k != "path"} for d in (recorded, current))
     if source.test == 0:
-        wanted = {**wanted, "test": recorded["test"], "split_seed": recorded["split_seed"]}
-    if differing := [key for key in wanted if wanted[key] != recorded.get(key)]:
+        current = {**current, "test": recorded["test"], "split_seed": recorded["split_seed"]}
+    if differing := [key for key in current if current[key] != recorded.get(key)]:
         raise UserError(
-            f"{prepared} was prepared from other settings: "
+            f"{prepared} was prepared with other settings: "
             + ", ".join(
-                f"{'' if key == DESCRIBED else 'data.'}{key} was {recorded.get(key)!r}, is {wanted[key]!r}"
+                f"{'' if key == DESCRIBER_KEY else 'data.'}{key} was {recorded.get(key)!r}, is {current[key]!r}"
                 for key in differing
             )
-            + "; name another folder with --config.data.prepared or leave it out"
+            + "; give another folder as --config.data.prepared, or leave the flag out"
         )

@@ -1,4 +1,4 @@
-"""A catalogue in files of a few hundred products each, through which workers on several machines share it."""
+"""A catalogue as files of a few hundred products each, which workers on several machines share."""
 
 import itertools
 import pickle
@@ -15,7 +15,7 @@ from jaxclip.errors import UserError
 from jaxclip.runtime import files
 
 PART = 4 * BLOCK
-"""Products per part; small enough that a worker needs only a few seconds for one."""
+"""Products per part; small enough that a worker processes a part in a few seconds."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Verdict:
       pixels: `Picture.pixels`.
       start: byte offset of its picture in the part's file of pictures.
       stop: byte offset of the end of its picture.
-      oddities: the kinds of oddities that were mended.
+      oddities: the kinds of oddity that were mended.
     """
 
     dropped: str = ""
@@ -43,8 +43,8 @@ class Verdict:
 class Parts:
     """Products in a folder that every worker can reach under the same path.
 
-    A product's number is part * PART + row, in the order in which products were written. Files are replaced
-    atomically and writing is deterministic, so a worker may die, or repeat a part that another worker has done.
+    The number of a product is part * PART + row, in the order in which products were written. Files are replaced
+    atomically and their contents are deterministic, so a worker may die, or repeat the part of another worker.
     """
 
     folder: Path
@@ -62,18 +62,18 @@ class Parts:
         """Checks and describes the products of a part; only one block of pictures is in memory at a time."""
         products = self._load(part, "products")
         verdicts, descriptions = [], []
-        with _replacing(self._path(part, "pictures")) as file:
+        with _write_atomically(self._path(part, "pictures")) as file:
             for block in blocks(products):
-                for done in examine_block(block, describer):
-                    descriptions.append(done.description.values if done.description else {})
-                    if isinstance(done.picture, str):
-                        verdicts.append(Verdict(done.picture))
+                for result in examine_block(block, describer):
+                    descriptions.append(result.description.values if result.description else {})
+                    if isinstance(result.picture, str):
+                        verdicts.append(Verdict(result.picture))
                         continue
                     start = file.tell()
-                    file.write(done.picture.encoded)
-                    mended = done.description.oddities if done.description else ()
-                    size = done.picture.width, done.picture.height
-                    verdicts.append(Verdict("", size, done.picture.pixels, start, file.tell(), mended))
+                    file.write(result.picture.encoded)
+                    mended = result.description.oddities if result.description else ()
+                    size = result.picture.width, result.picture.height
+                    verdicts.append(Verdict("", size, result.picture.pixels, start, file.tell(), mended))
         self._dump(part, "descriptions", descriptions)
         self._dump(part, "verdicts", verdicts)
 
@@ -85,11 +85,11 @@ class Parts:
                 yield part * PART + row, product, verdict
 
     def write_assignments(self, part: int, assignments: Mapping[int, tuple[str, int]]) -> None:
-        """Writes row -> (split, group) of the products of a part that were kept."""
+        """Writes row -> (split, group) for the kept products of a part."""
         self._dump(part, "assignments", dict(assignments))
 
     def assigned_products(self, part: int, split: str) -> Iterator[tuple[Product, int, bytes, Mapping[str, Any]]]:
-        """Yields product, group, encoded picture and description of each product of a part that is in the split."""
+        """Yields (product, group, encoded picture, description) for each product of a part that is in the split."""
         assignments, *columns = (
             self._load(part, kind) for kind in ("assignments", "products", "verdicts", "descriptions")
         )
@@ -98,16 +98,16 @@ class Parts:
             for row, (assigned_split, group) in assignments.items():
                 if assigned_split == split:
                     product, verdict, description = rows[row]
-                    yield product, group, _picture(file, verdict), description
+                    yield product, group, _read_picture(file, verdict), description
 
     def picture(self, number: int) -> bytes:
-        """Returns the encoded picture of a product that was kept."""
+        """Returns the encoded picture of a kept product."""
         part, row = divmod(number, PART)
         with self._path(part, "pictures").open("rb") as file:
-            return _picture(file, self._load(part, "verdicts")[row])
+            return _read_picture(file, self._load(part, "verdicts")[row])
 
     def description(self, number: int) -> Mapping[str, Any]:
-        """Returns the describer's values for a product that was kept."""
+        """Returns the describer's values for a kept product."""
         part, row = divmod(number, PART)
         return self._load(part, "descriptions")[row]
 
@@ -115,7 +115,7 @@ class Parts:
         return self.folder / f"{part:06}.{kind}"
 
     def _dump(self, part: int, kind: str, content: Any) -> None:
-        with _replacing(self._path(part, kind)) as file:
+        with _write_atomically(self._path(part, kind)) as file:
             pickle.dump(content, file, pickle.HIGHEST_PROTOCOL)
 
     def _load(self, part: int, kind: str) -> Any:
@@ -130,7 +130,7 @@ class Parts:
 
 
 class LazySelection(Sequence):
-    """The results of `read` for a sequence of numbers, each read when it is accessed."""
+    """The results of `read` for a sequence of numbers; each result is read when it is accessed."""
 
     def __init__(self, read: Callable[[int], Any], numbers: Sequence[int]):
         self._read, self._numbers = read, numbers
@@ -143,11 +143,11 @@ class LazySelection(Sequence):
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def _write_atomically(path: Path) -> Iterator[BinaryIO]:
     with files.atomically(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
-def _picture(file: BinaryIO, verdict: Verdict) -> bytes:
+def _read_picture(file: BinaryIO, verdict: Verdict) -> bytes:
     file.seek(verdict.start)
     return file.read(verdict.stop - verdict.start)

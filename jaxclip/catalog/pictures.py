@@ -1,4 +1,4 @@
-"""Checks picture files and converts them to what is stored: JPEG or PNG without large metadata."""
+"""Checks picture files and converts them to the stored format: JPEG or PNG without large metadata."""
 
 import hashlib
 import re
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 MAX_PIXELS = 50_000_000
 METADATA_BYTES = 4096
-"""Metadata above this size is stripped: some catalogues have 100 kB of it in a thumbnail of 2 kB."""
+"""Metadata above this size is stripped: some catalogues have thumbnails of 2 kB with 100 kB of metadata."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8|RIFF....WEBP|II\*\0|MM\0\*|....ftypavi[fs]", re.DOTALL)
 
-# The exceptions that Pillow's plugins raise on broken files, found by reading their code and by fuzzing.
+# Exceptions that Pillow's plugins raise on broken files, collected by reading their code and by fuzzing.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -56,9 +56,9 @@ class Picture:
 
     Attributes:
       encoded: JPEG or PNG bytes, 8-bit RGB or grayscale, upright.
-      width: pixels.
-      height: pixels.
-      pixels: a hash of size and RGB pixels: equal for pictures that look equal, however they are encoded.
+      width: in pixels.
+      height: in pixels.
+      pixels: hash of size and RGB pixels; it does not depend on the encoding.
     """
 
     encoded: bytes
@@ -68,18 +68,18 @@ class Picture:
 
 
 def inspect(image: Path | Embedded, max_pixels: int = MAX_PIXELS) -> Picture | str:
-    """Returns the picture in a file or in a part of a file, or the reason why there is none.
+    """Returns the picture in a file or in a part of a file, or the reason why it is unusable.
 
-    8-bit RGB and grayscale JPEG and PNG files keep their bytes, without their metadata if that is large. Anything else
-    that Pillow reads (CMYK, palettes, alpha over white, 16 bits, WebP, the first frame of an animation, rotation by
-    EXIF) becomes an RGB PNG. The reasons are: "image missing", "image unreadable", "image empty", "not an image",
+    8-bit RGB and grayscale JPEG and PNG files keep their bytes, except for large metadata. Any other picture that
+    Pillow reads (CMYK, palettes, alpha over white, 16 bits, WebP, the first frame of an animation, rotation by EXIF)
+    becomes an RGB PNG. The reasons are: "image missing", "image unreadable", "image empty", "not an image",
     "image truncated" (or damaged), "image over N pixels", "image file over N bytes".
 
     Args:
-      image: where the picture is; no file content raises an exception.
-      max_pixels: the largest picture that is decoded, by the size in its header. At most 8 bytes per pixel are read
-        (uncompressed 16-bit RGBA), so memory is bounded. Pillow's own limit, twice `Image.MAX_IMAGE_PIXELS`, applies
-        as well.
+      image: the location of the picture; no file content raises an exception.
+      max_pixels: largest number of pixels, by the header, of a picture that is decoded. At most 8 bytes per pixel are
+        read (uncompressed 16-bit RGBA), so memory is bounded. Pillow's own limit, twice `Image.MAX_IMAGE_PIXELS`,
+        applies as well.
     """
     limit = 8 * max_pixels + 2**20
     try:
@@ -97,49 +97,49 @@ def inspect(image: Path | Embedded, max_pixels: int = MAX_PIXELS) -> Picture | s
     return _decode(data, max_pixels, partial(_to_picture, data))
 
 
-def look(data: bytes, *, most: int, max_pixels: int = MAX_PIXELS) -> np.ndarray | str:
-    """Returns the picture in encoded bytes, upright, as (H, W, 3) uint8, or the reason why there is none (`inspect`).
+def decode(data: bytes, *, max_side: int, max_pixels: int = MAX_PIXELS) -> np.ndarray | str:
+    """Returns an encoded picture, upright, as (H, W, 3) uint8, or the reason why it is unusable (see `inspect`).
 
     Args:
       data: untrusted bytes; no content raises an exception.
-      most: the longest side allowed, in pixels; larger pictures are scaled down, JPEGs already during decoding.
-      max_pixels: as for `inspect`.
+      max_side: longest side of the result, in pixels; larger pictures are scaled down, JPEGs already during decoding.
+      max_pixels: see `inspect`.
     """
-    return _decode(data, max_pixels, partial(_to_pixels, most)) if data else "image empty"
+    return _decode(data, max_pixels, partial(_to_pixels, max_side)) if data else "image empty"
 
 
-def pixels(encoded: bytes, most: int) -> np.ndarray:
-    """Returns a stored picture as (H, W, 3) uint8, scaled down if its longer side exceeds `most` pixels."""
+def pixels(encoded: bytes, max_side: int) -> np.ndarray:
+    """Returns a stored picture as (H, W, 3) uint8, scaled down if its longer side exceeds `max_side` pixels."""
     with Image.open(BytesIO(encoded), formats=("JPEG", "PNG")) as image:
-        image.draft("RGB", (most, most))  # a large JPEG is decoded at a fraction of its size
+        image.draft("RGB", (max_side, max_side))  # decodes a large JPEG at a fraction of its size
         picture = image.convert("RGB")
-    if max(picture.size) > most:
-        picture.thumbnail((most, most), Image.Resampling.BOX)
+    if max(picture.size) > max_side:
+        picture.thumbnail((max_side, max_side), Image.Resampling.BOX)
     return np.asarray(picture)
 
 
-def _read(image: Path | Embedded, most: int) -> bytes:
+def _read(image: Path | Embedded, max_bytes: int) -> bytes:
     if not isinstance(image, Path):
         return image.read()
     if not image.is_file():
         raise FileNotFoundError(image)
     with image.open("rb") as file:
-        return file.read(most)
+        return file.read(max_bytes)
 
 
-def _decode(data: bytes, max_pixels: int, make: Callable[[Image.Image], T]) -> T | str:
-    """Returns the result of make(image), which reads the pixels, or the reason why the picture is unusable."""
-    broken = "image truncated" if SIGNATURE.match(data) else "not an image"
+def _decode(data: bytes, max_pixels: int, convert: Callable[[Image.Image], T]) -> T | str:
+    """Returns convert(image), which reads the pixels, or the reason why the picture is unusable."""
+    reason = "image truncated" if SIGNATURE.match(data) else "not an image"
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            broken = "image truncated"
+            reason = "image truncated"
             if image.width * image.height > max_pixels:
                 return f"image over {max_pixels} pixels"
-            return make(image)
+            return convert(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return f"image over {max_pixels} pixels"
     except _DECODE_ERRORS:
-        return broken
+        return reason
 
 
 def _to_picture(data: bytes, image: Image.Image) -> Picture:
@@ -150,14 +150,14 @@ def _to_picture(data: bytes, image: Image.Image) -> Picture:
     return Picture(encoded or _png(upright), upright.width, upright.height, _hash(upright))
 
 
-def _to_pixels(most: int, image: Image.Image) -> np.ndarray:
+def _to_pixels(max_side: int, image: Image.Image) -> np.ndarray:
     turn = _UPRIGHT.get(_orientation(image))
-    if max(image.size) > most:
-        image.draft(None, (most, most))
+    if max(image.size) > max_side:
+        image.draft(None, (max_side, max_side))
     image.load()
     picture = _rgb(image if turn is None else image.transpose(turn))
-    if max(picture.size) > most:
-        picture.thumbnail((most, most), Image.Resampling.BOX)
+    if max(picture.size) > max_side:
+        picture.thumbnail((max_side, max_side), Image.Resampling.BOX)
     return np.asarray(picture)
 
 
@@ -167,7 +167,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except _DECODE_ERRORS:
-        return 1  # The pixels were decoded; broken metadata is no reason to drop the picture.
+        return 1  # broken metadata is no reason to drop a picture whose pixels can be decoded
     return value if isinstance(value, int) else 1
 
 
@@ -191,7 +191,7 @@ def _original_bytes(data: bytes, image: Image.Image) -> bytes | None:
 def _bare_jpeg(data: bytes) -> bytes | None:
     """Returns a JPEG without comments, application data and trailing bytes; None if its structure is invalid.
 
-    JFIF (APP0) and Adobe (APP14) segments stay, because they determine how colours are decoded.
+    JFIF (APP0) and Adobe (APP14) segments are kept, because they determine how colours are decoded.
     """
     kept, position = [data[:2]], 2
     while True:
@@ -235,7 +235,7 @@ def _bare_png(data: bytes) -> bytes | None:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Returns an image as 8-bit RGB: alpha over white, higher bit depths scaled down."""
+    """Returns an image as 8-bit RGB, with alpha composited over white and higher bit depths scaled down."""
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -251,7 +251,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         full = 65535.0
     else:
-        # 32-bit modes do not define white: assume the smallest usual range that holds all values.
+        # 32-bit modes do not define white; assume the smallest usual range that contains all values.
         ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         full = next((value for value in ranges if highest <= value), highest)
     return Image.fromarray(np.clip(values * (255.0 / full) + 0.5, 0, 255).astype(np.uint8))

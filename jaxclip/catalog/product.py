@@ -1,4 +1,4 @@
-"""What a reader yields: products, and the oddities that it finds in the catalogue."""
+"""The types that readers yield: products, and oddities of the catalogue."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,11 +7,11 @@ from typing import Protocol
 
 
 class Embedded(Protocol):
-    """A picture inside a larger file (HDF5, tar, TFDS), which is read on demand and never cached."""
+    """A picture inside a larger file (HDF5, tar, TFDS), read on demand and never cached."""
 
     @property
     def size(self) -> int:
-        """The approximate number of bytes that `read` returns, known without reading."""
+        """The approximate number of bytes that `read` will return; obtaining it reads nothing."""
         ...
 
     def read(self) -> bytes:
@@ -19,22 +19,22 @@ class Embedded(Protocol):
         ...
 
     def __str__(self) -> str:
-        """Returns the location as a user would look it up."""
+        """Returns the location of the picture, for messages."""
         ...
 
 
 @dataclass(frozen=True)
 class Product:
-    """One product photo and what its catalogue says about it.
+    """One product photo and the catalogue's data about the product.
 
     Attributes:
       id: unique in its catalogue.
       image: the encoded picture; it may be missing or unreadable.
-      captions: queries that describe the product; the first is its name. Products of a gallery without text have none.
-      category: the name by which metrics are grouped, "" if unknown.
-      attributes: the catalogue's own columns under their own names; a missing value is absent, never "" or "NA".
+      captions: queries that describe the product; the first is its name. Empty in a gallery without text.
+      category: the category by which metrics are grouped, "" if unknown.
+      attributes: the catalogue's other columns under their own names; missing values are absent, never "" or "NA".
       group: products of one group are equally relevant to a query, and a split never divides a group. Readers set it
-        if the catalogue says which photos show the same article; `catalog.groups` determines the rest.
+        if the catalogue states which photos show the same article; `catalog.groups` computes the final groups.
     """
 
     id: str
@@ -55,16 +55,19 @@ class Oddity:
     """A defect in a catalogue, and whether the product was dropped because of it.
 
     Attributes:
-      where: the file, row or id, as a user would look it up.
-      what: the kind of oddity, always in the same words, so that kinds can be counted.
+      location: the file, row or id at which a user finds it.
+      kind: the kind of oddity; a kind always has the same words, so that it can be counted.
       dropped: True if the product was left out, False if it was mended and kept.
     """
 
-    where: str
-    what: str
+    location: str
+    kind: str
     dropped: bool
 
 
 Reader = Callable[[Path, Mapping[str, str]], Iterator[Product | Oddity]]
-"""`read(path, columns)`: the products of a raw catalogue, lazily, in a fixed order. `columns` maps a role (id, image,
-caption, category) to the catalogue's own column name, for readers that let the user say so."""
+"""`read(path, columns)` yields the products of a raw catalogue lazily, in a fixed order.
+
+`columns` maps roles (id, image, caption, category) to the catalogue's column names, for readers whose columns can be
+configured.
+"""

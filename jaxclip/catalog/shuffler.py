@@ -1,4 +1,4 @@
-"""Sorts a dataset's examples on disk, without TensorFlow and with little memory for any size of catalogue."""
+"""Sorts a dataset's examples on disk, without TensorFlow and with little memory."""
 
 import os
 from array import array
@@ -12,19 +12,19 @@ from tensorflow_datasets.core import hashing, shuffle
 from jaxclip.catalog.spool import Spool
 
 Record = tuple[int, bytes]
-HALF = 64  # number of bits of a hashed key that fit in one array element
+HALF = 64  # bits of the 128-bit hashed key that fit into one array element
 
 
 class Shuffler:
     """Sorts examples by hashed key; a drop-in replacement for `tfds.core.shuffle.Shuffler`.
 
-    TFDS keeps up to 1 GB of examples in memory and then opens a thousand files through TensorFlow, whose import takes
-    about 700 MB. This class keeps 24 bytes per example in memory.
+    TFDS keeps up to 1 GB of examples in memory and then opens a thousand files through TensorFlow, whose import needs
+    about 700 MB. This class needs 24 bytes of memory per example.
     """
 
     def __init__(self, dirpath: os.PathLike, hash_salt: str | bytes, disable_shuffling: bool = False, **unused: object):
         if disable_shuffling:
-            raise NotImplementedError("examples are always shuffled here")
+            raise NotImplementedError("disable_shuffling is not supported")
         self._hasher = hashing.Hasher(hash_salt)
         self._high, self._low = array("Q"), array("Q")
         self._spool = Spool[bytes](Path(dirpath))
@@ -37,7 +37,7 @@ class Shuffler:
 
     @property
     def bucket_lengths(self) -> Sequence[int]:
-        """The number of examples in each file on disk; there is one file."""
+        """The number of examples in each file on disk, of which there is one."""
         return [len(self._spool)]
 
     def add(self, key: str | bytes | int, data: bytes) -> None:
@@ -49,20 +49,20 @@ class Shuffler:
         self.size += len(data)
 
     def __iter__(self) -> Iterator[Record]:
-        """Yields (hashed key, example) by increasing key; raises DuplicatedKeysError if two are equal."""
-        before: Record | None = None
+        """Yields (hashed key, example) in increasing order; raises DuplicatedKeysError if two keys are equal."""
+        previous: Record | None = None
         with self._spool:
             for index in np.lexsort((self._low, self._high)):
                 record = self._high[index] << HALF | self._low[index], self._spool[index]
-                if before and before[0] == record[0]:
-                    raise shuffle.DuplicatedKeysError(record[1], before[1])
+                if previous and previous[0] == record[0]:
+                    raise shuffle.DuplicatedKeysError(record[1], previous[1])
                 yield record
-                before = record
+                previous = record
 
 
 @contextmanager
 def on_disk() -> Iterator[None]:
-    """Makes TFDS sort with `Shuffler` inside the context."""
+    """Makes TFDS use `Shuffler` within the context."""
     original, shuffle.Shuffler = shuffle.Shuffler, Shuffler
     try:
         yield

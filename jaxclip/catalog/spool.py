@@ -1,4 +1,4 @@
-"""A sequence in a temporary file, which keeps memory small for any size of catalogue."""
+"""A sequence in a temporary file, so that memory does not grow with the catalogue."""
 
 import pickle
 import tempfile
@@ -11,13 +11,13 @@ T = TypeVar("T")
 
 
 class Spool(Sequence, Generic[T]):
-    """Items in the order in which they were appended; each is read from disk when it is accessed.
+    """Appended items in order; each is read from disk when it is accessed.
 
-    Memory is 8 bytes per item. The file is deleted when the spool is closed or the process dies.
+    It needs 8 bytes of memory per item. The file is deleted when the spool is closed or the process ends.
     """
 
     def __init__(self, folder: Path):
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, open as long as the spool
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, stays open as long as the spool
         self._starts = array("Q")
 
     def append(self, item: T) -> None:

@@ -105,7 +105,7 @@ class Colours:
     names: tuple[str, ...]
 
 
-def colours(pixels: Tally, k: int = 3) -> Colours:
+def colours(rgb_histogram: Tally, k: int = 3) -> Colours:
     """Returns the k dominant colours of the product.
 
     The 256 fullest bins at 4 bits per channel, each represented by its mean colour, are clustered by k-means in CIELAB
@@ -120,7 +120,7 @@ def colours(pixels: Tally, k: int = 3) -> Colours:
     """
     if k < 1:
         raise ValueError(f"expected at least 1 colour, got k = {k}")
-    coarse = pixels.coarsen()
+    coarse = rgb_histogram.coarsen()
     fullest = np.argsort(-coarse.counts, kind="stable")[:_MAX_BINS]
     lab, counts = to_lab(coarse.means[fullest]), coarse.counts[fullest]
     centres, shares = _merge_shades(*_cluster(lab, counts, max(_MIN_CLUSTERS, k)), k)
@@ -148,7 +148,7 @@ def histogram_size(bins: tuple[int, int, int] = BINS) -> int:
     return (hues * saturations + 1) * values
 
 
-def colour_histogram(pixels: Tally, bins: tuple[int, int, int] = BINS) -> Float32[np.ndarray, "B"]:
+def colour_histogram(rgb_histogram: Tally, bins: tuple[int, int, int] = BINS) -> Float32[np.ndarray, "B"]:
     """Returns (B,) the shares of HSV colours among the pixels, which sum to 1.
 
     B = hues * saturations * values + values. The first bins count pixels with a hue (saturation of at least 0.12), in
@@ -156,7 +156,7 @@ def colour_histogram(pixels: Tally, bins: tuple[int, int, int] = BINS) -> Float3
     black first. Every pixel is treated as having the mean colour of its RGB bin.
 
     Args:
-      pixels: the RGB histogram of a product.
+      rgb_histogram: the RGB histogram of a product.
       bins: numbers of hue, saturation and value bins.
 
     Raises:
@@ -165,15 +165,15 @@ def colour_histogram(pixels: Tally, bins: tuple[int, int, int] = BINS) -> Float3
     if min(bins) < 1:
         raise ValueError(f"expected at least 1 hue, 1 saturation and 1 value, got {bins}")
     hues, saturations, values = bins
-    hsv = rgb2hsv(pixels.means / 255)  # (B, 3)
+    hsv = rgb2hsv(rgb_histogram.means / 255)  # (B, 3)
     hue = np.floor(hsv[:, 0] * hues + 0.5).astype(np.intp) % hues
     saturation = (hsv[:, 1] - _MIN_SATURATION) / (1 - _MIN_SATURATION)
     saturation = (saturation * saturations).astype(np.intp).clip(0, saturations - 1)
     value = (hsv[:, 2] * values).astype(np.intp).clip(0, values - 1)
     with_hue = (hue * saturations + saturation) * values + value
     index = np.where(hsv[:, 1] >= _MIN_SATURATION, with_hue, hues * saturations * values + value)
-    histogram = np.bincount(index, weights=pixels.counts, minlength=histogram_size(bins))
-    return (histogram / pixels.counts.sum()).astype(np.float32)
+    histogram = np.bincount(index, weights=rgb_histogram.counts, minlength=histogram_size(bins))
+    return (histogram / rgb_histogram.counts.sum()).astype(np.float32)
 
 
 def _cluster(

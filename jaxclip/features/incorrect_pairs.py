@@ -63,7 +63,7 @@ def mine(
     seed: int = 0,
     progress: Progress = lambda iterable, **_: iterable,
 ) -> MinedPairs:
-    """Returns a partner for each product, by the rules in the docstring of the module.
+    """Returns a partner for each product, by the rules at the head of this module.
 
     A partner is never in the group of its product and, with `clustered`, never in the same image or text cluster. Pass
     only products of one split, because any of them may become a partner. The result depends only on the arguments, not
@@ -221,10 +221,7 @@ def _even_plan(cells: Float32[np.ndarray, "I T"]) -> Float32[np.ndarray, "I T I"
 
 
 def _apportion(weights: np.ndarray, total: int, allowed: np.ndarray) -> Int[np.ndarray, "I"]:
-    """Returns whole numbers that sum to `total`, in proportion to `weights`; 0 where not allowed.
-
-    Rounds by largest remainders.
-    """
+    """Returns whole numbers that sum to `total`, in proportion to `weights` (largest remainders); 0 if not allowed."""
     weights = np.maximum(weights, 0)
     quotas = weights * (total / weights.sum()) if weights.sum() else allowed * (total / allowed.sum())
     parts = np.floor(quotas).astype(np.int64)
@@ -272,12 +269,12 @@ def _place_unmatched(
     random: np.random.Generator,
     progress: Progress,
 ) -> tuple[Int64[np.ndarray, "N"], Float32[np.ndarray, "N"]]:
-    """Returns (partner, similarity) with a partner for each unmatched product: the cheapest least used candidate."""
+    """Returns (partner, similarity) in which unmatched products get the cheapest of their least used candidates."""
     partner, similarity, total = partner.copy(), similarity.copy(), len(partner)
     uses, candidates = np.bincount(partner[partner != NONE], minlength=total), np.arange(total)
     unmatched = random.permutation(np.flatnonzero(partner == NONE))
     blocks = np.array_split(unmatched, -(-len(unmatched) * total // _MAX_PAIRS)) if len(unmatched) else []
-    for products in progress(blocks, total=len(blocks), desc="placing the others", unit="block"):
+    for products in progress(blocks, total=len(blocks), desc="placing unmatched products", unit="block"):
         cosines, cost, forbidden = rule.block(products, candidates, random)
         for row, product in enumerate(products):
             # Costs differ by at most 2, so one more use always outweighs them.

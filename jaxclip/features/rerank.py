@@ -138,16 +138,18 @@ FEATURES: dict[str, CandidateFeature] = {
     "hubness": CandidateFeature(
         lambda sources: (hubness(sources.images, sources.bank, sources.logit_scale), _always(sources)),
         "Generality",
-        "Pictures that are close to every query are pushed down",
+        "Lowers pictures that are close to almost every query",
     ),
     "image": CandidateFeature(
         lambda sources: (sources.images, _always(sources)), "Picture", "The whole picture compared with the words"
     ),
     "crop": CandidateFeature(
-        lambda sources: (sources.crops, _was_cropped(sources)), "Crop", "The product's crop compared with the words"
+        lambda sources: (sources.crops, _was_cropped(sources)),
+        "Crop",
+        "The crop of the product compared with the words",
     ),
     "colour": CandidateFeature(
-        lambda sources: (_colours(sources), _always(sources)), "Colours", "The names of the crop's colours"
+        lambda sources: (_colours(sources), _always(sources)), "Colours", "The names of the colours in the crop"
     ),
     "colour_embedding": CandidateFeature(
         lambda sources: (_dominant_colour(sources), _always(sources)),

@@ -233,14 +233,14 @@ class CLIP(nnx.Module):
 
         `rng` (one key, or one per example) switches regularisation on.
         """
-        return unit(self.image(pixels, rng=rng))
+        return normalise(self.image(pixels, rng=rng))
 
     def encode_text(self, tokens: Int[Array, "B T"], *, rng: Array | None = None) -> Float[Array, "B D"]:
         """Returns unit vectors in float32; each row of `tokens` must contain the end token.
 
         `rng` (one key, or one per example) switches regularisation on.
         """
-        return unit(self.text(tokens, rng=rng))
+        return normalise(self.text(tokens, rng=rng))
 
     def __call__(self, pixels: Array, tokens: Array, *, rng: Array | None = None) -> Embeddings:
         image_rng, text_rng = (None, None) if rng is None else split_each(example_keys(rng, len(pixels)), 2)
@@ -267,7 +267,7 @@ def keep_patches(x: Float[Array, "B P W"], dropped: float, rng: Key[Array, "..."
     return jnp.take_along_axis(x, indices[..., None], axis=1)
 
 
-def unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+def normalise(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
     """Returns the rows scaled to length one; the gradient at a zero row is finite.
 
     The result is float32 whatever the dtype of x: bfloat16 resolves cosines near 1 only to 0.004, too coarse for

@@ -43,7 +43,7 @@ class LoRAConfig:
 
 
 class LowRankAdapter(nnx.Module):
-    """Returns scale * (x A) B, which `Linear` adds to its output.
+    """The term scale * (x A) B, which `Linear` adds to its output.
 
     B is initialised to zero and A uniformly, as in the authors' code. If the kernel is a stack of layers, A and B are
     stacks too.

@@ -55,10 +55,8 @@ def clip_config(
     end_token: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
-    patch_dropout: float = 0.0,
-    **execution,
 ) -> CLIPConfig:
-    """Returns the full configuration of a preset; temperature and logit bias are the defaults of CLIPConfig.
+    """Returns the full configuration of a preset; everything else is the default of CLIPConfig and its towers.
 
     Args:
       preset: the size of the towers.
@@ -67,14 +65,11 @@ def clip_config(
       context_length: number of tokens per caption.
       end_token: id of the token that ends a caption.
       mean, std: mean and standard deviation of each channel, with pixels scaled to [0, 1].
-      patch_dropout: share of the patches left out in training.
-      execution: fields of TransformerConfig that do not change the shapes of the parameters (dropout,
-        stochastic_depth, dtype, execution, remat), for both towers.
     """
 
     def transformer(shape: tuple[int, int, int]) -> TransformerConfig:
         width, layers, heads = shape
-        return TransformerConfig(width, layers, heads, activation=preset.activation, **execution)
+        return TransformerConfig(width, layers, heads, activation=preset.activation)
 
     image = ImageConfig(
         image_size,
@@ -82,20 +77,44 @@ def clip_config(
         transformer(preset.image),
         preset.stem,
         preset.image_pooling,
-        patch_dropout,
-        tuple(mean),
-        tuple(std),
+        mean=tuple(mean),
+        std=tuple(std),
     )
     text = TextConfig(vocab_size, context_length, end_token, transformer(preset.text), preset.text_pooling)
     return CLIPConfig(image, text, preset.embedding)
 
 
-def with_execution(config: CLIPConfig, *, patch_dropout: float, **execution) -> CLIPConfig:
-    """Returns the configuration with `patch_dropout` and `execution` replaced; for both see `clip_config`."""
+def with_execution(
+    config: CLIPConfig,
+    *,
+    patch_dropout: float = 0.0,
+    dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
+    dtype: str = "float32",
+    execution: str = "auto",
+    remat: str = "none",
+) -> CLIPConfig:
+    """Returns the configuration with another regularisation and execution of both towers.
+
+    None of these settings changes the shapes of the parameters. `patch_dropout` is a field of ImageConfig, the others
+    are fields of TransformerConfig.
+    """
     image, text = (
-        replace(tower, transformer=replace(tower.transformer, **execution)) for tower in (config.image, config.text)
+        replace(
+            tower.transformer,
+            dropout=dropout,
+            stochastic_depth=stochastic_depth,
+            dtype=dtype,
+            execution=execution,
+            remat=remat,
+        )
+        for tower in (config.image, config.text)
     )
-    return replace(config, image=replace(image, patch_dropout=patch_dropout), text=text)
+    return replace(
+        config,
+        image=replace(config.image, patch_dropout=patch_dropout, transformer=image),
+        text=replace(config.text, transformer=text),
+    )
 
 
 def to_json(config: CLIPConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import export
 
 from jaxclip.models import exported
-from jaxclip.models.clip import CLIPConfig, ImageTower, TextTower, unit
+from jaxclip.models.clip import CLIPConfig, ImageTower, TextTower, normalise
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOADER = "load_towers.py"
@@ -56,7 +56,7 @@ def _flatten(tower: str, params: dict[str, Any]) -> tuple[dict[str, Any], Any]:
 
 def _serialize(graph: nnx.GraphDef, build: Any, params: dict[str, Any], inputs: jax.ShapeDtypeStruct) -> bytes:
     def encode(named: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-        return unit(nnx.merge(graph, build(named))(x))
+        return normalise(nnx.merge(graph, build(named))(x))
 
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in params.items()}
     return bytes(export.export(jax.jit(encode), platforms=PLATFORMS)(shapes, inputs).serialize())

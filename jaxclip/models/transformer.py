@@ -216,7 +216,7 @@ class Block(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """Pools tokens into one vector, as in SigLIP: a learned query attends to all tokens, then follows a residual MLP.
+    """Pools tokens into one vector, as in SigLIP: a learned query attends to all tokens; a residual MLP follows.
 
     From Lee et al. 2019.
     """

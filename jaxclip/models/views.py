@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from jaxclip.models.clip import unit
+from jaxclip.models.clip import normalise
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Views:
         return len(self.zooms) * (1 + self.mirror)
 
     def render(self, pixels: UInt8[Array, "B S S 3"]) -> UInt8[Array, "V B S S 3"]:
-        """Returns the V views of each picture: all zooms, then the same mirrored if `mirror` is set."""
+        """Returns the V views of each picture: enlarged by each zoom, then the mirror images if `mirror` is set."""
         views = jnp.stack([_enlarge(pixels, zoom) for zoom in self.zooms])
         return jnp.concatenate([views, views[..., ::-1, :]]) if self.mirror else views
 
@@ -40,7 +40,7 @@ class Views:
         `encode` maps (B, S, S, 3) pixels to (B, D) unit vectors; it is applied to one view at a time.
         """
         views = self.render(pixels)
-        return encode(views[0]) if len(self) == 1 else unit(jax.lax.map(encode, views).mean(axis=0))
+        return encode(views[0]) if len(self) == 1 else normalise(jax.lax.map(encode, views).mean(axis=0))
 
 
 def _enlarge(pixels: UInt8[Array, "B S S 3"], zoom: float) -> UInt8[Array, "B S S 3"]:

@@ -21,8 +21,8 @@ class Partners:
     """The incorrect pairs of a split: for each record, the record whose text is paired with its picture.
 
     Attributes:
-      partner: (N,) number of another record of the split, negative where there is none.
-      similarity: (N,) cosine of the two pictures; ignored where there is no partner.
+      partner: (N,) number of the partner within the split; negative if the record has no partner.
+      similarity: (N,) cosine similarity of the two pictures; ignored if the record has no partner.
 
     Raises:
       UserError: no record has a partner, or a similarity is not finite.
@@ -37,15 +37,15 @@ class Partners:
             raise UserError(
                 f"the table of incorrect pairs is empty: none of its {len(self.partner)} products has a partner"
             )
-        wrong = paired[~np.isfinite(self.similarity[paired])]
-        if len(wrong):
+        not_finite = paired[~np.isfinite(self.similarity[paired])]
+        if len(not_finite):
             raise UserError(
-                f"the table of incorrect pairs has {len(wrong)} similarities that are not finite, the first one "
-                f"{self.similarity[wrong[0]]} of product {wrong[0]}: mine the pairs again"
+                f"{len(not_finite)} similarities in the table of incorrect pairs are not finite; the first is "
+                f"{self.similarity[not_finite[0]]}, of product {not_finite[0]}: mine the pairs again"
             )
 
-    def among(self, numbers: np.ndarray) -> "Partners":
-        """Returns the partners within a subset of the records, renumbered; a partner outside the subset is dropped."""
+    def take(self, numbers: np.ndarray) -> "Partners":
+        """Returns the partners of these records, renumbered; a partner that is not one of them is dropped."""
         new_numbers = np.full(len(self.partner), -1)
         new_numbers[numbers] = np.arange(len(numbers))
         partner = self.partner[numbers]
@@ -63,30 +63,30 @@ def training_batches(
     rows: np.ndarray | None = None,
     canvas: int = 0,
 ) -> Iterator[Batch]:
-    """Yields the batches of the given consecutive steps, or only `rows` of each; no other records are read.
+    """Yields the batches of consecutive steps, or only `rows` of each batch; no other records are read.
 
     Row i of step s is the record at position s * config.batch_size + i of an endless stream in which every epoch is a
     different permutation of the split (`index_shuffle` is a cipher, so nothing is shuffled in memory). The augmentation
-    of a row depends only on config.seed and its position.
+    of a row depends only on config.seed and the row's position.
 
     Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32. With a `canvas` the device
     resizes the pictures: S is then the side of the canvas, and extent (b, 2) int32 is the height and width of
     each picture in it (`images.augment`). With `partners` a batch also has incorrect_text (b, T) int32, the partner's
-    text with its own random augmentation, similarity (b,) float32, and has_incorrect (b,) bool. Where a record has no
+    text with its own random augmentation, similarity (b,) float32, and has_incorrect (b,) bool. If a record has no
     partner, has_incorrect is False, the incorrect text is another augmentation of its own text and the similarity is 1.
 
     Args:
       config: batch_size, seed, augmentation and data.workers are used.
-      partners: the partner of each of the `records`; None leaves out the incorrect pairs.
-      rows: the rows of the global batch that this process reads; None reads all of them.
+      partners: the partner of each of the `records`; None for batches without incorrect pairs.
+      rows: the rows of the global batch that this process reads; None for all of them.
 
     Raises:
-      UserError: the partners belong to other records, or the towers see crops and the records have none.
+      UserError: `partners` and `records` differ in length, or the towers are trained on crops and the dataset has none.
     """
     rows = np.arange(config.batch_size) if rows is None else rows
     if partners is not None and len(partners.partner) != len(records):
         raise UserError(
-            f"the table of incorrect pairs has {len(partners.partner)} products, the split has {len(records)}: "
+            f"the table of incorrect pairs has {len(partners.partner)} products, but the split has {len(records)}: "
             "mine the pairs again"
         )
 
@@ -94,46 +94,55 @@ def training_batches(
         return step * config.batch_size + tf.constant(rows, tf.int64)
 
     dataset = _map(tf.data.Dataset.range(steps.start, steps.stop), positions, parallel=1)
-    dataset = _map(dataset, _reading(records, partners, config.seed, len(rows)), parallel=2)
-    example = _augmenting(records, preprocess, config, canvas)
-    dataset = _map(dataset.unbatch(), example, parallel=config.data.workers or tf.data.AUTOTUNE)
-    tokenize = _tokenizing(tokenizer, preprocess, config.augmentation, len(rows))
+    dataset = _map(dataset, _make_reader(records, partners, config.seed, len(rows)), parallel=2)
+    augment = _make_augmenter(records, preprocess, config, canvas)
+    dataset = _map(dataset.unbatch(), augment, parallel=config.data.workers or tf.data.AUTOTUNE)
+    tokenize = _make_batch_tokenizer(tokenizer, preprocess, config.augmentation, len(rows))
     dataset = _map(dataset.batch(len(rows), drop_remainder=True), tokenize, parallel=2)
     return dataset.prefetch(2).as_numpy_iterator()
 
 
-def _augmenting(records: Records, preprocess: Preprocess, config: Config, canvas: int) -> Callable:
-    """Returns the function that parses, decodes and augments one example; its texts are tokenized later, by batch."""
-    crop = _sees_crops(records, preprocess)
+def _make_augmenter(records: Records, preprocess: Preprocess, config: Config, canvas: int) -> Callable:
+    """Returns the function that parses, decodes and augments one example; texts are tokenized later, by batch."""
+    crop = _trained_on_crops(records, preprocess)
 
-    def example(position: tf.Tensor, serialized: tf.Tensor, *incorrect: tf.Tensor) -> dict[str, tf.Tensor]:
+    def augment(position: tf.Tensor, serialized: tf.Tensor, *incorrect: tf.Tensor) -> dict[str, tf.Tensor]:
         record = records.parse(serialized)
-        draw = tf.stack([tf.constant(config.seed, tf.int64), 4 * position])
+        # A position has four seeds: crop, flip, choice of the caption, and words and attributes to leave out.
+        seed = tf.stack([tf.constant(config.seed, tf.int64), 4 * position])
         picture, extent = images.augment(
             record["image"],
             preprocess.image_size,
             preprocess.resize,
             config.augmentation,
-            draw,
+            seed,
             preprocess.filter,
             part=record["crops"][0] if crop else None,
             canvas=canvas,
         )
-        fields = {"image": picture, "text": _wording(record, draw + 2), "group": tf.cast(record["group"], tf.int32)}
+        fields = {
+            "image": picture,
+            "text": _draw_caption(record, seed + 2),
+            "group": tf.cast(record["group"], tf.int32),
+        }
         if canvas:
             fields |= {"extent": extent}
         if incorrect:
-            other, similarity, present = incorrect
-            incorrect_draw = tf.stack([tf.constant(config.seed, tf.int64), -4 * (position + 1)])
-            fields |= {"incorrect_text": _wording(records.parse(other), incorrect_draw)}
-            fields |= {"similarity": similarity, "has_incorrect": present}
+            partner, similarity, has_partner = incorrect
+            partner_seed = tf.stack([tf.constant(config.seed, tf.int64), -4 * (position + 1)])
+            fields |= {"incorrect_text": _draw_caption(records.parse(partner), partner_seed)}
+            fields |= {"similarity": similarity, "has_incorrect": has_partner}
         return fields
 
-    return example
+    return augment
 
 
-def _reading(records: Records, partners: Partners | None, seed: int, size: int) -> Callable:
-    """Returns the function that reads a batch: positions (b,) -> positions, records and any incorrect pairs."""
+def _make_reader(records: Records, partners: Partners | None, seed: int, size: int) -> Callable:
+    """Returns the function that reads a batch.
+
+    It maps positions (b,) to (positions, serialized records) and, with `partners`, also to the partners' serialized
+    records, the similarities, and whether each record has a partner; all (b,).
+    """
 
     def load(numbers: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.numpy_function(records.read, [numbers], tf.string, stateful=False), [size])
@@ -144,17 +153,17 @@ def _reading(records: Records, partners: Partners | None, seed: int, size: int) 
             return positions, load(numbers)
         partner = tf.gather(tf.constant(partners.partner, tf.int64), numbers)
         similarity = tf.gather(tf.constant(partners.similarity, tf.float32), numbers)
-        present = partner >= 0
-        others = load(tf.where(present, partner, numbers))
-        return positions, load(numbers), others, tf.where(present, similarity, 1.0), present
+        has_partner = partner >= 0
+        partner_records = load(tf.where(has_partner, partner, numbers))
+        return positions, load(numbers), partner_records, tf.where(has_partner, similarity, 1.0), has_partner
 
     return read
 
 
-def _tokenizing(
+def _make_batch_tokenizer(
     tokenizer: PreTrainedTokenizerFast, preprocess: Preprocess, augmentation: Augmentation, size: int
 ) -> Callable:
-    """Returns the function that turns the texts of a batch, as `_wording` returns them, into tokens (b, T)."""
+    """Returns the function that replaces the texts of a batch, the results of `_draw_caption`, by tokens (b, T)."""
 
     def encode(names, attributes, draws):
         return text.augmented_tokens(tokenizer, names, attributes, preprocess, augmentation, draws)
@@ -173,20 +182,20 @@ def _tokenizing(
 
 
 def _shuffled(positions: tf.Tensor, total: int, seed: int) -> tf.Tensor:
-    """Returns the numbers of the records at these positions (b,) of the endless stream."""
+    """Returns the record numbers (b,) at these positions (b,) of the endless stream."""
     epochs = tf.cast(positions // total, tf.int32)
     seeds = tf.stack([tf.fill(tf.shape(epochs), seed), epochs, tf.zeros_like(epochs)], axis=1)  # (b, 3)
-    # The raw op, because its public wrapper, tf.random.experimental.index_shuffle, takes no seed per index.
+    # The public wrapper, tf.random.experimental.index_shuffle, does not accept one seed per index.
     return tf.raw_ops.RandomIndexShuffle(
         index=positions % total, seed=seeds, max_index=tf.constant(total - 1, tf.int64), rounds=4
     )
 
 
-def _wording(record: dict[str, tf.Tensor], draw: tf.Tensor) -> tuple[tf.Tensor, ...]:
+def _draw_caption(record: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Returns a random caption of a record, its attributes, and the uniform draws for their augmentation."""
     captions = record["captions"]
-    chosen = tf.random.stateless_uniform([], draw, 0, tf.shape(captions)[0], tf.int32)
-    return captions[chosen], record["attributes"], tf.random.stateless_uniform([text.MAX_DRAWS], draw + 1)
+    chosen = tf.random.stateless_uniform([], seed, 0, tf.shape(captions)[0], tf.int32)
+    return captions[chosen], record["attributes"], tf.random.stateless_uniform([text.MAX_DRAWS], seed + 1)
 
 
 def image_batches(
@@ -198,15 +207,19 @@ def image_batches(
     workers: int = 0,
     crops: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yields the records' pictures in order, (b, S, S, 3) uint8; only these `rows` of each batch (None = all).
+    """Yields the records' pictures in order, (b, S, S, 3) uint8; the last batch is padded with black pictures.
 
-    With `crops`, or if the towers are trained on crops, the best stored crop replaces each picture. The last batch is
-    padded with black pictures.
+    With `crops`, or if the towers are trained on crops, the best stored crop replaces each picture.
+
+    Args:
+      batch_size: pictures in each global batch.
+      rows: the rows of each global batch to yield; None for all of them.
+      workers: pictures decoded in parallel; 0 lets tf.data choose.
 
     Raises:
-      UserError: the towers see crops and the records have none.
+      UserError: the towers are trained on crops and the dataset has none.
     """
-    crop = _sees_crops(records, preprocess) or crops
+    crop = _trained_on_crops(records, preprocess) or crops
     rows = np.arange(batch_size) if rows is None else rows
     batches = -(-len(records) // batch_size)
     parallel = workers or tf.data.AUTOTUNE
@@ -226,20 +239,20 @@ def image_batches(
 
     def picture(serialized: tf.Tensor) -> tf.Tensor:
         record = records.parse(serialized)
-        seen = images.decode(record["image"])
-        seen = images.cut(seen, record["crops"][0]) if crop else seen
-        return images.resize(seen, preprocess.image_size, preprocess.resize, preprocess.filter)
+        pixels = images.decode(record["image"])
+        pixels = images.cut(pixels, record["crops"][0]) if crop else pixels
+        return images.resize(pixels, preprocess.image_size, preprocess.resize, preprocess.filter)
 
     dataset = _map(tf.data.Dataset.range(batches), read, parallel=2).unbatch()
     dataset = _map(dataset, example, parallel=parallel)
     return dataset.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()
 
 
-def _sees_crops(records: Records, preprocess: Preprocess) -> bool:
+def _trained_on_crops(records: Records, preprocess: Preprocess) -> bool:
     """Returns whether the towers are trained on crops; UserError if they are and the dataset has none."""
     crop = preprocess.picture == "crop"
     if crop:
-        records.require(["crops"], ", which is what the towers see")
+        records.require(["crops"], ", on which the towers are trained")
     return crop
 
 

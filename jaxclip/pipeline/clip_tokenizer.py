@@ -1,4 +1,4 @@
-"""CLIP's tokenizer from the vocabulary file that OpenAI published with it."""
+"""Builds CLIP's tokenizer from the vocabulary file that OpenAI published."""
 
 import gzip
 from pathlib import Path
@@ -18,6 +18,9 @@ def clip_tokenizer(path: Path) -> CLIPTokenizer:
 
     Ids are assigned, in this order, to the bytes, the bytes that end a word, the merges, and the two special tokens
     (Radford et al. 2021, simple_tokenizer.py).
+
+    Raises:
+      UserError: the file is unreadable or is not that vocabulary.
     """
     try:
         lines = gzip.decompress(path.read_bytes()).decode().split("\n")
@@ -25,14 +28,14 @@ def clip_tokenizer(path: Path) -> CLIPTokenizer:
         raise UserError(f"{path} is not OpenAI's {SUFFIX}: {error}") from None
     merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]
     if len(merges) < MERGES or any(len(merge) != 2 for merge in merges):
-        raise UserError(f"{path} is not OpenAI's {SUFFIX}: it has no {MERGES:,} merges")
+        raise UserError(f"{path} is not OpenAI's {SUFFIX}: it should list {MERGES:,} merges of two symbols each")
     symbols = [*_bytes()]
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *map("".join, merges), START, END]
     return CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=merges)
 
 
 def _bytes() -> list[str]:
-    """Returns the symbols of the 256 bytes, the printable ones first, as in GPT-2."""
+    """Returns the symbols of the 256 bytes, printable ones first, as GPT-2 orders them."""
     symbols = set(pre_tokenizers.ByteLevel.alphabet())
     printable = sorted(symbol for symbol in symbols if ord(symbol) < 256)
     return printable + sorted(symbols - set(printable))

@@ -32,7 +32,7 @@ def decode(encoded: tf.Tensor, reduction: int = 1) -> tf.Tensor:
     return tf.ensure_shape(picture, (None, None, 3))
 
 
-def shape_of(encoded: tf.Tensor) -> tf.Tensor:
+def read_shape(encoded: tf.Tensor) -> tf.Tensor:
     """Returns (height, width) int32 of a JPEG or PNG, read from its header."""
     return tf.cond(
         tf.io.is_jpeg(encoded),
@@ -42,13 +42,23 @@ def shape_of(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def cut(picture: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-    """Returns the pixels, at least one, that a box touches: left, top, right, bottom as shares of the picture."""
+    """Returns the part of a picture that a box touches, at least one pixel.
+
+    Args:
+      picture: (H, W, 3).
+      box: (4,) left, top, right, bottom as shares of the picture.
+    """
     begin, end = pixel_bounds(tf.shape(picture)[:2], box)
     return picture[begin[0] : end[0], begin[1] : end[1]]
 
 
 def pixel_bounds(shape: tf.Tensor, box: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the first (row, column) that a box touches in a picture of this shape, and one past the last."""
+    """Returns the first (row, column) that a box touches and the one after the last, both (2,) int32.
+
+    Args:
+      shape: (2,) int32, the picture's height and width.
+      box: (4,) left, top, right, bottom as shares of the picture.
+    """
     extent = tf.cast(shape, tf.float32)
     # Overlaps of up to a thousandth of a pixel are rounding errors, because shares are float32.
     begin = tf.clip_by_value(tf.cast(tf.floor(box[1::-1] * extent + 1e-3), tf.int32), 0, shape - 1)
@@ -80,26 +90,34 @@ def augment(
     part: tf.Tensor | None = None,
     canvas: int = 0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns a random, possibly mirrored crop of an encoded picture, and its extent; depends only on `seed` (2,).
+    """Returns a random, possibly mirrored crop of an encoded picture, and its extent.
 
-    The crop's area is drawn uniformly and its aspect log-uniformly. The aspect is relative to the picture's with policy
-    "squash", and relative to a square with policy "crop". No side exceeds the picture's. If a crop is drawn, large
-    JPEGs are reduced during decoding (REDUCTIONS); whole pictures are not.
+    The draws depend only on `seed`. The crop's area is drawn uniformly and its aspect ratio log-uniformly. The
+    ratio is relative to the picture's with policy "squash", and relative to a square with policy "crop". No side
+    exceeds the picture's. If a crop is drawn, large JPEGs are reduced during decoding (REDUCTIONS); whole pictures are
+    not.
 
     Args:
-      part: (left, top, right, bottom) as shares of the picture; crops are drawn within this part.
-      canvas: 0, or the side, at least `size`, of a black square whose top left corner holds the crop at its original
-        size, so that the device can scale it (`models.resampling`). Crops that do not fit, and whole pictures with
-        policy "crop", are scaled here.
+      encoded: JPEG or PNG bytes.
+      size: side of the result without a canvas, in pixels.
+      policy: how whole pictures are resized, see `resize`.
+      augmentation: ranges of area and aspect ratio, and whether to mirror.
+      seed: (2,) seed of the draws.
+      filter: "bicubic" or "bilinear".
+      part: (4,) left, top, right, bottom as shares of the picture; crops are drawn within it. None: the whole picture.
+      canvas: 0, or the side, at least `size`, of a black square. The crop is placed in its top left corner at its
+        original size, so that the device can scale it (`models.resampling`); crops that do not fit, and whole pictures
+        with policy "crop", are scaled here.
 
     Returns:
-      (size, size, 3) uint8, or with a canvas (canvas, canvas, 3), and (2,) int32, the crop's height and width in it.
+      (size, size, 3) uint8, or with a canvas (canvas, canvas, 3) uint8; and (2,) int32, the crop's height and width in
+      that array.
     """
-    shape = shape_of(encoded)
+    shape = read_shape(encoded)
     begin, end = (tf.zeros_like(shape), shape) if part is None else pixel_bounds(shape, part)
     whole = augmentation.keeps_whole_picture
     if not whole:
-        begin, end = _drawn(begin, end, policy, augmentation, seed)
+        begin, end = _draw_crop(begin, end, policy, augmentation, seed)
     picture = _decode_part(encoded, begin, end, size, reduced=not whole)
 
     def scale() -> tf.Tensor:
@@ -118,28 +136,28 @@ def augment(
     return tf.ensure_shape(tf.pad(picture, padding), (canvas, canvas, 3)), extent
 
 
-def _drawn(
+def _draw_crop(
     begin: tf.Tensor, end: tf.Tensor, policy: str, augmentation: Augmentation, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the (row, column) at which a random crop within (begin, end) begins and that at which it ends."""
+    """Returns the first (row, column) of a random crop within [begin, end), and the one after its last; (2,) int32."""
     draws = tf.random.stateless_uniform([4], seed)
     shape = tf.cast(end - begin, tf.float32)
     base = shape if policy == "squash" else tf.fill([2], tf.sqrt(shape[0] * shape[1]))
     area = _between(draws[0], *augmentation.crop_area)
     aspect = tf.exp(_between(draws[1], *(math.log(limit) for limit in augmentation.crop_aspect)))
-    wanted = base * tf.sqrt(tf.stack([area / aspect, area * aspect]))  # height, width
-    extent = tf.clip_by_value(tf.round(wanted), 1.0, shape)
-    first = begin + tf.cast(tf.floor(draws[2:] * (shape - extent + 1.0)), tf.int32)
-    return first, first + tf.cast(extent, tf.int32)
+    target = base * tf.sqrt(tf.stack([area / aspect, area * aspect]))  # height, width
+    extent = tf.clip_by_value(tf.round(target), 1.0, shape)
+    start = begin + tf.cast(tf.floor(draws[2:] * (shape - extent + 1.0)), tf.int32)
+    return start, start + tf.cast(extent, tf.int32)
 
 
 def _decode_part(encoded: tf.Tensor, begin: tf.Tensor, end: tf.Tensor, size: int, *, reduced: bool) -> tf.Tensor:
-    """Returns the pixels from `begin` up to `end`; with `reduced`, possibly decoded at a lower resolution."""
-    reductions, times = zip(*REDUCTIONS.items(), strict=True)
-    allowed = (reduced & tf.io.is_jpeg(encoded)) & (size * tf.constant(times[1:]) <= tf.reduce_min(end - begin))
-    number = tf.math.count_nonzero(allowed, dtype=tf.int32)
-    picture = tf.switch_case(number, [partial(decode, encoded, reduction) for reduction in reductions])
-    reduction = tf.gather(tf.constant(reductions), number)
+    """Returns the pixels from `begin` up to `end`, excluded; with `reduced`, a large JPEG has a lower resolution."""
+    reductions, ratios = zip(*REDUCTIONS.items(), strict=True)
+    allowed = (reduced & tf.io.is_jpeg(encoded)) & (size * tf.constant(ratios[1:]) <= tf.reduce_min(end - begin))
+    index = tf.math.count_nonzero(allowed, dtype=tf.int32)
+    picture = tf.switch_case(index, [partial(decode, encoded, reduction) for reduction in reductions])
+    reduction = tf.gather(tf.constant(reductions), index)
     begin, end = begin // reduction, -(-end // reduction)
     return picture[begin[0] : end[0], begin[1] : end[1]]
 
@@ -149,7 +167,7 @@ def _between(draw: tf.Tensor, low: float, high: float) -> tf.Tensor:
 
 
 def _scale(picture: tf.Tensor, size: tf.Tensor, filter: str) -> tf.Tensor:
-    """Returns the picture resized to (height, width) by Pillow itself, which is twice as fast as TensorFlow's ops."""
+    """Returns the picture resized to `size`, (height, width), by Pillow, which is twice as fast as TensorFlow."""
 
     def scale(pixels: np.ndarray, size: np.ndarray) -> np.ndarray:
         height, width = size.tolist()

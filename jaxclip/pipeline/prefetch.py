@@ -11,7 +11,7 @@ T, U = TypeVar("T"), TypeVar("U")
 def prefetch(items: Iterable[T], place: Callable[[T], U], *, ahead: int = 2) -> Iterator[U]:
     """Yields place(item) for each item in order, from a thread that works up to `ahead` items in advance.
 
-    An exception in the thread is raised to the caller at the item that caused it. Closing the iterator ends the thread.
+    An exception in the thread is raised in the caller at the item that caused it. Closing the iterator ends the thread.
     """
     placed: queue.Queue = queue.Queue(maxsize=ahead)
     closed = threading.Event()

@@ -1,4 +1,4 @@
-"""Finds the configured catalogue's prepared dataset, or prepares it."""
+"""Finds or prepares the dataset of the configured catalogue."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,16 +25,23 @@ def prepared_dataset(
 ) -> Path:
     """Returns the folder of the configured catalogue's prepared dataset, preparing it if there is none.
 
-    With `whole`, the dataset holds the entire catalogue without splits; the default is True if data.split is all. With
-    `runner` and `beam_options`, Apache Beam prepares it. If there are several processes, the first one prepares it.
+    If there are several processes, process 0 prepares it.
+
+    Args:
+      whole: whether the dataset is the entire catalogue without splits; None: if data.split is all.
+      say: prints a line for the user.
+      runner: Apache Beam runner that prepares the dataset; "" prepares it in this process.
+      beam_options: options of the runner, as "--name=value".
 
     Raises:
-      UserError: there is nothing to prepare, or another process does not see what the first one prepared.
+      UserError: there is no catalogue to prepare, or a process cannot see the folder that process 0 prepared.
     """
     data = config.data
     columns = {role: name for role, name in vars(data.columns).items() if name}
     path = Path(data.path).expanduser().resolve() if data.path else Path()
-    test = 0 if (data.split == "all" if whole is None else whole) else data.test
+    if whole is None:
+        whole = data.split == "all"
+    test = 0 if whole else data.test
     source = Source(data.reader, path, test, data.split_seed, columns, make_describer(config))
     drawn = (data.drawn_products, data.drawn_seed)
 
@@ -45,16 +52,16 @@ def prepared_dataset(
     prepared = Path(distributed.broadcast("prepare", find_or_prepare))
     if not builder.is_prepared(prepared):
         raise UserError(
-            f"process {distributed.process_id()} sees no prepared dataset in {prepared}: name a folder that all "
+            f"process {distributed.process_id()} finds no prepared dataset in {prepared}: name a folder that all "
             "processes share with --config.data.prepared or $JAXCLIP_CACHE, or copy it to each machine"
         )
     return prepared
 
 
 def training_records(config: Config, prepared: Path) -> tuple[Records, Records | None]:
-    """Returns the records on which the towers are trained, and those reserved for the second stage.
+    """Returns the records on which the towers are trained, and the records reserved for the second stage.
 
-    Only complete groups are reserved, selected by `data.split_seed`; None if `data.second_stage` is 0.
+    Whole groups are reserved, chosen by `data.split_seed`. The second value is None if `data.second_stage` is 0.
 
     Raises:
       UserError: `data.second_stage` leaves no records for the towers, or is too small for a single group.
@@ -63,12 +70,12 @@ def training_records(config: Config, prepared: Path) -> tuple[Records, Records |
     if not config.data.second_stage:
         return records, None
     names = [product.group for product, _ in bar(records.products(), total=len(records), desc="reading groups")]
-    held = np.asarray(groups.split(names, config.data.second_stage, config.data.split_seed))
-    return records.take(np.flatnonzero(~held)), records.take(np.flatnonzero(held))
+    reserved = np.asarray(groups.split(names, config.data.second_stage, config.data.split_seed))
+    return records.take(np.flatnonzero(~reserved)), records.take(np.flatnonzero(reserved))
 
 
 def make_describer(config: Config) -> ProductDescriber | None:
-    """Returns the describer that preparation uses, None if the configuration asks for no features."""
+    """Returns the describer that preparation uses; None if features.detector is "none"."""
     return None if config.features.detector == "none" else ProductDescriber(**vars(config.features))
 
 

@@ -1,4 +1,4 @@
-"""Preprocessing of pictures and captions: saved by training and loaded by evaluation."""
+"""Preprocessing of pictures and captions, which training saves and evaluation loads."""
 
 import dataclasses
 import json
@@ -17,10 +17,10 @@ class Preprocess:
 
     Attributes:
       image_size: side of the square pictures, in pixels.
-      resize: "squash" to scale to the square; "crop" to scale the shorter side to it and cut out the centre.
-      filter: resizing filter, with antialiasing.
+      resize: "squash" scales to the square; "crop" scales the shorter side to its side and cuts out the centre.
+      filter: resizing filter, "bicubic" or "bilinear", with antialiasing.
       picture: "whole", or "crop" for the best crop that preparation stored.
-      mean, std: normalisation of the channels, scaled to [0, 1]; the image tower applies it.
+      mean, std: of each colour channel, on a scale of [0, 1]; the image tower normalises with them.
       caption_template: template for `catalog.captions.build`.
       lowercase: whether captions are lowercased before they are tokenized.
       context_length: number of tokens per caption, including padding and both special tokens.
@@ -42,7 +42,7 @@ class Preprocess:
 
     @classmethod
     def load(cls, workdir: Path) -> "Preprocess":
-        """Returns the preprocessing of the workdir's run; UserError if the file is missing or invalid."""
+        """Returns the contents of the workdir's preprocess.json; UserError if the file is missing or invalid."""
         path = workdir / FILENAME
         try:
             values = json.loads(path.read_text())

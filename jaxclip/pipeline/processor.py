@@ -12,7 +12,7 @@ PROCESSOR, ALL_PROCESSORS = "preprocessor_config.json", "processor_config.json"
 FILTERS = {2: "bilinear", 3: "bicubic"}
 """Pillow's number of each resizing filter."""
 RESIZE_MODES = {"shortest": "crop", "squash": "squash"}
-"""open_clip's names of the resizing policies -> those of `Preprocess`."""
+"""open_clip's name of each resizing policy -> the name in `Preprocess`."""
 
 
 def from_hugging_face(settings: Mapping[str, Any], path: Path, **captions: Any) -> Preprocess:
@@ -26,34 +26,33 @@ def from_hugging_face(settings: Mapping[str, Any], path: Path, **captions: Any) 
     Raises:
       UserError: the file asks for preprocessing that is not supported.
     """
-    given = settings.get("image_processor", settings)
-    crops = given.get("do_center_crop", "crop_size" in given)
-    size, crop = given.get("size"), given.get("crop_size") if crops else None
-    sides = {"resize": "crop" if crops else "squash"}
+    config = settings.get("image_processor", settings)
+    crops = config.get("do_center_crop", "crop_size" in config)
+    size, crop = config.get("size"), config.get("crop_size") if crops else None
     size = {"shortest_edge": size} if isinstance(size, int) and crops else _square(size)
     crop = _square(crop) if crops else {"height": size.get("height"), "width": size.get("width")}
     side = crop.get("height")
     expected = {"shortest_edge": side} if crops else {"height": side, "width": side}
     problems = [
-        f"{name} = {given.get(name)!r}"
-        for name, wrong in {
+        f"{name} = {config.get(name)!r}"
+        for name, unsupported in {
             "size": not side or size != expected or crop.get("width") != side,
-            "resample": given.get("resample", 3) not in FILTERS,
-            "rescale_factor": not math.isclose(given.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6),
-            "image_mean": len(given.get("image_mean") or ()) != 3,
-            "image_std": len(given.get("image_std") or ()) != 3,
-            **{step: not given.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize")},
+            "resample": config.get("resample", 3) not in FILTERS,
+            "rescale_factor": not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6),
+            "image_mean": len(config.get("image_mean") or ()) != 3,
+            "image_std": len(config.get("image_std") or ()) != 3,
+            **{step: not config.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize")},
         }.items()
-        if wrong
+        if unsupported
     ]
     if problems:
-        raise UserError(f"{path} prepares pictures in a way that is not supported: {', '.join(problems)}")
+        raise UserError(f"{path} asks for preprocessing that is not supported: {', '.join(problems)}")
     return Preprocess(
         image_size=side,
-        mean=tuple(given["image_mean"]),
-        std=tuple(given["image_std"]),
-        filter=FILTERS[given.get("resample", 3)],
-        **sides,
+        mean=tuple(config["image_mean"]),
+        std=tuple(config["image_std"]),
+        filter=FILTERS[config.get("resample", 3)],
+        resize="crop" if crops else "squash",
         **captions,
     )
 
@@ -85,7 +84,7 @@ def from_open_clip(settings: Mapping[str, Any], path: Path, *, image_size: int, 
     if mode not in RESIZE_MODES or filter not in FILTERS.values():
         raise UserError(f"{path}: resize_mode = {mode!r} with interpolation = {filter!r} is not supported")
     if not all(len(settings.get(name) or ()) == 3 for name in ("mean", "std")):
-        raise UserError(f"{path}: preprocess_cfg has no mean or no std of three channels")
+        raise UserError(f"{path}: preprocess_cfg should have a mean and a std of three channels")
     mean, std = tuple(settings["mean"]), tuple(settings["std"])
     return Preprocess(image_size=image_size, resize=RESIZE_MODES[mode], mean=mean, std=std, filter=filter, **captions)
 

@@ -14,14 +14,15 @@ from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 from jaxclip.runtime.tensorflow import tf
 
-READ_AT_ONCE = 1024
-_OF_PRODUCT = {"id", "image", "captions", "category", "attributes", "group"}
+READ_BLOCK = 1024  # records read at a time
+_PRODUCT_FIELDS = {"id", "image", "captions", "category", "attributes", "group"}
 
 
 class Records:
     """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0.
 
-    `first` limits them to that many records; a prepared dataset stores its records in random order.
+    Only the first `limit` records are used, all if it is 0; they are a random sample, because a prepared dataset stores
+    its records in random order.
 
     Attributes:
       features: the TFDS features of a record.
@@ -29,7 +30,7 @@ class Records:
       numbers: (N,) number of each record within the split; 0..N-1 unless `take` selected a subset.
     """
 
-    def __init__(self, prepared: Path, split: str, first: int = 0):
+    def __init__(self, prepared: Path, split: str, limit: int = 0):
         info = tfds.builder_from_directory(builder.folder(prepared)).info
         present = list(info.splits)
         names = present if split == "all" else [split]
@@ -42,9 +43,9 @@ class Records:
         paths = [path for name in names for path in info.splits[name].filepaths]
         lengths = [length for name in names for length in info.splits[name].shard_lengths]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
-        self.numbers = np.arange(first or self._starts[-1])
+        self.numbers = np.arange(limit or self._starts[-1])
         if len(self.numbers) > self._starts[-1]:
-            raise UserError(f"config.data.train = {first} is more than the {self._starts[-1]:,} training products")
+            raise UserError(f"config.data.train = {limit} is more than the {self._starts[-1]:,} training products")
         # Without read-ahead a random read touches one chunk instead of megabytes.
         self._readers = [ArrayRecordReader(str(path), options="readahead_buffer_size:0") for path in paths]
 
@@ -57,7 +58,7 @@ class Records:
         return len(self.numbers)
 
     def take(self, numbers: np.ndarray) -> "Records":
-        """Returns a view of only these records, renumbered from 0 in the given order."""
+        """Returns a view of these records only, renumbered from 0 in the given order."""
         taken = copy.copy(self)
         taken.numbers = self.numbers[numbers]
         return taken
@@ -66,11 +67,11 @@ class Records:
         """Returns the serialized records with these numbers, (n,) bytes objects, in the same order."""
         numbers = self.numbers[numbers]
         shards = np.searchsorted(self._starts, numbers, side="right") - 1
-        found = np.empty(len(numbers), dtype=object)
+        serialized = np.empty(len(numbers), dtype=object)
         for shard in np.unique(shards):
             rows = np.flatnonzero(shards == shard)
-            found[rows] = self._readers[shard].read((numbers[rows] - self._starts[shard]).tolist())
-        return found
+            serialized[rows] = self._readers[shard].read((numbers[rows] - self._starts[shard]).tolist())
+        return serialized
 
     def parse(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns one record's fields, its image still encoded; runs in a tf.data graph."""
@@ -81,10 +82,10 @@ class Records:
         return _fields(self.read(np.asarray([number]))[0])["image"].bytes_list.value[0]
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray | list[tuple[str, ...]]]:
-        """Returns stored values of all records by name: (N, ...) float32, or N tuples of texts.
+        """Returns the stored values of all records by column name: (N, ...) float32, or N tuples of texts.
 
         Raises:
-          UserError: the dataset was prepared without one of them.
+          UserError: the dataset lacks one of the columns.
         """
         self.require(names)
         texts = {name for name in names if isinstance(self.features[name], tfds.features.Sequence)}
@@ -99,11 +100,11 @@ class Records:
             for name, values in rows.items()
         }
 
-    def require(self, names: Sequence[str], used: str = "") -> None:
-        """Raises UserError if the dataset lacks one of these columns; `used` may say what they are for."""
+    def require(self, names: Sequence[str], purpose: str = "") -> None:
+        """Raises UserError if the dataset lacks one of these columns; the message adds `purpose` after their names."""
         if missing := [name for name in names if name not in self.features]:
             raise UserError(
-                f"the prepared dataset has no {', '.join(missing)}{used}: prepare it with "
+                f"the prepared dataset has no {', '.join(missing)}{purpose}: prepare it with "
                 "--config.features.detector=foreground or another detector"
             )
 
@@ -113,7 +114,7 @@ class Records:
             product = _product(_fields(serialized))
             yield product, int(product.group)
 
-    def pictured(self) -> Iterator[tuple[Product, bytes, np.ndarray | None]]:
+    def products_with_pictures(self) -> Iterator[tuple[Product, bytes, np.ndarray | None]]:
         """Yields every product in order with its encoded picture and its best crop.
 
         The crop is (4,) float32: left, top, right, bottom as shares of the picture; None if none was prepared.
@@ -123,25 +124,25 @@ class Records:
             crop = np.asarray(fields["crops"].float_list.value[:4], np.float32) if "crops" in self.features else None
             yield _product(fields), fields["image"].bytes_list.value[0], crop
 
-    def described(self, number: int) -> tuple[Product, dict[str, np.ndarray | str | tuple[str, ...]]]:
+    def product_with_features(self, number: int) -> tuple[Product, dict[str, np.ndarray | str | tuple[str, ...]]]:
         """Returns the product of one record and its computed features by column name, without pictures."""
         fields = _fields(self.read(np.asarray([number]))[0])
-        measured = {}
-        for name in self.features.keys() - _OF_PRODUCT:
+        features = {}
+        for name in self.features.keys() - _PRODUCT_FIELDS:
             stored, feature = fields[name], self.features[name]
             if isinstance(feature, tfds.features.Sequence):
-                measured[name] = _texts(stored)
+                features[name] = _texts(stored)
             elif isinstance(feature, tfds.features.Text):
-                (measured[name],) = _texts(stored)
+                (features[name],) = _texts(stored)
             else:
                 values = stored.float_list.value or stored.int64_list.value
                 shape = [-1 if side is None else side for side in feature.shape]
-                measured[name] = np.asarray(values, feature.np_dtype).reshape(shape)
-        return _product(fields), measured
+                features[name] = np.asarray(values, feature.np_dtype).reshape(shape)
+        return _product(fields), features
 
     def _all(self) -> Iterator[bytes]:
-        for start in range(0, len(self), READ_AT_ONCE):
-            yield from self.read(np.arange(start, min(start + READ_AT_ONCE, len(self))))
+        for start in range(0, len(self), READ_BLOCK):
+            yield from self.read(np.arange(start, min(start + READ_BLOCK, len(self))))
 
 
 def _product(fields: Mapping[str, tf.train.Feature]) -> Product:

@@ -18,17 +18,24 @@ from jaxclip.pipeline.clip_tokenizer import clip_tokenizer
 from jaxclip.pipeline.preprocess import Preprocess
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-MAX_DRAWS = 40
-DESCRIBED_BY = ("tokenizer.json", "tokenizer_config.json", "config.json")
-SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
-OF_ONE_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")
+MAX_DRAWS = 40  # random numbers per caption, see `augmented_caption`
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+SINGLE_FILE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes that tokenizer.json describes completely; the second is the new name of the first."""
-LEFTOVERS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only")
-"""Settings that only record how a tokenizer was last loaded or used."""
+TRANSIENT_SETTINGS = (
+    "max_length",
+    "stride",
+    "truncation_strategy",
+    "pad_to_multiple_of",
+    "is_local",
+    "local_files_only",
+)
+"""Settings that only record how a tokenizer was last loaded or used; they are not saved."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Returns a byte-level BPE (Sennrich et al. 2016) with CLIP's two special tokens; it encodes any text."""
+    """Returns a byte-level BPE tokenizer (Sennrich et al. 2016) with CLIP's two special tokens; it encodes any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -48,8 +55,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     """Returns the Hugging Face tokenizer in a folder, or CLIP's from OpenAI's vocabulary file (*.txt.gz).
 
-    A folder with vocab.json but none of the files in DESCRIBED_BY is read as CLIP's tokenizer. Code in a folder is
-    never run.
+    A folder with vocab.json but without any of TOKENIZER_FILES is read as CLIP's tokenizer. Code in a folder is never
+    run.
 
     Raises:
       UserError: there is no tokenizer, or it does not end captions with an end token, which the text tower needs.
@@ -57,16 +64,16 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     try:
         if source.name.endswith(".txt.gz"):
             tokenizer = clip_tokenizer(source)
-        elif (source / "vocab.json").exists() and not any((source / name).exists() for name in DESCRIBED_BY):
+        elif (source / "vocab.json").exists() and not any((source / name).exists() for name in TOKENIZER_FILES):
             tokenizer = CLIPTokenizer.from_pretrained(str(source), local_files_only=True)
-        elif _class_of(source) in OF_ONE_FILE:
+        elif _class_of(source) in SINGLE_FILE_CLASSES:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(str(source), local_files_only=True)
         else:
             from transformers import AutoTokenizer  # imports PyTorch if it is installed, which takes seconds and 0.5 GB
 
             tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{source} holds no Hugging Face tokenizer: {first_line(error)}") from None
+        raise UserError(f"{source} has no Hugging Face tokenizer: {first_line(error)}") from None
     except ImportError:
         raise UserError(f"the tokenizer in {source} needs sentencepiece: pip install sentencepiece") from None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -76,25 +83,27 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
 
 
 def _class_of(source: Path) -> str:
-    """Returns the tokenizer class that a folder's tokenizer_config.json names; "" if it names none."""
-    described = source / "tokenizer_config.json"
-    return str(json.loads(described.read_text()).get("tokenizer_class", "")) if described.is_file() else ""
+    """Returns the tokenizer_class in a folder's tokenizer_config.json; "" if the file or the entry is missing."""
+    path = source / "tokenizer_config.json"
+    return str(json.loads(path.read_text()).get("tokenizer_class", "")) if path.is_file() else ""
 
 
-def cleaned(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTrainedTokenizerBase:
-    """Returns a tokenizer that also cleans captions, as open_clip does before it tokenizes them.
+def add_cleaning(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTrainedTokenizerBase:
+    """Returns a tokenizer that also cleans captions as open_clip does before tokenizing.
 
     "lower" lower-cases; "canonicalize" (SigLIP) also removes ASCII punctuation and repeated spaces, and replaces "_"
-    by a space; "whitespace" changes nothing, because the tokenizers used with it ignore spaces. The argument may be
+    by a space; "whitespace" changes nothing, because the tokenizers used with it ignore spaces. `tokenizer` may be
     modified.
 
     Raises:
       UserError: the tokenizer is implemented in Python, so that no normalizer can be added to it.
     """
-    if cleaning == "whitespace" or isinstance(tokenizer, SiglipTokenizer):  # SigLIP's own class already canonicalizes
+    if cleaning == "whitespace" or isinstance(tokenizer, SiglipTokenizer):  # SigLIP's class already canonicalizes
         return tokenizer
     if not tokenizer.is_fast:
-        raise UserError(f"captions cannot be cleaned ({cleaning}) for a {type(tokenizer).__name__}: add tokenizer.json")
+        raise UserError(
+            f"captions cannot be cleaned ({cleaning}) for a {type(tokenizer).__name__}: add its tokenizer.json"
+        )
     backend, steps = tokenizer.backend_tokenizer, [normalizers.Lowercase()]
     if cleaning == "canonicalize":
         steps = [
@@ -105,8 +114,8 @@ def cleaned(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTrainedToke
             normalizers.Strip(),
         ]
     backend.normalizer = normalizers.Sequence([*steps, *([backend.normalizer] if backend.normalizer else [])])
-    # Not the original class: some, such as T5's, replace the normalizer in tokenizer.json when they are loaded.
-    tokens = {name: str(token) for name in SPECIAL if (token := getattr(tokenizer, name))}
+    # Not the tokenizer's original class: some classes, such as T5's, replace the normalizer when they are loaded.
+    tokens = {name: str(token) for name in SPECIAL_TOKENS if (token := getattr(tokenizer, name))}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, model_max_length=tokenizer.model_max_length, padding_side="right", **tokens
     )
@@ -117,13 +126,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
-    for setting in LEFTOVERS:
+    for setting in TRANSIENT_SETTINGS:
         tokenizer.init_kwargs.pop(setting, None)
     tokenizer.save_pretrained(folder)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context_length: int) -> np.ndarray:
-    """Returns the token ids, (n, context_length) int32: padded; longer captions are cut before their end token."""
+    """Returns the token ids, (n, context_length) int32, padded; long captions are truncated before the end token."""
     encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=context_length)
     return np.asarray(encoded["input_ids"], np.int32)
 
@@ -133,9 +142,9 @@ class TokenSegments:
     """Long captions split into segments that each fit the context length of the text tower.
 
     Attributes:
-      ids: (M, context_length) int32 token ids of the parts, each with its start and end tokens, padded.
-      owners: (M,) the index of the caption that each part belongs to, ascending.
-      lengths: (M,) number of tokens that are not padding.
+      ids: (M, context_length) int32 token ids of each segment with its start and end tokens, padded.
+      owners: (M,) index of the caption that each segment belongs to, ascending.
+      lengths: (M,) number of tokens in each segment that are not padding.
     """
 
     ids: np.ndarray
@@ -143,8 +152,10 @@ class TokenSegments:
     lengths: np.ndarray
 
 
-def segments(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], context_length: int, most: int) -> TokenSegments:
-    """Returns the parts of captions, at most `most` of each; the rest of a longer caption is dropped."""
+def segments(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], context_length: int, limit: int
+) -> TokenSegments:
+    """Returns the segments of captions, at most `limit` per caption; the rest of a longer caption is dropped."""
     encoded = tokenizer(
         list(texts),
         padding="max_length",
@@ -154,19 +165,19 @@ def segments(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], context_l
         return_attention_mask=True,
     )
     owners = np.asarray(encoded["overflow_to_sample_mapping"])
-    kept = np.arange(len(owners)) - np.searchsorted(owners, owners) < most
-    ids, inside = (np.asarray(encoded[name], np.int32)[kept] for name in ("input_ids", "attention_mask"))
-    return TokenSegments(ids, owners[kept], inside.sum(axis=1))
+    kept = np.arange(len(owners)) - np.searchsorted(owners, owners) < limit
+    ids, attention = (np.asarray(encoded[name], np.int32)[kept] for name in ("input_ids", "attention_mask"))
+    return TokenSegments(ids, owners[kept], attention.sum(axis=1))
 
 
 def caption(name: str, attributes: Mapping[str, str], preprocess: Preprocess) -> str:
-    """Returns the caption that evaluation uses for a product's attributes and name (or another of its captions)."""
-    return _cased(captions.build(name, attributes, preprocess.caption_template), preprocess)
+    """Returns the caption that evaluation builds from a product's attributes and its name, or another caption of it."""
+    return _apply_case(captions.build(name, attributes, preprocess.caption_template), preprocess)
 
 
 def prompts(name: str, preprocess: Preprocess) -> list[str]:
     """Returns OpenFashionCLIP's prompts for a name, for prompt ensembles."""
-    return [_cased(captions.build(name, {}, prompt), preprocess) for prompt in captions.PROMPTS]
+    return [_apply_case(captions.build(name, {}, prompt), preprocess) for prompt in captions.PROMPTS]
 
 
 def augmented_caption(
@@ -174,9 +185,8 @@ def augmented_caption(
 ) -> str:
     """Returns the caption with attributes and words of the name left out at random.
 
-    `draws` are MAX_DRAWS uniform numbers in [0, 1): the first chooses the prompt, then there is one for each
-    attribute of the template, then one for each word of the name. Words without a draw are kept, and at least one word
-    always is.
+    `draws` are MAX_DRAWS uniform numbers in [0, 1): one that chooses the prompt, then one for each attribute of the
+    template, then one for each word of the name. Words without a draw are kept, and at least one word is always kept.
     """
     template = preprocess.caption_template
     if augmentation.prompts:
@@ -185,10 +195,10 @@ def augmented_caption(
     kept = [f for f, draw in zip(fields, draws[1:], strict=False) if draw < augmentation.keep_attributes]
     words = name.split()
     if augmentation.keep_words < 1:
-        chances = draws[1 + len(fields) :]
-        kept_words = [w for i, w in enumerate(words) if i >= len(chances) or chances[i] < augmentation.keep_words]
+        word_draws = draws[1 + len(fields) :]
+        kept_words = [w for i, w in enumerate(words) if i >= len(word_draws) or word_draws[i] < augmentation.keep_words]
         words = kept_words or words[int(draws[0] * len(words)) :][:1]
-    return _cased(captions.build(" ".join(words), attributes, template, kept), preprocess)
+    return _apply_case(captions.build(" ".join(words), attributes, template, kept), preprocess)
 
 
 def augmented_tokens(
@@ -207,5 +217,5 @@ def augmented_tokens(
     return encode(tokenizer, texts, preprocess.context_length)
 
 
-def _cased(text: str, preprocess: Preprocess) -> str:
+def _apply_case(text: str, preprocess: Preprocess) -> str:
     return text.lower() if preprocess.lowercase else text

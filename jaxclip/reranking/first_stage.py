@@ -163,7 +163,7 @@ def embed_split(
         "format": FORMAT,
         "first_stage": first.fingerprint,
         "data": facts["fingerprint"],
-        "features": facts["source"].get(builder.DESCRIBED),
+        "features": facts["source"].get(builder.DESCRIBER_KEY),
         "columns": rerank.COLUMNS,
         "records": hashlib.sha256(records.numbers.tobytes()).hexdigest(),
         "tokens": tokens,

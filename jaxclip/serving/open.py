@@ -93,7 +93,7 @@ def open_searcher(
         Path(builder.metadata(prepared)["source"]["path"]).name,
         _with_colours(products, records),
         records.picture,
-        lambda number: ProductDetails(*records.described(number)),
+        lambda number: ProductDetails(*records.product_with_features(number)),
     )
     return Searcher(
         gallery,
@@ -142,7 +142,9 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
         image = Path(image).read_bytes()
     if isinstance(image, Image.Image):
         image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    pixels = pictures.look(image, most=LONGEST_SIDE, max_pixels=MAX_PIXELS) if isinstance(image, bytes) else image
+    pixels = image
+    if isinstance(image, bytes):
+        pixels = pictures.decode(image, max_side=LONGEST_SIDE, max_pixels=MAX_PIXELS)
     if isinstance(pixels, str):
         raise UserError(f"the picture cannot be read: {pixels}")
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
@@ -155,7 +157,9 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
 def _read_products(records: Records, encoders: Encoders) -> tuple[list[Product], list[bytes], list[bytes]]:
     """Returns the products, and the keys of their pictures and of their crops in an embedding store."""
     products, picture_keys, crop_keys = [], [], []
-    for product, picture, crop in bar(records.pictured(), total=len(records), desc="reading products", unit="product"):
+    for product, picture, crop in bar(
+        records.products_with_pictures(), total=len(records), desc="reading products", unit="product"
+    ):
         products.append(product)
         picture_keys.append(encoders.picture_key(picture, crop))
         crop_keys.append(encoders.picture_key(picture, crop, crops=True))

@@ -104,7 +104,9 @@ class Encoders:
             )
 
         def own_keys() -> Sequence[bytes]:
-            return [self.picture_key(picture, crop, crops=crops) for _, picture, crop in records.pictured()]
+            return [
+                self.picture_key(picture, crop, crops=crops) for _, picture, crop in records.products_with_pictures()
+            ]
 
         encoder, content = self.image_tokens if tokens else self.image, "crops" if crops else "pictures"
         return self._embed(encoder, params, batches, len(records), content, store, lambda: keys or own_keys())

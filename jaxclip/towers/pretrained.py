@@ -150,7 +150,7 @@ def _published(folder: Path, config: Config) -> Pretrained:
         captions["context_length"] = checkpoint.config.text.context_length
         preprocess = processor.from_hugging_face(read_json(path), path, **captions)
     tokenizer = text.load_tokenizer(Path(config.data.tokenizer).expanduser() if config.data.tokenizer else folder)
-    tokenizer = text.cleaned(tokenizer, cleaning)
+    tokenizer = text.add_cleaning(tokenizer, cleaning)
     towers = checkpoint.config
     if len(tokenizer) > towers.text.vocab_size:
         raise UserError(

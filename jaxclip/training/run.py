@@ -227,7 +227,7 @@ def _partners(config: Config, prepared: Path, records: Records, say: Say) -> Par
     from jaxclip.preparation import mining  # imports scikit-learn, which only this loss needs
 
     pairs = mining.find_or_mine(config, prepared, say=say)
-    return Partners(pairs.partner, pairs.similarity).among(records.numbers)
+    return Partners(pairs.partner, pairs.similarity).take(records.numbers)
 
 
 def _begin(config: Config, towers: Towers, recipe: Recipe, say: Say) -> tuple[TrainState, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The HTTP API and the search page."""
+"""The ASGI application: the routes of the HTTP API and of the search page."""
 
 import asyncio
 import contextlib
@@ -25,11 +25,11 @@ from jaxclip.serving.searcher import Query as SearchQuery
 from jaxclip.web import schemas, uploads
 from jaxclip.web.batching import Batcher, Overloaded
 from jaxclip.web.guard import Guard
-from jaxclip.web.metrics import CONTENT_TYPE, Measures
+from jaxclip.web.metrics import CONTENT_TYPE, Metrics
 
-KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
-SCALED_ABOVE = 40_000
-"""A picture file of more bytes than this is scaled down if the request gives a size."""
+MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+SCALE_ABOVE_BYTES = 40_000
+"""A picture of more bytes than this is scaled down if the request gives a size."""
 RETRY = {"Retry-After": "1"}
 
 
@@ -38,12 +38,12 @@ class Limits:
     """Upper limits of what the server accepts.
 
     Attributes:
-      query: characters in a sentence.
+      query: characters in a sentence, id or filter.
       filters: filters in one search.
       body: bytes of an uploaded picture.
       uploads: pictures received and decoded at the same time.
       requests: requests in progress at the same time.
-      seconds: seconds for a picture to arrive, and for a search to be answered.
+      seconds: time for a picture to arrive, and time for a search to be answered.
     """
 
     query: int = 1000
@@ -56,84 +56,89 @@ class Limits:
 
 LIMITS = Limits()
 Text = Annotated[str, Query(max_length=LIMITS.query, description="a sentence")]
-Number = Annotated[int, Query(ge=1, le=MOST, description="how many products")]
-Start = Annotated[int, Query(ge=0, le=2**31, description="how many to skip")]
-Like = Annotated[str | None, Query(max_length=LIMITS.query, description="id of a product to find neighbours of")]
+Number = Annotated[int, Query(ge=1, le=MOST, description="number of products to return")]
+Start = Annotated[int, Query(ge=0, le=2**31, description="number of products to skip")]
+Like = Annotated[str | None, Query(max_length=LIMITS.query, description="id of a product whose neighbours to find")]
 Filter = Annotated[
     list[Annotated[str, Query(max_length=LIMITS.query)]],
     Query(
         max_length=LIMITS.filters,
-        description="ATTRIBUTE:VALUE; a product needs one of the given values of every given attribute",
+        description="ATTRIBUTE:VALUE; a product must have one of the given values of each given attribute",
     ),
 ]
 Rerank = Annotated[
     bool | None,
-    Query(description="whether the second stage re-orders the results of a sentence; default: if the server has one"),
+    Query(description="whether the second stage re-orders the results of a sentence; default: if there is one"),
 ]
 Identity = Annotated[str, Path(max_length=LIMITS.query, description="id of a product")]
 Size = Annotated[int | None, Query(ge=16, le=1024, description="largest length of the longer side, in pixels")]
 
 
 class Service:
-    """The searcher shared by all requests: it runs one batch at a time and decodes two pictures at a time."""
+    """The searcher that all requests share; runs one batch of queries and decodes two pictures at a time."""
 
-    def __init__(self, searcher: Searcher, limits: Limits, measures: Measures):
+    def __init__(self, searcher: Searcher, limits: Limits, metrics: Metrics):
         self.searcher, self.gallery, self.limits = searcher, searcher.gallery, limits
         self.batcher = Batcher(
-            searcher.find, size=BATCHES[-1], waiting=limits.requests, seconds=limits.seconds, observe=measures.batch
+            searcher.find, size=BATCHES[-1], waiting=limits.requests, seconds=limits.seconds, observe=metrics.batch
         )
         self.uploading = 0
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="pictures")
-        measures.watch(len(self.gallery), lambda: self.batcher.waiting)
+        metrics.watch(len(self.gallery), lambda: self.batcher.waiting)
 
     async def search(self, query: SearchQuery) -> schemas.ResultsSchema:
         """Returns the results of a query; raises HTTPException (429 or 503) if the server is too busy."""
         allowed = self.gallery.allowed(query.filters)
         try:
-            found = await self.batcher(query)
+            result = await self.batcher(query)
         except Overloaded:
-            raise HTTPException(429, "too many searches are waiting: try again", RETRY) from None
+            raise HTTPException(429, "too many searches are waiting: try again later", RETRY) from None
         except TimeoutError:
-            raise HTTPException(503, "the search took too long: try again", RETRY) from None
+            raise HTTPException(503, "the search took too long: try again later", RETRY) from None
         matching = len(self.gallery) if allowed is None else int(allowed.sum())
-        return schemas.found(self.gallery, self.searcher.second, found, matching)
+        return schemas.search_results(self.gallery, self.searcher.second, result, matching)
 
-    async def uploaded(self, request: Request) -> np.ndarray:
-        """Returns the picture of a request, preprocessed for the image tower."""
+    async def read_upload(self, request: Request) -> np.ndarray:
+        """Returns the picture in a request, preprocessed for the image tower.
+
+        Raises:
+          HTTPException: see `uploads.read`; 429 if too many pictures are being uploaded.
+          UserError: the picture cannot be decoded.
+        """
         if self.uploading >= self.limits.uploads:
-            raise HTTPException(429, "too many pictures at once: try again", RETRY)
+            raise HTTPException(429, "too many pictures are being uploaded: try again later", RETRY)
         self.uploading += 1
         try:
-            body = await uploads.read(request, most=self.limits.body, seconds=self.limits.seconds)
-            return await self.in_thread(self.searcher.read_picture, body)
+            body = await uploads.read(request, max_bytes=self.limits.body, seconds=self.limits.seconds)
+            return await self.run_in_thread(self.searcher.read_picture, body)
         finally:
             self.uploading -= 1
 
-    async def in_thread(self, work: Any, *arguments: Any) -> Any:
+    async def run_in_thread(self, work: Any, *arguments: Any) -> Any:
         """Returns work(*arguments), computed in a thread so that the event loop stays free for other requests."""
         return await asyncio.get_running_loop().run_in_executor(self.decoders, work, *arguments)
 
     def picture(self, number: int, size: int | None) -> bytes:
         """Returns a product's encoded picture, scaled down if a size is given and the file is large."""
         encoded = self.gallery.picture(number)
-        if size is None or len(encoded) <= SCALED_ABOVE:
+        if size is None or len(encoded) <= SCALE_ABOVE_BYTES:
             return encoded
         buffer = BytesIO()
         Image.fromarray(pictures.pixels(encoded, size)).save(buffer, "JPEG", quality=85)
         return buffer.getvalue()
 
     def number(self, id: str) -> int:
-        """Returns the number of a product; raises HTTPException 404 if there is no such product."""
+        """Returns the number of the product with this id; raises HTTPException 404 if there is none."""
         number = self.gallery.number(id)
         if number is None:
-            raise HTTPException(404, "there is no such product")
+            raise HTTPException(404, f"there is no product with the id {id!r}")
         return number
 
 
 def make_app(searcher: Searcher, *, loopback: bool = True, token: str = "", limits: Limits = LIMITS) -> FastAPI:
-    """Returns the ASGI application over a warmed-up searcher; see `guard.Guard` for loopback and token."""
-    measures = Measures()
-    service = Service(searcher, limits, measures)
+    """Returns the ASGI application for a warmed-up searcher; see `guard.Guard` for loopback and token."""
+    metrics = Metrics()
+    service = Service(searcher, limits, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -152,12 +157,12 @@ def make_app(searcher: Searcher, *, loopback: bool = True, token: str = "", limi
         docs_url=None,  # FastAPI's documentation page would load scripts from other hosts
         redoc_url=None,
     )
-    app.add_middleware(Guard, loopback=loopback, token=token, most=limits.requests, measures=measures)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(UserError, _refused)
+    app.add_middleware(Guard, loopback=loopback, token=token, max_requests=limits.requests, metrics=metrics)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(UserError, _user_error)
     _add_search(app, service)
     _add_products(app, service)
-    _add_operation(app, service, measures)
+    _add_operation(app, service, metrics)
     _add_page(app)
     return app
 
@@ -168,11 +173,11 @@ def _add_search(app: FastAPI, service: Service) -> None:
     ) -> SearchQuery:
         number = None if like is None else service.gallery.number(like)
         if like is not None and number is None:
-            raise UserError("like: there is no such product")
+            raise UserError(f"like: there is no product with the id {like!r}")
         if not q.strip() and number is None and not picture:
-            raise UserError("nothing is searched for: give q, like or a picture")
-        ordered = service.searcher.reranks(rerank)
-        return SearchQuery(text=q, like=number, filters=_filters(filter), k=k, rerank=ordered, **picture)
+            raise UserError("the query is empty: give q, like or a picture")
+        reranks = service.searcher.reranks(rerank)
+        return SearchQuery(text=q, like=number, filters=_filters(filter), k=k, rerank=reranks, **picture)
 
     @app.get("/v1/search", summary="Find products by a sentence, a similar product, or both")
     async def search(
@@ -194,16 +199,16 @@ def _add_search(app: FastAPI, service: Service) -> None:
         like: Like = None,
         rerank: Rerank = None,
     ) -> schemas.ResultsSchema:
-        picture = await service.uploaded(request)
+        picture = await service.read_upload(request)
         return await service.search(query(q, k, filter, like, rerank, picture=picture))
 
 
 def _add_products(app: FastAPI, service: Service) -> None:
-    absent = {404: {"model": schemas.Problem}}
+    not_found = {404: {"model": schemas.Problem}}
     description = schemas.gallery(service.searcher)
 
     @app.get("/v1/gallery", summary="The gallery and its filters")
-    async def gallery() -> schemas.GalleryShown:
+    async def gallery() -> schemas.GallerySchema:
         return description
 
     @app.get("/v1/products", summary="Products in the catalogue's order")
@@ -213,7 +218,7 @@ def _add_products(app: FastAPI, service: Service) -> None:
         page = numbers[start : start + k].tolist()
         return schemas.results(service.gallery, page, [None] * len(page), len(numbers))
 
-    @app.get("/v1/products/{id:path}", summary="The details of a product", responses=absent)
+    @app.get("/v1/products/{id:path}", summary="The details of a product", responses=not_found)
     async def product(id: Identity) -> schemas.ProductSchema:
         return schemas.product(service.gallery.details(service.number(id)))
 
@@ -221,14 +226,14 @@ def _add_products(app: FastAPI, service: Service) -> None:
         "/v1/images/{id:path}",
         summary="A product's picture",
         response_class=Response,
-        responses=absent | {200: {"content": {"image/jpeg": {}, "image/png": {}}}},
+        responses=not_found | {200: {"content": {"image/jpeg": {}, "image/png": {}}}},
     )
     async def image(id: Identity, size: Size = None) -> Response:
-        encoded = await service.in_thread(service.picture, service.number(id), size)
+        encoded = await service.run_in_thread(service.picture, service.number(id), size)
         return Response(encoded, media_type=mime(encoded), headers={"Cache-Control": "private, max-age=3600"})
 
 
-def _add_operation(app: FastAPI, service: Service, measures: Measures) -> None:
+def _add_operation(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.get("/healthz", summary="Whether the process answers")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
@@ -239,8 +244,8 @@ def _add_operation(app: FastAPI, service: Service, measures: Measures) -> None:
         return {"status": "ok"}
 
     @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
-    async def metrics() -> Response:
-        return Response(measures.text(), headers={"Content-Type": CONTENT_TYPE})
+    async def prometheus() -> Response:
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def _add_page(app: FastAPI) -> None:
@@ -251,12 +256,12 @@ def _add_page(app: FastAPI) -> None:
 
     for file in folder.iterdir():
         path = "/" if file.name == "index.html" else f"/{file.name}"
-        kind = KINDS[file.name[file.name.rindex(".") :]]
+        kind = MEDIA_TYPES[file.name[file.name.rindex(".") :]]
         app.add_api_route(path, partial(send, file.read_bytes(), kind), include_in_schema=False)
 
 
 def _filters(texts: Sequence[str]) -> Filters:
-    """Returns attribute -> values from texts "ATTRIBUTE:VALUE"; raises UserError for any other text."""
+    """Returns attribute -> values from texts of the form "ATTRIBUTE:VALUE"; raises UserError for any other text."""
     filters: dict[str, list[str]] = {}
     for text in texts:
         name, colon, value = text.partition(":")
@@ -266,10 +271,10 @@ def _filters(texts: Sequence[str]) -> Filters:
     return filters
 
 
-async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+async def _validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     problems = [f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors()]
     return JSONResponse({"detail": "; ".join(problems)}, 422)
 
 
-async def _refused(request: Request, error: UserError) -> JSONResponse:
+async def _user_error(request: Request, error: UserError) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, 422)

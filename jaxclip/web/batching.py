@@ -11,20 +11,20 @@ Find = Callable[[Sequence[Query]], list[Found]]
 
 
 class Overloaded(Exception):
-    """Too many queries are waiting; the new one is refused."""
+    """The query is refused because too many are waiting."""
 
 
 class Batcher:
     """Collects the queries that arrive while the devices are busy into the next batch.
 
-    A query that finds the devices idle is answered immediately: no query waits for a batch to fill.
+    If the devices are idle, a query is answered immediately: no query waits for a batch to fill.
 
     Args:
-      find: answers a batch; it runs in a thread of its own.
+      find: answers a batch; called in a separate thread.
       size: largest number of queries in a batch.
-      waiting: largest number of waiting queries; further ones are refused.
+      waiting: largest number of waiting queries; further queries are refused.
       seconds: time after which a query is abandoned.
-      observe: receives the size of each batch.
+      observe: called with the size of each batch.
     """
 
     def __init__(self, find: Find, *, size: int, waiting: int, seconds: float, observe: Callable[[int], None]):
@@ -39,7 +39,7 @@ class Batcher:
         return len(self._waiting)
 
     async def __call__(self, query: Query) -> Found:
-        """Returns the products found for a query.
+        """Returns the results of a query.
 
         Raises:
           Overloaded: too many queries are waiting.
@@ -59,22 +59,22 @@ class Batcher:
         try:
             while True:
                 await self._arrived.wait()
-                if batch := self._next():
+                if batch := self._take_batch():
                     self._observe(len(batch))
                     try:
-                        found = await loop.run_in_executor(self._thread, self._find, [query for query, _ in batch])
+                        results = await loop.run_in_executor(self._thread, self._find, [query for query, _ in batch])
                     except Exception as error:  # only this batch fails; the loop continues with the next
                         _resolve(batch, [error] * len(batch))
                     else:
-                        _resolve(batch, found)
+                        _resolve(batch, results)
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _next(self) -> list[tuple[Query, asyncio.Future[Found]]]:
+    def _take_batch(self) -> list[tuple[Query, asyncio.Future[Found]]]:
         batch = []
         while self._waiting and len(batch) < self._size:
             query, answer = self._waiting.popleft()
-            if not answer.done():  # the future of a timed-out query is done, so its answer need not be computed
+            if not answer.done():  # a query that timed out needs no answer
                 batch.append((query, answer))
         if not self._waiting:
             self._arrived.clear()

@@ -8,11 +8,11 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxclip.web.metrics import Measures
+from jaxclip.web.metrics import Metrics
 
 LOOPBACK = ("localhost", "[::1]")
-OPEN = ("/healthz", "/readyz")
-"""Paths that need no token, because they reveal nothing."""
+PUBLIC_PATHS = ("/healthz", "/readyz")
+"""Paths that need no token, because they reveal nothing about the catalogue."""
 COOKIE = "jaxclip_token"
 PARAMETER = "token"
 HEADERS = {
@@ -30,15 +30,15 @@ class Guard:
       app: the guarded application.
       loopback: True if the server listens on a loopback address. The Host header must then name this machine: otherwise
         a web page whose host name resolves to 127.0.0.1 could read the catalogue (DNS rebinding).
-      token: the token that requests must send as `Authorization: Bearer TOKEN`; "" for none. The page sends it as a
-        cookie, which it receives when it is opened as /?token=TOKEN.
-      most: largest number of requests in progress; further ones are refused with status 429.
-      measures: metrics to update.
+      token: the token that requests must send as `Authorization: Bearer TOKEN`; "" if no token is required. The page
+        sends it as a cookie, which is set when the page is opened as /?token=TOKEN.
+      max_requests: largest number of requests in progress; further requests are refused with status 429.
+      metrics: metrics to update.
     """
 
-    def __init__(self, app: ASGIApp, *, loopback: bool, token: str, most: int, measures: Measures):
+    def __init__(self, app: ASGIApp, *, loopback: bool, token: str, max_requests: int, metrics: Metrics):
         self._app, self._loopback, self._token = app, loopback, token
-        self._most, self._measures, self._running = most, measures, 0
+        self._max_requests, self._metrics, self._running = max_requests, metrics, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,49 +59,51 @@ class Guard:
         finally:
             self._running -= 1
             route = getattr(scope.get("route"), "path", "other")
-            self._measures.request(route, status, time.perf_counter() - started)
+            self._metrics.request(route, status, time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        if self._loopback and not _names_this_machine(headers.get(b"host", "")):
-            return _problem(421, "this server only answers requests to localhost: open it as http://localhost:PORT/")
-        if scope["path"] in OPEN:
+        if self._loopback and not _is_loopback(headers.get(b"host", "")):
+            return _refuse(421, "this server only answers requests to localhost: open it as http://localhost:PORT/")
+        if scope["path"] in PUBLIC_PATHS:
             return None
-        if self._token and not self._known(headers):
-            given, rest = _taken_out(scope["query_string"].decode("latin-1"))
-            if scope["path"] != "/" or not self._right(given):
-                return _problem(401, "a token is needed: Authorization: Bearer TOKEN, or open /?token=TOKEN")
-            welcome = RedirectResponse(f"/?{rest}" if rest else "/", 303)
-            welcome.set_cookie(COOKIE, given, httponly=True, samesite="strict")
-            return welcome
-        if self._running > self._most:
-            return _problem(429, "too many requests at once: try again")
+        if self._token and not self._authenticated(headers):
+            token, rest = _split_token(scope["query_string"].decode("latin-1"))
+            if scope["path"] != "/" or not self._is_token(token):
+                return _refuse(401, "a token is required: send Authorization: Bearer TOKEN, or open /?token=TOKEN")
+            redirect = RedirectResponse(f"/?{rest}" if rest else "/", 303)
+            redirect.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+            return redirect
+        if self._running > self._max_requests:
+            return _refuse(429, "too many requests are in progress: try again later")
         return None
 
-    def _known(self, headers: dict[bytes, str]) -> bool:
-        scheme, _, given = headers.get(b"authorization", "").partition(" ")
+    def _authenticated(self, headers: dict[bytes, str]) -> bool:
+        scheme, _, token = headers.get(b"authorization", "").partition(" ")
         try:
             cookie = SimpleCookie(headers.get(b"cookie", "")).get(COOKIE)
         except CookieError:
             cookie = None
-        return (scheme.lower() == "bearer" and self._right(given)) or (cookie is not None and self._right(cookie.value))
+        return (scheme.lower() == "bearer" and self._is_token(token)) or (
+            cookie is not None and self._is_token(cookie.value)
+        )
 
-    def _right(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self._token.encode())
+    def _is_token(self, token: str) -> bool:
+        return hmac.compare_digest(token.encode(), self._token.encode())
 
 
-def _taken_out(query: str) -> tuple[str, str]:
-    """Returns the token of a query string ("" for none) and the query string without it."""
+def _split_token(query: str) -> tuple[str, str]:
+    """Returns the token in a query string, "" if there is none, and the query string without it."""
     pairs = parse_qsl(query, keep_blank_values=True)
     token = next((value for name, value in pairs if name == PARAMETER), "")
     return token, urlencode([(name, value) for name, value in pairs if name != PARAMETER])
 
 
-def _names_this_machine(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     name, _, port = host.rpartition(":")
     name = (name if name and port.isdigit() else host).lower()
     return name in LOOPBACK or name.startswith("127.") and name.replace(".", "").isdigit()
 
 
-def _problem(status: int, detail: str) -> ASGIApp:
+def _refuse(status: int, detail: str) -> ASGIApp:
     return JSONResponse({"detail": detail}, status, {"Retry-After": "1"} if status == 429 else None)

@@ -9,7 +9,7 @@ SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
-class Measures:
+class Metrics:
     """Counts and durations of requests, batch sizes, waiting queries and the size of the gallery."""
 
     def __init__(self) -> None:
@@ -17,21 +17,27 @@ class Measures:
         registry = {"registry": self._registry}
         self._requests = Counter("jaxclip_requests", "Requests answered.", ["route", "status"], **registry)
         self._seconds = Histogram(
-            "jaxclip_request_seconds", "Time to the end of the answer.", ["route"], buckets=SECONDS, **registry
+            "jaxclip_request_seconds",
+            "Seconds until the response was complete.",
+            ["route"],
+            buckets=SECONDS,
+            **registry,
         )
-        self._batch = Histogram("jaxclip_batch_queries", "Queries answered together.", buckets=BATCHES, **registry)
-        self._waiting = Gauge("jaxclip_waiting_queries", "Queries that wait for the devices.", **registry)
+        self._batch = Histogram("jaxclip_batch_queries", "Queries per batch.", buckets=BATCHES, **registry)
+        self._waiting = Gauge("jaxclip_waiting_queries", "Queries waiting for the devices.", **registry)
         self._products = Gauge("jaxclip_gallery_products", "Products in the gallery.", **registry)
 
     def request(self, route: str, status: int, seconds: float) -> None:
+        """Counts a request and its duration."""
         self._requests.labels(route, status).inc()
         self._seconds.labels(route).observe(seconds)
 
     def batch(self, queries: int) -> None:
+        """Records the size of a batch."""
         self._batch.observe(queries)
 
     def watch(self, products: int, waiting: Callable[[], int]) -> None:
-        """Sets the gallery's size and the function that returns the number of waiting queries."""
+        """Sets the size of the gallery and the function that returns the number of waiting queries."""
         self._products.set(products)
         self._waiting.set_function(waiting)
 

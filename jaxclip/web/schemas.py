@@ -14,23 +14,23 @@ from jaxclip.serving.reordering import SecondStage
 from jaxclip.serving.searcher import Found, Searcher, reasons
 
 
-def _chroma(look: str) -> int:
-    return max(bytes.fromhex(look)) - min(bytes.fromhex(look))
+def _chroma(rgb: str) -> int:
+    return max(bytes.fromhex(rgb)) - min(bytes.fromhex(rgb))
 
 
 PURE = 255
 """Chroma of pure screen colours, which products do not have."""
-_LOOKS = {
-    name.casefold(): max((look for look in looks if _chroma(look) < PURE), key=_chroma)
-    for name, looks in PROTOTYPES.items()
+_SWATCHES = {
+    name.casefold(): max((rgb for rgb in prototypes if _chroma(rgb) < PURE), key=_chroma)
+    for name, prototypes in PROTOTYPES.items()
 }
 """Colour name -> hex of its most colourful prototype, which is the easiest to tell apart from other swatches."""
 SUGGESTIONS, SAMPLED_CAPTIONS, SUGGESTION_SEED = 5, 40, 0
-"""Suggestions are the shortest of the sampled captions, because short ones read like what people type."""
+"""Suggestions are the shortest of some sampled captions, because people type short queries."""
 
 
 class Problem(BaseModel):
-    """What is wrong, in one sentence."""
+    """An error, as one sentence."""
 
     detail: str
 
@@ -42,7 +42,7 @@ class ReasonSchema(BaseModel):
     title: str = Field(description="the feature's name for visitors")
     meaning: str = Field(description="one sentence about the feature for visitors")
     gate: float = Field(description="weight of the feature for this query, from 0 to 2")
-    added: float = Field(description="what the feature added to the product's score")
+    added: float = Field(description="the amount that the feature added to the product's score")
 
 
 class Result(BaseModel):
@@ -54,8 +54,8 @@ class Result(BaseModel):
     )
     caption: str = Field(description="name of the product; empty if the catalogue has none")
     category: str
-    image: str = Field(description="address of the picture")
-    before: int | None = Field(None, description="place in the first stage, from 1; null without a second stage")
+    image: str = Field(description="URL path of the picture")
+    before: int | None = Field(None, description="rank in the first stage, from 1; null without a second stage")
     first: float | None = Field(None, description="score in the first stage; null without a second stage")
     why: list[ReasonSchema] = Field([], description="effect of each feature; empty if the second stage has no gates")
 
@@ -96,10 +96,10 @@ class Value(BaseModel):
 
     value: str
     products: int
-    swatch: str | None = Field(description="#rrggbb if the value names a colour")
+    swatch: str | None = Field(description="#rrggbb if the value names a colour, else null")
 
 
-class FacetShown(BaseModel):
+class FacetSchema(BaseModel):
     """An attribute to filter by."""
 
     name: str
@@ -107,41 +107,43 @@ class FacetShown(BaseModel):
     colour: bool = Field(description="whether most values name colours")
 
 
-class SecondStageShown(BaseModel):
-    """A re-ranker."""
+class SecondStageSchema(BaseModel):
+    """The re-ranker."""
 
     name: str
-    candidates: int = Field(description="number of the first stage's products that it re-orders")
+    candidates: int = Field(description="number of first-stage results that it re-orders")
 
 
-class GalleryShown(BaseModel):
+class GallerySchema(BaseModel):
     """The gallery and its filters."""
 
     name: str
     products: int
-    facets: list[FacetShown]
+    facets: list[FacetSchema]
     suggestions: list[str] = Field(description="sentences to start with")
     picture_size: int = Field(description="side of the image tower's input, in pixels")
-    second_stage: SecondStageShown | None = Field(description="the re-ranker of a sentence's results, if there is one")
+    second_stage: SecondStageSchema | None = Field(
+        description="the re-ranker of the results of a sentence; null if there is none"
+    )
 
 
-def address(id: str) -> str:
-    """Returns the path of a product's picture."""
+def image_path(id: str) -> str:
+    """Returns the URL path of a product's picture."""
     return f"/v1/images/{quote(id, safe='')}"
 
 
 def results(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | None], matching: int) -> ResultsSchema:
-    """Returns the products with these numbers."""
+    """Returns the products with these numbers and scores, in the given order."""
     return ResultsSchema(results=_list(gallery, numbers, scores), matching=matching)
 
 
-def found(gallery: Gallery, stage: SecondStage | None, found: Found, matching: int) -> ResultsSchema:
-    """Returns the products that a search found, and also their first-stage order if a second stage re-ordered them."""
-    shown = results(gallery, found.numbers.tolist(), found.scores.tolist(), matching)
+def search_results(gallery: Gallery, stage: SecondStage | None, found: Found, matching: int) -> ResultsSchema:
+    """Returns the results of a search, and the first stage's results if a second stage re-ordered them."""
+    answer = results(gallery, found.numbers.tolist(), found.scores.tolist(), matching)
     second = found.reordered
     if second is None:
-        return shown
-    for place, result in enumerate(shown.results):
+        return answer
+    for place, result in enumerate(answer.results):
         result.before, result.first = int(second.before[place]), round(float(second.first[place]), 6)
         result.why = [
             ReasonSchema(
@@ -154,8 +156,8 @@ def found(gallery: Gallery, stage: SecondStage | None, found: Found, matching: i
             for name, reason in reasons(stage, second, place).items()
         ]
     first = np.argsort(second.before)[: len(found.numbers)]
-    shown.first_stage = _list(gallery, second.numbers[first].tolist(), second.first[first].tolist())
-    return shown
+    answer.first_stage = _list(gallery, second.numbers[first].tolist(), second.first[first].tolist())
+    return answer
 
 
 def _list(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | None]) -> list[Result]:
@@ -165,7 +167,7 @@ def _list(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | Non
             score=None if score is None else round(float(score), 6),
             caption=gallery.captions[number],
             category=gallery.categories[number],
-            image=address(gallery.ids[number]),
+            image=image_path(gallery.ids[number]),
         )
         for number, score in zip(numbers, scores, strict=True)
     ]
@@ -180,35 +182,35 @@ def product(details: ProductDetails) -> ProductSchema:
         captions=list(shown.captions),
         category=shown.category,
         attributes=dict(shown.attributes),
-        image=address(shown.id),
+        image=image_path(shown.id),
         crop=features["crops"][0].tolist() if len(features.get("crops", ())) else None,
         colours=_colours(features),
     )
 
 
-def gallery(searcher: Searcher) -> GalleryShown:
+def gallery(searcher: Searcher) -> GallerySchema:
     """Returns the description of a searcher's gallery."""
     shown, second = searcher.gallery, searcher.second
     facets = [_facet(facet) for facet in shown.facets()]
     captions = sorted({caption for caption in shown.captions if caption})
     sample = np.random.default_rng(SUGGESTION_SEED).permutation(len(captions))[:SAMPLED_CAPTIONS]
-    return GalleryShown(
+    return GallerySchema(
         name=shown.name,
         products=len(shown),
         facets=facets[:1] + sorted(facets[1:], key=lambda facet: (not facet.colour, len(facet.values))),
         suggestions=sorted((captions[number] for number in sample), key=len)[:SUGGESTIONS],
         picture_size=searcher.picture_size,
-        second_stage=second and SecondStageShown(name=second.name, candidates=second.candidates),
+        second_stage=second and SecondStageSchema(name=second.name, candidates=second.candidates),
     )
 
 
-def _facet(facet: Facet) -> FacetShown:
+def _facet(facet: Facet) -> FacetSchema:
     values = []
     for value, count in facet.values:
-        look = _LOOKS.get(value.casefold())
-        values.append(Value(value=value, products=count, swatch=f"#{look}" if look else None))
+        rgb = _SWATCHES.get(value.casefold())
+        values.append(Value(value=value, products=count, swatch=f"#{rgb}" if rgb else None))
     coloured = sum(value.swatch is not None for value in values)
-    return FacetShown(name=facet.name, values=values, colour=coloured > len(values) / 2)
+    return FacetSchema(name=facet.name, values=values, colour=coloured > len(values) / 2)
 
 
 def _colours(features: dict[str, Any]) -> list[ColourSchema]:

@@ -27,19 +27,21 @@ REQUEST_BODY = {
 """OpenAPI description of the request body."""
 
 
-async def read(request: Request, *, most: int, seconds: float) -> bytes:
-    """Returns the encoded picture that a request carries, as its body or in the one field of a form.
+async def read(request: Request, *, max_bytes: int, seconds: float) -> bytes:
+    """Returns the encoded picture in a request: its body, or the only field of a form.
 
     Raises:
-      HTTPException: 408 if the body takes longer than `seconds`; 413 if it has more than `most` bytes; 415 if it is
-        neither a picture nor a form; 422 if it holds no picture.
+      HTTPException: 408 if the body takes longer than `seconds`; 413 if it exceeds `max_bytes`; 415 if it is neither a
+        picture nor a form; 422 if the picture is missing or the form is invalid.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != FORM and kind != "application/octet-stream" and not kind.startswith("image/"):
-        raise HTTPException(415, f"send a picture as image/* or in the field {FIELD!r} of a form, not {kind[:80]!r}")
+        raise HTTPException(
+            415, f"send the picture as image/* or in the field {FIELD!r} of a form, not as {kind[:80]!r}"
+        )
     try:
         async with asyncio.timeout(seconds):
-            body = await _body(request, most)
+            body = await _body(request, max_bytes)
     except TimeoutError:
         raise HTTPException(408, f"the picture did not arrive within {seconds:g} seconds") from None
     if kind == FORM:
@@ -49,18 +51,18 @@ async def read(request: Request, *, most: int, seconds: float) -> bytes:
     return body
 
 
-async def _body(request: Request, most: int) -> bytes:
+async def _body(request: Request, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     parts, size = [], int(declared) if declared.isdigit() and len(declared) < 20 else 0
-    if size <= most:
+    if size <= max_bytes:
         size = 0
         async for part in request.stream():
             size += len(part)
-            if size > most:
+            if size > max_bytes:
                 break
             parts.append(part)
-    if size > most:
-        raise HTTPException(413, f"a picture may have at most {most:,} bytes", {"Connection": "close"})
+    if size > max_bytes:
+        raise HTTPException(413, f"a picture may have at max_bytes {max_bytes:,} bytes", {"Connection": "close"})
     return b"".join(parts)
 
 
@@ -72,12 +74,12 @@ async def _field(request: Request, body: bytes) -> bytes:
     try:
         form = await MultiPartParser(request.headers, stream(), max_files=1, max_fields=1).parse()
     except (MultiPartException, KeyError, UnicodeDecodeError, LookupError) as error:
-        reason = getattr(error, "message", "it is broken")
+        reason = getattr(error, "message", "it is malformed")
         raise HTTPException(422, f"the form cannot be read: {reason}") from None
     try:
         (name, field), *others = form.multi_items() or [("", "")]
         if name != FIELD or others or not isinstance(field, UploadFile):
-            raise HTTPException(422, f"the form must hold one file in the field {FIELD!r} and nothing else")
+            raise HTTPException(422, f"the form must have one file in the field {FIELD!r} and nothing else")
         return await field.read()
     finally:
         await form.close()

@@ -1,4 +1,4 @@
-"""Preparation on Apache Beam gives the same dataset as without it: examples, order, splits and reports."""
+"""Preparation on Apache Beam gives the same dataset as local preparation: examples, order, splits and data card."""
 
 import csv
 from pathlib import Path
@@ -27,7 +27,7 @@ def silently(items, **_):
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """Drawn products; picture 0 is missing, 1 truncated, 2 not a picture, 3 plain white, 4 CMYK, 5 and 40 equal."""
+    """60 products; picture 0 is missing, 1 truncated, 2 not a picture, 3 plain white, 4 CMYK; 5 and 40 are equal."""
     folder = tmp_path_factory.mktemp("raw") / "shop"
     draw_catalogue(folder, PRODUCTS, 0)
     with (folder / "styles.csv").open(newline="") as file:
@@ -54,7 +54,7 @@ def prepare(raw, folder, describer, test=12.0, **execution):
 
 
 def examples(folder, split):
-    """Returns a split's examples; their bytes may differ, because the format does not fix the order of fields."""
+    """Returns a split's examples, parsed because the format does not fix the order of fields in bytes."""
     records = Records(folder, split)
     return [tf.train.Example.FromString(each) for each in records.read(np.arange(len(records)))]
 
@@ -62,27 +62,27 @@ def examples(folder, split):
 @pytest.mark.slow
 @pytest.mark.parametrize("describer", (None, ProductDescriber()), ids=("plain", "described"))
 @pytest.mark.parametrize("test", (12.0, 0))
-def test_the_direct_runner_writes_the_same_examples_in_the_same_order_and_splits(raw, tmp_path, describer, test):
-    here = prepare(raw, tmp_path / "here", describer, test)
-    there = prepare(raw, tmp_path / "there", describer, test, runner="DirectRunner")
-    facts = builder.metadata(here)
-    assert builder.metadata(there) == facts
+def test_the_direct_runner_writes_the_same_examples_order_and_splits(raw, tmp_path, describer, test):
+    local = prepare(raw, tmp_path / "local", describer, test)
+    beam = prepare(raw, tmp_path / "beam", describer, test, runner="DirectRunner")
+    facts = builder.metadata(local)
+    assert builder.metadata(beam) == facts
     assert facts["dropped"] == {"image missing": 1, "image truncated": 1, "not an image": 1}
     assert facts["splits"] == ({"train": 45, "test": 12} if test else {"whole": 57})
     for split in facts["splits"]:
-        assert examples(there, split) == examples(here, split)
-    assert (there / builder.CARD).read_bytes() == (here / builder.CARD).read_bytes()
-    assert sorted(path.name for path in there.rglob("*")) == sorted(path.name for path in here.rglob("*"))
+        assert examples(beam, split) == examples(local, split)
+    assert (beam / builder.CARD).read_bytes() == (local / builder.CARD).read_bytes()
+    assert sorted(path.name for path in beam.rglob("*")) == sorted(path.name for path in local.rglob("*"))
 
 
 @pytest.mark.slow
 def test_workers_in_separate_processes_give_the_same_dataset(raw, tmp_path):
-    here = prepare(raw, tmp_path / "here", ProductDescriber())
+    local = prepare(raw, tmp_path / "local", ProductDescriber())
     options = ("direct_num_workers=2", "--direct_running_mode=multi_processing")
-    there = prepare(raw, tmp_path / "there", ProductDescriber(), runner="DirectRunner", beam_options=options)
-    assert builder.metadata(there) == builder.metadata(here)
+    beam = prepare(raw, tmp_path / "beam", ProductDescriber(), runner="DirectRunner", beam_options=options)
+    assert builder.metadata(beam) == builder.metadata(local)
     for split in ("train", "test"):
-        assert examples(there, split) == examples(here, split)
+        assert examples(beam, split) == examples(local, split)
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_an_unknown_runner_is_refused_before_anything_is_read(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_takes_a_runner_and_its_options(raw, tmp_path, run):
+def test_the_prepare_command_accepts_a_runner_and_its_options(raw, tmp_path, run):
     prepared = tmp_path / "p"
     catalogue = ("--config.data.reader=fashion_product_images", f"--config.data.path={raw}", "--config.data.test=12")
     done = run(

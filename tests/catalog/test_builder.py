@@ -1,4 +1,4 @@
-"""A raw catalogue becomes a complete prepared dataset or none; dropped and mended products are counted."""
+"""Preparation writes a complete dataset or nothing; dropped and mended products are counted."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def silently(items, **_):
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """40 drawn products; pictures 0-2 damaged, 3 a CMYK JPEG, 4 and 5 the same picture, 6-8 the same name."""
+    """40 drawn products; pictures 0-2 are unusable, 3 is CMYK, 4 and 5 are the same picture, 6-8 have the same name."""
     folder = tmp_path_factory.mktemp("raw") / "shop"
     draw_catalogue(folder, PRODUCTS, 0)
     with (folder / "styles.csv").open(newline="") as file:
@@ -67,7 +67,7 @@ def prepared(raw, tmp_path_factory):
     return folder
 
 
-def test_the_longest_side_of_all_pictures_is_recorded(prepared):
+def test_the_longest_side_of_any_picture_is_recorded(prepared):
     records = Records(prepared, "all")
     sizes = [Image.open(BytesIO(records.picture(number))).size for number in range(len(records))]
     assert builder.metadata(prepared)["largest_side"] == records.largest_side == max(map(max, sizes))
@@ -81,15 +81,15 @@ def test_dropped_products_are_counted_by_kind(prepared):
     assert (prepared / "card.html").exists()
 
 
-def test_a_split_never_divides_a_group_and_has_the_size_asked_for(prepared):
-    found = {split: list(Records(prepared, split).products()) for split in ("train", "test")}
-    groups = {split: {group for _, group in products} for split, products in found.items()}
+def test_a_split_never_divides_a_group_and_has_the_configured_size(prepared):
+    products = {split: list(Records(prepared, split).products()) for split in ("train", "test")}
+    groups = {split: {group for _, group in members} for split, members in products.items()}
     assert not groups["train"] & groups["test"]
-    assert len(found["test"]) == 8
+    assert len(products["test"]) == 8
     assert len(groups["train"] | groups["test"]) == builder.metadata(prepared)["groups"]
 
 
-def test_products_of_one_name_or_one_picture_are_one_group(prepared, raw):
+def test_products_with_the_same_name_or_picture_are_one_group(prepared, raw):
     ids = [row["id"] for row in rows_of(raw)]
     group_of = {product.id: group for product, group in Records(prepared, "all").products()}
     assert group_of[ids[4]] == group_of[ids[5]]
@@ -98,30 +98,30 @@ def test_products_of_one_name_or_one_picture_are_one_group(prepared, raw):
 
 
 @pytest.mark.parametrize(("test", "size"), [(0.25, 9), (1, 1), (20.0, 20)])
-def test_the_test_split_has_the_number_or_share_asked_for(raw, tmp_path, test, size):
+def test_the_test_split_has_the_configured_number_or_share(raw, tmp_path, test, size):
     builder.prepare(source(raw, test), tmp_path / "p", progress=silently)
     assert len(Records(tmp_path / "p", "test")) == size
 
 
-def test_records_come_out_as_they_went_in(prepared, raw):
+def test_records_equal_the_products_of_the_reader(prepared, raw):
     read = {item.id: item for item in READERS["fashion_product_images"](raw, {}) if isinstance(item, Product)}
     cmyk = rows_of(raw)[3]["id"]
     records = Records(prepared, "all")
     for number, (product, group) in enumerate(records.products()):
-        given = read[product.id]
-        assert product == replace(given, image=product.image, group=str(group))
+        original = read[product.id]
+        assert product == replace(original, image=product.image, group=str(group))
         picture = records.picture(number)
         if product.id == cmyk:
             assert Image.open(BytesIO(picture)).mode == "RGB"
         else:
-            assert picture == given.image.read_bytes()
+            assert picture == original.image.read_bytes()
         parsed = records.parse(records.read(np.asarray([number]))[0])
         assert parsed["image"].numpy() == picture and parsed["id"].numpy().decode() == product.id
-        assert [caption.decode() for caption in parsed["captions"].numpy()] == list(given.captions)
-        assert json.loads(parsed["attributes"].numpy()) == given.attributes
+        assert [caption.decode() for caption in parsed["captions"].numpy()] == list(original.captions)
+        assert json.loads(parsed["attributes"].numpy()) == original.attributes
 
 
-def test_the_same_source_gives_the_same_fingerprint_and_a_changed_name_another(raw, prepared, tmp_path):
+def test_the_fingerprint_changes_with_a_name_or_the_split_only(raw, prepared, tmp_path):
     builder.prepare(source(raw), tmp_path / "again", progress=silently)
     fingerprint = builder.metadata(prepared)["fingerprint"]
     assert builder.metadata(tmp_path / "again")["fingerprint"] == fingerprint
@@ -148,11 +148,11 @@ def test_the_key_of_a_source_changes_with_its_settings_and_its_files(raw):
 
 @pytest.mark.parametrize("where", ["checking", "writing test", "card"])
 @pytest.mark.parametrize("existed", [False, True])
-def test_an_interruption_leaves_nothing_that_passes_for_complete(raw, tmp_path, monkeypatch, where, existed):
+def test_an_interrupted_preparation_leaves_no_dataset(raw, tmp_path, monkeypatch, where, existed):
     prepared = tmp_path / "p"
     if existed:
         prepared.mkdir()
-        (prepared / "mine.txt").write_text("the user's own")
+        (prepared / "mine.txt").write_text("a file of the user")
 
     def progress(items, *, desc="", **_):
         yield next(iter(items))
@@ -169,7 +169,7 @@ def test_an_interruption_leaves_nothing_that_passes_for_complete(raw, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_killed_preparation_does_not_pass_for_complete_and_can_be_repeated(raw, tmp_path):
+def test_a_killed_preparation_is_incomplete_and_can_be_repeated(raw, tmp_path):
     code = f"""
 import os
 from pathlib import Path
@@ -192,7 +192,7 @@ builder.prepare(source, Path({str(tmp_path / "p")!r}), progress=progress)
     assert not list((tmp_path / "p").rglob("*incomplete*"))
 
 
-def test_a_catalogue_without_a_readable_picture_says_why(tmp_path):
+def test_a_catalogue_without_a_readable_picture_is_an_error(tmp_path):
     raw = tmp_path / "raw"
     (raw / "images").mkdir(parents=True)
     (raw / "styles.csv").write_text("id,productDisplayName,articleType\n1,A bag,Bags\n2,A hat,Hats\n")

@@ -1,4 +1,4 @@
-"""Captions hold the name and every attribute that adds a word, without repetition."""
+"""Captions contain the name and the attributes that add a word, without repetition."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from jaxclip.catalog.captions import DEFAULT_TEMPLATE, PROMPTS, build, check, fi
 SHIRT = {"baseColour": "Navy Blue", "pattern": "Checked", "season": "Fall", "usage": "Casual"}
 
 
-def test_the_default_template_appends_what_the_name_does_not_say():
+def test_the_default_template_appends_words_that_the_name_lacks():
     caption = build("Turtle Check Men Navy Shirt", SHIRT, DEFAULT_TEMPLATE)
     assert caption == "Turtle Check Men Navy Shirt Blue Checked Fall Casual"
 
@@ -35,7 +35,7 @@ def test_absent_and_redundant_attributes_leave_no_trace(template, caption):
     assert build("Red  Bag", attributes, template) == caption
 
 
-def test_words_of_name_and_template_always_stay():
+def test_words_of_name_and_template_are_always_kept():
     assert build("Bora Bora bora", {}, "a a {name} a") == "a a Bora Bora bora a"
 
 
@@ -50,7 +50,7 @@ WORDS = st.lists(st.text("aAbB-,.'", min_size=1, max_size=4), max_size=4).map(" 
 
 
 @given(WORDS.filter(str.strip), st.dictionaries(st.sampled_from(["x", "y"]), WORDS))
-def test_a_caption_starts_with_its_name_and_repeats_no_word_of_an_attribute(name, attributes):
+def test_a_caption_starts_with_its_name_and_does_not_repeat_attribute_words(name, attributes):
     caption = build(name, attributes, "{name} {x} {y}")
     assert caption.startswith(name)
     added = [word.casefold().strip("-,.'") for word in caption[len(name) :].split()]
@@ -66,26 +66,26 @@ def test_fields_are_the_attributes_in_order():
     assert fields("{x} {name} {y} {x} of {Print or Pattern Type}") == ("x", "y", "Print or Pattern Type")
 
 
-def test_all_own_templates_pass_the_check():
+def test_all_built_in_templates_pass_the_check():
     assert [check(template) for template in (DEFAULT_TEMPLATE, *PROMPTS)] == [[]] * 18
     assert len(set(PROMPTS)) == 17
 
 
 @pytest.mark.parametrize(
-    ("template", "words"),
+    ("template", "message"),
     [
         ("{name", "unbalanced"),
         ("name}", "unbalanced"),
         ("a photo", "lacks {name}"),
         ("{{name}}", "lacks {name}"),
-        ("{name} {}", "should hold only"),
-        ("{name:>9}", "should hold only"),
-        ("{name!r}", "should hold only"),
+        ("{name} {}", "may have only"),
+        ("{name:>9}", "may have only"),
+        ("{name!r}", "may have only"),
     ],
 )
-def test_a_bad_template_is_explained(template, words):
+def test_an_invalid_template_is_explained(template, message):
     assert len(check(template)) == 1
-    assert words in check(template)[0]
+    assert message in check(template)[0]
 
 
 @given(st.text(), st.dictionaries(st.sampled_from(["x", "y"]), st.text()))
@@ -100,7 +100,7 @@ def test_every_template_that_passes_the_check_can_be_built(template, attributes)
     ("one", "other"),
     [("Puma  Shoe", " puma shoe\n"), ("STRASSE", "straße"), ("ｆｕｌｌ", "full"), ("cafe\u0301", "CAFÉ")],
 )
-def test_captions_that_read_alike_are_equal_when_normalised(one, other):
+def test_equivalent_captions_are_equal_when_normalised(one, other):
     assert normalise(one) == normalise(other)
 
 

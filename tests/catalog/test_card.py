@@ -16,16 +16,16 @@ HOSTILE = '<script>alert("x")</script> & "quotes" <img src=http://example.com/x.
 
 
 class Elements(HTMLParser):
-    """Every element of a page with its attributes, the text, the rows of its tables and the figures of its tiles."""
+    """The elements of a page with their attributes, its text, the rows of its tables and the figures of its tiles."""
 
     def __init__(self, html):
         super().__init__()
-        self.found, self.text, self.rows, self.tiles = [], "", [], {}
+        self.elements, self.text, self.rows, self.tiles = [], "", [], {}
         self._open, self._term = [], ""
         self.feed(html)
 
     def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
+        self.elements.append((tag, dict(attributes)))
         if tag not in ("meta", "img"):
             self._open.append(tag)
         if tag == "tr":
@@ -58,7 +58,7 @@ def picture(size=(30, 40), form="JPEG"):
 
 
 def some_products(number):
-    """Forty percent are shoes, the rest bags; every second has a colour; every tenth is in a shared group."""
+    """Returns products: 40% are shoes, the others bags; every second has a colour; every tenth is in a shared group."""
     return [
         Product(
             id=f"id-{i}",
@@ -74,7 +74,7 @@ def some_products(number):
 
 def write(path, products, oddities=(), pictures=None, sizes=None, descriptions=None, **facts):
     def count(dropped):
-        return dict(Counter(o.what for o in oddities if o.dropped == dropped))
+        return dict(Counter(o.kind for o in oddities if o.dropped == dropped))
 
     facts = {
         "source": {"reader": "table", "path": "/somewhere/shop", "test": 0.1, "split_seed": 7, "columns": {}},
@@ -96,11 +96,11 @@ def test_every_oddity_is_listed_and_every_kind_counted(tmp_path):
     oddities += [Oddity(f"styles.csv:{n}", "no name, built from attributes", False) for n in range(100, 107)]
     page = Elements(write(tmp_path / "card.html", some_products(100), oddities))
     listed = [tuple(row) for row in page.rows if row[-1:] in (["dropped"], ["mended"])]
-    assert sorted(listed) == sorted((o.where, o.what, "dropped" if o.dropped else "mended") for o in oddities)
+    assert sorted(listed) == sorted((o.location, o.kind, "dropped" if o.dropped else "mended") for o in oddities)
     assert page.row("duplicate id") == ["duplicate id", "30"]
     assert page.row("image truncated") == ["image truncated", "5"]
     assert page.row("no name, built from attributes") == ["no name, built from attributes", "7"]
-    assert "All 42 oddities" in page.text and "135 found" in page.text
+    assert "All 42 oddities" in page.text and "135 read" in page.text
 
 
 def test_a_truncated_list_states_its_total_and_keeps_rare_oddities(tmp_path):
@@ -114,7 +114,7 @@ def test_a_truncated_list_states_its_total_and_keeps_rare_oddities(tmp_path):
     assert page.row("no name") == ["no name", "3,000"]
 
 
-def test_counts_are_those_of_the_products(tmp_path):
+def test_counts_match_the_products(tmp_path):
     page = Elements(write(tmp_path / "card.html", some_products(1000), splits={"train": 900, "test": 100}))
     figures = {"products": "1,000", "groups": "901", "train": "900", "test": "100", "dropped": "0", "mended": "0"}
     assert page.tiles == figures
@@ -126,7 +126,7 @@ def test_counts_are_those_of_the_products(tmp_path):
     assert "abcdef012345" in page.text and "10% of the products" in page.text
 
 
-def test_histogram_holds_every_caption_despite_a_very_long_one():
+def test_histogram_counts_every_caption_despite_a_very_long_one():
     products = some_products(700) + [Product("long", None, ("word " * 5000,))]
     captions = card_figures.histogram([len(product.captions[0].split()) for product in products])
     assert sum(column["count"] for column in captions["columns"]) == 701
@@ -140,17 +140,22 @@ def test_markup_in_names_is_text_and_nothing_is_requested(tmp_path):
     source = {"reader": HOSTILE, "path": HOSTILE, "test": 0, "split_seed": 0, "columns": {"id": HOSTILE}}
     oddities = [Oddity(HOSTILE, HOSTILE, True), Oddity(HOSTILE, HOSTILE, False)]
     page = Elements(write(tmp_path / "card.html", products, oddities, source=source, splits={"whole": 3}))
-    tags = {tag for tag, _ in page.found}
+    tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "link", "iframe", "object", "base", "form"} and HOSTILE in page.text
-    sources = [value for _, found in page.found for key, value in found.items() if key in ("src", "href", "srcset")]
+    sources = [
+        value
+        for _, attributes in page.elements
+        for key, value in attributes.items()
+        if key in ("src", "href", "srcset")
+    ]
     assert len(sources) == 3 and all(source.startswith("data:image/") for source in sources)
-    policy = next(found["content"] for _, found in page.found if found.get("http-equiv") == "Content-Security-Policy")
+    policy = next(a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
     style = (tmp_path / "card.html").read_text().split("<style>")[1].split("</style>")[0]
     assert "http" not in style and "url(" not in style and "@import" not in style
 
 
-def test_samples_are_the_same_with_their_own_pictures(tmp_path):
+def test_samples_are_deterministic_and_have_their_own_pictures(tmp_path):
     products = some_products(60)
     sizes = [(10 + n, 20) for n in range(60)]
     pictures = [picture(size) for size in sizes]
@@ -159,13 +164,13 @@ def test_samples_are_the_same_with_their_own_pictures(tmp_path):
     shown = [sample.product for sample in card._samples(products, pictures, sizes, None)]
     assert len({product.id for product in shown}) == 48
     for product in shown:
-        own = base64.b64encode(pictures[products.index(product)]).decode()
-        item = next(part for part in first.split("<li>")[1:] if own in part)
+        encoded = base64.b64encode(pictures[products.index(product)]).decode()
+        item = next(part for part in first.split("<li>")[1:] if encoded in part)
         assert f"{product.id} ·" in item
 
 
 @pytest.mark.parametrize(("form", "size", "mime"), [("PNG", (8, 8), "png"), ("PNG", (1600, 2000), "jpeg")])
-def test_large_pictures_are_made_smaller_and_small_ones_kept(form, size, mime):
+def test_large_pictures_are_scaled_down_and_small_ones_unchanged(form, size, mime):
     encoded = picture(size, form)
     head, data = card.data_uri(encoded).split(",")
     data = base64.b64decode(data)
@@ -189,7 +194,7 @@ def test_shares_are_0_or_100_percent_only_if_exact():
     ]
 
 
-def test_boxes_crops_and_colours_are_drawn_where_they_are(tmp_path):
+def test_boxes_and_crops_are_drawn_at_their_places_with_colours(tmp_path):
     described = {
         "boxes": np.array([[0.1, 0.2, 0.5, 0.7], [0, 0, 0.2, 0.1]], np.float32),
         "crops": np.array([[0.05, 0.1, 0.55, 0.8]], np.float32),
@@ -207,9 +212,9 @@ def test_boxes_crops_and_colours_are_drawn_where_they_are(tmp_path):
     }
     write(tmp_path / "card.html", some_products(1), sizes=[(200, 100)], descriptions=[described], source=source)
     html = (tmp_path / "card.html").read_text()
-    shapes = [f for tag, f in Elements(html).found if tag == "rect" and f.get("class") in ("found", "crop")]
-    places = [(f["class"], *(float(f[side]) for side in ("x", "y", "width", "height"))) for f in shapes]
-    assert places == [("found", 20, 20, 80, 50), ("found", 0, 0, 40, 10), ("crop", 10, 10, 100, 70)]
+    shapes = [f for tag, f in Elements(html).elements if tag == "rect" and f.get("class") in ("detected", "crop")]
+    rectangles = [(f["class"], *(float(f[side]) for side in ("x", "y", "width", "height"))) for f in shapes]
+    assert rectangles == [("detected", 20, 20, 80, 50), ("detected", 0, 0, 40, 10), ("crop", 10, 10, 100, 70)]
     assert "#ff0010" in html and html.count('<span style="background') == 1 and "d1" in html
 
 
@@ -218,7 +223,7 @@ def test_picture_sizes_are_counted(tmp_path):
     assert page.row("60 x 80")[1] == "3" and page.row("50 x 50")[1] == "1"
 
 
-def test_a_section_is_put_and_put_again_without_touching_the_rest(tmp_path):
+def test_a_section_can_be_replaced_without_changing_the_rest(tmp_path):
     path = tmp_path / "card.html"
     bare = write(path, some_products(5))
     values = {"tokenizer": HOSTILE, "context": 7, "truncated": 1, "lengths": card_figures.histogram([3, 4, 9])}

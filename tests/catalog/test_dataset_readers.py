@@ -1,4 +1,4 @@
-"""Readers of published fashion datasets, each on a small fixture in the dataset's own format."""
+"""Readers of published fashion datasets, each on a small fixture in the dataset's format."""
 
 import gzip
 import io
@@ -18,11 +18,11 @@ from jaxclip.errors import UserError
 
 
 def read(name, path, **columns):
-    """Returns (products by id, oddities as (where, what, dropped)); every product's picture is inspected."""
-    found = list(READERS[name](path, columns))
-    products = {item.id: item for item in found if isinstance(item, Product)}
-    assert len(products) == sum(isinstance(item, Product) for item in found), "ids are unique"
-    return products, [(item.where, item.what, item.dropped) for item in found if isinstance(item, Oddity)]
+    """Returns (products by id, oddities as (location, kind, dropped))."""
+    items = list(READERS[name](path, columns))
+    products = {item.id: item for item in items if isinstance(item, Product)}
+    assert len(products) == sum(isinstance(item, Product) for item in items), "ids must be unique"
+    return products, [(item.location, item.kind, item.dropped) for item in items if isinstance(item, Oddity)]
 
 
 def picture(colour="red", size=(6, 8), form="JPEG"):
@@ -37,7 +37,7 @@ def put(path, content):
 
 
 def is_picture(product):
-    """Returns whether a product's picture can be decoded; one inside another file must know its size unread."""
+    """Returns whether a product's picture can be decoded; checks the declared size of a picture inside another file."""
     if not isinstance(product.image, Path):
         assert 0 < product.image.size <= len(product.image.read()) + 200
     return isinstance(inspect(product.image), Picture)
@@ -64,14 +64,14 @@ def test_deepfashion_multimodal_photos_of_one_article_are_one_group(tmp_path):
         ("captions.json: odd.jpg", "photo without a caption", True),
     ]
     assert all(map(is_picture, products.values()))
-    found = groups.assign(list(products.values()), ["a", "b", "c"])
-    assert found[0] == found[1] != found[2]
+    assigned = groups.assign(list(products.values()), ["a", "b", "c"])
+    assert assigned[0] == assigned[1] != assigned[2]
 
 
 @pytest.mark.parametrize(
     ("rows", "meaning"), [([5], "lapel"), ([4], "standing"), ([4, 3], "lapel"), ([7], None), ([6, 3], None)]
 )
-def test_deepfashion_multimodal_necklines_count_with_or_without_the_gap_of_their_page(tmp_path, rows, meaning):
+def test_deepfashion_multimodal_necklines_are_numbered_with_or_without_the_documented_gap(tmp_path, rows, meaning):
     for number in range(len(rows)):
         put(tmp_path / "images" / f"MEN-Denim-id_{number}-01_1_front.jpg", picture())
     names = sorted(file.name for file in (tmp_path / "images").iterdir())
@@ -103,7 +103,7 @@ def test_deepfashion_inshop_articles_have_several_photos_and_a_partition(tmp_pat
     assert (first.category, first.attributes["partition"]) == ("Tees Tanks", "query")
     assert first.attributes["colours"] == "Purple, Blue" and first.attributes["view"] == "front"
     assert len(products) == 2 and all(map(is_picture, products.values()))
-    assert [what for _, what, _ in oddities] == [
+    assert [kind for _, kind, _ in oddities] == [
         "article without a description",
         "row is not a photo, an article and a partition",
     ]
@@ -133,18 +133,18 @@ def test_fashion_gen_rows_are_read_one_at_a_time(tmp_path):
     assert product.group == products["train-2"].group != products["train-4"].group
     with (
         h5py.File(tmp_path / "fashiongen_256_256_train.h5") as file,
-        Image.open(io.BytesIO(product.image.read())) as got,
+        Image.open(io.BytesIO(product.image.read())) as decoded,
     ):
-        np.testing.assert_array_equal(np.asarray(got), file["input_image"][3])
+        np.testing.assert_array_equal(np.asarray(decoded), file["input_image"][3])
     assert is_picture(product) and "input_image[3]" in str(product.image)
 
 
-def test_a_fashion_gen_file_that_is_cut_off_or_lacks_a_dataset_is_named(tmp_path):
+def test_a_fashion_gen_file_that_is_truncated_or_lacks_a_dataset_is_named(tmp_path):
     file = tmp_path / "fashiongen_256_256_train.h5"
     fashion_gen(file, 3)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="is not an HDF5 file, or is cut off"):
+    with pytest.raises(UserError, match="is not an HDF5 file or is truncated"):
         read("fashion_gen", file)
     with h5py.File(file, "w") as empty:
         empty["input_image"] = np.zeros((1, 2, 2, 3), np.uint8)
@@ -173,16 +173,16 @@ def test_amazon_photos_are_found_by_url_or_asin_and_ratings_are_counted(tmp_path
     assert products["A1"].attributes == {"reviews": "2", "rating": "3.50"}
     assert products["A2"].image.name == "41+abc.jpg" and is_picture(products["A1"])
     assert inspect(products["A3"].image) == "image missing" and products["A3"].attributes == {"brand": "Acme"}
-    assert [what for _, what, _ in oddities] == [
+    assert [kind for _, kind, _ in oddities] == [
         "product without a title",
-        "ASIN a second time",
+        "duplicate ASIN",
         "title is a page of HTML",
         "product without an ASIN",
         "line is not a JSON object",
     ]
 
 
-def test_truncated_amazon_metadata_yields_the_products_before_the_cut(tmp_path):
+def test_truncated_amazon_metadata_yields_the_products_before_the_truncation(tmp_path):
     (tmp_path / "images").mkdir()
     lines = "\n".join(
         json.dumps({"asin": f"A{n}", "title": f"hat {n} {np.random.default_rng(n).bytes(20).hex()}"})
@@ -192,7 +192,7 @@ def test_truncated_amazon_metadata_yields_the_products_before_the_cut(tmp_path):
     put(tmp_path / "meta_X.json.gz", whole[: len(whole) // 2])
     products, oddities = read("amazon_reviews", tmp_path)
     assert 100 < len(products) < 2000
-    assert oddities[-1][1] == "file is cut off or damaged from here on"
+    assert oddities[-1][1] == "file is truncated or damaged from here on"
 
 
 def test_digikala_is_a_gallery_without_captions_whose_colours_are_attributes(tmp_path):
@@ -205,18 +205,18 @@ def test_digikala_is_a_gallery_without_captions_whose_colours_are_attributes(tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("amazon_reviews", "lacks images/.*https://nijianmo.github.io/amazon"),
         ("coco_captions", "lacks annotations/captions_.*https://cocodataset.org"),
         ("deepfashion_inshop", "lacks Anno/list_description_inshop.json, Eval/list_eval_partition.txt.*mmlab"),
         ("deepfashion_multimodal", "lacks captions.json, images/.*github.com/yumingj"),
-        ("fashion_gen", "holds no .h5 file.*fashion-gen.com"),
+        ("fashion_gen", "has no .h5 file.*fashion-gen.com"),
         ("flickr30k", "lacks the photos.*DenotationGraph"),
-        ("webdataset", "holds no .tar file"),
+        ("webdataset", "has no .tar file"),
         ("tfds", "lacks dataset_info.json"),
     ],
 )
-def test_an_error_for_an_empty_folder_says_where_to_fetch_the_dataset_and_where_to_put_it(tmp_path, name, says):
-    with pytest.raises(UserError, match=says):
+def test_an_error_for_an_empty_folder_says_where_to_fetch_the_dataset_and_where_to_put_it(tmp_path, name, message):
+    with pytest.raises(UserError, match=message):
         read(name, tmp_path)

@@ -1,3 +1,5 @@
+"""Drawn catalogues are deterministic and agree with their tables and ground truth."""
+
 import csv
 import hashlib
 import io
@@ -18,7 +20,7 @@ from jaxclip.catalog.drawn.stock import draw_product, product_row
 from jaxclip.errors import UserError
 
 COLOUR_WORDS = re.compile("|".join(sorted((colour.name for colour in CLOTH + METAL), key=len, reverse=True)))
-# Parts that fill most of their box; a strap or a rim does not.
+# Parts that fill most of their box, unlike a strap or a rim.
 BROAD = {"body", "dial", "lens left", "leg left", "sole left", "wings", "blade", "brim", "flap", "toe", "strap top"}
 
 
@@ -55,7 +57,7 @@ def digest(folder):
     return hashed.hexdigest()
 
 
-def test_every_row_has_its_picture_and_its_truth(catalogue):
+def test_every_row_has_a_picture_and_ground_truth(catalogue):
     rows = rows_of(catalogue)
     ids = [row["id"] for row in rows]
     assert len(set(ids)) == 60
@@ -79,25 +81,25 @@ def test_a_product_is_the_same_in_a_catalogue_of_any_size(catalogue, tmp_path):
         assert (tmp_path / "small" / name).read_bytes() == (catalogue / name).read_bytes()
 
 
-def test_another_seed_draws_other_products(tmp_path):
+def test_a_different_seed_draws_different_products(tmp_path):
     draw_catalogue(tmp_path / "one", products=2, seed=1)
     draw_catalogue(tmp_path / "two", products=2, seed=2)
     assert digest(tmp_path / "one") != digest(tmp_path / "two")
 
 
-def test_pixels_are_the_same_everywhere():
+def test_pixels_are_the_same_on_every_machine():
     hashed = hashlib.blake2b(digest_size=16)
     for index in range(len(KINDS)):
         hashed.update(draw_product(0, index).canvas.pixels.astype("<i4").tobytes())
     assert hashed.hexdigest() == "a4f0f3c80eff39f353a01c55d857e698"
 
 
-def test_bytes_are_the_same_everywhere(tmp_path):
+def test_files_are_the_same_on_every_machine(tmp_path):
     draw_catalogue(tmp_path / "golden", products=len(KINDS), seed=0)
     assert digest(tmp_path / "golden") == "979da400bd9dff7a7d3e6915c6e59e44"
 
 
-def test_truth_boxes_hold_the_product(monkeypatch):
+def test_ground_truth_boxes_enclose_the_product(monkeypatch):
     monkeypatch.setattr(Canvas, "cast_shadow", lambda self, strength: None)
     for index in range(2 * len(KINDS)):
         drawing = draw_product(11, index)
@@ -119,7 +121,7 @@ def test_a_shadow_only_darkens_and_only_the_background():
         assert (pixels[outside] >= drawing.empty[outside] * 5 // 10).all()
 
 
-def test_products_lie_wholly_in_the_picture():
+def test_products_are_completely_inside_the_picture():
     for index in range(10 * len(KINDS)):
         left, top, width, height = draw_product(3, index).truth["box"]
         assert left > 0 and top > 0 and left + width < 120 and top + height < 160
@@ -147,13 +149,13 @@ def test_the_colour_in_the_name_is_in_the_picture(catalogue):
     assert checked >= 20
 
 
-def test_most_products_have_a_name_of_their_own_and_some_share_one():
+def test_most_names_are_unique_and_some_are_shared():
     names = Counter(product_row(0, index)["productDisplayName"] for index in range(3000))
     shared = sum(count for count in names.values() if count > 1) / 3000
     assert 0.005 <= shared <= 0.08
 
 
-def test_interrupted_drawing_leaves_nothing_behind(tmp_path):
+def test_interrupted_drawing_leaves_no_files(tmp_path):
     def interrupted(indices):
         yield from list(indices)[:2]
         raise KeyboardInterrupt
@@ -163,7 +165,7 @@ def test_interrupted_drawing_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_empty_is_refused_and_unchanged(tmp_path):
     (tmp_path / "catalogue").mkdir()
     (tmp_path / "catalogue" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
@@ -176,7 +178,7 @@ def test_an_empty_catalogue_is_refused(tmp_path):
         draw_catalogue(tmp_path / "catalogue", products=0, seed=0)
 
 
-def test_pictures_are_plain_jpegs_of_one_size(catalogue):
+def test_pictures_are_rgb_jpegs_of_one_size(catalogue):
     for path in (catalogue / "images").iterdir():
         picture = Image.open(io.BytesIO(path.read_bytes()))
         assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (120, 160))

@@ -1,4 +1,4 @@
-"""Fashion Product Images: every row comes out as its product, and everything odd is named."""
+"""Fashion Product Images: every row becomes a product, and every oddity is reported."""
 
 import csv
 import io
@@ -21,11 +21,11 @@ SHIRT = "1,Men,Apparel,Topwear,Shirts,Blue,Fall,2011,Casual,Turtle Check Shirt"
 
 
 def read_styles(path, **columns):
-    """Returns (products by id, oddities as (where, what, dropped))."""
-    found = list(fashion_product_images.read(Path(path), columns))
-    products = {item.id: item for item in found if isinstance(item, Product)}
-    assert len(products) == sum(isinstance(item, Product) for item in found), "ids are unique"
-    return products, [(item.where, item.what, item.dropped) for item in found if isinstance(item, Oddity)]
+    """Returns (products by id, oddities as (location, kind, dropped))."""
+    items = list(fashion_product_images.read(Path(path), columns))
+    products = {item.id: item for item in items if isinstance(item, Product)}
+    assert len(products) == sum(isinstance(item, Product) for item in items), "ids must be unique"
+    return products, [(item.location, item.kind, item.dropped) for item in items if isinstance(item, Oddity)]
 
 
 def styles(folder, *rows, header=COLUMNS, encoding="utf-8"):
@@ -34,11 +34,11 @@ def styles(folder, *rows, header=COLUMNS, encoding="utf-8"):
     return folder
 
 
-def test_the_drawn_catalogue_is_read_as_the_layout_it_is_drawn_in():
+def test_the_drawn_catalogue_has_the_same_reader():
     assert READERS["drawn"] is READERS["fashion_product_images"] is fashion_product_images.read
 
 
-def test_a_row_becomes_a_product_under_the_datasets_own_names(tmp_path):
+def test_a_row_becomes_a_product_with_the_datasets_attribute_names(tmp_path):
     products, oddities = read_styles(styles(tmp_path, SHIRT))
     assert oddities == []
     assert products["1"] == Product(
@@ -77,14 +77,14 @@ def test_names_keep_commas_and_inch_marks_quoted_or_not(tmp_path, written, name)
     assert (products["1"].captions, oddities) == ((name,), [])
 
 
-def test_columns_are_found_by_name_and_surplus_commas_are_the_names(tmp_path):
+def test_columns_are_found_by_name_and_surplus_commas_belong_to_the_name(tmp_path):
     folder = styles(tmp_path, "Gel, Blue, new,7,images/7.jpg", header="productDisplayName,id,file")
     products, _ = read_styles(folder)
     assert products["7"].captions == ("Gel, Blue, new",)
     assert products["7"].attributes == {"file": "images/7.jpg"}
 
 
-def test_absent_values_are_absent_and_a_missing_name_is_built(tmp_path):
+def test_missing_values_are_absent_and_a_missing_name_is_built(tmp_path):
     rows = (
         "1,Women,Accessories,Bags,Clutches,Maroon,,2012,NA,NA",
         "2,Women,Accessories,Bags,NA,Maroon,,2012,NA,NA",
@@ -105,7 +105,7 @@ def test_absent_values_are_absent_and_a_missing_name_is_built(tmp_path):
     ]
 
 
-def test_a_byte_order_mark_and_broken_bytes_survive(tmp_path):
+def test_a_byte_order_mark_and_invalid_bytes_are_accepted(tmp_path):
     styles(tmp_path, SHIRT, encoding="utf-8-sig")
     assert read_styles(tmp_path)[1] == []
     styles(tmp_path, SHIRT.replace("Turtle", "Café"), encoding="latin-1")
@@ -131,7 +131,7 @@ def test_the_full_layout_adds_pattern_and_material_and_fills_gaps(tmp_path):
     products, oddities = read_styles(tmp_path)
     first = products["1"].attributes
     assert (first["pattern"], first["materialType"], first["season"]) == ("Checked", "Cotton", "Winter")
-    assert first["year"] == "2011", "the table's own value wins"
+    assert first["year"] == "2011", "the value in the table takes precedence"
     assert products["2"].attributes == products["3"].attributes
     assert not {"pattern", "materialType"} & products["2"].attributes.keys()
     assert products["4"].captions == ("Turtle",)
@@ -146,7 +146,7 @@ BROKEN = ["[]", "3", '{"data": 3}', '{"data": {"masterCategory": "x"}}', "\xff",
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=range(len(BROKEN)))
-def test_no_json_file_costs_a_product(tmp_path, broken):
+def test_a_broken_json_file_does_not_drop_the_product(tmp_path, broken):
     styles(tmp_path, SHIRT)
     (tmp_path / "styles").mkdir()
     (tmp_path / "styles" / "1.json").write_bytes(broken.encode("latin-1"))
@@ -155,22 +155,22 @@ def test_no_json_file_costs_a_product(tmp_path, broken):
     assert oddities == [("styles/1.json", "broken JSON file", False)]
 
 
-def test_wrong_folders_are_named_with_what_would_be_right(tmp_path):
-    def complaint(**columns):
+def test_an_error_for_a_wrong_folder_says_what_is_missing(tmp_path):
+    def error_message(**columns):
         with pytest.raises(UserError) as error:
             read_styles(tmp_path / "catalogue", **columns)
         return str(error.value)
 
-    assert "is not a folder" in complaint()
+    assert "is not a folder" in error_message()
     (tmp_path / "catalogue").mkdir()
-    assert "no styles.csv" in complaint()
+    assert "no styles.csv" in error_message()
     (tmp_path / "catalogue" / "styles.csv").write_text("id,name\n")
-    assert "images/" in complaint()
+    assert "images/" in error_message()
     (tmp_path / "catalogue" / "images.tar.gz").touch()
-    assert "unpack images.tar.gz" in complaint()
+    assert "unpack images.tar.gz" in error_message()
     (tmp_path / "catalogue" / "images").mkdir()
-    assert "no column productDisplayName: its columns are id, name" in complaint()
-    assert "columns" in complaint(caption="name")
+    assert "no column productDisplayName: its columns are id, name" in error_message()
+    assert "columns" in error_message(caption="name")
     with pytest.raises(UserError, match=f"did you mean {tmp_path / 'catalogue'}"):
         read_styles(tmp_path)
 
@@ -179,17 +179,17 @@ TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters=
 
 
 @given(st.lists(TEXT, min_size=10, max_size=10))
-def test_a_row_that_a_csv_writer_quoted_comes_back_as_it_was(fields):
+def test_a_row_quoted_by_a_csv_writer_is_read_unchanged(fields):
     line = io.StringIO()
     csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="").writerow(fields)
     assert split_row(line.getvalue(), 10, 9) == fields
 
 
 @given(st.lists(st.text("ab ", max_size=5), min_size=9, max_size=9), st.text("ab,\"' ", max_size=20))
-def test_a_raw_row_keeps_its_name_unless_it_is_wholly_quoted(fields, name):
-    found = split_row(",".join([*fields, name]), 10, 9)
-    assert found[:9] == fields
-    assert found[9] == name or name.startswith('"')
+def test_an_unquoted_row_keeps_its_name(fields, name):
+    split = split_row(",".join([*fields, name]), 10, 9)
+    assert split[:9] == fields
+    assert split[9] == name or name.startswith('"')
 
 
 REAL = os.environ.get("JAXCLIP_REAL_DATA")
@@ -197,13 +197,13 @@ real_data = pytest.mark.skipif(not REAL, reason="JAXCLIP_REAL_DATA is not set")
 
 
 @real_data
-def test_all_rows_of_the_real_catalogue_come_out_with_its_known_oddities():
+def test_the_real_catalogue_is_read_with_its_known_oddities():
     products, oddities = read_styles(Path(REAL) / "fashion-products")
     assert len(products) == 6000
     assert all(product.image.is_file() for product in products.values())
-    assert Counter(what for _, what, _ in oddities) == {"no name, built from attributes": 7}
+    assert Counter(kind for _, kind, _ in oddities) == {"no name, built from attributes": 7}
     lines = (Path(REAL) / "fashion-products" / "styles.csv").read_text().splitlines()
-    nameless = {lines[int(where.removeprefix("styles.csv:")) - 1].split(",")[0] for where, _, _ in oddities}
+    nameless = {lines[int(location.removeprefix("styles.csv:")) - 1].split(",")[0] for location, _, _ in oddities}
     assert nameless == {"42878", "30991", "45687", "42863", "45698", "30992", "43119"}
     assert products["42878"].captions == ("Women Maroon Clutches",)
     with_commas = {id_ for id_, product in products.items() if "," in product.captions[0]}
@@ -225,7 +225,7 @@ def test_all_rows_of_the_real_catalogue_come_out_with_its_known_oddities():
 
 
 @real_data
-def test_all_rows_of_the_whole_small_catalogue_come_out(tmp_path):
+def test_the_whole_small_catalogue_is_read(tmp_path):
     (tmp_path / "styles.csv").symlink_to(Path(REAL) / "fashion-products-small" / "styles.csv")
     (tmp_path / "images").mkdir()
     products, oddities = read_styles(tmp_path)

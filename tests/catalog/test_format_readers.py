@@ -1,4 +1,4 @@
-"""Readers of general formats (COCO, Flickr30k, webdataset, TFDS), each on a small fixture in its own format."""
+"""Readers of general formats (COCO, Flickr30k, webdataset, TFDS), each on a small fixture in its format."""
 
 import io
 import json
@@ -16,11 +16,11 @@ from jaxclip.errors import UserError
 
 
 def read(name, path, **columns):
-    """Returns (products by id, oddities as (where, what, dropped)); every product's picture is inspected."""
-    found = list(READERS[name](path, columns))
-    products = {item.id: item for item in found if isinstance(item, Product)}
-    assert len(products) == sum(isinstance(item, Product) for item in found), "ids are unique"
-    return products, [(item.where, item.what, item.dropped) for item in found if isinstance(item, Oddity)]
+    """Returns (products by id, oddities as (location, kind, dropped))."""
+    items = list(READERS[name](path, columns))
+    products = {item.id: item for item in items if isinstance(item, Product)}
+    assert len(products) == sum(isinstance(item, Product) for item in items), "ids must be unique"
+    return products, [(item.location, item.kind, item.dropped) for item in items if isinstance(item, Oddity)]
 
 
 def picture(colour="red", size=(6, 8), form="JPEG"):
@@ -35,7 +35,7 @@ def put(path, content):
 
 
 def is_picture(product):
-    """Returns whether a product's picture can be decoded; one inside another file must know its size unread."""
+    """Returns whether a product's picture can be decoded; checks the declared size of a picture inside another file."""
     if not isinstance(product.image, Path):
         assert 0 < product.image.size <= len(product.image.read()) + 200
     return isinstance(inspect(product.image), Picture)
@@ -57,7 +57,7 @@ KARPATHY = {
         ("results.csv", "image_name| comment_number| comment\n1.jpg| 0| Two men.\n1.jpg| 1| Men  talk.\n2.jpg| 0\n"),
     ],
 )
-def test_flickr30k_has_several_sentences_for_a_photo_in_each_of_its_formats(tmp_path, name, content):
+def test_flickr30k_photos_have_several_captions_in_every_caption_format(tmp_path, name, content):
     put(tmp_path / "flickr30k-images/1.jpg", picture())
     put(tmp_path / name, content)
     products, oddities = read("flickr30k", tmp_path)
@@ -65,7 +65,7 @@ def test_flickr30k_has_several_sentences_for_a_photo_in_each_of_its_formats(tmp_
     assert len(products) == 1 and len(oddities) == 1 and oddities[0][2]
 
 
-def test_coco_captions_are_joined_by_image_and_photos_lie_in_the_folder_of_their_partition(tmp_path):
+def test_coco_captions_are_joined_by_image_and_photos_are_in_the_folder_of_their_partition(tmp_path):
     content = {
         "images": [{"id": 7, "file_name": "000000000007.jpg"}, {"id": 8, "file_name": "000000000008.jpg"}],
         "annotations": [{"image_id": 7, "caption": "A cat.\n"}, {"image_id": 7, "caption": "A black cat."}],
@@ -76,7 +76,7 @@ def test_coco_captions_are_joined_by_image_and_photos_lie_in_the_folder_of_their
     products, oddities = read("coco_captions", tmp_path)
     assert products["000000000007"].captions == ("A cat.", "A black cat.") and is_picture(products["000000000007"])
     assert products["000000000007"].attributes == {"partition": "val2017"}
-    assert [what for _, what, _ in oddities] == ["photo without a caption"]
+    assert [kind for _, kind, _ in oddities] == ["photo without a caption"]
     put(tmp_path / "annotations/captions_val2017.json", '{"images": []}')
     with pytest.raises(UserError, match="captions_val2017.json should hold"):
         read("coco_captions", tmp_path)
@@ -90,7 +90,7 @@ def shard(path, files):
             tar.addfile(info, io.BytesIO(content))
 
 
-def test_webdataset_pictures_are_read_from_where_they_lie_in_the_tar(tmp_path):
+def test_webdataset_pictures_are_read_directly_from_the_tar(tmp_path):
     shard(
         tmp_path / "00000.tar",
         [
@@ -108,19 +108,19 @@ def test_webdataset_pictures_are_read_from_where_they_lie_in_the_tar(tmp_path):
     assert products["a/1"].category == "Bags" and products["a/1"].attributes == {"sku": "12"}
     assert products["a/0"].image.read() == picture("red") and str(products["a/0"].image) == "00000.tar: a/0.jpg"
     assert all(map(is_picture, products.values()))
-    assert [what for _, what, _ in oddities] == [
+    assert [kind for _, kind, _ in oddities] == [
         "sample without a picture",
         "sample without a caption",
-        "id a second time",
+        "duplicate id",
     ]
-    named, _ = read("webdataset", tmp_path / "00000.tar", id="sku")
-    assert set(named) == {"a/0", "12"}
+    renamed, _ = read("webdataset", tmp_path / "00000.tar", id="sku")
+    assert set(renamed) == {"a/0", "12"}
 
 
-def test_a_compressed_tar_is_refused_with_what_to_do(tmp_path):
+def test_a_compressed_tar_is_refused_with_a_hint(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.txt"))
-    with pytest.raises(UserError, match="unpack a .tar.gz first"):
+    with pytest.raises(UserError, match="decompress a .tar.gz first"):
         read("webdataset", tmp_path)
 
 
@@ -156,19 +156,19 @@ def test_any_tfds_dataset_is_read_by_the_names_of_its_features(tmp_path):
         def _generate_examples(self):
             raise NotImplementedError
 
-    def stored(form):
+    def store(form):
         Bags(data_dir=tmp_path / form, file_format=form).download_and_prepare(download_dir=tmp_path / "downloads")
 
     folder = tmp_path / "array_record" / "bags" / "1.0.0"
-    stored("array_record")
+    store("array_record")
     products, oddities = read("tfds", folder)
     assert set(products) == {"n1", "n2", "n9"} and products["n9"].attributes["partition"] == "test"
     assert products["n1"].captions == ("bag 1", "a bag") and products["n1"].category == "hand bag"
     assert products["n1"].attributes == {"label": "hand bag", "price": "5", "partition": "train"}
     assert all(map(is_picture, products.values()))
-    assert [what for _, what, _ in oddities] == ["example without a caption"]
+    assert [kind for _, kind, _ in oddities] == ["example without a caption"]
     with pytest.raises(UserError, match="has no feature text .*columns.caption.*: it has"):
         read("tfds", folder, caption="text")
-    stored("tfrecord")
-    with pytest.raises(UserError, match="stored as tfrecord: prepare it anew with file_format='array_record'"):
+    store("tfrecord")
+    with pytest.raises(UserError, match="stored as tfrecord: prepare it again with file_format='array_record'"):
         read("tfds", tmp_path / "tfrecord" / "bags" / "1.0.0")

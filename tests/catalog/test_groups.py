@@ -16,7 +16,7 @@ def product(id_, *captions):
     return Product(id_, Path(f"{id_}.jpg"), captions)
 
 
-def test_same_caption_or_same_pixels_make_a_group_named_by_its_smallest_id():
+def test_products_with_the_same_caption_or_pixels_are_a_group_named_by_its_smallest_id():
     products = [
         product("5", "Puma Shoe"),
         product("3", "puma  SHOE"),
@@ -26,10 +26,12 @@ def test_same_caption_or_same_pixels_make_a_group_named_by_its_smallest_id():
         product("0", "Alone"),
     ]
     assert assign(products, ["a", "b", "c", "d", "d", ""]) == ["3", "3", "1", "1", "1", "0"]
-    assert assign([product("1", "x"), product("2", "y")], ["", ""]) == ["1", "2"], "no picture is no likeness"
+    assert assign([product("1", "x"), product("2", "y")], ["", ""]) == ["1", "2"], (
+        "products without pictures must not be grouped"
+    )
 
 
-def test_a_class_folders_images_are_one_group_and_a_split_takes_whole_classes():
+def test_images_of_a_class_folder_are_one_group_and_a_split_takes_whole_classes():
     products = [product(f"{name}/{i}", name) for name in ("dress", "hat", "shoe") for i in range(10)]
     groups = assign(products, [str(i) for i in range(30)])
     assert Counter(groups) == {"dress/0": 10, "hat/0": 10, "shoe/0": 10}
@@ -41,7 +43,7 @@ PRODUCTS = st.lists(st.tuples(CAPTIONS, st.sampled_from(["", *"pqrstuv"])), max_
 
 
 def connected(items):
-    """Returns the set of groups by the simplest possible transitive closure."""
+    """Returns the set of groups, computed as a plain transitive closure."""
     groups = [{index} for index in range(len(items))]
     for one, (captions, pixels) in enumerate(items):
         for other in range(one):
@@ -53,14 +55,14 @@ def connected(items):
 
 
 @given(PRODUCTS, st.randoms())
-def test_groups_are_the_connected_products_in_any_order(items, random):
+def test_groups_are_connected_components_in_any_order(items, random):
     order = list(range(len(items)))
     random.shuffle(order)
     products = [product(f"{index:02}", *items[index][0]) for index in order]
     names = assign(products, [items[index][1] for index in order])
-    found = {frozenset(index for index, name in zip(order, names, strict=True) if name == one) for one in names}
-    assert found == connected(items)
-    assert set(names) == {f"{min(group):02}" for group in found}
+    actual = {frozenset(index for index, name in zip(order, names, strict=True) if name == one) for one in names}
+    assert actual == connected(items)
+    assert set(names) == {f"{min(group):02}" for group in actual}
 
 
 def reachable(sizes):
@@ -74,23 +76,23 @@ GROUPS = st.lists(st.integers(1, 6), min_size=2, max_size=12)
 
 
 @given(GROUPS, st.integers(0, 5), st.data())
-def test_a_split_divides_no_group_and_meets_the_number_wherever_groups_can(sizes, seed, data):
+def test_a_split_divides_no_group_and_is_as_large_as_groups_allow(sizes, seed, data):
     groups = [f"g{index}" for index, size in enumerate(sizes) for _ in range(size)]
-    wanted = data.draw(st.integers(1, len(groups) - 1))
-    best = max(one for one in reachable(sizes) if one <= wanted)
+    target = data.draw(st.integers(1, len(groups) - 1))
+    best = max(one for one in reachable(sizes) if one <= target)
     if best == 0:
         with pytest.raises(UserError, match="smallest group"):
-            split(groups, wanted, seed)
+            split(groups, target, seed)
         return
-    test = split(groups, wanted, seed)
+    test = split(groups, target, seed)
     assert sum(test) == best
     sides = set(zip(groups, test, strict=True))
-    assert len(sides) == len(sizes), "a group is on one side only"
+    assert len(sides) == len(sizes), "every group must be on one side"
     shuffled = data.draw(st.permutations(range(len(groups))))
-    assert split([groups[index] for index in shuffled], wanted, seed) == [test[index] for index in shuffled]
+    assert split([groups[index] for index in shuffled], target, seed) == [test[index] for index in shuffled]
 
 
-def test_a_share_is_rounded_and_another_seed_is_another_split():
+def test_a_share_is_rounded_and_a_different_seed_gives_a_different_split():
     groups = [str(index) for index in range(1000)]
     first = split(groups, 0.3, seed=0)
     assert sum(first) == 300
@@ -107,7 +109,7 @@ def test_a_split_is_the_same_on_every_machine():
 
 @pytest.mark.parametrize("test", [0, 0.0, -1, 4, 5, 1.0 - 1e-9, 0.01, -0.5])
 def test_a_split_leaves_products_on_both_sides(test):
-    with pytest.raises(UserError, match="test part"):
+    with pytest.raises(UserError, match="cannot hold out"):
         split(["a", "b", "c", "d"], test, seed=0)
 
 
@@ -116,6 +118,6 @@ def test_an_empty_catalogue_cannot_be_split():
         split([], 1, seed=0)
 
 
-def test_lists_of_different_lengths_are_a_mistake():
+def test_lists_of_different_lengths_raise():
     with pytest.raises(ValueError, match="argument"):
         assign([product("1", "x")], [])

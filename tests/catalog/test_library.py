@@ -1,4 +1,4 @@
-"""Prepared datasets are made once, found again, and never confused with one from other settings."""
+"""Datasets are prepared once, reused, and never confused with datasets prepared with other settings."""
 
 import threading
 from dataclasses import replace
@@ -30,44 +30,44 @@ def source(home):
 
 
 def find(source, prepared="", drawn=(6, 0)):
-    """Returns the folder and what the user was told."""
-    told = []
+    """Returns the folder and the lines printed for the user."""
+    lines = []
     folder = library.find_or_prepare(
-        source, str(prepared), drawn=drawn, progress=lambda items, **_: items, say=told.append
+        source, str(prepared), drawn=drawn, progress=lambda items, **_: items, say=lines.append
     )
-    return folder, told
+    return folder, lines
 
 
-def test_a_catalogue_is_prepared_once_and_found_again(source, home):
-    folder, told = find(source)
+def test_a_catalogue_is_prepared_once_and_reused(source, home):
+    folder, lines = find(source)
     assert folder.parent == home / "cache" / "prepared" and builder.is_prepared(folder)
-    assert told[0] == f"preparing {source.path} (folder) into {folder}"
-    assert told[1].startswith("8 products in 8 groups (train 6, test 2); data card: ")
+    assert lines[0] == f"preparing {source.path} (folder) into {folder}"
+    assert lines[1].startswith("8 products in 8 groups (train 6, test 2); data card: ")
     assert find(source) == (folder, [])
 
 
-def test_of_two_concurrent_preparations_one_waits_and_uses_the_result_of_the_other(source, home):
-    told, waits, found = [], threading.Event(), []
+def test_concurrent_preparations_share_one_result(source, home):
+    lines, waits, folders = [], threading.Event(), []
 
     def say(line):
-        told.append(line)
+        lines.append(line)
         waits.set()
 
     def second():
-        found.append(library.find_or_prepare(source, "", drawn=(6, 0), progress=None, say=say))
+        folders.append(library.find_or_prepare(source, "", drawn=(6, 0), progress=None, say=say))
 
     other = threading.Thread(target=second)
 
-    def begin_the_other(items, **_):
+    def start_other(items, **_):
         if not other.ident:
             other.start()
             assert waits.wait(60)
         return items
 
-    first = library.find_or_prepare(source, "", drawn=(6, 0), progress=begin_the_other, say=lambda line: None)
+    first = library.find_or_prepare(source, "", drawn=(6, 0), progress=start_other, say=lambda line: None)
     other.join(60)
-    assert told == [f"another process prepares in {home / 'cache' / 'prepared'}: waiting for it"]
-    assert found == [first] and builder.is_prepared(first)
+    assert lines == [f"another process prepares in {home / 'cache' / 'prepared'}: waiting for it"]
+    assert folders == [first] and builder.is_prepared(first)
 
 
 def test_a_preparation_that_fails_leaves_no_folder_behind(source, home):
@@ -78,23 +78,23 @@ def test_a_preparation_that_fails_leaves_no_folder_behind(source, home):
     assert not (home / "new").exists() and not (home / "cache").exists()
 
 
-def test_a_catalogue_that_grew_is_prepared_anew(source):
+def test_a_catalogue_that_grew_is_prepared_again(source):
     first, _ = find(source)
     Image.new("RGB", (24, 30), (1, 2, 3)).save(source.path / "9.png")
-    second, told = find(source)
-    assert second != first and told[-1].startswith("9 products")
+    second, lines = find(source)
+    assert second != first and lines[-1].startswith("9 products")
     assert builder.metadata(first)["products"] == 8
 
 
 def test_a_named_folder_is_used_and_reused(source, home):
-    folder, told = find(source, home / "here")
-    assert folder == home / "here" and len(told) == 2
+    folder, lines = find(source, home / "here")
+    assert folder == home / "here" and len(lines) == 2
     assert find(source, home / "here") == (folder, [])
 
 
-def test_a_folder_prepared_from_other_settings_is_refused_and_they_are_named(source, home):
+def test_a_folder_prepared_with_other_settings_is_refused_and_the_error_names_them(source, home):
     find(source, home / "here")
-    with pytest.raises(UserError, match=r"data\.test was 2, is 3, data\.split_seed was 0, is 1; name another folder"):
+    with pytest.raises(UserError, match=r"data\.test was 2, is 3, data\.split_seed was 0, is 1; give another folder"):
         find(replace(source, test=3, split_seed=1), home / "here")
     (home / "other").mkdir()
     with pytest.raises(UserError, match=r"data\.path was '.*raw', is '.*other'"):
@@ -115,7 +115,7 @@ def test_a_run_without_a_split_prepares_one_split_for_all_products(source):
     assert folder != find(source)[0]
 
 
-def test_a_folder_with_a_split_serves_the_whole_catalogue_too_but_not_the_reverse(source, home):
+def test_a_split_dataset_serves_as_the_whole_catalogue_but_not_the_reverse(source, home):
     find(source, home / "split")
     assert find(replace(source, test=0), home / "split")[0] == home / "split"
     find(replace(source, test=0), home / "whole")
@@ -125,19 +125,19 @@ def test_a_folder_with_a_split_serves_the_whole_catalogue_too_but_not_the_revers
 
 def test_the_drawn_catalogue_is_drawn_once(home):
     drawn = Source("drawn", Path(""), 2, 0, {})
-    folder, told = find(drawn)
-    assert told[0] == f"drawing a catalogue of 6 products into {home / 'cache' / 'drawn' / '6-products-seed-0'}"
+    folder, lines = find(drawn)
+    assert lines[0] == f"drawing a catalogue of 6 products into {home / 'cache' / 'drawn' / '6-products-seed-0'}"
     assert builder.metadata(folder)["products"] == 6
     assert find(drawn) == (folder, [])
     assert find(drawn, drawn=(6, 1))[0] != folder
 
 
-def test_a_catalogue_that_is_not_there_is_named(source, home):
+def test_an_error_names_a_missing_catalogue(source, home):
     with pytest.raises(UserError, match=r"there is no catalogue at .*absent; set --config\.data\.path"):
         find(replace(source, path=home / "absent"))
 
 
-def test_the_cache_is_where_the_environment_says_or_at_home(monkeypatch, tmp_path):
+def test_the_cache_is_at_jaxclip_cache_or_in_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path))
     assert library.cache() == tmp_path
     monkeypatch.delenv("JAXCLIP_CACHE")
@@ -149,5 +149,5 @@ def test_dropped_and_mended_products_are_reported(source):
     (source.path / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (source.path / "2.txt").write_bytes(b"broken \xff")
     (source.path / "3.txt").write_text("")
-    _, told = find(source)
-    assert told[-1].startswith("7 products in 7 groups (train 5, test 2); 1 dropped, 2 mended: listed in ")
+    _, lines = find(source)
+    assert lines[-1].startswith("7 products in 7 groups (train 5, test 2); 1 dropped, 2 mended: listed in ")

@@ -1,4 +1,4 @@
-"""Any file becomes either a JPEG or PNG picture or a reason why it cannot."""
+"""Any file becomes a JPEG or PNG picture or a reason why it is unusable."""
 
 import os
 import struct
@@ -66,7 +66,7 @@ def with_orientation(value, **more):
 
 
 @pytest.mark.parametrize(
-    ("image", "kind", "options", "close"),
+    ("image", "kind", "options", "tolerance"),
     [
         (photo(), "WEBP", {"lossless": True}, 0),
         (photo(), "BMP", {}, 0),
@@ -78,10 +78,10 @@ def with_orientation(value, **more):
         (photo().convert("RGBA"), "PNG", {}, 0),
     ],
 )
-def test_other_kinds_become_png_that_looks_the_same(tmp_path, image, kind, options, close):
+def test_other_formats_become_png_with_the_same_pixels(tmp_path, image, kind, options, tolerance):
     picture = inspected(tmp_path, encode(image, kind, **options))
     assert picture.encoded.startswith(b"\x89PNG")
-    assert np.abs(decoded(picture).astype(int) - np.asarray(photo()).astype(int)).max() <= close
+    assert np.abs(decoded(picture).astype(int) - np.asarray(photo()).astype(int)).max() <= tolerance
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
@@ -102,7 +102,7 @@ def test_rotation_by_exif_is_applied(tmp_path, orientation):
     assert inspected(tmp_path, encode(photo(), "JPEG", **with_orientation(orientation))).encoded[:4] == b"\x89PNG"
 
 
-def test_alpha_lies_over_white(tmp_path):
+def test_alpha_is_composited_over_white(tmp_path):
     image = photo().convert("RGBA")
     image.putalpha(Image.new("L", image.size, 0))
     for data in (encode(image, "PNG"), encode(image, "WEBP", lossless=True, exact=True)):
@@ -122,7 +122,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     np.testing.assert_allclose(decoded(inspected(tmp_path, floats))[..., 0], values / 257, atol=1)
 
 
-def test_sixteen_bit_rgb_png_is_stored_with_eight(tmp_path):
+def test_sixteen_bit_rgb_png_is_stored_with_eight_bits(tmp_path):
     rows = b"".join(b"\0" + b"\x80\x01\x40\x02\x20\x03" * 4 for _ in range(4))
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -141,7 +141,7 @@ def test_the_first_frame_of_an_animation_is_stored(tmp_path):
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_large_metadata_is_stripped_without_touching_a_pixel(tmp_path, progressive):
+def test_large_metadata_is_stripped_without_changing_pixels(tmp_path, progressive):
     plain = encode(photo(), "JPEG", quality=80, progressive=progressive)
     heavy = encode(
         photo(), "JPEG", quality=80, progressive=progressive, icc_profile=b"i" * 70_000, exif=b"Exif\0\0" + b"e" * 9000
@@ -156,14 +156,14 @@ def test_large_metadata_is_stripped_without_touching_a_pixel(tmp_path, progressi
     np.testing.assert_array_equal(decoded(png), np.asarray(photo()))
 
 
-def test_a_png_with_a_wrong_checksum_that_pillow_overlooks_is_encoded_anew(tmp_path):
+def test_a_png_with_a_wrong_checksum_that_pillow_ignores_is_encoded_again(tmp_path):
     data = encode(photo(), "PNG")
     picture = inspected(tmp_path, data[:-1] + bytes([data[-1] ^ 1]))
     assert picture.encoded[-4:] == data[-4:]
     np.testing.assert_array_equal(decoded(picture), np.asarray(photo()))
 
 
-def test_the_pixel_hash_sees_pixels_and_size_not_encoding(tmp_path):
+def test_the_pixel_hash_depends_on_pixels_and_size_not_encoding(tmp_path):
     grey = photo().convert("L")
     same = [encode(grey, "PNG"), encode(grey.convert("RGB"), "PNG"), encode(grey, "BMP"), encode(grey, "TIFF")]
     assert len({inspected(tmp_path, data).pixels for data in same}) == 1
@@ -174,12 +174,12 @@ def test_the_pixel_hash_sees_pixels_and_size_not_encoding(tmp_path):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_a_truncated_file_says_so(tmp_path, kind, share):
+def test_a_truncated_file_is_reported(tmp_path, kind, share):
     data = encode(photo(200, 150), kind, **({"compression": "tiff_lzw"} if kind == "TIFF" else {}))
     assert inspected(tmp_path, data[: int(len(data) * share)], 100_000) == "image truncated"
 
 
-def test_a_truncated_progressive_jpeg_says_so(tmp_path):
+def test_a_truncated_progressive_jpeg_is_reported(tmp_path):
     data = encode(photo(200, 150), "JPEG", progressive=True, quality=95)
     assert inspected(tmp_path, data[:-200], 100_000) == "image truncated"
 
@@ -195,7 +195,7 @@ def test_other_reasons(tmp_path):
     assert inspected(tmp_path, b"\0" * (2**20 + 81_000)) == f"image file over {2**20 + 80_000} bytes"
 
 
-def test_a_decompression_bomb_is_judged_by_its_header(tmp_path):
+def test_a_decompression_bomb_is_rejected_by_its_header(tmp_path):
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     bomb = b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 4) + b"IDAT" + b"\0" * 8
@@ -220,27 +220,27 @@ ORIGINALS = [
     st.integers(0, 5000),
 )
 @pytest.mark.filterwarnings("ignore")
-def test_a_damaged_file_is_a_picture_or_a_reason_never_a_crash(tmp_path, data, damage, cut):
+def test_a_damaged_file_gives_a_picture_or_a_reason(tmp_path, data, damage, cut):
     damaged = bytearray(data)
     for position, patch in damage:
         position %= len(damaged)
         damaged[position : position + len(patch)] = patch
-    found = inspected(tmp_path, bytes(damaged[: max(cut, 1)]))
-    if isinstance(found, Picture):
-        decoded(found)
+    result = inspected(tmp_path, bytes(damaged[: max(cut, 1)]))
+    if isinstance(result, Picture):
+        decoded(result)
     else:
-        assert found in ("not an image", "image truncated", "image over 10000 pixels")
+        assert result in ("not an image", "image truncated", "image over 10000 pixels")
 
 
 @pytest.mark.skipif("JAXCLIP_REAL_DATA" not in os.environ, reason="JAXCLIP_REAL_DATA is not set")
-def test_real_photos_are_kept_and_those_full_of_metadata_slimmed():
+def test_real_photos_keep_their_bytes_except_for_large_metadata():
     folder = Path(os.environ["JAXCLIP_REAL_DATA"]) / "fashion-products" / "images"
     files = sorted(folder.iterdir())[::6]
-    slimmed = 0
+    stripped = 0
     for file in files:
         picture = inspect(file)
         assert isinstance(picture, Picture), (file, picture)
         assert len(picture.encoded) <= file.stat().st_size
-        slimmed += picture.encoded != file.read_bytes()
+        stripped += picture.encoded != file.read_bytes()
         np.testing.assert_array_equal(decoded(picture), np.asarray(Image.open(file).convert("RGB")))
-    assert 0 < slimmed < len(files) / 50
+    assert 0 < stripped < len(files) / 50

@@ -1,4 +1,4 @@
-"""Tables and folders: every product comes out, and everything odd is named."""
+"""Readers of tables and folders yield every product and report every oddity."""
 
 import os
 from pathlib import Path
@@ -14,11 +14,11 @@ from jaxclip.errors import UserError
 
 
 def read(name, path, **columns):
-    """Returns (products by id, oddities as (where, what, dropped))."""
-    found = list(READERS[name](Path(path), columns))
-    products = {item.id: item for item in found if isinstance(item, Product)}
-    assert len(products) == sum(isinstance(item, Product) for item in found), "ids are unique"
-    return products, [(item.where, item.what, item.dropped) for item in found if isinstance(item, Oddity)]
+    """Returns (products by id, oddities as (location, kind, dropped))."""
+    items = list(READERS[name](Path(path), columns))
+    products = {item.id: item for item in items if isinstance(item, Product)}
+    assert len(products) == sum(isinstance(item, Product) for item in items), "ids must be unique"
+    return products, [(item.location, item.kind, item.dropped) for item in items if isinstance(item, Oddity)]
 
 
 def test_a_table_of_any_columns_is_read(tmp_path):
@@ -28,7 +28,7 @@ def test_a_table_of_any_columns_is_read(tmp_path):
     assert products["9"] == Product("9", tmp_path / "x" / "1.jpg", ("A bag",), "Bags", {"Class": "Bags"})
 
 
-def test_rows_of_one_image_are_one_product_with_several_captions(tmp_path):
+def test_rows_with_the_same_image_are_one_product_with_several_captions(tmp_path):
     rows = ["file_name,text", "1.jpg,a bag", '2.jpg,"a hat, blue"', "1.jpg,a red bag", "1.jpg,a bag"]
     (tmp_path / "metadata.csv").write_text("\n".join(rows))
     (tmp_path / "other.csv").write_text("")
@@ -39,7 +39,7 @@ def test_rows_of_one_image_are_one_product_with_several_captions(tmp_path):
     }
 
 
-def test_columns_can_be_named_and_unknown_ones_are_answered_with_the_flag(tmp_path):
+def test_columns_can_be_configured_and_errors_name_the_flag(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("foto;Beschreibung\n1.jpg;Tasche, rot\n")
     with pytest.raises(UserError, match=r"columns are foto, Beschreibung; .*--config\.data\.columns\.image=NAME"):
@@ -59,10 +59,10 @@ def test_a_table_without_captions_is_a_gallery(tmp_path):
         ((), "1.jpg", {"colour": "red"}),
         ((), "2.jpg", {}),
     ]
-    assert oddities == [("t.csv", "no column of captions (data.columns.caption names one)", False)]
+    assert oddities == [("t.csv", "no caption column (set it with data.columns.caption)", False)]
 
 
-def test_odd_rows_of_a_table_are_named(tmp_path):
+def test_odd_rows_of_a_table_are_reported(tmp_path):
     rows = (
         "id,image,caption,colour",
         "1,1.jpg,a bag,red",
@@ -83,13 +83,13 @@ def test_odd_rows_of_a_table_are_named(tmp_path):
         ("t.csv:4", "row without a caption", True),
         ("t.csv:5", "row with too many fields", True),
         ("t.csv:6", "image is a URL, not a file", True),
-        ("t.csv:7", "id of another image, numbered", False),
+        ("t.csv:7", "id of another image, made unique by a number", False),
         ("t.csv:9", "row without an id", True),
     ]
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b'image,text\n1.jpg,"never closed\n2.jpg,x\n', "t.csv:2"),
         (b"image,text\n", "no row"),
@@ -97,13 +97,13 @@ def test_odd_rows_of_a_table_are_named(tmp_path):
         ("image,text\n1.jpg,x\n".encode("utf-16"), "not UTF-8"),
     ],
 )
-def test_tables_that_cannot_be_read_say_where(tmp_path, content, words):
+def test_an_unreadable_table_is_an_error(tmp_path, content, message):
     (tmp_path / "t.csv").write_bytes(content)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         read("table", tmp_path)
 
 
-def test_a_folder_must_hold_one_table(tmp_path):
+def test_a_folder_must_have_exactly_one_table(tmp_path):
     with pytest.raises(UserError, match="none"):
         read("table", tmp_path)
     (tmp_path / "a.csv").touch()
@@ -138,7 +138,7 @@ def test_folders_are_categories_and_sidecars_are_captions(tmp_path):
     ]
 
 
-def test_linked_class_folders_are_followed_and_circles_end(tmp_path):
+def test_linked_class_folders_are_followed_without_cycles(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "1.jpg").touch()
     (tmp_path / "data").mkdir()
@@ -149,7 +149,7 @@ def test_linked_class_folders_are_followed_and_circles_end(tmp_path):
 
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "a.txt").touch()
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="has no image"):
         read("folder", tmp_path)
     with pytest.raises(UserError, match="not a folder"):
         read("folder", tmp_path / "missing")

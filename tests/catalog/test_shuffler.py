@@ -1,4 +1,4 @@
-"""Examples are sorted in the order of TFDS, on disk and without TensorFlow."""
+"""Examples are sorted on disk in the order of TFDS, without TensorFlow."""
 
 import csv
 import os
@@ -16,7 +16,7 @@ from tensorflow_datasets.core import shuffle
 from jaxclip.catalog.shuffler import Shuffler, on_disk
 
 ROOT = Path(__file__).parents[2]
-SIDE = 100  # pixels of a noise picture, whose PNG is as large as its pixels
+SIDE = 100  # pixels; noise, so that the PNG is as large as its pixels
 FEW, MANY = 300, 3000
 CODE = """
 import re, sys
@@ -31,7 +31,7 @@ print("tensorflow" in sys.modules, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/se
 
 
 @given(st.dictionaries(st.text(), st.binary(max_size=100)), st.sampled_from(["train", "test"]))
-def test_the_order_is_that_of_tfds(tmp_path_factory, examples, split):
+def test_the_order_equals_tfds(tmp_path_factory, examples, split):
     folder = tmp_path_factory.getbasetemp()
     ours, theirs = Shuffler(folder, split), shuffle.Shuffler(folder, split)
     assert type(theirs) is not Shuffler
@@ -47,12 +47,12 @@ def test_a_duplicate_key_is_reported_with_both_examples(tmp_path):
     shuffler = Shuffler(tmp_path, "train")
     for key, data in (("a", b"1"), ("b", b"2"), ("a", b"3")):
         shuffler.add(key, data)
-    with pytest.raises(shuffle.DuplicatedKeysError) as found:
+    with pytest.raises(shuffle.DuplicatedKeysError) as error:
         list(shuffler)
-    assert {found.value.item1, found.value.item2} == {b"1", b"3"}
+    assert {error.value.item1, error.value.item2} == {b"1", b"3"}
 
 
-def test_tfds_has_its_own_shuffler_again_after_a_failure():
+def test_tfds_gets_its_shuffler_back_after_a_failure():
     theirs = shuffle.Shuffler
     with pytest.raises(KeyError), on_disk():
         assert shuffle.Shuffler is Shuffler
@@ -60,7 +60,7 @@ def test_tfds_has_its_own_shuffler_again_after_a_failure():
     assert shuffle.Shuffler is theirs
 
 
-def peak(folder, products):
+def peak_memory(folder, products):
     """Returns the peak memory in bytes of a process that prepares a catalogue; it must not import TensorFlow."""
     with (folder / f"{products}.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -83,5 +83,5 @@ def test_memory_does_not_grow_with_the_catalogue(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     more = (MANY - FEW) * (tmp_path / "noise.png").stat().st_size
-    grown = peak(tmp_path, MANY) - peak(tmp_path, FEW)
-    assert grown < more / 4, f"{grown / 2**20:.0f} MiB for {more / 2**20:.0f} MiB more pictures"
+    growth = peak_memory(tmp_path, MANY) - peak_memory(tmp_path, FEW)
+    assert growth < more / 4, f"{growth / 2**20:.0f} MiB for {more / 2**20:.0f} MiB more pictures"

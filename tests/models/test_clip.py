@@ -17,7 +17,7 @@ from jaxclip.models.clip import (
     ImageConfig,
     TextConfig,
     keep_patches,
-    unit,
+    normalise,
 )
 from jaxclip.models.transformer import TransformerConfig, example_keys, split_each
 
@@ -140,5 +140,5 @@ def test_gradients_are_finite_for_a_picture_that_is_all_zero_after_normalisation
 
 
 def test_normalising_a_zero_vector_has_a_finite_gradient():
-    value, gradient = jax.value_and_grad(lambda x: unit(x).sum())(jnp.zeros((2, 4)))
+    value, gradient = jax.value_and_grad(lambda x: normalise(x).sum())(jnp.zeros((2, 4)))
     assert value == 0 and np.isfinite(gradient).all()

@@ -111,7 +111,7 @@ def test_the_error_for_invalid_targets_names_the_field(targets, words):
         parameters(targets)
 
 
-def test_dropout_needs_an_rng_follows_from_it_and_affects_only_the_adapters():
+def test_dropout_needs_an_rng_is_determined_by_it_and_affects_only_adapters():
     lora = LoRAConfig(3, 6.0, 0.5, ALL)
     untrained, params = parameters(ALL), trained(parameters(ALL))
     key = jax.random.key(1)

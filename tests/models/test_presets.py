@@ -7,20 +7,22 @@ import pytest
 from flax import nnx
 
 from jaxclip.models.clip import CLIP
-from jaxclip.models.presets import PRESETS, clip_config
+from jaxclip.models.presets import PRESETS, clip_config, with_execution
 
 OPENAI = {"vit_b_32": 151_277_313, "vit_b_16": 149_620_737, "vit_l_14": 427_616_513}
 
 
 def config_of(preset, image_size=224, vocab_size=49_408, context_length=77, **execution):
-    return clip_config(
-        PRESETS[preset],
-        image_size=image_size,
-        vocab_size=vocab_size,
-        context_length=context_length,
-        end_token=vocab_size - 1,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
+    return with_execution(
+        clip_config(
+            PRESETS[preset],
+            image_size=image_size,
+            vocab_size=vocab_size,
+            context_length=context_length,
+            end_token=vocab_size - 1,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+        ),
         **execution,
     )
 

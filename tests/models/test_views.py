@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclip.models.clip import unit
+from jaxclip.models.clip import normalise
 from jaxclip.models.views import Views
 
 RANDOM = np.random.default_rng(0)
@@ -15,7 +15,7 @@ WEIGHTS = RANDOM.standard_normal((64 * 64 * 3, 5)).astype(np.float32)
 
 def encode(pixels):
     assert pixels.dtype == jnp.uint8
-    return unit(pixels.reshape(len(pixels), -1) / 255 @ WEIGHTS)
+    return normalise(pixels.reshape(len(pixels), -1) / 255 @ WEIGHTS)
 
 
 def test_with_one_view_of_the_whole_picture_the_embedding_is_unchanged():

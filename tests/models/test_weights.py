@@ -133,7 +133,7 @@ def without(name):
             rf"wrong shape: {LAST} is \(7,\), not \(32,\)$",
         ),
         (lambda tensors: {**without(LAST)(tensors), "a": np.zeros(1, np.float32)}, f"missing: {LAST}; unknown: a$"),
-        (lambda tensors: {**tensors, LAST: np.zeros(32, np.int64)}, f"{LAST} holds I64, not one of F64, F32"),
+        (lambda tensors: {**tensors, LAST: np.zeros(32, np.int64)}, f"{LAST} has dtype I64, not one of F64, F32"),
     ],
     ids=["missing", "extra", "misshaped", "renamed", "integers"],
 )
@@ -223,8 +223,8 @@ def test_a_folder_with_only_pickles_is_refused(tmp_path):
     "settings, message",
     [
         ("", "is not valid JSON"),
-        ("[]", "holds list, not an object"),
-        ('{"model_type": "llama"}', "model_type is 'llama'; clip and siglip can be loaded"),
+        ("[]", "contains a value of type list, but must contain an object"),
+        ('{"model_type": "llama"}', "model_type is 'llama'; only clip and siglip can be loaded"),
         ('{"model_type": "clip", "vision_config": {"hidden_act": "swish"}}', "hidden_act = 'swish' is not one of"),
         ('{"model_type": "clip", "vision_config": {"num_attention_heads": 5}}', "is not a multiple of the number"),
         ('{"model_type": "clip", "vision_config": 3}', "does not describe a clip model"),
@@ -249,7 +249,7 @@ def test_an_invalid_configuration_is_refused_in_one_sentence(tmp_path, settings,
         ("text_cfg", {"tokenizer_mode": "clips"}, "text_cfg.tokenizer_mode = 'clips' is not supported"),
     ],
 )
-def test_the_error_for_other_towers_of_open_clip_names_the_field(tmp_path, section, change, message):
+def test_the_error_for_an_unsupported_setting_of_open_clip_names_it(tmp_path, section, change, message):
     write(tmp_path, layout=open_clip)
     path = tmp_path / open_clip.CONFIG
     settings = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""A small prepared catalogue whose products all differ, so that a row of a batch names its record."""
+"""A small prepared catalogue whose products all differ, so that a row of a batch identifies its record."""
 
 import csv
 from io import BytesIO
@@ -16,7 +16,7 @@ TRAIN = 19
 
 
 def picture(number: int) -> Image.Image:
-    """A smooth picture of its own colours and shape."""
+    """Returns a smooth picture whose colours and shape depend on the number."""
     random = np.random.default_rng(number)
     small = random.integers(0, 256, (7, 5, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((40 + 7 * (number % 5), 50 + 11 * (number % 4)), Image.Resampling.BICUBIC)
@@ -30,7 +30,7 @@ def encoded(image: Image.Image, form: str, **settings) -> bytes:
 
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory) -> Path:
-    """24 products: JPEGs of several kinds, a PNG, a grayscale JPEG and a grayscale PNG."""
+    """A raw catalogue of 24 products: JPEGs of several kinds, a PNG, a grayscale JPEG and a grayscale PNG."""
     folder = tmp_path_factory.mktemp("raw")
     with (folder / "products.csv").open("w", newline="") as file:
         rows = csv.writer(file)
@@ -50,7 +50,7 @@ def raw(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(raw, tmp_path_factory) -> Path:
-    """The catalogue prepared, 19 products for training and 5 for testing."""
+    """The prepared catalogue: 19 products for training and 5 for testing."""
     folder = tmp_path_factory.mktemp("prepared") / "shirts"
     source = builder.Source("table", raw / "products.csv", 24 - TRAIN, 0, {})
     builder.prepare(source, folder, progress=lambda items, **_: items)

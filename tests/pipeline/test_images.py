@@ -1,4 +1,4 @@
-"""Pictures reach the towers as Pillow would bring them there."""
+"""Decoded, cropped and resized pictures equal Pillow's."""
 
 from io import BytesIO
 
@@ -26,7 +26,7 @@ def encoded(image, form, **settings):
     return buffer.getvalue()
 
 
-def by_pillow(data, size):
+def resize_with_pillow(data, size):
     image = Image.open(BytesIO(data)).convert("RGB")
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
@@ -43,28 +43,28 @@ def by_pillow(data, size):
     ],
     ids=["jpeg", "jpeg 4:4:4", "jpeg progressive 4:2:2", "jpeg gray", "png", "png gray"],
 )
-def test_a_picture_decodes_to_the_pixels_of_pillow_in_three_channels(data):
+def test_decoded_pixels_equal_pillows_in_three_channels(data):
     np.testing.assert_array_equal(decode(tf.constant(data)), Image.open(BytesIO(data)).convert("RGB"))
 
 
-def test_pictures_of_an_evaluation_equal_pillows(prepared, preprocess):
+def test_evaluation_pictures_equal_pillows(prepared, preprocess):
     records = Records(prepared, "all")
-    found = np.concatenate(list(image_batches(records, preprocess, batch_size=24)))
-    for number, picture in enumerate(found):
-        np.testing.assert_array_equal(picture, by_pillow(records.picture(number), 32))
+    pictures = np.concatenate(list(image_batches(records, preprocess, batch_size=24)))
+    for number, picture in enumerate(pictures):
+        np.testing.assert_array_equal(picture, resize_with_pillow(records.picture(number), 32))
 
 
-def test_cropping_equals_pillows_resize_of_the_shorter_side_and_its_centre():
-    found = tf.function(resize)(tf.constant(np.asarray(SMOOTH)), 32, "crop")  # in a graph, as pipelines have it
+def test_policy_crop_equals_pillows_resize_of_the_shorter_side_and_centre_crop():
+    cropped = tf.function(resize)(tf.constant(np.asarray(SMOOTH)), 32, "crop")  # in a graph, as in the pipeline
     height = 151 * 32 // 113
     scaled = np.asarray(SMOOTH.resize((32, height), Image.Resampling.BICUBIC))
     top = (height - 32) // 2
-    np.testing.assert_array_equal(found, scaled[top : top + 32])
+    np.testing.assert_array_equal(cropped, scaled[top : top + 32])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (31, 32), (33, 200)])
 @pytest.mark.parametrize("policy", ["squash", "crop"])
-def test_a_picture_of_any_shape_becomes_a_square(shape, policy):
+def test_a_picture_of_any_shape_becomes_square(shape, policy):
     picture = np.full((*shape, 3), 77, np.uint8)
     np.testing.assert_array_equal(resize(tf.constant(picture), 32, policy), np.full((32, 32, 3), 77))
     settings = Augmentation((0.1, 1.0), (0.5, 2.0), True)
@@ -75,7 +75,7 @@ def test_a_picture_of_any_shape_becomes_a_square(shape, policy):
 
 
 def views(augmentation, policy="squash", count=40):
-    """Returns augmented views of a picture whose channels say where a pixel was: column and row, in [0, 255]."""
+    """Returns augmented views of a picture whose channels are each pixel's column and row, scaled to [0, 255]."""
     rows, columns = np.meshgrid(np.arange(96), np.arange(64), indexing="ij")
     picture = np.stack([columns * 255 / 63, rows * 255 / 95, rows * 0], axis=-1).astype(np.uint8)
     seeds = [tf.constant([0, 4 * position]) for position in range(count)]
@@ -90,17 +90,17 @@ def test_augmentation_is_a_pure_function_of_its_seed():
 
 
 @pytest.mark.parametrize("policy", ["squash", "crop"])
-def test_a_crop_keeps_the_wanted_share_and_moves_about(policy):
-    found = views(Augmentation((0.25, 0.25), (1.0, 1.0), False), policy)
-    widths = [np.ptp(view[..., 0]) / 255 for view in found]
-    heights = [np.ptp(view[..., 1]) / 255 for view in found]
+def test_a_crop_has_the_configured_area_at_random_places(policy):
+    crops = views(Augmentation((0.25, 0.25), (1.0, 1.0), False), policy)
+    widths = [np.ptp(view[..., 0]) / 255 for view in crops]
+    heights = [np.ptp(view[..., 1]) / 255 for view in crops]
     np.testing.assert_allclose(np.multiply(widths, heights), 0.25, atol=0.05)
     for channel in (0, 1):
-        starts = [view[..., channel].min() / 255 for view in found]
+        starts = [view[..., channel].min() / 255 for view in crops]
         assert min(starts) < 0.1 and max(starts) > 0.2
 
 
-def test_half_of_the_pictures_are_mirrored_and_none_without_being_asked():
+def test_half_of_the_pictures_are_mirrored_with_flip_and_none_without():
     def mirrored(flip):
         return [view[0, 0, 0] > view[0, -1, 0] for view in views(Augmentation((0.5, 1.0), (1.0, 1.0), flip))]
 
@@ -108,7 +108,7 @@ def test_half_of_the_pictures_are_mirrored_and_none_without_being_asked():
     assert 10 <= sum(mirrored(True)) <= 30
 
 
-def test_no_augmentation_is_the_evaluations_resize():
+def test_without_augmentation_pictures_are_resized_as_in_evaluation():
     none = Augmentation((1.0, 1.0), (1.0, 1.0), False)
     data, seed = tf.constant(encoded(SMOOTH, "PNG")), tf.constant([1, 2])
     np.testing.assert_array_equal(augment(data, 32, "squash", none, seed)[0], resize(decode(data), 32, "squash"))
@@ -133,38 +133,38 @@ PHOTO = Image.fromarray(np.random.default_rng(1).integers(60, 200, (90, 60, 3), 
 @pytest.mark.parametrize("part", [None, (0.25, 0.1, 0.7, 0.9)])
 @pytest.mark.parametrize("policy", ["squash", "crop"])
 @pytest.mark.parametrize("area", [(0.3, 0.9), (1.0, 1.0)])
-def test_what_is_left_to_the_device_to_scale_becomes_what_the_host_scales(form, part, policy, area):
+def test_scaling_on_the_device_gives_the_pixels_of_scaling_on_the_host(form, part, policy, area):
     size, canvas = 48, 96
     settings = Augmentation(area, (0.8, 1.25) if area != (1.0, 1.0) else (1.0, 1.0), True)
     small = PHOTO.resize((61, 90))
     part = None if part is None else tf.constant(part)
-    for image in (small, PHOTO):  # one that the canvas holds, one that it does not
+    for image in (small, PHOTO):  # the first fits into the canvas, the second does not
         data = tf.constant(encoded(image, form))
         for number in range(4):
             seed = tf.constant([1, number])
             expected, whole = augment(data, size, policy, settings, seed, part=part)
-            left, extent = augment(data, size, policy, settings, seed, part=part, canvas=canvas)
-            assert whole.numpy().tolist() == [size, size] and left.shape == (canvas, canvas, 3)
+            unscaled, extent = augment(data, size, policy, settings, seed, part=part, canvas=canvas)
+            assert whole.numpy().tolist() == [size, size] and unscaled.shape == (canvas, canvas, 3)
             height, width = extent.numpy()
-            assert not left.numpy()[height:].any() and not left.numpy()[:, width:].any()
-            found = scale(left[None].numpy(), extent[None].numpy(), size, "bicubic")[0]
-            assert np.abs(np.asarray(found, int) - expected.numpy()).max() <= 2
-        scaled_here = image is PHOTO or (area == (1.0, 1.0) and policy == "crop")
-        assert (extent.numpy().tolist() == [size, size]) == scaled_here
+            assert not unscaled.numpy()[height:].any() and not unscaled.numpy()[:, width:].any()
+            scaled = scale(unscaled[None].numpy(), extent[None].numpy(), size, "bicubic")[0]
+            assert np.abs(np.asarray(scaled, int) - expected.numpy()).max() <= 2
+        scaled_on_host = image is PHOTO or (area == (1.0, 1.0) and policy == "crop")
+        assert (extent.numpy().tolist() == [size, size]) == scaled_on_host
 
 
-@pytest.mark.parametrize(("times", "reduced"), [(1.5, 1), (2.5, 2), (5, 2), (9, 4), (17, 8)])
-def test_large_jpegs_are_reduced_while_they_are_decoded(monkeypatch, times, reduced):
+@pytest.mark.parametrize(("ratio", "reduction"), [(1.5, 1), (2.5, 2), (5, 2), (9, 4), (17, 8)])
+def test_large_jpegs_are_reduced_while_they_are_decoded(monkeypatch, ratio, reduction):
     decoded = []
     monkeypatch.setattr(
         images, "decode", lambda data, reduction=1: decoded.append(reduction) or decode(data, reduction)
     )
-    size = int(600 / times)
+    size = int(600 / ratio)
     settings = Augmentation((0.999, 1.0), (1.0, 1.0), False)
     data = tf.constant(encoded(PHOTO, "JPEG", quality=95))
-    found, _ = augment(data, size, "squash", settings, tf.constant([0, 0]))
-    assert decoded == [reduced]
-    difference = np.abs(found.numpy().astype(int) - np.asarray(PHOTO.resize((size, size), Image.Resampling.BICUBIC)))
+    reduced, _ = augment(data, size, "squash", settings, tf.constant([0, 0]))
+    assert decoded == [reduction]
+    difference = np.abs(reduced.numpy().astype(int) - np.asarray(PHOTO.resize((size, size), Image.Resampling.BICUBIC)))
     assert difference.mean() < 3
 
 
@@ -174,4 +174,4 @@ def test_large_jpegs_are_reduced_while_they_are_decoded(monkeypatch, times, redu
     ids=["jpeg", "jpeg gray progressive", "png"],
 )
 def test_the_shape_of_a_picture_is_read_from_its_header(data):
-    assert images.shape_of(tf.constant(data[:4000])).numpy().tolist() == [151, 113]
+    assert images.read_shape(tf.constant(data[:4000])).numpy().tolist() == [151, 113]

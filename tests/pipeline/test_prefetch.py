@@ -1,4 +1,4 @@
-"""Prefetching changes when items are made, never which."""
+"""Prefetching changes when items are produced, not which."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
-def test_items_come_placed_and_in_order_from_another_thread():
+def test_items_are_placed_in_order_by_another_thread():
     placed_by = set()
 
     def place(item):
@@ -23,11 +23,11 @@ def test_items_come_placed_and_in_order_from_another_thread():
     assert placed_by == {"prefetch"} and not threads()
 
 
-def test_no_items_are_no_items():
+def test_an_empty_iterable_yields_nothing():
     assert list(prefetch([], abs)) == []
 
 
-def test_items_are_made_ahead_and_not_further_than_asked():
+def test_items_are_produced_ahead_up_to_the_limit():
     made = []
     items = prefetch(range(100), lambda item: made.append(item) or item, ahead=3)
     next(items)
@@ -35,30 +35,30 @@ def test_items_are_made_ahead_and_not_further_than_asked():
     while len(made) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
-    assert len(made) == 5  # the one taken, three that wait, and one in hand
+    assert len(made) == 5  # one consumed, three queued, and one waiting to be queued
     items.close()
 
 
 @pytest.mark.parametrize("error", [ValueError("broken record"), SystemExit(3), StopIteration()])
-def test_an_exception_is_raised_behind_the_items_before_it(error):
+def test_an_exception_is_raised_after_the_items_before_it(error):
     def items():
         yield from range(3)
         raise error
 
-    found = []
+    received = []
     expected = RuntimeError if isinstance(error, StopIteration) else type(error)
     with pytest.raises(expected):
         for item in prefetch(items(), abs):
-            found.append(item)
-    assert found == [0, 1, 2] and not threads()
+            received.append(item)
+    assert received == [0, 1, 2] and not threads()
 
 
-def test_an_exception_of_placing_is_raised_too():
+def test_an_exception_in_place_is_raised():
     with pytest.raises(ZeroDivisionError):
         list(prefetch([1, 0], lambda item: 1 / item))
 
 
-def test_closing_ends_the_thread_even_while_it_waits_to_hand_over():
+def test_closing_ends_a_thread_that_waits_for_the_full_queue():
     items = prefetch(iter(int, 1), abs, ahead=1)
     next(items)
     assert len(threads()) == 1

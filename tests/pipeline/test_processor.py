@@ -1,4 +1,4 @@
-"""Pictures and captions reach pretrained towers as the libraries that trained them bring them there."""
+"""Pictures and captions are preprocessed as by the libraries that trained the towers."""
 
 import csv
 import gzip
@@ -29,7 +29,7 @@ REAL = Path(os.environ.get("JAXCLIP_REAL_DATA", ""))
 real = pytest.mark.skipif("JAXCLIP_REAL_DATA" not in os.environ, reason="JAXCLIP_REAL_DATA is not set")
 
 
-def test_old_and_new_forms_of_clips_processor_mean_the_same():
+def test_old_and_new_formats_of_clips_processor_are_equivalent():
     new = {**CLIP, "size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}, "rescale_factor": 1 / 255}
     old = processor.from_hugging_face(CLIP, Path("p"), **CAPTIONS)
     assert old == processor.from_hugging_face(new, Path("p"), **CAPTIONS)
@@ -38,12 +38,12 @@ def test_old_and_new_forms_of_clips_processor_mean_the_same():
 
 
 @pytest.mark.parametrize("settings", [CLIP, SIGLIP], ids=["clip", "siglip"])
-def test_what_is_written_is_read_back(settings):
+def test_written_settings_are_read_back(settings):
     read = processor.from_hugging_face(settings, Path("p"), **CAPTIONS)
     written = processor.to_hugging_face(read, "CLIP")
     assert processor.from_hugging_face(json.loads(json.dumps(written)), Path("p"), **CAPTIONS) == read
-    there = processor.to_open_clip(read)
-    assert processor.from_open_clip(there, Path("p"), image_size=64, **CAPTIONS) == read
+    open_clip = processor.to_open_clip(read)
+    assert processor.from_open_clip(open_clip, Path("p"), image_size=64, **CAPTIONS) == read
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_what_is_written_is_read_back(settings):
         ({"size": None}, "size = None"),
     ],
 )
-def test_a_processor_that_does_something_else_is_refused(change, message):
-    with pytest.raises(UserError, match=f"p prepares pictures in a way that is not supported: {message}"):
+def test_unsupported_preprocessing_is_refused(change, message):
+    with pytest.raises(UserError, match=f"p asks for preprocessing that is not supported: {message}"):
         processor.from_hugging_face({**CLIP, **change}, Path("p"), **CAPTIONS)
 
 
 @real
 @pytest.mark.parametrize("settings", [CLIP, SIGLIP, {**SIGLIP, "resample": 3}], ids=["clip", "siglip2", "siglip"])
-def test_real_photos_equal_those_of_the_processors_of_transformers(settings):
+def test_real_photos_are_preprocessed_as_by_transformers(settings):
     clip = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
     siglip = pytest.importorskip("transformers.models.siglip.image_processing_pil_siglip")
     kind = clip.CLIPImageProcessorPil if "crop_size" in settings else siglip.SiglipImageProcessorPil
@@ -85,15 +85,15 @@ def test_real_photos_equal_those_of_the_processors_of_transformers(settings):
     for path in paths:
         picture = Image.open(path).convert("RGB")
         expected = theirs(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0) * scale + shift
-        found = prepare(tf.constant(path.read_bytes())).numpy()
-        np.testing.assert_allclose(found, expected, atol=1e-3, err_msg=str(path))
+        pixels = prepare(tf.constant(path.read_bytes())).numpy()
+        np.testing.assert_allclose(pixels, expected, atol=1e-3, err_msg=str(path))
         shapes.add(picture.size)
     assert len(shapes) > 1
 
 
 @cache
 def reference():
-    """Returns encode(caption) -> ids, byte-pair encoding spelt out: the pair that was learned first is merged first."""
+    """Returns encode(caption) -> ids: byte-pair encoding that applies merges in the order of the vocabulary file."""
     regex = pytest.importorskip("regex")
     path = REAL / "clip-tokenizer" / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1:48_895]
@@ -123,15 +123,15 @@ def reference():
         return [ids[unit] for unit in units]
 
     def encode(caption):
-        found = [token for word in words.findall(" ".join(caption.split()).lower()) for token in split(word)]
-        return [49_406, *found, 49_407]
+        tokens = [token for word in words.findall(" ".join(caption.split()).lower()) for token in split(word)]
+        return [49_406, *tokens, 49_407]
 
     return encode
 
 
 @real
 @pytest.mark.parametrize("form", ["vocabulary", "files"])
-def test_token_ids_of_every_real_caption_are_those_of_the_reference(tmp_path, form):
+def test_token_ids_of_every_real_caption_equal_the_reference(tmp_path, form):
     tokenizer = text.load_tokenizer(REAL / "clip-tokenizer" / "bpe_simple_vocab_16e6.txt.gz")
     if form == "files":  # a checkpoint's vocab.json and merges.txt
         state = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
@@ -162,7 +162,7 @@ def test_a_file_that_is_not_openais_vocabulary_is_refused(tmp_path):
             clip_tokenizer(path)
 
 
-def test_a_saved_tokenizer_keeps_no_length_of_captions(tmp_path, tokenizer):
+def test_a_saved_tokenizer_has_no_truncation_or_padding(tmp_path, tokenizer):
     text.encode(tokenizer, ["a shirt"], 5)
     text.save_tokenizer(tokenizer, tmp_path)
     loaded = text.load_tokenizer(tmp_path)
@@ -172,7 +172,7 @@ def test_a_saved_tokenizer_keeps_no_length_of_captions(tmp_path, tokenizer):
     assert "max_length" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
 
 
-def test_the_filter_of_the_preprocessing_is_the_one_that_resizes(prepared, preprocess):
+def test_pictures_are_resized_with_the_filter_of_the_preprocessing(prepared, preprocess):
     from jaxclip.pipeline.batches import image_batches
     from jaxclip.pipeline.records import Records
 

@@ -1,4 +1,4 @@
-"""Records by number, and some of them alone."""
+"""Records are read by number, from a whole split or a selection."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from jaxclip.pipeline.batches import image_batches
 from jaxclip.pipeline.records import Records
 
 
-def test_taken_records_are_numbered_anew_and_know_their_old_numbers(prepared, preprocess):
+def test_taken_records_are_renumbered_and_keep_their_original_numbers(prepared, preprocess):
     records = Records(prepared, "train")
     chosen = np.array([4, 17, 2])
     taken = records.take(chosen)

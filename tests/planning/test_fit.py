@@ -17,7 +17,7 @@ from jaxclip import config as configuration
 from jaxclip import plan
 from jaxclip.config.schema import Optimizer
 from jaxclip.errors import UserError
-from jaxclip.models.presets import Preset, clip_config
+from jaxclip.models.presets import Preset, clip_config, with_execution
 from jaxclip.planning import fit, hlo
 from jaxclip.runtime import hardware, mesh
 from jaxclip.runtime.flops import matmul_flops, model_flops
@@ -267,14 +267,16 @@ def test_every_stored_plan_has_a_command():
 
 def traced_step(layers, name="adamw"):
     """Returns the traced training step of towers with this number of layers, under the optimizer `name`."""
-    towers = clip_config(
-        Preset(16, (64, layers, 2), (64, layers, 2), 64, "patch", "class", "end", "gelu"),
-        image_size=32,
-        vocab_size=256,
-        context_length=8,
-        end_token=255,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
+    towers = with_execution(
+        clip_config(
+            Preset(16, (64, layers, 2), (64, layers, 2), 64, "patch", "class", "end", "gelu"),
+            image_size=32,
+            vocab_size=256,
+            context_length=8,
+            end_token=255,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+        ),
         execution="scan",
         remat="full",
     )

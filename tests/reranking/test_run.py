@@ -180,7 +180,7 @@ def test_the_first_stages_metrics_are_those_of_its_own_evaluation(towers, rerank
         both["text_to_image"]["hit@5"]["value"] - both["first_stage"]["hit@5"]["value"]
     )
     page = (reranked / "eval" / "test" / "report.html").read_text()
-    assert "Against the first stage" in page and "Improved most" in page
+    assert "Comparison with the first stage" in page and "Improved most" in page
 
 
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, rerank_file, reranked, read_params, tmp_path):

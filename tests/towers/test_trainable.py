@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxclip.config.schema import Optimizer
-from jaxclip.models.presets import Preset, clip_config
+from jaxclip.models.presets import Preset, clip_config, with_execution
 from jaxclip.runtime.mesh import make_mesh
 from jaxclip.towers.params import make_model
 from jaxclip.towers.sharding import names
@@ -24,14 +24,16 @@ UPPER = (("blocks/[12]/", 1.0), ("^[a-z]+/(last_norm|projection)", 1.0), ("", 0.
 
 
 def towers(execution="unroll"):
-    config = clip_config(
-        Preset(16, (32, LAYERS, 2), (32, LAYERS, 2), 32),
-        image_size=32,
-        vocab_size=64,
-        context_length=CONTEXT,
-        end_token=END,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
+    config = with_execution(
+        clip_config(
+            Preset(16, (32, LAYERS, 2), (32, LAYERS, 2), 32),
+            image_size=32,
+            vocab_size=64,
+            context_length=CONTEXT,
+            end_token=END,
+            mean=(0.5,) * 3,
+            std=(0.25,) * 3,
+        ),
         execution=execution,
     )
     return config, *make_model(config)

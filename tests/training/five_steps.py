@@ -15,7 +15,7 @@ import numpy as np
 from jaxclip.config.schema import Optimizer
 from jaxclip.losses.objective import Objective
 from jaxclip.models.lora import LoRAConfig
-from jaxclip.models.presets import Preset, clip_config
+from jaxclip.models.presets import Preset, clip_config, with_execution
 from jaxclip.runtime import distributed, mesh
 from jaxclip.towers import sharding
 from jaxclip.towers.params import make_model, replicated
@@ -25,14 +25,16 @@ from jaxclip.training.state import abstract_state, initial_state
 from jaxclip.training.step import compile_step, make_loss, make_step
 
 STEPS, BATCH, CONTEXT, END = 5, 16, 12, 255
-CONFIG = clip_config(
-    Preset(16, (64, 2, 2), (64, 2, 2), 64, "conv", "mean", "mean", "gelu_tanh"),
-    image_size=32,
-    vocab_size=256,
-    context_length=CONTEXT,
-    end_token=END,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.25, 0.25, 0.25),
+CONFIG = with_execution(
+    clip_config(
+        Preset(16, (64, 2, 2), (64, 2, 2), 64, "conv", "mean", "mean", "gelu_tanh"),
+        image_size=32,
+        vocab_size=256,
+        context_length=CONTEXT,
+        end_token=END,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    ),
     dropout=0.1,
     stochastic_depth=0.1,
     execution="scan",

@@ -9,21 +9,23 @@ from flax import nnx
 
 from jaxclip.losses.objective import Objective
 from jaxclip.models.clip import CLIP
-from jaxclip.models.presets import Preset, clip_config
+from jaxclip.models.presets import Preset, clip_config, with_execution
 from jaxclip.runtime import mesh
 from jaxclip.towers.params import make_model
 from jaxclip.training.step import make_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH, CONTEXT, END = 32, 8, 63
-SHAPE = clip_config(
-    Preset(8, (32, 2, 2), (32, 2, 2), 32, "conv", "mean", "mean", "gelu_tanh"),
-    image_size=32,
-    vocab_size=64,
-    context_length=CONTEXT,
-    end_token=END,
-    mean=(0.5,) * 3,
-    std=(0.25,) * 3,
+SHAPE = with_execution(
+    clip_config(
+        Preset(8, (32, 2, 2), (32, 2, 2), 32, "conv", "mean", "mean", "gelu_tanh"),
+        image_size=32,
+        vocab_size=64,
+        context_length=CONTEXT,
+        end_token=END,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    ),
     dropout=0.2,
     stochastic_depth=0.4,
     patch_dropout=0.5,

@@ -7,7 +7,7 @@ import pytest
 
 from jaxclip.losses.contrastive import Queue
 from jaxclip.losses.objective import Objective
-from jaxclip.models.presets import Preset, clip_config
+from jaxclip.models.presets import Preset, clip_config, with_execution
 from jaxclip.runtime import mesh
 from jaxclip.towers.checkpoints import Checkpoints
 from jaxclip.towers.params import make_model
@@ -17,14 +17,16 @@ from jaxclip.training.step import make_loss, make_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONTEXT, END, ROWS, QUEUED = 8, 63, 4, 10
-CONFIG = clip_config(
-    Preset(8, (16, 1, 1), (16, 1, 1), 16, "conv", "mean", "mean", "gelu_tanh"),
-    image_size=16,
-    vocab_size=64,
-    context_length=CONTEXT,
-    end_token=END,
-    mean=(0.5,) * 3,
-    std=(0.25,) * 3,
+CONFIG = with_execution(
+    clip_config(
+        Preset(8, (16, 1, 1), (16, 1, 1), 16, "conv", "mean", "mean", "gelu_tanh"),
+        image_size=16,
+        vocab_size=64,
+        context_length=CONTEXT,
+        end_token=END,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    ),
     dropout=0.1,
 )
 

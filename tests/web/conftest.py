@@ -1,4 +1,4 @@
-"""A real server over a real searcher."""
+"""Real servers for real searchers."""
 
 import contextlib
 import socket
@@ -10,7 +10,7 @@ import pytest
 
 @contextlib.contextmanager
 def serving(app, **settings):
-    """Serves an application from a thread; yields its address and its port."""
+    """Serves an application in a thread; yields its address, http://127.0.0.1:PORT."""
     import uvicorn
 
     listening = socket.create_server(("127.0.0.1", 0))
@@ -35,7 +35,7 @@ def serve():
 
 @pytest.fixture(scope="session")
 def server(searcher):
-    """The address of a server over `searcher`."""
+    """The address of a server for `searcher`."""
     from jaxclip.web.app import make_app
 
     with serving(make_app(searcher)) as address:
@@ -44,7 +44,7 @@ def server(searcher):
 
 @pytest.fixture(scope="session")
 def reranking_server(reranking_searcher):
-    """The address of a server over `reranking_searcher`."""
+    """The address of a server for `reranking_searcher`."""
     from jaxclip.web.app import make_app
 
     with serving(make_app(reranking_searcher)) as address:

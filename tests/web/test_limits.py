@@ -1,4 +1,4 @@
-"""A server under more than it takes on: it says so, gives up what is slow, and stays up with its memory bounded."""
+"""An overloaded server refuses requests, abandons slow ones, and stays up with bounded memory."""
 
 import asyncio
 import contextlib
@@ -15,27 +15,27 @@ pytestmark = pytest.mark.slow
 
 
 def resident():
-    """Returns the memory of this process (and its servers), bytes."""
+    """Returns the resident memory of this process, which includes its servers, in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 
 
-def test_a_crowd_is_told_to_come_back_and_the_others_are_answered(searcher, serve):
+def test_excess_requests_get_a_retry_header_and_the_others_are_answered(searcher, serve):
     from jaxclip.web.app import Limits, make_app
 
-    async def crowd(address):
+    async def request_all(address):
         async with httpx.AsyncClient(base_url=address, timeout=60, limits=httpx.Limits(max_connections=64)) as client:
             return await asyncio.gather(*(client.get(f"/v1/search?q=shoes+{n}") for n in range(200)))
 
     with serve(make_app(searcher, limits=Limits(requests=4))) as address:
-        answers = asyncio.run(crowd(address))
+        answers = asyncio.run(request_all(address))
         statuses = [answer.status_code for answer in answers]
         assert set(statuses) == {200, 429} and statuses.count(200) >= 4
         assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 429)
         assert httpx.get(f"{address}/readyz").status_code == 200
 
 
-def test_a_picture_that_does_not_arrive_is_given_up_and_holds_a_place_until_then(searcher, serve):
+def test_an_incomplete_upload_occupies_its_slot_until_it_times_out(searcher, serve):
     from jaxclip.web.app import Limits, make_app
 
     picture = {"content": searcher.gallery.picture(0), "headers": {"content-type": "image/jpeg"}}
@@ -53,7 +53,7 @@ def test_a_picture_that_does_not_arrive_is_given_up_and_holds_a_place_until_then
 
 
 @pytest.mark.parametrize("before", ["", "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"])
-def test_a_connection_that_says_nothing_whole_is_closed(searcher, serve, before):
+def test_a_connection_without_a_complete_request_is_closed(searcher, serve, before):
     from jaxclip.web.app import make_app
     from jaxclip.web.connections import Connection
 
@@ -76,27 +76,27 @@ def test_a_connection_that_says_nothing_whole_is_closed(searcher, serve, before)
         assert httpx.get(f"{address}/v1/search?q=a").status_code == 200
 
 
-def test_a_search_that_takes_too_long_is_given_up_and_the_rest_goes_on(searcher, serve):
+def test_a_slow_search_times_out_and_the_server_goes_on(searcher, serve):
     from jaxclip.web.app import Limits, make_app
 
-    slow, let = copy.copy(searcher), threading.Event()
-    slow.find = lambda queries: (let.wait(20), searcher.find(queries))[1]
+    slow, released = copy.copy(searcher), threading.Event()
+    slow.find = lambda queries: (released.wait(20), searcher.find(queries))[1]
     with serve(make_app(slow, limits=Limits(seconds=0.3))) as address:
         for path in ("/v1/search?q=a", "/readyz"):
             late = httpx.get(address + path)
             assert late.status_code == 503 and "too long" in late.json()["detail"] and late.headers["retry-after"]
         assert httpx.get(f"{address}/healthz").status_code == httpx.get(f"{address}/v1/products").status_code == 200
-        let.set()
+        released.set()
         assert httpx.get(f"{address}/readyz").status_code == 200
 
 
-def test_no_request_has_anything_compiled_once_the_server_is_up(reranking_server, reranking_searcher):
+def test_no_request_triggers_compilation_once_the_server_is_up(reranking_server, reranking_searcher):
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **more: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
     jax.jit(lambda x: x + 1)(1)
-    assert compiled, "the event has another name in this version of JAX"
+    assert compiled, "this version of JAX gives the event another name"
     jpeg = {"content": reranking_searcher.gallery.picture(0), "headers": {"content-type": "image/jpeg"}}
 
     async def ask(count):
@@ -112,11 +112,11 @@ def test_no_request_has_anything_compiled_once_the_server_is_up(reranking_server
     assert not compiled
 
 
-def test_ten_thousand_rapid_requests_leave_it_up_and_its_memory_bounded(server):
+def test_memory_stays_bounded_over_ten_thousand_rapid_requests(server):
     count, clients = 10_000, 32
     host, _, port = server.removeprefix("http://").partition(":")
 
-    async def rapid(numbers):
+    async def send(numbers):
         statuses = []
         reader, writer = await asyncio.open_connection(host, int(port))
         for n in numbers:
@@ -128,12 +128,12 @@ def test_ten_thousand_rapid_requests_leave_it_up_and_its_memory_bounded(server):
         writer.close()
         return statuses
 
-    async def everyone(first, last):
-        return sum(await asyncio.gather(*(rapid(range(first + n, last, clients)) for n in range(clients))), [])
+    async def send_all(first, last):
+        return sum(await asyncio.gather(*(send(range(first + n, last, clients)) for n in range(clients))), [])
 
-    asyncio.run(everyone(0, 1000))
+    asyncio.run(send_all(0, 1000))
     before = resident()
-    statuses = asyncio.run(everyone(1000, 1000 + count))
+    statuses = asyncio.run(send_all(1000, 1000 + count))
     assert len(statuses) == count and set(statuses) <= {200, 404}
     assert resident() - before < 100e6
     assert httpx.get(f"{server}/readyz").status_code == 200

@@ -1,4 +1,4 @@
-"""The page in a real browser: type, filter, upload, open, share by address; nothing on the console, no foreign host."""
+"""The page in a real browser: typing, filters, uploads, dialogs and shared URLs, without console messages."""
 
 import json
 import re
@@ -11,25 +11,24 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
 
-STATUS = "document.querySelector('#status').textContent"
 IDS = "all => all.map(one => one.dataset.id)"
 COLOURS = "all => all.map(one => getComputedStyle(one).color)"
 
 
 @pytest.fixture
 def visit(browser, server):
-    """Opens an address of the server in a browser of its own; at the end nothing may have gone wrong in any."""
-    complaints, contexts = [], []
+    """Opens a path or URL in a new browser context; the teardown fails on any console message or foreign request."""
+    problems, contexts = [], []
 
     def visit(path="/", width=1280, height=800, server=server, **options):
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(30_000)
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(f"alert {dialog.message}"))
-        page.on("request", lambda r: r.url.startswith((server, "data:", "blob:")) or complaints.append(r.url))
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: problems.append(f"alert {dialog.message}"))
+        page.on("request", lambda r: r.url.startswith((server, "data:", "blob:")) or problems.append(r.url))
         page.goto(server + path if path.startswith("/") else path)
         settle(page)
         return page
@@ -37,11 +36,11 @@ def visit(browser, server):
     yield visit
     for context in contexts:
         context.close()
-    assert not complaints
+    assert not problems
 
 
 def until(page, condition):
-    """Waits for a JavaScript condition; Playwright's own wait_for_function is stopped by the page's policy."""
+    """Waits for a JavaScript condition; the page's security policy blocks Playwright's own wait_for_function."""
     deadline = time.monotonic() + 30
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, condition
@@ -72,21 +71,21 @@ def search(page, text):
     settle(page)
 
 
-def test_a_typed_sentence_shows_what_the_searcher_finds_and_its_address_shows_it_again(visit, searcher):
+def test_a_sentence_shows_the_results_of_the_searcher_and_its_url_restores_them(visit, searcher):
     page = visit()
     assert cards(page) == searcher.gallery.ids[:24]
     search(page, "blue shoes")
-    found = cards(page)
-    assert found == ids(searcher.search("blue shoes", k=24)) and query(page) == {"q": ["blue shoes"]}
+    shown = cards(page)
+    assert shown == ids(searcher.search("blue shoes", k=24)) and query(page) == {"q": ["blue shoes"]}
     score = page.text_content(".card .under span:last-child")
     assert float(score) == pytest.approx(searcher.search("blue shoes")[0].score, abs=1e-3)
-    assert cards(visit(page.url)) == found
+    assert cards(visit(page.url)) == shown
     page.go_back()
     until(page, "!/nearest/.test(document.querySelector('#status').textContent)")
     assert cards(page) == searcher.gallery.ids[:24] and page.input_value("#q") == ""
 
 
-def test_results_follow_the_typing_without_enter(visit, searcher):
+def test_results_update_while_typing(visit, searcher):
     page = visit()
     page.type("#q", "red dress", delay=20)
     page.wait_for_url("**/?q=red+dress")
@@ -94,7 +93,7 @@ def test_results_follow_the_typing_without_enter(visit, searcher):
     assert cards(page) == ids(searcher.search("red dress", k=24))
 
 
-def test_filters_are_taken_from_the_catalogue_and_kept_in_the_address(visit, searcher):
+def test_filters_come_from_the_catalogue_and_are_part_of_the_url(visit, searcher):
     page = visit("/?q=shoes")
     page.check("input[value='gender:Women']")
     page.wait_for_url("**filter=gender*")
@@ -113,10 +112,10 @@ def test_filters_are_taken_from_the_catalogue_and_kept_in_the_address(visit, sea
     assert query(again) == {} and not again.is_checked("input[value='gender:Women']")
 
 
-def test_an_uploaded_picture_is_searched_with_and_travels_in_the_address(visit, searcher, tmp_path):
-    (tmp_path / "mine.jpg").write_bytes(searcher.gallery.picture(13))
+def test_an_uploaded_picture_is_a_query_and_part_of_the_url(visit, searcher, tmp_path):
+    (tmp_path / "query.jpg").write_bytes(searcher.gallery.picture(13))
     page = visit()
-    page.set_input_files("#picture", str(tmp_path / "mine.jpg"))
+    page.set_input_files("#picture", str(tmp_path / "query.jpg"))
     page.wait_for_url("**#picture=*")
     until(page, "/nearest/.test(document.querySelector('#status').textContent)")
     settle(page)
@@ -132,7 +131,7 @@ def test_an_uploaded_picture_is_searched_with_and_travels_in_the_address(visit, 
     assert cards(shared) == ids(searcher.search("green", k=24))
 
 
-def test_a_product_opens_with_crop_and_colours_and_leads_to_more_like_it(visit, searcher):
+def test_a_product_dialog_shows_crop_and_colours_and_leads_to_similar_products(visit, searcher):
     page = visit("/?q=shoes")
     id = cards(page)[2]
     page.click(f".card[data-id='{id}']")
@@ -179,7 +178,7 @@ id => {
 """
 
 
-def test_both_orders_are_shown_side_by_side_with_what_moved(visit, reranking_server, reranking_searcher):
+def test_both_orders_are_shown_side_by_side_with_moved_products(visit, reranking_server, reranking_searcher):
     page = visit("/?q=blue+shoes", server=reranking_server)
     rows = reranking_searcher.search("blue shoes", k=24)
     first = ids(reranking_searcher.search("blue shoes", k=24, rerank=False))
@@ -197,14 +196,16 @@ def test_both_orders_are_shown_side_by_side_with_what_moved(visit, reranking_ser
     )
     assert lists == [first, ids(rows)] and not cards(page)
     assert badges(page, "#compare section:last-child .entry") == [arrow(row) for row in rows]
-    anywhere = {row.id: arrow(row) for row in reranking_searcher.search("blue shoes", k=60)}
-    assert badges(page, "#compare section:first-child .entry") == [anywhere[id] for id in first]
+    arrows = {row.id: arrow(row) for row in reranking_searcher.search("blue shoes", k=60)}
+    assert badges(page, "#compare section:first-child .entry") == [arrows[id] for id in first]
     both = set(first) & set(ids(rows))
     assert page.locator("#compare path").count() == len(both)
-    assert len(set(page.eval_on_selector_all(".entry .title", COLOURS))) == 1, "names take the arrows' colours"
+    assert len(set(page.eval_on_selector_all(".entry .title", COLOURS))) == 1, (
+        "names must not take the colours of the arrows"
+    )
     row = next(row for row in rows if row.place != row.before and row.id in both)
     ends = page.evaluate(ENDS, row.id)
-    assert max(map(abs, ends)) < 8, "the curve does not join the two places"
+    assert max(map(abs, ends)) < 8, "the curve must join the two places"
     page.hover(f"#compare section:last-child [data-id='{row.id}']")
     assert page.eval_on_selector_all(".lit", IDS) == [row.id] * 3
     page.focus("#q")
@@ -215,7 +216,7 @@ def test_both_orders_are_shown_side_by_side_with_what_moved(visit, reranking_ser
 
 
 CELLS = "all => all.map(row => [...row.children].map(cell => cell.innerText))"
-ASIDE = """
+OFFSETS = """
 all => all.map(cell => {
   const [outer, inner] = [cell, cell.firstChild].map(e => e.getBoundingClientRect());
   return (inner.left + inner.right - outer.left - outer.right) / 2;
@@ -223,23 +224,21 @@ all => all.map(cell => {
 """
 
 
-def test_a_reranked_product_says_why_it_is_where_it_is(visit, reranking_server, reranking_searcher):
+def test_a_reranked_product_explains_its_place(visit, reranking_server, reranking_searcher):
     rows = reranking_searcher.search("blue shoes", k=24)
     row = next(row for row in rows if row.before > row.place)
     opened = visit(f"/?q=blue+shoes&open={row.id}", server=reranking_server)
     opened.wait_for_selector("#why")
     up = row.before - row.place
     assert f"up {up} place{'s' * (up > 1)}" in opened.text_content("#verdict")
-    told = opened.eval_on_selector_all(
-        "#reasons tbody tr", "all => all.map(r => [...r.children].map(c => c.innerText))"
-    )
-    assert len(told) == len(row.why) and told[1][0] == "Picture"
-    aside = opened.eval_on_selector_all("#reasons .track", ASIDE)
-    for cells, off, reason in zip(told, aside, row.why.values(), strict=True):
+    table = opened.eval_on_selector_all("#reasons tbody tr", CELLS)
+    assert len(table) == len(row.why) and table[1][0] == "Picture"
+    offsets = opened.eval_on_selector_all("#reasons .track", OFFSETS)
+    for cells, offset, reason in zip(table, offsets, row.why.values(), strict=True):
         assert float(cells[1]) == pytest.approx(reason.gate, abs=0.006)
         assert float(cells[3].replace("−", "-")) == pytest.approx(reason.added, abs=0.0006)
-        assert abs(off) < 1 or np.sign(off) == np.sign(reason.added)
-    assert max(map(abs, aside)) > 5
+        assert abs(offset) < 1 or np.sign(offset) == np.sign(reason.added)
+    assert max(map(abs, offsets)) > 5
     assert not visit(f"/?open={row.id}", server=reranking_server).is_visible("#why")
 
 
@@ -254,28 +253,28 @@ def test_markup_in_names_is_shown_as_text(visit, searcher):
     assert page.text_content("#name") == hostile.caption
 
 
-def test_markup_in_the_address_is_shown_as_text(visit):
+def test_markup_in_the_url_is_shown_as_text(visit):
     page = visit("/?q=%3Cimg+src%3Dx+onerror%3Dalert(3)%3E&k=99999#picture=")
     assert page.input_value("#q") == "<img src=x onerror=alert(3)>"
     assert len(cards(page)) == 24
 
 
-def test_everything_is_reached_with_keys_alone(visit):
+def test_the_page_works_with_the_keyboard_alone(visit):
     page = visit("/?q=shoes", height=900)
     page.keyboard.press("Tab")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "q"
     page.keyboard.press("ArrowDown")
     active = "document.activeElement.dataset.id"
-    found = cards(page)
-    assert page.evaluate(active) == found[0]
+    shown = cards(page)
+    assert page.evaluate(active) == shown[0]
     page.keyboard.press("ArrowRight")
-    assert page.evaluate(active) == found[1]
+    assert page.evaluate(active) == shown[1]
     page.keyboard.press("ArrowDown")
-    below = found.index(page.evaluate(active))
+    below = shown.index(page.evaluate(active))
     assert below > 2
     page.keyboard.press("ArrowUp")
-    assert page.evaluate(active) == found[1]
+    assert page.evaluate(active) == shown[1]
     page.keyboard.press("Enter")
     page.wait_for_selector("dialog[open]")
     assert page.evaluate("document.activeElement.id") == "similar"
@@ -293,10 +292,14 @@ def test_nothing_overflows_at_any_width(visit, width, reranking_server):
     page.wait_for_selector("dialog[open]")
     box = page.locator("dialog").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= width
-    assert page.evaluate("document.querySelector('dialog').scrollTop") == 0, "the picture is scrolled out of sight"
+    assert page.evaluate("document.querySelector('dialog').scrollTop") == 0, (
+        "the dialog must open at its top, where the picture is"
+    )
     page.evaluate("document.querySelector('dialog').scrollTo(0, 9999)")
     close = page.locator("dialog .close").bounding_box()
-    assert box["y"] <= close["y"] and close["x"] + close["width"] <= box["x"] + box["width"], "no way out is in sight"
+    assert box["y"] <= close["y"] and close["x"] + close["width"] <= box["x"] + box["width"], (
+        "the close button must stay visible"
+    )
 
 
 NAMELESS = """
@@ -338,9 +341,9 @@ def test_controls_have_names_and_text_has_contrast(visit, scheme):
     assert page.get_attribute("html", "lang") == "en" and page.get_attribute("#status", "aria-live") == "polite"
 
 
-def test_a_mistaken_address_is_told_on_the_page(browser, server):
+def test_an_error_in_the_url_is_shown_on_the_page(browser, server):
     page = browser.new_page()
     page.goto(f"{server}/?q=a&filter=gendr:Men")
-    page.wait_for_selector("#status.wrong")
+    page.wait_for_selector("#status.error")
     assert "did you mean 'gender'" in page.text_content("#status")
     page.close()

@@ -1,4 +1,4 @@
-"""Readers of raw catalogues, one file per layout, by the name that `--config.data.reader` takes."""
+"""Readers of raw catalogues, one file per layout. The keys of READERS are the values of `--config.data.reader`."""
 
 from jaxclip.catalog.product import Reader
 from jaxclip.catalog.readers import (

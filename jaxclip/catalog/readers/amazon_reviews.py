@@ -16,24 +16,24 @@ from jaxclip.errors import UserError
 
 SOURCE = (
     "Fetch meta_CATEGORY.json.gz (and CATEGORY.json.gz with the reviews) from "
-    "https://nijianmo.github.io/amazon/, fetch the photos that imageURLHighRes or imageURL name, and put them into "
-    "images/ under their URL's file name or as ASIN.jpg."
+    "https://nijianmo.github.io/amazon/, fetch the photos at imageURLHighRes or imageURL, and put them into images/ "
+    "under their URL's file name or as ASIN.jpg."
 )
 URLS = ("imageURLHighRes", "imageURL", "imUrl")
 _TAG = re.compile(r"<[^>]*>")
-LONGEST_TITLE = 1000  # characters; anything longer is a web page that was scraped by mistake
+MAX_TITLE_LENGTH = 1000  # characters; longer titles are web pages that were scraped by mistake
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the products of all `meta_*.json.gz` in file order, and each oddity where it occurs.
 
     The caption is the title. A product's photo is the first of its URLs whose file is in `images/`, else
-    `images/ASIN.jpg`; a product without any photo is yielded with that path, so that it is counted as missing.
-    Attributes: brand and, if the review file is present, the number of reviews and their mean rating. The category is
-    the deepest usable level of the product's own category list.
+    `images/ASIN.jpg`; if that file does not exist either, the product is later counted as having no image. Attributes:
+    brand and, if the review file is present, the number of reviews and their mean rating. The category is the deepest
+    usable level of the product's category list.
 
     Raises:
-      UserError: no metadata, no `images/`, or `columns` is not empty.
+      UserError: the metadata or `images/` is missing, no product has a title, or `columns` is not empty.
     """
     layout.check(path, columns, ["images/"], dataset="Amazon Review Data", source=SOURCE)
     tables = sorted(path.glob("meta_*.json.gz"))
@@ -46,14 +46,14 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         reviews = table.with_name(table.name.removeprefix("meta_"))
         if reviews.is_file():
             yield from _read_ratings(reviews, ratings)
-        for where, entry in _lines(table):
+        for location, entry in _lines(table):
             if isinstance(entry, str):
-                yield Oddity(where, entry, dropped=True)
+                yield Oddity(location, entry, dropped=True)
                 continue
             asin, title = str(entry.get("asin") or ""), _text(entry.get("title"))
-            problem = _problem(asin, title, seen)
+            problem = _find_problem(asin, title, seen)
             if problem:
-                yield Oddity(f"{where} {asin}".rstrip(), problem, dropped=True)
+                yield Oddity(f"{location} {asin}".rstrip(), problem, dropped=True)
                 continue
             seen.add(asin)
             yield Product(
@@ -64,31 +64,31 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
                 _review_attributes(entry, ratings, asin),
             )
     if not seen:
-        raise UserError(f"{path} holds no product with a title in meta_*.json.gz.")
+        raise UserError(f"{path} has no product with a title in meta_*.json.gz.")
 
 
-def _problem(asin: str, title: str, seen: set[str]) -> str:
+def _find_problem(asin: str, title: str, seen: set[str]) -> str:
     if not asin:
         return "product without an ASIN"
     if asin in seen:
-        return "ASIN a second time"
+        return "duplicate ASIN"
     if not title:
         return "product without a title"
-    return "title is a page of HTML" if len(title) > LONGEST_TITLE else ""
+    return "title is a page of HTML" if len(title) > MAX_TITLE_LENGTH else ""
 
 
 def _read_ratings(reviews: Path, ratings: dict[str, tuple[int, float]]) -> Iterator[Oddity]:
-    """Adds each review to its product's (number of reviews, sum of ratings); yields malformed lines as oddities."""
-    for where, entry in _lines(reviews):
+    """Adds each review to its product's (number of reviews, sum of ratings); yields an oddity per malformed line."""
+    for location, entry in _lines(reviews):
         if isinstance(entry, str):
-            yield Oddity(where, entry, dropped=False)
+            yield Oddity(location, entry, dropped=False)
         elif "asin" in entry and isinstance(entry.get("overall"), int | float):
             count, total = ratings.get(entry["asin"], (0, 0.0))
             ratings[entry["asin"]] = (count + 1, total + entry["overall"])
 
 
 def _lines(file: Path) -> Iterator[tuple[str, dict | str]]:
-    """Yields (file:line, JSON object) per line; a description of the problem replaces a malformed object."""
+    """Yields (file:line, JSON object) per line; the name of the problem replaces a malformed object."""
     number = 0
     try:
         with gzip.open(file, "rt", encoding="utf-8", errors="replace") as lines:
@@ -99,7 +99,7 @@ def _lines(file: Path) -> Iterator[tuple[str, dict | str]]:
                     entry = None
                 yield f"{file.name}:{number}", entry if isinstance(entry, dict) else "line is not a JSON object"
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        yield f"{file.name}:{number + 1}", "file is cut off or damaged from here on"
+        yield f"{file.name}:{number + 1}", "file is truncated or damaged from here on"
 
 
 def _photo(entry: Mapping, asin: str, photos: Mapping[str, Path], path: Path) -> Path:
@@ -118,18 +118,18 @@ def _category(entry: Mapping) -> str:
     names = entry.get("category") or entry.get("categories") or []
     while names and isinstance(names[0], list):
         names = names[0]
-    # Below the third level the list holds sentences of the description.
-    known = [_text(name) for name in names[:3]] if isinstance(names, list) else [_text(names)]
-    return next((name for name in reversed(known) if name), "")
+    # Below the third level, the list contains sentences of the description.
+    levels = [_text(name) for name in names[:3]] if isinstance(names, list) else [_text(names)]
+    return next((name for name in reversed(levels) if name), "")
 
 
 def _review_attributes(entry: Mapping, ratings: Mapping[str, tuple[int, float]], asin: str) -> dict[str, str]:
     brand = _text(entry.get("brand"))
-    known = {"brand": brand} if brand else {}
+    attributes = {"brand": brand} if brand else {}
     if asin in ratings:
         count, total = ratings[asin]
-        known |= {"reviews": str(count), "rating": f"{total / count:.2f}"}
-    return known
+        attributes |= {"reviews": str(count), "rating": f"{total / count:.2f}"}
+    return attributes
 
 
 def _text(value: object) -> str:

@@ -10,7 +10,7 @@ from jaxclip.errors import UserError
 
 SOURCE = (
     "Fetch it from https://cocodataset.org/#download and put annotations/captions_*.json (or dataset_coco.json, "
-    "Karpathy's split) and the folders of photos, as train2017/ and val2017/, into it."
+    "Karpathy's split) and the folders of photos, such as train2017/ and val2017/, into it."
 )
 
 
@@ -18,11 +18,11 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the photos in the order of the caption files, with all their captions, and each oddity where it occurs.
 
     The attribute `partition` is the end of the caption file's name: `val2017` for `captions_val2017.json`. Photos are
-    looked up in the folder of that name, or in `images/` if there is none. If `dataset_coco.json` exists, it is read
+    in the folder of that name, or in `images/` if that folder does not exist. If `dataset_coco.json` exists, it is read
     instead of the caption files.
 
     Raises:
-      UserError: there are no caption files, one has another format, or `columns` is not empty.
+      UserError: there are no caption files, a caption file is malformed, or `columns` is not empty.
     """
     layout.check(path, columns, ["./"], dataset="COCO Captions", source=SOURCE)
     if (path / "dataset_coco.json").is_file():

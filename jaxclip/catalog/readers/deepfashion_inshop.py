@@ -14,61 +14,61 @@ SOURCE = (
     "into it."
 )
 DESCRIPTIONS, PARTITION = "Anno/list_description_inshop.json", "Eval/list_eval_partition.txt"
-FEWEST_LETTERS = 3  # shorter lines of a description carry no information
+MIN_LINE_LENGTH = 3  # characters; shorter lines of a description carry no information
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the photos in the order of the partition list, and each oddity where it occurs.
 
-    The caption is the article's description, its lines joined; the category is the photo's folder, as in
-    `img/WOMEN/Dresses/id_00000002/02_1_front.jpg`. Photos of one article are one group. Attributes: gender, view,
-    colours (all of the article's, joined by commas) and `partition` (train, query or gallery). The
+    The caption is the article's description with its lines joined; the category is the folder above the article, such
+    as Dresses in `img/WOMEN/Dresses/id_00000002/02_1_front.jpg`. Photos of one article are one group. Attributes:
+    gender, view, colours (all colours of the article, joined by commas) and `partition` (train, query or gallery). The
     dataset's own partition never divides an article.
 
     Raises:
-      UserError: a file is missing or is not in the dataset's format, or `columns` is not empty.
+      UserError: a file is missing or malformed, no photo has a description, or `columns` is not empty.
     """
-    needed = [DESCRIPTIONS, PARTITION]
-    layout.check(path, columns, needed, dataset="the DeepFashion In-shop dataset", source=SOURCE)
+    required = [DESCRIPTIONS, PARTITION]
+    layout.check(path, columns, required, dataset="the DeepFashion In-shop dataset", source=SOURCE)
     images = next((folder for folder in (path / "img", path / "Img" / "img") if folder.is_dir()), None)
     if images is None:
         raise UserError(f"{path} is not a copy of the DeepFashion In-shop dataset: it lacks img/. {SOURCE}")
     described = _descriptions(path / DESCRIPTIONS)
-    found = False
+    empty = True
     for number, line in enumerate((path / PARTITION).read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split()
         if number <= 2 or not fields:  # the first two lines are the number of photos and the header
             continue
-        where = f"{PARTITION}:{number}"
+        location = f"{PARTITION}:{number}"
         if len(fields) != 3 or not fields[0].startswith("img/"):
-            yield Oddity(where, "row is not a photo, an article and a partition", dropped=True)
+            yield Oddity(location, "row is not a photo, an article and a partition", dropped=True)
             continue
         photo, item, partition = fields
         texts, colours = described.get(item, ([], []))
         if not texts:
-            yield Oddity(where, "article without a description", dropped=True)
+            yield Oddity(location, "article without a description", dropped=True)
             continue
         photo_path = Path(photo).relative_to("img")
         gender, category = (photo_path.parts[0], photo_path.parts[1]) if len(photo_path.parts) > 3 else ("", "")
         attributes = {"partition": partition, "view": photo_path.stem.rpartition("_")[2]}
         attributes |= {"gender": gender} if gender else {}
         attributes |= {"colours": ", ".join(colours)} if colours else {}
-        found = True
+        empty = False
         id_ = photo_path.with_suffix("").as_posix()
         yield Product(id_, images / photo_path, tuple(texts), category.replace("_", " "), attributes, item)
-    if not found:
-        raise UserError(f"{path / PARTITION} lists no photo with a description.")
+    if empty:
+        raise UserError(f"{path / PARTITION} has no photo with a description.")
 
 
 def _descriptions(file: Path) -> dict[str, tuple[list[str], list[str]]]:
-    """Returns article -> (its descriptions, its colours), without duplicates, in file order."""
+    """Returns article -> (descriptions, colours), without duplicates, in file order."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
         described: dict[str, tuple[list[str], list[str]]] = {}
         for entry in entries:
             texts, colours = described.setdefault(entry["item"], ([], []))
             lines = [layout.collapse(line) for line in entry.get("description", [])]
-            text = " ".join(line for line in lines if len(line) >= FEWEST_LETTERS)
+            text = " ".join(line for line in lines if len(line) >= MIN_LINE_LENGTH)
             if text and text not in texts:
                 texts.append(text)
             if entry.get("color") and entry["color"] not in colours:

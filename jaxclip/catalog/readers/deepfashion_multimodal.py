@@ -27,7 +27,7 @@ SHAPES = {
     "cardigan": ("yes", "no"),
     "coversNavel": ("no", "yes"),
 }
-"""Attribute -> the meanings of its numbers; a number beyond the last means that the part is not visible."""
+"""Attribute -> the meanings of the numbers 0, 1, ...; a larger number means that the part is not visible."""
 NECKLINE = list(SHAPES).index("neckline")
 FABRICS = ("denim", "cotton", "leather", "furry", "knitted", "chiffon", "other")
 PATTERNS = ("floral", "graphic", "striped", "pure color", "lattice", "other", "color block")
@@ -41,14 +41,14 @@ _NAME = re.compile(r"(?P<item>(?P<gender>[^-]+)-(?P<category>.+)-id_\d+)-\d+_\d+
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the photos of `captions.json` in file order, and the oddities.
+    """Yields the photos of `captions.json` in file order, and each oddity where it occurs.
 
-    Photos of one article are one group, and its category is in the file name, as in
-    `WOMEN-Dresses-id_00000002-02_1_front.jpg`. Attributes come from the files of `labels/` that exist; a part
+    Photos of one article are one group. Article and category come from the file name, such as
+    `WOMEN-Dresses-id_00000002-02_1_front.jpg`, and attributes from the files in `labels/` that exist; a part that is
     labelled as not visible has no attribute.
 
     Raises:
-      UserError: `captions.json` or `images/` is missing or unreadable, or `columns` is not empty.
+      UserError: `captions.json` or `images/` is missing, the captions are malformed, or `columns` is not empty.
     """
     layout.check(path, columns, ["captions.json", "images/"], dataset="DeepFashion-MultiModal", source=SOURCE)
     try:
@@ -66,19 +66,19 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         if not text:
             yield Oddity(f"captions.json: {file}", "photo without a caption", dropped=True)
             continue
-        named = _NAME.fullmatch(Path(file).stem)
-        if named is None:
-            yield Oddity(f"captions.json: {file}", "name does not tell article and category", dropped=False)
-        parts = named.groupdict() if named else {}
+        match = _NAME.fullmatch(Path(file).stem)
+        if match is None:
+            yield Oddity(f"captions.json: {file}", "file name without article and category", dropped=False)
+        parts = match.groupdict() if match else {}
         attributes = {name: parts[name] for name in ("gender", "view") if name in parts} | labels.get(file, {})
         category = parts.get("category", "").replace("_", " ")
         yield Product(Path(file).stem, path / "images" / file, (text,), category, attributes, parts.get("item", ""))
     if not captions:
-        raise UserError(f"{path / 'captions.json'} holds no captions.")
+        raise UserError(f"{path / 'captions.json'} has no captions.")
 
 
 def _read_labels(file: Path, meanings: Mapping[str, Sequence[str]], labels: dict[str, dict[str, str]]):
-    """Adds the labels in a file to each photo's attributes in `labels`; yields malformed rows as oddities."""
+    """Adds the labels in a file to the attributes of each photo in `labels`; yields an oddity per malformed row."""
     rows: list[tuple[str, list[int]]] = []
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         photo, *values = line.split() or [""]
@@ -88,10 +88,12 @@ def _read_labels(file: Path, meanings: Mapping[str, Sequence[str]], labels: dict
             yield Oddity(f"{file.name}:{number}", f"row without {len(meanings)} numbers", dropped=False)
             continue
         rows.append((photo, [int(value) for value in values]))
-    # The documentation skips neckline number 3. A file that uses 3 is numbered without that gap.
+    # The documentation numbers necklines without 3; a file that has a 3 is numbered without this gap.
     gap = meanings is SHAPES and not any(values[NECKLINE] == 3 for _, values in rows)
     for photo, values in rows:
         if gap and values[NECKLINE] > 3:
             values[NECKLINE] -= 1
-        known = {name: kinds[v] for (name, kinds), v in zip(meanings.items(), values, strict=True) if v < len(kinds)}
-        labels.setdefault(photo, {}).update(known)
+        attributes = {
+            name: kinds[v] for (name, kinds), v in zip(meanings.items(), values, strict=True) if v < len(kinds)
+        }
+        labels.setdefault(photo, {}).update(attributes)

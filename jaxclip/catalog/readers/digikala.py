@@ -7,21 +7,21 @@ from pathlib import Path
 from jaxclip.catalog.product import Oddity, Product
 from jaxclip.catalog.readers import folder, layout
 
-SOURCE = "Fetch Digikala's colour classification photos from Kaggle and unpack them: one folder of photos per colour."
+SOURCE = "Fetch Digikala's colour classification photos from Kaggle and unpack them into one folder per colour."
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the photos sorted by path: a gallery without captions, which can be searched but not trained on.
+    """Yields the photos sorted by path, without captions: such a gallery can be searched but not trained on.
 
-    The folder's name becomes the attribute `baseColour`. Photos of one colour do not form a group: two red products are
-    not the same product.
+    The folder's name becomes the attribute `baseColour`. Photos of one colour do not form a group, because two red
+    products are not the same product.
 
     Raises:
-      UserError: `path` is not a folder or holds no photo, or `columns` is not empty.
+      UserError: `path` is not a folder or has no photo, or `columns` is not empty.
     """
     layout.check(path, columns, ["./"], dataset="Digikala's colour photos", source=SOURCE)
-    for found in folder.read(path, {}):
-        if isinstance(found, Product):
-            colour = folder.humanise(found.category.rpartition("/")[2])
-            found = replace(found, captions=(), category="", attributes={"baseColour": colour} if colour else {})
-        yield found
+    for item in folder.read(path, {}):
+        if isinstance(item, Product):
+            colour = folder.humanise(item.category.rpartition("/")[2])
+            item = replace(item, captions=(), category="", attributes={"baseColour": colour} if colour else {})
+        yield item

@@ -1,4 +1,4 @@
-"""Fashion-Gen (Rostamzadeh et al. 2018): photos and texts in HDF5 files; pictures are read one row at a time."""
+"""Fashion-Gen (Rostamzadeh et al. 2018): photos and texts in HDF5 files; photos are read one row at a time."""
 
 import io
 import math
@@ -15,7 +15,7 @@ from jaxclip.catalog.readers import layout
 from jaxclip.errors import UserError
 
 SOURCE = (
-    "Ask for access at https://fashion-gen.com and put fashiongen_256_256_train.h5, fashiongen_256_256_validation.h5 "
+    "Request access at https://fashion-gen.com and put fashiongen_256_256_train.h5, fashiongen_256_256_validation.h5 "
     "or both into it."
 )
 IMAGE, TEXT, CATEGORY, ARTICLE = "input_image", "input_description", "input_category", "input_productID"
@@ -35,7 +35,7 @@ BLOCK = 4096  # rows of text per read
 
 @dataclass(frozen=True)
 class HDF5Image:
-    """A row of a dataset of uint8 pictures (N, H, W, 3)."""
+    """A row of an HDF5 dataset of uint8 pictures, (N, H, W, 3)."""
 
     file: Path
     dataset: str
@@ -57,8 +57,8 @@ class HDF5Image:
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the photos of an HDF5 file, or of all `*.h5` in a folder sorted by name, and each oddity where it occurs.
 
-    The caption is the description without HTML line breaks. Photos of one article (its product id) are one group.
-    The attribute `partition` is the end of the file's name, as in `fashiongen_256_256_train.h5`.
+    The caption is the description without HTML line breaks. Photos with the same product id are one group. The
+    attribute `partition` is the end of the file's name, such as train in `fashiongen_256_256_train.h5`.
 
     Raises:
       UserError: there is no file, a file is not HDF5 or lacks the pictures or descriptions, or `columns` is not empty.
@@ -66,7 +66,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     layout.check(path, columns, [], dataset="Fashion-Gen", source=SOURCE)
     files = [path] if path.is_file() else sorted(path.glob("*.h5"))
     if not files:
-        raise UserError(f"{path} is not a copy of Fashion-Gen: it holds no .h5 file. {SOURCE}")
+        raise UserError(f"{path} is not a copy of Fashion-Gen: it has no .h5 file. {SOURCE}")
     for file in files:
         yield from _rows(file)
 
@@ -76,13 +76,14 @@ def _rows(file: Path) -> Iterator[Product | Oddity]:
     try:
         opened = h5py.File(file, "r")
     except OSError as error:
-        raise UserError(f"{file} is not an HDF5 file, or is cut off: {error}.") from error
+        raise UserError(f"{file} is not an HDF5 file or is truncated: {error}.") from error
     with opened:
         missing = [name for name in (IMAGE, TEXT) if name not in opened]
         if missing:
             raise UserError(f"{file} has no dataset {' and '.join(missing)}: it has {', '.join(sorted(opened))}.")
         present = [name for name in (TEXT, CATEGORY, ARTICLE, *ATTRIBUTES) if name in opened]
-        total, size = len(opened[IMAGE]), math.prod(opened[IMAGE].shape[1:])  # a PNG is smaller than the raw pixels
+        total = len(opened[IMAGE])
+        size = math.prod(opened[IMAGE].shape[1:])  # bytes of the raw pixels; a PNG is smaller
         for start in range(0, total, BLOCK):
             block = {name: opened[name][start : start + BLOCK].reshape(-1) for name in present}
             for offset in range(min(BLOCK, total - start)):
@@ -104,6 +105,6 @@ def _rows(file: Path) -> Iterator[Product | Oddity]:
 
 
 def _text(value: bytes | np.generic) -> str:
-    """Returns a value of the file as text: the files hold Latin-1 bytes and numbers."""
+    """Returns a value, which is Latin-1 bytes or a number, as text."""
     text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
     return layout.collapse(text.replace("<br>", " ").replace("<br/>", " "))

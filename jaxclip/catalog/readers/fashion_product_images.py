@@ -1,6 +1,6 @@
 """Fashion Product Images (Param Aggarwal, Kaggle), in both of its layouts.
 
-The small layout has `styles.csv` and `images/ID.jpg`; the full one also has `styles/ID.json`, which adds pattern and
+The small layout has `styles.csv` and `images/ID.jpg`; the full layout also has `styles/ID.json`, which adds pattern and
 material.
 """
 
@@ -19,18 +19,19 @@ DETAILS = {
     "pattern": ("Pattern", "Print or Pattern Type", "Pattern Type", "Top Pattern"),
     "materialType": ("Fabric", "Fabric Type", "Material", "Material Type", "Top Fabric", "Saree Fabric"),
 }
-"""Attribute -> the keys of a JSON file's `articleAttributes` that may hold it; the first one present is used."""
+"""Attribute -> possible keys in `articleAttributes` of a JSON file; the first key present is used."""
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the catalogue's products in the order of `styles.csv`, and each oddity where it occurs.
 
-    The category is `subCategory`. Attributes keep the dataset's own names; `pattern` and `materialType` come from
+    The category is `subCategory`. Attributes keep the dataset's names; `pattern` and `materialType` come from
     `styles/ID.json`, which also supplies values that the row lacks. A missing name is built from gender, colour and
-    article type. Surrounding and repeated white space in a value is collapsed.
+    article type. White space in values is stripped and collapsed.
 
     Raises:
-      UserError: the folder, `styles.csv`, `images/` or a needed column is missing, or `columns` is not empty.
+      UserError: the folder, `styles.csv`, `images/` or a required column is missing, there are no products, or
+        `columns` is not empty.
     """
     table = _check_layout(path, columns)
     details = path / "styles"
@@ -42,43 +43,43 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
             line = _decode(raw)
             if not line:
                 continue
-            where = f"{table.name}:{number}"
+            location = f"{table.name}:{number}"
             if "\ufffd" in line:
-                yield Oddity(where, "broken UTF-8", dropped=False)
+                yield Oddity(location, "broken UTF-8", dropped=False)
             fields = split_row(line, len(header), header.index(NAME))
             if fields is None:
-                yield Oddity(where, "row with too few fields", dropped=True)
+                yield Oddity(location, "row with too few fields", dropped=True)
                 continue
             row = dict(zip(header, (" ".join(field.split()) for field in fields), strict=True))
             row = {column: value for column, value in row.items() if column and value not in MISSING}
             id_ = row.pop("id", "")
             if not id_ or id_ in seen:
-                yield Oddity(where, "duplicate id" if id_ else "row without an id", dropped=True)
+                yield Oddity(location, "duplicate id" if id_ else "row without an id", dropped=True)
                 continue
             seen.add(id_)
             if has_details:
-                found = _details(details / f"{id_}.json")
-                if isinstance(found, str):
-                    yield Oddity(f"styles/{id_}.json", found, dropped=False)
+                added = _details(details / f"{id_}.json")
+                if isinstance(added, str):
+                    yield Oddity(f"styles/{id_}.json", added, dropped=False)
                 else:
-                    if NAME in found and NAME not in row:
-                        yield Oddity(where, "no name, taken from its JSON file", dropped=False)
-                    row = found | row
-            name, oddity = _name(row, where)
+                    if NAME in added and NAME not in row:
+                        yield Oddity(location, "no name, taken from its JSON file", dropped=False)
+                    row = added | row
+            name, oddity = _name(row, location)
             if oddity:
                 yield oddity
             if name:
                 row.pop(NAME, None)
                 yield Product(id_, path / "images" / f"{id_}.jpg", (name,), row.get("subCategory", ""), row)
     if not seen:
-        raise UserError(f"{table} holds no products: a header and one row for each product would be right.")
+        raise UserError(f"{table} has no products: it should have a header and one row for each product.")
 
 
 def split_row(line: str, count: int, name: int) -> list[str] | None:
     """Returns the `count` fields of a row, or None if there are too few.
 
-    Rows are not CSV-quoted: quote marks are part of the text and the name, at index `name`, may hold commas, so
-    surplus commas are taken as part of the name. A row that is correctly quoted is read as CSV.
+    Rows are not quoted as in CSV: quotation marks are text, and the name, at index `name`, may contain commas, so
+    surplus commas are taken as part of it. A row that is correctly quoted is read as CSV.
     """
     if '"' in line:
         try:
@@ -98,16 +99,16 @@ def _check_layout(path: Path, columns: Mapping[str, str]) -> Path:
     if any(columns.values()):
         raise UserError("the fashion_product_images layout has fixed columns: leave --config.data.columns out.")
     if not path.is_dir():
-        raise UserError(f"{path} is not a folder: it should hold styles.csv and images/ID.jpg.")
+        raise UserError(f"{path} is not a folder: give a folder with styles.csv and images/ID.jpg.")
     table = path / "styles.csv"
     if not table.is_file():
         nested = sorted(path.glob("*/styles.csv"))
-        hint = f"did you mean {nested[0].parent}?" if nested else "it should hold styles.csv and images/ID.jpg."
-        raise UserError(f"{path} holds no styles.csv: {hint}")
+        hint = f"did you mean {nested[0].parent}?" if nested else "give a folder with styles.csv and images/ID.jpg."
+        raise UserError(f"{path} has no styles.csv: {hint}")
     if not (path / "images").is_dir():
         archives = sorted(path.glob("images.*"))
         hint = f"unpack {archives[0].name} there." if archives else "the photos should be images/ID.jpg."
-        raise UserError(f"{path} holds no folder images/: {hint}")
+        raise UserError(f"{path} has no folder images/: {hint}")
     return table
 
 
@@ -115,8 +116,8 @@ def _header(raw: bytes, table: Path) -> list[str]:
     header = [column.strip() for column in next(csv.reader([_decode(raw.removeprefix(b"\xef\xbb\xbf"))]), [])]
     missing = [column for column in ("id", NAME) if column not in header]
     if missing:
-        found = ", ".join(header) or "none"
-        raise UserError(f"{table} has no column {' and no column '.join(missing)}: its columns are {found}.")
+        columns = ", ".join(header) or "none"
+        raise UserError(f"{table} has no column {' and no column '.join(missing)}: its columns are {columns}.")
     return header
 
 
@@ -124,30 +125,30 @@ def _decode(raw: bytes) -> str:
     return raw.rstrip(b"\r\n").decode("utf-8", errors="replace")
 
 
-def _name(row: Mapping[str, str], where: str) -> tuple[str, Oddity | None]:
+def _name(row: Mapping[str, str], location: str) -> tuple[str, Oddity | None]:
     if NAME in row:
         return row[NAME], None
     if "articleType" not in row:
-        return "", Oddity(where, "no name and no article type", dropped=True)
+        return "", Oddity(location, "no name and no article type", dropped=True)
     name = " ".join(row[source] for source in NAME_SOURCES if source in row)
-    return name, Oddity(where, "no name, built from attributes", dropped=False)
+    return name, Oddity(location, "no name, built from attributes", dropped=False)
 
 
 def _details(path: Path) -> dict[str, str] | str:
-    """Returns the attributes in a product's JSON file, or what is wrong with it."""
+    """Returns the attributes in a product's JSON file, or the kind of oddity if the file is missing or broken."""
     try:
         data = json.loads(path.read_bytes())["data"]
-        own = data.get("articleAttributes") or {}
-        found = {key: data.get(key) for key in (NAME, "gender", "baseColour", "season", "year", "usage")}
+        article = data.get("articleAttributes") or {}
+        values = {key: data.get(key) for key in (NAME, "gender", "baseColour", "season", "year", "usage")}
         for key in ("masterCategory", "subCategory", "articleType"):
-            found[key] = (data.get(key) or {}).get("typeName")
+            values[key] = (data.get(key) or {}).get("typeName")
         for attribute, keys in DETAILS.items():
-            found[attribute] = _first(own, keys)
+            values[attribute] = _first(article, keys)
     except FileNotFoundError:
         return "JSON file missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "broken JSON file"
-    texts = {key: " ".join(str(value).split()) for key, value in found.items() if isinstance(value, str | int)}
+    texts = {key: " ".join(str(value).split()) for key, value in values.items() if isinstance(value, str | int)}
     return {key: text for key, text in texts.items() if text not in MISSING}
 
 

@@ -18,10 +18,10 @@ FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the photos in the order of the caption file, with all their captions, and each oddity where it occurs.
 
-    `dataset_flickr30k.json` is preferred, because only this file gives the attribute `partition` (train, val or test).
+    `dataset_flickr30k.json` is preferred, because only it has the attribute `partition` (train, val or test).
 
     Raises:
-      UserError: photos or captions are missing, the captions have another format, or `columns` is not empty.
+      UserError: photos or captions are missing, the caption file is malformed, or `columns` is not empty.
     """
     layout.check(path, columns, ["./"], dataset="Flickr30k", source=SOURCE)
     images = next((path / name for name in FOLDERS if (path / name).is_dir()), None)
@@ -40,7 +40,7 @@ def read_karpathy(file: Path, images: Path) -> Iterator[Product | Oddity]:
     """Yields the photos of a caption file in Karpathy's format: {"images": [{"filename", "sentences", "split"}]}.
 
     Raises:
-      UserError: the file is in another format.
+      UserError: the file is malformed.
     """
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))["images"]
@@ -85,6 +85,6 @@ def _read_lines(file: Path, images: Path) -> Iterator[Product | Oddity]:
             elif line.strip():
                 yield Oddity(f"{file.name}:{number}", "row without a photo and a sentence", dropped=True)
     if not captions:
-        raise UserError(f"{file} holds no captions: rows of a photo's name and a sentence would be right.")
+        raise UserError(f"{file} has no captions: each row should have a photo's name and a sentence.")
     for name, sentences in captions.items():
         yield Product(Path(name).stem, images / name, tuple(dict.fromkeys(sentences)))

@@ -1,4 +1,4 @@
-"""A folder of images: sub-folders are categories, and an optional `.txt` file next to an image holds its captions."""
+"""A folder of images: subfolders are categories, and an optional `.txt` file next to an image contains its captions."""
 
 import os
 from collections import Counter
@@ -14,30 +14,30 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", "
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the images of a folder, sorted by path, and an oddity for every other file.
 
-    The captions are the non-empty lines of the `.txt` file of that stem; without it, the humanised name of the image's
-    folder, which all images of a class then share, so that a class is one group (see `catalog.groups`); else, for
-    images at the top, the humanised stem. The category is the image's folder, relative to `path`; the id is its
+    The captions are the non-empty lines of the `.txt` file with the image's stem. Without this file, the caption is the
+    humanised name of the image's folder, so that all images of a class are one group (see `catalog.groups`), or the
+    humanised stem for images at the top. The category is the image's folder, relative to `path`; the id is the image's
     relative path without the suffix, or with the suffix if two images differ only in it. Hidden files are ignored.
 
     Raises:
-      UserError: `path` is not a folder or holds no image, or `columns` is not empty.
+      UserError: `path` is not a folder or has no image, or `columns` is not empty.
     """
     if any(columns.values()):
         raise UserError("a folder of images has no columns: leave --config.data.columns out.")
     if not path.is_dir():
-        raise UserError(f"{path} is not a folder: give the folder that holds the images.")
+        raise UserError(f"{path} is not a folder: give the folder of the images.")
     empty = True
     for folder, files in _walk(path, set()):
         category = "" if folder == path else _text(folder.relative_to(path))
         images = [file for file in files if file.suffix.lower() in SUFFIXES]
         stems = Counter(image.stem for image in images)
         for file in files:
-            where = _text(file.relative_to(path))
+            location = _text(file.relative_to(path))
             if file.suffix.lower() == ".txt":
                 if file.stem not in stems:
-                    yield Oddity(where, "caption without an image", dropped=True)
+                    yield Oddity(location, "caption without an image", dropped=True)
             elif file not in images:
-                yield Oddity(where, "not an image by its suffix", dropped=True)
+                yield Oddity(location, "not an image by its suffix", dropped=True)
             else:
                 empty = False
                 captions, oddity = _captions(file)
@@ -45,14 +45,14 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
                     yield Oddity(_text(file.with_suffix(".txt").relative_to(path)), oddity, dropped=False)
                 if not captions:
                     captions = (humanise(folder.name if category else file.stem),)
-                id_ = where if stems[file.stem] > 1 else where.removesuffix(file.suffix)
+                id_ = location if stems[file.stem] > 1 else location.removesuffix(file.suffix)
                 yield Product(id_, file, captions, category)
     if empty:
-        raise UserError(f"{path} holds no image: files that end in {', '.join(SUFFIXES)} would be right.")
+        raise UserError(f"{path} has no image: images are files that end in {', '.join(SUFFIXES)}.")
 
 
 def humanise(name: str) -> str:
-    """Returns a file or folder name as a person would type it: `long_sleeve` is "long sleeve", `t-shirt` stays."""
+    """Returns a file or folder name with underscores replaced by spaces: `long_sleeve` becomes "long sleeve"."""
     return " ".join(name.replace("_", " ").split()) or name
 
 
@@ -61,13 +61,13 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, list[Path]]]:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
     yield folder, [entry for entry in entries if not entry.is_dir()]
     for entry in entries:
-        # Class folders are often links, so links are followed; `seen` prevents endless cycles.
+        # Class folders are often symbolic links, so links are followed; `seen` prevents endless cycles.
         if entry.is_dir() and entry.resolve() not in seen:
             yield from _walk(entry, seen)
 
 
 def _captions(image: Path) -> tuple[tuple[str, ...], str]:
-    """Returns the captions in an image's `.txt` file, () if there are none, and the kind of oddity or ""."""
+    """Returns the captions in an image's `.txt` file, () if there are none, and the kind of oddity, "" for none."""
     try:
         text = image.with_suffix(".txt").read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace")
     except FileNotFoundError:

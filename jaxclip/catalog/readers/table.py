@@ -8,13 +8,13 @@ from pathlib import Path
 from jaxclip.catalog.product import Oddity, Product
 from jaxclip.errors import UserError
 
-USUAL = {
+USUAL_NAMES = {
     "image": ("image", "image_path", "filepath", "file_path", "filename", "file_name", "path", "img", "img_path"),
     "caption": ("caption", "text", "title", "name", "description", "productdisplayname", "product_name"),
     "id": ("id", "product_id", "sku", "item_id", "article_id"),
     "category": ("category", "class", "label", "type", "product_type", "subcategory"),
 }
-"""Role -> the column names by which it is recognised: lower case, spaces and hyphens replaced by underscores."""
+"""Role -> the column names by which it is recognised, in lower case, with underscores for spaces and hyphens."""
 MISSING = {"", "NA", "N/A", "<NA>", "nan", "NaN", "None", "null", "NULL"}
 
 
@@ -29,39 +29,41 @@ class _Entry:
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the oddities of a table, then its products in the order of their first rows.
 
-    `path` is the table itself, or a folder that holds `metadata.csv` or exactly one table. Image paths are relative
-    to the table's folder. Rows with the same id and image become one product with several captions; without an id
+    `path` is the table, or a folder that contains `metadata.csv` or exactly one table. Image paths are relative to the
+    table's folder. Rows with the same id and image become one product with several captions; without an id
     column, the image's path is the id. Columns other than id, image and caption become attributes. A table without a
     caption column is a gallery: its products have no captions, and an oddity reports this.
 
     Raises:
-      UserError: there is no table, the image column or a named column is missing, a quote is never closed, or no row is
-        usable.
+      UserError: there is no table, the image column or a configured column is missing, a quotation mark is not closed,
+        or no row is usable.
     """
-    table = _find(path)
+    table = _find_table(path)
     entries: dict[tuple[str, str], _Entry] = {}
     ids: set[str] = set()
     roles: dict[str, str] = {}
-    for where, values in _rows(table):
+    for location, values in _rows(table):
         if isinstance(values, str):
-            yield Oddity(where, values, dropped=True)
+            yield Oddity(location, values, dropped=True)
             continue
         if not roles:
             roles = _roles(table, list(values), columns)
             if "caption" not in roles:
-                yield Oddity(table.name, "no column of captions (data.columns.caption names one)", dropped=False)
+                yield Oddity(table.name, "no caption column (set it with data.columns.caption)", dropped=False)
         if any("\ufffd" in value for value in values.values()):
-            yield Oddity(where, "broken UTF-8", dropped=False)
-        known = {column: " ".join(value.split()) for column, value in values.items() if value.strip() not in MISSING}
+            yield Oddity(location, "broken UTF-8", dropped=False)
+        row_values = {
+            column: " ".join(value.split()) for column, value in values.items() if value.strip() not in MISSING
+        }
         gallery = "caption" not in roles
-        image, caption = values[roles["image"]].strip(), "" if gallery else known.get(roles["caption"], "")
-        problem = _problem(image, caption, gallery=gallery)
+        image, caption = values[roles["image"]].strip(), "" if gallery else row_values.get(roles["caption"], "")
+        problem = _find_problem(image, caption, gallery=gallery)
         if problem:
-            yield Oddity(where, problem, dropped=True)
+            yield Oddity(location, problem, dropped=True)
             continue
-        id_ = known.get(roles["id"], "") if "id" in roles else image
+        id_ = row_values.get(roles["id"], "") if "id" in roles else image
         if not id_:
-            yield Oddity(where, "row without an id", dropped=True)
+            yield Oddity(location, "row without an id", dropped=True)
             continue
         entry = entries.get((id_, image))
         if entry:
@@ -70,11 +72,11 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
             continue
         unique = _unique(id_, ids)
         if unique != id_:
-            yield Oddity(where, "id of another image, numbered", dropped=False)
+            yield Oddity(location, "id of another image, made unique by a number", dropped=False)
         ids.add(unique)
-        entries[id_, image] = _Entry(unique, image, [caption] if caption else [], known)
+        entries[id_, image] = _Entry(unique, image, [caption] if caption else [], row_values)
     if not entries:
-        raise UserError(f"{table} has no row with an image and a caption: one row for each pair would be right.")
+        raise UserError(f"{table} has no row with an image and a caption: it should have one row for each pair.")
     role_columns = {roles.get("id"), roles["image"], roles.get("caption"), ""}
     for entry in entries.values():
         attributes = {column: value for column, value in entry.values.items() if column not in role_columns}
@@ -82,22 +84,22 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         yield Product(entry.id, table.parent / entry.image, tuple(entry.captions), category, attributes)
 
 
-def _find(path: Path) -> Path:
+def _find_table(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"{path} does not exist: give a .csv or .tsv file, or the folder that holds one.")
+        raise UserError(f"{path} does not exist: give a .csv or .tsv file, or its folder.")
     if (path / "metadata.csv").is_file():
         return path / "metadata.csv"
     tables = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in (".csv", ".tsv"))
     if len(tables) != 1:
         found = ", ".join(table.name for table in tables) or "none"
-        raise UserError(f"{path} should hold exactly one .csv or .tsv (it holds: {found}): give the file itself.")
+        raise UserError(f"{path} should have exactly one .csv or .tsv (it has: {found}): give the file itself.")
     return tables[0]
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, str] | str]]:
-    """Yields (file:line, column -> value) per row; a description of the problem replaces a malformed row."""
+    """Yields (file:line, column -> value) per row; the name of the problem replaces the values of a malformed row."""
     with table.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         first = lines.readline()
         if "\0" in first:
@@ -118,23 +120,23 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, str] | str]]:
                 line = rows.line_num + 1
         except csv.Error as error:
             raise UserError(
-                f"{table}:{line}: {error}; put fields that hold commas, quotes or line breaks in quotes, "
-                "and double the quotes inside."
+                f"{table}:{line}: {error}; put fields that contain commas, quotes or line breaks in quotes, "
+                "and double the quotes inside them."
             ) from error
 
 
 def _roles(table: Path, header: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    named = {role: column for role, column in columns.items() if column}
-    for role, column in named.items():
+    configured = {role: column for role, column in columns.items() if column}
+    for role, column in configured.items():
         flag = f"--config.data.columns.{role}"
-        if role not in USUAL:
-            raise UserError(f"{flag} is not a role: the roles are {', '.join(USUAL)}.")
+        if role not in USUAL_NAMES:
+            raise UserError(f"{flag} is not a role: the roles are {', '.join(USUAL_NAMES)}.")
         if column not in header:
             raise UserError(f"{table} has no column {column} ({flag}): its columns are {', '.join(header)}.")
-    roles = dict(named)
-    usual = {column.casefold().replace(" ", "_").replace("-", "_"): column for column in reversed(header)}
-    for role, names in USUAL.items():
-        candidates = [usual[name] for name in names if name in usual and usual[name] not in roles.values()]
+    roles = dict(configured)
+    by_name = {column.casefold().replace(" ", "_").replace("-", "_"): column for column in reversed(header)}
+    for role, names in USUAL_NAMES.items():
+        candidates = [by_name[name] for name in names if name in by_name and by_name[name] not in roles.values()]
         if role not in roles and candidates:
             roles[role] = candidates[0]
     if "image" not in roles:
@@ -145,7 +147,7 @@ def _roles(table: Path, header: Sequence[str], columns: Mapping[str, str]) -> di
     return roles
 
 
-def _problem(image: str, caption: str, *, gallery: bool) -> str:
+def _find_problem(image: str, caption: str, *, gallery: bool) -> str:
     if image in MISSING:
         return "row without an image"
     if image.startswith(("http://", "https://")):

@@ -1,4 +1,4 @@
-"""Any dataset that TFDS has prepared; images and texts are recognised by the names of its features."""
+"""Any dataset prepared by TFDS; images and texts are recognised by the names of its features."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from jaxclip.catalog.product import Oddity, Product
 from jaxclip.catalog.readers import layout
 from jaxclip.errors import UserError
 
-USUAL = {
+USUAL_NAMES = {
     "id": ("id", "image_id", "image/id", "image/filename", "filename", "file_name"),
     "image": ("image",),
     "caption": ("caption", "captions", "text", "title", "description"),
     "category": ("category", "label", "class"),
 }
-"""Role -> the features by which it is recognised; a nested one is written with a slash."""
+"""Role -> the feature names by which it is recognised; nested features are written with a slash."""
 
 
 @dataclass(frozen=True)
@@ -42,35 +42,39 @@ class TFDSImage:
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the examples of all splits, in stored order, and each oddity where it occurs.
 
-    `path` is the folder that holds `dataset_info.json`, for example `DATA_DIR/flickr30k/1.0.0`. Only
-    ArrayRecord is supported, because other formats have no random access. Features that are text, class labels
-    or whole numbers become attributes, and so does `partition`, the split's name.
+    `path` is the folder of `dataset_info.json`, for example `DATA_DIR/flickr30k/1.0.0`. Only ArrayRecord is supported,
+    because other formats have no random access. Features that are text, class labels or whole numbers become
+    attributes; the split's name becomes the attribute `partition`.
 
     Raises:
-      UserError: there is no prepared dataset, it has another format, or a role has no feature.
+      UserError: there is no prepared dataset, it is not stored as ArrayRecord, or no feature fits the image or caption.
     """
-    import tensorflow_datasets as tfds  # takes seconds to import, and only this reader needs it
+    import tensorflow_datasets as tfds  # takes seconds to import and is needed by this reader only
 
     if not (path / "dataset_info.json").is_file():
         raise UserError(
-            f"{path} is not a prepared TFDS dataset: it lacks dataset_info.json. Give DATA_DIR/NAME/VERSION."
+            f"{path} is not a prepared TFDS dataset: it lacks dataset_info.json. Give the folder DATA_DIR/NAME/VERSION."
         )
     builder = tfds.builder_from_directory(path)
     if not _random_access(builder):
         raise UserError(
-            f"{path} is stored as {builder.info.file_format.value}: prepare it anew with file_format='array_record'."
+            f"{path} is stored as {builder.info.file_format.value}: prepare it again with file_format='array_record'."
         )
     features = {"/".join(names): feature for names, feature in _flatten(builder.info.features)}
     roles = _roles(path, features, columns)
-    kept = {name: f for name, f in features.items() if name not in (roles["image"], roles["caption"], roles.get("id"))}
+    attribute_features = {
+        name: f for name, f in features.items() if name not in (roles["image"], roles["caption"], roles.get("id"))
+    }
     for split in builder.info.splits:
         for row, example in enumerate(_source(path, split, roles["image"])):
-            where = f"{path.parent.name}: {split}[{row}]"
+            location = f"{path.parent.name}: {split}[{row}]"
             captions = _captions(_values(example, roles["caption"]))
             if not captions:
-                yield Oddity(where, "example without a caption", dropped=True)
+                yield Oddity(location, "example without a caption", dropped=True)
                 continue
-            attributes = {name: text for name, f in kept.items() if (text := _text(_values(example, name), f))}
+            attributes = {
+                name: text for name, f in attribute_features.items() if (text := _text(_values(example, name), f))
+            }
             id_ = _text(_values(example, roles["id"]), features[roles["id"]]) if "id" in roles else ""
             category = attributes.get(roles.get("category", ""), "")
             picture = TFDSImage(path, split, row, roles["image"], len(_values(example, roles["image"])))
@@ -79,7 +83,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
 
 @lru_cache(maxsize=8)
 def _source(folder: Path, split: str, image: str) -> Any:
-    """Returns a split's examples by index, with encoded pictures; cached because opening a split is slow."""
+    """Returns the examples of a split by index, with encoded pictures; cached, because opening a split is slow."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
@@ -103,13 +107,13 @@ def _flatten(features: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple
 
 def _roles(path: Path, features: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
     roles = {}
-    for role, usual in USUAL.items():
-        named = columns.get(role)
-        if named and named not in features:
+    for role, usual in USUAL_NAMES.items():
+        configured = columns.get(role)
+        if configured and configured not in features:
             raise UserError(
-                f"{path} has no feature {named} (--config.data.columns.{role}): it has {', '.join(features)}."
+                f"{path} has no feature {configured} (--config.data.columns.{role}): it has {', '.join(features)}."
             )
-        name = named or next((name for name in usual if name in features), "")
+        name = configured or next((name for name in usual if name in features), "")
         if name:
             roles[role] = name
         elif role in ("image", "caption"):
@@ -133,7 +137,7 @@ def _captions(value: Any) -> tuple[str, ...]:
 
 
 def _text(value: Any, feature: Any) -> str:
-    """Returns text, a class label or a whole number as text, and "" for any other value."""
+    """Returns a text, class label or whole number as text, and "" for any other value."""
     if isinstance(value, bytes | str):
         return " ".join(_captions(value))
     if isinstance(value, int | np.integer):

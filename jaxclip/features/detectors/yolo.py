@@ -67,8 +67,8 @@ class OutputLayout:
 class Yolo:
     """The detector `onnx`.
 
-    Class names are read from FILE.names if it exists, else from the metadata of the model; otherwise they are those of
-    COCO.
+    Class names are read from FILE.names if it exists, or else from the metadata of the model. Without either, they are
+    those of COCO.
     """
 
     def __init__(self, path: Path):

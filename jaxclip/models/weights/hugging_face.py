@@ -18,9 +18,9 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KINDS = {"clip": "CLIPConfig", "siglip": "SiglipConfig"}
 """model_type -> the class of its configuration in transformers."""
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-"""Ours -> theirs."""
+"""Our name of an activation -> its name in transformers."""
 LEGACY_END_TOKEN = 2
-"""The end token of the first configurations, by mistake; for it CLIPModel reads the token of the highest id instead."""
+"""An end token that early configurations have by mistake; CLIPModel then reads the token of the highest id instead."""
 
 
 def read(folder: Path) -> ForeignCheckpoint:
@@ -37,7 +37,7 @@ def read_config(folder: Path) -> CLIPConfig:
     settings = read_json(path)
     kind = settings.get("model_type")
     if kind not in KINDS:
-        raise UserError(f"{path}: model_type is {kind!r}; {' and '.join(KINDS)} can be loaded")
+        raise UserError(f"{path}: model_type is {kind!r}; only {' and '.join(KINDS)} can be loaded")
     try:
         theirs = getattr(transformers, KINDS[kind]).from_dict(settings)
         return _clip_config(theirs) if kind == "clip" else _siglip_config(theirs)

@@ -1,4 +1,7 @@
-"""A layout as a table of parameters, with their names and ours, that serves for loading and for saving."""
+"""A checkpoint layout as a table with one row per parameter, used for loading and for saving.
+
+Here "theirs" are the names and tensors of the other library, and "ours" those of this package.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ from jaxclip.errors import UserError
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = {b"PK\x03\x04": "a zip archive", b"\x80\x02": "a pickle", b"\x80\x03": "a pickle", b"\x80\x04": "a pickle"}
-"""First bytes of files written by torch.save or pickle."""
+"""First bytes of a file written by torch.save or pickle -> what the file is."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def open_tensors(folder: Path, name: str) -> Tensors:
                 view = file.get_slice(tensor)
                 locations[tensor], shapes[tensor] = (path, tensor), tuple(view.get_shape())
                 if view.get_dtype() not in FLOATS and not tensor.endswith("position_ids"):
-                    raise UserError(f"{path}: {tensor} holds {view.get_dtype()}, not one of {', '.join(FLOATS)}")
+                    raise UserError(f"{path}: {tensor} has dtype {view.get_dtype()}, not one of {', '.join(FLOATS)}")
     actual = {tensor: path.name for tensor, (path, _) in locations.items()}
     if expected not in (None, actual):
         wrong = sorted(tensor for tensor, _ in actual.items() ^ expected.items())
@@ -87,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds {type(value).__name__}, not an object")
+        raise UserError(f"{path} contains a value of type {type(value).__name__}, but must contain an object")
     return value
 
 

@@ -1,44 +1,44 @@
 import { compare } from "./compare.js";
-import { $, make, moved } from "./elements.js";
+import { $, make, moveBadge } from "./elements.js";
 import { buildFilters, showFilters } from "./filters.js";
 import { dataUri, shrink } from "./pictures.js";
-import { fill } from "./product.js";
-import { ask, fetchJson } from "./server.js";
-import { MOST, PAGE, address, read, searching } from "./state.js";
+import { fillDialog } from "./product.js";
+import { fetchJson, requestResults } from "./server.js";
+import { MAX_RESULTS, PAGE_SIZE, pageUrl, readState, searching } from "./state.js";
 import { explain } from "./why.js";
 
-const PAUSE = 250;        // milliseconds after the last keystroke before a search starts
+const TYPING_PAUSE = 250;     // milliseconds after the last keystroke before a search starts
 
 let gallery = null;
-let asked = null;         // aborts the previous request
-let requested = "";       // state that the cards show or are loading
-let found = [];           // the newest results
-const captions = new Map();  // id -> name, for the chip of "more like this"
+let controller = null;        // aborts the previous request
+let requestedKey = "";        // the state, as JSON, whose results are on the page or loading
+let currentResults = [];      // the results of the last answer
+const captions = new Map();   // id -> caption, for the chip of "More like this"
 
 function change(changes, { replace = false } = {}) {
-  const state = { ...read(), ...changes };
-  history[replace ? "replaceState" : "pushState"](null, "", address(state));
-  show();
+  const state = { ...readState(), ...changes };
+  history[replace ? "replaceState" : "pushState"](null, "", pageUrl(state));
+  render();
 }
 
-async function take(file) {
+async function searchByPicture(file) {
   if (!file) return;
   try {
-    change({ picture: await shrink(file, gallery.picture_size), like: null, k: PAGE, open: null });
+    change({ picture: await shrink(file, gallery.picture_size), like: null, k: PAGE_SIZE, open: null });
   } catch {
-    tell(`${file.name || "This"} is no picture that this browser can read.`, true);
+    setStatus(`${file.name || "This file"} is not a picture that this browser can read.`, true);
   }
 }
 
 // Rendering
 
-function tell(text, wrong = false) {
+function setStatus(text, isError = false) {
   $("status").textContent = text;
-  $("status").classList.toggle("wrong", wrong);
+  $("status").classList.toggle("error", isError);
 }
 
-async function show() {
-  const state = read();
+async function render() {
+  const state = readState();
   if ($("q").value !== state.q && document.activeElement !== $("q")) $("q").value = state.q;
   document.title = state.q ? `${state.q} · ${gallery.name}` : `${gallery.name}: product search`;
   showChips(state);
@@ -49,45 +49,45 @@ async function show() {
   $("suggestions").hidden = searching(state) || state.filters.length > 0 || !gallery.suggestions.length;
   showProduct(state.open);
 
-  const wanted = JSON.stringify({ ...state, open: null });
-  if (wanted === requested) return;
-  requested = wanted;
-  asked?.abort();
-  asked = new AbortController();
+  const key = JSON.stringify({ ...state, open: null });
+  if (key === requestedKey) return;
+  requestedKey = key;
+  controller?.abort();
+  controller = new AbortController();
   const started = performance.now();
   $("cards").setAttribute("aria-busy", "true");
   try {
-    const answer = await ask(state, asked.signal);
+    const answer = await requestResults(state, controller.signal);
     showResults(state, answer);
-    tell(summary(state, answer, performance.now() - started));
+    setStatus(summary(state, answer, performance.now() - started));
     const count = Math.min(answer.results.length, state.k);
-    $("more").hidden = count < state.k || state.k >= MOST || count >= answer.matching;
+    $("more").hidden = count < state.k || state.k >= MAX_RESULTS || count >= answer.matching;
   } catch (error) {
     if (error.name === "AbortError") return;
-    requested = "";
+    requestedKey = "";
     showResults(state, { results: [] });
     $("more").hidden = true;
-    tell(error instanceof TypeError ? "The server does not answer. Is it still running?" : error.message, true);
+    setStatus(error instanceof TypeError ? "The server does not answer. Is it still running?" : error.message, true);
   }
   $("cards").removeAttribute("aria-busy");
 }
 
 function summary(state, answer, milliseconds) {
   const number = (count) => count.toLocaleString("en");
-  if (!answer.results.length) return "No product passes these filters.";
+  if (!answer.results.length) return "No product matches these filters.";
   const matching = `${number(answer.matching)} ${answer.matching === 1 ? "product" : "products"}`;
   if (!searching(state)) return state.filters.length ? matching : `${matching} in ${gallery.name}`;
-  return `The nearest ${number(Math.min(answer.results.length, state.k))} of ${matching}, in ${Math.round(milliseconds)} ms`;
+  return `The ${number(Math.min(answer.results.length, state.k))} nearest of ${matching}, in ${Math.round(milliseconds)} ms`;
 }
 
 function showResults(state, answer) {
-  found = answer.results;
+  currentResults = answer.results;
   const both = state.order === "both" && Boolean(answer.first_stage);
   $("cards").hidden = both;
   $("compare").hidden = !both;
-  showCards(both ? [] : found.slice(0, state.k), searching(state));
-  compare(both ? answer.first_stage : [], both ? found : [], state.k, (id) => change({ open: id }));
-  if (shown !== null) explainShown();
+  showCards(both ? [] : currentResults.slice(0, state.k), searching(state));
+  compare(both ? answer.first_stage : [], both ? currentResults : [], state.k, (id) => change({ open: id }));
+  if (shownId !== null) explainShownProduct();
 }
 
 function showCards(results, scored) {
@@ -96,21 +96,21 @@ function showCards(results, scored) {
     const title = result.caption || result.category || result.id;
     const image = make("img", { src: `${result.image.slice(1)}?size=400`, alt: "", loading: "lazy", decoding: "async" });
     const under = make("span", { className: "under" }, make("span", { textContent: result.caption ? result.category : result.id }));
-    if (scored) under.append(make("span", { textContent: result.score.toFixed(3), title: result.before === null ? "Cosine of the picture with the query" : "Score of the second stage" }));
+    if (scored) under.append(make("span", { textContent: result.score.toFixed(3), title: result.before === null ? "Cosine similarity of the picture and the query" : "Score of the second stage" }));
     const card = make("button", { className: "card", type: "button", onclick: () => change({ open: result.id }) },
-      make("span", { className: "plate" }, image, ...moved(place + 1, result.before)),
+      make("span", { className: "plate" }, image, ...moveBadge(place + 1, result.before)),
       make("span", { className: "text" }, make("span", { className: "title", textContent: title }), under));
     card.dataset.id = result.id;
-    const like = make("button", { className: "like", type: "button", textContent: "More like this", onclick: () => similar(result.id) });
+    const like = make("button", { className: "like", type: "button", textContent: "More like this", onclick: () => searchSimilar(result.id) });
     like.setAttribute("aria-label", `More like ${title}`);
     return make("li", {}, card, like);
   }));
 }
 
-function similar(id) {
+function searchSimilar(id) {
   $("q").value = "";
   scrollTo({ top: 0 });
-  change({ like: id, q: "", picture: null, k: PAGE, open: null });
+  change({ like: id, q: "", picture: null, k: PAGE_SIZE, open: null });
 }
 
 function chip(image, text, label, remove) {
@@ -120,12 +120,12 @@ function chip(image, text, label, remove) {
   return button;
 }
 
-async function learn(id) {
+async function fetchCaption(id) {
   captions.set(id, id);
   const product = await fetchJson(`v1/products/${encodeURIComponent(id)}`).catch(() => null);
   if (product === null) return;
   captions.set(id, product.caption || id);
-  showChips(read());
+  showChips(readState());
 }
 
 function showChips(state) {
@@ -133,7 +133,7 @@ function showChips(state) {
   if (state.picture) chips.push(chip(dataUri(state.picture), "picture", "Remove the picture", () => change({ picture: null })));
   if (state.like !== null) {
     const source = `v1/images/${encodeURIComponent(state.like)}?size=64`;
-    if (!captions.has(state.like)) learn(state.like);
+    if (!captions.has(state.like)) fetchCaption(state.like);
     chips.push(chip(source, `like ${captions.get(state.like) ?? state.like}`, "Remove the product", () => change({ like: null })));
   }
   $("chips").replaceChildren(...chips);
@@ -142,38 +142,38 @@ function showChips(state) {
 
 // The product dialog
 
-let shown = null;
+let shownId = null;
 
 async function showProduct(id) {
-  if (id === shown) return;
-  shown = id;
+  if (id === shownId) return;
+  shownId = id;
   if (id === null) {
     $("product").close();
     return;
   }
   try {
     const product = await fetchJson(`v1/products/${encodeURIComponent(id)}`);
-    if (shown !== id) return;
-    fill(product);
-    explainShown();
-    $("similar").onclick = () => similar(id);
+    if (shownId !== id) return;
+    fillDialog(product);
+    explainShownProduct();
+    $("similar").onclick = () => searchSimilar(id);
     if (!$("product").open) $("product").showModal();
     $("similar").focus({ preventScroll: true });  // do not scroll past the picture
   } catch (error) {
-    shown = null;
-    tell(error.message, true);
+    shownId = null;
+    setStatus(error.message, true);
   }
 }
 
-function explainShown() {
-  const place = found.findIndex((result) => result.id === shown);
-  explain(found[place], place + 1);
+function explainShownProduct() {
+  const place = currentResults.findIndex((result) => result.id === shownId);
+  explain(currentResults[place], place + 1);
 }
 
 $("product").onclose = () => {
-  const id = shown;
+  const id = shownId;
   if (id === null) return;
-  shown = null;
+  shownId = null;
   change({ open: null });
   document.querySelector(`:is(.card, .entry)[data-id="${CSS.escape(id)}"]`)?.focus();
 };
@@ -189,33 +189,33 @@ $("copy").onclick = async () => {
 
 // Event handlers
 
-let typing;
+let typingTimer;
 $("q").oninput = () => {
-  clearTimeout(typing);
-  typing = setTimeout(() => change({ q: $("q").value, k: PAGE }, { replace: true }), PAUSE);
+  clearTimeout(typingTimer);
+  typingTimer = setTimeout(() => change({ q: $("q").value, k: PAGE_SIZE }, { replace: true }), TYPING_PAUSE);
 };
 $("search").onsubmit = (event) => {
   event.preventDefault();
-  clearTimeout(typing);
-  change({ q: $("q").value, k: PAGE });
+  clearTimeout(typingTimer);
+  change({ q: $("q").value, k: PAGE_SIZE });
 };
 $("picture").onchange = () => {
-  take($("picture").files[0]);
+  searchByPicture($("picture").files[0]);
   $("picture").value = "";
 };
 $("clear").onclick = () => {
   $("q").value = "";
-  change({ q: "", like: null, filters: [], picture: null, order: "", k: PAGE });
+  change({ q: "", like: null, filters: [], picture: null, order: "", k: PAGE_SIZE });
   $("q").focus();
 };
 $("orders").onchange = (event) => change({ order: event.target.value });
-$("more").onclick = () => change({ k: Math.min(MOST, read().k + PAGE) }, { replace: true });
+$("more").onclick = () => change({ k: Math.min(MAX_RESULTS, readState().k + PAGE_SIZE) }, { replace: true });
 
 addEventListener("popstate", () => {
-  $("q").value = read().q;
-  show();
+  $("q").value = readState().q;
+  render();
 });
-addEventListener("paste", (event) => take([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
+addEventListener("paste", (event) => searchByPicture([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
 addEventListener("dragover", (event) => {
   event.preventDefault();
   $("drop").hidden = false;
@@ -224,7 +224,7 @@ addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("drop").h
 addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").hidden = true;
-  take(event.dataTransfer.files[0]);
+  searchByPicture(event.dataTransfer.files[0]);
 });
 addEventListener("keydown", (event) => {
   const inField = event.target.matches("input[type=search]");
@@ -235,37 +235,37 @@ addEventListener("keydown", (event) => {
     return;
   }
   const cards = [...document.querySelectorAll(".card, .entry")];
-  const at = cards.indexOf(document.activeElement);
+  const index = cards.indexOf(document.activeElement);
   if (event.key === "ArrowDown" && event.target === $("q") && cards.length) {
     event.preventDefault();
     cards[0].focus();
   }
-  if (at < 0) return;
-  const beside = cards[at].matches(".entry");
-  const column = cards.findIndex((card) => card.closest("ol") === cards.at(-1).closest("ol"));  // index of the second column's first card
-  const across = cards.filter((card) => card.parentElement.offsetTop === cards[0].parentElement.offsetTop).length;
-  const [aside, down] = beside ? [column, 1] : [1, across];
-  const step = { ArrowLeft: -aside, ArrowRight: aside, ArrowUp: -down, ArrowDown: down }[event.key];
+  if (index < 0) return;
+  const sideBySide = cards[index].matches(".entry");
+  const secondColumn = cards.findIndex((card) => card.closest("ol") === cards.at(-1).closest("ol"));  // index of its first card
+  const perRow = cards.filter((card) => card.parentElement.offsetTop === cards[0].parentElement.offsetTop).length;
+  const [across, down] = sideBySide ? [secondColumn, 1] : [1, perRow];
+  const step = { ArrowLeft: -across, ArrowRight: across, ArrowUp: -down, ArrowDown: down }[event.key];
   if (step === undefined) return;
   event.preventDefault();
-  if (event.key === "ArrowUp" && (at < down || (beside && at === column))) $("q").focus();
-  else cards[at + step]?.focus();
+  if (event.key === "ArrowUp" && (index < down || (sideBySide && index === secondColumn))) $("q").focus();
+  else cards[index + step]?.focus();
 });
 
 const wide = matchMedia("(min-width: 52.01rem)");
-const fold = () => { $("filters").open = wide.matches; };
-wide.addEventListener("change", fold);
+const openFiltersIfWide = () => { $("filters").open = wide.matches; };
+wide.addEventListener("change", openFiltersIfWide);
 
 try {
   gallery = await fetchJson("v1/gallery");
-  fold();
-  buildFilters(gallery.facets, (filters) => change({ filters, k: PAGE }));
+  openFiltersIfWide();
+  buildFilters(gallery.facets, (filters) => change({ filters, k: PAGE_SIZE }));
   $("suggestions").append(...gallery.suggestions.map((text) => make("button", {
     type: "button", textContent: text, onclick: () => { $("q").value = text; change({ q: text }); },
   })));
-  $("q").value = read().q;
-  show();
+  $("q").value = readState().q;
+  render();
   if (wide.matches) $("q").focus();
 } catch (error) {
-  tell(error.message, true);
+  setStatus(error.message, true);
 }

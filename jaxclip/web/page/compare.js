@@ -1,31 +1,31 @@
-import { $, make, moved } from "./elements.js";
+import { $, make, moveBadge } from "./elements.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-// Shows the best products of both stages in two columns, with a curve between a product's two places.
+// Shows the top products of both stages in two columns, with a curve between the two places of a product.
 export function compare(first, second, count, open) {
   if (!second.length) {
     $("compare").replaceChildren();
     return;
   }
   const places = new Map(second.map((result, place) => [result.id, place]));
-  const shown = first.slice(0, count);
-  const left = shown.map((result, before) => {
+  const top = first.slice(0, count);
+  const left = top.map((result, before) => {
     const place = places.get(result.id) ?? second.length;
-    const item = entry(result, before, moved(place + 1, before + 1, "after re-ranking", place + 1), open);
+    const item = entry(result, before, moveBadge(place + 1, before + 1, "after re-ranking", place + 1), open);
     if (place >= count) item.firstChild.classList.add("gone");
     return item;
   });
   const right = second.slice(0, count).map((result, place) => {
-    const item = entry(result, place, moved(place + 1, result.before), open);
-    if (result.before <= count) item.className = way(result.before - 1, place);
+    const item = entry(result, place, moveBadge(place + 1, result.before), open);
+    if (result.before <= count) item.className = direction(result.before - 1, place);
     return item;
   });
   const curves = document.createElementNS(SVG, "svg");
-  curves.setAttribute("viewBox", `0 0 100 ${shown.length}`);
+  curves.setAttribute("viewBox", `0 0 100 ${top.length}`);
   curves.setAttribute("preserveAspectRatio", "none");
   curves.setAttribute("aria-hidden", "true");
-  shown.forEach((result, before) => {
+  top.forEach((result, before) => {
     const place = places.get(result.id) ?? second.length;
     if (place < count) curves.append(curve(result.id, before, place));
   });
@@ -33,12 +33,12 @@ export function compare(first, second, count, open) {
   $("compare").replaceChildren(column("First stage", left), make("div", { className: "curves" }, curves), column("Re-ranked", right));
 }
 
-const way = (before, place) => (place < before ? "up" : place > before ? "down" : "same");
+const direction = (before, place) => (place < before ? "up" : place > before ? "down" : "same");
 
 function curve(id, before, place) {
   const path = document.createElementNS(SVG, "path");
   path.setAttribute("d", `M0 ${before + 0.5} C50 ${before + 0.5} 50 ${place + 0.5} 100 ${place + 0.5}`);
-  path.setAttribute("class", way(before, place));
+  path.setAttribute("class", direction(before, place));
   path.dataset.id = id;
   return path;
 }
@@ -55,11 +55,11 @@ function entry(result, place, badge, open) {
 }
 
 // Highlights both places of a product and the curve between them.
-const light = (event) => {
+const highlight = (event) => {
   const id = event.target.closest?.("[data-id]")?.dataset.id;
   for (const part of $("compare").querySelectorAll("[data-id]")) part.classList.toggle("lit", part.dataset.id === id);
-  $("compare").classList.toggle("lighting", id !== undefined);
+  $("compare").classList.toggle("highlighting", id !== undefined);
 };
 for (const name of ["pointerover", "pointerout", "focusin", "focusout"]) {
-  $("compare").addEventListener(name, (event) => light(name.endsWith("out") ? { target: document.body } : event));
+  $("compare").addEventListener(name, (event) => highlight(name.endsWith("out") ? { target: document.body } : event));
 }

@@ -1,4 +1,4 @@
-// Builds elements and the words on them.
+// Helpers that build elements and their texts.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -8,19 +8,20 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-// An attribute's name as people write it: baseColour is "Base colour".
-export const words = (name) => {
+// Returns the name of an attribute as people write it: baseColour becomes "Base colour".
+export const displayName = (name) => {
   const spaced = name.replaceAll("_", " ").replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
   return spaced.charAt(0).toUpperCase() + spaced.slice(1);
 };
 
-// A badge with how far a product moved from the first stage, as "▲3"; none if it did not move or was not re-ranked.
-export function moved(place, before, stage = "in the first stage", there = before) {
+// Returns [a badge with how far re-ranking moved a product, as "▲3"], or [] if the product did not move or was not
+// re-ranked. The tooltip names the product's place in the other list.
+export function moveBadge(place, before, stage = "in the first stage", otherPlace = before) {
   if (before === null || before === place) return [];
-  const up = before > place, far = Math.abs(before - place);
-  const badge = make("span", { className: up ? "moved up" : "moved down", textContent: `${up ? "▲" : "▼"}${far}` });
+  const up = before > place, distance = Math.abs(before - place);
+  const badge = make("span", { className: up ? "moved up" : "moved down", textContent: `${up ? "▲" : "▼"}${distance}` });
   badge.setAttribute("role", "img");
-  badge.setAttribute("aria-label", `${up ? "up" : "down"} ${far} ${far === 1 ? "place" : "places"}`);
-  badge.title = `Place ${there} ${stage}`;
+  badge.setAttribute("aria-label", `${up ? "up" : "down"} ${distance} ${distance === 1 ? "place" : "places"}`);
+  badge.title = `Place ${otherPlace} ${stage}`;
   return [badge];
 }

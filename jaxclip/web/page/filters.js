@@ -1,9 +1,9 @@
-import { $, make, words } from "./elements.js";
+import { $, displayName, make } from "./elements.js";
 
 const SHOWN_VALUES = 6;
 
-// Fills the sidebar with checkboxes; calls `choose` with the checked filters whenever one changes.
-export function buildFilters(facets, choose) {
+// Fills the sidebar with checkboxes; calls `onChange` with the checked filters whenever one changes.
+export function buildFilters(facets, onChange) {
   for (const facet of facets) {
     const values = facet.values.map((value) => {
       const box = make("input", { type: "checkbox", name: "filter", value: `${facet.name}:${value.value}` });
@@ -16,13 +16,13 @@ export function buildFilters(facets, choose) {
       return make("label", { className: "value" }, box, make("span", { textContent: value.value, title: value.value }),
         make("small", { textContent: value.products.toLocaleString("en") }));
     });
-    const legend = make("legend", { textContent: words(facet.name) });
-    const set = make("fieldset", {}, legend);
+    const legend = make("legend", { textContent: displayName(facet.name) });
+    const fieldset = make("fieldset", {}, legend);
     if (facet.colour) {
       legend.append(make("span", { className: "names" }));
-      set.append(make("div", { className: "swatches" }, ...values));
+      fieldset.append(make("div", { className: "swatches" }, ...values));
     } else {
-      set.append(...values);
+      fieldset.append(...values);
       const rest = values.slice(SHOWN_VALUES);
       if (rest.length > 1) {
         for (const label of rest) label.hidden = true;
@@ -32,13 +32,13 @@ export function buildFilters(facets, choose) {
           button.remove();
           rest[0].querySelector("input").focus();
         };
-        set.append(button);
+        fieldset.append(button);
       }
     }
-    $("facets").append(set);
+    $("facets").append(fieldset);
   }
   $("facets").onchange = () => {
-    choose([...$("facets").querySelectorAll(":checked")].map((box) => box.value));
+    onChange([...$("facets").querySelectorAll(":checked")].map((box) => box.value));
   };
 }
 
@@ -47,10 +47,10 @@ export function showFilters(filters) {
     box.checked = filters.includes(box.value);
     if (box.checked) box.parentElement.hidden = false;
   }
-  // Swatches have no text, so the names of the checked colours are shown.
+  // Swatches have no text, so the heading lists the names of the checked colours.
   for (const names of $("facets").querySelectorAll(".names")) {
-    const chosen = names.closest("fieldset").querySelectorAll(":checked");
-    names.textContent = [...chosen].map((box) => box.value.slice(box.value.indexOf(":") + 1)).join(", ");
+    const checked = names.closest("fieldset").querySelectorAll(":checked");
+    names.textContent = [...checked].map((box) => box.value.slice(box.value.indexOf(":") + 1)).join(", ");
   }
   $("chosen").textContent = filters.length ? `(${filters.length})` : "";
 }

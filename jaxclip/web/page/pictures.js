@@ -1,7 +1,7 @@
 import { make } from "./elements.js";
 
-// Pictures are shrunk to the size that the towers see: they upload quickly and fit into the address.
-
+// Returns a picture file as URL-safe base64 of a JPEG. It is shrunk to the size of the image tower's input, so that it
+// uploads quickly and fits into the URL of the page.
 export async function shrink(file, size) {
   const bitmap = await createImageBitmap(file);
   const shorter = Math.min(bitmap.width, bitmap.height), longer = Math.max(bitmap.width, bitmap.height);

@@ -1,7 +1,7 @@
-import { $, make, words } from "./elements.js";
+import { $, displayName, make } from "./elements.js";
 
-// Fills the dialog with a product's details.
-export function fill(product) {
+// Fills the dialog with the details of a product.
+export function fillDialog(product) {
   $("name").textContent = product.caption || product.id;
   $("category").textContent = product.category;
   $("others").textContent = product.captions.slice(1).join("\n");
@@ -32,6 +32,6 @@ export function fill(product) {
   }));
   const rows = [...Object.entries(product.attributes), ["id", product.id]];
   $("attributes").replaceChildren(...rows.flatMap(([name, value]) => [
-    make("dt", { textContent: words(name) }), make("dd", { textContent: value }),
+    make("dt", { textContent: displayName(name) }), make("dd", { textContent: value }),
   ]));
 }

@@ -1,7 +1,7 @@
-// Requests to the server.
+// Requests to the HTTP API.
 
 import { bytes } from "./pictures.js";
-import { MOST, searching } from "./state.js";
+import { MAX_RESULTS, searching } from "./state.js";
 
 export async function fetchJson(url, options = {}) {
   const response = await fetch(url, options);
@@ -10,8 +10,9 @@ export async function fetchJson(url, options = {}) {
   return answer;
 }
 
-export function ask(state, signal) {
-  const query = new URLSearchParams({ k: state.order === "both" ? MOST : state.k });  // every result that re-ranking may have moved
+export function requestResults(state, signal) {
+  // The side-by-side view also needs the places of products that re-ranking moved out of the top k.
+  const query = new URLSearchParams({ k: state.order === "both" ? MAX_RESULTS : state.k });
   for (const filter of state.filters) query.append("filter", filter);
   if (!searching(state)) return fetchJson(`v1/products?${query}`, { signal });
   if (state.q.trim()) query.set("q", state.q);

@@ -1,28 +1,28 @@
-// The address bar is the state: everything is read from it and every change is written to it.
+// The URL of the page is its only state: everything is read from it and every change is written to it.
 
-export const PAGE = 24, MOST = 100;
-const ORDERS = ["both", "first"];  // and "": re-ranked if there is a second stage
+export const PAGE_SIZE = 24, MAX_RESULTS = 100;
+const ORDERS = ["both", "first"];  // the default, "", is re-ranked if there is a second stage
 
-export function read() {
+export function readState() {
   const query = new URLSearchParams(location.search);
   const k = Number.parseInt(query.get("k"), 10);
   return {
     q: query.get("q") ?? "",
     like: query.get("like"),
     filters: query.getAll("filter"),
-    k: k >= 1 && k <= MOST ? k : PAGE,
+    k: k >= 1 && k <= MAX_RESULTS ? k : PAGE_SIZE,
     order: ORDERS.includes(query.get("order")) ? query.get("order") : "",
     open: query.get("open"),
     picture: new URLSearchParams(location.hash.slice(1)).get("picture"),
   };
 }
 
-export function address(state) {
+export function pageUrl(state) {
   const query = new URLSearchParams();
   if (state.q) query.set("q", state.q);
   if (state.like !== null) query.set("like", state.like);
   for (const filter of state.filters) query.append("filter", filter);
-  if (state.k !== PAGE) query.set("k", state.k);
+  if (state.k !== PAGE_SIZE) query.set("k", state.k);
   if (state.order) query.set("order", state.order);
   if (state.open !== null) query.set("open", state.open);
   const text = query.toString();
