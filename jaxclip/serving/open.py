@@ -27,7 +27,7 @@ from jaxclip.runtime import mesh as meshes
 from jaxclip.runtime.progress import bar
 from jaxclip.serving import second_stage
 from jaxclip.serving.gallery import Gallery, ProductDetails
-from jaxclip.serving.searcher import MOST, QueryEncoders, Searcher
+from jaxclip.serving.searcher import MAX_RESULTS, QueryEncoders, Searcher
 from jaxclip.towers.encoders import Encoders
 from jaxclip.towers.load import load_checkpoint
 from jaxclip.towers.params import Params
@@ -81,7 +81,7 @@ def open_searcher(
         vectors = encoders.pictures(first.params, records, store=store, keys=keys[0])
     if not np.isfinite(vectors).all():
         raise UserError(f"step {first.step} of {workdir} gives vectors that are not finite: choose another --step")
-    second, depth = None, MOST + 1  # one more, because a product that is itself the query is left out
+    second, depth = None, MAX_RESULTS + 1  # one more, because a product that is itself the query is left out
     if rerank is not None:
         folder, reranker_config = rerank
         tokens = second_stage.needs_tokens(reranker_config)

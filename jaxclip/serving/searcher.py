@@ -14,7 +14,7 @@ from jaxclip.serving.reordering import Reordered, SecondStage, reorder
 from jaxclip.serving.rows import Reason, Results, Row
 from jaxclip.towers.embed import padded_blocks
 
-MOST = 100
+MAX_RESULTS = 100
 """Largest number of products that a search returns."""
 BATCHES = (1, 4, 8, 16, 32, 64)
 """Compiled batch sizes of queries; smaller batches are padded to the next size."""
@@ -48,7 +48,7 @@ class Query:
       picture: (S, S, 3) uint8, or None.
       like: number of a product of the gallery, or None; the product itself is left out of the results.
       filters: filters that the results must pass.
-      k: number of results, at most MOST.
+      k: number of results, at most MAX_RESULTS.
       rerank: whether the second stage re-orders the results; has no effect without a sentence.
     """
 
@@ -60,7 +60,7 @@ class Query:
     rerank: bool = False
 
 
-class Found(NamedTuple):
+class QueryResult(NamedTuple):
     """The result of a query.
 
     Attributes:
@@ -122,13 +122,13 @@ class Searcher:
           UserError: the query is empty, k is out of range, or there is no such product, attribute, value or second
             stage.
         """
-        if not 1 <= k <= MOST:
-            raise UserError(f"k = {k} must be from 1 to {MOST}")
+        if not 1 <= k <= MAX_RESULTS:
+            raise UserError(f"k = {k} must be from 1 to {MAX_RESULTS}")
         number = None if like is None else self._number(like)
         filter_lists = {name: [v] if isinstance(v, str) else list(v) for name, v in (filters or {}).items()}
         picture = None if image is None else self._encoders.picture(image)
-        (found,) = self.find([Query(text, picture, number, filter_lists, k, self.reranks(rerank))])
-        return self._make_results(found)
+        (result,) = self.find([Query(text, picture, number, filter_lists, k, self.reranks(rerank))])
+        return self._make_results(result)
 
     def rerank(self, text: str, products: Sequence[str] | Results) -> Results:
         """Returns products (ids, or the results of a search) in the second stage's order for a sentence.
@@ -146,8 +146,8 @@ class Searcher:
         vector = self.encode_text(text)
         scores = np.stack([self._neighbours.vector(number) for number in numbers]) @ vector
         order = np.argsort(-scores, kind="stable")
-        (found,) = self._reorder([text], vector[None], [(numbers[order], scores[order])])
-        return self._make_results(Found(found.numbers, found.scores, found))
+        (reordered,) = self._reorder([text], vector[None], [(numbers[order], scores[order])])
+        return self._make_results(QueryResult(reordered.numbers, reordered.scores, reordered))
 
     def reranks(self, requested: bool | None) -> bool:
         """Returns whether the second stage re-orders results; raises UserError if it is requested but missing."""
@@ -173,8 +173,8 @@ class Searcher:
         """Returns a picture preprocessed for a `Query`; raises UserError if it is not a picture."""
         return self._encoders.picture(image)
 
-    def find(self, queries: Sequence[Query]) -> list[Found]:
-        """Returns the exact nearest products of each query, re-ordered by the second stage if the query asks for it.
+    def find(self, queries: Sequence[Query]) -> list[QueryResult]:
+        """Returns the exact nearest products of each query, re-ordered by the second stage if `Query.rerank` is set.
 
         Raises:
           UserError: a query is empty, or filters by an attribute or value that the gallery does not have.
@@ -187,8 +187,8 @@ class Searcher:
             for row, row_scores, row_numbers in zip(rows, scores, numbers, strict=True):
                 others = row_numbers != (-1 if queries[row].like is None else queries[row].like)
                 nearest[row] = row_numbers[others], row_scores[others]
-        found = [
-            Found(numbers[: query.k], scores[: query.k])
+        results = [
+            QueryResult(numbers[: query.k], scores[: query.k])
             for query, (numbers, scores) in zip(queries, nearest, strict=True)
         ]
         if rows := [row for row, query in enumerate(queries) if query.rerank and query.text.strip()]:
@@ -197,8 +197,8 @@ class Searcher:
             ]
             reordered = self._reorder([queries[row].text for row in rows], sentence_vectors[rows], lists)
             for row, second in zip(rows, reordered, strict=True):
-                found[row] = Found(second.numbers[: queries[row].k], second.scores[: queries[row].k], second)
-        return found
+                results[row] = QueryResult(second.numbers[: queries[row].k], second.scores[: queries[row].k], second)
+        return results
 
     def _reorder(
         self, sentences: list[str], vectors: np.ndarray, lists: Sequence[tuple[np.ndarray, np.ndarray]]
@@ -229,7 +229,7 @@ class Searcher:
             if query.like is not None:
                 total[row] += self._neighbours.vector(query.like)
             elif not query.text.strip() and query.picture is None:
-                raise UserError("nothing is searched for: give a sentence, a picture or a product")
+                raise UserError("the query is empty: give a sentence, a picture or a product")
         return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-6), sentence_vectors
 
     def warm_up(self) -> None:
@@ -255,10 +255,10 @@ class Searcher:
             raise UserError(f"the gallery has no product {id!r}")
         return number
 
-    def _make_results(self, found: Found) -> Results:
+    def _make_results(self, result: QueryResult) -> Results:
         rows = []
-        for place, (number, score) in enumerate(zip(found.numbers, found.scores, strict=True)):
-            second = found.reordered
+        for place, (number, score) in enumerate(zip(result.numbers, result.scores, strict=True)):
+            second = result.reordered
             why = {} if second is None else reasons(self.second, second, place)
             before = None if second is None else int(second.before[place])
             id, details = self.gallery.ids[number], self.gallery.details(int(number))

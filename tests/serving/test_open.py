@@ -112,8 +112,8 @@ def test_notebooks_show_pictures_and_escape_markup_in_names(searcher):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "nothing is searched for"),
-        ({"text": " \n"}, "nothing is searched for"),
+        ({}, "the query is empty"),
+        ({"text": " \n"}, "the query is empty"),
         ({"text": "a", "k": 0}, "k = 0"),
         ({"text": "a", "k": 101}, "k = 101"),
         ({"like": "../1"}, "no product '../1'"),
