@@ -20,9 +20,8 @@ NOISE = 8.0  # spreads the ranks from 1 to thousands
 FLAGS = {"items": (ITEMS, "number of texts, and of pictures"), "repeats": (3, REPEATS)}
 COLUMNS = ("implementation", "seconds")
 """Fields of a row that `table` shows in columns; it lists the other fields after them."""
-HALF, THREE, BOTH_THREE = (
-    "one way, bfloat16", f"one way, top {TOP}, bfloat16_3x", f"both ways, top {TOP}, bfloat16_3x"
-)  # fmt: skip
+ONE_WAY_BFLOAT16 = "one way, bfloat16"
+ONE_WAY_3X, BOTH_WAYS_3X = f"one way, top {TOP}, bfloat16_3x", f"both ways, top {TOP}, bfloat16_3x"
 FAISS, OPEN_CLIP, TORCHMETRICS = f"two searches of faiss, top {TOP}", "open_clip, small", "torchmetrics, few texts"
 PEERS = {
     FAISS: ("faiss",),
@@ -59,7 +58,7 @@ def measure(items: int = ITEMS, *, repeats: int = 3) -> list[dict[str, Any]]:
         ours = next(iter(group))
         for name in group.keys() & seconds.keys():
             rows[name] = {"seconds": seconds[name], "items": count, "time_ratio": seconds[name] / seconds[ours]}
-    for name, products in ((HALF, "bfloat16"), (THREE, "bfloat16_3x")):
+    for name, products in ((ONE_WAY_BFLOAT16, "bfloat16"), (ONE_WAY_3X, "bfloat16_3x")):
         rounded = ranks(texts, images, relevance, products=products).ranks
         rows[name] |= {
             "ranks changed": float((rounded != exact.ranks).mean()),
@@ -75,9 +74,9 @@ def _at_full_size(texts: np.ndarray, images: np.ndarray) -> dict[str, Callable[[
         f"both ways, top {TOP}": lambda: both_ways(texts, images, pairs, top_k=TOP),
         "both ways, ranks alone": lambda: both_ways(texts, images, pairs),
         f"one way, top {TOP}": lambda: ranks(texts, images, pairs, top_k=TOP),
-        BOTH_THREE: lambda: both_ways(texts, images, pairs, top_k=TOP, products="bfloat16_3x"),
-        THREE: lambda: ranks(texts, images, pairs, top_k=TOP, products="bfloat16_3x"),
-        HALF: lambda: ranks(texts, images, pairs, products="bfloat16"),
+        BOTH_WAYS_3X: lambda: both_ways(texts, images, pairs, top_k=TOP, products="bfloat16_3x"),
+        ONE_WAY_3X: lambda: ranks(texts, images, pairs, top_k=TOP, products="bfloat16_3x"),
+        ONE_WAY_BFLOAT16: lambda: ranks(texts, images, pairs, products="bfloat16"),
         "the product alone": lambda: _product(texts, images),
         FAISS: lambda: _faiss(texts, images),
     }

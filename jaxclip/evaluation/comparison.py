@@ -110,7 +110,11 @@ def compare(
 
 
 def _same_catalogue(baseline: EvaluatedRun, run: EvaluatedRun, say: Callable[[str], None]) -> tuple[Path, str]:
-    """Returns the prepared dataset that both runs rank and its fingerprint; raises UserError if their datasets differ."""
+    """Returns the prepared dataset that both runs rank, and its fingerprint.
+
+    Raises:
+      UserError: the runs rank different datasets or splits.
+    """
     first, second = (prepared_data.prepared_dataset(side.config, say=say) for side in (baseline, run))
     data, splits = prepared_data.data_fingerprint(second), (baseline.config.data.split, run.config.data.split)
     if prepared_data.data_fingerprint(first) != data or splits[0] != splits[1]:
