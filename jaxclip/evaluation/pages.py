@@ -13,7 +13,7 @@ from jaxclip.evaluation.results import StoredRankings
 from jaxclip.pipeline.records import Records
 
 CHANGES, FAILED_CATEGORIES, FAILURES = 6, 4, 2
-"""The most queries shown as improved and as worsened, categories with failures, and failures shown of each."""
+"""At most this many are shown: queries that improved (or worsened), categories with failures, failures per category."""
 MIN_QUERIES = 10  # a smaller category is not shown among those with failures
 
 
