@@ -1,1 +1,1 @@
-"""Measurements of this machine, next to those of other libraries."""
+"""Benchmarks of this package and other libraries on this machine."""

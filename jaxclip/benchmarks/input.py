@@ -31,19 +31,22 @@ FLAGS = {
 }
 OURS, ON_DEVICE = "jaxclip", "jaxclip, resize_on=device"
 PEERS = {"Pillow in threads": (), "webdataset": ("webdataset", "torch"), "grain": ("grain",)}
-"""Implementation -> the packages that it needs."""
+"""Implementation -> the packages it needs in addition to this package's."""
 PRODUCTS, BATCH, CONTEXT_LENGTH = 512, 64, 32
-AREA = (0.6, 1.0)  # share of the picture that a random crop covers, as config.Augmentation has it by default
+AREA = (0.6, 1.0)  # range of the share of the picture that a random crop covers, the default of config.Augmentation
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def measure(*, size: int, source: int, batches: int, repeats: int = 3) -> list[dict[str, Any]]:
-    """Returns a row for each implementation: "seconds" of `batches` batches of 64, "per_second" pictures, "time_ratio".
+    """Returns a row for each implementation.
+
+    A row holds "seconds", the median time of `batches` batches of 64 pairs; "per_second", pairs per second; and
+    "time_ratio", `seconds` divided by this package's.
 
     Each implementation decodes JPEGs of `source` x `source` pixels, takes a random crop, scales it to `size` x `size`
     with an antialiased bicubic filter, and encodes the caption with the same tokenizer, on all cores; ON_DEVICE leaves
-    scaling to the accelerator. Each runs in a separate process, in turns, and its first batch is not timed. Packages
-    that are not installed are left out.
+    the scaling to the accelerator. Each runs in a separate process, in turns, and its first batch is not timed.
+    Implementations whose packages are not installed are left out.
     """
     with tempfile.TemporaryDirectory(prefix="jaxclip_input_") as name, ExitStack() as stack:
         folder = Path(name)
@@ -85,13 +88,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def calls(name: str, folder: Path, size: int, batches: int) -> dict[str, Callable[[], float]]:
-    """Returns the only call of an implementation, "batches": it takes `batches` batches and returns the seconds.
+    """Returns the only call of an implementation, "batches": takes `batches` batches and returns the seconds.
 
     A first batch is taken before the clock starts.
     """
-    own = {OURS: ours, ON_DEVICE: partial(ours, resize_on="device")}
-    peers = {"Pillow in threads": threads, "webdataset": webdataset, "grain": grain}
-    start_stream = (own | peers)[name](folder, size, batches + 1)
+    implementations = {
+        OURS: ours,
+        ON_DEVICE: partial(ours, resize_on="device"),
+        "Pillow in threads": threads,
+        "webdataset": webdataset,
+        "grain": grain,
+    }
+    start_stream = implementations[name](folder, size, batches + 1)
 
     def take_batches() -> float:
         stream = start_stream()
@@ -108,7 +116,7 @@ def calls(name: str, folder: Path, size: int, batches: int) -> dict[str, Callabl
 def ours(
     folder: Path, size: int, batches: int, resize_on: str = "host"
 ) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns a function that starts `training_batches` over the prepared catalogue, as `train` does."""
+    """Returns a function that starts `training_batches` over the prepared catalogue, like the command `train`."""
     from jaxclip.catalog import library
     from jaxclip.catalog.builder import Source
     from jaxclip.config.schema import Augmentation, Config
@@ -118,8 +126,8 @@ def ours(
     from jaxclip.training import device_resize
 
     source = Source("fashion_product_images", folder / "raw", 0, 0, {}, None)
-    say = {"progress": lambda items, **_: items, "say": lambda line: None}
-    records = Records(library.find_or_prepare(source, str(folder / "prepared"), drawn=(0, 0), **say), "all")
+    silent = {"progress": lambda items, **_: items, "say": lambda line: None}
+    records = Records(library.find_or_prepare(source, str(folder / "prepared"), drawn=(0, 0), **silent), "all")
     preprocess = Preprocess(size, "squash", (0.5,) * 3, (0.5,) * 3, "{name}", True, CONTEXT_LENGTH)
     config = Config(seed=0, batch_size=BATCH, augmentation=Augmentation(AREA, (0.8, 1.25)))
     canvas = device_resize.canvas_of(resize_on, preprocess, config.augmentation, records.largest_side)
@@ -128,7 +136,7 @@ def ours(
 
 
 def threads(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns a function that starts a pool with a thread per core; a picture is a task, two batches are prefetched."""
+    """Returns a function that prefetches two batches in a pool of one thread per core; each picture is one task."""
     pairs, tokenizer = _pairs(folder), _tokenizer(folder)
 
     def stream() -> Iterator[dict[str, np.ndarray]]:
@@ -153,7 +161,7 @@ def threads(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict
 
 
 def webdataset(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns a function that starts webdataset with a shard and a process of PyTorch's DataLoader per core."""
+    """Returns a function that starts webdataset with one shard and one process of PyTorch's DataLoader per core."""
     import torch.utils.data
     import webdataset as wds
 
@@ -162,8 +170,8 @@ def webdataset(folder: Path, size: int, batches: int) -> Callable[[], Iterator[d
         shards.append(str(folder / f"{shard}.tar"))
         with tarfile.open(shards[-1], "w") as tar:
             for number in range(shard, len(pairs), CPUS):
-                for form, data in zip(("jpg", "txt"), (pairs[number][0], pairs[number][1].encode()), strict=True):
-                    member = tarfile.TarInfo(f"{number}.{form}")
+                for extension, data in zip(("jpg", "txt"), (pairs[number][0], pairs[number][1].encode()), strict=True):
+                    member = tarfile.TarInfo(f"{number}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
     collate = _Collate(size, _tokenizer(folder))
@@ -177,7 +185,7 @@ def webdataset(folder: Path, size: int, batches: int) -> Callable[[], Iterator[d
 
 
 def grain(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns a function that starts a grain dataset that prefetches with a thread per core."""
+    """Returns a function that starts a grain dataset with a prefetching thread per core."""
     import grain as library
 
     pairs, tokenizer = _pairs(folder), _tokenizer(folder)
@@ -207,7 +215,7 @@ def crop_with_pillow(data: bytes, size: int, draws: np.ndarray) -> np.ndarray:
 
 
 class _Collate:
-    """Makes a batch from webdataset's pairs; a class because the loader pickles it for its processes."""
+    """Makes a batch of webdataset's pairs; a class, because the loader pickles it for its processes."""
 
     def __init__(self, size: int, tokenizer: Any):
         self.size, self.tokenizer, self.random = size, tokenizer, np.random.default_rng(0)
@@ -221,7 +229,7 @@ class _Collate:
 
 
 def _catalogue(folder: Path, source: int) -> None:
-    """Draws a catalogue into folder/raw; pictures are scaled to `source` pixels and get camera-like noise."""
+    """Draws a catalogue into folder/raw, with pictures of `source` x `source` pixels and camera-like noise."""
     raw, random = folder / "raw", np.random.default_rng(0)
     draw_catalogue(raw, PRODUCTS, 0)
     for path in sorted((raw / "images").iterdir()):

@@ -1,4 +1,4 @@
-"""Time, temporary memory and FLOP/s of InfoNCE's value and gradient: dense, tiled, in strips and by open_clip."""
+"""Time, temporary memory and FLOP/s of InfoNCE and its gradient: dense, tiled, in strips and by open_clip."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -22,16 +22,17 @@ SCALE = 1 / 0.07
 STRIP = 256
 OPEN_CLIP = ("torch", "open_clip")
 OPEN_CLIP_MATRICES = 6
-"""Number of B x B arrays that PyTorch holds at once: logits, log-probabilities and gradients of both directions."""
+"""Number of B x B arrays that PyTorch holds at a time: logits, log-probabilities and gradients of both directions."""
 
 
 def measure(*, rows: int, dimension: int, tile: int = tiled.TILE, repeats: int = 5) -> list[dict[str, Any]]:
     """Returns a row for each implementation: temporaries in bytes, median seconds, FLOP/s, and the ratios to dense.
 
-    FLOP/s count the dense loss's three products of B x B x D for every implementation, so that they compare as speeds.
-    An implementation that would not fit into memory is not run: its seconds are None. PyTorch reports no temporaries.
+    The FLOPs are those of the dense loss's three products of B x B x D for every implementation, so that FLOP/s compare
+    their speeds. An implementation that would not fit into memory is not run, and its seconds are None. PyTorch reports
+    no temporaries.
     """
-    images, texts = _vectors(rows, dimension)
+    images, texts = _unit_vectors(rows, dimension)
     arguments = (jnp.asarray(images), jnp.asarray(texts), jnp.float32(SCALE))
     losses = {
         "dense": lambda *args: contrastive.info_nce(*args)[0],
@@ -52,7 +53,7 @@ def measure(*, rows: int, dimension: int, tile: int = tiled.TILE, repeats: int =
     if all(map(importlib.util.find_spec, OPEN_CLIP)) and 4 * OPEN_CLIP_MATRICES * rows**2 < 0.9 * available_memory():
         calls["open_clip ClipLoss"] = _open_clip(images, texts)
     seconds = interleaved(calls, repeats)
-    work = 3 * 2 * rows**2 * dimension
+    flops = 3 * 2 * rows**2 * dimension
     return [
         {
             "implementation": name,
@@ -60,7 +61,7 @@ def measure(*, rows: int, dimension: int, tile: int = tiled.TILE, repeats: int =
             "dimension": dimension,
             "temporaries": temporaries.get(name),
             "seconds": seconds.get(name),
-            "flops_per_second": work / seconds[name] if name in seconds else None,
+            "flops_per_second": flops / seconds[name] if name in seconds else None,
             "time_ratio": _ratio(seconds, name),
             "temporaries_ratio": _ratio(temporaries, name),
         }
@@ -76,15 +77,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     for row in rows:
         lines.append(
-            f"{row['implementation']:22}{_shown(row['seconds'], '.2f'):>10}{_shown(row['time_ratio'], '.2f'):>8}"
-            f"{_shown(row['temporaries'], '.1f', 2**20, ' MiB'):>14}"
-            f"{_shown(row['temporaries_ratio'], '.4f'):>8}{_shown(row['flops_per_second'], '.0f', 1e9):>9}"
+            f"{row['implementation']:22}{_format(row['seconds'], '.2f'):>10}{_format(row['time_ratio'], '.2f'):>8}"
+            f"{_format(row['temporaries'], '.1f', 2**20, ' MiB'):>14}"
+            f"{_format(row['temporaries_ratio'], '.4f'):>8}{_format(row['flops_per_second'], '.0f', 1e9):>9}"
         )
     return "\n".join(lines)
 
 
 def by_strips(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
-    """Returns InfoNCE from strips of rows, one direction at a time, recomputed in the backward pass."""
+    """Returns InfoNCE, computed from strips of rows, one direction at a time, and recomputed in the backward pass."""
 
     def one_direction(queries: jax.Array, gallery: jax.Array) -> jax.Array:
         @jax.checkpoint
@@ -99,9 +100,10 @@ def by_strips(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Arra
 
 
 def _open_clip(images: np.ndarray, texts: np.ndarray) -> Callable[[], object]:
+    """Returns a call of open_clip's ClipLoss and its gradient."""
     import torch
 
-    # Loaded from its file, because importing the package needs torchvision, which the loss does not use.
+    # The module is loaded from its file, because importing the package needs torchvision, which the loss does not use.
     path = Path(importlib.util.find_spec("open_clip").origin).with_name("loss.py")
     spec = importlib.util.spec_from_file_location("open_clip_loss", path)
     module = importlib.util.module_from_spec(spec)
@@ -112,7 +114,7 @@ def _open_clip(images: np.ndarray, texts: np.ndarray) -> Callable[[], object]:
     return lambda: torch.autograd.grad(loss(*sides, scale), [*sides, scale])
 
 
-def _vectors(rows: int, dimension: int) -> tuple[np.ndarray, np.ndarray]:
+def _unit_vectors(rows: int, dimension: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     vectors = random.standard_normal((2, rows, dimension), np.float32)
     return tuple(vectors / np.linalg.norm(vectors, axis=2, keepdims=True))
@@ -122,5 +124,5 @@ def _ratio(values: dict[str, float], name: str) -> float | None:
     return values[name] / values["dense"] if name in values and "dense" in values else None
 
 
-def _shown(value: float | None, form: str, unit: float = 1.0, suffix: str = "") -> str:
-    return "-" if value is None else f"{value / unit:{form}}{suffix}"
+def _format(value: float | None, spec: str, unit: float = 1.0, suffix: str = "") -> str:
+    return "-" if value is None else f"{value / unit:{spec}}{suffix}"

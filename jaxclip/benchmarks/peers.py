@@ -1,7 +1,7 @@
-"""CLIP of open_clip and transformers in PyTorch, with towers of the same shape and the same work per training step.
+"""CLIP of open_clip and of transformers in PyTorch, with towers of this package's shape and the same training step.
 
-Weights are random and pictures are already normalised. Both use fused AdamW and clip the norm of the gradient, as this
-package's step does. On a GPU they are compiled. They run under autocast if the configuration asks for bfloat16.
+Weights are random, and pictures are already normalised. Both use fused AdamW and clip the norm of the gradient, like
+this package's step. On a GPU they are compiled. They run under autocast if the configuration asks for bfloat16.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import nn
 from jaxclip.models.clip import CLIPConfig, ImageConfig
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MATRIX = 2048  # as in train_step.py, which this process does not import
+MATRIX = 2048  # equals train_step.MATRIX; this process does not import that module
 
 
 def open_clip(shape: CLIPConfig, rows: int) -> dict[str, Callable[[], Any]]:
@@ -24,17 +24,17 @@ def open_clip(shape: CLIPConfig, rows: int) -> dict[str, Callable[[], Any]]:
     from open_clip.model import CLIP
 
     image, text = shape.image.transformer, shape.text.transformer
-    tanh = {"approximate": "tanh"} if image.activation == "gelu_tanh" else None
+    activation_arguments = {"approximate": "tanh"} if image.activation == "gelu_tanh" else None
     model = CLIP(
         shape.embedding,
         {
             "layers": image.layers, "width": image.width, "head_width": image.width // image.heads,
-            "patch_size": shape.image.patch, "image_size": shape.image.size, "act_kwargs": tanh,
+            "patch_size": shape.image.patch, "image_size": shape.image.size, "act_kwargs": activation_arguments,
             "pool_type": "tok" if shape.image.pooling == "class" else "avg",
         },
         {
             "context_length": shape.text.context_length, "vocab_size": shape.text.vocab_size, "width": text.width,
-            "heads": text.heads, "layers": text.layers, "act_kwargs": tanh,
+            "heads": text.heads, "layers": text.layers, "act_kwargs": activation_arguments,
         },
         quick_gelu=image.activation == "quick_gelu",
     )  # fmt: skip
@@ -55,10 +55,12 @@ def transformers(shape: CLIPConfig, rows: int) -> dict[str, Callable[[], Any]]:
     image, text = shape.image.transformer, shape.text.transformer
     activation = {"gelu_tanh": "gelu_pytorch_tanh"}.get(image.activation, image.activation)
 
-    def tower(part: Any) -> dict[str, Any]:
+    def tower(transformer: Any) -> dict[str, Any]:
         return {
-            "hidden_size": part.width, "intermediate_size": round(part.width * part.mlp_ratio),
-            "hidden_act": activation, "num_hidden_layers": part.layers, "num_attention_heads": part.heads,
+            "hidden_size": transformer.width,
+            "intermediate_size": round(transformer.width * transformer.mlp_ratio),
+            "hidden_act": activation, "num_hidden_layers": transformer.layers,
+            "num_attention_heads": transformer.heads,
             "projection_dim": shape.embedding,
         }  # fmt: skip
 
@@ -100,41 +102,42 @@ class TorchConvStem(nn.Module):
             nn.Conv2d(a, b, 3, 2, 1, bias=False) for a, b in zip(widths, widths[1:], strict=False)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(b) for b in widths[1:])
-        between = widths[2:-1] if config.stem == "residual_conv" else []
-        self.residuals = nn.ModuleList(nn.Conv2d(b, b, 3, 1, 1, bias=False) for b in between)
-        self.residual_norms = nn.ModuleList(nn.LayerNorm(b) for b in between)
+        inner_widths = widths[2:-1] if config.stem == "residual_conv" else []
+        self.residuals = nn.ModuleList(nn.Conv2d(b, b, 3, 1, 1, bias=False) for b in inner_widths)
+        self.residual_norms = nn.ModuleList(nn.LayerNorm(b) for b in inner_widths)
         self.projection = nn.Conv2d(widths[-1], width, 1)
         self.weight = self.projection.weight  # transformers reads the dtype of patch_embedding.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        def normalised(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+        def normalise(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
             return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
         for number, (halve, norm) in enumerate(zip(self.halvings, self.norms, strict=True)):
-            x = nn.functional.gelu(normalised(norm, halve(x)), approximate="tanh")
+            x = nn.functional.gelu(normalise(norm, halve(x)), approximate="tanh")
             if 0 < number <= len(self.residuals):
-                convolve, before = self.residuals[number - 1], self.residual_norms[number - 1]
-                x = x + 0.5 * nn.functional.gelu(convolve(normalised(before, x)), approximate="tanh")
+                convolve, residual_norm = self.residuals[number - 1], self.residual_norms[number - 1]
+                x = x + 0.5 * nn.functional.gelu(convolve(normalise(residual_norm, x)), approximate="tanh")
         return self.projection(x)
 
 
 def _calls(
     model: nn.Module, value: Callable, encode_image: Callable, encode_text: Callable, shape: CLIPConfig, rows: int
 ) -> dict[str, Callable[[], Any]]:
+    """Returns the calls to measure for batches of `rows` pairs; `value` is the loss of (pixels, tokens)."""
     random = np.random.default_rng(0)
     size, length, end = shape.image.size, shape.text.context_length, shape.text.end_token
-    numbers = random.integers(0, end, (rows, length))
-    numbers[:, -1] = end
+    token_ids = random.integers(0, end, (rows, length))
+    token_ids[:, -1] = end
     pixels = torch.from_numpy(random.standard_normal((rows, 3, size, size), np.float32)).to(DEVICE)
-    tokens = torch.from_numpy(numbers).to(DEVICE)
+    tokens = torch.from_numpy(token_ids).to(DEVICE)
     model.to(DEVICE).train()
     if DEVICE == "cuda":
         value, encode_image, encode_text = map(torch.compile, (value, encode_image, encode_text))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, fused=True
     )
-    half = shape.image.transformer.dtype == "bfloat16"
-    precision = (lambda: torch.autocast(DEVICE, torch.bfloat16)) if half else nullcontext
+    bfloat16 = shape.image.transformer.dtype == "bfloat16"
+    precision = (lambda: torch.autocast(DEVICE, torch.bfloat16)) if bfloat16 else nullcontext
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -151,7 +154,7 @@ def _calls(
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 
-    square = torch.ones(MATRIX, MATRIX, dtype=torch.bfloat16 if half else torch.float32, device=DEVICE)
+    square = torch.ones(MATRIX, MATRIX, dtype=torch.bfloat16 if bfloat16 else torch.float32, device=DEVICE)
     return {
         "images": lambda: forward(encode_image, pixels),
         "texts": lambda: forward(encode_text, tokens),

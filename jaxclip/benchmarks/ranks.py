@@ -14,34 +14,34 @@ from jaxclip.ranking.layout import TILE
 from jaxclip.ranking.ranks import both_ways, ranks
 from jaxclip.ranking.relevance import Relevance
 
-ITEMS, DIMENSION, TOP, SMALL, FEW = 41_446, 512, 20, 4096, 512
+ITEMS, DIMENSION, TOP = 41_446, 512, 20
+SMALL, FEW = 4096, 512  # items of the small comparisons, and texts of the smallest
 NOISE = 8.0  # spreads the ranks from 1 to thousands
 FLAGS = {"items": (ITEMS, "number of texts, and of pictures"), "repeats": (3, REPEATS)}
-OWN_COLUMNS = ("implementation", "seconds")
-"""Fields of a row that `table` shows in columns; it lists the others as figures."""
-HALF, THREE, BOTH_THREE = (
-    "one way, bfloat16", f"one way, top {TOP}, bfloat16_3x", f"both ways, top {TOP}, bfloat16_3x"
-)  # fmt: skip
+COLUMNS = ("implementation", "seconds")
+"""Fields of a row that `table` shows in columns; it lists the other fields after them."""
+ONE_WAY_BFLOAT16 = "one way, bfloat16"
+ONE_WAY_3X, BOTH_WAYS_3X = f"one way, top {TOP}, bfloat16_3x", f"both ways, top {TOP}, bfloat16_3x"
 FAISS, OPEN_CLIP, TORCHMETRICS = f"two searches of faiss, top {TOP}", "open_clip, small", "torchmetrics, few texts"
 PEERS = {
     FAISS: ("faiss",),
     OPEN_CLIP: ("open_clip_train", "torchvision"),
     TORCHMETRICS: ("torchmetrics", "lightning_utilities"),
 }
-"""Implementation -> the packages that it needs."""
+"""Implementation -> the packages it needs in addition to this package's."""
 
 
 def measure(items: int = ITEMS, *, repeats: int = 3) -> list[dict[str, Any]]:
     """Returns a row for each way of ranking `items` texts against `items` pictures: "seconds", "items", "time_ratio".
 
-    Embeddings are 512 wide; a text's embedding is its picture's with noise (seed 0). Implementations run in turns after
-    one call as a warm-up, and the median of `repeats` calls counts. Peers are measured if they are installed: faiss's
-    IndexFlatIP at full size; open_clip's metric, torchmetrics and a full numpy sort, which hold the complete score
-    matrix, at 4,096 items (torchmetrics with 512 texts).
+    Embeddings have 512 dimensions; a text's embedding is its picture's with noise (seed 0). Implementations run in
+    turns after one warm-up call, and "seconds" is the median of `repeats` calls. Peers are measured if they are
+    installed: faiss's IndexFlatIP at full size; open_clip's metric, torchmetrics and a full numpy sort, which hold the
+    complete score matrix, at 4,096 items (torchmetrics with 512 texts).
 
-    "time_ratio" is relative to this package's row of the same work. Rows in bfloat16 also hold the share of ranks and
-    the hit@10 that differ from float32's. The row "memory" holds the peak MB of the first search, compilation included,
-    in excess of the embeddings and the libraries; it is read from /proc, so it needs Linux.
+    "time_ratio" is the time divided by that of this package's row for the same work. Rows in bfloat16 also hold the
+    share of ranks that differ from float32's, and the difference in hit@10. The row "memory" holds the peak MB of the
+    first search, including compilation, in addition to the embeddings and the libraries; it needs Linux's /proc.
     """
     texts, images = _embeddings(items)
     relevance = _pairs(items)
@@ -50,7 +50,7 @@ def measure(items: int = ITEMS, *, repeats: int = 3) -> list[dict[str, Any]]:
     exact, _ = both_ways(texts, images, relevance, top_k=TOP)
     memory = {"items": items, "MB": round((_resident(peak=True) - before) / 2**20)}
     rows: dict[str, Any] = {"memory": memory}
-    # The first implementation of each group is this package's, and the others do the same work as far as they can.
+    # The first implementation of each group is this package's; the others in the group are compared with it.
     groups = [(items, _at_full_size(texts, images)), *_at_small_size(texts[:SMALL], images[:SMALL])]
     calls = {name: call for _, group in groups for name, call in group.items() if _installed(*PEERS.get(name, ()))}
     seconds = interleaved(calls, repeats)
@@ -58,7 +58,7 @@ def measure(items: int = ITEMS, *, repeats: int = 3) -> list[dict[str, Any]]:
         ours = next(iter(group))
         for name in group.keys() & seconds.keys():
             rows[name] = {"seconds": seconds[name], "items": count, "time_ratio": seconds[name] / seconds[ours]}
-    for name, products in ((HALF, "bfloat16"), (THREE, "bfloat16_3x")):
+    for name, products in ((ONE_WAY_BFLOAT16, "bfloat16"), (ONE_WAY_3X, "bfloat16_3x")):
         rounded = ranks(texts, images, relevance, products=products).ranks
         rows[name] |= {
             "ranks changed": float((rounded != exact.ranks).mean()),
@@ -68,20 +68,22 @@ def measure(items: int = ITEMS, *, repeats: int = 3) -> list[dict[str, Any]]:
 
 
 def _at_full_size(texts: np.ndarray, images: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """Returns the calls at full size, this package's reference first."""
     pairs = _pairs(len(texts))
     return {
         f"both ways, top {TOP}": lambda: both_ways(texts, images, pairs, top_k=TOP),
         "both ways, ranks alone": lambda: both_ways(texts, images, pairs),
         f"one way, top {TOP}": lambda: ranks(texts, images, pairs, top_k=TOP),
-        BOTH_THREE: lambda: both_ways(texts, images, pairs, top_k=TOP, products="bfloat16_3x"),
-        THREE: lambda: ranks(texts, images, pairs, top_k=TOP, products="bfloat16_3x"),
-        HALF: lambda: ranks(texts, images, pairs, products="bfloat16"),
+        BOTH_WAYS_3X: lambda: both_ways(texts, images, pairs, top_k=TOP, products="bfloat16_3x"),
+        ONE_WAY_3X: lambda: ranks(texts, images, pairs, top_k=TOP, products="bfloat16_3x"),
+        ONE_WAY_BFLOAT16: lambda: ranks(texts, images, pairs, products="bfloat16"),
         "the product alone": lambda: _product(texts, images),
         FAISS: lambda: _faiss(texts, images),
     }
 
 
 def _at_small_size(texts: np.ndarray, images: np.ndarray) -> list[tuple[int, dict[str, Callable[[], Any]]]]:
+    """Returns (number of texts, calls) for the metrics of all texts and for the hit rate of a few texts."""
     pairs, few = _pairs(len(texts)), texts[:FEW]
     few_pairs = Relevance.from_groups(np.arange(len(few)), np.arange(len(images)))
     metrics = {
@@ -100,7 +102,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the rows of `measure` as lines for the terminal."""
     lines = [f"{jax.device_count()} device(s) of kind {jax.devices()[0].device_kind}, JAX {jax.__version__}"]
     for row in rows:
-        figures = ", ".join(f"{key} {value:,.4g}" for key, value in row.items() if key not in OWN_COLUMNS)
+        figures = ", ".join(f"{key} {value:,.4g}" for key, value in row.items() if key not in COLUMNS)
         seconds = f"{row['seconds']:9.2f} s   " if "seconds" in row else " " * 14
         lines.append(f"{row['implementation']:34}{seconds}{figures}")
     absent = PEERS.keys() - {row["implementation"] for row in rows}
@@ -118,10 +120,7 @@ def _embeddings(items: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resident(*, peak: bool) -> int:
-    """Returns the bytes of main memory that this process holds now or, with `peak`, held at most since the last reset.
-
-    A call without `peak` resets the peak.
-    """
+    """Returns the bytes of main memory that this process uses now, or the peak since the last call without `peak`."""
     if not peak:
         Path("/proc/self/clear_refs").write_text("5")
     field = "VmHWM:" if peak else "VmRSS:"
@@ -138,7 +137,7 @@ def _pairs(items: int) -> Relevance:
 
 
 def _product(texts: np.ndarray, images: np.ndarray) -> None:
-    """Computes all scores, tile by tile, and discards them: the minimum cost of an exact search in one direction."""
+    """Computes all scores, tile by tile, and discards them; every exact search in one direction costs at least this."""
     for first in range(0, len(texts), TILE):
         jax.block_until_ready(_scores(texts[first : first + TILE], images))
 

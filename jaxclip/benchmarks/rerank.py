@@ -29,34 +29,35 @@ RERANKERS = {
     "paper": {"preset": "paper"},
     "cross-attention": {"preset": "cross_attention", "hidden": 128},
 }
-"""Name of an implementation -> the fields of config.rerank that differ from their defaults."""
+"""Implementation -> the fields of config.rerank that differ from their defaults."""
 QUERIES, TOKEN_QUERIES, LOGIT_SCALE = 1000, 40, 20.0
-"""Re-rankers that read tokens are timed on TOKEN_QUERIES only: a thousand queries take minutes on a CPU."""
+"""Re-rankers that read tokens are timed on TOKEN_QUERIES only, because QUERIES would take minutes on a CPU."""
 TOKENS, WIDTH = {"image": 16, "text": 16}, 128
-"""Number and width of the tokens of the `tiny` towers, for pictures of 64 pixels."""
+"""Numbers of tokens, and their width, of the preset `tiny` for pictures of 64 pixels."""
 FEATURE_WIDTHS = {"hubness": 3, "colour": 45, "geometry": 6, "texture": 14, "attributes": 150}
 
 
 def measure(*, items: int, candidates: int, dimension: int, batch: int, repeats: int) -> list[dict[str, Any]]:
     """Returns one row for retrieving the candidates of 1,000 queries, and one for each of RERANKERS.
 
-    A row holds the median seconds per 1,000 queries and their ratio to retrieval. All features are random. A timed
-    call of a re-ranker starts with its feature tables on the device and ends with the scores in main memory.
+    A row holds "seconds", the median time per 1,000 queries, and "time_ratio", that time divided by retrieval's. All
+    features are random. When a timed call of a re-ranker starts, its feature tables are on the device; when it ends,
+    the scores are in main memory.
     """
     configs = {name: Config(rerank=Rerank(**fields)) for name, fields in RERANKERS.items()}
     split = _split(items, dimension)
     owners, gallery = split.groups[split.owners], split.images
 
-    def retrieval() -> Candidates:
+    def retrieve_candidates() -> Candidates:
         return retrieve(split.queries, gallery, owners, split.groups, candidates)
 
-    mesh, retrieved = make_mesh(-1, 1, 1), retrieval()
-    calls: dict[str, Callable[[], object]] = {"retrieval": retrieval}
+    mesh, retrieved = make_mesh(-1, 1, 1), retrieve_candidates()
+    calls: dict[str, Callable[[], object]] = {"retrieval": retrieve_candidates}
     for name, config in configs.items():
-        calls[name] = _reranking(config, split, retrieved, mesh, batch)
+        calls[name] = _make_call(config, split, retrieved, mesh, batch)
     seconds = interleaved(calls, repeats)
     for name, config in configs.items():
-        seconds[name] *= QUERIES / _queries(config)
+        seconds[name] *= QUERIES / _query_count(config)
     return [
         {
             "implementation": name,
@@ -80,7 +81,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _reranking(
+def _make_call(
     config: Config, split: Split, retrieved: Candidates, mesh: Mesh, batch_size: int
 ) -> Callable[[], np.ndarray]:
     """Returns a call that scores the candidates with a re-ranker that has random parameters."""
@@ -88,7 +89,7 @@ def _reranking(
     recipe = make_recipe(config, model, 1)
     with jax.set_mesh(mesh):
         state = initial_state(model.config, recipe.optimizer, recipe.state, model.trainable, seed=0, model=model.model)
-    score = Scorer(model, split, retrieved, batch_size=batch_size, count=_queries(config))
+    score = Scorer(model, split, retrieved, batch_size=batch_size, count=_query_count(config))
 
     def run() -> np.ndarray:
         with jax.set_mesh(mesh):
@@ -97,11 +98,12 @@ def _reranking(
     return run
 
 
-def _queries(config: Config) -> int:
+def _query_count(config: Config) -> int:
     return TOKEN_QUERIES if IMAGE_TOKENS in feature_names(config) else QUERIES
 
 
 def _split(items: int, dimension: int) -> Split:
+    """Returns a gallery of random features, with QUERIES queries near their products."""
     random = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:

@@ -55,9 +55,9 @@ def measure(*, workdir: str, gallery: str, k: int, seconds: int, repeats: int) -
     Each client keeps one connection open and sends its next request when the previous one is answered. The sentences
     are captions of the gallery. The two servers are measured in turns.
 
-    A row holds "per_second", the median requests per second over the repeats; "p50" and "p99", percentiles of the
-    latency in milliseconds over all repeats; "ratio", requests per second divided by the peer's (None without a peer);
-    and "exact", the share of 200 sentences answered with the same scores as a comparison with every product.
+    A row holds "per_second", the median over the repeats of the requests per second; "p50" and "p99", percentiles of
+    the latency in milliseconds over all repeats; "ratio", requests per second divided by the peer's (None without a
+    peer); and "exact", the share of 200 sentences whose results have the same scores as those of a brute-force search.
 
     Raises:
       UserError: `workdir` is empty or not a workdir, the gallery has no captions, or the server does not start.
@@ -114,31 +114,31 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def load(address: str, sentences: Sequence[str], k: int, clients: int, seconds: float) -> list[float]:
-    """Returns the latency, in milliseconds, of every request that `clients` concurrent clients got answered in time."""
+    """Returns the latency, in milliseconds, of every request of `clients` concurrent clients that ended in time."""
 
     async def client(first: int) -> list[float]:
         milliseconds: list[float] = []
         async with _connection(address) as ask:
             await ask(sentences[first % len(sentences)], k)
-            end = start = time.perf_counter()
+            previous = start = time.perf_counter()
             for number in count(first + clients, clients):
                 await ask(sentences[number % len(sentences)], k)
                 now = time.perf_counter()
                 if now - start > seconds:
                     break
-                milliseconds.append(1000 * (now - end))
-                end = now
+                milliseconds.append(1000 * (now - previous))
+                previous = now
         return milliseconds
 
-    async def everyone() -> list[float]:
+    async def run_clients() -> list[float]:
         return sum(await asyncio.gather(*map(client, range(clients))), [])
 
-    return asyncio.run(everyone())
+    return asyncio.run(run_clients())
 
 
 @asynccontextmanager
 async def _connection(address: str) -> AsyncIterator[Callable[[str, int], Awaitable[bytes]]]:
-    """Yields a function that sends one search over a persistent connection and returns the body of the answer."""
+    """Yields a function that sends one search over a persistent connection and returns the body of the response."""
     url = urlsplit(address)
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
 
@@ -159,7 +159,7 @@ async def _connection(address: str) -> AsyncIterator[Callable[[str, int], Awaita
 
 @contextmanager
 def _serving(workdir: str, gallery: str) -> Iterator[str]:
-    """Yields the address of a search server that runs in a separate process."""
+    """Yields the address of a search server in a separate process, which ends with the context."""
     command = [sys.executable, "-m", "jaxclip.search", f"--workdir={workdir}", "--port=0"]
     command += [f"--gallery={gallery}"] if gallery else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -174,6 +174,7 @@ def _serving(workdir: str, gallery: str) -> Iterator[str]:
 
 
 def _sentences(searcher: Searcher) -> list[str]:
+    """Returns at most 2,000 random captions of the gallery."""
     captions = sorted({caption for caption in searcher.gallery.captions if caption.strip()})
     if not captions:
         raise UserError(f"no product of {searcher.gallery.name} has a caption: the benchmark searches for captions")
@@ -181,23 +182,24 @@ def _sentences(searcher: Searcher) -> list[str]:
 
 
 def _exact(searcher: Searcher, address: str, sentences: Sequence[str], k: int) -> float:
-    """Returns the share of sentences whose k answers have the k highest scores of the gallery, in order."""
+    """Returns the share of sentences whose k results have the k highest scores of the gallery, in order."""
 
-    async def ask() -> list[list[str]]:
+    async def search_all() -> list[list[str]]:
         async with _connection(address) as ask:
             answers = [json.loads(await ask(sentence, k)) for sentence in sentences]
         return [[row["id"] for row in answer["results"]] for answer in answers]
 
     vectors, correct = searcher.vectors, 0
-    for ids, query in zip(asyncio.run(ask()), searcher.encode_text(list(sentences)), strict=True):
+    for ids, query in zip(asyncio.run(search_all()), searcher.encode_text(list(sentences)), strict=True):
         scores = vectors @ query
-        nearest = np.sort(scores)[::-1][:k]
-        answered = scores[[searcher.gallery.number(id) for id in ids]]
-        correct += len(set(ids)) == len(nearest) and np.abs(answered - nearest).max() < SCORE_TOLERANCE
+        highest = np.sort(scores)[::-1][:k]
+        returned = scores[[searcher.gallery.number(id) for id in ids]]
+        correct += len(set(ids)) == len(highest) and np.abs(returned - highest).max() < SCORE_TOLERANCE
     return correct / len(sentences)
 
 
 def _write_gallery(searcher: Searcher, folder: Path) -> None:
+    """Writes the gallery's vectors, ids and captions for the peer."""
     np.save(folder / "vectors.npy", searcher.vectors)
     (folder / "gallery.json").write_text(
         json.dumps({"ids": searcher.gallery.ids, "captions": searcher.gallery.captions})
@@ -205,9 +207,9 @@ def _write_gallery(searcher: Searcher, folder: Path) -> None:
 
 
 def _write_text_tower(config: Config, workdir: Path, folder: Path) -> bool:
-    """Writes the newest text tower of a workdir as transformers' CLIPTextModelWithProjection.
+    """Writes the newest text tower of a workdir for transformers' CLIPTextModelWithProjection.
 
-    Returns False, and writes nothing, if that class cannot represent the tower.
+    Returns whether it did; it writes nothing if that class cannot represent the tower.
     """
     checkpoints, towers = Checkpoints(workdir, read_only=True), load_towers(config, workdir)
     with jax.set_mesh(towers.mesh):
@@ -215,7 +217,7 @@ def _write_text_tower(config: Config, workdir: Path, folder: Path) -> bool:
         if towers.config.lora:
             params = lora.merge(params, towers.config.lora.scale)
     image, text = towers.config.image, towers.config.text
-    # Only the text tower is exported, so any image tower will do. The peer applies the pooling itself.
+    # Only the text tower is exported, so any image tower of the format will do. The peer applies the pooling itself.
     plain_image = ImageConfig(image.size, image.patch, image.transformer)
     exported = replace(towers.config, image=plain_image, text=replace(text, pooling="end"), lora=None)
     if text.pooling not in ("end", "mean") or not hugging_face.is_clip(exported):

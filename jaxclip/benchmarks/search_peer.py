@@ -1,4 +1,4 @@
-"""A plain search server of faiss, PyTorch and transformers, which encodes each request by itself."""
+"""A plain search server with faiss, PyTorch and transformers, which encodes each request separately."""
 
 import json
 import socket
@@ -21,14 +21,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def serve(workdir: str, folder: str) -> dict[str, Callable[[], str]]:
-    """Starts the server in a thread and returns the only call of this worker, "address".
+    """Starts the server in a thread and returns the only call of this worker, "address", which returns its URL.
 
-    A request is encoded in one of FastAPI's worker threads and looked up in an IndexFlatIP over all vectors.
+    A request is encoded in one of FastAPI's worker threads, and searched in an IndexFlatIP over all vectors.
 
     Args:
       workdir: folder of the run, with the tokenizer and the preprocessing.
-      folder: holds the text tower, its "pooling", vectors.npy, and gallery.json with the products' "ids" and
-        "captions".
+      folder: folder with the text tower, the file "pooling", vectors.npy, and gallery.json with the products' "ids"
+        and "captions".
     """
     preprocess = Preprocess.load(Path(workdir))
     tokenizer = text.load_tokenizer(Path(workdir) / "tokenizer")

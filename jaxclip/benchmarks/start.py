@@ -17,16 +17,23 @@ from jaxclip.catalog.drawn import draw_catalogue
 from jaxclip.errors import UserError
 
 FLAGS = {"preset": ("laptop", "preset of the towers"), "repeats": (3, REPEATS)}
-FILE = "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict(json.loads({!r}))\n"
-POLL, PATIENCE = 0.01, 600.0  # seconds
+CONFIG_FILE = """import json
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(json.loads({!r}))
+"""
+POLL_SECONDS, TIMEOUT_SECONDS = 0.01, 600.0
 
 
 def measure(preset: str, *, repeats: int = 3) -> list[dict[str, Any]]:
-    """Returns rows of median "seconds" for importing the training modules ("imports") and for two kinds of start.
+    """Returns rows of median "seconds": of importing the training modules ("imports"), and of two kinds of start.
 
     A start is measured from the command until metrics.jsonl holds the first step: with an empty compilation cache
-    ("cold") and with the cache of an earlier run ("compiled before"). They run in turns. "programs" is the number of
-    programs that the last start of each kind added to the cache.
+    ("cold"), and with the cache of an earlier run ("compiled before"). They run in turns. "programs" is the number of
+    programs that the last start of each kind added to the cache, and "time_ratio" is relative to "cold".
     """
     with tempfile.TemporaryDirectory(prefix="jaxclip_start_") as name:
         folder = Path(name)
@@ -35,21 +42,27 @@ def measure(preset: str, *, repeats: int = 3) -> list[dict[str, Any]]:
         config = {"batch_size": 32, "steps": 1000, "log_every": 1, "model": {"preset": preset}}
         config |= {"data": data, "features": {"detector": "none"}}
         file = folder / "start.py"
-        file.write_text("import json\n\n" + FILE.format(json.dumps(config)))
-        filled_cache = folder / "kept"
-        _first_step(file, folder / "first", filled_cache)  # prepares the data and fills the cache
+        file.write_text(CONFIG_FILE.format(json.dumps(config)))
+        filled_cache = folder / "filled"
+        _time_first_step(file, folder / "first", filled_cache)  # prepares the data and fills the cache
         programs = {"imports": 0, "cold": 0, "compiled before": 0}
         seconds: dict[str, list[float]] = {name: [] for name in programs}
         for number in rounds(repeats):
-            seconds["imports"].append(_imports())
-            for name, cache in (("cold", folder / f"nothing{number}"), ("compiled before", filled_cache)):
-                before = _programs(cache)
-                seconds[name].append(_first_step(file, folder / f"{name}{number}", cache))
-                programs[name] = _programs(cache) - before
+            seconds["imports"].append(_time_imports())
+            for name, cache in (("cold", folder / f"empty{number}"), ("compiled before", filled_cache)):
+                before = _count_programs(cache)
+                seconds[name].append(_time_first_step(file, folder / f"{name}{number}", cache))
+                programs[name] = _count_programs(cache) - before
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     return [
-        {"start": name, "preset": preset, "seconds": s, "time_ratio": s / medians["cold"], "programs": programs[name]}
-        for name, s in medians.items()
+        {
+            "start": name,
+            "preset": preset,
+            "seconds": median,
+            "time_ratio": median / medians["cold"],
+            "programs": programs[name],
+        }
+        for name, median in medians.items()
     ]
 
 
@@ -59,18 +72,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines + [f"{row['start']:18}{row['seconds']:9.1f}{row['time_ratio']:7.2f}" for row in rows])
 
 
-def _programs(cache: Path) -> int:
+def _count_programs(cache: Path) -> int:
     """Returns the number of programs in a folder of JAX's compilation cache."""
     return len(list(cache.glob("*-cache")))
 
 
-def _imports() -> float:
+def _time_imports() -> float:
+    """Returns the seconds of a process that only imports the training modules."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import jaxclip.training.run"], check=True, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
-def _first_step(file: Path, workdir: Path, cache: Path) -> float:
+def _time_first_step(file: Path, workdir: Path, cache: Path) -> float:
     """Returns the seconds from the command until the first step is logged; then the process is killed."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     command = [sys.executable, "-m", "jaxclip.train", f"--config={file}", f"--workdir={workdir}"]
@@ -78,12 +92,12 @@ def _first_step(file: Path, workdir: Path, cache: Path) -> float:
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
-            while time.perf_counter() - start < PATIENCE:
+            while time.perf_counter() - start < TIMEOUT_SECONDS:
                 if metrics.exists() and metrics.read_text().endswith("\n"):
                     return time.perf_counter() - start
                 if process.poll() is not None:
                     break
-                time.sleep(POLL)
+                time.sleep(POLL_SECONDS)
         finally:
             process.kill()
             process.wait()

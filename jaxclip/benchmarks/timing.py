@@ -1,4 +1,4 @@
-"""Timing of several implementations in turns, so that a busy moment of the machine affects all of them."""
+"""Times several implementations in turns, so that other load on the machine affects all of them alike."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +16,7 @@ def rounds(repeats: int) -> Iterable[int]:
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Returns the median seconds of each call, after one untimed call; a call must block until its work is done."""
+    """Returns the median seconds of each call, after one untimed call of each; calls must block until they are done."""
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}

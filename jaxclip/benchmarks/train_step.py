@@ -33,7 +33,7 @@ FLAGS = {
 }
 OURS = "jaxclip"
 PEERS = {"open_clip": ("torch", "torchvision", "open_clip"), "transformers": ("torch", "transformers")}
-"""Function of `peers` -> the packages that it needs."""
+"""Function of the module `peers` -> the packages it needs."""
 MEASURED = ("train step", "images", "texts")
 MATRIX = 2048  # side of the square matrices whose product sets the "limit"
 VIT_DATA = {"image_size": 224, "context_length": 77, "vocab_size": 49408}
@@ -43,17 +43,17 @@ VIT_DATA = {"image_size": 224, "context_length": 77, "vocab_size": 49408}
 def measure(*, preset: str, batch: int, dtype: str, repeats: int = 5) -> list[dict[str, Any]]:
     """Returns a row for each of MEASURED and each implementation: this package and the installed PEERS.
 
-    Each implementation runs in a separate process. They run in turns, and the median of `repeats` calls counts, after
-    one call as a warm-up. This package encodes as `Encoders` does, with kernels cast beforehand.
+    Each implementation has a separate process. They run in turns after one warm-up call each. This package's encoders
+    read parameters whose kernels are already cast to `dtype`, as in `Encoders`.
 
     A row holds:
-      seconds: median time of a call.
+      seconds: median time of `repeats` calls.
       per_second: pairs, pictures or captions per second.
       time_ratio: `seconds` divided by this package's.
       flops_per_second: FLOPs of this package's matrix products divided by `seconds`, for every implementation.
       limit: FLOP/s of the fastest product of two 2048 x 2048 matrices in any of the processes.
       mfu: `flops_per_second` as a share of the device's bfloat16 peak; absent if the peak is unknown.
-      memory: the most bytes that the process held: device memory if there is an accelerator, else main memory.
+      memory: the process's peak bytes: of device memory if there is an accelerator, else of main memory.
     """
     config = make_config(preset, batch, dtype)
     peers = [name for name, packages in PEERS.items() if all(map(importlib.util.find_spec, packages))]
@@ -110,7 +110,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def make_config(preset: str, batch: int, dtype: str) -> Config:
-    """Returns the configuration of the measured training; UserError if there is no such preset or type."""
+    """Returns the configuration of the measured training; raises UserError if there is no such preset or type."""
     data = VIT_DATA if preset.startswith("vit") else {}
     model = {"preset": preset, "dtype": dtype}
     return build({"steps": 1000, "batch_size": batch, "data": data, "model": model})
@@ -135,7 +135,7 @@ def ours(config: Config) -> dict[str, Callable[[], Any]]:
 
     @cache
     def cast_params() -> Params:
-        """Returns the parameters with kernels in `dtype`; other leaves are copied because the step donates them."""
+        """Returns the parameters with kernels in `dtype`; other leaves are copied, because the step donates them."""
         cast = cast_kernels(state.params, config.model.dtype)
         return jax.tree.map(lambda leaf: leaf if leaf.dtype == dtype else jnp.copy(leaf), cast)
 
@@ -164,6 +164,7 @@ def _towers(config: Config) -> Towers:
 
 
 def _encoders(towers: Towers) -> tuple[Callable, Callable]:
+    """Returns the functions of parameters and a batch that encode pictures and captions."""
     return (
         lambda params, pixels: nnx.merge(towers.graph, params).encode_image(pixels),
         lambda params, tokens: nnx.merge(towers.graph, params).encode_text(tokens),
@@ -171,7 +172,7 @@ def _encoders(towers: Towers) -> tuple[Callable, Callable]:
 
 
 def _flops(config: Config, towers: Towers) -> dict[str, float]:
-    """Returns, for each of MEASURED, the FLOPs of its matrix products."""
+    """Returns, for each of MEASURED, the FLOPs of its matrix products, without the optimizer's."""
     batch, recipe = abstract_batch(config, towers), make_recipe(config, towers, config.steps)
     image, text = _encoders(towers)
     params = towers.shapes
@@ -185,6 +186,7 @@ def _flops(config: Config, towers: Towers) -> dict[str, float]:
 
 
 def _batch(config: Config, shape: CLIPConfig) -> dict[str, np.ndarray]:
+    """Returns a random batch of pairs."""
     random = np.random.default_rng(0)
     rows, size = config.batch_size, shape.image.size
     text = random.integers(0, shape.text.end_token, (rows, shape.text.context_length), np.int32)

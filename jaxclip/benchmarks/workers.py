@@ -1,4 +1,4 @@
-"""Worker processes: each implementation has its own memory and threads, and one of them runs at a time."""
+"""Worker processes: each implementation has its own memory and threads, and only one of them runs at a time."""
 
 import importlib
 import multiprocessing
@@ -15,17 +15,18 @@ Calls = Mapping[str, Callable[[], Any]]
 
 
 class Worker:
-    """A process that makes the calls of an implementation once and runs them on request.
+    """A process that creates the calls of an implementation once, and runs them on request.
 
     It is a context manager; leaving it ends the process.
 
     Args:
       name: name of the implementation, for messages.
-      make: "module:function" that returns the calls. Only the worker imports the module.
+      make: "module:function" that returns the calls. Only the process imports the module.
       arguments: arguments of that function.
 
     Raises:
       UserError: the process ended before it answered, for example because memory ran out.
+      RuntimeError: the function or a call raised an exception.
     """
 
     def __init__(self, name: str, make: str, *arguments: Any):
@@ -51,7 +52,7 @@ class Worker:
         return self._answer()
 
     def peak_memory(self) -> int:
-        """Returns the most bytes of main memory that the process has held so far (Linux)."""
+        """Returns the peak bytes of main memory of the process so far (Linux)."""
         with open(f"/proc/{self._process.pid}/status") as file:
             fields = dict(line.split(":", 1) for line in file)
         return int(fields["VmHWM"].split()[0]) * 1024
@@ -61,14 +62,15 @@ class Worker:
             value, failure = self._pipe.recv()
         except EOFError:
             self._process.join()
-            why = ", probably for lack of memory: give a smaller --batch" if self._process.exitcode == -9 else ""
-            raise UserError(f"the process of {self.name} ended with status {self._process.exitcode}{why}") from None
+            cause = ", probably for lack of memory: give a smaller --batch" if self._process.exitcode == -9 else ""
+            raise UserError(f"the process of {self.name} ended with status {self._process.exitcode}{cause}") from None
         if failure:
             raise RuntimeError(f"{self.name} failed:\n{failure}")
         return value
 
 
 def _serve(pipe: Connection, make: str, arguments: tuple) -> None:
+    """Answers requests for calls until the pipe is closed; runs in the worker process."""
     module, _, function = make.partition(":")
     try:
         calls: Calls = getattr(importlib.import_module(module), function)(*arguments)

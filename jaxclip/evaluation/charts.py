@@ -13,7 +13,7 @@ RANK_ENDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)  # last 
 
 
 def training(curve: Sequence[Mapping], key: str, label: str) -> dict | None:
-    """Returns the line chart of one figure over the training steps, None if the figure was never measured."""
+    """Returns the line chart of the figure `key` over the training steps, None if the figure was never measured."""
     points = [(row["step"], row[key]) for row in curve if row.get(key) is not None and math.isfinite(row[key])]
     if not points:
         return None
@@ -61,7 +61,7 @@ def hit_curve(best_ranks: Mapping[str, np.ndarray], gallery: int) -> dict:
 
 
 def rank_histogram(best_ranks: np.ndarray, gallery: int) -> dict:
-    """Returns the histogram of `best_ranks`, the (Q,) ranks of the queries' first relevant items."""
+    """Returns the histogram of `best_ranks`, the (Q,) ranks of the queries' first relevant items in the gallery."""
     ends = [end for end in RANK_ENDS if end < gallery] + [gallery]
     starts = [1] + [end + 1 for end in ends[:-1]]
     counts = np.histogram(best_ranks, [*starts, gallery + 1])[0]
@@ -71,10 +71,10 @@ def rank_histogram(best_ranks: np.ndarray, gallery: int) -> dict:
     bars = []
     for index, (start, end, count, share) in enumerate(zip(starts, ends, counts, shares, strict=True)):
         top = _y(share, 0, ticks[-1])
-        name = f"{start:,}" if start == end else f"{start:,}–{end:,}"
+        interval = f"{start:,}" if start == end else f"{start:,}–{end:,}"
         bars.append({
             "x": round(LEFT + index * width + 1.5, 1), "y": top, "width": round(width - 3, 1),
-            "height": round(HEIGHT - BOTTOM - top, 1), "title": f"rank {name}: {count:,} queries ({share:.1%})",
+            "height": round(HEIGHT - BOTTOM - top, 1), "title": f"rank {interval}: {count:,} queries ({share:.1%})",
         })  # fmt: skip
     bar_labels = [(round(LEFT + (index + 0.5) * width, 1), _short(end)) for index, end in enumerate(ends)]
     return {
@@ -88,10 +88,12 @@ def rank_histogram(best_ranks: np.ndarray, gallery: int) -> dict:
 
 
 def _x(share: float) -> float:
+    """Returns the horizontal position of a share of the axis, from 0 to 1."""
     return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
 
 def _y(value: float, low: float, high: float) -> float:
+    """Returns the vertical position of a value on an axis from `low` to `high`."""
     return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
 
@@ -103,9 +105,9 @@ def _ticks(low: float, high: float, integers: bool = False) -> list[float]:
     """Returns three to seven evenly spaced round numbers that cover the range from `low` to `high`."""
     if high == low:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-    rough = (high - low) / 4
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
+    min_step = (high - low) / 4
+    power = 10 ** math.floor(math.log10(min_step))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= min_step)
     if integers:
         step = max(1, math.ceil(step))
     first = math.floor(low / step)

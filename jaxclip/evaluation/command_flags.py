@@ -15,11 +15,11 @@ def workdirs(workdir: list[str], compare: list[str], query: list[str], parameter
     if compare and (len(names) != 2 or workdir or query or parameters):
         raise UserError("--compare takes two workdirs, as --compare W1 W2, and no --workdir, --query or --parameters")
     if len(names) > 1 and not compare and not query:
-        raise UserError("--workdir names several runs: that is for --query; --compare W1 W2 compares two")
+        raise UserError("--workdir may name several runs only with --query; --compare W1 W2 compares two")
     if parameters not in ("", "ema", "raw"):
         raise UserError(f"--parameters={parameters} is none of ema, raw")
     if not all(sentence.strip() for sentence in query):
-        raise UserError("--query is empty: give a sentence, as --query='red shoes'")
+        raise UserError("--query is empty: give a sentence, such as --query='red shoes'")
     if name is not None and (Path(name).name != name or name in ("", "..")):
         raise UserError(f"--name={name!r} must be the name of a folder, for WORKDIR/eval/NAME")
     return [Path(path).expanduser() for path in names]
@@ -29,5 +29,5 @@ def join_compare(argv: list[str]) -> list[str]:
     """Returns the arguments with `--compare W1 W2` rewritten as `--compare=W1,W2`, which absl can parse."""
     if "--compare" not in argv:
         return argv
-    at = argv.index("--compare")
-    return [*argv[:at], "--compare=" + ",".join(argv[at + 1 : at + 3]), *argv[at + 3 :]]
+    index = argv.index("--compare")
+    return [*argv[:index], "--compare=" + ",".join(argv[index + 1 : index + 3]), *argv[index + 3 :]]

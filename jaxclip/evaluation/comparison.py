@@ -1,4 +1,4 @@
-"""Compares the evaluations of two workdirs, and shows what checkpoints find for sentences without known answers."""
+"""Comparison of two workdirs' evaluations, and of checkpoints on sentences without known relevant pictures."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from jaxclip.towers.encoders import Encoders
 from jaxclip.towers.load import load_checkpoint
 
 COMPARISON = "comparison.json"
-SHOWN = 10
+SHOWN_PICTURES = 10
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def compare(
     command: str,
     say: Callable[[str], None],
 ) -> tuple[Mapping[str, Any], Path]:
-    """Returns the result of `results.compare` for two workdirs, and the folder of the comparison's page.
+    """Returns the result of `results.compare` for two workdirs, and the folder with the comparison's files.
 
     The first process writes comparison.json and report.html into WORKDIR/eval/NAME/against-BASELINE.
 
@@ -63,9 +63,9 @@ def compare(
       baseline_name: the name of the baseline's evaluation.
       name: the name of the run's evaluation.
       step: the checkpoint of both: "latest", "best" or a number.
-      evaluate: (run, name) -> the metrics and folder of a new evaluation; called if the stored metrics are of another
-        checkpoint or catalogue.
-      command: the command line that makes the page again.
+      evaluate: (run, name) -> the metrics and folder of a new evaluation; called if there are no stored metrics of this
+        checkpoint, catalogue and configuration.
+      command: the command line that reproduces the page.
       say: prints a line for the user.
 
     Raises:
@@ -73,33 +73,36 @@ def compare(
     """
     folders = baseline.workdir / "eval" / baseline_name, run.workdir / "eval" / name
     prepared, data = _same_catalogue(baseline, run, say)
-    metrics = []
-    for each, evaluation_name, folder in zip((baseline, run), (baseline_name, name), folders, strict=True):
-        load_stored = partial(load_if_current, each.config, each.workdir, step, folder, data)
-        current = distributed.broadcast("kept", load_stored)
-        if current is None:
-            say(f"evaluating {each.workdir} first")
-            current, _ = evaluate(each, evaluation_name)
-        metrics.append(current)
+    both_metrics = []
+    for side, evaluation_name, folder in zip((baseline, run), (baseline_name, name), folders, strict=True):
+        load_stored = partial(load_if_current, side.config, side.workdir, step, folder, data)
+        metrics = distributed.broadcast("stored_metrics", load_stored)
+        if metrics is None:
+            say(f"evaluating {side.workdir} first")
+            metrics, _ = evaluate(side, evaluation_name)
+        both_metrics.append(metrics)
     before, after = map(results.read_queries, folders)
     figures, page_folder = results.compare(before, after), _folder(folders[1], baseline.workdir)
     if not distributed.is_primary():
         return figures, page_folder
-    origins = [provenance(figures_of_run) for figures_of_run in metrics]
-    workdirs = [{"workdir": str(each.workdir.resolve())} for each in (baseline, run)]
+    baseline_facts, run_facts = map(provenance, both_metrics)
     page_folder.mkdir(parents=True, exist_ok=True)
-    compared = {"baseline": workdirs[0] | origins[0], "run": workdirs[1] | origins[1], **figures}
-    files.write_json(page_folder / COMPARISON, compared)
+    content = {
+        "baseline": {"workdir": str(baseline.workdir.resolve()), **baseline_facts},
+        "run": {"workdir": str(run.workdir.resolve()), **run_facts},
+        **figures,
+    }
+    files.write_json(page_folder / COMPARISON, content)
     titles = _names([baseline.workdir, run.workdir])
-    of_baseline = {f"its {name}": value for name, value in origins[0].items()}
+    labelled_facts = {f"its {label}": value for label, value in baseline_facts.items()}
     records = Records(prepared, run.config.data.split)
     pages.write_report(
         page_folder / "report.html",
-        metrics[1],
+        both_metrics[1],
         after,
         pages.ProductPictures([product for product, _ in records.products()], records),
         title=f"{titles[1]} against {titles[0]}: {name}",
-        run={"workdir": titles[1], **origins[1], "baseline": titles[0], **of_baseline, "command": command},
+        run={"workdir": titles[1], **run_facts, "baseline": titles[0], **labelled_facts, "command": command},
         curve=metrics_log.read(run.workdir),
         baseline=(titles[0], before, figures),
     )
@@ -107,24 +110,28 @@ def compare(
 
 
 def _same_catalogue(baseline: EvaluatedRun, run: EvaluatedRun, say: Callable[[str], None]) -> tuple[Path, str]:
-    """Returns the prepared dataset that both runs rank and its fingerprint; raises UserError if they rank two."""
-    one, other = (prepared_data.prepared_dataset(each.config, say=say) for each in (baseline, run))
-    data, splits = prepared_data.data_fingerprint(other), (baseline.config.data.split, run.config.data.split)
-    if prepared_data.data_fingerprint(one) != data or splits[0] != splits[1]:
+    """Returns the prepared dataset that both runs rank, and its fingerprint.
+
+    Raises:
+      UserError: the runs rank different datasets or splits.
+    """
+    first, second = (prepared_data.prepared_dataset(side.config, say=say) for side in (baseline, run))
+    data, splits = prepared_data.data_fingerprint(second), (baseline.config.data.split, run.config.data.split)
+    if prepared_data.data_fingerprint(first) != data or splits[0] != splits[1]:
         raise UserError(
-            f"{baseline.workdir} and {run.workdir} rank different products: {splits[0]} of {one}, and "
-            f"{splits[1]} of {other}; give both one catalogue with --config.data.path and --config.data.split"
+            f"{baseline.workdir} and {run.workdir} rank different products: {splits[0]} of {first}, and "
+            f"{splits[1]} of {second}; give both one catalogue with --config.data.path and --config.data.split"
         )
-    return other, data
+    return second, data
 
 
-def _folder(evaluated: Path, baseline: Path) -> Path:
+def _folder(evaluation: Path, baseline: Path) -> Path:
     """Returns the folder of the comparison with a baseline; another baseline of the same name gets another folder."""
-    plain, workdir = evaluated / f"against-{baseline.name}", str(baseline.resolve())
+    plain, workdir = evaluation / f"against-{baseline.name}", str(baseline.resolve())
     stored = plain / COMPARISON
     if not stored.exists() or json.loads(stored.read_text()).get("baseline", {}).get("workdir", workdir) == workdir:
         return plain
-    return evaluated / f"{plain.name}-{hashlib.sha256(workdir.encode()).hexdigest()[:6]}"
+    return evaluation / f"{plain.name}-{hashlib.sha256(workdir.encode()).hexdigest()[:6]}"
 
 
 def _names(workdirs: Sequence[Path]) -> list[str]:
@@ -147,9 +154,9 @@ def write_sheet(
     command: str,
     say: Callable[[str], None],
 ) -> None:
-    """Writes the page with the ten pictures that each run's checkpoint ranks first for each sentence.
+    """Writes a page with the ten pictures that each run's checkpoint ranks first for each sentence.
 
-    Every run searches the split that its configuration names. The split needs no captions.
+    Every run searches the split that its configuration names, which needs no captions.
 
     Args:
       path: the HTML file.
@@ -157,7 +164,7 @@ def write_sheet(
       step: the checkpoint, as in `load_checkpoint`.
       sentences: the queries.
       parameters: "raw", "ema" or "", as in `load_checkpoint`.
-      command: the command line that makes the page again.
+      command: the command line that reproduces the page.
       say: prints a line for the user.
 
     Raises:
@@ -173,17 +180,17 @@ def write_sheet(
             encoders = Encoders(loaded.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
             store = encoders.store(run.workdir, loaded.params, loaded.step, say=say)
             images = encoders.pictures(loaded.params, loaded.records, store=store)
-            words = [text.caption(sentence, {}, loaded.towers.preprocess) for sentence in sentences]
-            texts = encoders.captions(loaded.params, words)
+            captions = [text.caption(sentence, {}, loaded.towers.preprocess) for sentence in sentences]
+            texts = encoders.captions(loaded.params, captions)
         if not (np.isfinite(images).all() and np.isfinite(texts).all()):
             raise UserError(
-                f"step {loaded.step} of {run.workdir} gives vectors that are not finite: give another --step"
+                f"step {loaded.step} of {run.workdir} gives vectors that are not finite: choose another --step"
             )
-        nearest = NearestNeighbours(images, most=SHOWN, devices=jax.local_devices()[:1])(texts)
-        for sentence, *best in zip(sentences, *nearest, strict=True):
+        nearest = NearestNeighbours(images, max_k=SHOWN_PICTURES, devices=jax.local_devices()[:1])(texts)
+        for sentence, scores, numbers in zip(sentences, *nearest, strict=True):
             sheet[sentence][name] = [
-                pages.picture(int(n), gallery, relevant=False, score=float(score))
-                for score, n in zip(*best, strict=True)
+                pages.picture(int(number), gallery, relevant=False, score=float(score))
+                for score, number in zip(scores, numbers, strict=True)
             ]
         facts[name] = {
             "step": str(loaded.step),

@@ -34,7 +34,7 @@ class Queries:
     Attributes:
       products: the G products, in the order of the records.
       product_groups: (G,) the group of each product; products of one group are relevant to the same queries.
-      captions: the Q captions, worded as evaluation words them.
+      captions: the Q captions, as `pipeline.text.caption` words them.
       caption_products: (Q,) the index into `products` of each caption's product.
     """
 
@@ -49,9 +49,9 @@ class Evaluator:
 
     Attributes:
       queries: the split's captions and products.
-      encoders: encode captions and pictures with the towers.
+      encoders: the compiled encoders of captions and pictures.
       settings: the settings that the metrics depend on (`metrics_file.settings`).
-      last: the newest result of `rank_all`, None before its first call.
+      last: the latest result of `rank_all`, None before its first call.
     """
 
     def __init__(self, towers: Towers, records: Records, config: Config):
@@ -60,8 +60,8 @@ class Evaluator:
         self.queries = read_queries(records, towers)
         if not self.queries.captions:
             raise UserError(
-                f"none of the {len(records):,} products has a caption: pictures alone can be a gallery "
-                "(evaluate --query='...' shows what is found there), but training and ranking need captions"
+                f"none of the {len(records):,} products has a caption, which training and ranking need; "
+                "evaluate --query='...' can search pictures without captions"
             )
         self.last: dict[str, Result] | None = None
         self._embedded: dict[str, Embedded] = {}
@@ -85,7 +85,7 @@ class Evaluator:
         return self.last
 
     def complete_all(self, parameters: Mapping[str, Params]) -> dict[str, Result]:
-        """Returns the last results of `rank_all`, extended as in `complete`; calls `rank_all` if it has not run yet."""
+        """Returns the latest results of `rank_all`, extended as in `complete`; runs `rank_all` if there are none."""
         results = self.last or self.rank_all(parameters)
         return {
             name: self._complete(params, *self._embedded[name], results[name], store=None)
@@ -95,15 +95,15 @@ class Evaluator:
     def complete(self, params: Params, *, store: EmbeddingStore | None = None) -> Result:
         """Returns the result of `rank`, extended by the protocols that are run only once, after training.
 
-        These are Marqo's protocol (`evaluation.marqo`), and labels as queries and as classes (`evaluation.labels`).
-        `store` is that of `embed`.
+        They are Marqo's protocol (`evaluation.marqo`), and labels as queries and as classes (`evaluation.labels`).
+        With a store, embeddings are reused as in `embed`.
         """
         embedded = self.embed(params, store=store)
         return self._complete(params, *embedded, self._rank(*embedded), store=store)
 
     def _rank(self, texts: np.ndarray, images: np.ndarray) -> Result:
         queries, groups = self.queries, self.queries.product_groups
-        categories = [queries.products[owner].category for owner in queries.caption_products]
+        categories = [queries.products[product].category for product in queries.caption_products]
 
         def with_progress_bar(blocks):
             return bar(blocks, desc="ranking", unit="block", leave=False)
@@ -121,9 +121,9 @@ class Evaluator:
     ) -> Result:
         figures, details = result
         queries, groups = self.queries, self.queries.product_groups
-        owned, first = np.unique(queries.caption_products, return_index=True)
-        titles = np.zeros_like(images)
-        titles[owned] = texts[first]
+        captioned, first_captions = np.unique(queries.caption_products, return_index=True)
+        titles = np.zeros_like(images)  # zero for products without a caption
+        titles[captioned] = texts[first_captions]
         grouped_texts = GroupedEmbeddings(texts, groups[queries.caption_products])
         figures = {**figures, "marqo": marqo.evaluate(grouped_texts, GroupedEmbeddings(images, groups), titles)}
         names = ["category", *sorted({name for product in queries.products for name in product.attributes})]
@@ -136,7 +136,7 @@ class Evaluator:
             return figures, details
         prompts = [[text.prompts(label, self.towers.preprocess) for label in field.labels] for field in fields]
         flat = self.encoders.captions(params, list(chain.from_iterable(chain.from_iterable(prompts))), store=store)
-        ends = np.cumsum([sum(map(len, of_field)) for of_field in prompts])
+        ends = np.cumsum([sum(map(len, field_prompts)) for field_prompts in prompts])
         for field, embedded in zip(fields, np.split(flat, ends[:-1]), strict=True):
             embeddings = labels.ensemble(embedded.reshape(len(field.labels), -1, flat.shape[1]))
             figures["label_queries"][field.name] = labels.retrieve(field, embeddings, images)
@@ -145,15 +145,15 @@ class Evaluator:
 
 
 def read_queries(records: Records, towers: Towers) -> Queries:
-    """Returns the products of a split and all their captions, worded for evaluation."""
-    products, product_groups, captions, owners = [], [], [], []
+    """Returns the products of a split and all their captions, worded by `pipeline.text.caption`."""
+    products, product_groups, captions, caption_products = [], [], [], []
     for product, group in bar(records.products(), total=len(records), desc="reading captions", unit="product"):
         for caption in product.captions:
             captions.append(text.caption(caption, product.attributes, towers.preprocess))
-            owners.append(len(products))
+            caption_products.append(len(products))
         products.append(product)
         product_groups.append(group)
-    return Queries(products, np.asarray(product_groups), captions, np.asarray(owners))
+    return Queries(products, np.asarray(product_groups), captions, np.asarray(caption_products))
 
 
 def evaluate_checkpoint(
@@ -169,12 +169,13 @@ def evaluate_checkpoint(
 ) -> tuple[dict[str, Any], Path]:
     """Returns the metrics of a workdir's checkpoint on the configured catalogue, and the folder they were written into.
 
-    Embeddings that an interrupted evaluation left in the workdir are reused.
+    Embeddings that an earlier, perhaps interrupted, evaluation stored in the workdir are reused.
 
     Args:
+      config: the configuration to evaluate with.
+      workdir: the folder of the run.
       step: the checkpoint: "latest", "best" or a number, as in `load_checkpoint`.
-      folder: where the results go. Those of raw parameters go to another folder if the run also has a moving average
-        (see `results_folder`).
+      folder: the folder for the results; see `results_folder` for raw parameters.
       parameters: "raw", "ema" or "", as in `load_checkpoint`.
       fingerprint: the fingerprint of the workdir's own configuration.
       say: prints a line for the user.

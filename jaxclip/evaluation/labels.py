@@ -10,7 +10,7 @@ from jaxclip.ranking import metrics, significance
 from jaxclip.ranking.label_ranks import label_ranks
 from jaxclip.ranking.relevance import Relevance
 
-MIN_PRODUCTS = 5  # labels of fewer products are ignored
+MIN_PRODUCTS = 5  # values that fewer products have are not labels
 MAX_LABELS = 200  # a field with more values holds names or numbers, not labels
 
 
@@ -32,11 +32,11 @@ class Field:
 def fields(values: Mapping[str, Sequence[str]]) -> list[Field]:
     """Returns the fields that have 2 to 200 labels; a label is a value shared by at least 5 products.
 
-    `values` maps a field's name to its G values, one per product, "" for a product without one.
+    `values` maps a field's name to its G values, one per product; "" means that the product has none.
     """
     label_fields = []
-    for name, of_products in values.items():
-        labels, members, counts = np.unique(np.asarray(of_products, str), return_inverse=True, return_counts=True)
+    for name, field_values in values.items():
+        labels, members, counts = np.unique(np.asarray(field_values, str), return_inverse=True, return_counts=True)
         frequent = np.flatnonzero((counts >= MIN_PRODUCTS) & (labels != ""))
         if 2 <= len(frequent) <= MAX_LABELS:
             numbers = np.full(len(labels), -1)
@@ -85,7 +85,7 @@ def classify(field: Field, label_embeddings, images, *, seed: int = 0) -> dict:
 
     "weighted_f1" averages the F1 of the labels, weighted by their numbers of images, as FashionCLIP reports it (Chia
     et al. 2022); "macro_f1" is the unweighted average. Images without one of the labels are left out. The arguments
-    are those of `retrieve`.
+    are the same as for `retrieve`.
     """
     known = field.members >= 0
     actual = field.members[known]
@@ -119,10 +119,10 @@ def f1(pair: np.ndarray, weights: np.ndarray, labels: int, *, weighted: bool) ->
     actual, predicted = pair.astype(np.int64)
     hits = np.where(actual == predicted, actual, labels)
 
-    def counted(numbers):
+    def count(numbers):
         return np.stack([np.bincount(numbers, weights=row, minlength=labels + 1)[:labels] for row in weights])
 
-    support, predictions, correct = counted(actual), counted(predicted), counted(hits)  # (S, L)
-    each = 2 * correct / np.maximum(support + predictions, 1e-12)
-    share = support if weighted else ((support + predictions) > 0).astype(np.float64)
-    return (each * share).sum(axis=1) / share.sum(axis=1)
+    support, predictions, correct = count(actual), count(predicted), count(hits)  # (S, L)
+    label_f1 = 2 * correct / np.maximum(support + predictions, 1e-12)
+    weight = support if weighted else ((support + predictions) > 0).astype(np.float64)
+    return (label_f1 * weight).sum(axis=1) / weight.sum(axis=1)

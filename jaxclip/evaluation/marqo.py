@@ -13,9 +13,9 @@ MAX_TEXTS, IMAGE_WEIGHT = 2000, 0.9
 def evaluate(texts: GroupedEmbeddings, images: GroupedEmbeddings, titles, *, seed: int = 0) -> dict:
     """Returns recall@1, recall@10 and MRR@10 of at most 2,000 sampled texts.
 
-    Recall is BEIR's: relevant documents in the top k / all relevant documents. A document is normalise(0.9 image + 0.1
-    title), so a query that is its product's title is also part of the document that it should find. Compare these
-    figures only with others of the same protocol (github.com/marqo-ai/marqo-FashionCLIP).
+    Recall is defined as in BEIR: relevant documents in the top k / all relevant documents. A document is
+    normalise(0.9 image + 0.1 title), so a query that is its product's title is also part of the document that it should
+    retrieve. Compare these figures only with figures of the same protocol (github.com/marqo-ai/marqo-FashionCLIP).
 
     Args:
       texts: the Q texts.

@@ -39,14 +39,19 @@ def write(
     provenance: Mapping[str, str],
     command: str = "",
 ) -> dict[str, Any]:
-    """Returns the content of metrics.json; the first process writes it, its tables, queries.npz and report.html.
+    """Returns the content of metrics.json; the first process writes it, the CSV tables, queries.npz and report.html.
 
-    If the rankings were re-ranked, those of the first stage are written into first_stage/ and the report compares the
-    two stages.
+    If a second stage re-ordered the results, the first stage's rankings are written into first_stage/, and the report
+    compares the two stages.
 
     Args:
-      provenance: values for the keys in PROVENANCE; keys that do not apply are left out.
-      command: the command line that repeats the evaluation, without --step and --parameters. The default evaluates
+      folder: the folder of the results.
+      result: the metrics and the rankings.
+      evaluator: the evaluator that computed them.
+      workdir: the folder of the run.
+      step: the step of the checkpoint.
+      provenance: values of the keys in PROVENANCE; keys that do not apply are absent.
+      command: the command line that reproduces the evaluation, without --step and --parameters. The default evaluates
         this workdir on its own catalogue.
     """
     figures, details = result
@@ -98,7 +103,7 @@ def _write(
 
 
 def provenance(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the step and the provenance in `metrics` under the names that a page shows."""
+    """Returns the step and the provenance in `metrics`, by the labels that a page shows."""
     names = {"checkpoint_step": "step", **{name: name.replace("_", " ") for name in PROVENANCE}}
     return {label: str(metrics[name]) for name, label in names.items() if name in metrics}
 
@@ -112,9 +117,9 @@ def read(folder: Path) -> dict[str, Any] | None:
 def load_if_current(
     config: Config, workdir: Path, step: str, folder: Path, data_fingerprint: str
 ) -> dict[str, Any] | None:
-    """Returns the folder's metrics, None if evaluating this checkpoint now could give others.
+    """Returns the metrics stored in a folder, None if there are none or if they would now come out differently.
 
-    The stored step, parameters, settings and data fingerprint must be those of the checkpoint and the configuration.
+    The stored step, parameters, settings and data fingerprint must equal those of the checkpoint and the configuration.
     `step` is "latest", "best" or a number.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -130,5 +135,5 @@ def load_if_current(
 
 
 def results_folder(folder: Path, parameters: str, *, averaged: bool) -> Path:
-    """Returns the folder of the results: FOLDER-raw for raw parameters if the run also has a moving average."""
+    """Returns the folder of the results: FOLDER, or FOLDER-raw for raw parameters of a run with a moving average."""
     return folder.with_name(f"{folder.name}-raw") if parameters == "raw" and averaged else folder

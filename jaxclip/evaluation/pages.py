@@ -1,4 +1,4 @@
-"""Writes the report of an evaluation, with the pictures taken from the records."""
+"""Writes the report of an evaluation, with pictures from the records."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from jaxclip.evaluation import report
 from jaxclip.evaluation.results import StoredRankings
 from jaxclip.pipeline.records import Records
 
-CHANGES, FAILED_CATEGORIES, FAILURES, MIN_QUERIES = 6, 4, 2, 10
+CHANGES, FAILED_CATEGORIES, FAILURES = 6, 4, 2
+"""At most this many are shown: queries that improved (or worsened), categories with failures, failures per category."""
+MIN_QUERIES = 10  # a smaller category is not shown among those with failures
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def write_report(
       rankings: the rankings behind the metrics.
       gallery: the products that were ranked.
       title: the heading.
-      run: facts that identify the run, as in `report.report_page`.
+      run: facts that identify and reproduce the run, as in `report.report_page`.
       curve: rows of the training log, as in `report.report_page`.
       baseline: name, rankings and comparison (`results.compare`) of another run on the same queries.
     """
@@ -58,14 +60,14 @@ def write_report(
     comparison = None
     if baseline is not None:
         name, before, figures = baseline
-        ratio = np.log(before.best_ranks / rankings.best_ranks)
-        order = np.argsort(-ratio, kind="stable")
+        gain = np.log(before.best_ranks / rankings.best_ranks)  # positive if the rank improved
+        order = np.argsort(-gain, kind="stable")
 
-        def changes(selected):
-            return [report.Change(rankings.captions[q], row(before, q), row(rankings, q)) for q in selected]
+        def changes(queries):
+            return [report.Change(rankings.captions[q], row(before, q), row(rankings, q)) for q in queries]
 
-        improved = changes(q for q in order[:CHANGES] if ratio[q] > 0)
-        worsened = changes(q for q in order[::-1][:CHANGES] if ratio[q] < 0)
+        improved = changes(q for q in order[:CHANGES] if gain[q] > 0)
+        worsened = changes(q for q in order[::-1][:CHANGES] if gain[q] < 0)
         comparison = report.Comparison(name, figures, before.best_ranks, improved, worsened)
     page = report.report_page(
         metrics,
@@ -90,7 +92,7 @@ def picture(number: int, gallery: ProductPictures, *, relevant: bool, score: flo
 
 
 def _failures(metrics, rankings, products) -> dict[str, list[int]]:
-    """Returns the queries with the worst ranks in each of the categories with the lowest hit@10."""
+    """Returns category -> its queries with the worst ranks, for the categories with the lowest hit@10."""
     categories = np.array([products[owner].category for owner in rankings.owners])
     worst_categories = [
         (row["hit@10"]["value"], name)
@@ -105,8 +107,11 @@ def _failures(metrics, rankings, products) -> dict[str, list[int]]:
 
 
 def _row(rankings: StoredRankings, query: int, gallery: ProductPictures) -> report.QueryRow:
+    """Returns a query with its first pictures, and with the picture of its product if none of them is relevant."""
     top = zip(rankings.top_items[query], rankings.top_relevant[query], rankings.top_scores[query], strict=True)
-    items = [picture(int(n), gallery, relevant=bool(relevant), score=float(score)) for n, relevant, score in top]
+    items = [
+        picture(int(number), gallery, relevant=bool(relevant), score=float(score)) for number, relevant, score in top
+    ]
     answer = None
     if not rankings.top_relevant[query].any():
         answer = picture(int(rankings.owners[query]), gallery, relevant=True, score=float("nan"))

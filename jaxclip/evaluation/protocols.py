@@ -1,4 +1,4 @@
-"""The evaluation protocols: full gallery in both directions, by category, re-ranked, and trials of 100 images."""
+"""The evaluation protocols: the full gallery in both directions, by category, re-ranked, and trials of 100 images."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ import numpy as np
 
 from jaxclip.errors import UserError
 from jaxclip.ranking import metrics, significance, trials
-from jaxclip.ranking.candidates import Candidates, moved
+from jaxclip.ranking.candidates import Candidates, rank_changes
 from jaxclip.ranking.ranks import Ranks, both_ways
 from jaxclip.ranking.relevance import Relevance
 
 UNCATEGORISED = "(none)"
 CATEGORY_KS = (1, 5, 10)
-TOP_K = 10  # items stored per query
+TOP_K = 10  # number of best items that are stored per query
 
 
 class GroupedEmbeddings:
@@ -22,7 +22,7 @@ class GroupedEmbeddings:
 
     Attributes:
       embeddings: (N, D) unit vectors, in float32.
-      groups: (N,) the group of each; a text and an image are relevant to each other if their groups are equal.
+      groups: (N,) the group of each row; a text and an image are relevant to each other if their groups are equal.
     """
 
     def __init__(self, embeddings, groups: Sequence):
@@ -36,7 +36,7 @@ class Rankings:
     Attributes:
       best_ranks: (Q,) the rank of the first relevant item.
       relevant_counts: (Q,) the number of relevant items.
-      values: metric -> (Q,) values, one per query; the metric is their mean, and paired tests compare them.
+      values: metric -> (Q,) its value for each query; reported metrics are their means, and paired tests compare them.
       top_items: (Q, k) the first k items, best first.
       top_scores: (Q, k) their scores.
       top_relevant: (Q, k) whether they are relevant.
@@ -83,22 +83,23 @@ def evaluate(
     """Returns (metrics, details): the content of metrics.json without provenance, and the rankings behind it.
 
     Every figure is `{"value", "low", "high"}` with a 95% bootstrap interval over queries (over trials, in `trials`).
-    Text-to-image queries are texts and the gallery is all images; image-to-text is the reverse. An item is relevant to
-    a query if both have the same group.
+    In "text_to_image" the texts are the queries and all images are the gallery; in "image_to_text" it is the reverse.
+    An item is relevant to a query if both have the same group.
 
-    With a `second_stage`, "text_to_image" holds the figures after re-ranking, "first_stage" those of the embeddings,
-    and "reranked" the number of candidates "k", the share of texts with a relevant image among them ("retrieved", the
-    first stage's hit@k, which no second stage can exceed), and the shares of texts that improved and worsened.
+    With a `second_stage`, "text_to_image" holds the figures after re-ranking and "first_stage" those before it.
+    "reranked" holds the number of candidates "k", the share of texts with a relevant image among them ("retrieved", the
+    first stage's hit@k, which no second stage can exceed), and the shares of texts whose rank improved, did not change
+    or worsened.
 
     Args:
       texts: the Q texts.
       images: the G images.
-      categories_of_texts: the Q names of the texts' categories; "" is reported as "(none)".
-      ks: the depths of hit, recall, precision and nDCG; the figures by category always include 1, 5 and 10.
+      categories_of_texts: the category of each of the Q texts; "" is reported as "(none)".
+      ks: the cut-offs of hit, recall, precision and nDCG; the figures by category always include 1, 5 and 10.
       seed: seeds the trials and the bootstrap.
       progress: wraps the sequence of query blocks, for a progress bar.
-      second_stage: returns (Q, K) scores of the candidates, which are re-ordered by them.
-      candidates: K, the number of candidates per text.
+      second_stage: candidates -> their new scores (Q, K), by which they are re-ordered.
+      candidates: K, the number of candidates per text; used only with a second stage.
 
     Raises:
       UserError: a text or an image has no counterpart in its group.
@@ -152,8 +153,9 @@ def _metrics(details: Details, by_category, trial_figures, ks, seed) -> dict[str
 
 
 def _reranked(details: Details, retrieved: Candidates, seed: int) -> dict[str, Any]:
-    shifts = moved(details.first_stage.best_ranks, details.text_to_image.best_ranks)
-    shares = {"retrieved": retrieved.found, **shifts}
+    """Returns the figures that a second stage adds."""
+    changes = rank_changes(details.first_stage.best_ranks, details.text_to_image.best_ranks)
+    shares = {"retrieved": retrieved.found, **changes}
     return {
         "first_stage": _figures(details.first_stage, seed),
         "reranked": {"k": retrieved.items.shape[1], **means(shares, seed)},
@@ -178,8 +180,8 @@ def _figures(rankings, seed):
     figures = means(rankings.values | {"mean_rank": rankings.best_ranks.astype(np.float64)}, seed)
     low, high = significance.bootstrap_interval(rankings.best_ranks, statistic=significance.median, seed=seed)
     median = {"median_rank": {"value": float(np.median(rankings.best_ranks)), "low": low, "high": high}}
-    first = {name: figures[name] for name in figures if name.startswith("hit@") or name == "mrr"}
-    return first | median | {"mean_rank": figures["mean_rank"]} | figures
+    hits_and_mrr = {name: figures[name] for name in figures if name.startswith("hit@") or name == "mrr"}
+    return hits_and_mrr | median | {"mean_rank": figures["mean_rank"]} | figures
 
 
 def means(values: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, float]]:
@@ -198,30 +200,31 @@ def means(values: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, fl
 def _by_category(rankings, categories, relevance, ranks, ks, seed):
     """Returns category -> its figures, ordered by number of queries, most first, then by name."""
     names, members = np.unique([name or UNCATEGORISED for name in categories], return_inverse=True)
-    depths = sorted({*CATEGORY_KS, *ks})
-    values = {f"hit@{k}": metrics.hit(ranks.ranks, relevance.indptr, k) for k in depths}
+    cut_offs = sorted({*CATEGORY_KS, *ks})
+    values = {f"hit@{k}": metrics.hit(ranks.ranks, relevance.indptr, k) for k in cut_offs}
     values["mrr"] = rankings.values["mrr"]
     counts = np.bincount(members)
     rows = {}
     for row in np.lexsort((names, -counts)):
-        of_category = {name: value[members == row] for name, value in values.items()}
-        rows[str(names[row])] = {"queries": int(counts[row])} | means(of_category, seed)
+        category_values = {name: value[members == row] for name, value in values.items()}
+        rows[str(names[row])] = {"queries": int(counts[row])} | means(category_values, seed)
     return rows
 
 
 def _trials(texts: GroupedEmbeddings, images: GroupedEmbeddings, ks, seed):
-    """Returns the mean hit@k and mAP over the trials, or the reason why no trials were made."""
+    """Returns the mean hit@k and mAP over the trials, or the reason why there are no trials."""
     try:
-        best = trials.best_ranks(texts.embeddings, images.embeddings, texts.groups, images.groups, seed=seed)
+        best_ranks = trials.best_ranks(texts.embeddings, images.embeddings, texts.groups, images.groups, seed=seed)
     except UserError as error:
         return {"reason": str(error)}
     # A trial has one relevant item per query, so its average precision is the reciprocal of its rank.
     figures = [
-        means({f"hit@{k}": (side <= k).mean(axis=1) for k in ks} | {"map": (1.0 / side).mean(axis=1)}, seed)
-        for side in best
+        means({f"hit@{k}": (ranks <= k).mean(axis=1) for k in ks} | {"map": (1.0 / ranks).mean(axis=1)}, seed)
+        for ranks in best_ranks
     ]
     return {"trials": trials.TRIALS, "images": trials.SIZE, "text_to_image": figures[0], "image_to_text": figures[1]}
 
 
 def _chance(rankings, gallery, ks):
+    """Returns the expected hit@k of a random order of the gallery."""
     return {f"hit@{k}": metrics.chance_hit(rankings.relevant_counts, gallery, k) for k in ks}

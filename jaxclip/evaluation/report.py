@@ -12,7 +12,7 @@ from PIL import Image
 
 from jaxclip.catalog.pictures import mime
 from jaxclip.evaluation import charts, protocols
-from jaxclip.ranking.candidates import moved
+from jaxclip.ranking.candidates import rank_changes
 
 SHOWN_QUERIES, SHOWN_SEED, SHOWN_CATEGORIES = 24, 0, 20
 THUMBNAIL_BYTES, THUMBNAIL_SIDE = 12_000, 220
@@ -94,7 +94,7 @@ class Comparison:
 
 
 def sample_queries(queries: int) -> np.ndarray:
-    """Returns the indices of at most 24 random queries; the seed is fixed, so results cannot influence the choice."""
+    """Returns the indices of at most 24 random queries; the seed is fixed, so the choice does not depend on results."""
     random = np.random.default_rng(SHOWN_SEED)
     return random.choice(queries, min(SHOWN_QUERIES, queries), replace=False)
 
@@ -139,20 +139,21 @@ def report_page(
       title: the heading, such as "quickstart, step 2,000".
       run: facts that identify and reproduce the run, name -> text; "command" is shown as code.
       queries: the queries selected by `sample_queries`.
-      curve: rows {"step", "loss", "hit@1", "ema/hit@1"} of the training log; a row has only the figures measured then.
+      curve: rows of the training log with "step" and, where they were measured, "loss", "hit@1" and "ema/hit@1".
       best_ranks: (Q,) the rank of each text's first relevant picture, for the hit@k curve and the histogram.
       failures: category -> the queries with the worst ranks.
       comparison: the comparison with a baseline, if there is one.
     """
-    panels = [
+    training_charts = [
         charts.training(curve, "loss", "training loss"),
         charts.training(curve, "hit@1", "hit@1, text to image"),
         charts.training(curve, "ema/hit@1", "hit@1 of the moving average"),
     ]
-    ranked = []
+    rank_charts = []
     if best_ranks is not None:
         runs = {comparison.name: comparison.best_ranks, "this run": best_ranks} if comparison else {"": best_ranks}
-        ranked = [charts.hit_curve(runs, metrics["gallery"]), charts.rank_histogram(best_ranks, metrics["gallery"])]
+        gallery = metrics["gallery"]
+        rank_charts = [charts.hit_curve(runs, gallery), charts.rank_histogram(best_ranks, gallery)]
     categories = list(metrics["by_category"].items())
     return _render(
         "report.html.j2",
@@ -169,11 +170,11 @@ def report_page(
         more_categories=categories[SHOWN_CATEGORIES:],
         queries=queries,
         seed=SHOWN_SEED,
-        panels=[panel for panel in panels if panel],
-        ranked=ranked,
+        panels=[chart for chart in training_charts if chart],
+        ranked=rank_charts,
         failures=failures or {},
         comparison=comparison,
-        moved=protocols.means(moved(comparison.best_ranks, best_ranks), SHOWN_SEED) if comparison else {},
+        moved=protocols.means(rank_changes(comparison.best_ranks, best_ranks), SHOWN_SEED) if comparison else {},
         frame=charts.FRAME,
     )
 
@@ -189,7 +190,7 @@ def sheet_page(
     Args:
       sheet: query -> name of the run -> pictures, best first; each run is a row below its query.
       runs: name of the run -> facts that identify its checkpoint and catalogue, name -> text.
-      command: the command line that makes the page again.
+      command: the command line that reproduces the page.
     """
     return _render("sheet.html.j2", sheet=sheet, runs=runs, command=command)
 
@@ -212,7 +213,7 @@ def _percent(share: float) -> str:
 
 
 def _chance(share: float) -> str:
-    """Returns a percentage; small ones have two significant digits, because chance is often far below 1%."""
+    """Returns a percentage; below 10% it has two significant digits, because chance is often far below 1%."""
     return f"{100 * share:.2g}%" if share < 0.1 else _percent(share)
 
 
@@ -235,5 +236,5 @@ def _signed(value: float, name: str) -> str:
 
 def _named(name: str) -> str:
     """Returns a metric's usual name, such as "MRR" for "mrr"."""
-    words = {"mrr": "MRR", "mrr@10": "MRR@10", "map": "mAP", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
-    return words.get(name, name.replace("ndcg", "nDCG").replace("_", " "))
+    names = {"mrr": "MRR", "mrr@10": "MRR@10", "map": "mAP", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
+    return names.get(name, name.replace("ndcg", "nDCG").replace("_", " "))

@@ -17,16 +17,14 @@ from jaxclip.runtime import files
 
 QUERIES = "queries.npz"
 FIRST_STAGE = "first_stage"
-"""Subfolder of a re-ranked evaluation that holds the queries.npz of the first stage."""
+"""Subfolder of a re-ranked evaluation that holds the first stage's queries.npz."""
 DIRECTIONS = ("text_to_image", "image_to_text")
 _ARRAYS = ("best_ranks", "top_items", "top_relevant", "top_scores")
 
 
 @dataclass(frozen=True, eq=False)
 class StoredRankings:
-    """The rankings of an evaluation, as stored in queries.npz.
-
-    The rankings are those of text to image.
+    """The text-to-image rankings of an evaluation, as stored in queries.npz.
 
     Attributes:
       data_fingerprint: the fingerprint of the prepared dataset.
@@ -37,7 +35,7 @@ class StoredRankings:
       top_items: (Q, k) the first k items, best first.
       top_relevant: (Q, k) whether they are relevant.
       top_scores: (Q, k) their scores.
-      values: direction -> metric -> its value for every query of that direction.
+      values: direction -> metric -> (Q,) or (G,) its value for every query of that direction.
     """
 
     data_fingerprint: str
@@ -83,9 +81,9 @@ def write_queries(
     """
     rankings = details.text_to_image
     values = {
-        f"{direction}/{name}": of_queries
+        f"{direction}/{name}": query_values
         for direction in DIRECTIONS
-        for name, of_queries in getattr(details, direction).values.items()
+        for name, query_values in getattr(details, direction).values.items()
     }
     file = io.BytesIO()
     np.savez_compressed(
@@ -133,8 +131,8 @@ def compare(
     Raises:
       UserError: the two evaluations differ in their products or queries.
     """
-    same = (np.array_equal(getattr(baseline, name), getattr(other, name)) for name in ("owners", "ids"))
-    if baseline.data_fingerprint != other.data_fingerprint or not all(same):
+    are_equal = (np.array_equal(getattr(baseline, name), getattr(other, name)) for name in ("owners", "ids"))
+    if baseline.data_fingerprint != other.data_fingerprint or not all(are_equal):
         raise UserError(
             f"the two evaluations rank different products (data fingerprints {baseline.data_fingerprint} and "
             f"{other.data_fingerprint}): evaluate both on the same catalogue and split"
@@ -142,19 +140,22 @@ def compare(
     result = {}
     for direction in DIRECTIONS:
         names = [name for name in other.values[direction] if name in baseline.values[direction]]
-        old, new = (np.stack([run.values[direction][n] for n in names], dtype=np.float64) for run in (baseline, other))
+        old, new = (
+            np.stack([run.values[direction][name] for name in names], dtype=np.float64) for run in (baseline, other)
+        )
         low, high = significance.bootstrap_interval(new - old, seed=seed)
         figures = zip(old.mean(1), new.mean(1), (new - old).mean(1), low, high, strict=True)
-        ps = significance.paired_bootstrap(new, old, seed=seed)
+        p_values = significance.paired_bootstrap(new, old, seed=seed)
         keys = ("baseline", "value", "difference", "low", "high", "p")
         result[direction] = {
             name: dict(zip(keys, map(float, (*row, p)), strict=True))
-            for name, row, p in zip(names, figures, ps, strict=True)
+            for name, row, p in zip(names, figures, p_values, strict=True)
         }
     return result
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence]) -> bytes:
+    """Returns the rows as CSV, with six significant digits."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(header)

@@ -5,10 +5,13 @@ from typing import Any
 
 
 def headline(metrics: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -> str:
-    """Returns a table of hit@k in both directions, as value [95% interval], and of hit@k at chance.
+    """Returns a table of hit@k in both directions, as value [95% interval], and at chance.
 
-    If `metrics` are those of the moving average of the parameters, `raw` may give those of the parameters themselves.
-    Re-ranked evaluations show both stages.
+    The table of a re-ranked evaluation shows text to image before and after re-ranking.
+
+    Args:
+      metrics: the metrics of an evaluation.
+      raw: the metrics of the parameters themselves, if `metrics` are of their moving average; None to leave them out.
     """
     if "reranked" in metrics:
         return _two_stages(metrics)
@@ -31,6 +34,7 @@ def headline(metrics: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -
 
 
 def _two_stages(metrics: Mapping[str, Any]) -> str:
+    """Returns the table of a re-ranked evaluation."""
     names = [name for name in metrics["text_to_image"] if name.startswith("hit@")]
     lines = [f"{'':16}" + "".join(f"{name:>24}" for name in names)]
     for title, stage in (("first stage", "first_stage"), ("re-ranked", "text_to_image")):
@@ -52,19 +56,19 @@ def _two_stages(metrics: Mapping[str, Any]) -> str:
 def before_and_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Returns two tables of text-to-image hit@k before and after training: over all queries, and by category.
 
-    They are laid out like Tables 2 and 1 of the fit-aware paper, which writes R@k for hit@k.
+    They have the layout of Tables 2 and 1 of the fit-aware paper, which writes R@k for hit@k.
     """
     names = [name for name in after["text_to_image"] if name.startswith("hit@")]
-    head = "".join(f"{name.replace('hit@', 'R@'):>8}" for name in names)
+    header = "".join(f"{name.replace('hit@', 'R@'):>8}" for name in names)
     width = max([24, *(len(category) + 10 for category in after["by_category"])])
 
     def line(title: str, *rows: Mapping[str, Any]) -> str:
         cells = ("".join(f"{row[name]['value']:8.3f}" for name in names) for row in rows)
         return f"{title:{width}}" + "   ".join(cells)
 
-    lines = [f"{'':{width}}{head}"]
+    lines = [f"{'':{width}}{header}"]
     lines += [line("zero-shot", before["text_to_image"]), line("fine-tuned", after["text_to_image"])]
-    lines += ["", f"{'':{width}}{'zero-shot':<{len(head)}}   fine-tuned", f"{'':{width}}{head}   {head}"]
+    lines += ["", f"{'':{width}}{'zero-shot':<{len(header)}}   fine-tuned", f"{'':{width}}{header}   {header}"]
     for category, row in after["by_category"].items():
         lines.append(line(f"{category} ({row['queries']})", before["by_category"][category], row))
     lines.append("text to image; R@k is hit@k: the share of queries with a relevant picture in the top k")
@@ -72,7 +76,7 @@ def before_and_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> str
 
 
 def compared(figures: Mapping[str, Any]) -> str:
-    """Returns the table of a comparison, the result of `results.compare`."""
+    """Returns the table of `figures`, the result of `results.compare`."""
     lines = []
     for direction, rows in figures.items():
         lines.append(f"{direction.replace('_', '-'):16}{'baseline':>10}{'this':>10}{'difference':>28}{'p':>10}")

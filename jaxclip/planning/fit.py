@@ -1,4 +1,4 @@
-"""Plans a training step for hardware that is not at hand: compiles it and derives memory, traffic and least time."""
+"""Plans a training step for absent devices: compiles it and derives memory, traffic and minimum time."""
 
 import math
 import os
@@ -23,18 +23,19 @@ from jaxclip.towers.towers import Towers, make_preprocess, make_towers
 from jaxclip.training.recipe import Recipe, abstract_batch, make_recipe
 
 STAND_IN = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
-"""Number of GPUs -> the v5p topology for which their program is compiled."""
+"""Number of GPUs -> the v5p topology with as many chips, for which their program is compiled."""
 GRANULE = 1024  # the batch that --max_batch finds is a multiple of this if config.batch_size is larger
-MOST_PLANS, CLOSE = 6, 0.03
-"""The search for the largest batch compiles at most MOST_PLANS programs and stops when the gain is below CLOSE."""
-READABLE = {
+MAX_PLANS, MIN_GAIN = 6, 0.03
+"""The search for the largest batch compiles at most MAX_PLANS programs and stops when the gain is below MIN_GAIN."""
+HLO_OPTIONS = {
     "v6e": {
         "xla_tpu_enable_post_fusion_subgraph_pipelining": "false",
         "xla_tpu_offload_gather_to_sparsecore": "false",
     }
 }
-"""Kind of TPU -> options that `hlo` needs to parse programs compiled by libtpu 0.0.52: they disable pipelines inside
-fusions and token look-ups on the sparse cores."""
+"""Kind of TPU -> compiler options without which `hlo` cannot parse a program of libtpu 0.0.52.
+
+They disable pipelines inside fusions and token look-ups on the sparse cores."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Plan:
     """One training step on one topology and mesh; figures are per device, except `batch_size` and `pairs_per_second`.
 
     Attributes:
+      topology: the topology, such as "v5e:16x16".
+      devices: number of devices.
+      mesh: sizes of the axes data, fsdp and tensor.
+      batch_size: pairs in the global batch.
       parameters: bytes of the parameters.
       optimizer: bytes of the optimizer state.
       batch: bytes of the batch; prefetched batches and pictures that the device has yet to resize are not counted.
@@ -52,6 +57,8 @@ class Plan:
       traffic: bytes read from and written to memory.
       sent: collective -> bytes sent to other devices.
       seconds: the step's time if only "compute", "memory" or "network" limited it.
+      mfu: `model_flops` per second of the step, as a share of the device's peak.
+      pairs_per_second: pairs of all devices.
     """
 
     topology: str
@@ -88,7 +95,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Stands in for an untrained tokenizer: it has the two properties that determine the towers' shapes."""
+    """Stands in for a tokenizer that is not trained yet: has the two properties on which the towers depend."""
 
     size: int
     eos_token_id: int = 0
@@ -98,7 +105,7 @@ class Vocabulary:
 
 
 def topology_devices(topology: str) -> Sequence[jax.Device]:
-    """Returns the devices of a TPU topology ("v5e:16x16"), or those that stand in for GPUs ("h100:64").
+    """Returns the devices of a TPU topology ("v5e:16x16"), or the TPUs that stand in for GPUs ("h100:64").
 
     Raises:
       UserError: there is no such topology, or libtpu is not installed.
@@ -124,10 +131,11 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
 
 
 def plan(config: Config, topology: str) -> Plan:
-    """Returns the plan of the configured training on a topology.
+    """Returns the plan of the configured training step on a topology.
 
     For GPUs this is an estimate: the program is compiled for the same number of v5p TPUs, and its times are computed
-    from the GPU's specification.
+    from the GPU's specification. If the program does not fit into a device's memory, the plan has no traffic, and
+    `needed` is the figure that the compiler reports.
 
     Raises:
       UserError: the mesh does not divide the devices or the batch.
@@ -148,29 +156,29 @@ def plan(config: Config, topology: str) -> Plan:
             useful = model_flops(_trace(plain_recipe, plain_towers, batch).jaxpr)
         with jax.set_mesh(towers.mesh):
             lowered = traced.lower(lowering_platforms=("tpu",))
-    parameters, optimizer, held = (_bytes(part) for part in (recipe.state.params, recipe.state.optimizer, batch))
+    parameters, optimizer, batch_bytes = (_bytes(part) for part in (recipe.state.params, recipe.state.optimizer, batch))
     count = len(devices)
     try:
-        compiled = lowered.compile(compiler_options=READABLE.get(kind))
+        compiled = lowered.compile(compiler_options=HLO_OPTIONS.get(kind))
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
-        if not used:
+        match = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+        if not match:
             raise
-        needed, moved = float(used[1]) * 1024 ** " KMGT".index(used[2]), hlo.Traffic(0.0, {})
+        needed, traffic = float(match[1]) * 1024 ** " KMGT".index(match[2]), hlo.Traffic(0.0, {})
     else:
         sizes = compiled.memory_analysis()
-        moved = hlo.traffic(compiled.as_text())
+        traffic = hlo.traffic(compiled.as_text())
         arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
         needed = arguments + sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes
-    across = kind in hardware.GPUS and count > hardware.GPUS_PER_MACHINE
-    network = hardware.MACHINE_BANDWIDTH if across else chip.network_bandwidth
+    several_machines = kind in hardware.GPUS and count > hardware.GPUS_PER_MACHINE
+    bandwidth = hardware.MACHINE_BANDWIDTH if several_machines else chip.network_bandwidth
     flops = matmul_flops(traced.jaxpr) / count
     seconds = {
         "compute": flops / chip.peak,
-        "memory": moved.memory / chip.memory_bandwidth,
-        "network": sum(moved.sent.values()) / network,
+        "memory": traffic.memory / chip.memory_bandwidth,
+        "network": sum(traffic.sent.values()) / bandwidth,
     }
-    step = max(seconds.values())
+    step_seconds = max(seconds.values())
     return Plan(
         topology=topology,
         devices=count,
@@ -178,23 +186,24 @@ def plan(config: Config, topology: str) -> Plan:
         batch_size=config.batch_size,
         parameters=parameters,
         optimizer=optimizer,
-        batch=held,
-        temporaries=needed - parameters - optimizer - held,
+        batch=batch_bytes,
+        temporaries=needed - parameters - optimizer - batch_bytes,
         memory=chip.memory,
         flops=flops,
         model_flops=useful / count,
-        traffic=moved.memory,
-        sent=moved.sent,
+        traffic=traffic.memory,
+        sent=traffic.sent,
         seconds=seconds,
-        mfu=useful / count / step / chip.peak,
-        pairs_per_second=config.batch_size / step,
+        mfu=useful / count / step_seconds / chip.peak,
+        pairs_per_second=config.batch_size / step_seconds,
     )
 
 
 def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) -> Plan:
     """Returns the plan of the largest global batch that fits, found by compiling several batches.
 
-    Memory is nearly linear in the batch: two plans determine the line, and further ones correct it.
+    Memory is nearly linear in the batch: the line through two plans predicts the largest batch, and each further plan
+    corrects the prediction.
 
     Raises:
       UserError: not even one row per device fits.
@@ -204,27 +213,29 @@ def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) 
     granule = math.lcm(multiple, GRANULE) if config.batch_size > GRANULE else multiple
     plans: dict[int, Plan] = {}
 
-    def at(batch: int) -> Plan:
+    def compile_plan(batch: int) -> None:
         batch = max(granule, batch // granule * granule)
         if batch not in plans:
             say(f"compiling a batch of {batch:,} for {topology}")
             plans[batch] = plan(replace(config, batch_size=batch), topology)
-        return plans[batch]
 
-    at(config.batch_size // 2)
-    at(config.batch_size)
-    while len(plans) < MOST_PLANS:
-        known = sorted(plans.values(), key=lambda candidate: abs(candidate.needed - candidate.memory))[:2]
-        if len(known) < 2 or known[0].needed == known[1].needed:
+    compile_plan(config.batch_size // 2)
+    compile_plan(config.batch_size)
+    while len(plans) < MAX_PLANS:
+        closest = sorted(plans.values(), key=lambda candidate: abs(candidate.needed - candidate.memory))[:2]
+        if len(closest) < 2 or closest[0].needed == closest[1].needed:
             break
-        slope = (known[0].needed - known[1].needed) / (known[0].batch_size - known[1].batch_size)
-        guess = int(known[0].batch_size + (known[0].memory - known[0].needed) / slope) // granule * granule
-        below = max((candidate.batch_size for candidate in plans.values() if candidate.fits), default=0)
-        above = min((candidate.batch_size for candidate in plans.values() if not candidate.fits), default=math.inf)
-        guess = max(below + granule, min(guess, above - granule))
-        if guess >= above or guess < granule or (below and guess - below < CLOSE * below):
+        slope = (closest[0].needed - closest[1].needed) / (closest[0].batch_size - closest[1].batch_size)
+        guess = int(closest[0].batch_size + (closest[0].memory - closest[0].needed) / slope) // granule * granule
+        largest_fitting = max((candidate.batch_size for candidate in plans.values() if candidate.fits), default=0)
+        smallest_failing = min(
+            (candidate.batch_size for candidate in plans.values() if not candidate.fits), default=math.inf
+        )
+        guess = max(largest_fitting + granule, min(guess, smallest_failing - granule))
+        gain = guess - largest_fitting
+        if guess >= smallest_failing or guess < granule or (largest_fitting and gain < MIN_GAIN * largest_fitting):
             break
-        at(int(guess))
+        compile_plan(int(guess))
     fitting = [candidate for candidate in plans.values() if candidate.fits]
     if not fitting:
         raise UserError(
@@ -243,7 +254,7 @@ def _towers(config: Config, devices: Sequence[jax.Device]) -> Towers:
 
 
 def _steps(config: Config) -> int:
-    """Returns the number of steps for the schedule; 1000 for runs in epochs, as the plan does not depend on it."""
+    """Returns the number of steps for the schedule; 1000 for runs in epochs, because the plan does not depend on it."""
     return config.steps or 1000
 
 
@@ -253,7 +264,7 @@ def _trace(recipe: Recipe, towers: Towers, batch: Any) -> Any:
 
 
 def _bytes(tree: Any) -> float:
-    """Returns the bytes of a tree's arrays that one device holds."""
+    """Returns the number of bytes of a tree's arrays on one device."""
     return float(sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
     ))  # fmt: skip

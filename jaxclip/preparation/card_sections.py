@@ -1,4 +1,4 @@
-"""Sections of the data card beyond the catalogue: caption lengths, agreement of colours, incorrect pairs."""
+"""The data card's sections that depend on the configuration: caption lengths, agreement of colours, incorrect pairs."""
 
 import itertools
 from array import array
@@ -25,7 +25,7 @@ def complete(config: Config, prepared: Path, *, say: Callable[[str], None]) -> M
     """Mines a prepared dataset's incorrect pairs and adds the sections that depend on the configuration to its card.
 
     Args:
-      config: its tokenizer, caption template and rule for incorrect pairs are used.
+      config: the configuration; its tokenizer, caption template and rule for incorrect pairs matter.
       prepared: folder of the dataset.
       say: called with each line to show to the user.
 
@@ -33,16 +33,18 @@ def complete(config: Config, prepared: Path, *, say: Callable[[str], None]) -> M
     """
     path = prepared / builder.CARD
     everything = Records(prepared, "all")
-    split = Records.has(prepared, mining.TRAIN)
-    training = Records(prepared, mining.TRAIN) if split else everything
+    has_training_split = Records.has(prepared, mining.TRAIN)
+    training = Records(prepared, mining.TRAIN) if has_training_split else everything
     if any(product.captions for product, _ in everything.products()):
         card.put(path, "tokens", _tokens(config, everything, training))
     described = "colour_names" in everything.features
     if described and (attribute := agreement.colour_attribute(p.attributes for p, _ in everything.products())):
-        named = [product.attributes.get(attribute, "") for product, _ in everything.products()]
-        found = agreement.compare(named, everything.columns(("colour_names",))["colour_names"])
-        card.put(path, "colours", {"attribute": attribute, **vars(found), "confusion": found.confusion.tolist()})
-    if not split or not (described or config.incorrect_pairs.features != mining.CLASSICAL):
+        stated = [product.attributes.get(attribute, "") for product, _ in everything.products()]
+        comparison = agreement.compare(stated, everything.columns(("colour_names",))["colour_names"])
+        card.put(
+            path, "colours", {"attribute": attribute, **vars(comparison), "confusion": comparison.confusion.tolist()}
+        )
+    if not has_training_split or not (described or config.incorrect_pairs.features != mining.CLASSICAL):
         return None
     pairs = mining.find_or_mine(config, prepared, say=say)
     card.put(path, "pairs", _pairs(config, prepared, pairs))
@@ -50,12 +52,13 @@ def complete(config: Config, prepared: Path, *, say: Callable[[str], None]) -> M
 
 
 def _tokens(config: Config, records: Records, training: Records) -> dict[str, Any]:
+    """Returns the section on caption lengths; a tokenizer that is to be trained is trained on `training`."""
     preprocess = make_preprocess(config)
     tokenizer = make_tokenizer(config, preprocess, training)
     texts = (text.caption(caption, p.attributes, preprocess) for p, _ in records.products() for caption in p.captions)
     lengths = array("L")
-    while some := list(itertools.islice(texts, TOKENIZED_AT_ONCE)):
-        lengths.extend(map(len, tokenizer(some)["input_ids"]))
+    while block := list(itertools.islice(texts, TOKENIZED_AT_ONCE)):
+        lengths.extend(map(len, tokenizer(block)["input_ids"]))
     return {
         "tokenizer": config.data.tokenizer
         or f"a byte-level BPE of {len(tokenizer):,} tokens, as training would make it",
@@ -66,26 +69,32 @@ def _tokens(config: Config, records: Records, training: Records) -> dict[str, An
 
 
 def _pairs(config: Config, prepared: Path, pairs: MinedPairs) -> dict[str, Any]:
+    """Returns the section on incorrect pairs, with a random sample of them."""
     records = Records(prepared, mining.TRAIN)
     titles = [product.title for product, _ in records.products()]
     random = np.random.default_rng(SHOWN_SEED)
-    chosen = random.choice(pairs.products, min(SHOWN_PAIRS, len(pairs.products)), replace=False)
-    wanted = mining.settings(config, prepared)
+    sample = random.choice(pairs.products, min(SHOWN_PAIRS, len(pairs.products)), replace=False)
+    settings = mining.settings(config, prepared)
 
-    def shown(product: int, partner: int) -> dict[str, Any]:
-        picture, other = (card.data_uri(records.picture(number)) for number in (product, partner))
+    def example(product: int, partner: int) -> dict[str, Any]:
+        picture, partner_picture = (card.data_uri(records.picture(number)) for number in (product, partner))
         texts = {"own": titles[product], "text": titles[partner]}
-        return {"picture": picture, "partner_picture": other, "similarity": float(pairs.similarity[product]), **texts}
+        return {
+            "picture": picture,
+            "partner_picture": partner_picture,
+            "similarity": float(pairs.similarity[product]),
+            **texts,
+        }
 
     clusters = {"pictures": pairs.image_clusters, "texts": pairs.text_clusters}
     return {
-        "settings": wanted,
+        "settings": settings,
         "summary": pairs.summary(),
-        "table": mining.table(prepared, wanted).relative_to(prepared),
+        "table": mining.table(prepared, settings).relative_to(prepared),
         "clusters": {
-            what: sorted(np.bincount(labels).tolist(), reverse=True)
-            for what, labels in clusters.items()
+            kind: sorted(np.bincount(labels).tolist(), reverse=True)
+            for kind, labels in clusters.items()
             if labels is not None
         },
-        "pairs": [shown(int(product), int(pairs.partner[product])) for product in chosen],
+        "pairs": [example(int(product), int(pairs.partner[product])) for product in sample],
     }

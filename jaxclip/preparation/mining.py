@@ -35,17 +35,16 @@ Features = tuple[np.ndarray, np.ndarray]
 def find_or_mine(config: Config, prepared: Path, *, say: Callable[[str], None]) -> MinedPairs:
     """Returns the configured incorrect pairs of the training split, mining them first if they are not stored yet.
 
-    A table is identified by everything that determines it: rule, seed, features and the dataset's fingerprint. A
-    different rule creates a separate table; the dataset itself never changes. Indices refer to
-    `Records(prepared, "train")`.
+    Everything that determines a table identifies it: rule, seed, features and the dataset's fingerprint. Another rule
+    creates another table, and the dataset itself is never changed. Indices refer to `Records(prepared, "train")`.
 
     Raises:
       UserError: the dataset has no training split or no features, or no pairs can be mined from it.
     """
-    wanted = settings(config, prepared)
-    path = table(prepared, wanted)
+    pair_settings = settings(config, prepared)
+    path = table(prepared, pair_settings)
     if not distributed.broadcast("mined", path.exists):
-        _mine(config, Records(prepared, TRAIN), path, wanted, say)
+        _mine(config, Records(prepared, TRAIN), path, pair_settings, say)
         distributed.barrier("mined")
     return pair_table.load(path)[0]
 
@@ -54,45 +53,45 @@ def _mine(
     config: Config,
     records: Records,
     path: Path,
-    wanted: dict[str, Any],
+    pair_settings: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Mines the pairs; only the first process writes the table, and the others only help to embed with towers."""
-    given = config.incorrect_pairs
-    if not (distributed.is_primary() or given.features.startswith(TOWERS)):
+    """Mines the pairs and writes the table on the first process; the others only help to embed with towers."""
+    rule = config.incorrect_pairs
+    if not (distributed.is_primary() or rule.features.startswith(TOWERS)):
         return
     images, texts, groups = _features(config, records, say)
     if not distributed.is_primary():
         return
-    say(f"mining incorrect pairs ({given.variant}) of {len(records):,} training products")
+    say(f"mining incorrect pairs ({rule.variant}) of {len(records):,} training products")
     pairs = incorrect_pairs.mine(
-        images, texts, groups, variant=given.variant, clusters=given.clusters, seed=given.seed, progress=bar
+        images, texts, groups, variant=rule.variant, clusters=rule.clusters, seed=rule.seed, progress=bar
     )
     path.parent.mkdir(exist_ok=True)
-    pair_table.save(path, pairs, wanted)
+    pair_table.save(path, pairs, pair_settings)
 
 
 def settings(config: Config, prepared: Path) -> dict[str, Any]:
     """Returns the settings that determine the pairs of a dataset, as JSON values."""
-    given = config.incorrect_pairs
-    wanted = {
-        "variant": given.variant,
-        "seed": given.seed,
-        "features": given.features,
+    rule = config.incorrect_pairs
+    pair_settings = {
+        "variant": rule.variant,
+        "seed": rule.seed,
+        "features": rule.features,
         "data_fingerprint": prepared_data.data_fingerprint(prepared),
     }
-    if given.variant == "clustered":
-        wanted["clusters"] = given.clusters
-    kind, _, workdir = given.features.partition(":")
+    if rule.variant == "clustered":
+        pair_settings["clusters"] = rule.clusters
+    kind, _, workdir = rule.features.partition(":")
     if kind == TOWERS:
-        wanted["step"] = _checkpoint(Path(workdir).expanduser())[1]
-    return wanted
+        pair_settings["step"] = _newest_checkpoint(Path(workdir).expanduser())[1]
+    return pair_settings
 
 
-def table(prepared: Path, wanted: dict[str, Any]) -> Path:
-    """Returns the path of the table with these settings."""
-    key = files.fingerprint(wanted, 8)
-    return prepared / FOLDER / f"{wanted['variant'].replace(':', '-')}-{key}.npz"
+def table(prepared: Path, pair_settings: dict[str, Any]) -> Path:
+    """Returns the path of the table with these settings, which need not exist."""
+    key = files.fingerprint(pair_settings, 8)
+    return prepared / FOLDER / f"{pair_settings['variant'].replace(':', '-')}-{key}.npz"
 
 
 def _features(
@@ -101,51 +100,59 @@ def _features(
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns picture features, text features and groups, one row per product of the split."""
-    worded, groups = [], []
+    texts, groups = [], []
     for product, group in bar(records.products(), total=len(records), desc="reading captions", unit="product"):
-        worded.append(_text(config, product))
+        texts.append(_text(config, product))
         groups.append(group)
-    kind, _, where = config.incorrect_pairs.features.partition(":")
+    kind, _, sources = config.incorrect_pairs.features.partition(":")
     if kind == TOWERS:
-        workdir = Path(where).expanduser()
-        images, texts = _from_towers(replace(load_config(workdir), mesh=config.mesh), workdir, records, say)
+        workdir = Path(sources).expanduser()
+        features = _embed_with_towers(replace(load_config(workdir), mesh=config.mesh), workdir, records, say)
     elif kind == ENCODERS:
-        vit, bert = (checkpoint_folder(name, KEY) for name in where.split(","))
+        vit, bert = (checkpoint_folder(name, KEY) for name in sources.split(","))
         say(f"describing {len(records):,} training products with {vit.name} and {bert.name}")
-        images, texts = single_encoders.picture_features(vit, records), single_encoders.text_features(bert, worded)
+        features = single_encoders.picture_features(vit, records), single_encoders.text_features(bert, texts)
     else:
-        images, texts = _classical(records, worded)
-    return images, texts, np.asarray(groups)
+        features = _classical(records, texts)
+    return *features, np.asarray(groups)
 
 
 def _text(config: Config, product: Any) -> str:
+    """Returns the first caption of a product, with its attributes, as the caption template words it."""
     title = product.captions[0] if product.captions else ""
     return captions.build(title, product.attributes, config.data.caption_template)
 
 
 def _classical(records: Records, texts: Sequence[str]) -> Features:
-    wanted = ("colour_histogram", "texture")
-    stored = records.columns(wanted)
-    return classical.image_features(*(stored[name] for name in wanted)), classical.text_features(texts)
+    """Returns picture features from the measured colours and textures, and text features from words."""
+    columns = records.columns(("colour_histogram", "texture"))
+    return (
+        classical.image_features(columns["colour_histogram"], columns["texture"]),
+        classical.text_features(texts),
+    )
 
 
-def _from_towers(own: Config, workdir: Path, records: Records, say: Callable[[str], None]) -> Features:
+def _embed_with_towers(config: Config, workdir: Path, records: Records, say: Callable[[str], None]) -> Features:
     """Returns the embeddings of pictures and first captions, computed by a workdir's newest checkpoint."""
-    checkpoints, step = _checkpoint(workdir)
+    checkpoints, step = _newest_checkpoint(workdir)
     say(f"embedding {len(records):,} training products with step {step} of {workdir}")
-    towers = load_towers(own, workdir)
+    towers = load_towers(config, workdir)
     meshes.open_collectives(towers.mesh)
     with jax.set_mesh(towers.mesh):
-        params = checkpoint_params(own, towers, checkpoints, step)
-        evaluator = Evaluator(towers, records, own)
+        params = checkpoint_params(config, towers, checkpoints, step)
+        evaluator = Evaluator(towers, records, config)
         texts, images = evaluator.embed(params)
-    firsts = np.unique(evaluator.queries.caption_products, return_index=True)[1]
-    if len(firsts) != len(images):
-        raise UserError(f"{len(images) - len(firsts)} training products have no caption: towers cannot compare texts")
-    return images, texts[firsts]
+    first_captions = np.unique(evaluator.queries.caption_products, return_index=True)[1]
+    if len(first_captions) != len(images):
+        missing = len(images) - len(first_captions)
+        raise UserError(
+            f"{KEY}: {missing} training products have no caption, which the towers of {workdir} need to compare texts"
+        )
+    return images, texts[first_captions]
 
 
-def _checkpoint(workdir: Path) -> tuple[Checkpoints, int]:
+def _newest_checkpoint(workdir: Path) -> tuple[Checkpoints, int]:
+    """Returns a workdir's checkpoints and the newest step; raises UserError if there is none."""
     checkpoints = Checkpoints(workdir, read_only=True)
     if not checkpoints.steps():
         raise UserError(f"{KEY}: {workdir} has no complete checkpoint")

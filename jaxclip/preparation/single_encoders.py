@@ -1,4 +1,4 @@
-"""Features from a separate ViT and BERT, with which Tagami et al. cluster products."""
+"""Picture and text features of separate encoders, a ViT and a BERT, by which Tagami et al. cluster products."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,49 +19,50 @@ from jaxclip.runtime.progress import bar
 from jaxclip.towers.embed import embed, padded_blocks
 
 BATCH = 64
-LENGTH = 16  # token counts are rounded up to a multiple of this, so that few shapes are compiled
+LENGTH_MULTIPLE = 16  # lengths are rounded up to a multiple of this, so that few shapes are compiled
 
 
 def picture_features(folder: Path, records: Records) -> np.ndarray:
-    """Returns (N, W) the class token of every picture, by the ViT in a folder and with its preprocessing.
+    """Returns (N, W) the class token of every picture, computed by the ViT in a folder with its own preprocessing.
 
     Raises:
-      UserError: the folder holds no ViT, or its preprocessing gives pictures of a size that the ViT does not take.
+      UserError: the folder holds no ViT, or its preprocessing makes pictures of another size than the ViT's input.
     """
     vit = load_vit(folder)
     path = folder / processor.PROCESSOR
     captions = {"caption_template": "", "lowercase": False, "context_length": 0}
     preprocess = processor.from_hugging_face(read_json(path), path, **captions)
     if preprocess.image_size != vit.config.size:
-        raise UserError(f"{path} makes pictures of {preprocess.image_size} px, the ViT takes {vit.config.size}")
+        raise UserError(f"{path} makes pictures of {preprocess.image_size} px, but the ViT needs {vit.config.size} px")
     batches = image_batches(records, preprocess, batch_size=BATCH)
     return _embed(vit, lambda model, pixels: model(pixels), batches, len(records), "pictures")
 
 
 def text_features(folder: Path, texts: Sequence[str]) -> np.ndarray:
-    """Returns (N, W) the [CLS] token of every text, by the BERT in a folder; long texts are truncated.
+    """Returns (N, W) the [CLS] token of every text, computed by the BERT in a folder; long texts are truncated.
 
     Raises:
-      UserError: the folder holds no BERT, or no tokenizer.
+      UserError: the folder holds no BERT or no tokenizer.
     """
     bert = load_bert(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} has no tokenizer: {first_line(error)}") from None
-    longest = len(bert.positions[...])
-    found = tokenizer(list(texts), padding="longest", truncation=True, max_length=longest, return_tensors="np")
-    ids, inside = (np.asarray(found[name]) for name in ("input_ids", "attention_mask"))
-    spare = min(-(-ids.shape[1] // LENGTH) * LENGTH, longest) - ids.shape[1]
-    ids, inside = (np.pad(rows, ((0, 0), (0, spare))) for rows in (ids, inside))
-    both = np.stack([ids, inside], axis=1).astype(np.int32)  # (N, 2, T)
-    rows = padded_blocks(both, BATCH)
-    return _embed(bert, lambda model, some: model.features(some[:, 0], some[:, 1] > 0), rows, len(both), "texts")
+    max_length = len(bert.positions[...])
+    tokens = tokenizer(list(texts), padding="longest", truncation=True, max_length=max_length, return_tensors="np")
+    ids, mask = (np.asarray(tokens[name]) for name in ("input_ids", "attention_mask"))
+    padding = min(-(-ids.shape[1] // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, max_length) - ids.shape[1]
+    ids, mask = (np.pad(rows, ((0, 0), (0, padding))) for rows in (ids, mask))
+    ids_and_masks = np.stack([ids, mask], axis=1).astype(np.int32)  # (N, 2, T)
+    batches = padded_blocks(ids_and_masks, BATCH)
+    return _embed(bert, lambda model, batch: model.features(batch[:, 0], batch[:, 1] > 0), batches, len(texts), "texts")
 
 
-def _embed(model: nnx.Module, encode: Callable, batches: Iterable[np.ndarray], count: int, what: str) -> np.ndarray:
+def _embed(model: nnx.Module, encode: Callable, batches: Iterable[np.ndarray], count: int, kind: str) -> np.ndarray:
+    """Returns (count, W) the features of all batches; `kind` names the inputs in the progress bar."""
     graph, params = nnx.split(model)
     options = compiler.towers()
     compiled = jax.jit(lambda params, batch: encode(nnx.merge(graph, params), batch), compiler_options=options)
-    shown = bar(batches, total=-(-count // BATCH), desc=f"describing {what}", unit="batch", leave=False)
-    return embed(lambda batch: compiled(params, batch), shown, count)
+    batches = bar(batches, total=-(-count // BATCH), desc=f"describing {kind}", unit="batch", leave=False)
+    return embed(lambda batch: compiled(params, batch), batches, count)

@@ -1,4 +1,4 @@
-"""The `rerank` protocol: it re-orders the first stage's top K; all other items keep their ranks."""
+"""The `rerank` protocol: the first stage's top K are re-ordered, and all other items keep their ranks."""
 
 from dataclasses import dataclass, replace
 
@@ -10,13 +10,13 @@ from jaxclip.ranking.relevance import Relevance
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The first stage's top K, exactly as retrieved, whether or not a relevant item is among them.
+    """The first stage's top K of each query, exactly as retrieved, whether or not a relevant item is among them.
 
     Attributes:
       first: the first stage's ranks, with at least K best items for each query.
       relevance: the relevant items of each query.
-      relevant: (Q, K) whether each candidate counts as relevant. A correct item that reached the top K only through a
-        tie is not counted.
+      relevant: (Q, K) whether each candidate counts as relevant. A relevant item that is in the top K only because of a
+        tie, while its pessimistic rank is beyond K, does not count.
     """
 
     first: Ranks
@@ -26,9 +26,9 @@ class Candidates:
     @classmethod
     def among(cls, first: Ranks, relevance: Relevance, query_groups, gallery_groups, k: int) -> "Candidates":
         """Returns each query's best k items in `first`; the groups are arrays (Q,) and (G,)."""
-        same = gallery_groups[first.top_items[:, :k]] == query_groups[:, None]  # (Q, K)
-        retrieved = np.add.reduceat(first.ranks <= same.shape[1], relevance.indptr[:-1], dtype=np.int64)  # (Q,)
-        return cls(first, relevance, same & (np.cumsum(same, axis=1) <= retrieved[:, None]))
+        same_group = gallery_groups[first.top_items[:, :k]] == query_groups[:, None]  # (Q, K)
+        retrieved = np.add.reduceat(first.ranks <= same_group.shape[1], relevance.indptr[:-1], dtype=np.int64)  # (Q,)
+        return cls(first, relevance, same_group & (np.cumsum(same_group, axis=1) <= retrieved[:, None]))
 
     @property
     def items(self) -> np.ndarray:
@@ -62,18 +62,19 @@ class Candidates:
         position = np.empty_like(order)
         np.put_along_axis(position, order, np.arange(1, order.shape[1] + 1)[None], axis=1)
         by_rank = np.lexsort((self.first.ranks, self.relevance.rows))  # (nnz,)
-        # By query and position, the relevant candidates are the relevant items of rank K or better, by query and rank.
+        # Both sides are in order of query and first-stage rank: the relevant items of rank K or better, and the new
+        # positions of the relevant candidates, read row by row.
         retrieved = by_rank[self.first.ranks[by_rank] <= order.shape[1]]
-        new = self.first.ranks.copy()
-        new[retrieved] = position[self.relevant]
+        new_ranks = self.first.ranks.copy()
+        new_ranks[retrieved] = position[self.relevant]
         best = np.argsort(-keys, axis=1, kind="stable")
         top = {
             "top_items": np.take_along_axis(self.items, best, axis=1),
             "top_scores": np.take_along_axis(scores, best, axis=1),
         }
-        rest = order.shape[1]
-        top = {name: np.concatenate([part, getattr(self.first, name)[:, rest:]], axis=1) for name, part in top.items()}
-        return replace(self.first, ranks=new, **top)
+        k = order.shape[1]
+        top = {name: np.concatenate([part, getattr(self.first, name)[:, k:]], axis=1) for name, part in top.items()}
+        return replace(self.first, ranks=new_ranks, **top)
 
 
 def retrieve(queries, gallery, query_groups, gallery_groups, k: int) -> Candidates:
@@ -92,6 +93,9 @@ def retrieve(queries, gallery, query_groups, gallery_groups, k: int) -> Candidat
     return Candidates.among(ranks(queries, gallery, relevance, top_k=k), relevance, query_groups, gallery_groups, k)
 
 
-def moved(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns (Q,) whether the first relevant item's rank improved, stayed or worsened, of (Q,) ranks."""
+def rank_changes(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns "improved", "unchanged" and "worsened" -> (Q,) whether this happened to the first relevant item's rank.
+
+    `before` and `after` are (Q,) ranks.
+    """
     return {"improved": after < before, "unchanged": after == before, "worsened": after > before}

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours in a gallery of embeddings that is kept on the devices."""
+"""Exact nearest neighbours in a gallery of embeddings that is stored on the devices."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,40 +16,41 @@ from jaxclip.ranking import kernel
 class NearestNeighbours:
     """Exact nearest neighbours by dot product; the gallery is split over all devices.
 
-    Every query is compared with every vector in float32: up to about ten million rows no approximation is needed.
+    Every query is compared with every vector in float32; up to about ten million rows, this is fast enough that no
+    approximation is needed.
 
     Attributes:
       size: number of vectors.
       dimension: D, the dimension of the vectors.
-      most: the largest number of neighbours that a search returns.
+      max_k: the largest number of neighbours that a search returns.
     """
 
-    def __init__(self, vectors: Float[np.ndarray, "G D"], *, most: int, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, vectors: Float[np.ndarray, "G D"], *, max_k: int, devices: Sequence[jax.Device] | None = None):
         devices = jax.devices() if devices is None else devices
         mesh = jax.make_mesh((len(devices),), ("gallery",), axis_types=(AxisType.Auto,), devices=devices)
         self._sharding = NamedSharding(mesh, PartitionSpec("gallery"))
         self.size, self.dimension = vectors.shape
-        self.most = min(most, self.size)
+        self.max_k = min(max_k, self.size)
         self._tile = -(-self.size // len(devices))
         self._gallery = self._place(vectors)  # (N * T, D) for N devices
-        self._everything = self._place(np.ones(self.size, bool))  # (N * T,)
+        self._all_allowed = self._place(np.ones(self.size, bool))  # (N * T,)
 
     def __call__(
         self, queries: Float[np.ndarray, "B D"], allowed: Bool[np.ndarray, "G"] | None = None
     ) -> tuple[Float[np.ndarray, "B K"], Int[np.ndarray, "B K"]]:
         """Returns the scores and gallery rows of each query's nearest neighbours, best first.
 
-        Rows with equal scores come in ascending order. K is `most`, or the number of rows that `allowed` marks if that
-        is less; without `allowed` all rows are searched. Each new number of queries is compiled once.
+        Rows with equal scores are in ascending order. K is `max_k`, or the number of rows that `allowed` marks if that
+        is smaller; without `allowed` all rows are searched. The search is compiled once for each number of queries.
         """
-        mask = self._everything if allowed is None else self._place(allowed)
-        count = self.most if allowed is None else min(self.most, int(allowed.sum()))
-        scores, rows = _nearest(queries, self._gallery, mask, devices=self._sharding.num_devices, k=self.most)
+        mask = self._all_allowed if allowed is None else self._place(allowed)
+        count = self.max_k if allowed is None else min(self.max_k, int(allowed.sum()))
+        scores, rows = _find_nearest(queries, self._gallery, mask, devices=self._sharding.num_devices, k=self.max_k)
         return np.asarray(scores)[:, :count], np.asarray(rows)[:, :count]
 
     def vector(self, row: int) -> Float[np.ndarray, "D"]:
         """Returns one row of the gallery."""
-        return np.asarray(_row(self._gallery, row))
+        return np.asarray(_read_row(self._gallery, row))
 
     @property
     def vectors(self) -> Float[np.ndarray, "G D"]:
@@ -57,6 +58,7 @@ class NearestNeighbours:
         return np.asarray(self._gallery)[: self.size]
 
     def _place(self, rows: np.ndarray) -> jax.Array:
+        """Returns the rows split over the devices, padded with zeros to a multiple of their number."""
         shape = (self._sharding.num_devices * self._tile, *rows.shape[1:])
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
@@ -68,11 +70,11 @@ class NearestNeighbours:
 
 
 @partial(jax.jit, static_argnames=("devices", "k"))
-def _nearest(queries, gallery, allowed, *, devices, k):
+def _find_nearest(queries, gallery, allowed, *, devices, k):
     # The product is two-dimensional: with a third axis for the devices, XLA's CPU back end is many times slower.
     scores = kernel.product(queries, gallery)  # (B, N * T)
     scores = jnp.where(allowed, scores, -jnp.inf).reshape(len(queries), devices, -1)
-    # Each device selects its own best, so that only these are transferred.
+    # Each device selects its k best scores, so that only these are transferred between devices.
     tile = scores.shape[-1]
     scores, rows = lax.top_k(scores, min(k, tile))  # (B, N, k)
     rows += tile * jnp.arange(devices, dtype=rows.dtype)[:, None]
@@ -83,5 +85,5 @@ def _nearest(queries, gallery, allowed, *, devices, k):
 
 
 @jax.jit
-def _row(gallery, row):
+def _read_row(gallery, row):
     return gallery[row]

@@ -1,9 +1,9 @@
 """The kernel of `ranks`: scores one block of queries against the gallery, tile by tile, and ranks in both directions.
 
 A *line* is a query (a row of the tile) or a gallery item (a column of the tile). Each score yields two bits per line,
-packed into words of 16 scores: whether it reaches the line's threshold (these are counted), and whether it beats the
-worst of the line's best scores so far (these are candidates, which are then merged into the best). Packing is cheap
-compared with computing the scores, and only the candidates, a few per line and tile, are read one by one.
+packed into words of 16 scores: whether it reaches the line's threshold (such scores are counted), and whether it beats
+the worst of the line's best scores so far (such scores are candidates, which are then merged into the best). Packing is
+cheap compared with computing the scores, and only the candidates, a few per line and tile, are read one by one.
 """
 
 from functools import cache, partial
@@ -19,11 +19,12 @@ from jax.sharding import PartitionSpec as P
 from jaxclip.runtime import compiler
 
 AXES = ("queries", "gallery")
-WORD = 16  # scores per word: 16 bits mark the scores to count, 16 bits the candidates
-MULTIPLE = 64  # the sides of a tile are multiples of this
-# If there are several tiles, their sides are multiples of this, so that each word's scores fill whole vector registers.
+WORD = 16  # scores per word; 16 bits mark the scores to count, and 16 bits mark the candidates
+MULTIPLE = 64  # every side of a tile is a multiple of this
+# If a shard has several tiles, their sides are multiples of this, so that each of the WORD parts that are packed into
+# words fills whole vector registers.
 VECTORS = 256
-CHUNK = 512  # lines whose candidates are merged together
+CHUNK = 512  # number of lines whose candidates are merged at the same time
 HALVINGS = 10  # bisection steps of the search for a lower bound of a line's k-th best score
 # Stand-ins for -inf and NaN scores: below every finite score, in this order. Padding is -inf itself.
 MINUS_INFINITY, NAN = np.float32(-3.2e38), np.float32(-3.3e38)
@@ -33,11 +34,11 @@ State = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class Thresholds(NamedTuple):
-    """The scores of each line's relevant pairs, at or above which scores are counted.
+    """The thresholds of each line, at or above which scores are counted: the scores of its relevant pairs.
 
     Attributes:
       limits: (..., R, lines) float32; inf where a line has fewer than R pairs.
-      width: how many of the R thresholds are in use, one number for each block or tile.
+      width: the number of the R thresholds that are in use, for each block or tile.
     """
 
     limits: jax.Array | np.ndarray
@@ -50,7 +51,7 @@ def keys(scores, *, finite: bool):
 
 
 def product(queries, gallery):
-    """Returns (B, T) float32 scores of (B, D) and (T, D)."""
+    """Returns (B, T) float32 dot products of queries (B, D) and gallery items (T, D)."""
     return lax.dot_general(
         queries,
         gallery,
@@ -62,7 +63,7 @@ def product(queries, gallery):
 
 @partial(jax.jit, static_argnames="finite")
 def product_keys(queries, gallery, *, finite: bool):
-    """Returns (B, T) sort keys of the scores of (B, D) and (T, D)."""
+    """Returns (B, T) the `keys` of the scores of queries (B, D) and gallery items (T, D)."""
     return keys(product(queries, gallery), finite=finite)
 
 
@@ -77,61 +78,64 @@ def empty_state(mesh: Mesh, shards: int, tiles: int, width: int, tile: int, k: i
 
 @cache
 def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, finite: bool):
-    """Returns the compiled function that takes one block of queries of each shard through all tiles of the gallery.
+    """Returns the compiled function that scores one block of queries of each shard against all tiles of the gallery.
 
-    The function takes, with A shards of queries, C shards and N tiles of the gallery:
+    With A shards of queries, and C shards and N tiles of the gallery, its arguments are:
       block: number of the block.
-      sizes: numbers of queries and of gallery items; all further rows are padding.
+      sizes: the numbers of queries and of gallery items; all rows beyond them are padding.
       queries: (A, B, D). gallery: (N, T, D).
       row_thresholds: limits (A, R, B), width a scalar.
       column_thresholds: limits (N, R', T), width (N,).
       spots: (A, N, S, 2) row and column, within each tile, of the scores to return.
       state: the columns' state, from `empty_state` or the previous block; donated.
-    It returns (state, row counts (A, C, R, B), the rows' best values and items (A, C, k, B) each, scores at the spots
-    (A, N, S), numbers of NaN scores (A, C)).
+    It returns the new state, the rows' counts (A, C, R, B), the rows' best values and items, (A, C, k, B) each, the
+    scores at the spots (A, N, S), and the number of NaN scores (A, C).
 
     Args:
-      mesh: has the axes "queries" and "gallery".
-      blocks: number of blocks of queries on each shard.
-      ks: how many best scores each row and each column keeps.
+      mesh: a mesh with the axes "queries" and "gallery".
+      blocks: number of blocks in each shard of queries.
+      ks: the number of best scores to keep for each row and for each column.
       back: whether to rank queries for gallery items (the columns) too.
       finite: whether every score is certain to be finite.
     """
 
     def visit(block, sizes, queries, gallery, row_thresholds, column_thresholds, spots, state):
         (row_limits, row_width), (column_limits, column_widths) = row_thresholds, column_thresholds
-        queries, row_limits, spots = queries[0], row_limits[0], spots[0]  # this shard's
+        # The first axis, over the shards, has only this shard's entry.
+        queries, row_thresholds, spots = queries[0], Thresholds(row_limits[0], row_width), spots[0]
         (rows, _), (count, columns, _) = queries.shape, gallery.shape
         first_row = (lax.axis_index("queries") * blocks + block) * rows
         best = jnp.full((ks[0], rows), -jnp.inf), jnp.full((ks[0], rows), _NOWHERE)
-        seen = jnp.zeros(spots.shape[:2], jnp.float32)
-        start = jnp.zeros(row_limits.shape, jnp.int32), best, seen, jnp.int32(0), tuple(part[0] for part in state)
+        spot_scores = jnp.zeros(spots.shape[:2], jnp.float32)
+        counts = jnp.zeros(row_limits.shape[1:], jnp.int32)
+        start = counts, best, spot_scores, jnp.int32(0), tuple(part[0] for part in state)
 
         def step(number, carry):
-            row_counts, best, seen, nans, state = carry
+            row_counts, best, spot_scores, nans, state = carry
             first_column = (lax.axis_index("gallery") * count + number) * columns
             scores = product(queries, gallery[number])  # (B, T)
             real = (first_row + jnp.arange(rows) < sizes[0])[:, None] & (first_column + jnp.arange(columns) < sizes[1])
             if not finite:
                 nans += jnp.sum(jnp.isnan(scores) & real, dtype=jnp.int32)
                 scores = keys(scores, finite=False)
-            edge = (first_row + rows > sizes[0]) | (first_column + columns > sizes[1])
-            # A loop of zero or one iterations: a conditional would copy the tile.
-            scores = lax.fori_loop(0, edge.astype(jnp.int32), lambda _, s: jnp.where(real, s, -jnp.inf), scores)
-            seen = seen.at[number].set(scores[spots[number, :, 0], spots[number, :, 1]])
-            counted, best = _read(scores, Thresholds(row_limits, row_width), best, number == 0, first_column, axis=1)
+            has_padding = (first_row + rows > sizes[0]) | (first_column + columns > sizes[1])
+            # A loop of zero or one iterations, because a conditional would copy the tile.
+            masks = has_padding.astype(jnp.int32)
+            scores = lax.fori_loop(0, masks, lambda _, scores: jnp.where(real, scores, -jnp.inf), scores)
+            spot_scores = spot_scores.at[number].set(scores[spots[number, :, 0], spots[number, :, 1]])
+            counted, best = _count_and_select(scores, row_thresholds, best, number == 0, first_column, axis=1)
             row_counts += counted
             if back:
                 old_counts, *old_best = [part[number] for part in state]
                 thresholds = Thresholds(column_limits[number], column_widths[number])
-                counted, column_best = _read(scores, thresholds, old_best, block == 0, first_row, axis=0)
+                counted, column_best = _count_and_select(scores, thresholds, old_best, block == 0, first_row, axis=0)
                 new = (old_counts + counted, *column_best)
                 state = tuple(part.at[number].set(value) for part, value in zip(state, new, strict=True))
-            return row_counts, best, seen, nans, state
+            return row_counts, best, spot_scores, nans, state
 
-        counts, best, seen, nans, state = lax.fori_loop(0, count, step, start)
+        counts, best, spot_scores, nans, state = lax.fori_loop(0, count, step, start)
         best = [part[None, None] for part in best]
-        return tuple(part[None] for part in state), counts[None, None], *best, seen[None], nans[None, None]
+        return tuple(part[None] for part in state), counts[None, None], *best, spot_scores[None], nans[None, None]
 
     a, c, ac = P(AXES[0]), P(AXES[1]), P(*AXES)
     mapped = jax.shard_map(
@@ -144,13 +148,13 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
     return jax.jit(mapped, donate_argnums=7, compiler_options=compiler.ranks())
 
 
-def _read(scores, thresholds, best, first, offset, *, axis):
-    """Returns (counts (R, lines) of scores at or above each limit, the best merged with this tile's) for one direction.
+def _count_and_select(scores, thresholds, best, first, offset, *, axis):
+    """Returns, for one direction, the counts (R, lines) of scores at or above each limit, and the new best.
 
     Args:
       scores: (B, T).
-      thresholds: limits (R, lines), and how many of the R limits are in use.
-      best: values and items (k, lines) so far.
+      thresholds: limits (R, lines), and the number of limits in use.
+      best: the best values and items (k, lines) before this tile.
       first: whether this is the lines' first tile.
       offset: number of the tile's first item.
       axis: the axis of the scores along which a line runs.
@@ -165,21 +169,21 @@ def _read(scores, thresholds, best, first, offset, *, axis):
     counts = jnp.zeros(limits.shape, jnp.int32)
     if not len(values):
         return lax.fori_loop(0, width, count, counts), best
-    floor = jnp.maximum(values[-1], _bound(scores, first, len(values), axis))
+    floor = jnp.maximum(values[-1], _lower_bound(scores, first, len(values), axis))
     words = _words(scores, limits[0], floor, width, axis)
     counts = counts.at[0].set(_total(lax.population_count(words & np.uint32(2**WORD - 1)).astype(jnp.int32), axis))
-    if len(limits) > 1:  # no loop for a single threshold, which the words have counted already
+    if len(limits) > 1:  # the words have counted the first threshold already
         counts = lax.fori_loop(1, width, count, counts)
     return counts, _merge_candidates(values, items, scores, words >> WORD, offset, axis)
 
 
 def _slices(array, axis):
-    """Returns WORD parts of length W along the axis: element w of part i is score i * W + w, bit i of word w."""
+    """Returns WORD parts of length W along the axis: element w of part i is score i * W + w, for bit i of word w."""
     return jnp.split(array, WORD, axis=axis)
 
 
 def _total(counts, axis):
-    """Returns the sums along the axis, halving it first: XLA vectorises these additions along either axis."""
+    """Returns the sums along the axis; adds halves first, because XLA vectorises such additions along either axis."""
     while counts.shape[axis] % 2 == 0 and counts.shape[axis] > 8:
         counts = sum(jnp.split(counts, 2, axis=axis))
     return counts.sum(axis)
@@ -190,7 +194,7 @@ def _words(scores, limit, floor, width, axis):
 
     The loop makes XLA write the words to memory once; otherwise it fuses the packing into each of their consumers.
     """
-    words = jnp.zeros(_shortened(scores.shape, axis, scores.shape[axis] // WORD), jnp.uint32)
+    words = jnp.zeros(_with_size(scores.shape, axis, scores.shape[axis] // WORD), jnp.uint32)
     limit, floor = jnp.expand_dims(limit, axis), jnp.expand_dims(floor, axis)
     return lax.fori_loop(0, jnp.minimum(width, 1), lambda _, words: _pack(scores, limit, floor, axis), words)
 
@@ -208,18 +212,18 @@ def _pack(scores, limit, floor, axis):
     return words
 
 
-def _bound(scores, first, k, axis):
-    """Returns (lines,) lower bounds of each line's k-th best score: numbers below the maxima of k of its parts.
+def _lower_bound(scores, first, k, axis):
+    """Returns (lines,) a lower bound of each line's k-th best score: a number that k of its words' maxima exceed.
 
-    Only a line's first tile needs the bound: where `first` is false it is -inf, and no score is read.
+    Only a line's first tile needs the bound; if `first` is false, it is -inf, and no score is read.
     """
     size = scores.shape[axis] // WORD
 
-    def widen(part, maxima):
+    def include_part(part, maxima):
         return jnp.maximum(maxima, lax.dynamic_slice_in_dim(scores, part * size, size, axis))
 
-    nothing = jnp.full_like(scores, -3.4e38, shape=_shortened(scores.shape, axis, size))  # below NAN
-    maxima = jnp.minimum(lax.fori_loop(0, jnp.where(first, WORD, 0), widen, nothing), 3e38)  # below infinity
+    lowest = jnp.full_like(scores, -3.4e38, shape=_with_size(scores.shape, axis, size))  # below NAN
+    maxima = jnp.minimum(lax.fori_loop(0, jnp.where(first, WORD, 0), include_part, lowest), 3e38)  # below infinity
 
     def halve(_, bounds):
         low, high = bounds
@@ -231,17 +235,19 @@ def _bound(scores, first, k, axis):
     return jnp.where(first, bound - 1e-6 * jnp.abs(bound) - 1e-30, -jnp.inf)
 
 
-def _shortened(shape, axis, size):
+def _with_size(shape, axis, size):
+    """Returns the shape with `size` at the axis."""
     return shape[:axis] + (size,) + shape[axis + 1 :]
 
 
 def _merge_candidates(values, items, scores, words, offset, axis):
-    """Returns the best values and items (k, lines) after merging the scores whose bits are set; ties keep the first.
+    """Returns the best values and items (k, lines) after merging the candidates; of equal scores the first is kept.
 
-    Lines are taken CHUNK at a time in descending number of candidates, so that all lines of a chunk need similar time.
+    Lines are merged CHUNK at a time in descending order of their number of candidates, so that all lines of a chunk
+    have similar numbers. A summary with one bit per word lets each line skip the words without candidates.
 
     Args:
-      values, items: (k, lines) the best so far.
+      values, items: (k, lines) the best before this tile.
       scores: (B, T).
       words: the high halves of `_pack`'s words, which mark the candidates.
       offset: number of the tile's first item.
@@ -250,13 +256,14 @@ def _merge_candidates(values, items, scores, words, offset, axis):
     lines, size = values.shape[1], words.shape[axis]
     counts = _total(lax.population_count(words).astype(jnp.int32), axis)  # (lines,)
     order = _order(-counts)
-    places = _order(order)  # position of each line in that order
+    places = _order(order)  # the position of each line in that order
     chunk = min(CHUNK, lines)
     order = jnp.pad(order, (0, -lines % chunk), mode="edge")
-    filled = jnp.moveaxis(words != 0, axis, 0)  # (W, lines)
+    has_candidates = jnp.moveaxis(words != 0, axis, 0)  # (W, lines)
     groups = -(-size // 32)
-    filled = jnp.pad(filled, ((0, groups * 32 - size), (0, 0))).reshape(32, groups, lines)
-    summary = sum(jnp.where(filled[bit], np.uint32(1 << bit), np.uint32(0)) for bit in range(32))  # (groups, lines)
+    has_candidates = jnp.pad(has_candidates, ((0, groups * 32 - size), (0, 0))).reshape(32, groups, lines)
+    bits = (jnp.where(has_candidates[bit], np.uint32(1 << bit), np.uint32(0)) for bit in range(32))
+    summary = sum(bits)  # (groups, lines)
 
     def take(array, along, line):
         return array[line, along] if axis else array[along, line]
@@ -268,13 +275,12 @@ def _merge_candidates(values, items, scores, words, offset, axis):
             values, items, summary, word, bits = carry
             group = jnp.argmax(summary != 0, axis=0)  # (chunk,)
             rest = jnp.take_along_axis(summary, group[None], axis=0)[0]
-            following = group + groups * _lowest(rest)
-            following = jnp.minimum(following, size - 1)
+            next_word = jnp.minimum(group + groups * _lowest(rest), size - 1)
             empty = bits == 0
             taken = empty & (jnp.arange(groups)[:, None] == group)
             summary = jnp.where(taken, rest & (rest - np.uint32(1)), summary)
-            word = jnp.where(empty, following, word)
-            bits = jnp.where(empty, jnp.where(rest != 0, take(words, following, line), np.uint32(0)), bits)
+            word = jnp.where(empty, next_word, word)
+            bits = jnp.where(empty, jnp.where(rest != 0, take(words, next_word, line), np.uint32(0)), bits)
             place = jnp.minimum(word + size * _lowest(bits), WORD * size - 1)
             score = jnp.where(bits != 0, take(scores, place, line), -jnp.inf)
             item = jnp.where(bits != 0, offset + place, _NOWHERE)
@@ -283,14 +289,14 @@ def _merge_candidates(values, items, scores, words, offset, axis):
 
         nothing = jnp.zeros(chunk, jnp.int32), jnp.zeros(chunk, jnp.uint32)
         lists = (lax.dynamic_slice_in_dim(part, number * chunk, chunk, axis=1) for part in best)
-        found = lax.fori_loop(0, counts[line[0]], merge_one, (*lists, summary[:, line], *nothing))
+        merged = lax.fori_loop(0, counts[line[0]], merge_one, (*lists, summary[:, line], *nothing))
         return tuple(
-            lax.dynamic_update_slice_in_dim(part, f, number * chunk, axis=1)
-            for part, f in zip(best, found[:2], strict=True)
+            lax.dynamic_update_slice_in_dim(part, new, number * chunk, axis=1)
+            for part, new in zip(best, merged[:2], strict=True)
         )
 
     chunks = (jnp.sum(counts > 0, dtype=jnp.int32) + chunk - 1) // chunk
-    # Gathered into that order and gathered back: XLA's CPU back end turns a scatter into a loop over the lines.
+    # Lines are gathered into that order and gathered back; XLA's CPU back end would loop over the lines of a scatter.
     ordered = (
         jnp.pad(part[:, order], ((1, 0), (0, 0)), constant_values=sentinel)
         for part, sentinel in zip((values, items), _SENTINEL, strict=True)
@@ -299,13 +305,13 @@ def _merge_candidates(values, items, scores, words, offset, axis):
 
 
 def _order(numbers):
-    """Returns the indices that stably sort (N,) int32 numbers; N times each number must fit an int32."""
+    """Returns the indices that stably sort (N,) int32 numbers; N times each number must fit into an int32."""
     size = len(numbers)
     return lax.sort(numbers * size + jnp.arange(size, dtype=jnp.int32)) % size  # faster than sorting two operands
 
 
 def _lowest(bits):
-    """Returns the index of the lowest set bit; 32 where no bit is set."""
+    """Returns the index of the lowest set bit, 32 if no bit is set."""
     return lax.population_count(~bits & (bits - np.uint32(1))).astype(jnp.int32)
 
 
@@ -316,12 +322,13 @@ def _insert(values, items, score, item):
     each other row has a row above it. The concatenation comes last because XLA does not vectorise code that reads a
     shifted list.
     """
-    above = _before(values[:-1], items[:-1], score, item)
+    above_stays = _before(values[:-1], items[:-1], score, item)
     stays = _before(values[1:], items[1:], score, item)
     values = jnp.concatenate([values[:1], jnp.maximum(values[1:], jnp.minimum(values[:-1], score))])
-    items = jnp.concatenate([items[:1], jnp.where(stays, items[1:], jnp.where(above, item, items[:-1]))])
+    items = jnp.concatenate([items[:1], jnp.where(stays, items[1:], jnp.where(above_stays, item, items[:-1]))])
     return values, items
 
 
 def _before(value, item, other_value, other_item):
+    """Returns whether an entry sorts before another: by descending value, then by ascending item."""
     return (value > other_value) | ((value == other_value) & (item < other_item))

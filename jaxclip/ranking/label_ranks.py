@@ -10,9 +10,10 @@ BLOCK, TILE = 64, 4096
 
 
 def label_ranks(queries, gallery, relevance: Relevance) -> np.ndarray:
-    """Returns (nnz,) the ranks that `ranks.ranks` returns, in time independent of the number of relevant items.
+    """Returns (nnz,) the same ranks as `ranks.ranks`, in time that does not depend on the number of relevant items.
 
-    It is meant for a few hundred queries, because each sorts the whole gallery. It needs memory for 64 * G floats.
+    It is meant for a few hundred queries, because it sorts the whole gallery for each. It needs memory for 64 * G
+    floats.
 
     Args:
       queries: (Q, D) embeddings. gallery: (G, D) embeddings.
@@ -23,7 +24,7 @@ def label_ranks(queries, gallery, relevance: Relevance) -> np.ndarray:
     for start in range(0, len(queries), BLOCK):
         block = np.pad(queries[start : start + BLOCK], ((0, max(0, start + BLOCK - len(queries))), (0, 0)))
         parts = [
-            kernel.product_keys(block, _padded(gallery[first : first + TILE]), finite=False)
+            kernel.product_keys(block, _pad(gallery[first : first + TILE]), finite=False)
             for first in range(0, len(gallery), TILE)
         ]
         block_scores = np.concatenate([np.asarray(part) for part in parts], axis=1)[:, : len(gallery)]  # (BLOCK, G)
@@ -35,5 +36,6 @@ def label_ranks(queries, gallery, relevance: Relevance) -> np.ndarray:
     return order_relevant(scores, at_or_above, relevance)
 
 
-def _padded(rows):
+def _pad(rows):
+    """Returns the rows with zeros appended up to TILE rows."""
     return np.pad(rows, ((0, TILE - len(rows)), (0, 0)))

@@ -18,33 +18,36 @@ of a number is the nearest bfloat16 number, the low part the bfloat16 number nea
 
 @dataclass(frozen=True)
 class Layout:
-    """Queries or gallery items, ordered and cut into tiles; each position in that order is a slot, padding included.
+    """Queries or gallery items, the lines, in an order that is cut into tiles.
+
+    A tile consists of slots, each of which holds a line or is empty.
 
     Attributes:
-      embeddings: (lines, D).
+      embeddings: (lines, D) float32.
       order: (lines,) the line in each slot.
       shards: number of shards that the lines are split over.
-      least: the smallest number of lines in a tile.
-      most: the largest number of lines in a tile.
+      min_tile: the smallest number of lines in a tile.
+      max_tile: the largest number of lines in a tile.
       parts: the bfloat16 parts of each line that are concatenated, see PRECISIONS; None = the float32 line itself.
     """
 
     embeddings: np.ndarray
     order: np.ndarray
     shards: int
-    least: int
-    most: int
+    min_tile: int
+    max_tile: int
     parts: tuple[int, ...] | None
 
     @property
     def tile(self) -> int:
-        """Lines per tile: a whole shard if it fits, else the size over `most` / 2 with the fewest empty slots."""
+        """Lines per tile: a whole shard if it fits, else the size >= `max_tile` / 2 with the fewest empty slots."""
         lines = -(-len(self.order) // self.shards)
-        if lines <= self.most:
-            return _up(max(lines, self.least), kernel.MULTIPLE)
-        step = kernel.VECTORS if self.most >= 2 * kernel.VECTORS else kernel.MULTIPLE
-        most = _up(self.most, step)
-        return min(range(most, max(most // 2, self.least) - 1, -step), key=lambda size: _up(lines, size))
+        if lines <= self.max_tile:
+            return _round_up(max(lines, self.min_tile), kernel.MULTIPLE)
+        step = kernel.VECTORS if self.max_tile >= 2 * kernel.VECTORS else kernel.MULTIPLE
+        largest = _round_up(self.max_tile, step)
+        sizes = range(largest, max(largest // 2, self.min_tile) - 1, -step)
+        return min(sizes, key=lambda size: _round_up(lines, size))
 
     @property
     def blocks(self) -> int:
@@ -57,10 +60,13 @@ class Layout:
         return self.shards, self.blocks, self.tile
 
     def lines(self, start: int, size: int) -> np.ndarray:
-        """Returns (size, width) the factors of the lines in the slots from `start` on; empty slots are zero."""
+        """Returns (size, width) the factors of the lines in the slots from `start` on; empty slots are zero.
+
+        The factors are the numbers that the kernel multiplies: the float32 embedding, or its bfloat16 parts.
+        """
         rows = self.order[start : start + size]
         lines = np.zeros((size, self.width), np.float32 if self.parts is None else jnp.bfloat16)
-        for first in range(0, len(rows), TILE):  # converted one part at a time, which keeps the temporary copy small
+        for first in range(0, len(rows), TILE):  # converted in blocks, to keep the temporary copy small
             block = self.embeddings[rows[first : first + TILE]]
             if self.parts is not None:
                 block = _bfloat16_parts(block, self.parts)
@@ -69,11 +75,11 @@ class Layout:
 
     @property
     def width(self) -> int:
-        """The length of a line's factors."""
+        """The number of factors of a line."""
         return self.embeddings.shape[1] * (1 if self.parts is None else len(self.parts))
 
     def slots(self) -> np.ndarray:
-        """Returns the slot of each line."""
+        """Returns (lines,) the slot of each line."""
         slots = np.empty(len(self.order), np.int64)
         slots[self.order] = np.arange(len(self.order))
         return slots
@@ -83,7 +89,7 @@ class Layout:
 
         Args:
           slots: (nnz,) the slot of each relevant pair's line.
-          within: (nnz,) the pair's number among the pairs of its line; R is a power of two above the largest.
+          within: (nnz,) the index of each pair among the pairs of its line; R is a power of two above the largest.
           scores: (nnz,) the pairs' scores.
         """
         limits = np.full((*self.shape, 1 << int(within.max(initial=0)).bit_length()), np.inf, np.float32)
@@ -101,7 +107,7 @@ def _bfloat16_parts(lines: np.ndarray, parts: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([high_and_low[part] for part in parts], axis=1)
 
 
-def _up(number: int, multiple: int) -> int:
+def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
@@ -110,11 +116,19 @@ def orders(relevance: Relevance, reverse: Relevance | None, size: int) -> tuple[
 
     Lines with similar numbers of relevant pairs are adjacent, so that a tile has few unused thresholds. Among them,
     queries are sorted by their first relevant item, and items by the first relevant item of the queries that they are
-    relevant to, so that few small tiles hold all pairs. Where each query has one item and each item one query, the
-    gallery keeps its order.
+    relevant to, so that few small tiles hold all pairs. If each query has one item and each item one query, the gallery
+    keeps its order.
+
+    Args:
+      relevance: the relevant items of the Q queries.
+      reverse: the relevant queries of the items; None if only queries are ranked for.
+      size: G, the number of gallery items.
     """
-    first = relevance.indices[relevance.indptr[:-1]]  # (Q,)
-    of_item = np.arange(size)
-    np.minimum.at(of_item, relevance.indices, first[relevance.rows])
-    width = np.ceil(np.log2(np.maximum(1, np.bincount(relevance.indices, minlength=size)))) if reverse else of_item * 0
-    return np.lexsort((first, np.ceil(np.log2(relevance.counts)))), np.lexsort((of_item, width))
+    first_item = relevance.indices[relevance.indptr[:-1]]  # (Q,)
+    item_key = np.arange(size)
+    np.minimum.at(item_key, relevance.indices, first_item[relevance.rows])
+    query_width = np.ceil(np.log2(relevance.counts))
+    item_width = np.zeros(size)
+    if reverse:
+        item_width = np.ceil(np.log2(np.maximum(1, np.bincount(relevance.indices, minlength=size))))
+    return np.lexsort((first_item, query_width)), np.lexsort((item_key, item_width))

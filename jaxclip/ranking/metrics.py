@@ -1,6 +1,6 @@
 """Retrieval metrics per query, computed from the ranks of the relevant items, and the value expected by chance.
 
-`ranks` is always (nnz,) 1-based and distinct within a query, `indptr` (Q+1,) says where each query's ranks start, and
+`ranks` is always (nnz,), 1-based and distinct within a query; `indptr` (Q+1,) says where each query's ranks start; and
 every query has at least one relevant item (see `ranks.Ranks` and `relevance.Relevance`).
 """
 
@@ -15,7 +15,7 @@ def best_rank(ranks: np.ndarray, indptr: np.ndarray) -> np.ndarray:
 
 
 def hit(ranks: np.ndarray, indptr: np.ndarray, k: int) -> np.ndarray:
-    """Returns (Q,) 1.0 where any relevant item is in the top k (what retrieval papers call R@k), else 0.0."""
+    """Returns (Q,) 1.0 if any relevant item is in the top k, else 0.0; retrieval papers call the mean R@k."""
     return (best_rank(ranks, indptr) <= k).astype(np.float64)
 
 
@@ -39,15 +39,15 @@ def average_precision(ranks: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     counts = np.diff(indptr)
     rows = np.repeat(np.arange(len(counts)), counts)
     ascending = ranks[np.lexsort((ranks, rows))]  # (nnz,)
-    found = np.arange(len(ranks)) - np.repeat(indptr[:-1], counts) + 1
-    return _sums(found / ascending, indptr) / counts
+    relevant_so_far = np.arange(len(ranks)) - np.repeat(indptr[:-1], counts) + 1
+    return _sums(relevant_so_far / ascending, indptr) / counts
 
 
 def ndcg(ranks: np.ndarray, indptr: np.ndarray, k: int) -> np.ndarray:
     """Returns (Q,) nDCG@k with binary gain: sum of 1 / log2(1 + rank) in the top k, divided by its ideal value."""
-    gained = _sums(np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0), indptr)
+    gain = _sums(np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0), indptr)
     ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))  # (k,)
-    return gained / ideal[np.minimum(np.diff(indptr), k) - 1]
+    return gain / ideal[np.minimum(np.diff(indptr), k) - 1]
 
 
 def per_query(ranks: np.ndarray, indptr: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, np.ndarray]:
@@ -55,8 +55,8 @@ def per_query(ranks: np.ndarray, indptr: np.ndarray, ks: Sequence[int] = (1, 5, 
     at_k = {"hit": hit, "ndcg": ndcg, "recall": recall, "precision": precision}
     values = {f"{name}@{k}": metric(ranks, indptr, k) for name, metric in at_k.items() for k in ks}
     hits = {name: values.pop(name) for name in [f"hit@{k}" for k in ks]}
-    over_all = {"mrr": reciprocal_rank(ranks, indptr), "map": average_precision(ranks, indptr)}
-    return hits | over_all | values
+    without_k = {"mrr": reciprocal_rank(ranks, indptr), "map": average_precision(ranks, indptr)}
+    return hits | without_k | values
 
 
 def chance_hit(relevant_counts: np.ndarray, gallery: int, k: int) -> float:
@@ -74,11 +74,12 @@ def chance_hit(relevant_counts: np.ndarray, gallery: int, k: int) -> float:
     if not counts.size or counts[0] < 1 or counts[-1] > gallery:
         raise ValueError(f"relevant counts must lie in 1..{gallery}, got {counts[:1]} to {counts[-1:]}")
     drawn = np.arange(min(k, gallery))
-    share = counts[:, None] / (gallery - drawn)  # (U, k) chance that the next item is relevant after only misses
+    share = counts[:, None] / (gallery - drawn)  # (U, k) chance that the next item is relevant if all before it are not
     with np.errstate(divide="ignore"):
         log_miss = np.log1p(-np.minimum(share, 1.0)).sum(axis=1)
     return float(np.average(-np.expm1(log_miss), weights=weights))
 
 
 def _sums(values, indptr):
+    """Returns (Q,) the sum of each query's values (nnz,)."""
     return np.add.reduceat(values.astype(np.float64), indptr[:-1])

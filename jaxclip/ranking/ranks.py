@@ -14,7 +14,7 @@ from jaxclip.ranking import kernel
 from jaxclip.ranking.layout import PRECISIONS, TILE, Layout, orders
 from jaxclip.ranking.relevance import Relevance
 
-_SMALL = 256  # side of the small tiles that the relevant pairs' scores are first computed from
+_SMALL_TILE = 256  # side of the tiles from which the relevant pairs' scores are first computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +24,9 @@ class Ranks:
     Attributes:
       ranks: (nnz,) int64, 1-based, aligned with `Relevance.indices`; distinct within a query.
       top_scores: (Q, k) float32, descending, NaN last.
-      top_items: (Q, k) int64 gallery items; equal scores are in the order of `layout.orders`, which is by index if each
-        query has one relevant item.
-      nan_count: how many of the Q x G scores are NaN.
+      top_items: (Q, k) int64 gallery items; items with equal scores are in the order of `layout.orders`, which is by
+        index if each query has one relevant item.
+      nan_count: the number of NaN among the Q x G scores.
     """
 
     ranks: np.ndarray
@@ -36,7 +36,7 @@ class Ranks:
 
 
 def make_mesh(queries: int = -1, gallery: int = 1) -> Mesh:
-    """Returns all devices of all processes as a mesh of `queries` x `gallery`; the size -1 takes all others."""
+    """Returns all devices of all processes as a mesh of `queries` x `gallery`; -1 means as many as fit."""
     count = jax.device_count()
     sizes = (count // gallery if queries == -1 else queries, count // queries if gallery == -1 else gallery)
     return jax.make_mesh(sizes, kernel.AXES, axis_types=(AxisType.Auto,) * 2)
@@ -54,21 +54,21 @@ def both_ways(queries, gallery, relevance: Relevance, **options: Any) -> tuple[R
     scores rank by index. NaN scores rank below all others, and NaN scores of relevant items rank last.
 
     Args:
-      queries: (Q, D) embeddings, normalised by the caller if cosines are meant.
+      queries: (Q, D) embeddings, normalised by the caller if the scores are to be cosines.
       gallery: (G, D) embeddings.
       relevance: the relevant items of the Q queries; its transpose gives the relevant queries of the G items.
-      top_k: how many best items to return for each query and each item; fewer if there are not that many.
-      tile: the largest number of queries and of gallery items in a tile. Memory besides the embeddings: one copy of the
-        gallery, a few tiles of floats, 8 bytes for each of the best.
+      top_k: the number of best items to return for each query and each item; fewer if there are fewer items.
+      tile: the largest number of queries and of gallery items in a tile. Memory in addition to the embeddings: one copy
+        of the gallery, a few tiles of floats, and 8 bytes for each of the best items.
       products: the precision of the scores, a key of `layout.PRECISIONS`; all are summed in float32. "bfloat16" rounds
-        the embeddings. "bfloat16_3x" errs by less than 2^-16 of the product of both vectors' lengths, and is faster
-        than "float32" where bfloat16 products are more than three times as fast (TPUs, processors with AMX).
+        the embeddings. The error of "bfloat16_3x" is less than 2^-16 of the product of both vectors' lengths; it is
+        faster than "float32" where bfloat16 products are more than three times as fast (TPUs, processors with AMX).
       mesh: from `make_mesh`; default: all devices along the queries. The result does not depend on it.
       progress: wraps the sequence of query blocks, for a progress bar.
 
     Raises:
-      ValueError: the shapes or the relevance do not match; an item is relevant to no query; `products` is no key of
-        PRECISIONS; or embeddings are not finite with "bfloat16_3x".
+      ValueError: the shapes or the relevance do not match; an item is relevant to no query; `products` is not a key of
+        PRECISIONS; or embeddings or scores are not finite with "bfloat16_3x".
     """
     forth, back = _search(queries, gallery, [relevance, relevance.transpose(len(gallery))], **options)
     return forth, back
@@ -90,11 +90,11 @@ def _search(
     queries, gallery = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)
     _check(queries, gallery, relevance)
     if products not in PRECISIONS:
-        raise ValueError(f"products = {products!r} is none of {', '.join(PRECISIONS)}")
+        raise ValueError(f"products = {products!r} must be one of {', '.join(PRECISIONS)}")
     mesh = make_mesh() if mesh is None else mesh
-    least = kernel.WORD * min(top_k, max(len(queries), len(gallery)))
-    sides = [
-        Layout(embeddings, order, shards, least, max(tile, least), parts)
+    min_tile = kernel.WORD * min(top_k, max(len(queries), len(gallery)))
+    layouts = [
+        Layout(embeddings, order, shards, min_tile, max(tile, min_tile), parts)
         for embeddings, order, shards, parts in zip(
             (queries, gallery),
             orders(relevance, reverse, len(gallery)),
@@ -103,129 +103,150 @@ def _search(
             strict=True,
         )
     ]
-    slots = sides[0].slots()[relevance.rows], sides[1].slots()[relevance.indices]  # (nnz,) each
-    within = [np.arange(len(slots[0])) - relevance.indptr[relevance.rows], np.zeros(len(slots[0]), np.int64)]
+    # Of each relevant pair: the slots of its query and item, and its number among its query's and its item's pairs.
+    slots = layouts[0].slots()[relevance.rows], layouts[1].slots()[relevance.indices]  # (nnz,) each
+    pair_numbers = [np.arange(len(slots[0])) - relevance.indptr[relevance.rows], np.zeros(len(slots[0]), np.int64)]
     if reverse is not None:
-        turned = np.argsort(relevance.indices, kind="stable")
-        within[1][turned] = np.arange(len(turned)) - reverse.indptr[reverse.rows]
+        by_item = np.argsort(relevance.indices, kind="stable")  # the pairs in the order of `reverse`
+        pair_numbers[1][by_item] = np.arange(len(by_item)) - reverse.indptr[reverse.rows]
     ks = min(top_k, len(gallery)), min(top_k, len(queries)) if reverse is not None else 0
     finite = _all_finite(queries, gallery)
     if products == "bfloat16_3x" and not finite:
         raise ValueError(f'products = "{products}" needs finite embeddings and finite scores')
-    sweep = _Sweep(mesh, sides, slots, within, ks, back=reverse is not None, finite=finite)
-    # The thresholds must equal the scores of the pass to the bit. On CPUs small tiles give the same bits as large ones.
-    # The pass returns the pairs' scores that it saw; if they differ, it runs again with them.
-    scores = _guess(sides, slots, finite)
+    sweep = _Sweep(mesh, layouts, slots, pair_numbers, ks, back=reverse is not None, finite=finite)
+    # A pair's threshold must be bit for bit the score that the sweep computes for it. On CPUs small tiles give the same
+    # bits as large ones. The sweep returns the scores it computed; if they differ, it runs again with them.
+    scores = _initial_scores(layouts, slots, finite)
     with jax.set_mesh(mesh):  # the caller's mesh may have other axes
-        found = sweep.run(scores, progress)
-        while not np.array_equal(found.scores, scores):
-            scores = found.scores
-            found = sweep.run(scores, progress)
-    forth = _result(scores, found.rows, relevance, sides[1].order, found.nans)
+        swept = sweep.run(scores, progress)
+        while not np.array_equal(swept.scores, scores):
+            scores = swept.scores
+            swept = sweep.run(scores, progress)
+    forth = _result(scores, swept.rows, relevance, layouts[1].order, swept.nan_count)
     if reverse is None:
         return [forth]
-    columns = (found.columns[0][turned], *found.columns[1:])
-    return [forth, _result(scores[turned], columns, reverse, sides[0].order, found.nans)]
+    columns = (swept.columns[0][by_item], *swept.columns[1:])
+    return [forth, _result(scores[by_item], columns, reverse, layouts[0].order, swept.nan_count)]
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Result of a sweep.
+class _SweepResult:
+    """The result of a sweep.
 
     Attributes:
-      scores: (nnz,) of the relevant pairs.
-      rows: for queries, the pairs' counts (nnz,) and the best values and slots (Q, k) each.
-      columns: the same for gallery items; equal to `rows` where only queries are ranked for.
-      nans: number of NaN scores.
+      scores: (nnz,) the scores of the relevant pairs.
+      rows: for the queries: how many scores are at or above each pair's (nnz,), and the best scores and their slots,
+        (Q, k) each.
+      columns: the same for the gallery items; equal to `rows` if only queries are ranked for.
+      nan_count: number of NaN scores.
     """
 
     scores: np.ndarray
     rows: tuple[np.ndarray, np.ndarray, np.ndarray]
     columns: tuple[np.ndarray, np.ndarray, np.ndarray]
-    nans: int
+    nan_count: int
 
 
 class _Sweep:
-    """One pass over all tiles: block after block, each shard of queries against each shard of the gallery."""
+    """One pass over all tiles: block by block, each device scores its queries against its shard of the gallery.
 
-    def __init__(self, mesh, sides, slots, within, ks, *, back, finite):
-        self.mesh, self.sides, self.slots, self.within, self.ks, self.back = mesh, sides, slots, within, ks, back
-        self.visit = kernel.make_visit(mesh, blocks=sides[0].blocks, ks=ks, back=back, finite=finite)
+    Args:
+      mesh: the devices.
+      layouts: of the queries (the rows of a tile) and of the gallery (its columns).
+      slots: for each layout, (nnz,) the slot of each relevant pair's line.
+      pair_numbers: for each layout, (nnz,) the index of each pair among the pairs of its line.
+      ks: the number of best scores to keep for each row and for each column.
+      back: whether to rank queries for gallery items too.
+      finite: whether every score is certain to be finite.
+    """
 
-    def run(self, scores: np.ndarray, progress) -> _Found:
-        """Returns the result of the pass with `scores` (nnz,) as the relevant pairs' thresholds."""
-        rows, columns = self.sides
-        (across, blocks, _), (along, per_shard, _) = rows.shape, columns.shape
-        count = along * per_shard  # tiles of the gallery
-        row_limits, row_widths = rows.thresholds(self.slots[0], self.within[0], scores)
-        column_limits, column_widths = columns.thresholds(self.slots[1], self.within[1], scores)
-        shard, block_of, row = np.unravel_index(self.slots[0], rows.shape)
-        tile_of, column = np.divmod(self.slots[1], columns.tile)
-        a, c, ac = P(kernel.AXES[0]), P(kernel.AXES[1]), P(*kernel.AXES)
-        gallery = self._place((count, columns.tile), c, columns, lambda tile: tile[0].indices(count)[0] * columns.tile)
+    def __init__(self, mesh, layouts, slots, pair_numbers, ks, *, back, finite):
+        self.mesh, self.layouts, self.ks, self.back = mesh, layouts, ks, back
+        self.slots, self.pair_numbers = slots, pair_numbers
+        self.visit = kernel.make_visit(mesh, blocks=layouts[0].blocks, ks=ks, back=back, finite=finite)
+
+    def run(self, scores: np.ndarray, progress) -> _SweepResult:
+        """Returns the result of a sweep with `scores` (nnz,) as the relevant pairs' thresholds."""
+        rows, columns = self.layouts
+        (query_shards, blocks, _), (gallery_shards, tiles_per_shard, _) = rows.shape, columns.shape
+        tiles = gallery_shards * tiles_per_shard
+        row_limits, row_widths = rows.thresholds(self.slots[0], self.pair_numbers[0], scores)
+        column_limits, column_widths = columns.thresholds(self.slots[1], self.pair_numbers[1], scores)
+        shard, block_numbers, row = np.unravel_index(self.slots[0], rows.shape)
+        tile_numbers, column = np.divmod(self.slots[1], columns.tile)
+        by_query, by_item, by_both = P(kernel.AXES[0]), P(kernel.AXES[1]), P(*kernel.AXES)
+
+        def first_slot(index):
+            return index[0].indices(tiles)[0] * columns.tile
+
+        gallery = self._place_lines((tiles, columns.tile), by_item, columns, first_slot)
         column_thresholds = kernel.Thresholds(
-            *(self._host(part.reshape(count, *part.shape[2:]), c) for part in (column_limits, column_widths))
+            *(self._place(part.reshape(tiles, *part.shape[2:]), by_item) for part in (column_limits, column_widths))
         )
-        state = kernel.empty_state(self.mesh, across, count, column_limits.shape[2], columns.tile, self.ks[1])
-        seen, parts = np.empty_like(scores), []
+        state = kernel.empty_state(self.mesh, query_shards, tiles, column_limits.shape[2], columns.tile, self.ks[1])
+        pair_scores, parts = np.empty_like(scores), []
         for block in progress(range(blocks)):
-            mine = np.flatnonzero(block_of == block)
-            cell = shard[mine] * count + tile_of[mine]
-            spot = _numbered(cell)
-            spots = np.zeros((across, count, 1 << int(spot.max(initial=63)).bit_length(), 2), np.int32)
-            spots.reshape(across * count, -1, 2)[cell, spot] = np.stack([row[mine], column[mine]], axis=1)
-            state, *found = self.visit(
+            pairs = np.flatnonzero(block_numbers == block)
+            cell = shard[pairs] * tiles + tile_numbers[pairs]  # the tile of scores that contains each pair
+            spot = _number_repeats(cell)
+            spots = np.zeros((query_shards, tiles, 1 << int(spot.max(initial=63)).bit_length(), 2), np.int32)
+            spots.reshape(query_shards * tiles, -1, 2)[cell, spot] = np.stack([row[pairs], column[pairs]], axis=1)
+            state, *block_result = self.visit(
                 np.int32(block),
                 np.array([len(rows.order), len(columns.order)], np.int32),
-                self._place((across, rows.tile), a, rows, lambda s, b=block: self._first_slot(s, b)),
+                self._place_lines(
+                    (query_shards, rows.tile), by_query, rows, lambda index, block=block: self._first_slot(index, block)
+                ),
                 gallery,
-                kernel.Thresholds(self._host(row_limits[:, block], a), row_widths[:, block].max()),
+                kernel.Thresholds(self._place(row_limits[:, block], by_query), row_widths[:, block].max()),
                 column_thresholds,
-                self._host(spots, ac),
+                self._place(spots, by_both),
                 state,
             )
-            counts, values, items, scores_seen, nans = map(_fetch, found)
-            seen[mine] = scores_seen.reshape(across * count, -1)[cell, spot]
-            parts.append((counts.sum(axis=1), values, items, int(nans.sum(dtype=np.int64))))
+            counts, values, items, spot_scores, nan_counts = map(_fetch, block_result)
+            pair_scores[pairs] = spot_scores.reshape(query_shards * tiles, -1)[cell, spot]
+            parts.append((counts.sum(axis=1), values, items, int(nan_counts.sum(dtype=np.int64))))
         del gallery, column_thresholds  # free their memory before the results are gathered
-        counts, values, items, nans = zip(*parts, strict=True)
-        # (A, blocks, R, B), then by slot; a line's best are concatenated over the shards of the gallery.
+        counts, values, items, nan_counts = zip(*parts, strict=True)
+        # (A, blocks, R, B), then one row per slot; each line's best are concatenated over the shards of the gallery.
         by_slot = np.stack(counts, axis=1).swapaxes(2, 3).reshape(rows.shape[0] * blocks * rows.tile, -1)
         best = [np.stack(p, axis=1).transpose(0, 1, 4, 2, 3).reshape(len(by_slot), -1) for p in (values, items)]
-        found_rows = by_slot[self.slots[0], self.within[0]], *_best(*best, rows.order, self.ks[0])
+        row_result = by_slot[self.slots[0], self.pair_numbers[0]], *_merge_best(*best, rows.order, self.ks[0])
         if not self.back:
-            return _Found(seen, found_rows, found_rows, sum(nans))
+            return _SweepResult(pair_scores, row_result, row_result, sum(nan_counts))
         counts, values, items = map(_fetch, state)
-        by_slot = counts.sum(axis=0).swapaxes(1, 2).reshape(count * columns.tile, -1)
+        by_slot = counts.sum(axis=0).swapaxes(1, 2).reshape(tiles * columns.tile, -1)
         best = [p.transpose(1, 3, 0, 2).reshape(len(by_slot), -1) for p in (values, items)]
-        found_columns = by_slot[self.slots[1], self.within[1]], *_best(*best, columns.order, self.ks[1])
-        return _Found(seen, found_rows, found_columns, sum(nans))
+        column_result = by_slot[self.slots[1], self.pair_numbers[1]], *_merge_best(*best, columns.order, self.ks[1])
+        return _SweepResult(pair_scores, row_result, column_result, sum(nan_counts))
 
     def _first_slot(self, index, block: int) -> int:
-        shards, blocks, tile = self.sides[0].shape
+        """Returns the first slot of a block of the shard of queries that `index` selects."""
+        shards, blocks, tile = self.layouts[0].shape
         return (index[0].indices(shards)[0] * blocks + block) * tile
 
-    def _place(self, shape: tuple[int, int], spec: P, side: Layout, first: Callable) -> jax.Array:
-        """Returns the global array (*shape, width); its part at an index has the lines from slot first(index) on."""
+    def _place_lines(self, shape: tuple[int, int], spec: P, layout: Layout, first: Callable) -> jax.Array:
+        """Returns the global array (*shape, width); the part at an index holds the lines from slot first(index) on."""
 
         def part(index):
             start, stop, _ = index[0].indices(shape[0])
-            return side.lines(first(index), (stop - start) * shape[1]).reshape(stop - start, shape[1], -1)
+            return layout.lines(first(index), (stop - start) * shape[1]).reshape(stop - start, shape[1], -1)
 
-        whole = (*shape, side.width)
+        whole = (*shape, layout.width)
         return jax.make_array_from_callback(whole, NamedSharding(self.mesh, spec), part)
 
-    def _host(self, array: np.ndarray, spec: P) -> jax.Array:
+    def _place(self, array: np.ndarray, spec: P) -> jax.Array:
+        """Returns the array on the devices, sharded by `spec`."""
         return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), array.__getitem__)
 
 
 def _fetch(array: jax.Array) -> np.ndarray:
-    """Returns the whole array, on every process."""
+    """Returns the whole array on every process."""
     return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
 
 
-def _numbered(cells: np.ndarray) -> np.ndarray:
-    """Returns for each entry how many equal entries precede it."""
+def _number_repeats(cells: np.ndarray) -> np.ndarray:
+    """Returns for each entry the number of equal entries before it."""
     order = np.argsort(cells, kind="stable")
     ordered = cells[order]
     numbers = np.empty(len(cells), np.int64)
@@ -233,11 +254,11 @@ def _numbered(cells: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def _best(values, items, order, k):
-    """Returns each line's k best values and their slots, (lines, k) each.
+def _merge_best(values, items, order, k):
+    """Returns each line's k best values and their items, (lines, k) each; items are slots of the other layout.
 
     Args:
-      values, items: (slots, n * k), n sorted lists for each slot.
+      values, items: (slots, n * k), n sorted lists of k for each slot.
       order: (lines,) the line in each slot.
     """
     lines = np.empty(len(order), np.int64)
@@ -251,15 +272,16 @@ def _best(values, items, order, k):
     return np.take_along_axis(values, by_value, axis=1), np.take_along_axis(items, by_value, axis=1)
 
 
-def _guess(sides, slots, finite) -> np.ndarray:
-    """Returns (nnz,) the scores of the relevant pairs, computed in small tiles that contain them."""
-    tile_of, place = zip(*(np.divmod(s, _SMALL) for s in slots), strict=True)
-    number = tile_of[0] * (1 + tile_of[1].max()) + tile_of[1]
-    order = np.argsort(number, kind="stable")
-    scores = np.empty(len(number), np.float32)
-    for some in np.split(order, np.flatnonzero(np.diff(number[order])) + 1):
-        parts = (side.lines(tile[some[0]] * _SMALL, _SMALL) for side, tile in zip(sides, tile_of, strict=True))
-        scores[some] = np.asarray(kernel.product_keys(*parts, finite=finite))[place[0][some], place[1][some]]
+def _initial_scores(layouts, slots, finite) -> np.ndarray:
+    """Returns (nnz,) the scores of the relevant pairs, computed from the small tiles that contain them."""
+    tile_of, place = zip(*(np.divmod(side_slots, _SMALL_TILE) for side_slots in slots), strict=True)
+    tile_number = tile_of[0] * (1 + tile_of[1].max()) + tile_of[1]
+    order = np.argsort(tile_number, kind="stable")
+    scores = np.empty(len(tile_number), np.float32)
+    for group in np.split(order, np.flatnonzero(np.diff(tile_number[order])) + 1):
+        starts = [tile[group[0]] * _SMALL_TILE for tile in tile_of]
+        parts = [layout.lines(start, _SMALL_TILE) for layout, start in zip(layouts, starts, strict=True)]
+        scores[group] = np.asarray(kernel.product_keys(*parts, finite=finite))[place[0][group], place[1][group]]
     return scores
 
 
@@ -269,11 +291,12 @@ def _all_finite(queries, gallery) -> bool:
     return bool(np.isfinite(largest).all() and float(largest[0]) * float(largest[1]) * queries.shape[1] < 1e38)
 
 
-def _result(scores, found, relevance, order, nans):
-    counts, values, slots = found
+def _result(scores, swept, relevance, order, nan_count):
+    """Returns one direction's ranks; `order` maps the slots of the best items to items."""
+    counts, values, slots = swept
     values = np.where(values == kernel.NAN, np.nan, np.where(values == kernel.MINUS_INFINITY, -np.inf, values))
     ranks = order_relevant(scores, counts, relevance)
-    return Ranks(ranks, values.astype(np.float32), order[slots].astype(np.int64), nans)
+    return Ranks(ranks, values.astype(np.float32), order[slots].astype(np.int64), nan_count)
 
 
 def order_relevant(scores: np.ndarray, at_or_above: np.ndarray, relevance: Relevance) -> np.ndarray:
@@ -286,7 +309,7 @@ def order_relevant(scores: np.ndarray, at_or_above: np.ndarray, relevance: Relev
     score, row = scores[order], rows[order]
     tied = (row[1:] == row[:-1]) & (score[1:] == score[:-1])
     ends = np.flatnonzero(np.append(~tied, True)) + 1  # where each run of equal scores of one query ends
-    run = np.cumsum(np.append(0, ~tied))[: len(order)]
+    run = np.cumsum(np.append(0, ~tied))[: len(order)]  # the run of each pair
     relevant_at_or_above = ends[run] - relevance.indptr[row]
     position = np.arange(len(order)) - relevance.indptr[row]
     result = np.empty(len(order), np.int64)

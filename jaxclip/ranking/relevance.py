@@ -12,7 +12,7 @@ class Relevance:
     """Which gallery items are relevant to each query, in compressed sparse rows.
 
     Attributes:
-      indptr: (Q+1,) where each query's items start in `indices`; every query has at least one.
+      indptr: (Q+1,) where each query's items start in `indices`; every query has at least one item.
       indices: (nnz,) gallery items, strictly ascending within a query.
     """
 
@@ -25,7 +25,7 @@ class Relevance:
                 f"indptr (Q+1,) and indices (nnz,) expected, got {self.indptr.shape}, {self.indices.shape}"
             )
         if self.indptr[0] != 0 or self.indptr[-1] != len(self.indices) or (np.diff(self.indptr) < 1).any():
-            raise ValueError("indptr must rise from 0 to len(indices), at least one relevant item per query")
+            raise ValueError("indptr must rise from 0 to len(indices), with at least one relevant item per query")
         within_row = np.diff(self.rows) == 0
         if len(self.indices) and (self.indices.min() < 0 or (np.diff(self.indices)[within_row] <= 0).any()):
             raise ValueError("indices must be non-negative and strictly ascending within a query")
@@ -48,17 +48,18 @@ class Relevance:
         counts = np.searchsorted(ordered, query_groups, side="right") - first  # (Q,)
         missing = np.flatnonzero(counts == 0)
         if missing.size:
-            named = ", ".join(f"query {row} (group {query_groups[row].item()!r})" for row in missing[:3])
+            examples = ", ".join(f"query {row} (group {query_groups[row].item()!r})" for row in missing[:3])
             raise UserError(
                 f"{missing.size} of {len(query_groups)} queries have no relevant item in the gallery of "
-                f"{len(gallery_groups)}: {named}{', ...' if missing.size > 3 else ''}; each query's group needs an item"
+                f"{len(gallery_groups)}: {examples}{', ...' if missing.size > 3 else ''}; every query's group needs an "
+                "item in the gallery"
             )
         indptr = np.concatenate([[0], np.cumsum(counts)])  # (Q+1,)
         return cls(indptr, order[np.repeat(first - indptr[:-1], counts) + np.arange(indptr[-1])])
 
     @property
     def counts(self) -> np.ndarray:
-        """(Q,) how many items are relevant to each query."""
+        """(Q,) the number of items that are relevant to each query."""
         return np.diff(self.indptr)
 
     @property

@@ -8,7 +8,7 @@ SAMPLES = 1000
 _BLOCK = 4_000_000  # resampled entries held in memory at once
 
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""`statistic(values (M, Q), weights (S, Q)) -> (M, S)`: for each row of weights, each value counts `weights` times."""
+"""`statistic(values (M, Q), weights (S, Q)) -> (M, S)`; a row of weights says how often each query's value counts."""
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -20,20 +20,20 @@ def median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Returns (M, S) the medians of values (M, Q), each repeated as often as its integer weight (S, Q)."""
     result = np.empty((len(values), len(weights)))
     size = int(weights[0].sum())
-    for row, of_row in enumerate(values):
-        order = np.argsort(of_row, kind="stable")
-        taken = np.cumsum(weights[:, order], axis=1)  # (S, Q)
-        lower = (taken > (size - 1) // 2).argmax(axis=1)
-        upper = (taken > size // 2).argmax(axis=1)
-        result[row] = (of_row[order[lower]] + of_row[order[upper]]) / 2
+    for row, row_values in enumerate(values):
+        order = np.argsort(row_values, kind="stable")
+        cumulative = np.cumsum(weights[:, order], axis=1)  # (S, Q)
+        lower = (cumulative > (size - 1) // 2).argmax(axis=1)
+        upper = (cumulative > size // 2).argmax(axis=1)
+        result[row] = (row_values[order[lower]] + row_values[order[upper]]) / 2
     return result
 
 
 def bootstrap_interval(values, *, statistic: Statistic = mean, samples: int = SAMPLES, seed: int = 0):
-    """Returns (low, high), the 95% percentile bootstrap interval of a statistic over queries.
+    """Returns (low, high), the 95% bootstrap interval (percentile method) of a statistic over queries.
 
-    The same seed gives the same interval, and metrics passed together share their resamples. Where all queries have the
-    same value (all hit, or none) the interval has zero width: a limit of the method, not a sign of certainty.
+    The same seed gives the same interval, and metrics passed together share their resamples. If all queries have the
+    same value (all hit, or none), the interval has zero width, which is a limit of the method, not a sign of certainty.
 
     Args:
       values: (Q,) one metric per query, or (M, Q) several.
@@ -56,11 +56,11 @@ def bootstrap_interval(values, *, statistic: Statistic = mean, samples: int = SA
 
 
 def paired_bootstrap(a, b, *, samples: int = 10_000, seed: int = 0):
-    """Returns the two-sided p-value of mean(a) - mean(b), when both were measured on the same queries.
+    """Returns the two-sided p-value of mean(a) - mean(b), where both were measured on the same queries.
 
-    The differences are shifted to mean zero and resampled; p is the share of means at least as far from zero as the
-    observed mean, which is counted as one of them (so that p is never below 1 / (samples + 1)). The same seed gives the
-    same p, and metrics passed together share their resamples.
+    The differences are shifted to mean zero and resampled. p is the share of resampled means that are at least as far
+    from zero as the observed mean; the observed mean counts as one of them, so p is at least 1 / (samples + 1). The
+    same seed gives the same p, and metrics passed together share their resamples.
 
     Args:
       a: (Q,) one metric of one run, per query, or (M, Q) several.
@@ -75,7 +75,7 @@ def paired_bootstrap(a, b, *, samples: int = 10_000, seed: int = 0):
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape or a.ndim not in (1, 2) or not a.shape[-1]:
-        raise ValueError(f"a and b must be of the same queries, at least one, got {a.shape} and {b.shape}")
+        raise ValueError(f"a and b must be values of the same queries, at least one, got {a.shape} and {b.shape}")
     difference = np.atleast_2d(a - b)
     observed = np.abs(difference.mean(axis=1, keepdims=True))  # (M, 1)
     centred = difference - difference.mean(axis=1, keepdims=True)

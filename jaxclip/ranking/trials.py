@@ -34,23 +34,27 @@ def best_ranks(
     """
     groups = np.unique(image_groups)
     if len(groups) < SIZE:
-        raise UserError(f"a trial needs {SIZE} distinct groups, and there are {len(groups)}")
+        raise UserError(f"a trial needs {SIZE} distinct groups, but there are {len(groups)}")
     random = np.random.default_rng(seed)
-    image_of, text_of = Relevance.from_groups(groups, image_groups), Relevance.from_groups(groups, text_groups)
-    found = np.empty((2, trials, SIZE), np.int64)
+    text_members = Relevance.from_groups(groups, text_groups)
+    image_members = Relevance.from_groups(groups, image_groups)
+    ranks = np.empty((2, trials, SIZE), np.int64)
     for trial in range(trials):
         drawn = random.choice(len(groups), SIZE, replace=False)
-        found[:, trial] = _both(texts[_one_each(text_of, drawn, random)], images[_one_each(image_of, drawn, random)])
-    return found
+        text = _draw_members(text_members, drawn, random)
+        image = _draw_members(image_members, drawn, random)
+        ranks[:, trial] = _both_ways(texts[text], images[image])
+    return ranks
 
 
 @jax.jit
-def _both(texts, images):
+def _both_ways(texts, images):
+    """Returns (2, 100) the ranks of the matching images and of the matching texts."""
     scores = kernel.keys(kernel.product(texts, images), finite=False)
-    right = jnp.diagonal(scores)
-    return jnp.stack([(scores >= right[:, None]).sum(axis=1), (scores >= right).sum(axis=0)])
+    matching = jnp.diagonal(scores)
+    return jnp.stack([(scores >= matching[:, None]).sum(axis=1), (scores >= matching).sum(axis=0)])
 
 
-def _one_each(members: Relevance, drawn, random):
-    """Returns a random member of each drawn group."""
+def _draw_members(members: Relevance, drawn, random):
+    """Returns one random member of each drawn group."""
     return members.indices[members.indptr[drawn] + random.integers(members.counts[drawn])]

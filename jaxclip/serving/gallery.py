@@ -1,4 +1,4 @@
-"""The products of a searchable gallery: names, filters and pictures."""
+"""The products of a searchable gallery: captions, filters and pictures."""
 
 import difflib
 from array import array
@@ -21,7 +21,7 @@ Filters = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Facet:
-    """A filterable attribute: its values with the number of products that have each, most common first."""
+    """An attribute to filter by: its values and how many products have each, most common first."""
 
     name: str
     values: Sequence[tuple[str, int]]
@@ -48,8 +48,8 @@ class Gallery:
       ids: id of each product.
       captions: caption of each product; "" if the catalogue has none.
       categories: category of each product.
-      picture: returns the encoded picture (JPEG or PNG) of the product with a number.
-      details: returns the details of the product with a number.
+      picture: number of a product -> its encoded picture, JPEG or PNG.
+      details: number of a product -> its details.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Gallery:
             self.ids.append(product.id)
             self.captions.append(product.captions[0] if product.captions else "")
             self.categories.append(product.category)
-            named = {CATEGORY: product.category} | dict(product.attributes)
-            for attribute, value in named.items():
+            values = {CATEGORY: product.category} | dict(product.attributes)
+            for attribute, value in values.items():
                 if value:
-                    self._columns.setdefault(attribute, _Column()).put(number, value)
+                    self._columns.setdefault(attribute, _Column()).append(number, value)
         self._numbers = {id: number for number, id in enumerate(self.ids)}
 
     def __len__(self) -> int:
@@ -81,15 +81,16 @@ class Gallery:
         """Returns the number of the product with an id, or None if there is no such product."""
         return self._numbers.get(id)
 
-    def facets(self, most_values: int = 150) -> list[Facet]:
-        """Returns the attributes that have 2 to `most_values` values, a number that a user can choose from.
+    def facets(self, max_values: int = 150) -> list[Facet]:
+        """Returns the attributes that have few enough values for a user to choose from.
 
-        An attribute that divides the products exactly as an earlier one is left out.
+        That is 2 to `max_values`, and at most half as many values as products. An attribute that divides the products
+        exactly as an earlier one does is left out.
         """
         facets, partitions = [], []
         for name, column in self._columns.items():
             values = column.counts()
-            if not 2 <= len(values) <= min(most_values, max(2, len(self) // 2)):
+            if not 2 <= len(values) <= min(max_values, max(2, len(self) // 2)):
                 continue
             codes = column.codes(len(self))
             if not any(np.array_equal(codes, other) for other in partitions):
@@ -108,38 +109,42 @@ class Gallery:
         passing = np.ones(len(self), bool)
         for name, values in filters.items():
             if name not in self._columns:
-                raise UserError(f"filter: products have no {name!r}{_nearest(name, self._columns)}")
+                raise UserError(f"filter: products have no attribute {name!r}{_suggestion(name, self._columns)}")
             passing &= np.isin(self._columns[name].codes(len(self)), self._columns[name].find(name, values))
         return passing
 
 
 class _Column:
-    """The values of one attribute: an integer code per product; codes number the values in order of appearance."""
+    """The values of one attribute: an integer code per product, which numbers the values in order of appearance."""
 
     def __init__(self) -> None:
         self._values: dict[str, int] = {}
         self._codes = array("i")
 
-    def put(self, number: int, value: str) -> None:
+    def append(self, number: int, value: str) -> None:
+        """Stores the value of a product; numbers must ascend."""
         self._codes.extend([ABSENT] * (number - len(self._codes)))
         self._codes.append(self._values.setdefault(value, len(self._values)))
 
     def codes(self, count: int) -> np.ndarray:
+        """Returns the codes of `count` products, ABSENT for those without a value."""
         codes = np.frombuffer(self._codes, np.intc)
         return np.pad(codes, (0, count - len(codes)), constant_values=ABSENT)
 
     def counts(self) -> list[tuple[str, int]]:
-        counted = Counter(self._codes)
-        rows = [(value, counted[code]) for value, code in self._values.items()]
+        """Returns the values and their numbers of products, most common first."""
+        counts = Counter(self._codes)
+        rows = [(value, counts[code]) for value, code in self._values.items()]
         return sorted(rows, key=lambda row: (-row[1], row[0]))
 
     def find(self, name: str, values: Sequence[str]) -> list[int]:
+        """Returns the codes of values; raises UserError, with the attribute's name, if no product has a value."""
         for value in values:
             if value not in self._values:
-                raise UserError(f"filter: no product has {name} {value!r}{_nearest(value, self._values)}")
+                raise UserError(f"filter: no product has {name} {value!r}{_suggestion(value, self._values)}")
         return [self._values[value] for value in values]
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    closest = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {closest[0]!r}?" if closest else ""

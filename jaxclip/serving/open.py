@@ -27,17 +27,17 @@ from jaxclip.runtime import mesh as meshes
 from jaxclip.runtime.progress import bar
 from jaxclip.serving import second_stage
 from jaxclip.serving.gallery import Gallery, ProductDetails
-from jaxclip.serving.searcher import MOST, QueryEncoders, Searcher
+from jaxclip.serving.searcher import MAX_RESULTS, QueryEncoders, Searcher
 from jaxclip.towers.encoders import Encoders
 from jaxclip.towers.load import load_checkpoint
 from jaxclip.towers.params import Params
 
 COMPUTED_COLOUR = "colour"
-"""Attribute that holds the dominant colour measured by preparation, if the catalogue names no colours."""
+"""Name of the attribute that holds the dominant colour measured by preparation, if the catalogue names no colours."""
 MAX_PIXELS = 24_000_000
-"""Largest number of pixels of a query picture."""
+"""Query pictures with more pixels are refused."""
 LONGEST_SIDE = 1024
-"""Query pictures are decoded to at most this many pixels on the longer side."""
+"""Query pictures are decoded to at most this number of pixels on the longer side."""
 
 
 def open_searcher(
@@ -51,11 +51,19 @@ def open_searcher(
 ) -> Searcher:
     """Returns the searcher of a workdir's checkpoint over the configured split of a prepared dataset.
 
-    Vectors are stored in the workdir under a hash of the picture; evaluations use the same store. Only pictures that
-    are not in it are embedded. `rerank` is the workdir of a re-ranker of these towers and its configuration.
+    Vectors are stored in the workdir under a hash of the picture; evaluations use the same store. Only pictures whose
+    vectors are not stored yet are embedded.
+
+    Args:
+      config: configuration of the towers and the catalogue.
+      workdir: workdir of the towers.
+      prepared: folder of the prepared dataset.
+      step: the checkpoint: "latest", "best" or a number.
+      rerank: workdir and configuration of a re-ranker of these towers, None for a search without a second stage.
+      say: prints a line for the user.
 
     Raises:
-      UserError: there is no such checkpoint or split, the split holds no product, the vectors are not finite, or the
+      UserError: there is no such checkpoint or split, the split has no products, the vectors are not finite, or the
         re-ranker was trained on other towers.
     """
     distributed.require_one_process("a search")
@@ -65,21 +73,21 @@ def open_searcher(
         first = second_stage.find_first_stage(rerank[1], rerank[0], config, workdir, step)
     records = Records(prepared, config.data.split)
     if not len(records):
-        raise UserError(f"{prepared} has no product in its split {config.data.split}: there is nothing to search")
+        raise UserError(f"{prepared} has no products in the split {config.data.split}: there is nothing to search")
     encoders = Encoders(first.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
-    products, *keys = _read(records, encoders)
+    products, *keys = _read_products(records, encoders)
     store = encoders.store(workdir, first.params, first.step, say=say)
     with jax.set_mesh(first.towers.mesh):
         vectors = encoders.pictures(first.params, records, store=store, keys=keys[0])
     if not np.isfinite(vectors).all():
-        raise UserError(f"step {first.step} of {workdir} gives vectors that are not finite: give another --step")
-    second, depth = None, MOST + 1
+        raise UserError(f"step {first.step} of {workdir} gives vectors that are not finite: choose another --step")
+    second, depth = None, MAX_RESULTS + 1  # one more, because a product that is itself the query is left out
     if rerank is not None:
-        folder, own = rerank
-        tokens = second_stage.needs_tokens(own)
+        folder, reranker_config = rerank
+        tokens = second_stage.needs_tokens(reranker_config)
         with jax.set_mesh(first.towers.mesh):
             split = embed_gallery(first, records, products, encoders, tokens=tokens, store=store, keys=keys)
-        second = second_stage.open_second_stage(own, folder, first, split, encoders)
+        second = second_stage.open_second_stage(reranker_config, folder, first, split, encoders)
         depth = max(depth, second.candidates + 1)
     gallery = Gallery(
         Path(builder.metadata(prepared)["source"]["path"]).name,
@@ -89,7 +97,7 @@ def open_searcher(
     )
     return Searcher(
         gallery,
-        NearestNeighbours(vectors, most=depth),
+        NearestNeighbours(vectors, max_k=depth),
         query_encoders(encoders, first.params, make_describer(config)),
         second,
     )
@@ -97,17 +105,17 @@ def open_searcher(
 
 def query_encoders(encoders: Encoders, params: Params, describer: ProductDescriber | None) -> QueryEncoders:
     """Returns functions that encode sentences and pictures; `describer` crops pictures for towers trained on crops."""
-    towers, rows = encoders.towers, meshes.batch_multiple(encoders.towers.mesh)
+    towers, multiple = encoders.towers, meshes.batch_multiple(encoders.towers.mesh)
     params = towers.cast_kernels(params)
 
     def encode(compiled: Callable, batch: np.ndarray) -> np.ndarray:
-        filled = np.concatenate([batch, np.repeat(batch[-1:], -len(batch) % rows, axis=0)])
+        padded = np.concatenate([batch, np.repeat(batch[-1:], -len(batch) % multiple, axis=0)])
         with jax.set_mesh(towers.mesh):
-            return np.asarray(compiled(params, filled))[: len(batch)]
+            return np.asarray(compiled(params, padded))[: len(batch)]
 
     def encode_text(sentences: Sequence[str]) -> np.ndarray:
-        worded = [text.caption(sentence, {}, towers.preprocess) for sentence in sentences]
-        return encode(encoders.text, text.encode(towers.tokenizer, worded, towers.preprocess.context_length))
+        captions = [text.caption(sentence, {}, towers.preprocess) for sentence in sentences]
+        return encode(encoders.text, text.encode(towers.tokenizer, captions, towers.preprocess.context_length))
 
     return QueryEncoders(
         text=encode_text,
@@ -118,12 +126,12 @@ def query_encoders(encoders: Encoders, params: Params, describer: ProductDescrib
 
 
 def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber | None = None) -> np.ndarray:
-    """Returns a picture as input of the image tower, (S, S, 3) uint8.
+    """Returns a picture as the image tower's input, (S, S, 3) uint8.
 
     Args:
       image: a path, encoded bytes, a Pillow image or an (H, W, 3) uint8 array.
       preprocess: preprocessing of the workdir.
-      describer: describer of the workdir's catalogue; crops the picture if `preprocess.picture` is "crop".
+      describer: crops the picture if `preprocess.picture` is "crop"; not used otherwise.
 
     Raises:
       UserError: `image` is not a picture, or has more than 24 million pixels.
@@ -134,32 +142,34 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
         image = Path(image).read_bytes()
     if isinstance(image, Image.Image):
         image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    seen = pictures.decode(image, max_side=LONGEST_SIDE, max_pixels=MAX_PIXELS) if isinstance(image, bytes) else image
-    if isinstance(seen, str):
-        raise UserError(f"the picture cannot be read: {seen}")
-    if not isinstance(seen, np.ndarray) or seen.dtype != np.uint8 or seen.ndim != 3 or seen.shape[-1] != 3:
-        raise UserError("a picture is a path, encoded bytes, a Pillow image or an (H, W, 3) uint8 array")
+    pixels = image
+    if isinstance(image, bytes):
+        pixels = pictures.decode(image, max_side=LONGEST_SIDE, max_pixels=MAX_PIXELS)
+    if isinstance(pixels, str):
+        raise UserError(f"the picture cannot be read: {pixels}")
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise UserError("the picture must be a path, encoded bytes, a Pillow image or an (H, W, 3) uint8 array")
     if preprocess.picture == "crop":
-        seen = describer.best_crop(seen)
-    return images.resize(seen, preprocess.image_size, preprocess.resize, preprocess.filter).numpy()
+        pixels = describer.best_crop(pixels)
+    return images.resize(pixels, preprocess.image_size, preprocess.resize, preprocess.filter).numpy()
 
 
-def _read(records: Records, encoders: Encoders) -> tuple[list[Product], list[bytes], list[bytes]]:
+def _read_products(records: Records, encoders: Encoders) -> tuple[list[Product], list[bytes], list[bytes]]:
     """Returns the products, and the keys of their pictures and of their crops in an embedding store."""
-    products, pictures, crops = [], [], []
+    products, picture_keys, crop_keys = [], [], []
     for product, picture, crop in bar(
         records.products_with_pictures(), total=len(records), desc="reading products", unit="product"
     ):
         products.append(product)
-        pictures.append(encoders.picture_key(picture, crop))
-        crops.append(encoders.picture_key(picture, crop, crops=True))
-    return products, pictures, crops
+        picture_keys.append(encoders.picture_key(picture, crop))
+        crop_keys.append(encoders.picture_key(picture, crop, crops=True))
+    return products, picture_keys, crop_keys
 
 
 def _with_colours(products: Sequence[Product], records: Records) -> Sequence[Product]:
-    """Returns the products; adds the measured dominant colour as an attribute if the catalogue names no colours."""
-    named = colour_attribute([product.attributes for product in products]) is not None
-    if named or "colour_names" not in records.features:
+    """Returns the products, with the measured dominant colour as an attribute if the catalogue names no colours."""
+    names_colours = colour_attribute([product.attributes for product in products]) is not None
+    if names_colours or "colour_names" not in records.features:
         return products
     colours = records.columns(("colour_names",))["colour_names"]
     return [

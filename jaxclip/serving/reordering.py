@@ -1,4 +1,4 @@
-"""Re-orders the first stage's products by a second stage, and keeps the reasons."""
+"""Re-orders the first stage's products by a second stage, and keeps the effect of each feature."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Scored(NamedTuple):
     Attributes:
       scores: second-stage score of each candidate.
       gates: weight of each feature for each query, from 0 to 2; F is 0 if the model has no gates.
-      added: what each feature adds to the first-stage score.
+      added: contribution of each feature to the score, in addition to the first-stage score.
     """
 
     scores: Float[np.ndarray, "n K"]
@@ -30,14 +30,14 @@ class SecondStage:
       name: name for display.
       candidates: K, the number of candidates per query.
       features: names of the F gated features; empty if the model has no gates.
-      judge: (sentences, their (n, D) unit vectors, (n, K) product numbers, (n, K) first-stage scores, (n, K) mask of
+      score: (sentences, their (n, D) unit vectors, (n, K) product numbers, (n, K) first-stage scores, (n, K) mask of
         candidates that exist) -> Scored; compiled for each n.
     """
 
     name: str
     candidates: int
     features: tuple[str, ...]
-    judge: Callable[..., Scored]
+    score: Callable[..., Scored]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +47,10 @@ class Reordered:
     Attributes:
       numbers: product numbers, best first.
       scores: second-stage scores; after the first K, first-stage scores.
-      before: places in the first stage, from 1.
+      before: place of each product in the first stage, from 1.
       first: first-stage scores.
       gates: weights of the features for the query.
-      added: what each feature added to each score; NaN after the first K.
+      added: contribution of each feature to each score; NaN after the first K.
     """
 
     numbers: Int[np.ndarray, "M"]
@@ -68,9 +68,9 @@ def reorder(
     numbers: Sequence[Int[np.ndarray, "M"]],
     scores: Sequence[Float[np.ndarray, "M"]],
 ) -> list[Reordered]:
-    """Returns each query's products with the first K in the second stage's order.
+    """Returns each query's products, the first K of them in the second stage's order.
 
-    Ties keep the first stage's order, and NaN scores come last.
+    Ties keep the first stage's order, and NaN scores come last among the K.
 
     Args:
       stage: the second stage.
@@ -81,24 +81,25 @@ def reorder(
     """
     shape = len(sentences), stage.candidates
     items, first, exists = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape, bool)
-    for row, (own, own_scores) in enumerate(zip(numbers, scores, strict=True)):
-        count = min(len(own), stage.candidates)
-        items[row, :count], first[row, :count], exists[row, :count] = own[:count], own_scores[:count], True
-    judged = stage.judge(sentences, vectors, items, first, exists)
-    return [_ordered(judged, row, int(mask.sum()), numbers[row], scores[row]) for row, mask in enumerate(exists)]
+    for row, (row_numbers, row_scores) in enumerate(zip(numbers, scores, strict=True)):
+        count = min(len(row_numbers), stage.candidates)
+        items[row, :count], first[row, :count], exists[row, :count] = row_numbers[:count], row_scores[:count], True
+    scored = stage.score(sentences, vectors, items, first, exists)
+    return [_reorder_one(scored, row, int(mask.sum()), numbers[row], scores[row]) for row, mask in enumerate(exists)]
 
 
-def _ordered(judged: Scored, row: int, count: int, numbers: np.ndarray, scores: np.ndarray) -> Reordered:
-    found = judged.scores[row, :count]
-    order = np.argsort(np.where(np.isnan(found), np.inf, -found), kind="stable")
+def _reorder_one(scored: Scored, row: int, count: int, numbers: np.ndarray, scores: np.ndarray) -> Reordered:
+    """Returns the products of the query at `row`, which has `count` candidates, in their new order."""
+    new_scores = scored.scores[row, :count]
+    order = np.argsort(np.where(np.isnan(new_scores), np.inf, -new_scores), kind="stable")
     places = np.concatenate([order, np.arange(count, len(numbers))])
-    added = np.full((len(numbers), judged.added.shape[1]), np.nan, np.float32)
-    added[:count] = judged.added[row, :, :count].T
+    added = np.full((len(numbers), scored.added.shape[1]), np.nan, np.float32)
+    added[:count] = scored.added[row, :, :count].T
     return Reordered(
         numbers=numbers[places],
-        scores=np.concatenate([found, scores[count:]])[places],
+        scores=np.concatenate([new_scores, scores[count:]])[places],
         before=places + 1,
         first=scores[places],
-        gates=judged.gates[row],
+        gates=scored.gates[row],
         added=added[places],
     )

@@ -1,4 +1,4 @@
-"""Results of a search, and how notebooks show them."""
+"""The results of a search, and their display in notebooks."""
 
 import base64
 import html
@@ -15,7 +15,7 @@ class Reason(NamedTuple):
 
     Attributes:
       gate: weight of the feature for the query, from 0 to 2.
-      added: what the feature added to the product's score.
+      added: contribution of the feature to the product's score.
     """
 
     gate: float
@@ -24,13 +24,13 @@ class Reason(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A product found by a search; a notebook shows its picture.
+    """A product in the results of a search; a notebook shows its picture.
 
     Attributes:
       id: id of the product.
-      score: cosine of its picture with the query, or the second stage's score if the second stage ordered the rows.
-      place: place among the rows, from 1.
-      before: place in the first stage, from 1; None if no second stage ordered the rows.
+      score: cosine of its picture with the query, or the second stage's score if it ordered the results.
+      place: place among the results, from 1.
+      before: place in the first stage, from 1; None if no second stage ordered the results.
       why: feature -> its effect in the second stage.
       details: everything stored about the product.
       image_bytes: the encoded picture, JPEG or PNG.
@@ -64,7 +64,7 @@ class Row:
     def _repr_html_(self) -> str:
         source = f"data:{self.mime};base64,{base64.b64encode(self.image_bytes).decode()}"
         name = html.escape(self.caption or self.id)
-        score = f"{self.score:.3f}{moved(self.place, self.before)}"
+        score = f"{self.score:.3f}{format_move(self.place, self.before)}"
         return (
             '<figure style="display:inline-block;width:9em;margin:.4em;vertical-align:top;text-align:center">'
             f'<img src="{source}" alt="{name}" style="max-width:100%;height:9em;object-fit:contain">'
@@ -86,15 +86,16 @@ class Results(Sequence):
         return Results(self._rows[index]) if isinstance(index, slice) else self._rows[index]
 
     def __repr__(self) -> str:
-        lines = (f"{row.score:.3f}{moved(row.place, row.before)}  {row.id}  {row.caption}".rstrip() for row in self)
+        scores = (f"{row.score:.3f}{format_move(row.place, row.before)}" for row in self)
+        lines = (f"{score}  {row.id}  {row.caption}".rstrip() for score, row in zip(scores, self, strict=True))
         return "\n".join(lines) or "nothing found"
 
     def _repr_html_(self) -> str:
         return "".join(row._repr_html_() for row in self) or "nothing found"
 
 
-def moved(place: int, before: int | None) -> str:
-    """Returns how far the second stage moved a product, for example " ▲3"; "" if it did not move."""
+def format_move(place: int, before: int | None) -> str:
+    """Returns how many places the second stage moved a product, such as " ▲3"; "" if it did not move."""
     if before is None or before == place:
         return ""
     return f" {'▲' if before > place else '▼'}{abs(before - place)}"

@@ -14,17 +14,17 @@ from jaxclip.serving.reordering import Reordered, SecondStage, reorder
 from jaxclip.serving.rows import Reason, Results, Row
 from jaxclip.towers.embed import padded_blocks
 
-MOST = 100
+MAX_RESULTS = 100
 """Largest number of products that a search returns."""
 BATCHES = (1, 4, 8, 16, 32, 64)
 """Compiled batch sizes of queries; smaller batches are padded to the next size."""
 PICTURE_BATCHES = (1, 4)
-"""Compiled batch sizes of query pictures. A picture costs so much more to encode that larger batches gain nothing."""
+"""Compiled batch sizes of query pictures; encoding a picture costs so much that larger batches are not faster."""
 
 
 @dataclass(frozen=True)
 class QueryEncoders:
-    """Functions that encode queries as unit vectors; they are compiled for each number of rows.
+    """Functions that encode queries as unit vectors; they are compiled once per number of rows.
 
     Attributes:
       text: sentences -> (n, D).
@@ -44,12 +44,12 @@ class Query:
     """A query; the vectors of its sentence, picture and product are averaged.
 
     Attributes:
-      text: a sentence, "" for none.
-      picture: (S, S, 3) uint8, None for none.
-      like: number of a similar product, None for none; the product itself is left out of the results.
+      text: a sentence, or "".
+      picture: (S, S, 3) uint8, or None.
+      like: number of a product of the gallery, or None; the product itself is left out of the results.
       filters: filters that the results must pass.
-      k: number of results, at most MOST.
-      rerank: whether the second stage re-orders the results; it needs a sentence and has no effect without one.
+      k: number of results, at most MAX_RESULTS.
+      rerank: whether the second stage re-orders the results; has no effect without a sentence.
     """
 
     text: str = ""
@@ -60,13 +60,13 @@ class Query:
     rerank: bool = False
 
 
-class Found(NamedTuple):
+class QueryResult(NamedTuple):
     """The result of a query.
 
     Attributes:
       numbers: numbers of the k products, best first.
       scores: cosines of their pictures with the query, or the second stage's scores.
-      reordered: all products in the second stage's order, None if it did not order them.
+      reordered: the products in the second stage's order, None if it did not order them.
     """
 
     numbers: np.ndarray
@@ -122,18 +122,18 @@ class Searcher:
           UserError: the query is empty, k is out of range, or there is no such product, attribute, value or second
             stage.
         """
-        if not 1 <= k <= MOST:
-            raise UserError(f"k = {k} must be from 1 to {MOST}")
+        if not 1 <= k <= MAX_RESULTS:
+            raise UserError(f"k = {k} must be from 1 to {MAX_RESULTS}")
         number = None if like is None else self._number(like)
-        wanted = {name: [v] if isinstance(v, str) else list(v) for name, v in (filters or {}).items()}
+        filter_lists = {name: [v] if isinstance(v, str) else list(v) for name, v in (filters or {}).items()}
         picture = None if image is None else self._encoders.picture(image)
-        (found,) = self.find([Query(text, picture, number, wanted, k, self.reranks(rerank))])
-        return self._results(found)
+        (result,) = self.find([Query(text, picture, number, filter_lists, k, self.reranks(rerank))])
+        return self._make_results(result)
 
     def rerank(self, text: str, products: Sequence[str] | Results) -> Results:
-        """Returns the given products (ids, or results of a search) in the second stage's order for a sentence.
+        """Returns products (ids, or the results of a search) in the second stage's order for a sentence.
 
-        `Row.before` is the place by the cosine of picture and sentence among the given products.
+        `Row.before` is a product's place among them by the cosine of its picture with the sentence.
 
         Raises:
           UserError: there is no second stage, no sentence, no such product, or more products than candidates.
@@ -141,13 +141,13 @@ class Searcher:
         self.reranks(True)
         ids = [product if isinstance(product, str) else product.id for product in products]
         if not text.strip() or not ids or len(ids) > self.second.candidates:
-            raise UserError(f"rerank takes a sentence and from 1 to {self.second.candidates} products")
+            raise UserError(f"rerank: give a sentence and from 1 to {self.second.candidates} products")
         numbers = np.asarray([self._number(id) for id in ids])
         vector = self.encode_text(text)
         scores = np.stack([self._neighbours.vector(number) for number in numbers]) @ vector
         order = np.argsort(-scores, kind="stable")
-        (found,) = self._reorder([text], vector[None], [(numbers[order], scores[order])])
-        return self._results(Found(found.numbers, found.scores, found))
+        (reordered,) = self._reorder([text], vector[None], [(numbers[order], scores[order])])
+        return self._make_results(QueryResult(reordered.numbers, reordered.scores, reordered))
 
     def reranks(self, requested: bool | None) -> bool:
         """Returns whether the second stage re-orders results; raises UserError if it is requested but missing."""
@@ -157,75 +157,80 @@ class Searcher:
 
     def encode_text(self, text: str | Sequence[str]) -> np.ndarray:
         """Returns the unit vector of a sentence, (D,), or the vectors of a list of sentences, (n, D)."""
-        vectors = _blocks([text] if isinstance(text, str) else list(text), self._encoders.text, BATCHES)
+        vectors = _encode_blocks([text] if isinstance(text, str) else list(text), self._encoders.text, BATCHES)
         return vectors[0] if isinstance(text, str) else vectors
 
     def encode_image(self, image: Any) -> np.ndarray:
-        """Returns the unit vector of a picture, (D,), or those of a list of pictures, (n, D); see `search`."""
-        vectors = self._encode_pictures(
-            [self._encoders.picture(i) for i in (image if isinstance(image, list) else [image])]
-        )
+        """Returns the unit vector of a picture, (D,), or the vectors of a list of pictures, (n, D).
+
+        A picture is what `search` accepts as its `image`.
+        """
+        images = image if isinstance(image, list) else [image]
+        vectors = self._encode_pictures([self._encoders.picture(one) for one in images])
         return vectors if isinstance(image, list) else vectors[0]
 
     def read_picture(self, image: Any) -> UInt8[np.ndarray, "S S 3"]:
         """Returns a picture preprocessed for a `Query`; raises UserError if it is not a picture."""
         return self._encoders.picture(image)
 
-    def find(self, queries: Sequence[Query]) -> list[Found]:
-        """Returns the exact nearest products of each query, re-ordered by the second stage if the query asks for it.
+    def find(self, queries: Sequence[Query]) -> list[QueryResult]:
+        """Returns the exact nearest products of each query, re-ordered by the second stage if `Query.rerank` is set.
 
         Raises:
           UserError: a query is empty, or filters by an attribute or value that the gallery does not have.
         """
-        vectors, words = self._vectors(queries)
+        vectors, sentence_vectors = self._encode(queries)
         nearest: list[tuple[np.ndarray, np.ndarray]] = [()] * len(queries)
         for filters, rows in _by_filters(queries).items():
             allowed = self.gallery.allowed(dict(filters))
-            scores, numbers = self._neighbours_of(vectors[rows], allowed)
-            for row, own_scores, own_numbers in zip(rows, scores, numbers, strict=True):
-                kept = own_numbers != (-1 if queries[row].like is None else queries[row].like)
-                nearest[row] = own_numbers[kept], own_scores[kept]
-        found = [
-            Found(numbers[: query.k], scores[: query.k])
+            scores, numbers = self._find_neighbours(vectors[rows], allowed)
+            for row, row_scores, row_numbers in zip(rows, scores, numbers, strict=True):
+                others = row_numbers != (-1 if queries[row].like is None else queries[row].like)
+                nearest[row] = row_numbers[others], row_scores[others]
+        results = [
+            QueryResult(numbers[: query.k], scores[: query.k])
             for query, (numbers, scores) in zip(queries, nearest, strict=True)
         ]
-        if chosen := [row for row, query in enumerate(queries) if query.rerank and query.text.strip()]:
+        if rows := [row for row, query in enumerate(queries) if query.rerank and query.text.strip()]:
             lists = [
-                tuple(part[: max(queries[row].k, self.second.candidates)] for part in nearest[row]) for row in chosen
+                tuple(part[: max(queries[row].k, self.second.candidates)] for part in nearest[row]) for row in rows
             ]
-            reordered = self._reorder([queries[row].text for row in chosen], words[chosen], lists)
-            for row, second in zip(chosen, reordered, strict=True):
-                found[row] = Found(second.numbers[: queries[row].k], second.scores[: queries[row].k], second)
-        return found
+            reordered = self._reorder([queries[row].text for row in rows], sentence_vectors[rows], lists)
+            for row, second in zip(rows, reordered, strict=True):
+                results[row] = QueryResult(second.numbers[: queries[row].k], second.scores[: queries[row].k], second)
+        return results
 
     def _reorder(
         self, sentences: list[str], vectors: np.ndarray, lists: Sequence[tuple[np.ndarray, np.ndarray]]
     ) -> list[Reordered]:
-        found = []
+        """Returns the queries' lists (numbers, scores) in the second stage's order; pads to a compiled batch size."""
+        reordered = []
         for start in range(0, len(sentences), BATCHES[-1]):
             rows = list(range(start, min(start + BATCHES[-1], len(sentences))))
-            filled = rows + rows[-1:] * (_batch(len(rows), BATCHES) - len(rows))
-            chosen = zip(*(lists[row] for row in filled), strict=True)
-            found += reorder(self.second, [sentences[row] for row in filled], vectors[filled], *chosen)[: len(rows)]
-        return found
+            padded = rows + rows[-1:] * (_batch_size(len(rows), BATCHES) - len(rows))
+            numbers, scores = zip(*(lists[row] for row in padded), strict=True)
+            texts = [sentences[row] for row in padded]
+            reordered += reorder(self.second, texts, vectors[padded], numbers, scores)[: len(rows)]
+        return reordered
 
-    def _vectors(self, queries: Sequence[Query]) -> tuple[Float[np.ndarray, "n D"], Float[np.ndarray, "n D"]]:
-        """Returns the unit vectors of queries and of their sentences (zero without a sentence).
+    def _encode(self, queries: Sequence[Query]) -> tuple[Float[np.ndarray, "n D"], Float[np.ndarray, "n D"]]:
+        """Returns the unit vectors of queries, and of their sentences alone (zero without a sentence).
 
-        Raises UserError if a query is empty.
+        Raises:
+          UserError: a query is empty.
         """
-        words = np.zeros((len(queries), self._neighbours.dimension), np.float32)
+        sentence_vectors = np.zeros((len(queries), self._neighbours.dimension), np.float32)
         if rows := [row for row, query in enumerate(queries) if query.text.strip()]:
-            words[rows] = self.encode_text([queries[row].text for row in rows])
-        total = words.copy()
+            sentence_vectors[rows] = self.encode_text([queries[row].text for row in rows])
+        total = sentence_vectors.copy()
         if rows := [row for row, query in enumerate(queries) if query.picture is not None]:
             total[rows] += self._encode_pictures([queries[row].picture for row in rows])
         for row, query in enumerate(queries):
             if query.like is not None:
                 total[row] += self._neighbours.vector(query.like)
             elif not query.text.strip() and query.picture is None:
-                raise UserError("nothing is searched for: give a sentence, a picture or a product")
-        return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-6), words
+                raise UserError("the query is empty: give a sentence, a picture or a product")
+        return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-6), sentence_vectors
 
     def warm_up(self) -> None:
         """Compiles every batch size, so that the first searches do not wait for compilation."""
@@ -236,11 +241,12 @@ class Searcher:
             self.find([Query(text="warm", like=0, rerank=self.second is not None)] * size)
 
     def _encode_pictures(self, pictures: list) -> np.ndarray:
-        return _blocks(pictures, lambda rows: self._encoders.image(np.stack(rows)), PICTURE_BATCHES)
+        return _encode_blocks(pictures, lambda rows: self._encoders.image(np.stack(rows)), PICTURE_BATCHES)
 
-    def _neighbours_of(self, vectors: np.ndarray, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        found = [self._neighbours(block, allowed) for block in padded_blocks(vectors, _batch(len(vectors), BATCHES))]
-        scores, numbers = (np.concatenate(parts)[: len(vectors)] for parts in zip(*found, strict=True))
+    def _find_neighbours(self, vectors: np.ndarray, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        blocks = padded_blocks(vectors, _batch_size(len(vectors), BATCHES))
+        nearest = [self._neighbours(block, allowed) for block in blocks]
+        scores, numbers = (np.concatenate(parts)[: len(vectors)] for parts in zip(*nearest, strict=True))
         return scores, numbers
 
     def _number(self, id: str) -> int:
@@ -249,10 +255,10 @@ class Searcher:
             raise UserError(f"the gallery has no product {id!r}")
         return number
 
-    def _results(self, found: Found) -> Results:
+    def _make_results(self, result: QueryResult) -> Results:
         rows = []
-        for place, (number, score) in enumerate(zip(found.numbers, found.scores, strict=True)):
-            second = found.reordered
+        for place, (number, score) in enumerate(zip(result.numbers, result.scores, strict=True)):
+            second = result.reordered
             why = {} if second is None else reasons(self.second, second, place)
             before = None if second is None else int(second.before[place])
             id, details = self.gallery.ids[number], self.gallery.details(int(number))
@@ -260,15 +266,16 @@ class Searcher:
         return Results(rows)
 
 
-def reasons(stage: SecondStage, found: Reordered, place: int) -> dict[str, Reason]:
-    """Returns the effect of each feature on the product at a place (from 0); empty if it was not a candidate."""
-    if np.isnan(found.added[place]).any():
+def reasons(stage: SecondStage, reordered: Reordered, place: int) -> dict[str, Reason]:
+    """Returns feature -> its effect on the product at a place (from 0); empty if the product was not a candidate."""
+    if np.isnan(reordered.added[place]).any():
         return {}
-    columns = zip(stage.features, found.gates.tolist(), found.added[place].tolist(), strict=True)
+    columns = zip(stage.features, reordered.gates.tolist(), reordered.added[place].tolist(), strict=True)
     return {name: Reason(gate, added) for name, gate, added in columns}
 
 
 def _by_filters(queries: Sequence[Query]) -> dict[tuple, list[int]]:
+    """Returns the indices of the queries, grouped by their filters."""
     rows: dict[tuple, list[int]] = {}
     for row, query in enumerate(queries):
         key = tuple(sorted((name, tuple(sorted(values))) for name, values in query.filters.items()))
@@ -276,17 +283,18 @@ def _by_filters(queries: Sequence[Query]) -> dict[tuple, list[int]]:
     return rows
 
 
-def _batch(count: int, sizes: Sequence[int]) -> int:
+def _batch_size(count: int, sizes: Sequence[int]) -> int:
+    """Returns the smallest size that holds `count` rows, or the largest size if none does."""
     return next((size for size in sizes if count <= size), sizes[-1])
 
 
-def _blocks(rows: list, encode: Callable[[list], np.ndarray], sizes: Sequence[int]) -> np.ndarray:
+def _encode_blocks(rows: list, encode: Callable[[list], np.ndarray], sizes: Sequence[int]) -> np.ndarray:
     """Returns encode(rows), computed in blocks whose sizes are in `sizes`; the last row is repeated as padding."""
 
     def blocks() -> Iterator[np.ndarray]:
         for start in range(0, len(rows), sizes[-1]):
             block = rows[start : start + sizes[-1]]
-            yield encode(block + [block[-1]] * (_batch(len(block), sizes) - len(block)))[: len(block)]
+            yield encode(block + [block[-1]] * (_batch_size(len(block), sizes) - len(block)))[: len(block)]
 
     if not rows:
         raise UserError("nothing to encode: the list is empty")

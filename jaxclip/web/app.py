@@ -20,7 +20,7 @@ from jaxclip.catalog import pictures
 from jaxclip.catalog.pictures import mime
 from jaxclip.errors import UserError
 from jaxclip.serving.gallery import Filters
-from jaxclip.serving.searcher import BATCHES, MOST, Searcher
+from jaxclip.serving.searcher import BATCHES, MAX_RESULTS, Searcher
 from jaxclip.serving.searcher import Query as SearchQuery
 from jaxclip.web import schemas, uploads
 from jaxclip.web.batching import Batcher, Overloaded
@@ -56,7 +56,7 @@ class Limits:
 
 LIMITS = Limits()
 Text = Annotated[str, Query(max_length=LIMITS.query, description="a sentence")]
-Number = Annotated[int, Query(ge=1, le=MOST, description="number of products to return")]
+Number = Annotated[int, Query(ge=1, le=MAX_RESULTS, description="number of products to return")]
 Start = Annotated[int, Query(ge=0, le=2**31, description="number of products to skip")]
 Like = Annotated[str | None, Query(max_length=LIMITS.query, description="id of a product whose neighbours to find")]
 Filter = Annotated[

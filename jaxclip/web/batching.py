@@ -5,9 +5,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from jaxclip.serving.searcher import Found, Query
+from jaxclip.serving.searcher import Query, QueryResult
 
-Find = Callable[[Sequence[Query]], list[Found]]
+Find = Callable[[Sequence[Query]], list[QueryResult]]
 
 
 class Overloaded(Exception):
@@ -29,7 +29,7 @@ class Batcher:
 
     def __init__(self, find: Find, *, size: int, waiting: int, seconds: float, observe: Callable[[int], None]):
         self._find, self._size, self._limit, self._seconds, self._observe = find, size, waiting, seconds, observe
-        self._waiting: deque[tuple[Query, asyncio.Future[Found]]] = deque()
+        self._waiting: deque[tuple[Query, asyncio.Future[QueryResult]]] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
 
@@ -38,7 +38,7 @@ class Batcher:
         """Number of waiting queries."""
         return len(self._waiting)
 
-    async def __call__(self, query: Query) -> Found:
+    async def __call__(self, query: Query) -> QueryResult:
         """Returns the results of a query.
 
         Raises:
@@ -47,7 +47,7 @@ class Batcher:
         """
         if len(self._waiting) >= self._limit:
             raise Overloaded
-        answer: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[QueryResult] = asyncio.get_running_loop().create_future()
         self._waiting.append((query, answer))
         self._arrived.set()
         async with asyncio.timeout(self._seconds):
@@ -70,7 +70,7 @@ class Batcher:
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _take_batch(self) -> list[tuple[Query, asyncio.Future[Found]]]:
+    def _take_batch(self) -> list[tuple[Query, asyncio.Future[QueryResult]]]:
         batch = []
         while self._waiting and len(batch) < self._size:
             query, answer = self._waiting.popleft()
@@ -81,7 +81,9 @@ class Batcher:
         return batch
 
 
-def _resolve(batch: Sequence[tuple[Query, asyncio.Future[Found]]], results: Sequence[Found | Exception]) -> None:
+def _resolve(
+    batch: Sequence[tuple[Query, asyncio.Future[QueryResult]]], results: Sequence[QueryResult | Exception]
+) -> None:
     for (_, answer), result in zip(batch, results, strict=True):
         if not answer.done():
             answer.set_exception(result) if isinstance(result, Exception) else answer.set_result(result)

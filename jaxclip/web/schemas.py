@@ -11,7 +11,7 @@ from jaxclip.features.palette import PROTOTYPES
 from jaxclip.features.rerank import FEATURES
 from jaxclip.serving.gallery import Facet, Gallery, ProductDetails
 from jaxclip.serving.reordering import SecondStage
-from jaxclip.serving.searcher import Found, Searcher, reasons
+from jaxclip.serving.searcher import QueryResult, Searcher, reasons
 
 
 def _chroma(rgb: str) -> int:
@@ -137,15 +137,15 @@ def results(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | N
     return ResultsSchema(results=_list(gallery, numbers, scores), matching=matching)
 
 
-def search_results(gallery: Gallery, stage: SecondStage | None, found: Found, matching: int) -> ResultsSchema:
+def search_results(gallery: Gallery, stage: SecondStage | None, result: QueryResult, matching: int) -> ResultsSchema:
     """Returns the results of a search, and the first stage's results if a second stage re-ordered them."""
-    answer = results(gallery, found.numbers.tolist(), found.scores.tolist(), matching)
-    second = found.reordered
+    answer = results(gallery, result.numbers.tolist(), result.scores.tolist(), matching)
+    second = result.reordered
     if second is None:
         return answer
-    for place, result in enumerate(answer.results):
-        result.before, result.first = int(second.before[place]), round(float(second.first[place]), 6)
-        result.why = [
+    for place, product in enumerate(answer.results):
+        product.before, product.first = int(second.before[place]), round(float(second.first[place]), 6)
+        product.why = [
             ReasonSchema(
                 feature=name,
                 title=FEATURES[name].title,
@@ -155,7 +155,7 @@ def search_results(gallery: Gallery, stage: SecondStage | None, found: Found, ma
             )
             for name, reason in reasons(stage, second, place).items()
         ]
-    first = np.argsort(second.before)[: len(found.numbers)]
+    first = np.argsort(second.before)[: len(result.numbers)]
     answer.first_stage = _list(gallery, second.numbers[first].tolist(), second.first[first].tolist())
     return answer
 

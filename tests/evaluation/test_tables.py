@@ -1,4 +1,4 @@
-"""Tables for the terminal show the right figures in the right places."""
+"""Tables for the terminal show each figure in its row and column."""
 
 from jaxclip.evaluation import tables
 
@@ -15,7 +15,7 @@ def figures(start):
     return {"text_to_image": row(start), "by_category": categories}
 
 
-def test_zero_shot_comes_before_fine_tuned_and_each_category_has_both():
+def test_zero_shot_precedes_fine_tuned_overall_and_in_each_category():
     lines = tables.before_and_after(figures(0.2), figures(0.5)).splitlines()
     assert lines[0].split() == ["R@1", "R@3", "R@5", "R@10", "R@20"]
     assert lines[1].split() == ["zero-shot", "0.201", "0.203", "0.205", "0.210", "0.220"]

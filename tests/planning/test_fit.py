@@ -1,4 +1,4 @@
-"""What a plan counts is what a program does: products, loops and bytes between devices whose numbers are known."""
+"""A plan's FLOPs, loop counts and bytes sent equal known values, and stored plans can be reproduced."""
 
 import importlib.util
 import json
@@ -38,71 +38,66 @@ def network(weights, x):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0].sum()
 
 
-def test_products_in_a_loop_count_as_often_as_it_runs():
+def test_products_in_a_loop_count_once_per_iteration():
     assert matmul_flops(jax.make_jaxpr(network)(WEIGHTS, INPUT)) == LAYERS * ONE_LAYER
-    both = jax.make_jaxpr(jax.grad(network, argnums=(0, 1)))(WEIGHTS, INPUT)
-    assert matmul_flops(both) == 3 * LAYERS * ONE_LAYER
+    backward = jax.make_jaxpr(jax.grad(network, argnums=(0, 1)))(WEIGHTS, INPUT)
+    assert matmul_flops(backward) == 3 * LAYERS * ONE_LAYER
 
 
-def test_what_a_backward_pass_computes_again_counts_again():
+def test_recomputed_products_count_again():
     def recomputing(weights, x):
         layer = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None), policy=jax.checkpoint_policies.nothing_saveable)
         return jax.lax.scan(layer, x, weights)[0].sum()
 
-    again = jax.make_jaxpr(jax.grad(recomputing, argnums=(0, 1)))(WEIGHTS, INPUT)
-    assert matmul_flops(again) == 4 * LAYERS * ONE_LAYER
+    backward = jax.make_jaxpr(jax.grad(recomputing, argnums=(0, 1)))(WEIGHTS, INPUT)
+    assert matmul_flops(backward) == 4 * LAYERS * ONE_LAYER
 
 
-def test_a_convolution_counts_its_window_and_a_branch_the_dearest():
+def test_a_convolution_counts_its_window_and_a_conditional_its_costliest_branch():
     image, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 16))
-    convolve = lambda x, k: jax.lax.conv_general_dilated(  # noqa: E731
-        x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+
+    def convolve(x, k):
+        return jax.lax.conv_general_dilated(x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
     forward = 2 * (2 * 4 * 4 * 16) * (3 * 3 * 3)
     assert matmul_flops(jax.make_jaxpr(convolve)(image, kernel)) == forward
     gradients = jax.make_jaxpr(jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1)))(image, kernel)
-    assert matmul_flops(gradients) == 3 * forward  # zeros put between the output's gradients are free
+    assert matmul_flops(gradients) == 3 * forward  # zeros inserted between the output's gradients are free
 
-    def branches(p, x):
-        return jax.lax.cond(p, lambda x: x @ x, lambda x: x, x)
+    def conditional(condition, x):
+        return jax.lax.cond(condition, lambda x: x @ x, lambda x: x, x)
 
-    assert matmul_flops(jax.make_jaxpr(branches)(True, jnp.zeros((8, 8)))) == 2 * 8**3
+    assert matmul_flops(jax.make_jaxpr(conditional)(True, jnp.zeros((8, 8)))) == 2 * 8**3
 
 
-def test_collectives_in_a_loop_are_counted_as_often_as_it_runs():
+def test_collectives_in_a_loop_count_once_per_iteration():
     devices = mesh.make_mesh(8, 1, 1, jax.devices("cpu")[:8])
-    split = mesh.batch_sharding(devices)
-
-    def step(weights, x):
-        total, shares = jax.value_and_grad(network)(weights, x)
-        return total, shares
-
     with jax.set_mesh(devices):
         weights = jax.ShapeDtypeStruct(WEIGHTS.shape, jnp.float32, sharding=jax.NamedSharding(devices, PartitionSpec()))
-        x = jax.ShapeDtypeStruct(INPUT.shape, jnp.float32, sharding=split)
-        moved = hlo.traffic(jax.jit(step).lower(weights, x).compile().as_text())
-    assert moved.sent.keys() == {"all-reduce"}
+        x = jax.ShapeDtypeStruct(INPUT.shape, jnp.float32, sharding=mesh.batch_sharding(devices))
+        traffic = hlo.traffic(jax.jit(jax.value_and_grad(network)).lower(weights, x).compile().as_text())
+    assert traffic.sent.keys() == {"all-reduce"}
     gradient = LAYERS * WIDTH * WIDTH * 4
-    assert moved.sent["all-reduce"] == pytest.approx(2 * 7 / 8 * gradient, rel=0.01)
-    assert moved.memory > 3 * gradient
+    assert traffic.sent["all-reduce"] == pytest.approx(2 * 7 / 8 * gradient, rel=0.01)
+    assert traffic.memory > 3 * gradient
 
 
-def test_all_permutes_of_a_ring_count_though_they_share_a_channel():
+def test_every_permute_of_a_ring_counts_although_they_share_a_channel():
     devices = mesh.make_mesh(8, 1, 1, jax.devices("cpu")[:8])
     ring = [(n, (n + 1) % 8) for n in range(8)]
 
-    def turn(_, blocks):
+    def rotate(_, blocks):
         return jax.tree.map(lambda block: jax.lax.ppermute(block, "data", ring) * 2, blocks)
 
     step = jax.shard_map(
-        lambda a, b: jax.lax.fori_loop(0, 8, turn, (a, b)),
+        lambda a, b: jax.lax.fori_loop(0, 8, rotate, (a, b)),
         mesh=devices,
         in_specs=PartitionSpec("data"),
         out_specs=PartitionSpec("data"),
     )
-    blocks = [jax.ShapeDtypeStruct((8 * 16, *more), jnp.float32) for more in ((), (32,))]
-    moved = hlo.traffic(jax.jit(step).lower(*blocks).compile().as_text())
-    assert moved.sent == {"collective-permute": 8 * (16 + 16 * 32) * 4}
+    blocks = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8 * 16,), (8 * 16, 32))]
+    traffic = hlo.traffic(jax.jit(step).lower(*blocks).compile().as_text())
+    assert traffic.sent == {"collective-permute": 8 * (16 + 16 * 32) * 4}
 
 
 @pytest.mark.parametrize(
@@ -113,13 +108,13 @@ def test_all_permutes_of_a_ring_count_though_they_share_a_channel():
         ("replica_groups={{0,1,2,3},{4,5,6,7}}, x", 4),
     ],
 )
-def test_groups_of_devices_are_read_however_they_are_written(line, count):
+def test_the_size_of_a_device_group_is_read_from_every_notation(line, count):
     text = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  %p = f32[8]{{0}} parameter(0)\n  ROOT %r = f32[8]{{0}} all-reduce(%p), channel_id=1, {line}\n}}\n"  # noqa: E501
     assert hlo.traffic(text).sent["all-reduce"] == pytest.approx(2 * (count - 1) / count * 32)
 
 
-# A block of eight rows is fetched while others are worked on, and put back: as libtpu writes it.
-FETCHING = """
+# Asynchronous slices as libtpu writes them: blocks are copied in and out while other instructions run.
+ASYNCHRONOUS_SLICES = """
 ENTRY %main (p: f32[64,32]) -> f32[64,32] {
   %p = f32[64,32]{1,0} parameter(0)
   %i = s32[]{:S(2)} constant(0)
@@ -133,38 +128,55 @@ ENTRY %main (p: f32[64,32]) -> f32[64,32] {
 """  # noqa: E501
 
 
-def test_what_is_fetched_and_put_back_beside_other_work_counts_as_the_block_that_it_is():
-    assert hlo.traffic(FETCHING).memory == (8 + 16 + 8) * 32 * 4
+def test_an_asynchronous_slice_counts_the_bytes_of_the_slice_only():
+    assert hlo.traffic(ASYNCHRONOUS_SLICES).memory == (8 + 16 + 8) * 32 * 4
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v9:4x4", "h100:7", "16x16"])
-def test_a_topology_that_is_none_is_told(topology):
+def test_an_unknown_topology_is_refused(topology):
     with pytest.raises(UserError, match="--topology="):
         fit.topology_devices(topology)
 
 
-def test_every_chip_is_known_by_its_name():
+def test_every_chip_has_a_device_kind():
     assert set(hardware.KINDS.values()) == set(hardware.CHIPS)
 
 
-PLAN = fit.Plan("", 4, (4, 1, 1), 0, 100.0, 200.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, {}, {"compute": 1.0}, 0.5, 1.0)
+PLAN = fit.Plan(
+    topology="",
+    devices=4,
+    mesh=(4, 1, 1),
+    batch_size=0,
+    parameters=100.0,
+    optimizer=200.0,
+    batch=0.0,
+    temporaries=0.0,
+    memory=0.0,
+    flops=1.0,
+    model_flops=1.0,
+    traffic=1.0,
+    sent={},
+    seconds={"compute": 1.0},
+    mfu=0.5,
+    pairs_per_second=1.0,
+)
 
 
 @pytest.mark.parametrize(
     ("memory", "temporaries", "largest"),
     [
-        (1300.0, lambda rows: rows, 1000),  # linear: 1,000 rows beside parameters and optimizer
+        (1300.0, lambda rows: rows, 1000),  # linear: 1,000 rows fit next to the parameters and the optimizer
         (1300.0, lambda rows: rows + rows**2 / 4000, 828),
-        (303.0, lambda rows: rows, None),  # not even a row for each of the four devices
+        (303.0, lambda rows: rows, None),  # not even one row on each of the four devices fits
     ],
 )
-def test_the_largest_batch_is_the_last_that_fits_within_a_few_compilations(monkeypatch, memory, temporaries, largest):
+def test_the_largest_batch_is_found_with_few_compilations(monkeypatch, memory, temporaries, largest):
     compiled = []
 
     def plan(config, topology):
         compiled.append(config.batch_size)
-        needs = float(temporaries(config.batch_size))
-        return replace(PLAN, batch_size=config.batch_size, memory=memory, temporaries=needs)
+        size = config.batch_size
+        return replace(PLAN, batch_size=size, memory=memory, temporaries=float(temporaries(size)))
 
     monkeypatch.setattr(fit, "topology_devices", lambda topology: jax.devices("cpu")[:4])
     monkeypatch.setattr(fit, "plan", plan)
@@ -173,69 +185,70 @@ def test_the_largest_batch_is_the_last_that_fits_within_a_few_compilations(monke
         with pytest.raises(UserError, match="no batch fits v5e:2x2"):
             fit.largest_batch(config, "v5e:2x2", say=lambda line: None)
         return
-    found = fit.largest_batch(config, "v5e:2x2", say=lambda line: None)
-    assert found.fits and found.batch_size % 4 == 0
-    assert (1 - fit.CLOSE) * largest <= found.batch_size <= largest
-    assert len(compiled) == len(set(compiled)) <= fit.MOST_PLANS
+    best = fit.largest_batch(config, "v5e:2x2", say=lambda line: None)
+    assert best.fits and best.batch_size % 4 == 0
+    assert (1 - fit.MIN_GAIN) * largest <= best.batch_size <= largest
+    assert len(compiled) == len(set(compiled)) <= fit.MAX_PLANS
 
 
-LARGE = "pretrain_large_batch.py"
-# Golden -> config, topology, overrides.
+LARGE_BATCH = "pretrain_large_batch.py"
+# Name of the stored plan -> configuration, topology, overrides.
 PLANS = {
     "tiny_v5e_2x2": ("quickstart.py", "v5e:2x2", ("model.preset=tiny", "model.dtype=bfloat16", "model.remat=full")),
-    "vit_l_14_v5e_16x16": (f"{LARGE}:vit_l_14", "v5e:16x16", ()),
-    "vit_l_14_v6e_16x16": (f"{LARGE}:vit_l_14", "v6e:16x16", ()),
-    "vit_b_16_cached_v5e_16x16": (f"{LARGE}:vit_b_16,1048576", "v5e:16x16", ()),
+    "vit_l_14_v5e_16x16": (f"{LARGE_BATCH}:vit_l_14", "v5e:16x16", ()),
+    "vit_l_14_v6e_16x16": (f"{LARGE_BATCH}:vit_l_14", "v6e:16x16", ()),
+    "vit_b_16_cached_v5e_16x16": (f"{LARGE_BATCH}:vit_b_16,1048576", "v5e:16x16", ()),
     **{
         f"vit_b_16_v5e_{shape}": (
-            f"{LARGE}:vit_b_16",
+            f"{LARGE_BATCH}:vit_b_16",
             f"v5e:{shape}",
             (f"batch_size={256 * chips}", "loss.implementation=tiled"),
         )
         for shape, chips in (("4x4", 16), ("8x8", 64), ("16x16", 256))
     },
 }
+# Fields that do not depend on the version of libtpu.
 EXACT = ("topology", "devices", "mesh", "batch_size", "parameters", "optimizer", "batch", "flops", "model_flops")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
-def test_a_plan_made_again_is_the_one_kept(run, tmp_path, name):
-    """JAXCLIP_EVERY_PLAN=1 makes the large ones too, minutes each; JAXCLIP_WRITE_GOLDENS=1 keeps what is found."""
-    if importlib.util.find_spec("libtpu") is None:  # loaded, it would break the profiler of this very process
+def test_a_new_plan_equals_the_stored_one(run, tmp_path, name):
+    """JAXCLIP_EVERY_PLAN=1 includes the large plans, minutes each; JAXCLIP_WRITE_GOLDENS=1 stores the new plans."""
+    if importlib.util.find_spec("libtpu") is None:  # not imported, because it would break this process's profiler
         pytest.skip("libtpu is not installed")
     if name != "tiny_v5e_2x2" and os.environ.get("JAXCLIP_EVERY_PLAN") != "1":
-        pytest.skip("takes minutes; JAXCLIP_EVERY_PLAN=1")
+        pytest.skip("takes minutes; set JAXCLIP_EVERY_PLAN=1 to run it")
     config, topology, overrides = PLANS[name]
-    written, golden = tmp_path / "plan.json", GOLDENS / f"{name}.json"
-    arguments = [f"--config={ROOT / 'configs' / config}", f"--topology={topology}", f"--json={written}"]
+    output, golden = tmp_path / "plan.json", GOLDENS / f"{name}.json"
+    arguments = [f"--config={ROOT / 'configs' / config}", f"--topology={topology}", f"--json={output}"]
     done = run("plan", *arguments, *(f"--config.{override}" for override in overrides))
     assert done.returncode == 0, done.stderr
-    (found,) = json.loads(written.read_text())
+    (new,) = json.loads(output.read_text())
     if os.environ.get("JAXCLIP_WRITE_GOLDENS") == "1":
-        golden.write_text(json.dumps(found, indent=2) + "\n")
-    kept = json.loads(golden.read_text())
-    assert {field: found[field] for field in EXACT} == {field: kept[field] for field in EXACT}
-    assert found["fits"] and found["flops"] > found["model_flops"]
-    # Another libtpu lays out and schedules otherwise.
+        golden.write_text(json.dumps(new, indent=2) + "\n")
+    stored = json.loads(golden.read_text())
+    assert {field: new[field] for field in EXACT} == {field: stored[field] for field in EXACT}
+    assert new["fits"] and new["flops"] > new["model_flops"]
+    # Versions of libtpu differ in memory layout and schedule.
     for field in ("temporaries", "traffic"):
-        assert found[field] == pytest.approx(kept[field], rel=0.25), field
-    assert sum(found["sent"].values()) == pytest.approx(sum(kept["sent"].values()), rel=0.1)
+        assert new[field] == pytest.approx(stored[field], rel=0.25), field
+    assert sum(new["sent"].values()) == pytest.approx(sum(stored["sent"].values()), rel=0.1)
     assert "roofline step" in done.stdout and topology in done.stdout
 
 
 @pytest.mark.slow
-def test_meshes_and_gpus_are_laid_beside_a_topology(run, tmp_path):
+def test_compare_adds_plans_for_another_mesh_and_for_gpus(run, tmp_path):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed")
-    written, config = tmp_path / "plans.json", f"--config={ROOT / 'configs' / 'quickstart.py'}"
-    arguments = ["--topology=v5e:2x2", "--compare=2x2x1,h100:16", "--config.model.preset=tiny", f"--json={written}"]
+    output, config = tmp_path / "plans.json", f"--config={ROOT / 'configs' / 'quickstart.py'}"
+    arguments = ["--topology=v5e:2x2", "--compare=2x2x1,h100:16", "--config.model.preset=tiny", f"--json={output}"]
     done = run("plan", config, *arguments)
     assert done.returncode == 0, done.stderr
-    one, split, gpus = json.loads(written.read_text())
-    assert [plan["mesh"] for plan in (one, split, gpus)] == [[4, 1, 1], [2, 2, 1], [16, 1, 1]]
-    assert split["parameters"] < 0.6 * one["parameters"]
-    # GPUs: the program of as many TPUs, held against the GPU's own figures and the wire between machines.
+    data_parallel, split, gpus = json.loads(output.read_text())
+    assert [plan["mesh"] for plan in (data_parallel, split, gpus)] == [[4, 1, 1], [2, 2, 1], [16, 1, 1]]
+    assert split["parameters"] < 0.6 * data_parallel["parameters"]
+    # The program is compiled for 16 TPUs; its times follow from the GPU's specification and the network's.
     h100 = hardware.CHIPS["h100"]
     assert gpus["memory"] == h100.memory and gpus["seconds"]["compute"] == pytest.approx(gpus["flops"] / h100.peak)
     assert gpus["seconds"]["network"] == pytest.approx(sum(gpus["sent"].values()) / hardware.MACHINE_BANDWIDTH)
@@ -243,17 +256,17 @@ def test_meshes_and_gpus_are_laid_beside_a_topology(run, tmp_path):
 
 
 @pytest.mark.parametrize("item", ["16x16", "v5e", "axbxc"])
-def test_what_is_no_mesh_to_compare_is_told(item):
+def test_an_invalid_item_of_compare_is_refused(item):
     with pytest.raises(UserError, match=f"--compare={item} is neither a topology"):
         plan._variant(item, configuration.build({"steps": 1}))
 
 
-def test_every_kept_plan_can_be_made_again():
+def test_every_stored_plan_has_a_command():
     assert {path.stem for path in GOLDENS.glob("*.json")} <= PLANS.keys()
 
 
 def traced_step(layers, name="adamw"):
-    """Returns the training step of towers of so many layers, traced."""
+    """Returns the traced training step of towers with this number of layers, under the optimizer `name`."""
     towers = with_execution(
         clip_config(
             Preset(16, (64, layers, 2), (64, layers, 2), 64, "patch", "class", "end", "gelu"),
@@ -281,31 +294,31 @@ def traced_step(layers, name="adamw"):
     return jax.jit(step).trace(abstract, batch)
 
 
-def test_the_products_that_an_optimizer_makes_are_not_the_model_s():
+def test_model_flops_exclude_the_optimizers_products():
     adamw, muon = (traced_step(2, name).jaxpr for name in ("adamw", "muon"))
     assert matmul_flops(muon) > matmul_flops(adamw)
     assert model_flops(muon) == model_flops(adamw) == matmul_flops(adamw)
 
 
-def test_a_deeper_model_compiles_as_fast_as_a_shallow_one(quick_compilation):
-    """Layers are scanned: neither the program nor the processor's time to compile it grows with them."""
+def test_the_time_to_compile_does_not_grow_with_depth(quick_compilation):
+    """Layers are scanned, so neither the program nor the CPU time of its compilation grows with their number."""
 
     def seconds(lowered):
-        began = time.process_time()
+        start = time.process_time()
         lowered.compile()
-        return time.process_time() - began
+        return time.process_time() - start
 
     shallow, deep = traced_step(12).lower(), traced_step(24).lower()
     assert len(deep.as_text().splitlines()) <= 1.01 * len(shallow.as_text().splitlines())
-    deep, shallow = seconds(deep), seconds(shallow)
-    print(f"12 layers {shallow:.2f} s, 24 layers {deep:.2f} s")  # shown by pytest -rP
-    assert deep <= 1.3 * shallow
+    deep_seconds, shallow_seconds = seconds(deep), seconds(shallow)
+    print(f"12 layers {shallow_seconds:.2f} s, 24 layers {deep_seconds:.2f} s")  # shown by pytest -rP
+    assert deep_seconds <= 1.3 * shallow_seconds
 
 
 @pytest.mark.parametrize("name", [path.stem for path in GOLDENS.glob("*.json") if "tiny" not in path.stem])
-def test_a_kept_plan_is_consistent_and_fits(name):
-    kept = json.loads((GOLDENS / f"{name}.json").read_text())
-    plan = fit.Plan(**{key: value for key, value in kept.items() if key not in ("fits", "step_seconds")})
+def test_a_stored_plan_is_consistent_and_fits(name):
+    stored = json.loads((GOLDENS / f"{name}.json").read_text())
+    plan = fit.Plan(**{key: value for key, value in stored.items() if key not in ("fits", "step_seconds")})
     assert plan.fits
     chip = hardware.CHIPS[plan.topology.partition(":")[0]]
     assert plan.seconds["compute"] == pytest.approx(plan.flops / chip.peak)

@@ -1,4 +1,4 @@
-"""Metrics from ranks equal their definitions, written out query by query."""
+"""Metrics computed from ranks equal their definitions, query by query, and trec_eval's."""
 
 import math
 
@@ -15,6 +15,7 @@ from jaxclip.ranking.relevance import Relevance
 
 @st.composite
 def rankings(draw):
+    """Returns for each query the distinct ranks of its relevant items."""
     size = draw(st.integers(1, 15))
     subsets = st.lists(st.integers(1, size), min_size=1, max_size=size, unique=True)
     return draw(st.lists(subsets, min_size=1, max_size=6))
@@ -50,44 +51,43 @@ def test_chance_equals_the_binomial_formula(counts, k):
     assert metrics.chance_hit(np.array(counts), 30, k) == pytest.approx(expected, rel=1e-12)
 
 
-def test_chance_keeps_its_digits_in_a_large_gallery():
+def test_chance_is_accurate_for_a_large_gallery():
     assert metrics.chance_hit(np.array([1]), 10_000_000, 10) == pytest.approx(1e-6, rel=1e-9)
 
 
-def test_chance_of_an_impossible_count_raises():
+def test_chance_of_a_count_above_the_gallery_raises():
     with pytest.raises(ValueError, match="1..5"):
         metrics.chance_hit(np.array([6]), 5, 1)
 
 
 @st.composite
-def scored(draw):
-    """Returns scores (Q, G) with many ties, and for each query which items are relevant, one at least."""
+def scored_queries(draw):
+    """Returns scores (Q, G) with many ties, and for each query its relevant items, at least one."""
     size = draw(st.integers(1, 15))
-    row = st.lists(st.integers(-2, 2), min_size=size, max_size=size)
-    right = st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True)
-    drawn = draw(st.lists(st.tuples(row, right), min_size=1, max_size=6))
-    return np.array([scores for scores, _ in drawn], np.float32), [sorted(items) for _, items in drawn]
+    scores = st.lists(st.integers(-2, 2), min_size=size, max_size=size)
+    relevant = st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True)
+    queries = draw(st.lists(st.tuples(scores, relevant), min_size=1, max_size=6))
+    return np.array([scores for scores, _ in queries], np.float32), [sorted(items) for _, items in queries]
 
 
 @settings(max_examples=60, deadline=None)
-@given(scored(), st.integers(1, 12))
+@given(scored_queries(), st.integers(1, 12))
 def test_metrics_of_ranks_with_ties_equal_those_of_trec_eval(case, k):
-    scores, right = case
-    indptr = np.cumsum([0] + [len(items) for items in right])
-    # Of equal scores trec_eval takes the last name first: that puts wrong items before right ones, as ranks does.
-    names = [[f"{'a' if item in items else 'b'}{item}" for item in range(scores.shape[1])] for items in right]
-    truth = {f"q{q}": {names[q][item]: 1 for item in items} for q, items in enumerate(right)}
-    found = {f"q{q}": dict(zip(names[q], map(float, scores[q]), strict=True)) for q in range(len(scores))}
-    theirs_by_name = {f"hit@{k}": f"success_{k}", "mrr": "recip_rank", "map": "map", f"recall@{k}": f"recall_{k}"}
-    theirs_by_name |= {f"precision@{k}": f"P_{k}", f"ndcg@{k}": f"ndcg_cut_{k}"}
+    scores, relevant = case
+    indptr = np.cumsum([0] + [len(items) for items in relevant])
+    # trec_eval sorts equal scores by descending name; with these names, irrelevant items come first, as in `ranks`.
+    names = [[f"{'a' if item in items else 'b'}{item}" for item in range(scores.shape[1])] for items in relevant]
+    truth = {f"q{q}": {names[q][item]: 1 for item in items} for q, items in enumerate(relevant)}
+    run = {f"q{q}": dict(zip(names[q], map(float, scores[q]), strict=True)) for q in range(len(scores))}
+    trec_names = {f"hit@{k}": f"success_{k}", "mrr": "recip_rank", "map": "map", f"recall@{k}": f"recall_{k}"}
+    trec_names |= {f"precision@{k}": f"P_{k}", f"ndcg@{k}": f"ndcg_cut_{k}"}
     measures = {"recip_rank", "map", f"success.{k}", f"recall.{k}", f"P.{k}", f"ndcg_cut.{k}"}
-    theirs = pytrec_eval.RelevanceEvaluator(truth, measures).evaluate(found)
-    relevance = Relevance(indptr, np.concatenate(right))
-    ranked = ranks(
-        np.eye(len(scores), dtype=np.float32), scores.T, relevance
-    ).ranks  # a query's products are its scores
+    theirs = pytrec_eval.RelevanceEvaluator(truth, measures).evaluate(run)
+    relevance = Relevance(indptr, np.concatenate(relevant))
+    queries = np.eye(len(scores), dtype=np.float32)  # the product with the gallery scores.T is the scores
+    ranked = ranks(queries, scores.T, relevance).ranks
     ours = metrics.per_query(ranked, indptr, ks=(k,))
-    assert ours.keys() == theirs_by_name.keys()
-    for our, their in theirs_by_name.items():
-        expected = [theirs[f"q{q}"][their] for q in range(len(scores))]
-        np.testing.assert_allclose(ours[our], expected, rtol=0, atol=1e-9, err_msg=our)
+    assert ours.keys() == trec_names.keys()
+    for name, trec_name in trec_names.items():
+        expected = [theirs[f"q{q}"][trec_name] for q in range(len(scores))]
+        np.testing.assert_allclose(ours[name], expected, rtol=0, atol=1e-9, err_msg=name)

@@ -1,4 +1,4 @@
-"""Filters of a gallery: attributes that divide it, products that pass."""
+"""Filters of a gallery: which attributes are offered as filters, and which products pass them."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,16 @@ from jaxclip.errors import UserError
 from jaxclip.serving.gallery import Gallery
 
 
-def gallery(rows):
+def make_gallery(rows):
+    """Returns a gallery with a product for each (category, attributes)."""
     products = [
-        Product(str(n), None, (f"product {n}",), category, attributes) for n, (category, attributes) in enumerate(rows)
+        Product(str(number), None, (f"product {number}",), category, attributes)
+        for number, (category, attributes) in enumerate(rows)
     ]
     return Gallery("shop", products, lambda number: b"", lambda number: None)
 
 
-SHOP = gallery(
+SHOP = make_gallery(
     [
         ("Shoes", {"colour": "Blue", "kind": "Shoes", "sku": "a"}),
         ("Shoes", {"colour": "Red", "kind": "Shoes", "sku": "b"}),
@@ -26,7 +28,7 @@ SHOP = gallery(
 )
 
 
-def test_facets_are_what_divides_the_gallery_into_few_kinds_each_said_once():
+def test_facets_are_the_attributes_with_few_values_and_equivalent_ones_are_dropped():
     assert [(facet.name, facet.values) for facet in SHOP.facets()] == [
         ("category", [("Shirts", 3), ("Shoes", 2)]),
         ("colour", [("Blue", 3), ("Red", 1)]),
@@ -43,28 +45,33 @@ def test_facets_are_what_divides_the_gallery_into_few_kinds_each_said_once():
         ({"sku": ["d"]}, [3]),
     ],
 )
-def test_values_are_alternatives_and_attributes_all_count(filters, passing):
+def test_a_product_passes_if_each_attribute_has_one_of_its_values(filters, passing):
     assert np.flatnonzero(SHOP.allowed(filters)).tolist() == passing
 
 
-def test_without_filters_nothing_is_held_back():
+def test_without_filters_there_is_no_mask():
     assert SHOP.allowed({}) is None
 
 
 @pytest.mark.parametrize(
-    ("filters", "words"),
-    [({"color": ["Blue"]}, "no 'color'; did you mean 'colour'"), ({"colour": ["blue"]}, "colour 'blue'; did you mean")],
+    ("filters", "message"),
+    [
+        ({"color": ["Blue"]}, "no attribute 'color'; did you mean 'colour'"),
+        ({"colour": ["blue"]}, "colour 'blue'; did you mean 'Blue'"),
+    ],
 )
-def test_an_unknown_attribute_or_value_is_told_with_the_nearest(filters, words):
-    with pytest.raises(UserError, match=words):
+def test_the_error_for_an_unknown_attribute_or_value_suggests_the_closest(filters, message):
+    with pytest.raises(UserError, match=message):
         SHOP.allowed(filters)
 
 
-def test_products_are_found_by_id_and_no_other_text():
+def test_products_are_looked_up_by_their_exact_id():
     assert SHOP.number("3") == 3
     assert SHOP.number("../3") is None and SHOP.number("") is None
 
 
-def test_a_gallery_of_pictures_alone_has_no_facets_and_no_captions():
-    bare = Gallery("shop", [Product(str(n), None, ()) for n in range(3)], lambda number: b"", lambda number: None)
+def test_a_gallery_of_pictures_only_has_no_facets_and_no_captions():
+    bare = Gallery(
+        "shop", [Product(str(number), None, ()) for number in range(3)], lambda number: b"", lambda number: None
+    )
     assert bare.facets() == [] and bare.captions == [""] * 3
