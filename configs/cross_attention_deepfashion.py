@@ -23,7 +23,7 @@ def get_config(variant: str = "segments") -> ConfigDict:
     """Returns the configuration of a variant: segments or truncated."""
     if variant not in VARIANTS:
         raise UserError(
-            f"configs/cross_attention_deepfashion.py:{variant} is none of its variants, {', '.join(VARIANTS)}"
+            f"configs/cross_attention_deepfashion.py:{variant} is not one of its variants, {', '.join(VARIANTS)}"
         )
     config = ConfigDict()
     config.task = "rerank"

@@ -44,7 +44,9 @@ def get_config(variant: str = "gated") -> ConfigDict:
         )
         return config
     if variant not in ("gated", "ablation"):
-        raise UserError(f"configs/rerank_fashion_products.py:{variant} is none of its variants, gated, ablation, paper")
+        raise UserError(
+            f"configs/rerank_fashion_products.py:{variant} is not one of its variants, gated, ablation, paper"
+        )
     config.epochs = 3.0
     config.optimizer = ConfigDict({"learning_rate": 2e-3, "warmup_steps": 50})
     config.rerank = ConfigDict({"features": ",".join(BEST), "dropout": 0.3})

@@ -117,7 +117,7 @@ def test_fields_fixed_by_training_cannot_be_overridden_afterwards(refuse, tmp_pa
         (["--query=red shoes", "--query=  "], ["--query is empty"]),
         (["--name=../elsewhere"], ["--name='../elsewhere'", "name of a folder"]),
         (["--name="], ["--name=''"]),
-        (["--parameters=averaged"], ["--parameters=averaged is none of ema, raw"]),
+        (["--parameters=averaged"], ["--parameters=averaged is not one of ema, raw"]),
         (["--config.data.path=shop"], ["data.path = 'shop' is not read by data.reader = 'drawn'", "folder", "table"]),
         (["--config.data.split_seed=7"], ["data.split_seed", "was trained on", "split test", "data.split=all"]),
         (["--config.data.drawn_products=9000"], ["data.drawn_products", "was trained on"]),

@@ -17,7 +17,7 @@ def workdirs(workdir: list[str], compare: list[str], query: list[str], parameter
     if len(names) > 1 and not compare and not query:
         raise UserError("--workdir may name several runs only with --query; --compare W1 W2 compares two")
     if parameters not in ("", "ema", "raw"):
-        raise UserError(f"--parameters={parameters} is none of ema, raw")
+        raise UserError(f"--parameters={parameters} is not one of ema, raw")
     if not all(sentence.strip() for sentence in query):
         raise UserError("--query is empty: give a sentence, such as --query='red shoes'")
     if name is not None and (Path(name).name != name or name in ("", "..")):

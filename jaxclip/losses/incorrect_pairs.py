@@ -37,10 +37,10 @@ def incorrect_pairs(
         the logarithm, as Eqs. 4 and 5 are printed, where they only add a constant and do not affect the gradient.
 
     Raises:
-      ValueError: `weighting` is none of WEIGHTINGS.
+      ValueError: `weighting` is not one of WEIGHTINGS.
     """
     if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting {weighting!r} is none of {WEIGHTINGS}")
+        raise ValueError(f"weighting {weighting!r} is not one of {WEIGHTINGS}")
     correct = _likeness(jnp.sum(image_embedding * text_embedding, axis=1))  # (B,)
     # 1 - s_n is computed from the negated cosine, because subtracting from 1 would lose precision if s_n is near 1.
     unlike = _likeness(-jnp.sum(image_embedding * incorrect_embedding, axis=1))  # (B,)

@@ -88,7 +88,7 @@ class Objective:
                     added, accuracy = self._info_nce(image, text, logit_scale, groups, queue)
                     value, metrics = value + self.info_nce * added, {**metrics, "info_nce": added, **accuracy}
                 return jnp.asarray(value), metrics
-        raise ValueError(f"loss {self.name!r} is none of {', '.join(NAMES)}")
+        raise ValueError(f"loss {self.name!r} is not one of {', '.join(NAMES)}")
 
     def _sigmoid(self, image, text, logit_scale, logit_bias, groups):
         if self._tiled(len(image)):

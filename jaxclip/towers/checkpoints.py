@@ -277,7 +277,7 @@ def resolve_step(step: str, checkpoints: Checkpoints) -> int:
     if step == "best":
         return checkpoints.best() or steps[-1]
     if not step.isdigit() or int(step) not in steps:
-        raise UserError(f"--step={step} is none of latest, best, {', '.join(map(str, steps))}")
+        raise UserError(f"--step={step} is not one of latest, best, {', '.join(map(str, steps))}")
     return int(step)
 
 

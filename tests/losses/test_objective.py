@@ -50,5 +50,5 @@ def test_auto_selects_the_tiled_loss_only_for_large_batches(monkeypatch):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="loss 'infonce' is none of info_nce, sigmoid, incorrect_pairs"):
+    with pytest.raises(ValueError, match="loss 'infonce' is not one of info_nce, sigmoid, incorrect_pairs"):
         loss_value(Objective("infonce"))
