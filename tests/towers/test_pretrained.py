@@ -85,7 +85,7 @@ def test_only_picture_size_and_context_length_may_differ_from_the_checkpoint(che
     assert params["image"]["positions"].shape == (37, 32) and params["text"]["positions"].shape == (40, 32)
     assert replace(changed.preprocess, image_size=32, context_length=24, caption_template="{name}") == PREPROCESS
     assert changed.config.image.transformer == towers.config.image.transformer
-    with pytest.raises(UserError, match="data.image_size = 44 is no multiple of the checkpoint's patch, 8"):
+    with pytest.raises(UserError, match="data.image_size = 44 is not a multiple of the checkpoint's patch, 8"):
         open_pretrained(configured(checkpoint, data={"image_size": 44}))
 
 
