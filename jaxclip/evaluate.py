@@ -19,7 +19,7 @@ from jaxclip.evaluation import command_flags, tables
 from jaxclip.runtime import startup
 
 if TYPE_CHECKING:
-    from jaxclip.evaluation.comparison import EvaluatedRun
+    from jaxclip.evaluation.evaluator import EvaluatedRun
 
 WORKDIR = flags.DEFINE_list("workdir", [], "folder of the run; --query also takes several, separated by commas")
 STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (highest hit@1) or the number of a step")
@@ -39,7 +39,7 @@ def main(overrides: dict[str, str]) -> None:
     workdirs = command_flags.workdirs(WORKDIR.value, COMPARE.value, QUERY.value, PARAMETERS.value, NAME.value)
     configs = config.of_runs(workdirs, overrides)
     with startup.quiet_imports():  # these imports take seconds, so the flags are checked first
-        from jaxclip.evaluation.comparison import EvaluatedRun
+        from jaxclip.evaluation.evaluator import EvaluatedRun
         from jaxclip.runtime import distributed
 
     runs = []
@@ -103,8 +103,7 @@ def _evaluate(run: "EvaluatedRun", name: str) -> tuple[dict[str, Any], Path]:
     evaluate = evaluate_checkpoint
     if run.config.task == "rerank":
         evaluate = evaluate_reranker
-    options = {"parameters": PARAMETERS.value, "fingerprint": run.fingerprint, "say": cli.say}
-    return evaluate(run.config, run.workdir, STEP.value, run.workdir / "eval" / name, command=run.command, **options)
+    return evaluate(run, STEP.value, run.workdir / "eval" / name, parameters=PARAMETERS.value, say=cli.say)
 
 
 def _command(arguments: list[str], overrides: dict[str, str]) -> str:

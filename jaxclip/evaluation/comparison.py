@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.evaluation import pages, report, results
+from jaxclip.evaluation.evaluator import EvaluatedRun
 from jaxclip.evaluation.metrics_file import load_if_current, provenance
 from jaxclip.pipeline import prepared_data, text
 from jaxclip.pipeline.records import Records
@@ -24,23 +23,6 @@ from jaxclip.towers.load import load_checkpoint
 
 COMPARISON = "comparison.json"
 SHOWN_PICTURES = 10
-
-
-@dataclass(frozen=True)
-class EvaluatedRun:
-    """A workdir and the configuration to evaluate it with.
-
-    Attributes:
-      workdir: the folder of the run.
-      config: the configuration, with overrides applied.
-      fingerprint: the fingerprint of the workdir's own configuration.
-      command: the command line of this evaluation, without --step and --parameters.
-    """
-
-    workdir: Path
-    config: Config
-    fingerprint: str
-    command: str
 
 
 def compare(

@@ -156,46 +156,58 @@ def read_queries(records: Records, towers: Towers) -> Queries:
     return Queries(products, np.asarray(product_groups), captions, np.asarray(caption_products))
 
 
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A workdir and the configuration to evaluate it with.
+
+    Attributes:
+      workdir: the folder of the run.
+      config: the configuration, with overrides applied.
+      fingerprint: the fingerprint of the workdir's own configuration.
+      command: the command line of this evaluation, without --step and --parameters.
+    """
+
+    workdir: Path
+    config: Config
+    fingerprint: str
+    command: str
+
+
 def evaluate_checkpoint(
-    config: Config,
-    workdir: Path,
-    step: str,
-    folder: Path,
-    *,
-    parameters: str = "",
-    fingerprint: str,
-    say: Callable[[str], None],
-    command: str = "",
+    run: EvaluatedRun, step: str, folder: Path, *, parameters: str = "", say: Callable[[str], None]
 ) -> tuple[dict[str, Any], Path]:
     """Returns the metrics of a workdir's checkpoint on the configured catalogue, and the folder they were written into.
 
     Embeddings that an earlier, perhaps interrupted, evaluation stored in the workdir are reused.
 
     Args:
-      config: the configuration to evaluate with.
-      workdir: the folder of the run.
+      run: the workdir and its configuration.
       step: the checkpoint: "latest", "best" or a number, as in `load_checkpoint`.
       folder: the folder for the results; see `results_folder` for raw parameters.
       parameters: "raw", "ema" or "", as in `load_checkpoint`.
-      fingerprint: the fingerprint of the workdir's own configuration.
       say: prints a line for the user.
-      command: the command line to show in the report, as in `write`.
 
     Raises:
       UserError: for the reasons given in `load_checkpoint`.
     """
-    loaded = load_checkpoint(config, workdir, step, parameters=parameters, say=say)
+    loaded = load_checkpoint(run.config, run.workdir, step, parameters=parameters, say=say)
     with jax.set_mesh(loaded.towers.mesh):
-        evaluator = Evaluator(loaded.towers, loaded.records, config)
-        store = evaluator.encoders.store(workdir, loaded.params, loaded.step, say=say)
+        evaluator = Evaluator(loaded.towers, loaded.records, run.config)
+        store = evaluator.encoders.store(run.workdir, loaded.params, loaded.step, say=say)
         result = evaluator.complete(loaded.params, store=store)
     folder = results_folder(folder, loaded.parameters, averaged=loaded.averaged)
     provenance = {
         "parameters": loaded.parameters,
-        "config_fingerprint": fingerprint,
+        "config_fingerprint": run.fingerprint,
         "data_fingerprint": loaded.data_fingerprint,
     }
     metrics = write(
-        folder, result, evaluator, workdir=workdir, step=loaded.step, provenance=provenance, command=command
+        folder,
+        result,
+        evaluator,
+        workdir=run.workdir,
+        step=loaded.step,
+        provenance=provenance,
+        command=run.command,
     )
     return metrics, folder

@@ -13,7 +13,7 @@ from jaxclip import config as configs
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.evaluation import protocols
-from jaxclip.evaluation.evaluator import Queries
+from jaxclip.evaluation.evaluator import EvaluatedRun, Queries
 from jaxclip.evaluation.metrics_file import settings, write
 from jaxclip.evaluation.protocols import GroupedEmbeddings, Result
 from jaxclip.pipeline import prepared_data
@@ -225,32 +225,22 @@ def _compile(
 
 
 def evaluate_reranker(
-    config: Config,
-    workdir: Path,
-    step: str,
-    folder: Path,
-    *,
-    parameters: str = "",
-    fingerprint: str,
-    say: Say,
-    command: str = "",
+    run: EvaluatedRun, step: str, folder: Path, *, parameters: str = "", say: Say
 ) -> tuple[dict[str, Any], Path]:
     """Evaluates a checkpoint of a re-ranker and returns (metrics of both stages, the folder with the results).
 
     Args:
-      config: configuration of the re-ranker.
-      workdir: workdir of the re-ranker.
+      run: the re-ranker's workdir and its configuration.
       step: "latest", "best" or the number of a step.
       folder: folder to write the results to.
       parameters: "" or "raw"; a re-ranker has no moving average.
-      fingerprint: fingerprint of the configuration that the re-ranker was trained with.
       say: receives progress messages.
-      command: see `metrics_file.write`.
 
     Raises:
       UserError: there is no such checkpoint, the first stage is not the one that the re-ranker was trained on, there
         are several processes, or `parameters` is "ema".
     """
+    config, workdir = run.config, run.workdir
     distributed.require_one_process("a re-ranker")
     if parameters == "ema":
         raise UserError(f"{workdir} is a re-ranker, which keeps no moving average: leave --parameters out")
@@ -262,12 +252,12 @@ def evaluate_reranker(
     model = make_reranker(config, evaluator.split, mesh=first.towers.mesh, logit_scale=first.logit_scale)
     provenance = {
         "parameters": "raw",
-        "config_fingerprint": fingerprint,
+        "config_fingerprint": run.fingerprint,
         "data_fingerprint": prepared_data.data_fingerprint(prepared),
         "first_stage_fingerprint": first.fingerprint,
     }
     with jax.set_mesh(model.mesh):
         params = checkpoints.restore_params(model.shapes, number)
         result = evaluator.rank(model, params)
-    metrics = write(folder, result, evaluator, workdir=workdir, step=number, provenance=provenance, command=command)
+    metrics = write(folder, result, evaluator, workdir=workdir, step=number, provenance=provenance, command=run.command)
     return metrics, folder
