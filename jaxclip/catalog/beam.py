@@ -1,4 +1,4 @@
-"""Processes products with Apache Beam, on the machines of any Beam runner."""
+"""Checks, describes and writes the products of a catalogue with Apache Beam, on the machines of any Beam runner."""
 
 import itertools
 import shutil
@@ -23,11 +23,12 @@ from jaxclip.errors import UserError
 
 
 class BeamExecution:
-    """An `Execution` whose work is done by Beam workers; this process receives captions and hashes but no pictures.
+    """An `Execution` on Beam workers, from which this process reads hashes, but pictures only for the data card.
 
-    Groups and splits depend on all products, so there are two pipelines. In the first, workers check and describe the
-    products and write them to a folder. When groups and splits are known, TFDS writes the dataset in the second: it
-    shuffles the examples by key and collects each file, about 200 MB and at most 1 GB, on one worker.
+    Groups and splits depend on all products, so there are two pipelines. This process writes the reader's products,
+    without their pictures, to a folder. In the first pipeline, workers check and describe the products and write
+    pictures, descriptions and hashes to this folder. When groups and splits are known, TFDS writes the dataset in the
+    second pipeline: it shuffles the examples by key and collects each file, about 1 GiB at most, on one worker.
 
     Args:
       runner: a name such as "DirectRunner", "DataflowRunner", "FlinkRunner" or "SparkRunner", or a full class name.
@@ -46,7 +47,7 @@ class BeamExecution:
         self._runner = runner
         self._options = [f"--{option.lstrip('-')}" for option in options]
         self._parts = Parts(folder)
-        self._numbers = array("Q")  # numbers of the products that were kept
+        self._numbers = array("Q")  # of the kept products, among all products (see `Parts`)
 
     @contextmanager
     def collect(self, rows: Iterable[Product | Oddity], describer: Describer | None) -> Iterator[Collected]:

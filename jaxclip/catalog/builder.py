@@ -24,9 +24,9 @@ from jaxclip.catalog.readers import READERS
 from jaxclip.errors import UserError
 
 CARD = "card.html"
-WHOLE = "whole"  # the only split of a catalogue without a test split; TFDS reserves the name "all"
+WHOLE = "whole"  # the only split of a dataset prepared without a test split; TFDS reserves the name "all"
 DESCRIBER_KEY = "features"
-"""Key of the describer's settings in the settings of a source."""
+"""Key of the describer's settings in `Source.settings()`."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Source:
 
     Attributes:
       reader: a key of READERS.
-      path: the raw catalogue.
-      test: size of the test split: a number of products, or a share of them if below 1; 0 for no split.
-      split_seed: seed of the split.
-      columns: role -> column name, for readers of tables.
-      describer: computes further values of each product, which are stored; None to store no others.
+      path: the file or folder of the raw catalogue.
+      test: size of the test split: a number of products, or a share of them if below 1; 0 for the single split WHOLE.
+      split_seed: seed of the choice of test products.
+      columns: role -> the catalogue's name for it, for readers whose columns can be configured (see `Reader`).
+      describer: computes further values of each product, which are stored with it; None to store none.
     """
 
     reader: str
@@ -61,14 +61,18 @@ class Source:
         return settings | ({DESCRIBER_KEY: self.describer.settings()} if self.describer else {})
 
     def key(self) -> str:
-        """Returns 12 hex digits that change if the settings or the files at the top of the raw catalogue change."""
+        """Returns 12 hex digits of a hash of the settings and of the listing of the raw catalogue's top folder.
+
+        The listing has the name, size and modification time of the catalogue and of each file and folder directly in
+        it. Editing a file inside a subfolder therefore does not change the hash.
+        """
         listing = [self.path, *sorted(p for p in self.path.glob("*") if p.is_file() or p.is_dir())]
         stamps = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in listing if p.exists()]
         return hashlib.sha256(json.dumps([self.settings(), stamps]).encode()).hexdigest()[:12]
 
 
 class Grouped(Sequence):
-    """Products with the given groups; each product is created when it is accessed."""
+    """Products whose groups are replaced by the given ones; each product is created when it is accessed."""
 
     def __init__(self, products: Sequence[Product], names: Sequence[str]):
         self._products, self._names = products, names
@@ -91,7 +95,7 @@ def is_prepared(prepared: Path) -> bool:
 
 
 def metadata(prepared: Path) -> dict[str, Any]:
-    """Returns the facts that `prepare` recorded: source settings, counts of products and oddities, fingerprint."""
+    """Returns the facts that `prepare` recorded, such as the source's settings, counts and the fingerprint."""
     return json.loads((folder(prepared) / "metadata.json").read_text())
 
 
@@ -106,19 +110,21 @@ def prepare(
 ) -> None:
     """Writes the prepared dataset and its data card (card.html) into the folder `prepared`, completely or not at all.
 
-    The dataset depends on neither `workers` nor `runner`, except for its number of files.
+    A dataset that is already in the folder is deleted first. The dataset depends on neither `workers` nor `runner`,
+    except for its number of files.
 
     Args:
       source: the raw catalogue and its settings.
       prepared: the folder, created if it is missing.
-      progress: `progress(iterable, total=, desc=, unit=)` wraps the long loops.
-      workers: number of workers that check and describe pictures (see `examine`); 0 means one per core.
-      runner: the Apache Beam runner that does the work, "" for this process. All workers must reach the catalogue and
+      progress: `progress(iterable, total=, desc=, unit=)` wraps the long loops; ignored if there is a `runner`.
+      workers: threads or processes that check and describe pictures (see `examine`); ignored if there is a `runner`.
+      runner: the Apache Beam runner that does the work, "" for this machine. All workers must reach the catalogue and
         `prepared` under the same paths as this process.
       beam_options: options of the runner, as "--name=value".
 
     Raises:
-      UserError: the catalogue is unreadable, no product has a readable picture, or the runner does not exist.
+      UserError: the catalogue is unreadable, no product has a readable picture, the test split is impossible, a worker
+        process was killed, or the runner is not installed.
     """
     missing = [path for path in (prepared, *prepared.parents) if not path.exists()]
     prepared.mkdir(parents=True, exist_ok=True)
@@ -185,7 +191,10 @@ def _prepare(source: Source, prepared: Path, execution: Execution) -> None:
 
 
 def _clear(prepared: Path) -> None:
-    """Removes only files of preparations, because the user's folder may contain another folder named `catalogue`."""
+    """Removes a dataset, its card and incomplete files from a folder.
+
+    Nothing else is removed, because the user's folder may contain another folder named `catalogue`.
+    """
     for path in (folder(prepared), *folder(prepared).parent.glob(f"incomplete.*_{VERSION}")):
         shutil.rmtree(path, ignore_errors=True)
     (prepared / CARD).unlink(missing_ok=True)

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Collection, Mapping
 
 DEFAULT_TEMPLATE = "{name} {baseColour} {pattern} {materialType} {season} {usage}"
-"""The name and the attributes that the fit-aware paper appends to it; `build` removes redundant words."""
+"""The name and the attributes that the fit-aware paper appends to it; `build` leaves repeated words out."""
 
 PROMPTS = (
     "a photo of a {name}",
@@ -35,13 +35,13 @@ _Piece = tuple[str, str | None]
 def build(name: str, attributes: Mapping[str, str], template: str, keep: Collection[str] | None = None) -> str:
     """Returns the caption of a product, with white space collapsed.
 
-    A word of an attribute is left out if it already occurs in the name, the template's text or an earlier attribute;
-    the comparison ignores case and surrounding punctuation. If no word of an attribute is left, the punctuation around
-    it is removed too. Words of the name and of the template are always kept.
+    A word of an attribute is left out if it already occurs in the name, in the template's text or earlier among the
+    attributes; the comparison ignores case and surrounding punctuation. If no word of an attribute is left, text next
+    to it that is only punctuation is left out too. Words of the name and of the template are always kept.
 
     Args:
       name: the value of `{name}`.
-      attributes: the values of the other fields.
+      attributes: attribute -> value; an attribute of the template that is absent here is treated as empty.
       template: see `fields`; it must have passed `check`.
       keep: names of the attributes to use, None for all; training drops some at random.
     """
@@ -66,7 +66,7 @@ def build(name: str, attributes: Mapping[str, str], template: str, keep: Collect
 
 
 def fields(template: str) -> tuple[str, ...]:
-    """Returns the attributes in a template such as "{name} in {baseColour}", without duplicates and without `name`."""
+    """Returns the attributes that a template such as "{name} in {baseColour}" names, each once and without `name`."""
     return tuple(dict.fromkeys(field for _, field in _pieces(template) if field not in (None, "name")))
 
 
@@ -86,19 +86,19 @@ def check(template: str) -> list[str]:
 
 
 def normalise(caption: str) -> str:
-    """Returns a caption in NFKC, casefolded, with white space collapsed: captions are equal if these are equal."""
+    """Returns a caption in NFKC, casefolded, with white space collapsed; captions with equal results count as equal."""
     # Casefolding can undo NFKC and vice versa; the second round makes the result stable (Unicode D146).
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", caption).casefold())
     return " ".join(unicodedata.normalize("NFKC", folded.casefold()).split())
 
 
 def _pieces(template: str) -> list[_Piece]:
-    """Returns pairs (text, the field that follows it) in order; the field is None if the template ends with text."""
+    """Returns pairs (text, the field after it) in order; if the template ends with text, the last field is None."""
     return [(text, field) for text, field, _, _ in string.Formatter().parse(template)]
 
 
 def _new_words(value: str, used: set[str]) -> str:
-    """Returns the words of an attribute that are not in `used`, "" if there are none; adds them to `used`."""
+    """Returns the words of an attribute whose `_key` is not in `used`, "" if there are none; adds their keys to it."""
     kept = []
     for word in value.split():
         key = _key(word)

@@ -23,7 +23,7 @@ SECTIONS = ("tokens", "colours", "pairs")
 
 
 class EncodedPictures(Protocol):
-    """The encoded picture, JPEG or PNG, of each product by index."""
+    """A sequence with the encoded picture, JPEG or PNG, of each product on the card."""
 
     def __getitem__(self, index: int) -> bytes: ...
 
@@ -80,7 +80,7 @@ def write(
 
 
 def put(path: Path, section: str, values: Mapping[str, Any]) -> None:
-    """Writes one of SECTIONS into a card, replacing its previous content.
+    """Writes one of SECTIONS into a card, replacing what the section contained before.
 
     Args:
       path: a card that `write` wrote.
@@ -113,7 +113,7 @@ def _write(path: Path, html: str) -> None:
 
 
 def _share(part: int, whole: int) -> str:
-    """Returns a percentage; 100% and 0% are shown only if they are exact."""
+    """Returns `part` as a percentage of `whole`; 100% and 0% are shown only if they are exact."""
     if part in (0, whole):
         return "100%" if part else "0%"
     tenths = min(999, round(1000 * part / whole))
@@ -125,17 +125,20 @@ def _short(text: str) -> str:
 
 
 def _rarest_first(oddities: Sequence[Oddity]) -> list[Oddity]:
-    """Returns the dropped before the mended, rare kinds first, so that truncation removes only frequent kinds."""
+    """Returns dropped oddities before mended ones and, among each, rare kinds before frequent ones.
+
+    A list that is cut off therefore loses the most frequent kinds of mended oddities first.
+    """
     counts = Counter((oddity.dropped, oddity.kind) for oddity in oddities)
     return sorted(oddities, key=lambda o: (not o.dropped, counts[o.dropped, o.kind], o.kind))
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """A product on the card; boxes are (x, y, width, height) in pixels of the picture."""
+    """A product on the card; sizes and boxes (x, y, width, height) are in pixels of the stored picture."""
 
     product: Product
-    picture: str
+    picture: str  # a data URI of the picture, which may be scaled down
     width: int
     height: int
     boxes: list[tuple[float, ...]]
@@ -183,7 +186,11 @@ def data_uri(encoded: bytes) -> str:
 
 
 def _attributes(products: Sequence[Product]) -> list[dict[str, Any]]:
-    """Returns {"name", "filled", "distinct", "values": [(value, count), ...]} per attribute, by decreasing "filled"."""
+    """Returns {"name", "filled", "distinct", "values": [(value, count), ...]} per attribute, by decreasing "filled".
+
+    "filled" is the number of products that have the attribute, "distinct" the number of its values. "values" are its
+    SHOWN_VALUES most frequent values, or none if all values differ.
+    """
     values: dict[str, Counter[str]] = {}
     for product in products:
         for name, value in product.attributes.items():
@@ -201,7 +208,10 @@ def _attributes(products: Sequence[Product]) -> list[dict[str, Any]]:
 
 
 def _groups(products: Sequence[Product]) -> dict[str, Any]:
-    """Returns {"alone": number of groups of one product, "largest": [(name of a product, size, group id), ...]}."""
+    """Returns {"alone": number of groups of one product, "largest": [(title, size, group id), ...]}.
+
+    "largest" holds the SHOWN_GROUPS largest groups of more than one product, with the title of their first product.
+    """
     sizes = Counter(product.group for product in products)
     names: dict[str, str] = {}
     for product in products:

@@ -13,8 +13,8 @@ LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT = 52, 8, 14, 44, 440, 240  # margins and
 def histogram(lengths: Sequence[int]) -> dict[str, Any] | None:
     """Returns the statistics, bars and ticks of a histogram of whole numbers; None if there are no numbers.
 
-    If the range is too wide for one bar per value, the last bar counts all values above the 99th percentile, so that a
-    few outliers do not compress the rest.
+    If the range is too wide for MAX_BARS bars of one value each, the bars end at about the 99th percentile, and the
+    last bar also counts all larger values, so that a few outliers do not compress the rest.
     """
     values = np.asarray(lengths)
     if not len(values):

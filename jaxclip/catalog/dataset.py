@@ -15,7 +15,7 @@ NAME, VERSION = "catalogue", "1.0.0"
 
 
 class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes products with their pictures, captions, category, attributes (a JSON object), group and description."""
+    """Writes products with id, picture, captions, category, attributes (a JSON object), group and described values."""
 
     name = NAME
     VERSION = tfds.core.Version(VERSION)
@@ -30,7 +30,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
         Args:
           examples: split -> an iterator over results of `example`, or a Beam transform that yields them.
-          columns: the describer's columns by name.
+          columns: the describer's columns by name; empty without a describer.
           facts: facts about the dataset, stored as its TFDS metadata.
           data_dir: folder of the dataset.
         """
@@ -61,7 +61,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def example(product: Product, group: int, picture: bytes, description: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Returns the key of a product, which determines its position in the dataset, and its example."""
+    """Returns the key of a product, by whose hash TFDS orders the dataset, and its example."""
     return product.id, {
         "id": product.id,
         "image": picture,

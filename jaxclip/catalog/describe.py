@@ -1,4 +1,4 @@
-"""Interface of the values that preparation computes for each product; `features` implements it."""
+"""Interface of the values that preparation computes for each product; `features.describe` implements it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ TEXT = "text"
 
 @dataclass(frozen=True)
 class Column:
-    """The type of a stored value: its shape, with None for variable sizes, and its NumPy dtype or TEXT."""
+    """The type of a stored value: its shape, with None for variable sizes, and the name of its NumPy dtype or TEXT."""
 
     shape: tuple[int | None, ...]
     dtype: str
@@ -24,7 +24,7 @@ class Description:
 
     Attributes:
       values: one value for each of the describer's columns.
-      oddities: kinds of oddity that were mended; a kind always has the same words, so that it can be counted.
+      oddities: kinds of oddity that the describer mended; a kind always has the same words, so that it can be counted.
     """
 
     values: Mapping[str, Any]
@@ -32,17 +32,17 @@ class Description:
 
 
 class Describer(Protocol):
-    """Computes values of products. It is pickled for worker processes, so models should be loaded on first use."""
+    """Computes the stored values of products; pickled for worker processes, so it should load models on first use."""
 
     @property
     def columns(self) -> Mapping[str, Column]:
-        """The stored values by name."""
+        """The type of each stored value by name."""
         ...
 
     def settings(self) -> dict[str, Any]:
-        """Returns every setting that affects the descriptions, as JSON values; they identify the prepared dataset."""
+        """Returns every setting that affects the descriptions, as JSON values; they are part of `Source.settings`."""
         ...
 
     def __call__(self, products: Sequence[Product], pictures: Sequence[Picture]) -> list[Description]:
-        """Returns the description of each product, which depends on neither the machine nor the other products."""
+        """Returns the description of each product; it must depend on neither the machine nor the other products."""
         ...

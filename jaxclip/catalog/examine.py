@@ -17,15 +17,15 @@ from jaxclip.catalog.pictures import Picture, inspect
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 
-BLOCK = 64  # products per task of a worker
-BLOCK_BYTES = 2**24  # a block also ends when its pictures reach this size
-MIN_FOR_PROCESSES = 1000  # with fewer products, starting processes takes longer than it saves
+BLOCK = 64  # products per task of a worker, at most
+BLOCK_BYTES = 2**24  # a block also ends when its encoded pictures reach this size
+MIN_FOR_PROCESSES = 1000  # by default, no processes are started for fewer products
 QUEUED_BLOCKS = 2  # per worker; bounds memory
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A product, its picture or the reason why it has none, and its description if there is a describer."""
+    """A product, its picture or the reason why it has none, and its description; None if it has no picture."""
 
     product: Product
     picture: Picture | str
@@ -35,13 +35,14 @@ class Examined:
 def examine(products: Collection[Product], describer: Describer | None, workers: int) -> Iterator[Examined]:
     """Yields the result of each product, in order.
 
-    Decoding runs in threads. Describing holds Python's global lock, so with a describer the work runs in separate
-    processes; with one worker, or by default for few products, it runs in this process.
+    Without a describer, the work runs in threads. Describing holds Python's global lock, so with a describer the work
+    runs in separate processes, or in this process if `workers` is 1.
 
     Args:
       products: the products, read lazily.
       describer: computes the descriptions; None to check pictures only.
-      workers: number of threads or processes; 0 means one per core.
+      workers: number of threads or processes; 0 means one per core, but 1 with a describer and fewer than
+        MIN_FOR_PROCESSES products.
 
     Raises:
       UserError: a worker process was killed.
@@ -86,7 +87,7 @@ def examine_block(products: Sequence[Product], describer: Describer | None) -> l
 
 
 def blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
-    """Yields the products in blocks whose pictures fit into memory together."""
+    """Yields the products in blocks of BLOCK products; a block also ends when its pictures reach BLOCK_BYTES."""
     block, size = [], 0
     for product in products:
         block.append(product)
@@ -99,7 +100,7 @@ def blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
 
 
 def _size(product: Product) -> int:
-    """Returns the size of a product's encoded picture in bytes; 0 if the file is missing."""
+    """Returns the size of a product's encoded picture in bytes (see `Embedded.size`); 0 if the file is missing."""
     try:
         return product.image.stat().st_size if isinstance(product.image, Path) else product.image.size
     except OSError:

@@ -1,4 +1,4 @@
-"""Processes products in this process and its local workers; `catalog.beam` does the same on Apache Beam."""
+"""How the products of a catalogue are processed: on this machine, or with Apache Beam (`catalog.beam`)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,15 +19,17 @@ Progress = Callable[..., Iterable]
 
 @dataclass
 class Collected:
-    """The result of the first pass over a catalogue, with one entry per kept product; large fields are on disk.
+    """The result of the first pass over a catalogue; large fields are on disk.
+
+    All fields but `oddities` have one entry per kept product, in the same order.
 
     Attributes:
       products: the products as the reader yielded them.
       pictures: the encoded pictures as they will be stored.
       descriptions: the describer's values of each product; empty without a describer.
       sizes: (width, height) of the pictures in pixels.
-      hashes: hashes of the pictures' pixels.
-      oddities: everything that was dropped or mended.
+      hashes: `Picture.pixels` of the pictures.
+      oddities: everything that was dropped or mended, by the reader or later.
     """
 
     products: Sequence[Product]
@@ -39,7 +41,7 @@ class Collected:
 
 
 class Execution(Protocol):
-    """A way to process the products of a catalogue; every implementation gives the same dataset."""
+    """A way to process the products of a catalogue; every implementation gives the same examples."""
 
     def collect(
         self, rows: Iterable[Product | Oddity], describer: Describer | None
@@ -54,8 +56,8 @@ class Execution(Protocol):
 
         Args:
           collected: the result of `collect`, whose context must still be open.
-          groups: the group of each product.
-          splits: split -> indices of its products.
+          groups: the number of each kept product's group.
+          splits: split -> indices of its products among the kept products.
         """
         ...
 
@@ -66,7 +68,7 @@ class Execution(Protocol):
 
 @dataclass(frozen=True)
 class LocalExecution:
-    """Processes products in this process, a few blocks at a time.
+    """Processes products in this process and in the threads or processes of `examine`, a few blocks at a time.
 
     Attributes:
       folder: folder for temporary files.

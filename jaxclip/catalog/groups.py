@@ -17,8 +17,8 @@ from jaxclip.errors import UserError
 def assign(products: Iterable[Product], pixel_hashes: Sequence[str]) -> list[str]:
     """Returns the group of each product, named by the smallest id in it; the order of the products does not matter.
 
-    Products are in one group if they share a normalised caption, identical pixels or the group that their reader set,
-    also indirectly: if A shares a caption with B and B shares a picture with C, then A and C are in one group.
+    Products are in one group if they share a caption (see `normalise`), identical pixels or the group that their reader
+    set, also indirectly: if A shares a caption with B and B shares a picture with C, then A and C are in one group.
 
     Args:
       products: products with unique ids.
@@ -54,12 +54,12 @@ def _digest(kind: str, value: str) -> bytes:
 def split(groups: Sequence[str], test: int | float, seed: int) -> list[bool]:
     """Returns whether each product is a test product; all products of a group have the same value.
 
-    The choice depends only on the seed and the names and sizes of the groups, not on their order. The test split is as
-    large as whole groups allow, and never larger than requested.
+    The choice depends only on `test`, the seed and the names and sizes of the groups, not on their order. The test
+    split is as large as whole groups allow, and never larger than requested.
 
     Args:
-      groups: the group of each product.
-      test: number of test products, or their share if it is a float below 1.
+      groups: the name of each product's group.
+      test: number of test products, or their share, rounded to whole products, if it is a float below 1.
       seed: seed of the order in which groups are chosen.
 
     Raises:
@@ -78,7 +78,7 @@ def split(groups: Sequence[str], test: int | float, seed: int) -> list[bool]:
     if not chosen:
         raise UserError(
             f"cannot hold out {target} products: the smallest group has {min(sizes.values())} products that share a "
-            "caption or a picture, and groups are not divided; request at least that many."
+            "caption, a picture or an article, and groups are not divided; request at least that many."
         )
     test_groups = {order[index] for index in chosen}
     return [group in test_groups for group in groups]
@@ -91,7 +91,7 @@ def _sort_key(group: str, seed: int) -> bytes:
 def _fit_greedily(sizes: Sequence[int], target: int) -> set[int]:
     """Returns indices whose sizes sum to `target`, or to the largest possible sum below it.
 
-    Sizes are taken in order while they fit; only if that misses the target is the sum searched for exactly.
+    In order, every size that still fits is taken; only if their sum misses the target, the best sum is searched for.
     """
     taken, room = set(), target
     for index, size in enumerate(sizes):
@@ -102,7 +102,7 @@ def _fit_greedily(sizes: Sequence[int], target: int) -> set[int]:
 
 
 def _fit_exactly(sizes: Sequence[int], target: int) -> set[int]:
-    """Returns such indices by dynamic programming: bit s of `sums` is set if some of the sizes sum to s."""
+    """Returns indices with the largest possible sum: bit s of `sums` is set if some of the sizes sum to s."""
     sums, within = 1, (1 << (target + 1)) - 1
     reached_by: dict[int, int] = {}
     for index, size in enumerate(sizes):

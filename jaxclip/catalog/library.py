@@ -1,4 +1,4 @@
-"""Finds prepared datasets, and prepares a raw catalogue on first use."""
+"""Finds the prepared dataset of a raw catalogue, and prepares it on first use."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -33,9 +33,9 @@ def find_or_prepare(
     """Returns the folder of the source's prepared dataset, preparing it first if there is none.
 
     Args:
-      source: the raw catalogue; its path is ignored for the drawn catalogue.
+      source: the raw catalogue; if its reader is "drawn", its path is ignored and the catalogue is drawn if missing.
       prepared: the folder of the prepared dataset, "" for a folder under `cache()`.
-      drawn: number of products and seed of the drawn catalogue.
+      drawn: number of products and seed of the drawn catalogue; ignored for other readers.
       progress: `progress(iterable, total=, desc=, unit=)` wraps the long loops.
       say: prints a line for the user.
       workers: see `builder.prepare`.
@@ -43,7 +43,8 @@ def find_or_prepare(
       beam_options: options of the runner, see `builder.prepare`.
 
     Raises:
-      UserError: there is no catalogue at the path, or the dataset in the folder was prepared with other settings.
+      UserError: there is no catalogue at the path, the dataset in the folder was prepared with other settings, or
+        preparing fails (see `builder.prepare`).
     """
     if source.reader == "drawn":
         products, seed = drawn
@@ -77,7 +78,7 @@ def find_or_prepare(
 
 
 def reader_of(path: Path, default: str) -> str:
-    """Returns the reader that the layout of a raw catalogue implies, or `default` if the layout implies none.
+    """Returns the reader that a raw catalogue's styles.csv or file suffix implies, or `default` if neither does.
 
     "folder" replaces a `default` of "drawn", because that reader is only for drawn catalogues.
     """
@@ -88,7 +89,7 @@ def reader_of(path: Path, default: str) -> str:
 
 
 def summary(prepared: Path) -> str:
-    """Returns one line with the numbers of products that a preparation kept, dropped and mended."""
+    """Returns one line with the numbers of products, groups, dropped and mended oddities, and the data card's path."""
     facts = builder.metadata(prepared)
     splits = ", ".join(f"{split} {count:,}" for split, count in facts["splits"].items())
     oddities = [f"{count:,} {kind}" for kind in ("dropped", "mended") if (count := sum(facts[kind].values()))]

@@ -15,12 +15,12 @@ from jaxclip.errors import UserError
 from jaxclip.runtime import files
 
 PART = 4 * BLOCK
-"""Products per part; small enough that a worker processes a part in a few seconds."""
+"""Products per part; a worker processes one part at a time."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of examining a product.
+    """The result of examining a product; if it was dropped, all other fields have their defaults.
 
     Attributes:
       dropped: the reason why the product was dropped, "" if it was kept.
@@ -43,8 +43,9 @@ class Verdict:
 class Parts:
     """Products in a folder that every worker can reach under the same path.
 
-    The number of a product is part * PART + row, in the order in which products were written. Files are replaced
-    atomically and their contents are deterministic, so a worker may die, or repeat the part of another worker.
+    Products are numbered in the order in which they were written, and dropped products keep their numbers: product
+    `number` is row `number % PART` of part `number // PART`. Files are replaced atomically and their contents are
+    deterministic, so a worker may die, or repeat the part of another worker.
     """
 
     folder: Path
@@ -59,7 +60,7 @@ class Parts:
         return parts
 
     def examine(self, part: int, describer: Describer | None) -> None:
-        """Checks and describes the products of a part; only one block of pictures is in memory at a time."""
+        """Checks and describes the products of a part and writes the results, with one block of pictures in memory."""
         products = self._load(part, "products")
         verdicts, descriptions = [], []
         with _write_atomically(self._path(part, "pictures")) as file:
@@ -78,14 +79,14 @@ class Parts:
         self._dump(part, "verdicts", verdicts)
 
     def verdicts(self, parts: int) -> Iterator[tuple[int, Product, Verdict]]:
-        """Yields the number, product and verdict of each product, in order."""
+        """Yields the number, product and verdict of each product of the first `parts` parts, in order."""
         for part in range(parts):
             pairs = zip(self._load(part, "products"), self._load(part, "verdicts"), strict=True)
             for row, (product, verdict) in enumerate(pairs):
                 yield part * PART + row, product, verdict
 
     def write_assignments(self, part: int, assignments: Mapping[int, tuple[str, int]]) -> None:
-        """Writes row -> (split, group) for the kept products of a part."""
+        """Writes row -> (split, group number) for the kept products of a part, by their rows in the part."""
         self._dump(part, "assignments", dict(assignments))
 
     def assigned_products(self, part: int, split: str) -> Iterator[tuple[Product, int, bytes, Mapping[str, Any]]]:
@@ -101,13 +102,13 @@ class Parts:
                     yield product, group, _read_picture(file, verdict), description
 
     def picture(self, number: int) -> bytes:
-        """Returns the encoded picture of a kept product."""
+        """Returns the encoded picture of product `number`, which must be a kept one."""
         part, row = divmod(number, PART)
         with self._path(part, "pictures").open("rb") as file:
             return _read_picture(file, self._load(part, "verdicts")[row])
 
     def description(self, number: int) -> Mapping[str, Any]:
-        """Returns the describer's values for a kept product."""
+        """Returns the describer's values for product `number`, numbered as in `Parts`; empty for a dropped product."""
         part, row = divmod(number, PART)
         return self._load(part, "descriptions")[row]
 
@@ -130,7 +131,7 @@ class Parts:
 
 
 class LazySelection(Sequence):
-    """The results of `read` for a sequence of numbers; each result is read when it is accessed."""
+    """The results of `read` for a sequence of numbers; a result is read each time it is accessed."""
 
     def __init__(self, read: Callable[[int], Any], numbers: Sequence[int]):
         self._read, self._numbers = read, numbers

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 MAX_PIXELS = 50_000_000
 METADATA_BYTES = 4096
-"""Metadata above this size is stripped: some catalogues have thumbnails of 2 kB with 100 kB of metadata."""
+"""Metadata of more than this is stripped entirely: some catalogues have thumbnails of 2 kB with 100 kB of metadata."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8|RIFF....WEBP|II\*\0|MM\0\*|....ftypavi[fs]", re.DOTALL)
 
@@ -58,7 +58,7 @@ class Picture:
       encoded: JPEG or PNG bytes, 8-bit RGB or grayscale, upright.
       width: in pixels.
       height: in pixels.
-      pixels: hash of size and RGB pixels; it does not depend on the encoding.
+      pixels: hash of size and RGB pixels; equal pixels have the same hash in any file format.
     """
 
     encoded: bytes
@@ -70,16 +70,16 @@ class Picture:
 def inspect(image: Path | Embedded, max_pixels: int = MAX_PIXELS) -> Picture | str:
     """Returns the picture in a file or in a part of a file, or the reason why it is unusable.
 
-    8-bit RGB and grayscale JPEG and PNG files keep their bytes, except for large metadata. Any other picture that
-    Pillow reads (CMYK, palettes, alpha over white, 16 bits, WebP, the first frame of an animation, rotation by EXIF)
-    becomes an RGB PNG. The reasons are: "image missing", "image unreadable", "image empty", "not an image",
-    "image truncated" (or damaged), "image over N pixels", "image file over N bytes".
+    Upright 8-bit RGB and grayscale JPEG and PNG files keep their bytes, except for large metadata. Any other picture in
+    one of FORMATS (CMYK, palettes, alpha over white, 16 bits, WebP, the first frame of an animation, rotation by EXIF,
+    an unusual file structure) becomes an RGB PNG. The reasons are: "image missing", "image unreadable", "image empty",
+    "not an image", "image truncated" (or damaged), "image over N pixels", "image file over N bytes".
 
     Args:
       image: the location of the picture; no file content raises an exception.
-      max_pixels: largest number of pixels, by the header, of a picture that is decoded. At most 8 bytes per pixel are
-        read (uncompressed 16-bit RGBA), so memory is bounded. Pillow's own limit, twice `Image.MAX_IMAGE_PIXELS`,
-        applies as well.
+      max_pixels: largest number of pixels, by the header, of a picture that is decoded. The largest usable file has 8
+        bytes for each of these pixels (uncompressed 16-bit RGBA) and 1 MiB, so memory is bounded. Pillow's own limit,
+        twice `Image.MAX_IMAGE_PIXELS`, applies as well.
     """
     limit = 8 * max_pixels + 2**20
     try:
@@ -98,20 +98,21 @@ def inspect(image: Path | Embedded, max_pixels: int = MAX_PIXELS) -> Picture | s
 
 
 def decode(data: bytes, *, max_side: int, max_pixels: int = MAX_PIXELS) -> np.ndarray | str:
-    """Returns an encoded picture, upright, as (H, W, 3) uint8, or the reason why it is unusable (see `inspect`).
+    """Returns an encoded picture, upright, as (height, width, 3) uint8, or why it is unusable (see `inspect`).
 
     Args:
       data: untrusted bytes; no content raises an exception.
-      max_side: longest side of the result, in pixels; larger pictures are scaled down, JPEGs already during decoding.
+      max_side: upper limit of both sides of the result, in pixels; larger pictures are scaled down to it, JPEGs partly
+        while they are decoded.
       max_pixels: see `inspect`.
     """
     return _decode(data, max_pixels, partial(_to_pixels, max_side)) if data else "image empty"
 
 
 def pixels(encoded: bytes, max_side: int) -> np.ndarray:
-    """Returns a stored picture as (H, W, 3) uint8, scaled down if its longer side exceeds `max_side` pixels."""
+    """Returns a stored picture as (height, width, 3) uint8, scaled down if a side exceeds `max_side` pixels."""
     with Image.open(BytesIO(encoded), formats=("JPEG", "PNG")) as image:
-        image.draft("RGB", (max_side, max_side))  # decodes a large JPEG at a fraction of its size
+        image.draft("RGB", (max_side, max_side))  # decodes a much larger JPEG at a fraction of its size
         picture = image.convert("RGB")
     if max(picture.size) > max_side:
         picture.thumbnail((max_side, max_side), Image.Resampling.BOX)

@@ -1,4 +1,4 @@
-"""The types that readers yield: products, and oddities of the catalogue."""
+"""The types that readers yield: products, and oddities (defects) of the catalogue."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,11 +30,12 @@ class Product:
     Attributes:
       id: unique in its catalogue.
       image: the encoded picture; it may be missing or unreadable.
-      captions: queries that describe the product; the first is its name. Empty in a gallery without text.
+      captions: queries that describe the product; the first serves as its name. Empty in a gallery without text.
       category: the category by which metrics are grouped, "" if unknown.
-      attributes: the catalogue's other columns under their own names; missing values are absent, never "" or "NA".
+      attributes: name -> value of the catalogue's other data about the product; a missing value is absent, never "".
       group: products of one group are equally relevant to a query, and a split never divides a group. Readers set it
-        if the catalogue states which photos show the same article; `catalog.groups` computes the final groups.
+        if the catalogue states which photos show the same article, and leave it "" otherwise; `catalog.groups` computes
+        the final groups.
     """
 
     id: str
@@ -52,12 +53,12 @@ class Product:
 
 @dataclass(frozen=True)
 class Oddity:
-    """A defect in a catalogue, and whether the product was dropped because of it.
+    """A defect in a catalogue, and whether a product or file was dropped because of it.
 
     Attributes:
       location: the file, row or id at which a user finds it.
       kind: the kind of oddity; a kind always has the same words, so that it can be counted.
-      dropped: True if the product was left out, False if it was mended and kept.
+      dropped: True if a product or file was left out, False if the defect was mended or ignored.
     """
 
     location: str
@@ -66,8 +67,8 @@ class Oddity:
 
 
 Reader = Callable[[Path, Mapping[str, str]], Iterator[Product | Oddity]]
-"""`read(path, columns)` yields the products of a raw catalogue lazily, in a fixed order.
+"""`read(path, columns)` yields the products and the oddities of a raw catalogue, in a fixed order.
 
-`columns` maps roles (id, image, caption, category) to the catalogue's column names, for readers whose columns can be
-configured.
+`columns` maps roles (id, image, caption, category) to the catalogue's names of columns, features or keys, for readers
+for which they can be configured; other readers raise UserError if it names any.
 """

@@ -1,4 +1,4 @@
-"""Sorts a dataset's examples on disk, without TensorFlow and with little memory."""
+"""Sorts a dataset's examples by hashed key, on disk, without TensorFlow and with little memory."""
 
 import os
 from array import array
@@ -19,7 +19,7 @@ class Shuffler:
     """Sorts examples by hashed key; a drop-in replacement for `tfds.core.shuffle.Shuffler`.
 
     TFDS keeps up to 1 GB of examples in memory and then opens a thousand files through TensorFlow, whose import needs
-    about 700 MB. This class needs 24 bytes of memory per example.
+    about 700 MB. This class needs 24 bytes of memory per example, and at least 8 more while it sorts.
     """
 
     def __init__(self, dirpath: os.PathLike, hash_salt: str | bytes, disable_shuffling: bool = False, **unused: object):
@@ -41,7 +41,7 @@ class Shuffler:
         return [len(self._spool)]
 
     def add(self, key: str | bytes | int, data: bytes) -> None:
-        """Adds an example."""
+        """Adds an example, serialized as `data`."""
         hashed = self._hasher.hash_key(key)
         self._high.append(hashed >> HALF)
         self._low.append(hashed & (2**HALF - 1))
@@ -49,7 +49,11 @@ class Shuffler:
         self.size += len(data)
 
     def __iter__(self) -> Iterator[Record]:
-        """Yields (hashed key, example) in increasing order; raises DuplicatedKeysError if two keys are equal."""
+        """Yields (hashed key, example) by increasing hashed key, once, and then closes the file.
+
+        Raises:
+          DuplicatedKeysError: two hashed keys are equal.
+        """
         previous: Record | None = None
         with self._spool:
             for index in np.lexsort((self._low, self._high)):

@@ -1,4 +1,4 @@
-"""A sequence in a temporary file, so that memory does not grow with the catalogue."""
+"""A sequence in a temporary file, so that memory hardly grows with the catalogue."""
 
 import pickle
 import tempfile
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Spool(Sequence, Generic[T]):
-    """Appended items in order; each is read from disk when it is accessed.
+    """Items in the order in which they were appended; an item is read from disk each time it is accessed.
 
     It needs 8 bytes of memory per item. The file is deleted when the spool is closed or the process ends.
     """

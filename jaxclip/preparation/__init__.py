@@ -1,1 +1,1 @@
-"""Mines incorrect pairs, computes features by single encoders, and completes the data card."""
+"""Mines incorrect pairs, computes features for mining with separate encoders, and completes the data card."""

@@ -1,4 +1,4 @@
-"""The data card's sections that depend on the configuration: caption lengths, agreement of colours, incorrect pairs."""
+"""The data card's sections that are added last: caption lengths in tokens, agreement of colours, incorrect pairs."""
 
 import itertools
 from array import array
@@ -22,14 +22,20 @@ TOKENIZED_AT_ONCE = 1024
 
 
 def complete(config: Config, prepared: Path, *, say: Callable[[str], None]) -> MinedPairs | None:
-    """Mines a prepared dataset's incorrect pairs and adds the sections that depend on the configuration to its card.
+    """Adds the last sections to a prepared dataset's card, and mines its incorrect pairs unless they are stored.
+
+    A section is left out if the dataset lacks what it shows: captions, computed and stated colours, or pairs.
 
     Args:
-      config: the configuration; its tokenizer, caption template and rule for incorrect pairs matter.
+      config: the configuration; its settings of texts, tokenizer, incorrect pairs and mesh matter.
       prepared: folder of the dataset.
       say: called with each line to show to the user.
 
-    Returns: the pairs; None if there is no training split, or neither features nor towers to compare products by.
+    Returns: the pairs; None if there is no training split, or if `incorrect_pairs.features` is "classical" and the
+      dataset was prepared without a describer.
+
+    Raises:
+      UserError: see `mining.find_or_mine`.
     """
     path = prepared / builder.CARD
     everything = Records(prepared, "all")
@@ -52,7 +58,7 @@ def complete(config: Config, prepared: Path, *, say: Callable[[str], None]) -> M
 
 
 def _tokens(config: Config, records: Records, training: Records) -> dict[str, Any]:
-    """Returns the section on caption lengths; a tokenizer that is to be trained is trained on `training`."""
+    """Returns the values of the section "tokens"; if no tokenizer is configured, one is trained on `training`."""
     preprocess = make_preprocess(config)
     tokenizer = make_tokenizer(config, preprocess, training)
     texts = (text.caption(caption, p.attributes, preprocess) for p, _ in records.products() for caption in p.captions)
@@ -69,7 +75,7 @@ def _tokens(config: Config, records: Records, training: Records) -> dict[str, An
 
 
 def _pairs(config: Config, prepared: Path, pairs: MinedPairs) -> dict[str, Any]:
-    """Returns the section on incorrect pairs, with a random sample of them."""
+    """Returns the values of the section "pairs", with a random sample of the pairs."""
     records = Records(prepared, mining.TRAIN)
     titles = [product.title for product, _ in records.products()]
     random = np.random.default_rng(SHOWN_SEED)

@@ -35,11 +35,12 @@ Features = tuple[np.ndarray, np.ndarray]
 def find_or_mine(config: Config, prepared: Path, *, say: Callable[[str], None]) -> MinedPairs:
     """Returns the configured incorrect pairs of the training split, mining them first if they are not stored yet.
 
-    Everything that determines a table identifies it: rule, seed, features and the dataset's fingerprint. Another rule
-    creates another table, and the dataset itself is never changed. Indices refer to `Records(prepared, "train")`.
+    Pairs are stored in a table under a hash of their `settings`, so other settings create another table; the dataset
+    itself is never changed. Indices refer to `Records(prepared, "train")`.
 
     Raises:
-      UserError: the dataset has no training split or no features, or no pairs can be mined from it.
+      UserError: the dataset has no training split, the configured features cannot be computed from it, or no pairs can
+        be mined from it.
     """
     pair_settings = settings(config, prepared)
     path = table(prepared, pair_settings)
@@ -56,7 +57,7 @@ def _mine(
     pair_settings: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Mines the pairs and writes the table on the first process; the others only help to embed with towers."""
+    """Mines the pairs and writes the table in the primary process; other processes only help to embed with towers."""
     rule = config.incorrect_pairs
     if not (distributed.is_primary() or rule.features.startswith(TOWERS)):
         return
@@ -72,7 +73,7 @@ def _mine(
 
 
 def settings(config: Config, prepared: Path) -> dict[str, Any]:
-    """Returns the settings that determine the pairs of a dataset, as JSON values."""
+    """Returns the settings by which a dataset's table of pairs is identified, as JSON values."""
     rule = config.incorrect_pairs
     pair_settings = {
         "variant": rule.variant,
@@ -89,7 +90,7 @@ def settings(config: Config, prepared: Path) -> dict[str, Any]:
 
 
 def table(prepared: Path, pair_settings: dict[str, Any]) -> Path:
-    """Returns the path of the table with these settings, which need not exist."""
+    """Returns the path of the table of pairs with these settings; the file need not exist."""
     key = files.fingerprint(pair_settings, 8)
     return prepared / FOLDER / f"{pair_settings['variant'].replace(':', '-')}-{key}.npz"
 
@@ -99,7 +100,7 @@ def _features(
     records: Records,
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns picture features, text features and groups, one row per product of the split."""
+    """Returns picture features, text features and group numbers, one row per product of `records`."""
     texts, groups = [], []
     for product, group in bar(records.products(), total=len(records), desc="reading captions", unit="product"):
         texts.append(_text(config, product))
@@ -118,13 +119,13 @@ def _features(
 
 
 def _text(config: Config, product: Any) -> str:
-    """Returns the first caption of a product, with its attributes, as the caption template words it."""
+    """Returns the caption that the caption template builds from the first caption and the attributes of a product."""
     title = product.captions[0] if product.captions else ""
     return captions.build(title, product.attributes, config.data.caption_template)
 
 
 def _classical(records: Records, texts: Sequence[str]) -> Features:
-    """Returns picture features from the measured colours and textures, and text features from words."""
+    """Returns picture features from the stored colours and textures, and text features from the words of `texts`."""
     columns = records.columns(("colour_histogram", "texture"))
     return (
         classical.image_features(columns["colour_histogram"], columns["texture"]),

@@ -19,11 +19,11 @@ from jaxclip.runtime.progress import bar
 from jaxclip.towers.embed import embed, padded_blocks
 
 BATCH = 64
-LENGTH_MULTIPLE = 16  # lengths are rounded up to a multiple of this, so that few shapes are compiled
+LENGTH_MULTIPLE = 16  # numbers of tokens are rounded up to a multiple of this, so that few shapes are compiled
 
 
 def picture_features(folder: Path, records: Records) -> np.ndarray:
-    """Returns (N, W) the class token of every picture, computed by the ViT in a folder with its own preprocessing.
+    """Returns the class token of each product's picture, (products, width), by the ViT and preprocessing in a folder.
 
     Raises:
       UserError: the folder holds no ViT, or its preprocessing makes pictures of another size than the ViT's input.
@@ -39,7 +39,7 @@ def picture_features(folder: Path, records: Records) -> np.ndarray:
 
 
 def text_features(folder: Path, texts: Sequence[str]) -> np.ndarray:
-    """Returns (N, W) the [CLS] token of every text, computed by the BERT in a folder; long texts are truncated.
+    """Returns the output at the [CLS] token of each text, (texts, width), by the BERT in a folder; it cuts long texts.
 
     Raises:
       UserError: the folder holds no BERT or no tokenizer.
@@ -54,13 +54,13 @@ def text_features(folder: Path, texts: Sequence[str]) -> np.ndarray:
     ids, mask = (np.asarray(tokens[name]) for name in ("input_ids", "attention_mask"))
     padding = min(-(-ids.shape[1] // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, max_length) - ids.shape[1]
     ids, mask = (np.pad(rows, ((0, 0), (0, padding))) for rows in (ids, mask))
-    ids_and_masks = np.stack([ids, mask], axis=1).astype(np.int32)  # (N, 2, T)
+    ids_and_masks = np.stack([ids, mask], axis=1).astype(np.int32)  # (texts, 2, tokens)
     batches = padded_blocks(ids_and_masks, BATCH)
     return _embed(bert, lambda model, batch: model.features(batch[:, 0], batch[:, 1] > 0), batches, len(texts), "texts")
 
 
 def _embed(model: nnx.Module, encode: Callable, batches: Iterable[np.ndarray], count: int, kind: str) -> np.ndarray:
-    """Returns (count, W) the features of all batches; `kind` names the inputs in the progress bar."""
+    """Returns the features of the first `count` inputs, (count, width); `kind` names the inputs in the progress bar."""
     graph, params = nnx.split(model)
     options = compiler.towers()
     compiled = jax.jit(lambda params, batch: encode(nnx.merge(graph, params), batch), compiler_options=options)

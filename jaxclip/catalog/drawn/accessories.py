@@ -1,4 +1,4 @@
-"""Watches, caps, sunglasses, belts and ties."""
+"""Draws watches, caps, sunglasses, belts and ties."""
 
 from jaxclip.catalog.drawn.canvas import Canvas
 from jaxclip.catalog.drawn.item import DrawnItem
@@ -10,7 +10,7 @@ _MARKS = ((0, -100), (50, -87), (87, -50), (100, 0), (87, 50), (50, 87), (0, 100
 
 
 def watch(canvas: Canvas, item: DrawnItem) -> None:
-    """Draws a watch; its strap and its dial may differ in colour."""
+    """Draws a watch; its strap and its dial differ in colour."""
     small = item.gender == "Women"
     radius, half = (190, 84) if small else (250, 128)
     strap, dial, case = item.main, item.colours["dial"], item.colours["case"]
@@ -61,7 +61,7 @@ def watch(canvas: Canvas, item: DrawnItem) -> None:
 
 
 def cap(canvas: Canvas, item: DrawnItem) -> None:
-    """Draws a cap with its brim to the right."""
+    """Draws a cap with its brim to the right, unless the canvas mirrors it."""
     brim = item.colours["brim"]
     crown = [
         (-400, 130, 60),

@@ -8,13 +8,13 @@ _PASTELS = ((250, 236, 230), (232, 242, 250), (236, 246, 234), (246, 240, 224), 
 
 
 def choose_background(chance: Chance) -> str:
-    """Returns a kind of background, most often white."""
+    """Returns a random kind of background: "white" (the most likely), "grey", "pastel" or "linen"."""
     number = chance.between(1, 100)
     return "white" if number <= 62 else "grey" if number <= 78 else "pastel" if number <= 90 else "linen"
 
 
 def paint_background(kind: str, chance: Chance, height: int, width: int) -> np.ndarray:
-    """Returns the picture of an empty background, (height, width, 3) int32."""
+    """Returns the picture of a background of this kind without a product, (height, width, 3) int32, 0 to 255."""
     if kind == "white":
         return np.full((height, width, 3), 255, np.int32)
     y, x = np.mgrid[0:height, 0:width]

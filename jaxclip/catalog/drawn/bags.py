@@ -1,4 +1,4 @@
-"""Handbags and backpacks."""
+"""Draws handbags and backpacks."""
 
 from jaxclip.catalog.drawn.canvas import Canvas
 from jaxclip.catalog.drawn.item import DrawnItem
@@ -41,7 +41,7 @@ def handbag(canvas: Canvas, item: DrawnItem) -> None:
 
 
 def backpack(canvas: Canvas, item: DrawnItem) -> None:
-    """Draws a backpack from the front, with a pocket of another colour."""
+    """Draws a backpack from the front, with one or two pockets of another colour."""
     pocket, strap = item.colours["pocket"], item.colours["straps"]
     for side, name in ((-1, "left"), (1, "right")):
         line = path([(side * 200, -420), (side * 500, -260, 200), (side * 470, 330, 200), (side * 300, 400)], 260)

@@ -1,4 +1,4 @@
-"""Jeans, trousers, shorts and skirts."""
+"""Draws jeans, trousers, shorts and skirts."""
 
 import numpy as np
 

@@ -14,11 +14,11 @@ _COLOURS = {colour.name: colour for colour in CLOTH}
 
 @dataclass(frozen=True)
 class Brand:
-    """A brand.
+    """A brand and its emblem.
 
     Attributes:
       name: the first word of the names of its products.
-      emblem: outlines within 100 units of the origin.
+      emblem: outlines around the origin, about 100 units in each direction.
       colour: the emblem's preferred colour; another is used if it would not stand out against the product.
       holes: outlines cut out of the emblem.
     """
@@ -29,7 +29,10 @@ class Brand:
     holes: Sequence[np.ndarray] = ()
 
     def sign(self, canvas: Canvas, x: int, y: int, ground: RGB, radius: int, part: str = "emblem") -> None:
-        """Draws the emblem at (x, y) as `part`, with a border so that it stands out on patterns."""
+        """Draws the emblem around (x, y), about `radius` units in each direction, and records it as `part`.
+
+        Its colour stands out against `ground`, and a border makes it stand out on patterns.
+        """
         preferences = (self.colour, _COLOURS["White"], _COLOURS["Black"])
         colour = next(preference for preference in preferences if difference(preference.rgb, ground) >= 200)
         emblem = [placed(outline, x, y, radius) for outline in self.emblem]

@@ -16,7 +16,15 @@ _FIELD = np.int64(1000)
 
 @dataclass(frozen=True)
 class Placement:
-    """Position of the product: size in thousandths, tilt in thousandths of a radian, shift in units, mirrored."""
+    """Position of the product in the picture.
+
+    Attributes:
+      size: in thousandths of the full size.
+      tilt: in thousandths of a radian, clockwise.
+      right: shift to the right in units (see UNITS).
+      down: shift downwards in units.
+      mirrored: whether left and right are exchanged.
+    """
 
     size: int = 1000
     tilt: int = 0
@@ -30,8 +38,8 @@ class Canvas:
 
     Attributes:
       pixels: (height, width, 3) int32, 0 to 255.
-      covered: (height, width) int32, 0 to 256: how much of each pixel the product covers.
-      owner: (height, width) int8: the number of the part visible at each pixel, -1 for the background.
+      covered: (height, width) int32, 0 to 256: the highest opacity with which a shape was drawn at each pixel.
+      owner: (height, width) int8: the number of the last part that covers at least half of each pixel, -1 for none.
       parts: name and colour of each part, in the order of their numbers.
     """
 
@@ -53,7 +61,7 @@ class Canvas:
         within: Mask | None = None,
         line: int = 9,
     ) -> Mask:
-        """Draws a part with its cloth, shading and outline, records it under `name`, and returns its mask."""
+        """Draws a part with cloth, shading and an outline `line` units wide, records it as `name`, and returns its mask."""
         mask = self.mask(outlines, holes)
         mask = mask.within(within) if within else mask
         self._blend(mask, colour.rgb)
@@ -87,7 +95,7 @@ class Canvas:
         return _box(self.covered > 0)
 
     def part_boxes(self) -> dict[str, tuple[tuple[int, int, int, int], PaletteColour]]:
-        """Returns part name -> (box of its visible pixels, colour), without parts that others cover completely."""
+        """Returns part name -> (box of the pixels that it owns, colour), without parts that own no pixel."""
         return {
             name: (_box(self.owner == number), colour)
             for number, (name, colour) in enumerate(self.parts)
@@ -95,7 +103,7 @@ class Canvas:
         }
 
     def cast_shadow(self, strength: int) -> None:
-        """Draws a soft shadow on the background, below and to the right of the product."""
+        """Draws a soft shadow below and to the right of the product, whose opacity is at most `strength` / 256."""
         reach = max(self.width // 40, 1)
         shadow = np.zeros_like(self.covered)
         shadow[2 * reach :, reach:] = self.covered[: -2 * reach, :-reach]

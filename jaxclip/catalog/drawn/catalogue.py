@@ -1,4 +1,4 @@
-"""Writes drawn products to a folder in the layout of the downloaded dataset."""
+"""Writes drawn products to a folder in the small layout of Fashion Product Images."""
 
 import csv
 import json
@@ -37,10 +37,10 @@ def draw_catalogue(
 ) -> None:
     """Writes styles.csv, images/ID.jpg and truth.json for `products` products into the new `folder`.
 
-    Product i depends only on `seed` and i, so a larger catalogue begins with the smaller one, and its bytes are the
-    same on every machine. truth.json maps each id to the place of the product (`box`: left, top, width and height in
-    pixels), the boxes and colours of its `parts` (name and RGB before shading), its `pattern` with
-    `pattern_colour`, and the kind of `background`.
+    Product i depends only on `seed` and i, so a larger catalogue begins with the smaller one. Before JPEG
+    compression, its pixels are the same on every machine. truth.json maps each id to the place of the product (`box`:
+    left, top, width and height in pixels), the boxes and colours of its `parts` (name and RGB before shading), its
+    `pattern` with `pattern_colour` (null if it is plain), and the kind of `background`.
 
     The folder appears only when it is complete: until then, files are written to a temporary sibling folder.
 

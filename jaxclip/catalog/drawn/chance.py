@@ -1,4 +1,4 @@
-"""Random choices that are the same on every machine and every Python."""
+"""Random choices that are the same on every machine and in every version of Python."""
 
 import random
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Chance:
-    """A stream of choices that is a pure function of its seeds.
+    """A stream of choices that depends only on its seeds and on the calls made so far.
 
     It uses `random.Random.random` only: the one method whose sequence for a seed Python promises never to change.
     """

@@ -1,4 +1,4 @@
-"""Shoes from the side, toe to the right, and flip flops from above."""
+"""Draws shoes from the side, toe to the right unless the canvas mirrors them, and flip flops from above."""
 
 from jaxclip.catalog.drawn.canvas import Canvas
 from jaxclip.catalog.drawn.item import DrawnItem
@@ -77,7 +77,7 @@ def heel(canvas: Canvas, item: DrawnItem) -> None:
 
 
 def boot(canvas: Canvas, item: DrawnItem) -> None:
-    """Draws a boot, ankle-high or knee-high, with a heel for women."""
+    """Draws a boot, ankle-high or knee-high, with a higher heel for women."""
     top = -560 if item.has("Knee") else -230
     rise = 60 if item.gender == "Women" else 0
     leg = 36 if item.has("Knee") else 0

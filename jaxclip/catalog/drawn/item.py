@@ -11,7 +11,7 @@ from jaxclip.catalog.drawn.patterns import SOLID, Cloth
 
 @dataclass(frozen=True)
 class DrawnItem:
-    """Everything that the name and the picture of one product show.
+    """One product as its name and its picture show it, without background and position.
 
     Attributes:
       gender: "Men", "Women" or "Unisex".
@@ -19,7 +19,7 @@ class DrawnItem:
       main: the colour by which the catalogue lists it.
       cloth: the pattern on its main part.
       traits: trait -> its words in the name, such as "Long Sleeve"; "" for the usual form.
-      colours: role -> colour, for parts that differ from the main colour.
+      colours: role -> colour, for parts that can have another colour than `main`.
     """
 
     gender: str
@@ -30,7 +30,7 @@ class DrawnItem:
     colours: Mapping[str, PaletteColour]
 
     def has(self, words: str) -> bool:
-        """Returns whether any trait's words contain `words`."""
+        """Returns whether `words` is part of the words of any trait."""
         return any(words in trait for trait in self.traits.values())
 
 
@@ -43,14 +43,14 @@ class Kind:
       name: the product's name after brand and gender; {cloth} stands for colour and pattern, {ROLE} for the colour of
         a role, {TRAIT} for the words of a trait, which may name roles themselves.
       draw: draws a product of this kind on a canvas.
-      traits: the words a trait can take.
+      traits: trait -> the words it can have in the name.
       colours: the palette of the main colour.
-      roles: the palette of each part that has its own colour.
+      roles: role -> the palette of a part that can have another colour than the main one.
       patterns: the patterns that its cloth may have besides plain.
       genders: the genders it is made for.
-      usage: the values that its column `usage` can have.
-      mirrors: whether it may face either way.
-      size: how large it is photographed, in percent.
+      usage: the values that its column `usage` can have; a repeated value is more likely.
+      mirrors: whether its pictures may be mirrored, so that it faces either way.
+      size: how large it is photographed, in percent of the usual size.
     """
 
     columns: tuple[str, str, str]

@@ -1,4 +1,4 @@
-"""The kinds of products in the catalogue, with their variations and name templates."""
+"""The kinds of products in the drawn catalogue, with their variations and name templates."""
 
 from jaxclip.catalog.drawn import accessories, bags, bottoms, footwear, tops
 from jaxclip.catalog.drawn.item import Kind

@@ -1,7 +1,8 @@
 """Computes closed outlines from a few control points in integer arithmetic.
 
-Coordinates are in tenths of a pixel of a product drawn at full size, from the middle of the picture, y downwards. An
-outline is an array of points, (N, 2) int64, in 1/FINE of that unit; copies of one outline are (copies, N, 2).
+Coordinates are from the middle of the picture, y downwards; a unit is 1/1200 of the picture's width (`canvas.UNITS`)
+if the product is drawn at full size. An outline is an array of points, (points, 2) int64, in 1/FINE of a unit; copies
+of one outline are (copies, points, 2).
 """
 
 from collections.abc import Sequence
@@ -9,14 +10,17 @@ from collections.abc import Sequence
 import numpy as np
 
 FINE = 32
-ROUND = 10_000  # Larger than any edge: the curve then touches only the midpoints of the edges.
+ROUND = 10_000  # A radius larger than any edge: the curve then touches only the midpoints of the edges.
 _STEPS = 6
 
 Point = tuple[int, int] | tuple[int, int, int]
 
 
 def rounded(points: Sequence[Point], radius: int = 20) -> np.ndarray:
-    """Returns the closed outline through `points`, corners rounded by `radius`, or by a point's third number if any."""
+    """Returns the closed outline whose corners are `points`, rounded by `radius` or by a point's third number.
+
+    A curve replaces each corner; it begins and ends `radius` units from the corner, but at most in the middle of an edge.
+    """
     corner = np.array([point[:2] for point in points], np.int64) * FINE
     wanted = np.array([point[2] if len(point) > 2 else radius for point in points], np.int64)[:, None] * FINE
     before = np.concatenate([corner[-1:], corner[:-1]]) - corner
@@ -50,13 +54,13 @@ def _distinct(points: np.ndarray) -> np.ndarray:
 
 
 def path(points: Sequence[Point], radius: int = ROUND) -> np.ndarray:
-    """Returns an open curve from the first of `points` to the last, for `ribbon`."""
+    """Returns an open curve from the first of `points` to the last, rounded between them as in `rounded`, for `ribbon`."""
     first, *middle, last = points
     return rounded([(*first[:2], 0), *middle, (*last[:2], 0)], radius)
 
 
 def ribbon(line: np.ndarray, width: int, closed: bool = False) -> np.ndarray:
-    """Returns the outline of a stroke along `line` that is `width` wide."""
+    """Returns the outline of a stroke along `line`, `width` units wide; `closed` joins the line's end to its start."""
     if closed:
         line = np.concatenate([line, line[:1]])
     line = _distinct(line)
@@ -73,7 +77,7 @@ def mirrored(outline: np.ndarray) -> np.ndarray:
 
 
 def symmetric(points: Sequence[Point], radius: int = 20) -> np.ndarray:
-    """Returns the closed, symmetric outline whose right half is `points`, from top to bottom."""
+    """Returns the closed, symmetric outline whose right half has its corners at `points`, from top to bottom."""
     left = [(-point[0], *point[1:]) for point in reversed(points) if point[0] != 0]
     return rounded([*points, *left], radius)
 
@@ -85,7 +89,7 @@ def rectangle(left: int, top: int, right: int, bottom: int, radius: int = 0) -> 
 
 
 def ellipse(x: int, y: int, horizontal: int, vertical: int) -> np.ndarray:
-    """Returns an ellipse around (x, y) with these radii."""
+    """Returns an outline close to the ellipse around (x, y) with these radii."""
     across, down = horizontal * 5 // 12, vertical * 5 // 12
     right = [
         (x + across, y - vertical),
@@ -98,16 +102,16 @@ def ellipse(x: int, y: int, horizontal: int, vertical: int) -> np.ndarray:
 
 
 def placed(outline: np.ndarray, x: int, y: int, percent: int = 100) -> np.ndarray:
-    """Returns `outline` scaled to `percent` and moved to (x, y)."""
+    """Returns `outline` scaled to `percent`, with its origin moved to (x, y)."""
     return outline * percent // 100 + np.array([x, y]) * FINE
 
 
 def repeated(outline: np.ndarray, spots: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Returns copies of `outline` moved to each of `spots`."""
+    """Returns copies of `outline`, (copies, points, 2), each with its origin moved to one of `spots`."""
     return outline + np.array(spots, np.int64).reshape(-1, 1, 2) * FINE
 
 
 def bounds(outlines: Sequence[np.ndarray]) -> tuple[int, int, int, int]:
-    """Returns left, top, right and bottom of all `outlines` together, in whole units."""
+    """Returns left, top, right and bottom of all `outlines` together, rounded down to whole units."""
     every = np.concatenate([outline.reshape(-1, 2) for outline in outlines]) // FINE
     return (*every.min(axis=0).tolist(), *every.max(axis=0).tolist())

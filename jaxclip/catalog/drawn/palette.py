@@ -70,7 +70,7 @@ def difference(first: RGB, second: RGB) -> int:
 
 
 def contrasting(rgb: RGB, *preferences: RGB) -> RGB:
-    """Returns the first of `preferences` that stands out against `rgb`; white or ink if none does."""
+    """Returns the first of `preferences` that stands out against `rgb` (see `difference`), else WHITE or INK."""
     for preference in preferences:
         if difference(rgb, preference) >= 200:
             return preference
@@ -78,12 +78,12 @@ def contrasting(rgb: RGB, *preferences: RGB) -> RGB:
 
 
 def another(colours: tuple[PaletteColour, ...], than: PaletteColour, chance: Chance) -> PaletteColour:
-    """Returns one of `colours` that clearly differs from `than`, or any of them if none clearly differs."""
+    """Returns one of `colours` whose `difference` from `than` is at least 150, or any of them if there is none."""
     return chance.pick([colour for colour in colours if difference(colour.rgb, than.rgb) >= 150] or colours)
 
 
 def dyed(colour: PaletteColour, chance: Chance) -> PaletteColour:
-    """Returns `colour` with the same name and each channel changed by a few levels at most, as dye lots vary."""
+    """Returns `colour` with the same name and each channel changed by 5 levels at most, as dye lots vary."""
     return PaletteColour(
         colour.name, RGB(*(min(255, max(0, channel + chance.between(-5, 5))) for channel in colour.rgb))
     )

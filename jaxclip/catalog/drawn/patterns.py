@@ -33,7 +33,7 @@ class Cloth:
     """A pattern in a second colour over a ground that is drawn first.
 
     Attributes:
-      pattern: SOLID or one of PATTERNS.
+      pattern: SOLID, which has no figures, or one of PATTERNS.
       ground: the colour under the pattern.
       second: the pattern's own colour.
       size: the pattern's size in percent.
@@ -45,7 +45,7 @@ class Cloth:
     size: int = 100
 
     def figures(self, box: tuple[int, int, int, int]) -> Iterator[Figure]:
-        """Yields the figures that are drawn over the ground within `box`: left, top, right, bottom."""
+        """Yields the pattern's figures for a part in `box` (left, top, right, bottom); they may reach beyond it."""
         rgb = self.second.rgb
         match self.pattern:
             case "Striped":

@@ -1,7 +1,7 @@
 """Antialiased filling of outlines in integer arithmetic.
 
 Pillow draws polygons in single-precision floats, whose results depend on whether the processor fuses multiply and
-add. Here only integer quotients are rounded, always down, so a picture has the same bytes on every machine.
+add. Here only integer quotients are rounded, always down, so a picture has the same pixels on every machine.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PIXEL = 256  # Subpixel units along x and y.
+PIXEL = 256  # Subpixel units per pixel, along x and y.
 _LINES = 4  # Scan lines per row of pixels; along a scan line the coverage is exact.
 _STEP = PIXEL // _LINES
 
@@ -30,7 +30,7 @@ class Mask:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """The rows and columns of the picture that the mask covers."""
+        """The window's rows and columns in the picture."""
         rows, columns = self.alpha.shape
         return slice(self.top, self.top + rows), slice(self.left, self.left + columns)
 
@@ -46,11 +46,11 @@ class Mask:
         return seen
 
     def within(self, other: "Mask") -> "Mask":
-        """Returns the intersection of both masks."""
+        """Returns the intersection of both masks (the product of their coverages) in this mask's window."""
         return Mask(self.alpha * other.seen_by(self) >> 8, self.top, self.left)
 
     def without(self, other: "Mask") -> "Mask":
-        """Returns this mask without the pixels that `other` covers."""
+        """Returns this mask without what `other` covers of each pixel."""
         return Mask(self.alpha * (256 - other.seen_by(self)) >> 8, self.top, self.left)
 
 
@@ -58,7 +58,7 @@ def coverage(points: np.ndarray, lengths: Sequence[int], height: int, width: int
     """Returns the mask of the union of closed outlines, clipped to the picture.
 
     Args:
-      points: (N, 2) integers, x and y in 1/PIXEL of a pixel, one outline after the other.
+      points: (all points, 2) integers, x and y in 1/PIXEL of a pixel, one outline after the other.
       lengths: the number of points of each outline.
       height: height of the picture in pixels.
       width: width of the picture in pixels.

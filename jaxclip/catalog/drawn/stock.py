@@ -37,7 +37,7 @@ class Drawing:
 
 
 def product_row(seed: int, index: int) -> dict[str, str]:
-    """Returns the row in styles.csv of product number `index` of the catalogue of `seed`, by column."""
+    """Returns the row in styles.csv of product `index`, counted from 0, of the catalogue of `seed`, by column."""
     kind = _kind(seed, index)
     item = _item(kind, Chance(seed, index, "item"))
     chance = Chance(seed, index, "row")
@@ -57,7 +57,7 @@ def product_row(seed: int, index: int) -> dict[str, str]:
 
 
 def draw_product(seed: int, index: int) -> Drawing:
-    """Returns product `index` of the catalogue of `seed`, which does not depend on the catalogue's size."""
+    """Returns product `index`, from 0, of the catalogue of `seed`; it does not depend on the catalogue's size."""
     kind = _kind(seed, index)
     item = _item(kind, Chance(seed, index, "item"))
     chance = Chance(seed, index, "photo")
@@ -80,7 +80,7 @@ def draw_product(seed: int, index: int) -> Drawing:
 
 
 def _kind(seed: int, index: int) -> Kind:
-    # Each block of len(KINDS) products holds every kind once, so that kinds are balanced in a catalogue of any size.
+    # Each block of len(KINDS) products holds every kind once, so that the numbers of two kinds differ by at most 1.
     block, position = divmod(index, len(KINDS))
     return Chance(seed, block, "kinds").shuffled(KINDS)[position]
 

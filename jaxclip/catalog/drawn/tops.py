@@ -1,4 +1,4 @@
-"""T-shirts, shirts, sweatshirts, jackets and dresses."""
+"""Draws T-shirts, shirts, sweatshirts, jackets and dresses."""
 
 import numpy as np
 

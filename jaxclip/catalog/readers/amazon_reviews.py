@@ -25,12 +25,12 @@ MAX_TITLE_LENGTH = 1000  # characters; longer titles are web pages that were scr
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the products of all `meta_*.json.gz` in file order, and each oddity where it occurs.
+    """Yields the products of all `meta_*.json.gz`, sorted by name, in file order, and each oddity where it occurs.
 
-    The caption is the title. A product's photo is the first of its URLs whose file is in `images/`, else
-    `images/ASIN.jpg`; if that file does not exist either, the product is later counted as having no image. Attributes:
-    brand and, if the review file is present, the number of reviews and their mean rating. The category is the deepest
-    usable level of the product's category list.
+    The caption is the title. A product's photo is in `images/` or below, under the file name of one of its URLs (the
+    first that is found) or else named after its ASIN; if neither is found, the product is later dropped for its missing
+    image. Attributes: brand and, if the file of reviews has any for the product, their number and mean rating. The
+    category is the deepest non-empty one of the first three levels of the product's category list.
 
     Raises:
       UserError: the metadata or `images/` is missing, no product has a title, or `columns` is not empty.

@@ -19,7 +19,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
 
     The attribute `partition` is the end of the caption file's name: `val2017` for `captions_val2017.json`. Photos are
     in the folder of that name, or in `images/` if that folder does not exist. If `dataset_coco.json` exists, it is read
-    instead of the caption files.
+    instead of the caption files, and its own splits become `partition` (see `flickr30k.read_karpathy`).
 
     Raises:
       UserError: there are no caption files, a caption file is malformed, or `columns` is not empty.

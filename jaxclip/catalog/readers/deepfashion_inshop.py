@@ -20,10 +20,10 @@ MIN_LINE_LENGTH = 3  # characters; shorter lines of a description carry no infor
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the photos in the order of the partition list, and each oddity where it occurs.
 
-    The caption is the article's description with its lines joined; the category is the folder above the article, such
-    as Dresses in `img/WOMEN/Dresses/id_00000002/02_1_front.jpg`. Photos of one article are one group. Attributes:
-    gender, view, colours (all colours of the article, joined by commas) and `partition` (train, query or gallery). The
-    dataset's own partition never divides an article.
+    The caption is the article's description with its lines joined; different descriptions are several captions. The
+    category is the folder above the article, such as Dresses in `img/WOMEN/Dresses/id_00000002/02_1_front.jpg`. Photos
+    of one article are one group. Attributes: gender, view, colours (all colours of the article, joined by commas) and
+    `partition` (train, query or gallery).
 
     Raises:
       UserError: a file is missing or malformed, no photo has a description, or `columns` is not empty.

@@ -43,9 +43,9 @@ _NAME = re.compile(r"(?P<item>(?P<gender>[^-]+)-(?P<category>.+)-id_\d+)-\d+_\d+
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the photos of `captions.json` in file order, and each oddity where it occurs.
 
-    Photos of one article are one group. Article and category come from the file name, such as
-    `WOMEN-Dresses-id_00000002-02_1_front.jpg`, and attributes from the files in `labels/` that exist; a part that is
-    labelled as not visible has no attribute.
+    Photos of one article are one group. Article, category, gender and view come from the file name, such as
+    `WOMEN-Dresses-id_00000002-02_1_front.jpg`, and other attributes from the files in `labels/` that exist; a part that
+    is labelled as not visible has no attribute.
 
     Raises:
       UserError: `captions.json` or `images/` is missing, the captions are malformed, or `columns` is not empty.

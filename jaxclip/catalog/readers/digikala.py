@@ -11,10 +11,10 @@ SOURCE = "Fetch Digikala's colour classification photos from Kaggle and unpack t
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the photos sorted by path, without captions: such a gallery can be searched but not trained on.
+    """Yields the photos in the order of `folder.read`, without captions: the gallery can be searched, not trained on.
 
-    The folder's name becomes the attribute `baseColour`. Photos of one colour do not form a group, because two red
-    products are not the same product.
+    The name of a photo's folder becomes its attribute `baseColour`. Photos of one colour do not form a group, because
+    two red products are not the same product.
 
     Raises:
       UserError: `path` is not a folder or has no photo, or `columns` is not empty.

@@ -29,13 +29,13 @@ ATTRIBUTES = {
     "input_department": "department",
     "input_pose": "view",
 }
-"""HDF5 dataset -> attribute of the product."""
+"""HDF5 dataset -> the attribute under which its values are stored."""
 BLOCK = 4096  # rows of text per read
 
 
 @dataclass(frozen=True)
 class HDF5Image:
-    """A row of an HDF5 dataset of uint8 pictures, (N, H, W, 3)."""
+    """The picture in one row of an HDF5 dataset of uint8 pictures, (rows, height, width, 3)."""
 
     file: Path
     dataset: str
@@ -83,7 +83,7 @@ def _rows(file: Path) -> Iterator[Product | Oddity]:
             raise UserError(f"{file} has no dataset {' and '.join(missing)}: it has {', '.join(sorted(opened))}.")
         present = [name for name in (TEXT, CATEGORY, ARTICLE, *ATTRIBUTES) if name in opened]
         total = len(opened[IMAGE])
-        size = math.prod(opened[IMAGE].shape[1:])  # bytes of the raw pixels; a PNG is smaller
+        size = math.prod(opened[IMAGE].shape[1:])  # bytes of the raw pixels; a PNG is usually smaller
         for start in range(0, total, BLOCK):
             block = {name: opened[name][start : start + BLOCK].reshape(-1) for name in present}
             for offset in range(min(BLOCK, total - start)):
@@ -105,6 +105,6 @@ def _rows(file: Path) -> Iterator[Product | Oddity]:
 
 
 def _text(value: bytes | np.generic) -> str:
-    """Returns a value, which is Latin-1 bytes or a number, as text."""
+    """Returns a value, which is Latin-1 bytes or a number, as text without HTML line breaks."""
     text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
     return layout.collapse(text.replace("<br>", " ").replace("<br/>", " "))

@@ -19,15 +19,16 @@ DETAILS = {
     "pattern": ("Pattern", "Print or Pattern Type", "Pattern Type", "Top Pattern"),
     "materialType": ("Fabric", "Fabric Type", "Material", "Material Type", "Top Fabric", "Saree Fabric"),
 }
-"""Attribute -> possible keys in `articleAttributes` of a JSON file; the first key present is used."""
+"""Attribute -> possible keys in `articleAttributes` of a JSON file; the first key with a value is used."""
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the catalogue's products in the order of `styles.csv`, and each oddity where it occurs.
 
     The category is `subCategory`. Attributes keep the dataset's names; `pattern` and `materialType` come from
-    `styles/ID.json`, which also supplies values that the row lacks. A missing name is built from gender, colour and
-    article type. White space in values is stripped and collapsed.
+    `styles/ID.json`, which also supplies values that the row lacks. If both lack the name, it is built from gender,
+    colour and article type; a product that lacks the article type too is dropped. White space in values is stripped
+    and collapsed.
 
     Raises:
       UserError: the folder, `styles.csv`, `images/` or a required column is missing, there are no products, or
@@ -79,7 +80,7 @@ def split_row(line: str, count: int, name: int) -> list[str] | None:
     """Returns the `count` fields of a row, or None if there are too few.
 
     Rows are not quoted as in CSV: quotation marks are text, and the name, at index `name`, may contain commas, so
-    surplus commas are taken as part of it. A row that is correctly quoted is read as CSV.
+    surplus commas are taken as part of it. A row that has `count` fields when it is read as quoted CSV is read so.
     """
     if '"' in line:
         try:

@@ -37,7 +37,10 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
 
 
 def read_karpathy(file: Path, images: Path) -> Iterator[Product | Oddity]:
-    """Yields the photos of a caption file in Karpathy's format: {"images": [{"filename", "sentences", "split"}]}.
+    """Yields the photos of a caption file in Karpathy's format, in file order, and each oddity where it occurs.
+
+    The format is {"images": [{"filepath", "filename", "sentences": [{"raw"}], "split"}]}, where "filepath", a folder in
+    `images`, and "split", which becomes the attribute `partition`, may be missing.
 
     Raises:
       UserError: the file is malformed.

@@ -12,12 +12,13 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", "
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the images of a folder, sorted by path, and an oddity for every other file.
+    """Yields the images in a folder and its subfolders, and an oddity for every file that is not used.
 
-    The captions are the non-empty lines of the `.txt` file with the image's stem. Without this file, the caption is the
-    humanised name of the image's folder, so that all images of a class are one group (see `catalog.groups`), or the
-    humanised stem for images at the top. The category is the image's folder, relative to `path`; the id is the image's
-    relative path without the suffix, or with the suffix if two images differ only in it. Hidden files are ignored.
+    The files of a folder come before its subfolders; both are sorted by name. The captions are the non-empty lines of
+    the `.txt` file with the image's stem. Without such lines, the caption is the name of the image's folder (see
+    `humanise`), so that all images of a class are one group (see `catalog.groups`), or the stem for images at the top.
+    The category is the image's folder, relative to `path`; the id is the image's relative path without the suffix, or
+    with the suffix if two images differ only in it. Hidden files and folders and `__MACOSX` are ignored.
 
     Raises:
       UserError: `path` is not a folder or has no image, or `columns` is not empty.
@@ -52,7 +53,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
 
 
 def humanise(name: str) -> str:
-    """Returns a file or folder name with underscores replaced by spaces: `long_sleeve` becomes "long sleeve"."""
+    """Returns a name with underscores replaced by spaces and white space collapsed: "long sleeve" for `long_sleeve`."""
     return " ".join(name.replace("_", " ").split()) or name
 
 
@@ -61,7 +62,7 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, list[Path]]]:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
     yield folder, [entry for entry in entries if not entry.is_dir()]
     for entry in entries:
-        # Class folders are often symbolic links, so links are followed; `seen` prevents endless cycles.
+        # Class folders are often symbolic links, so links are followed, but each folder is read only once.
         if entry.is_dir() and entry.resolve() not in seen:
             yield from _walk(entry, seen)
 

@@ -1,4 +1,4 @@
-"""Checks of fixed dataset layouts, and white space clean-up for all readers."""
+"""Checks of fixed dataset layouts, and white space clean-up, shared by the readers."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from jaxclip.errors import UserError
 
 
 def check(path: Path, columns: Mapping[str, str], required: Iterable[str], *, dataset: str, source: str) -> None:
-    """Checks that a folder has the files and folders of a dataset's layout.
+    """Checks that a folder has the files and folders of a dataset's layout, and that no columns are configured.
 
     Args:
       path: the folder.

@@ -14,7 +14,7 @@ USUAL_NAMES = {
     "id": ("id", "product_id", "sku", "item_id", "article_id"),
     "category": ("category", "class", "label", "type", "product_type", "subcategory"),
 }
-"""Role -> the column names by which it is recognised, in lower case, with underscores for spaces and hyphens."""
+"""Role -> column names by which it is recognised, the first that exists; case is ignored, and _ matches space and -."""
 MISSING = {"", "NA", "N/A", "<NA>", "nan", "NaN", "None", "null", "NULL"}
 
 
@@ -30,9 +30,10 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the oddities of a table, then its products in the order of their first rows.
 
     `path` is the table, or a folder that contains `metadata.csv` or exactly one table. Image paths are relative to the
-    table's folder. Rows with the same id and image become one product with several captions; without an id
-    column, the image's path is the id. Columns other than id, image and caption become attributes. A table without a
-    caption column is a gallery: its products have no captions, and an oddity reports this.
+    table's folder. Rows with the same id and image become one product with several captions and the
+    other values of the first row; an id that occurs with another image gets a number. Without an id column, the image's
+    path is the id. Columns other than id, image and caption become attributes. A table without a caption column is a
+    gallery: its products have no captions, and an oddity reports this.
 
     Raises:
       UserError: there is no table, the image column or a configured column is missing, a quotation mark is not closed,

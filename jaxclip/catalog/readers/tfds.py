@@ -1,4 +1,4 @@
-"""Any dataset prepared by TFDS; images and texts are recognised by the names of its features."""
+"""Any dataset prepared by TFDS; images and texts are recognised by the names of its features, unless configured."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ USUAL_NAMES = {
     "caption": ("caption", "captions", "text", "title", "description"),
     "category": ("category", "label", "class"),
 }
-"""Role -> the feature names by which it is recognised; nested features are written with a slash."""
+"""Role -> the feature names by which it is recognised, the first that exists; a slash precedes a nested name."""
 
 
 @dataclass(frozen=True)
 class TFDSImage:
-    """The picture of one example of a split."""
+    """The picture of one example, number `row` of a split of the dataset in `folder`."""
 
     folder: Path
     split: str
@@ -43,11 +43,12 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the examples of all splits, in stored order, and each oddity where it occurs.
 
     `path` is the folder of `dataset_info.json`, for example `DATA_DIR/flickr30k/1.0.0`. Only ArrayRecord is supported,
-    because other formats have no random access. Features that are text, class labels or whole numbers become
-    attributes; the split's name becomes the attribute `partition`.
+    because other formats have no random access. Features other than id, image and caption that are text, class labels
+    or whole numbers become attributes; the split's name becomes the attribute `partition`.
 
     Raises:
-      UserError: there is no prepared dataset, it is not stored as ArrayRecord, or no feature fits the image or caption.
+      UserError: there is no prepared dataset, it is not stored as ArrayRecord, a configured feature does not exist, or
+        no feature fits the image or caption.
     """
     import tensorflow_datasets as tfds  # takes seconds to import and is needed by this reader only
 
@@ -83,7 +84,10 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
 
 @lru_cache(maxsize=8)
 def _source(folder: Path, split: str, image: str) -> Any:
-    """Returns the examples of a split by index, with encoded pictures; cached, because opening a split is slow."""
+    """Returns the examples of a split by index, with the feature `image` still encoded.
+
+    Results are cached, because opening a split is slow.
+    """
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)

@@ -1,4 +1,4 @@
-"""Tar files in the webdataset layout: consecutive files with the same name up to the first dot form a sample."""
+"""Tar files in the webdataset layout: consecutive files with the same path up to the name's first dot are a sample."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from jaxclip.errors import UserError
 
 TEXTS = (".txt", ".text", ".caption")
 USUAL_NAMES = {"id": (), "caption": ("caption", "text", "title"), "category": ("category", "class")}
-"""Role -> the keys of a sample's JSON by which it is recognised."""
+"""Role -> the keys of a sample's JSON by which it is recognised, the first that exists."""
 MAX_TEXT_BYTES = 2**20  # a larger text or JSON file is read as empty
 
 
@@ -39,9 +39,10 @@ class TarMember:
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     """Yields the samples of a tar file, or of all `*.tar` in a folder sorted by name, and each oddity.
 
-    A sample's picture is its file with an image suffix. Its captions are the lines of its `.txt`, or the `caption`,
-    `text` or `title` in its `.json`. Other JSON values that are text or numbers become attributes. `columns` can name
-    other JSON keys for id, caption and category. Pictures are read directly from the tar, without unpacking it.
+    A sample's picture is its first file with an image suffix. Its captions are the lines of its `.txt`, `.text` and
+    `.caption`, or else the `caption`, `text` or `title` in its `.json`. JSON values that are text or numbers and not
+    used as caption, id or category become attributes. `columns` can name other JSON keys for these three. Pictures are
+    read directly from the tar, without unpacking it.
 
     Raises:
       UserError: there is no tar file, a tar file is compressed or damaged, there is no usable sample, or `columns` has
