@@ -25,7 +25,13 @@ QUEUED_BLOCKS = 2  # per worker; bounds memory
 
 @dataclass(frozen=True)
 class Examined:
-    """A product, its picture or the reason why it has none, and its description; None if it has no picture."""
+    """The result for one product.
+
+    Attributes:
+      product: the product.
+      picture: its picture, or the reason why it has none.
+      description: its description; None if it has no picture or there is no describer.
+    """
 
     product: Product
     picture: Picture | str

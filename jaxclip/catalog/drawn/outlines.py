@@ -19,7 +19,7 @@ Point = tuple[int, int] | tuple[int, int, int]
 def rounded(points: Sequence[Point], radius: int = 20) -> np.ndarray:
     """Returns the closed outline whose corners are `points`, rounded by `radius` or by a point's third number.
 
-    A curve replaces each corner; it begins and ends `radius` units from the corner, but at most in the middle of an edge.
+    A curve replaces each corner. It begins and ends `radius` units from the corner, at most in the middle of an edge.
     """
     corner = np.array([point[:2] for point in points], np.int64) * FINE
     wanted = np.array([point[2] if len(point) > 2 else radius for point in points], np.int64)[:, None] * FINE
@@ -54,7 +54,7 @@ def _distinct(points: np.ndarray) -> np.ndarray:
 
 
 def path(points: Sequence[Point], radius: int = ROUND) -> np.ndarray:
-    """Returns an open curve from the first of `points` to the last, rounded between them as in `rounded`, for `ribbon`."""
+    """Returns an open curve from the first of `points` to the last, with the others `rounded`, for `ribbon`."""
     first, *middle, last = points
     return rounded([(*first[:2], 0), *middle, (*last[:2], 0)], radius)
 
