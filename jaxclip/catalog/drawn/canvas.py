@@ -61,7 +61,7 @@ class Canvas:
         within: Mask | None = None,
         line: int = 9,
     ) -> Mask:
-        """Draws a part with cloth, shading and an outline of width `line`, records it as `name`, and returns its mask."""
+        """Draws a part with cloth, shading and an outline `line` wide, records it as `name`, and returns its mask."""
         mask = self.mask(outlines, holes)
         mask = mask.within(within) if within else mask
         self._blend(mask, colour.rgb)
