@@ -47,7 +47,7 @@ class BeamExecution:
         self._runner = runner
         self._options = [f"--{option.lstrip('-')}" for option in options]
         self._parts = Parts(folder)
-        self._numbers = array("Q")  # of the kept products, among all products (see `Parts`)
+        self._numbers = array("Q")  # the numbers in `Parts` of the kept products
 
     @contextmanager
     def collect(self, rows: Iterable[Product | Oddity], describer: Describer | None) -> Iterator[Collected]:

@@ -23,7 +23,7 @@ SECTIONS = ("tokens", "colours", "pairs")
 
 
 class EncodedPictures(Protocol):
-    """A sequence with the encoded picture, JPEG or PNG, of each product on the card."""
+    """The encoded picture, JPEG or PNG, of each kept product, by the product's index."""
 
     def __getitem__(self, index: int) -> bytes: ...
 
@@ -37,7 +37,7 @@ def write(
     descriptions: Sequence[Mapping[str, Any]] | None,
     oddities: Sequence[Oddity],
 ) -> None:
-    """Writes the data card to `path`: a deterministic HTML file that makes no network requests.
+    """Writes the data card to `path`: an HTML file that depends only on the arguments and makes no network requests.
 
     Args:
       path: the HTML file; its folder is created.

@@ -60,7 +60,7 @@ class Parts:
         return parts
 
     def examine(self, part: int, describer: Describer | None) -> None:
-        """Checks and describes the products of a part and writes the results, with one block of pictures in memory."""
+        """Checks and describes a part's products and writes the results, with only one block of pictures in memory."""
         products = self._load(part, "products")
         verdicts, descriptions = [], []
         with _write_atomically(self._path(part, "pictures")) as file:

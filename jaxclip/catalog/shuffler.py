@@ -16,7 +16,7 @@ HALF = 64  # bits of the 128-bit hashed key that fit into one array element
 
 
 class Shuffler:
-    """Sorts examples by hashed key; a drop-in replacement for `tfds.core.shuffle.Shuffler`.
+    """Sorts examples by hashed key; replaces `tfds.core.shuffle.Shuffler`, except for `disable_shuffling`.
 
     TFDS keeps up to 1 GB of examples in memory and then opens a thousand files through TensorFlow, whose import needs
     about 700 MB. This class needs 24 bytes of memory per example, and at least 8 more while it sorts.

@@ -134,7 +134,7 @@ def _classical(records: Records, texts: Sequence[str]) -> Features:
 
 
 def _embed_with_towers(config: Config, workdir: Path, records: Records, say: Callable[[str], None]) -> Features:
-    """Returns the embeddings of pictures and first captions, computed by a workdir's newest checkpoint."""
+    """Returns the embeddings of pictures and of first captions, computed by the newest checkpoint of `workdir`."""
     checkpoints, step = _newest_checkpoint(workdir)
     say(f"embedding {len(records):,} training products with step {step} of {workdir}")
     towers = load_towers(config, workdir)

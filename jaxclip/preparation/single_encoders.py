@@ -23,7 +23,9 @@ LENGTH_MULTIPLE = 16  # numbers of tokens are rounded up to a multiple of this, 
 
 
 def picture_features(folder: Path, records: Records) -> np.ndarray:
-    """Returns the class token of each product's picture, (products, width), by the ViT and preprocessing in a folder.
+    """Returns the class token of the ViT in a folder for the picture of each product, (products, width).
+
+    The pictures are preprocessed as the folder says.
 
     Raises:
       UserError: the folder holds no ViT, or its preprocessing makes pictures of another size than the ViT's input.
@@ -39,7 +41,7 @@ def picture_features(folder: Path, records: Records) -> np.ndarray:
 
 
 def text_features(folder: Path, texts: Sequence[str]) -> np.ndarray:
-    """Returns the output at the [CLS] token of each text, (texts, width), by the BERT in a folder; it cuts long texts.
+    """Returns the [CLS] output of the BERT in a folder for each text, (texts, width); long texts are truncated.
 
     Raises:
       UserError: the folder holds no BERT or no tokenizer.

@@ -176,7 +176,7 @@ def test_amazon_photos_are_found_by_url_or_asin_and_ratings_are_counted(tmp_path
     assert [kind for _, kind, _ in oddities] == [
         "product without a title",
         "duplicate ASIN",
-        "title is a page of HTML",
+        "title too long to be a name",
         "product without an ASIN",
         "line is not a JSON object",
     ]

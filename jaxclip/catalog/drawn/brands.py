@@ -19,7 +19,7 @@ class Brand:
     Attributes:
       name: the first word of the names of its products.
       emblem: outlines around the origin, about 100 units in each direction.
-      colour: the emblem's preferred colour; another is used if it would not stand out against the product.
+      colour: the emblem's preferred colour; white or black is used if it would not stand out against the product.
       holes: outlines cut out of the emblem.
     """
 

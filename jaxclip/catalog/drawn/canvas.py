@@ -84,7 +84,7 @@ class Canvas:
         self._blend(mask.within(within) if within else mask, rgb, strength)
 
     def mask(self, outlines: Sequence[np.ndarray], holes: Sequence[np.ndarray] = ()) -> Mask:
-        """Returns the pixels that `outlines` cover, without `holes`."""
+        """Returns the mask of the pixels that `outlines` cover, without `holes`."""
         points = np.concatenate([outline.reshape(-1, 2) for outline in outlines])
         lengths = [outline.shape[-2] for outline in outlines for _ in range(outline.size // (2 * outline.shape[-2]))]
         mask = coverage(self._placed(points), lengths, self.height, self.width)

@@ -70,7 +70,7 @@ def difference(first: RGB, second: RGB) -> int:
 
 
 def contrasting(rgb: RGB, *preferences: RGB) -> RGB:
-    """Returns the first of `preferences` that stands out against `rgb` (see `difference`), else WHITE or INK."""
+    """Returns the first of `preferences` whose `difference` from `rgb` is at least 200; WHITE or INK if none is."""
     for preference in preferences:
         if difference(rgb, preference) >= 200:
             return preference

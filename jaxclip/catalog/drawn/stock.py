@@ -80,7 +80,7 @@ def draw_product(seed: int, index: int) -> Drawing:
 
 
 def _kind(seed: int, index: int) -> Kind:
-    # Each block of len(KINDS) products holds every kind once, so that the numbers of two kinds differ by at most 1.
+    # Each block of len(KINDS) products holds every kind once, so that all kinds are about equally frequent.
     block, position = divmod(index, len(KINDS))
     return Chance(seed, block, "kinds").shuffled(KINDS)[position]
 

@@ -21,7 +21,7 @@ SOURCE = (
 )
 URLS = ("imageURLHighRes", "imageURL", "imUrl")
 _TAG = re.compile(r"<[^>]*>")
-MAX_TITLE_LENGTH = 1000  # characters; longer titles are web pages that were scraped by mistake
+MAX_TITLE_LENGTH = 1000  # characters; longer titles are taken for web pages that were scraped by mistake
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
@@ -74,7 +74,7 @@ def _find_problem(asin: str, title: str, seen: set[str]) -> str:
         return "duplicate ASIN"
     if not title:
         return "product without a title"
-    return "title is a page of HTML" if len(title) > MAX_TITLE_LENGTH else ""
+    return "title too long to be a name" if len(title) > MAX_TITLE_LENGTH else ""
 
 
 def _read_ratings(reviews: Path, ratings: dict[str, tuple[int, float]]) -> Iterator[Oddity]:

@@ -14,7 +14,7 @@ SOURCE = (
     "into it."
 )
 DESCRIPTIONS, PARTITION = "Anno/list_description_inshop.json", "Eval/list_eval_partition.txt"
-MIN_LINE_LENGTH = 3  # characters; shorter lines of a description carry no information
+MIN_LINE_LENGTH = 3  # characters; shorter lines of a description are left out, as they carry no information
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:

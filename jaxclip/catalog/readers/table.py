@@ -77,7 +77,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         ids.add(unique)
         entries[id_, image] = _Entry(unique, image, [caption] if caption else [], row_values)
     if not entries:
-        raise UserError(f"{table} has no row with an image and a caption: it should have one row for each pair.")
+        raise UserError(f"{table} has no row with an image (and a caption, if it has a caption column).")
     role_columns = {roles.get("id"), roles["image"], roles.get("caption"), ""}
     for entry in entries.values():
         attributes = {column: value for column, value in entry.values.items() if column not in role_columns}
