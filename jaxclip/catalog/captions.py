@@ -43,7 +43,7 @@ def build(name: str, attributes: Mapping[str, str], template: str, keep: Collect
       name: the value of `{name}`.
       attributes: attribute -> value; an attribute of the template that is absent here is treated as empty.
       template: see `fields`; it must have passed `check`.
-      keep: names of the attributes to use, None for all; training drops some at random.
+      keep: names of the attributes to use, None for all; training can drop some at random.
     """
     pieces = list(_pieces(template))
     used = {_key(word) for text, _ in pieces for word in text.split()} | {_key(word) for word in name.split()}
