@@ -29,7 +29,7 @@ class EmbeddingStore:
     dropped when the file is opened, and their contents are embedded again. An interruption loses only the rows that
     were not written yet.
 
-    The store is a context manager. While it is open, no other process can open a store in the same folder.
+    The store is a context manager. While it is open, other processes that open a store in the same folder wait.
 
     Attributes:
       path: the file.
