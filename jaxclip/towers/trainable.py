@@ -56,7 +56,7 @@ class Trainable:
         return self._insert(trained, params, replace_layers)
 
     def assemble(self, trained: Params, params: Params) -> Params:
-        """Returns what `put` returns, but makes no copies: partly trained stacks are Segments, which the towers read."""
+        """Returns what `put` returns, but copies nothing: partly trained stacks are Segments, which the towers read."""
 
         def parts(leaf: jax.Array, runs: Any, new: jax.Array) -> Segments:
             trained_part = {start: part for start, _, part in _split(new, runs)}
