@@ -126,9 +126,9 @@ def _texture(sources: FeatureSources) -> Values:
 
 
 def _attributes(sources: FeatureSources, *, mentioned: bool) -> tuple[Values, Present]:
-    """Returns each product's values, multi-hot, in the columns that captions mention or do not, and if there are any.
+    """Returns each product's values, multi-hot, and whether it has any.
 
-    Only columns and values of the vocabulary count.
+    The columns are those of the vocabulary that captions mention, or all others; values outside it do not count.
     """
     columns = [column for column in sources.vocabulary if (column in sources.in_captions) == mentioned]
     places = {

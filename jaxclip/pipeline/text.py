@@ -174,7 +174,10 @@ def segments(
 
 
 def caption(name: str, attributes: Mapping[str, str], preprocess: Preprocess) -> str:
-    """Returns the caption that evaluation builds from a product's attributes and `name`, any one of its captions."""
+    """Returns the caption that evaluation builds from a product's attributes and `name`, one of its captions.
+
+    The first caption of a product is its name.
+    """
     return _apply_case(captions.build(name, attributes, preprocess.caption_template), preprocess)
 
 

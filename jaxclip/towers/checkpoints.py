@@ -312,7 +312,7 @@ def _silence_abandoned_reads() -> None:
 
 
 def _differences(item: Path, abstract: Any) -> list[str]:
-    """Returns a line for each array that a checkpoint's item and `abstract` do not both hold, in the same shape."""
+    """Returns a line for each array that only a checkpoint's item or only `abstract` holds, or whose shapes differ."""
     stored, expected = _shapes(ocp.PyTreeCheckpointHandler().metadata(item).tree), _shapes(abstract)
     return [
         f"{name} is {stored.get(name, 'missing')}, expected {expected.get(name, 'none')}"

@@ -31,7 +31,7 @@ class Encoders:
 
     Embeddings are float32 even where the towers compute in bfloat16. Ranks are exact, and two items tie only if their
     float32 scores are equal. bfloat16 has 8 significant bits, so that near a cosine of 1 it could round scores that
-    differ by up to 0.004 to one value: false ties, which change the ranks (see `jaxclip.models.clip.unit`).
+    differ by up to 0.004 to one value: false ties, which change the ranks (see `models.clip.normalise`).
 
     Attributes:
       towers: the towers.

@@ -107,7 +107,7 @@ def pretrained_params(config: Config, abstract: Params, step: int | None = None)
 def checkpoint_folder(name: str, key: str) -> Path:
     """Returns the folder `name`, or else a local copy of the repository `name` on the Hugging Face hub.
 
-    A repository is OWNER/NAME or OWNER/NAME@REVISION; it is downloaded unless it has been before.
+    A repository is OWNER/NAME or OWNER/NAME@REVISION; its files are downloaded unless the hub's local cache has them.
 
     Raises:
       UserError: it is neither, or the download failed; the message names `key`, the field of the configuration that

@@ -17,7 +17,7 @@ from jaxclip.training.step import Batch
 MAX_SIDE_RATIO = 6
 """Devices scale pictures only if no side of the dataset's pictures exceeds this many times the towers' image size."""
 MAX_CANVAS_RATIO = 3
-"""Largest side of the square that holds an unscaled crop, as such a multiple; the host scales crops that are larger."""
+"""Largest side of the square that holds an unscaled crop, in image sizes; the host scales crops that do not fit."""
 MULTIPLE = 16  # pixels; the longest side is rounded up to a multiple of this, so that few programs are compiled
 
 

@@ -104,7 +104,7 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
         "run",
         {
             "data fingerprint": metadata["data_fingerprint"],
-            "side of unscaled pictures": setup.canvas,
+            "side of the squares of unscaled pictures": setup.canvas,
             "vocabulary": vocabulary_fingerprint(towers.tokenizer),
             "steps of checkpoints in the workdir": checkpoints.steps(),
         },

@@ -114,7 +114,10 @@ def _downscale(image: np.ndarray) -> np.ndarray:
 
 
 def _shadow(far: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Returns the mask of the background and its shadow, which is darker, has the same hue and no sharp edge."""
+    """Returns the mask of the background that reaches the picture's border, with the product's shadow on it.
+
+    A shadow is darker than the background, has nearly the same hue and no sharp edge.
+    """
     lightness = offset[..., 0]
     tint = length(offset[..., 1:])
     shaded = (lightness < 0) & (lightness > -_MAX_SHADOW_DEPTH) & (tint < 3 - 0.12 * lightness)
