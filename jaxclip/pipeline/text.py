@@ -105,7 +105,7 @@ def add_cleaning(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTraine
         return tokenizer
     if not tokenizer.is_fast:
         raise UserError(
-            f"captions cannot be cleaned ({cleaning}) for a {type(tokenizer).__name__}: add its tokenizer.json"
+            f"a {type(tokenizer).__name__} cannot clean captions ({cleaning}): add a tokenizer.json to the checkpoint"
         )
     backend, steps = tokenizer.backend_tokenizer, [normalizers.Lowercase()]
     if cleaning == "canonicalize":

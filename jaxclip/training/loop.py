@@ -147,7 +147,7 @@ def _check_finite(metrics: Metrics, number: int, checkpoints: Checkpoints) -> No
     remains = f"the checkpoint of step {steps[-1]} is the last good one" if steps else "no checkpoint was saved before"
     raise UserError(
         f"loss {float(metrics['loss'])} and gradient norm {float(metrics['gradient_norm'])} at step {number} are not "
-        f"finite; {remains}. A lower optimizer.learning_rate or a longer optimizer.warmup_steps usually helps"
+        f"finite; {remains}. A lower optimizer.learning_rate or more optimizer.warmup_steps may help"
     )
 
 

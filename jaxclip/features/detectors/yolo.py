@@ -89,7 +89,8 @@ class Yolo:
             shapes = ", ".join(str(output.shape) for output in outputs)
             raise UserError(
                 f"{path} is not a detector of the YOLO family: for an input of {width}x{height} pixels its output is "
-                f"{shapes}; give a model whose output is (1, A, 5+C), (1, 3A, 5+C), (1, 4+C, A) or (1, N, 6)"
+                f"{shapes}; give a model whose output is (1, A, 5+C), (1, 3A, 5+C), (1, 4+C, A) or (1, N, 6), "
+                "with A grid cells, C classes and N boxes"
             )
         self._layout = layout
         self._names = _read_names(path, self._session.get_modelmeta().custom_metadata_map, layout.classes)
