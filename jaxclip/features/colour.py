@@ -201,7 +201,7 @@ def _cluster(
 def _merge_shades(
     lab: Float[np.ndarray, "K 3"], shares: Float[np.ndarray, "K"], k: int
 ) -> tuple[Float[np.ndarray, "M 3"], Float[np.ndarray, "M"]]:
-    """Returns at most k distinct colours and their shares; similar ones of the K clusters are merged into the larger."""
+    """Returns at most k distinct colours and their shares; of K clusters, similar ones are merged into the larger."""
     shares = shares.copy()
     difference = deltaE_ciede2000(lab[:, None], lab[None], kL=2)  # (K, K)
     np.fill_diagonal(difference, np.inf)
