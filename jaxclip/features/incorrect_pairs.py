@@ -1,4 +1,4 @@
-"""Mines incorrect pairs: the image of each product is paired with the text of a dissimilar product, its partner.
+"""Mines incorrect pairs: the image of a product is paired with the text of another product, its partner.
 
 Tagami et al., "Automatic Data Generation of Incorrect Image-Text Pairs for Effective Contrastive Learning of CLIP
 Model", section 3.2 (the rule) and section 4.1 (the variants with which it is compared). Variants:

@@ -1,4 +1,4 @@
-"""Operations on a model's parameters: shapes, merging, casting, checksums."""
+"""Operations on a model's parameters: shapes, merging, casting, checksums, a check for finite values."""
 
 from functools import partial
 from typing import Any
