@@ -1,1 +1,1 @@
-"""Features that preparation computes from pictures and texts: boxes, crops, colours, texture, incorrect pairs."""
+"""Features of pictures and texts: boxes, crops, colours, texture, incorrect pairs, and those that re-rankers read."""

@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from jaxclip.features.palette import MERGED
 
 SEVERAL = "Multi"
-"""The name of the palette for a product of several colours."""
+"""The palette's name for a product of several colours."""
 _NAMES = {name.casefold(): name for name in MERGED}
 _MIN_SHARE = 0.5  # an attribute holds colours if at least this share of its values are colour names
 
@@ -24,7 +24,7 @@ class Agreement:
       left_out: number of products whose catalogue colour is missing or is not a single colour of the palette.
       exact: number of products whose dominant colour has the same name as in the catalogue.
       top1: number of products whose dominant colour has the same basic term (`palette.MERGED`).
-      top3: number of products with that basic term among their stored colours.
+      top3: number of products with that basic term among the first three of their stored colours.
       names: the N basic terms.
       confusion: (N, N) number of products per basic term of the catalogue (row) and of the dominant colour (column).
     """

@@ -32,8 +32,8 @@ def image_features(
     length before they are weighted and concatenated.
 
     Args:
-      colour_histograms: non-negative counts or shares of colours; a row may be empty (all 0).
-      textures: one measure per column, in any unit; T may be 0.
+      colour_histograms: non-negative counts or shares of C colours for N pictures; a row may be empty (all 0).
+      textures: T measures of each picture, in any unit; T may be 0.
       colour_weight: share of colour in the squared length of a row, on average, from 0 to 1.
       dimensions: D, the number of principal components. If it is None, or not less than N or C + T, the C + T
         columns are kept.
@@ -118,7 +118,10 @@ def _standardise(textures: Float[np.ndarray, "N T"]) -> Float32[np.ndarray, "N T
 
 
 def _normalise_block(block: Float32[np.ndarray, "N B"]) -> Float32[np.ndarray, "N B"]:
-    """Returns the block shifted and scaled: each column has mean 0, and the mean square length of the rows is 1."""
+    """Returns the block shifted and scaled: each column has mean 0, and the mean square length of the rows is 1.
+
+    If all rows are equal, up to rounding, it returns zeros.
+    """
     if not block.size:
         return block
     centred = block - block.mean(axis=0, dtype=np.float64).astype(np.float32)

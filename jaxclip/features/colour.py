@@ -14,10 +14,10 @@ from jaxclip.features.palette import PROTOTYPES
 BINS = (8, 3, 4)
 """Default numbers of hue, saturation and value bins of `colour_histogram`."""
 
-# Number of bins that are clustered: the chunk size of scikit-learn, within which the order of additions, and so the
-# result, does not depend on the number of threads.
+# Largest number of bins that are clustered: the chunk size of scikit-learn, within which the order of additions, and so
+# the result, does not depend on the number of threads.
 _MAX_BINS = 256
-_MIN_CLUSTERS = 6  # more than the colours returned, so that shades of one hue can be merged afterwards
+_MIN_CLUSTERS = 6  # more than the usual 3 colours, so that shades of one hue can be merged afterwards
 _LIGHTNESS_WEIGHT = 0.5  # in clustering: folds change the lightness of cloth, hardly its hue
 _MERGE_DIFFERENCE = 8.0  # CIEDE2000 difference with kL = 2 below which two clusters are merged into one colour
 _MIN_SATURATION = 0.12  # HSV saturation below which a pixel counts as grey
@@ -31,7 +31,7 @@ class Tally:
     """RGB histogram of a product's pixels, from which all colour features are computed.
 
     Attributes:
-      codes: (B,) the non-empty bins in ascending order; a code joins the high bits of red, green and blue.
+      codes: (B,) the B non-empty bins in ascending order; a code joins the high bits of red, green and blue.
       sums: (B, 3) sum of each channel over the pixels of each bin.
       counts: (B,) number of pixels in each bin.
     """
@@ -46,7 +46,7 @@ class Tally:
         return self.sums / self.counts[:, None]
 
     def coarsen(self) -> "Tally":
-        """Returns the histogram of the same pixels at 4 bits per channel."""
+        """Returns this histogram, which must have 5 bits per channel, at 4 bits per channel."""
         red, green, blue = (self.codes >> shift & 31 for shift in (10, 5, 0))
         return _accumulate(red >> 1 << 8 | green >> 1 << 4 | blue >> 1, self.sums.T, self.counts, 8**4)
 
@@ -112,8 +112,8 @@ def colours(rgb_histogram: Tally, k: int = 3) -> Colours:
     with lightness at half weight. The initial centres are those of k-means++ with each random draw replaced by the
     likeliest bin, so the result is deterministic. Clusters closer than a CIEDE2000 difference of 8 with kL = 2, the
     value for textiles (CIE 142-2001), are then merged, nearest first, and merging continues until at most k are left,
-    so that shadows and highlights count towards the cloth on which they lie. A merged colour has the value of its
-    largest cluster and the total share of its clusters. The positions of the pixels do not matter.
+    so that shadows and highlights count towards the cloth on which they lie. When two are merged, the one with the
+    larger share keeps its value and gets the share of the other. The positions of the pixels do not matter.
 
     Raises:
       ValueError: k is less than 1.
@@ -165,7 +165,7 @@ def colour_histogram(rgb_histogram: Tally, bins: tuple[int, int, int] = BINS) ->
     if min(bins) < 1:
         raise ValueError(f"expected at least 1 hue, 1 saturation and 1 value, got {bins}")
     hues, saturations, values = bins
-    hsv = rgb2hsv(rgb_histogram.means / 255)  # (B, 3)
+    hsv = rgb2hsv(rgb_histogram.means / 255)  # (bins of the RGB histogram, 3)
     hue = np.floor(hsv[:, 0] * hues + 0.5).astype(np.intp) % hues
     saturation = (hsv[:, 1] - _MIN_SATURATION) / (1 - _MIN_SATURATION)
     saturation = (saturation * saturations).astype(np.intp).clip(0, saturations - 1)
@@ -179,7 +179,7 @@ def colour_histogram(rgb_histogram: Tally, bins: tuple[int, int, int] = BINS) ->
 def _cluster(
     lab: Float[np.ndarray, "B 3"], counts: Float[np.ndarray, "B"], k: int
 ) -> tuple[Float[np.ndarray, "K 3"], Float[np.ndarray, "K"]]:
-    """Returns the mean colours and the shares of at most k non-empty clusters."""
+    """Returns the mean colours and the shares of at most k non-empty clusters of B bins."""
     if len(lab) <= k:
         return lab, counts / counts.sum()
     points = lab * (_LIGHTNESS_WEIGHT, 1, 1)
@@ -201,7 +201,7 @@ def _cluster(
 def _merge_shades(
     lab: Float[np.ndarray, "K 3"], shares: Float[np.ndarray, "K"], k: int
 ) -> tuple[Float[np.ndarray, "M 3"], Float[np.ndarray, "M"]]:
-    """Returns at most k distinct colours and their shares; similar clusters are merged into the larger one."""
+    """Returns at most k distinct colours and their shares; of K clusters, similar ones are merged into the larger."""
     shares = shares.copy()
     difference = deltaE_ciede2000(lab[:, None], lab[None], kL=2)  # (K, K)
     np.fill_diagonal(difference, np.inf)

@@ -15,7 +15,7 @@ SIMILARITY_SCALE = 12.0
 
 
 def name_similarity() -> Float32[np.ndarray, "C C"]:
-    """Returns exp(-(difference / SIMILARITY_SCALE)^2) for each pair of names.
+    """Returns exp(-(difference / SIMILARITY_SCALE)^2) for each pair of the C names in NAMES.
 
     The difference of two names is the CIEDE2000 difference of their nearest prototypes.
     """
@@ -28,7 +28,7 @@ def soft_colours(names: Sequence[Sequence[str]], shares: Float[np.ndarray, "N k"
     """Returns, for each product, how well each of the C names of the palette describes its colours, from 0 to 1.
 
     Args:
-      names: the palette names of each product's k colours.
+      names: the palette names of each of N products' k colours.
       shares: the shares of these colours; a product with fewer than k colours has shares of 0.
     """
     similarity = name_similarity()

@@ -21,7 +21,7 @@ _PLURAL = re.compile(r"(?<=[a-z]{2})(?:(?<=ss|sh|ch)es|(?<=x)es|(?<=[^su])s)$")
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a picture.
+    """A part of a picture, around a box of a detector, or the whole picture.
 
     Attributes:
       box: the padded box, clipped to the picture.
@@ -46,9 +46,9 @@ def choose(detections: Detections, policy: str, category: str = "", padding: flo
 
     Args:
       detections: the detections in one picture.
-      policy: `largest` selects the largest box; `confident` the most confident box; `category` the most confident box
-        whose label matches the product's category (`same_kind`: "shoe" matches "Sports Shoes"), or the most confident
-        of all boxes if no label matches; `all:K` the K most confident boxes.
+      policy: `largest` selects the box of the largest area; `confident` the most confident box; `category` the most
+        confident box whose label matches the product's category (`same_kind`: "shoe" matches "Sports Shoes"), or the
+        most confident of all boxes if no label matches; `all:K` the K most confident boxes.
       category: the product's category, for the policy `category`.
       padding: margin added on each side, as a share of the box's width or height.
 

@@ -18,7 +18,7 @@ from jaxclip.features.detect import Detections, Detector, make_detector
 from jaxclip.features.detectors.foreground import foreground_mask
 
 SIDE = 512
-"""Longer side, in pixels, to which pictures are reduced before features are computed."""
+"""Longer side, in pixels, to which larger pictures are reduced before features are computed."""
 FELL_BACK = "nothing detected: crop is the whole picture"
 
 
@@ -28,10 +28,11 @@ class ProductDescriber:
 
     Stored values:
 
-    - all detections, including parts of products: `boxes` (N, 4), `box_scores` (N,) and `box_labels`;
-    - the crops that the policy selects, best first: `crops` (1 to K, 4), and `crop_label` of the first;
-    - of the first crop: `geometry` (6,), `colour_rgb` (k, 3), `colour_shares` (k,) and `colour_names`, dominant colour
-      first, `colour_histogram` (B,) and `texture` (T,).
+    - all N detections, including parts of products: `boxes` (N, 4), `box_scores` (N,) and `box_labels`;
+    - the crops that the policy selects, best first: `crops` (number of crops, 4), and `crop_label` of the first;
+    - of the first crop: `geometry` (6,), `colour_rgb` (colours, 3), `colour_shares` (colours,) and `colour_names`,
+      dominant colour first, `colour_histogram` (`colour.histogram_size()`,) and `texture`, with the columns
+      `texture.NAMES`. Colours and texture are those of the product's pixels in the crop.
 
     Boxes and crops are left, top, right, bottom as shares of the picture's width and height.
 

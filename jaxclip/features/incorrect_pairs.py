@@ -1,4 +1,4 @@
-"""Mines incorrect pairs: the image of each product is paired with the text of a dissimilar product, its partner.
+"""Mines incorrect pairs: the image of a product is paired with the text of another product, its partner.
 
 Tagami et al., "Automatic Data Generation of Incorrect Image-Text Pairs for Effective Contrastive Learning of CLIP
 Model", section 3.2 (the rule) and section 4.1 (the variants with which it is compared). Variants:
@@ -11,21 +11,22 @@ Model", section 3.2 (the rule) and section 4.1 (the variants with which it is co
                   image among those whose text is not in the product's text cluster.
 
 Taken literally, the last rule makes a few outliers the partner of almost every product, and most texts never appear
-in an incorrect pair. This module uses every product as a partner equally often, as far as the rule permits:
+in an incorrect pair. This module uses the products as partners about equally often, as far as the rule permits:
 
   1. The other image cluster is drawn at random, not uniformly but such that each cluster is drawn in proportion to its
      size. Among all plans with this property, the plan of largest entropy is found by Sinkhorn scaling over the cells
      (image cluster, text cluster).
   2. The products for which a cluster was drawn and the members of the cluster are split at random into blocks of at
-     most 512. In each block, every product gets a different partner such that the sum of similarities is minimal (an
-     assignment problem, solved exactly). A partner is therefore dissimilar, but not always the least similar product.
-  3. The products for which their block had no admissible partner are placed one by one: each gets the least used
-     admissible partner in any other image cluster and, among equally used ones, the least similar.
+     most 512 of each. In each block, as many products as possible get a different partner each, such that the sum of
+     similarities is minimal (an assignment problem, solved exactly). A partner is therefore dissimilar, but not always
+     the least similar product.
+  3. The products that got no partner in their block are placed one by one: each gets the least used admissible
+     partner in any other image cluster and, among equally used ones, the least similar.
 
-For `random` and `below:T`, a single cluster contains all products, and random numbers replace the similarities. No
-product is used more than 1 + (N - 1) // A times, where A is the smallest number of admissible partners of any paired
-product. A product without an admissible partner is left out and counted. Memory holds the features and one block of
-pairs, never all pairs.
+For `random` and `below:T`, a single cluster contains all products, and random numbers replace the similarities. None of
+the N products is used more than 1 + (N - 1) // A times, where A is the smallest number of admissible partners of any
+paired product. A product without an admissible partner is left out and counted. Memory holds the features and one
+block of pairs, never all pairs.
 """
 
 import math
@@ -45,8 +46,8 @@ from jaxclip.errors import UserError
 from jaxclip.features.pair_table import NONE, MinedPairs, fingerprint
 
 CLUSTERS = 10
-_BLOCK = 512  # products on each side of an assignment problem, whose time grows with the third power of this number
-_MAX_PAIRS = 1 << 22  # pairs in memory at once when all products are candidates
+_BLOCK = 512  # most products on each side of an assignment problem; its time grows with the third power of this
+_MAX_PAIRS = 1 << 22  # most pairs in memory at once when all products are candidates
 _FORBIDDEN_COST = 4.0 * _BLOCK  # more than avoiding a forbidden pair can cost in a block: costs are from -1 to 1
 _SINKHORN_ROUNDS = 30  # few enough not to overflow: if no even plan exists, scales grow by up to N per round
 
@@ -79,7 +80,8 @@ def mine(
       progress: `progress(iterable, total=, desc=, unit=)` wraps the long loops.
 
     Raises:
-      UserError: the variant is unknown, there are fewer products than clusters, or no product has a partner.
+      UserError: the variant is unknown, there are fewer than 2 products or clusters or fewer products than clusters, or
+        no product has a partner.
       ValueError: the shapes do not match, or a feature is not finite.
     """
     below = threshold(variant)
@@ -125,7 +127,10 @@ class _Rule:
     def block(
         self, products: Int64[np.ndarray, "R"], candidates: Int64[np.ndarray, "C"], random: np.random.Generator
     ) -> tuple[Float32[np.ndarray, "R C"], Float32[np.ndarray, "R C"], Bool[np.ndarray, "R C"]]:
-        """Returns (similarity, cost, forbidden) of each pair; costs are from -1 to 1, and lower is better."""
+        """Returns (similarity, cost, forbidden) of each pair of R products (rows) and C candidates (columns).
+
+        Costs are from -1 to 1, and lower is better.
+        """
         similarity = np.clip(self.images[products] @ self.images[candidates].T, -1, 1)
         forbidden = self.groups[products, None] == self.groups[candidates]
         for labels in (self.image_clusters, self.text_clusters):
@@ -185,7 +190,8 @@ def _draw_targets(
     image_clusters: Int64[np.ndarray, "N"], text_clusters: Int64[np.ndarray, "N"], random: np.random.Generator
 ) -> Int64[np.ndarray, "N"]:
     """Returns the image cluster of each product's partner; `NONE` if no cluster has an admissible partner."""
-    cells = np.zeros((image_clusters.max() + 1, text_clusters.max() + 1))  # (I, T) number of products
+    # Number of products in each cell, (I, T), where I and T are the numbers of image and text clusters.
+    cells = np.zeros((image_clusters.max() + 1, text_clusters.max() + 1))
     np.add.at(cells, (image_clusters, text_clusters), 1)
     shares = _even_plan(cells)
     targets, carried = np.full(len(image_clusters), NONE, np.int64), np.zeros(len(cells))
@@ -204,6 +210,7 @@ def _draw_targets(
 def _even_plan(cells: Float32[np.ndarray, "I T"]) -> Float32[np.ndarray, "I T I"]:
     """Returns the number, not rounded, of products in each cell whose partner comes from each image cluster.
 
+    A cell is a pair of one of I image clusters and one of T text clusters; `cells` has the number of products in each.
     The numbers of a cell sum to its number of products, or to 0 if it has no admissible partner. Each cell provides
     about as many partners as it has products, under the condition that no partner is in the image or text cluster of
     its product.

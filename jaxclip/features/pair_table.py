@@ -43,7 +43,8 @@ class MinedPairs:
 
     Attributes:
       partner: (N,) index of the product whose text is used; `NONE` for a product that is left out.
-      similarity: (N,) cosine of the two images, S in the paper's Eqs. 1 and 2; NaN for a product that is left out.
+      similarity: (N,) cosine of the two images, S in equations 1 and 2 of the paper that `incorrect_pairs` cites; NaN
+        for a product that is left out.
       image_clusters: (N,) k-means cluster of each image; None if the variant uses no clusters.
       text_clusters: (N,) k-means cluster of each text; None if the variant uses no clusters.
       fingerprint: hash of the features and groups from which the pairs were mined.

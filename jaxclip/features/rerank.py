@@ -18,7 +18,7 @@ CONTRAST = slice(10, 14)
 """Entries of a texture that are contrasts, in [0, 225] (squared grey levels); all others lie in [-1, 1]."""
 ROWS_AT_ONCE = 4096
 
-Values = Float[np.ndarray, "G S"]
+Values = Float[np.ndarray, "G S"]  # S numbers for each of G products
 Present = Bool[np.ndarray, " G"]
 
 
@@ -33,7 +33,7 @@ class FeatureSources:
       columns: name in COLUMNS -> the G values of the prepared dataset.
       attributes: the attributes of each product, by the catalogue's column.
       bank: (M, D) float32 unit vectors of the query bank: captions that the towers were trained on.
-      logit_scale: exp(logit scale) of the towers.
+      logit_scale: the factor by which the towers multiply cosines, exp of their parameter `logit_scale`.
       vocabulary: column of the catalogue -> the values that the re-ranker knows.
       in_captions: columns that the caption template names.
     """
@@ -57,7 +57,7 @@ class CandidateFeature:
       compute: sources -> (values, present): an array with one row per product, and whether each product has the
         feature; where it does not, the re-ranker ignores the row.
       title: its name on the search page.
-      meaning: one sentence for visitors of the search page.
+      meaning: its explanation for visitors of the search page.
     """
 
     compute: Callable[[FeatureSources], tuple[Values, Present]]
@@ -66,7 +66,10 @@ class CandidateFeature:
 
 
 def compute(sources: FeatureSources) -> tuple[dict[str, Values], dict[str, Present]]:
-    """Returns the values (G, S) of every feature by name, and by name whether each product has it (G,)."""
+    """Returns the values of every feature by name, and by name whether each product has the feature.
+
+    S, the number of values per product, differs from feature to feature.
+    """
     computed = {name: feature.compute(sources) for name, feature in FEATURES.items()}
     return (
         {name: np.asarray(values, np.float32) for name, (values, _) in computed.items()},
@@ -85,7 +88,7 @@ def hubness(images: Float[np.ndarray, "G D"], bank: Float[np.ndarray, "M D"], lo
     Args:
       images: (G, D) unit vectors of the pictures.
       bank: (M, D) unit vectors of the query bank.
-      logit_scale: exp(logit scale) of the towers.
+      logit_scale: the factor by which the towers multiply cosines.
     """
     columns = np.empty((len(images), len(SHARPNESS)), np.float32)
     for start in range(0, len(images), ROWS_AT_ONCE):
@@ -102,7 +105,7 @@ def _always(sources: FeatureSources) -> Present:
 
 
 def _was_cropped(sources: FeatureSources) -> Present:
-    """A crop that covers the whole picture (nothing was detected, or the product fills it) adds no information."""
+    """Returns whether each product's crop is only a part of the picture; a crop of the whole adds no information."""
     return sources.columns["geometry"][:, 2] < 1.0
 
 
@@ -123,7 +126,10 @@ def _texture(sources: FeatureSources) -> Values:
 
 
 def _attributes(sources: FeatureSources, *, mentioned: bool) -> tuple[Values, Present]:
-    """Returns the known values of each product, multi-hot, in the columns that captions mention or in all others."""
+    """Returns each product's values, multi-hot, and whether it has any.
+
+    The columns are those of the vocabulary that captions mention, or all others; values outside it do not count.
+    """
     columns = [column for column in sources.vocabulary if (column in sources.in_captions) == mentioned]
     places = {
         pair: place for place, pair in enumerate((column, v) for column in columns for v in sources.vocabulary[column])

@@ -18,11 +18,11 @@ _MEASURES = ("contrast", "homogeneity", "energy", "correlation")
 NAMES = tuple(f"lbp {pattern}" for pattern in range(_POINTS + 2)) + tuple(
     f"{measure} {distance} {direction}" for measure in _MEASURES for distance in _DISTANCES for direction in _DIRECTIONS
 )
-"""Columns of `texture`: ten patterns, then four measures at two distances in two directions."""
+"""Entries of `texture`: ten patterns, then four measures at two distances in two directions."""
 
 
 def texture(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> Float32[np.ndarray, "T"]:
-    """Returns (T,) the texture of the pixels in `mask`, or of all pixels if the mask is empty; columns are `NAMES`.
+    """Returns the texture of the pixels in `mask`, or of all pixels if the mask is empty; `NAMES` names the T entries.
 
     The box around the mask is converted to grey (luma) and scaled to 96 pixels on its longer side. The first columns
     are the shares of the uniform local binary patterns (Ojala et al. 2002; 8 points, radius 1), which sum to 1. The

@@ -18,7 +18,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Partners:
-    """The incorrect pairs of a split: for each record, the record whose text is paired with its picture.
+    """The incorrect pairs of a split of N records: for each, the record whose text is paired with its picture.
 
     Attributes:
       partner: (N,) number of the partner within the split; negative if the record has no partner.
@@ -66,19 +66,22 @@ def training_batches(
     """Yields the batches of consecutive steps, or only `rows` of each batch; no other records are read.
 
     Row i of step s is the record at position s * config.batch_size + i of an endless stream in which every epoch is a
-    different permutation of the split (`index_shuffle` is a cipher, so nothing is shuffled in memory). The augmentation
-    of a row depends only on config.seed and the row's position.
+    different permutation of the split (TensorFlow's RandomIndexShuffle is a cipher, so nothing is shuffled in memory).
+    The augmentation of a row depends only on config.seed and the row's position.
 
-    Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32. With a `canvas` the device
-    resizes the pictures: S is then the side of the canvas, and extent (b, 2) int32 is the height and width of
-    each picture in it (`images.augment`). With `partners` a batch also has incorrect_text (b, T) int32, the partner's
-    text with its own random augmentation, similarity (b,) float32, and has_incorrect (b,) bool. If a record has no
-    partner, has_incorrect is False, the incorrect text is another augmentation of its own text and the similarity is 1.
+    Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32, where b is the number of `rows`, S
+    the image size and T the context length of `preprocess`. With a `canvas` the device resizes the pictures: S is then
+    the side of the canvas, and extent (b, 2) int32 is the height and width of each picture in it (`images.augment`).
+
+    With `partners` a batch also has incorrect_text (b, T) int32, the partner's text with its own random augmentation,
+    similarity (b,) float32, and has_incorrect (b,) bool. If a record has no partner, has_incorrect is False, the
+    incorrect text is another augmentation of its own text and the similarity is 1.
 
     Args:
       config: batch_size, seed, augmentation and data.workers are used.
       partners: the partner of each of the `records`; None for batches without incorrect pairs.
       rows: the rows of the global batch that this process reads; None for all of them.
+      canvas: side, in pixels, of the squares that hold unscaled pictures; 0 = the pictures are resized here.
 
     Raises:
       UserError: `partners` and `records` differ in length, or the towers are trained on crops and the dataset has none.
@@ -108,7 +111,7 @@ def _make_augmenter(records: Records, preprocess: Preprocess, config: Config, ca
 
     def augment(position: tf.Tensor, serialized: tf.Tensor, *incorrect: tf.Tensor) -> dict[str, tf.Tensor]:
         record = records.parse(serialized)
-        # A position has four seeds: crop, flip, choice of the caption, and words and attributes to leave out.
+        # A position has four seeds: crop, flip, choice of the caption, and draws for `text.augmented_caption`.
         seed = tf.stack([tf.constant(config.seed, tf.int64), 4 * position])
         picture, extent = images.augment(
             record["image"],
@@ -140,7 +143,7 @@ def _make_augmenter(records: Records, preprocess: Preprocess, config: Config, ca
 def _make_reader(records: Records, partners: Partners | None, seed: int, size: int) -> Callable:
     """Returns the function that reads a batch.
 
-    It maps positions (b,) to (positions, serialized records) and, with `partners`, also to the partners' serialized
+    It maps b positions, (b,), to (positions, serialized records) and, with `partners`, also to the partners' serialized
     records, the similarities, and whether each record has a partner; all (b,).
     """
 
@@ -163,7 +166,7 @@ def _make_reader(records: Records, partners: Partners | None, seed: int, size: i
 def _make_batch_tokenizer(
     tokenizer: PreTrainedTokenizerFast, preprocess: Preprocess, augmentation: Augmentation, size: int
 ) -> Callable:
-    """Returns the function that replaces the texts of a batch, the results of `_draw_caption`, by tokens (b, T)."""
+    """Returns the function that replaces the texts of a batch, the results of `_draw_caption`, by their token ids."""
 
     def encode(names, attributes, draws):
         return text.augmented_tokens(tokenizer, names, attributes, preprocess, augmentation, draws)
@@ -208,6 +211,8 @@ def image_batches(
     crops: bool = False,
 ) -> Iterator[np.ndarray]:
     """Yields the records' pictures in order, (b, S, S, 3) uint8; the last batch is padded with black pictures.
+
+    b is the number of `rows` and S the image size of `preprocess`.
 
     With `crops`, or if the towers are trained on crops, the best stored crop replaces each picture.
 

@@ -11,7 +11,7 @@ from jaxclip.runtime.tensorflow import tf
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 REDUCTIONS = {1: 0, 2: 2, 4: 8, 8: 16}
-"""libjpeg's reduction factor -> the smallest ratio of crop size to target size at which it is used.
+"""libjpeg's reduction factor -> the smallest ratio of a crop's shorter side to the target side at which it is used.
 
 At these ratios the pixels differ from bicubic resizing about as much as bilinear resizing does.
 """
@@ -92,10 +92,10 @@ def augment(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns a random, possibly mirrored crop of an encoded picture, and its extent.
 
-    The draws depend only on `seed`. The crop's area is drawn uniformly and its aspect ratio log-uniformly. The
-    ratio is relative to the picture's with policy "squash", and relative to a square with policy "crop". No side
-    exceeds the picture's. If a crop is drawn, large JPEGs are reduced during decoding (REDUCTIONS); whole pictures are
-    not.
+    If the augmentation keeps the whole picture, it takes the place of the crop. The draws depend only on `seed`. The
+    crop's area is drawn uniformly and its aspect ratio log-uniformly. The ratio is relative to the picture's with
+    policy "squash", and relative to a square with policy "crop". No side exceeds the picture's. If a crop is drawn,
+    large JPEGs are reduced during decoding (REDUCTIONS); whole pictures are not.
 
     Args:
       encoded: JPEG or PNG bytes.
@@ -105,9 +105,9 @@ def augment(
       seed: (2,) seed of the draws.
       filter: "bicubic" or "bilinear".
       part: (4,) left, top, right, bottom as shares of the picture; crops are drawn within it. None: the whole picture.
-      canvas: 0, or the side, at least `size`, of a black square. The crop is placed in its top left corner at its
-        original size, so that the device can scale it (`models.resampling`); crops that do not fit, and whole pictures
-        with policy "crop", are scaled here.
+      canvas: 0, or the side, at least `size`, of a black square. The crop is placed in its top left corner at the
+        size at which it was decoded, so that the device can scale it (`models.resampling`); crops that do not fit, and
+        whole pictures with policy "crop", are scaled here.
 
     Returns:
       (size, size, 3) uint8, or with a canvas (canvas, canvas, 3) uint8; and (2,) int32, the crop's height and width in

@@ -28,7 +28,7 @@ def prepared_dataset(
     If there are several processes, process 0 prepares it.
 
     Args:
-      whole: whether the dataset is the entire catalogue without splits; None: if data.split is all.
+      whole: whether the dataset is the entire catalogue without splits; None: only if data.split is "all".
       say: prints a line for the user.
       runner: Apache Beam runner that prepares the dataset; "" prepares it in this process.
       beam_options: options of the runner, as "--name=value".
@@ -80,5 +80,5 @@ def make_describer(config: Config) -> ProductDescriber | None:
 
 
 def data_fingerprint(prepared: Path) -> str:
-    """Returns the hash of a prepared dataset's products and splits."""
+    """Returns the hash of a prepared dataset's products and splits; it does not cover computed features."""
     return builder.metadata(prepared)["fingerprint"]

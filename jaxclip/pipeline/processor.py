@@ -10,9 +10,9 @@ from jaxclip.pipeline.preprocess import Preprocess
 
 PROCESSOR, ALL_PROCESSORS = "preprocessor_config.json", "processor_config.json"
 FILTERS = {2: "bilinear", 3: "bicubic"}
-"""Pillow's number of each resizing filter."""
+"""Pillow's number of a resizing filter -> the filter's name in `Preprocess`."""
 RESIZE_MODES = {"shortest": "crop", "squash": "squash"}
-"""open_clip's name of each resizing policy -> the name in `Preprocess`."""
+"""open_clip's name of a resizing policy -> the policy's name in `Preprocess`."""
 
 
 def from_hugging_face(settings: Mapping[str, Any], path: Path, **captions: Any) -> Preprocess:
@@ -79,7 +79,7 @@ def to_hugging_face(preprocess: Preprocess, kind: str) -> dict[str, Any]:
 
 
 def from_open_clip(settings: Mapping[str, Any], path: Path, *, image_size: int, **captions: Any) -> Preprocess:
-    """Returns the preprocessing in an open_clip_config.json's preprocess_cfg; see `from_hugging_face`."""
+    """Returns the preprocessing in an open_clip_config.json's preprocess_cfg, `settings`; see `from_hugging_face`."""
     mode, filter = settings.get("resize_mode", "shortest"), settings.get("interpolation", "bicubic")
     if mode not in RESIZE_MODES or filter not in FILTERS.values():
         raise UserError(f"{path}: resize_mode = {mode!r} with interpolation = {filter!r} is not supported")

@@ -82,7 +82,9 @@ class Records:
         return _fields(self.read(np.asarray([number]))[0])["image"].bytes_list.value[0]
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray | list[tuple[str, ...]]]:
-        """Returns the stored values of all records by column name: (N, ...) float32, or N tuples of texts.
+        """Returns the values of all N records in these columns by name: (N, ...) float32, or N tuples of texts.
+
+        The columns must hold float32 arrays of a fixed shape or sequences of texts.
 
         Raises:
           UserError: the dataset lacks one of the columns.

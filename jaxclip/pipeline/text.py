@@ -35,7 +35,10 @@ TRANSIENT_SETTINGS = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Returns a byte-level BPE tokenizer (Sennrich et al. 2016) with CLIP's two special tokens; it encodes any text."""
+    """Returns a byte-level BPE tokenizer trained on the texts (Sennrich et al. 2016); it encodes any text.
+
+    It has at most `vocab_size` tokens (but at least all bytes), which include CLIP's start and end tokens.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -92,8 +95,8 @@ def add_cleaning(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTraine
     """Returns a tokenizer that also cleans captions as open_clip does before tokenizing.
 
     "lower" lower-cases; "canonicalize" (SigLIP) also removes ASCII punctuation and repeated spaces, and replaces "_"
-    by a space; "whitespace" changes nothing, because the tokenizers used with it ignore spaces. `tokenizer` may be
-    modified.
+    by a space; "whitespace" changes nothing, because the tokenizers used with it ignore repeated spaces. `tokenizer`
+    may be modified.
 
     Raises:
       UserError: the tokenizer is implemented in Python, so that no normalizer can be added to it.
@@ -102,7 +105,7 @@ def add_cleaning(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTraine
         return tokenizer
     if not tokenizer.is_fast:
         raise UserError(
-            f"captions cannot be cleaned ({cleaning}) for a {type(tokenizer).__name__}: add its tokenizer.json"
+            f"a {type(tokenizer).__name__} cannot clean captions ({cleaning}): add a tokenizer.json to the checkpoint"
         )
     backend, steps = tokenizer.backend_tokenizer, [normalizers.Lowercase()]
     if cleaning == "canonicalize":
@@ -139,12 +142,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context_len
 
 @dataclass(frozen=True, eq=False)
 class TokenSegments:
-    """Long captions split into segments that each fit the context length of the text tower.
+    """Captions split into M segments that each fit the context length; a caption that fits it is one segment.
 
     Attributes:
       ids: (M, context_length) int32 token ids of each segment with its start and end tokens, padded.
       owners: (M,) index of the caption that each segment belongs to, ascending.
-      lengths: (M,) number of tokens in each segment that are not padding.
+      lengths: (M,) number of tokens in each segment that are not padding; its start and end tokens count.
     """
 
     ids: np.ndarray
@@ -171,7 +174,10 @@ def segments(
 
 
 def caption(name: str, attributes: Mapping[str, str], preprocess: Preprocess) -> str:
-    """Returns the caption that evaluation builds from a product's attributes and its name, or another caption of it."""
+    """Returns the caption that evaluation builds from a product's attributes and `name`, one of its captions.
+
+    The first caption of a product is its name.
+    """
     return _apply_case(captions.build(name, attributes, preprocess.caption_template), preprocess)
 
 
@@ -183,10 +189,11 @@ def prompts(name: str, preprocess: Preprocess) -> list[str]:
 def augmented_caption(
     name: str, attributes: Mapping[str, str], preprocess: Preprocess, augmentation: Augmentation, draws: np.ndarray
 ) -> str:
-    """Returns the caption with attributes and words of the name left out at random.
+    """Returns the caption with attributes and words of the name left out at random, for training.
 
-    `draws` are MAX_DRAWS uniform numbers in [0, 1): one that chooses the prompt, then one for each attribute of the
-    template, then one for each word of the name. Words without a draw are kept, and at least one word is always kept.
+    With `augmentation.prompts`, a random prompt of OpenFashionCLIP replaces the template. `draws` are MAX_DRAWS uniform
+    numbers in [0, 1): one that chooses the prompt, then one for each attribute of the template, then one for each word
+    of the name. Words without a draw are kept, and at least one word is always kept.
     """
     template = preprocess.caption_template
     if augmentation.prompts:

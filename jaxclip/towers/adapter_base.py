@@ -1,4 +1,4 @@
-"""The parameters of config.model.init_from: where a run starts, or the frozen base of the adapters it trains."""
+"""The parameters of config.model.init_from: where a run starts, or the base of the adapters it trains."""
 
 from typing import Any
 
@@ -17,8 +17,9 @@ from jaxclip.towers.towers import Towers
 def initial_params(config: Config, towers: Towers, step: int | None = None) -> tuple[Params, dict[str, Any]]:
     """Returns the parameters of config.model.init_from and a record of them, {"name", "step", "checksum"}.
 
-    The parameters are sharded like those of the towers. If init_from is a workdir, they are those of the given step (by
-    default the newest), and the moving average if that run has one. A published checkpoint's step is None.
+    The parameters are sharded like those of the towers; adapters are not among them. If init_from is a workdir, they
+    are those of the given step (by default the newest), and the moving average if that run has one. A published
+    checkpoint's step is None.
 
     Raises:
       UserError: there is no such checkpoint, its arrays are not those of the towers, or it holds only adapters.
@@ -29,11 +30,11 @@ def initial_params(config: Config, towers: Towers, step: int | None = None) -> t
 
 
 def with_base_params(stored: Params, config: Config, towers: Towers, metadata: dict[str, Any]) -> Params:
-    """Returns a checkpoint's parameters, completed with those of its base if it holds only adapters.
+    """Returns a checkpoint's parameters; if its metadata names a base, those that it lacks are taken from the base.
 
     Args:
       stored: the parameters that the checkpoint holds.
-      metadata: the checkpoint's metadata, which names the base.
+      metadata: the checkpoint's metadata; it names a base if adapters were trained.
 
     Raises:
       UserError: as `initial_params`, or config.model.init_from is not the base that the adapters were trained on.
@@ -53,7 +54,7 @@ def with_base_params(stored: Params, config: Config, towers: Towers, metadata: d
 def checkpoint_params(
     config: Config, towers: Towers, checkpoints: Checkpoints, step: int, parameters: str = ""
 ) -> Params:
-    """Returns all parameters of a workdir's checkpoint, including those of the base if it holds only adapters.
+    """Returns all parameters of a workdir's checkpoint, including those of the base if adapters were trained.
 
     `parameters` is "raw", "ema" (the moving average) or "" (the moving average if there is one). Raises what
     `with_base_params` and `Checkpoints.restore_params` raise.

@@ -45,8 +45,8 @@ class CorruptCheckpoint(UserError):
 class Checkpoints:
     """The checkpoints of a workdir: written in the background; the newest `keep` and the best one are kept.
 
-    A checkpoint holds the training state and metadata as JSON (progress, fingerprints, checksums). `stored` selects the
-    parameters that are saved from all parameters.
+    The best one has the highest hit@1 (see `best`). A checkpoint holds the training state and metadata as JSON
+    (progress, fingerprints, checksums). `stored` maps all parameters to those that are saved.
 
     Attributes:
       folder: the folder of the checkpoints, one subfolder per step.
@@ -90,9 +90,9 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:
-        """Returns the step of the checkpoint with the highest hit@1, or None if none was evaluated.
+        """Returns the step of the kept checkpoint with the highest hit@1, or None if none was evaluated.
 
-        The hit@1 is that of the moving average if there is one.
+        The hit@1 is text-to-image, and that of the moving average if there is one.
         """
         evaluated = {step: _merit(metrics) for step in self.steps() if (metrics := self._manager.metrics(step))}
         return max(evaluated, key=evaluated.__getitem__, default=None)
@@ -100,10 +100,12 @@ class Checkpoints:
     def save(self, state: State, metadata: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
         """Starts to write a checkpoint in the background; returns as soon as the state's buffers may be donated.
 
+        It first waits for the previous checkpoint. It does nothing if the step already has a checkpoint.
+
         Args:
           state: the training state.
           metadata: values that JSON can hold; the checksums are added to them.
-          metrics: {"hit@1": ...}, which makes the checkpoint a candidate for the best one.
+          metrics: with "hit@1" or, for a moving average, "ema/hit@1", the checkpoint may become the best one.
 
         Raises:
           UserError: the disk is full or not writable, or the parameters are not finite; or the previous write failed.
@@ -155,8 +157,8 @@ class Checkpoints:
     def restore_params(self, abstract: Params, step: int, parameters: str = "") -> Params:
         """Returns only the parameters of a checkpoint, sharded as `abstract`.
 
-        `parameters` is "raw" for the trained values, "ema" for their moving average, or "" for the moving average if
-        there is one and else the trained values.
+        `parameters` is "raw" for the values at that step, "ema" for their moving average (frozen parameters, which have
+        none, keep their values), or "" for "ema" if the checkpoint has a moving average and else "raw".
 
         Raises:
           UserError: as `restore`, or `parameters` is "ema" and the checkpoint has no moving average.
@@ -231,7 +233,7 @@ class Checkpoints:
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise UserError(
-                f"the parameters of {folder} do not match the configuration: {', '.join(differing[:3])}{more}; "
+                f"the arrays of {folder} do not match the configuration: {', '.join(differing[:3])}{more}; "
                 "use the configuration it was trained with, or another --workdir"
             )
         for name in items:
@@ -310,7 +312,7 @@ def _silence_abandoned_reads() -> None:
 
 
 def _differences(item: Path, abstract: Any) -> list[str]:
-    """Returns a line for each array whose shape in a checkpoint's item differs from its shape in `abstract`."""
+    """Returns a line for each array that only a checkpoint's item or only `abstract` holds, or whose shapes differ."""
     stored, expected = _shapes(ocp.PyTreeCheckpointHandler().metadata(item).tree), _shapes(abstract)
     return [
         f"{name} is {stored.get(name, 'missing')}, expected {expected.get(name, 'none')}"

@@ -12,7 +12,7 @@ from jaxclip.towers.store import EmbeddingStore
 
 
 def embed(encode: Callable[[Array], Array], batches: Iterable[Array], count: int) -> np.ndarray:
-    """Returns the embeddings of the first `count` rows of the batches, (count, D) float32.
+    """Returns what `encode` gives for the first `count` rows of the batches, such as embeddings (count, D).
 
     The batches must have the same shape, so that `encode` is compiled once; rows beyond `count` are padding of the last
     batch and are dropped. Each batch is computed while the results of the previous one are copied to the host.
@@ -27,7 +27,7 @@ def embed(encode: Callable[[Array], Array], batches: Iterable[Array], count: int
 
 
 def _encoded(encode: Callable[[Array], Array], batches: Iterable[Array]) -> Iterator[np.ndarray]:
-    """Yields the embeddings of each batch, always with the next batch already started."""
+    """Yields what `encode` gives for each batch, after it has started the next batch."""
     running = None
     for batch in batches:
         started = encode(batch)
@@ -51,7 +51,7 @@ def embed_stored(
     encode: Callable[[Array], Array],
     batches: Callable[[np.ndarray], Iterable[Array]],
 ) -> np.ndarray:
-    """Returns the embeddings of the contents with these keys, (len(keys), D) float32, reusing those in the store.
+    """Returns the embeddings of the contents with these keys, (len(keys), D) float32; those in the store are reused.
 
     Contents without an embedding in the store are embedded (equal contents only once) and saved batch by batch, so that
     a stopped run continues where it stopped. With several processes only the primary opens the store; it broadcasts

@@ -27,9 +27,11 @@ STORES = "embeddings"
 class Encoders:
     """Both towers, compiled once for one batch size; the parameters are an argument.
 
+    B is the batch size, D the dimension of the embeddings, T the number of tokens and W the width of a tower.
+
     Embeddings are float32 even where the towers compute in bfloat16. Ranks are exact, and two items tie only if their
-    float32 scores are equal. bfloat16 has 8 significant bits, so that near a cosine of 1 it would round scores that
-    differ by less than 0.004 to one value: false ties, which change the ranks (see `jaxclip.models.clip.unit`).
+    float32 scores are equal. bfloat16 has 8 significant bits, so that near a cosine of 1 it could round scores that
+    differ by up to 0.004 to one value: false ties, which change the ranks (see `models.clip.normalise`).
 
     Attributes:
       towers: the towers.
@@ -60,7 +62,11 @@ class Encoders:
         self.text_tokens = jit(text_tokens)
 
     def store(self, workdir: Path, params: Params, step: int, *, say: Callable[[str], None]) -> EmbeddingStore:
-        """Returns the workdir's store for these embeddings; its name has a fingerprint of everything they depend on."""
+        """Returns the workdir's store for the embeddings that the towers give with these parameters.
+
+        The file's name has the step and a fingerprint of the parameters, the towers, the preprocessing, the batch size
+        and the views.
+        """
         dependencies = {
             "parameters": int(jax.jit(checksum)(params)),
             "preprocess": asdict(self.towers.preprocess),
@@ -83,6 +89,8 @@ class Encoders:
         keys: Sequence[bytes] | None = None,
     ) -> np.ndarray:
         """Returns the unit vectors of all pictures, (G, D) float32, or the outputs for their tokens, (G, T, W).
+
+        For D, T and W see the class.
 
         Args:
           params: parameters of the towers.
@@ -128,7 +136,7 @@ class Encoders:
         tokens: bool = False,
         store: EmbeddingStore | None = None,
     ) -> np.ndarray:
-        """Returns the unit vectors of captions, (Q, D) float32, or the outputs for their tokens, (Q, T, W).
+        """Returns the unit vectors of Q captions, (Q, D) float32, or the outputs for their tokens, (Q, T, W).
 
         The captions are used as they are, without the caption template. Embeddings are looked up in the store first and
         new ones are saved in it; `tokens` must not be combined with a store.
@@ -138,10 +146,11 @@ class Encoders:
         return self._tokenized(params, ids, tokens=tokens, store=store)
 
     def segmented(self, params: Params, captions: Sequence[str], segments: int, *, tokens: bool = False) -> np.ndarray:
-        """Returns what `captions` returns, but splits a long caption into up to `segments` parts instead of cutting it.
+        """Returns what `captions` returns, but splits a caption that is too long into up to `segments` parts.
 
-        A caption's vector is the mean of its parts' vectors, weighted by their numbers of tokens and normalised. Its
-        tokens are those of all parts, (Q, segments * T, W), with zeros for missing parts.
+        What does not fit into the parts is dropped. A caption's vector is the mean of its parts' vectors, weighted by
+        their numbers of tokens and normalised. Its tokens are those of all parts, (Q, segments * T, W), with zeros for
+        missing parts.
         """
         towers = self.towers
         parts = text.segments(towers.tokenizer, captions, towers.preprocess.context_length, segments)
@@ -156,7 +165,10 @@ class Encoders:
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
 
     def _tokenized(self, params: Params, ids: np.ndarray, *, tokens: bool, store: EmbeddingStore | None) -> np.ndarray:
-        """Embeds equal rows of ids once: at different places of a batch their embeddings could differ in rounding."""
+        """Returns the embeddings, or the outputs for tokens, of each row of `ids`.
+
+        Equal rows are embedded once: at different places of a batch, their embeddings could differ in rounding.
+        """
         _, first, inverse = np.unique(ids, axis=0, return_index=True, return_inverse=True)
         if len(first) < len(ids):
             distinct = np.sort(first)

@@ -38,9 +38,10 @@ def export_checkpoint(
       config: the configuration of the workdir.
       workdir: where the checkpoint is.
       step: "latest", "best" or a number.
-      output: the new folder.
-      layouts: keys of LAYOUTS.
-      merge: whether adapters are merged into the towers; otherwise only the adapters are written, in PEFT's layout.
+      output: the new folder; it may exist if it is empty.
+      layouts: keys of LAYOUTS; ignored if `merge` is false.
+      merge: whether adapters are merged into the towers. Otherwise the only weights written are those of the adapters,
+        in PEFT's layout.
 
     Raises:
       UserError: the folder is not empty, or a layout cannot represent these towers. Nothing is written then.
@@ -102,7 +103,7 @@ def _write_stablehlo(towers: Towers, settings: None, params: Params, folder: Pat
 
 
 def _check_only_adapters_trained(towers: Towers, workdir: Path) -> None:
-    """Raises UserError if there are no adapters, or if other parameters, which PEFT cannot hold, were trained too."""
+    """Raises UserError if there are no adapters, or if parameters other than adapters and temperature were trained."""
     if not towers.config.lora:
         raise UserError(f"--nomerge is for adapters, and {workdir} has none")
     trained = flatten_dict(towers.stored(towers.shapes), sep="/")
@@ -131,7 +132,7 @@ LAYOUTS: dict[str, tuple[Callable[[Towers], Any], Callable[..., None]]] = {
 
 
 def _tokenizer(towers: Towers) -> PreTrainedTokenizerBase:
-    """Returns the towers' tokenizer, changed to lowercase captions itself if `Preprocess` lowercases them here."""
+    """Returns the towers' tokenizer, changed to have their context length and to lowercase if `Preprocess` does."""
     tokenizer = towers.tokenizer
     tokenizer.model_max_length = towers.preprocess.context_length
     if towers.preprocess.lowercase:

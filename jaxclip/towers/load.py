@@ -27,7 +27,7 @@ class LoadedCheckpoint:
       params: the parameters of the towers.
       records: the products of the split.
       step: the number of the checkpoint's step.
-      data_fingerprint: changes with any change of the prepared dataset.
+      data_fingerprint: hash of the prepared dataset's products and splits, without computed features.
       parameters: "ema" if `params` are the moving average, else "raw".
       averaged: whether the checkpoint has a moving average.
     """

@@ -1,4 +1,4 @@
-"""Operations on a model's parameters: shapes, merging, casting, checksums."""
+"""Operations on a model's parameters: shapes, merging, casting, checksums, a check for finite values."""
 
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ def make_model(config: Any, model: type[nnx.Module] = CLIP) -> tuple[nnx.GraphDe
 
 
 def merge_params(replacements: Params, params: Params) -> Params:
-    """Returns `params` with every parameter that is also in `replacements` replaced by that one."""
+    """Returns the parameters of both trees; a parameter that is in both has its value in `replacements`."""
     return unflatten_dict({**flatten_dict(params), **flatten_dict(replacements)})
 
 
@@ -42,7 +42,10 @@ def _cast(arrays: dict[tuple, jax.Array], dtype: str) -> dict[tuple, jax.Array]:
 
 
 def checksum(tree: Any) -> jax.Array:
-    """Returns a uint32 that changes with any bit or the order of a tree's values, but not with their sharding."""
+    """Returns a uint32 checksum of a tree's values as float32; it does not depend on how they are sharded.
+
+    A change of a single value always changes it. Several changes can cancel out, such as a swap of two neighbours.
+    """
 
     def fold(leaf: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)

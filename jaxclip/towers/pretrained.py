@@ -54,9 +54,10 @@ class Pretrained:
 def open_pretrained(config: Config, step: int | None = None) -> Pretrained:
     """Returns the checkpoint that config.model.init_from names; `step` selects one of a workdir (default: the newest).
 
-    config.data.image_size and context_length, if set, replace those of the checkpoint: the position embeddings of the
-    image tower are interpolated (`resize_grid`) and those of the text tower are stretched (`resize_context`). For the
-    sigmoid loss, towers that have no logit bias get one that starts at config.loss.bias.
+    config.data.image_size, context_length and picture, if set, replace those of the checkpoint: the position embeddings
+    of the image tower are interpolated (`resize_grid`) and those of the text tower are stretched or cut
+    (`resize_context`). The caption template is always that of config.data. For the sigmoid loss, towers that have no
+    logit bias get one that starts at config.loss.bias.
 
     Raises:
       UserError: there is no such checkpoint, it is broken, or its towers cannot be built here.
@@ -104,10 +105,13 @@ def pretrained_params(config: Config, abstract: Params, step: int | None = None)
 
 
 def checkpoint_folder(name: str, key: str) -> Path:
-    """Returns the folder called `name`, or else the local copy of that repository on the Hugging Face hub.
+    """Returns the folder `name`, or else a local copy of the repository `name` on the Hugging Face hub.
+
+    A repository is OWNER/NAME or OWNER/NAME@REVISION; its files are downloaded unless the hub's local cache has them.
 
     Raises:
-      UserError: it is neither; the message names `key`, the field of the configuration that has the name.
+      UserError: it is neither, or the download failed; the message names `key`, the field of the configuration that
+        has the name.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -180,7 +184,7 @@ def _workdir(folder: Path, step: int | None) -> Pretrained:
 
 
 def _restore(checkpoints: Checkpoints, step: int, towers: CLIPConfig, abstract: Params) -> Params:
-    """Returns the parameters of a workdir's checkpoint, with position embeddings resized to `abstract`."""
+    """Returns a workdir's parameters (their moving average if there is one), with positions resized to `abstract`."""
     resizing = {
         ("image", "positions"): partial(resize_grid, class_token=towers.image.pooling == "class"),
         ("text", "positions"): resize_context,

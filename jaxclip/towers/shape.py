@@ -1,4 +1,4 @@
-"""Reads and writes a workdir's towers.json: the architecture, without the settings that any run may change."""
+"""Reads and writes a workdir's towers.json, the architecture; `run_as_configured` applies a run's own settings."""
 
 import json
 from pathlib import Path

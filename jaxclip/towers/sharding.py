@@ -1,4 +1,4 @@
-"""How each parameter is sharded over the mesh: by the first rule that matches its name, or else over the fsdp axis."""
+"""How each parameter is sharded over the mesh: by the first rule that applies, or else over fsdp unless it is small."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 
-# The first axis of a block's parameters is the layer. The first rule whose regex matches part of a name applies.
+# Regex that is searched in a parameter's name -> mesh axis of each dimension; `shardings` says which rule applies.
+# Shapes: L is the number of layers, W the width, H the number of heads, D the width of a head, M the width of the MLP,
+# V the size of the vocabulary and R the rank of an adapter.
 RULES: Rules = (
     (r"attention/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),  # (L, W, 3, H, D)
     (r"attention/qkv/bias", PartitionSpec(None, None, "tensor", None)),  # (L, 3, H, D)
@@ -37,9 +39,10 @@ def names(tree: Any) -> Any:
 def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """Returns a NamedSharding for each leaf (array or shape) of a tree whose paths contain parameters' names.
 
-    If no rule applies, or the size of a mesh axis does not divide the dimension that the rule splits over it, the
-    largest dimension that the fsdp axis divides is split over fsdp. If there is none, or the array has fewer than 2^14
-    values, it is replicated. Optimizer state has its parameters' names in its paths and is sharded like them.
+    A rule applies if its regex matches part of the name, it has an entry for each dimension of the leaf, and each mesh
+    axis in it divides its dimension. If no rule applies, the largest dimension that the fsdp axis divides is split over
+    fsdp. If there is none, or the array has fewer than 2^14 values, it is replicated. Optimizer state has its
+    parameters' names in its paths and is sharded like them.
     """
 
     def place(name: str, leaf: Any) -> NamedSharding:

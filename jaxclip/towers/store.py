@@ -24,12 +24,12 @@ def content_key(content: bytes) -> bytes:
 class EmbeddingStore:
     """The embeddings that one checkpoint gave to contents (pictures, captions), in an append-only, memory-mapped file.
 
-    A row holds a checksum, the content's key and its vector. The checksum covers key, vector and the checkpoint's
-    fingerprint, so that it is wrong for a row that was cut off, damaged or written by other towers. Such rows are
-    dropped when the file is opened, and their contents are embedded again. An interruption loses only the rows that
+    A row holds a checksum, the content's key and its vector. The checksum covers key, vector and `fingerprint`, which
+    identifies the towers, so that it is wrong for a row that was cut off, damaged or written by other towers. Such rows
+    are dropped when the file is opened, and their contents are embedded again. An interruption loses only the rows that
     were not written yet.
 
-    The store is a context manager. While it is open, no other process can open a store in the same folder.
+    The store is a context manager. While it is open, other processes that open a store in the same folder wait.
 
     Attributes:
       path: the file.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jaxclip.pipeline.records import Records
 
 VOCABULARY_MULTIPLE = 128
-"""The rows of the token embedding are rounded up to a multiple of this, which a mesh can split evenly."""
+"""The number of rows of a preset's token embedding is rounded up to a multiple of this, for even shards."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def make_preprocess(config: Config) -> Preprocess:
 
 
 def make_tokenizer(config: Config, preprocess: Preprocess, train: "Records") -> PreTrainedTokenizerBase:
-    """Returns the configured Hugging Face tokenizer, or else a BPE tokenizer trained on the captions of `train`."""
+    """Returns the tokenizer of config.data.tokenizer, or else a BPE tokenizer trained on the captions of `train`."""
     if config.data.tokenizer:
         return text.load_tokenizer(Path(config.data.tokenizer).expanduser())
     captions = (
@@ -137,7 +137,8 @@ def make_towers(
 def make_or_load_towers(config: Config, workdir: Path, train: "Records") -> Towers:
     """Returns the towers of a workdir, or makes them as configured if it has none yet; `save_towers` saves them.
 
-    If config.model.init_from names a checkpoint, new towers have its architecture, preprocessing and tokenizer.
+    If config.model.init_from names a checkpoint, new towers have its architecture, preprocessing and tokenizer, with
+    the changes that `open_pretrained` makes.
     """
     if (workdir / FILENAME).exists():
         return load_towers(config, workdir)
@@ -158,7 +159,10 @@ def save_towers(towers: Towers, workdir: Path) -> None:
 
 
 def load_towers(config: Config, workdir: Path) -> Towers:
-    """Returns the towers that a workdir's tokenizer/, towers.json and preprocess.json describe."""
+    """Returns the towers that a workdir's tokenizer/, towers.json and preprocess.json describe, run as configured.
+
+    Without towers.json, which older versions did not write, the architecture is that of config.model.preset.
+    """
     tokenizer = text.load_tokenizer(workdir / TOKENIZER)
     return make_towers(config, Preprocess.load(workdir), tokenizer, load_shape(workdir))
 

@@ -30,6 +30,7 @@ class Trainable:
 
     Attributes:
       factors: name -> factor of the learning rate, one number or, for a stack, an array with one per layer; 0 = frozen.
+        The factor of a name that is missing is 1.
     """
 
     factors: dict[str, float | np.ndarray] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class Trainable:
         return self._insert(trained, params, replace_layers)
 
     def assemble(self, trained: Params, params: Params) -> Params:
-        """Returns what `put` does, without a copy: partly trained stacks are Segments, which only the towers read."""
+        """Returns what `put` returns, but copies nothing: partly trained stacks are Segments, which the towers read."""
 
         def parts(leaf: jax.Array, runs: Any, new: jax.Array) -> Segments:
             trained_part = {start: part for start, _, part in _split(new, runs)}
@@ -80,7 +81,10 @@ class Trainable:
         return unflatten_dict({path: flat[path] for path in flat if np.any(self.factors.get(_name(path), 1.0))})
 
     def _runs(self, name: str) -> list[tuple[int, int, bool]] | None:
-        """Returns (start, end, trained) of each run of layers; None unless the stack is partly trained."""
+        """Returns (start, end, trained) of each run of adjacent layers that are all trained or all frozen.
+
+        None unless the name is that of a stack of which only some layers are trained.
+        """
         factor = self.factors.get(name, 1.0)
         if np.ndim(factor) == 0 or np.all(factor):
             return None
@@ -133,7 +137,12 @@ def _name(path: tuple[str | int, ...]) -> str:
 
 
 def _split(new: jax.Array, runs: list[tuple[int, int, bool]]) -> list[tuple[int, int, jax.Array]]:
-    """Returns (start, end, the layers of `new` that belong there) for each trained run."""
+    """Returns (start, end, their layers) for each sequence of adjacent trained layers in a stack.
+
+    Args:
+      new: the trained layers of the stack, concatenated.
+      runs: (start, end, trained) for each sequence of adjacent layers (see `Trainable._runs`).
+    """
     trained_runs = [(start, end) for start, end, trained in runs if trained]
     offsets = [0, *itertools.accumulate(end - start for start, end in trained_runs)]
     return [(a, b, new[offset : offset + b - a]) for (a, b), offset in zip(trained_runs, offsets, strict=False)]

@@ -15,10 +15,10 @@ from jaxclip.runtime.mesh import batch_sharding
 from jaxclip.training.step import Batch
 
 MAX_SIDE_RATIO = 6
-"""Largest ratio of a picture's longest side to the towers' image size at which devices scale pictures."""
+"""Devices scale pictures only if no side of the dataset's pictures exceeds this many times the towers' image size."""
 MAX_CANVAS_RATIO = 3
-"""Largest side of the square that holds an unscaled crop, as the same ratio; the host scales the few larger crops."""
-MULTIPLE = 16  # pixels; the side of the square is a multiple of this, so that few programs are compiled
+"""Largest side of the square that holds an unscaled crop, in image sizes; the host scales crops that do not fit."""
+MULTIPLE = 16  # pixels; the longest side is rounded up to a multiple of this, so that few programs are compiled
 
 
 def canvas_of(
@@ -54,9 +54,9 @@ def canvas_of(
 
 
 def make_device_resize(preprocess: Preprocess, mesh: Mesh, canvas: int) -> Callable[[Batch], Batch]:
-    """Returns a function that scales the pictures of a batch on the devices to the towers' size.
+    """Returns a function that scales the pictures of a batch on the devices to the towers' image size.
 
-    It returns the batch unchanged if `canvas` is 0 (see `canvas_of`).
+    The function drops the batch's "extent". If `canvas` is 0 (see `canvas_of`), it returns the batch unchanged.
     """
     if not canvas:
         return lambda batch: batch

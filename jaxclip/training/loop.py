@@ -22,6 +22,8 @@ from jaxclip.training.stopping import stop_on_signals
 class Cadence:
     """When to log, evaluate and save, in steps; all three also happen after the last step.
 
+    A checkpoint is also saved after each evaluation, and when a signal stops the run.
+
     Attributes:
       steps: length of the whole run.
       log: steps between two log entries.
@@ -46,7 +48,7 @@ class Run:
       batches: host batches, one for each step after `state.step`.
       place: puts a host batch on the devices.
       batch_size: pairs (towers) or lists (re-ranker) per step, over all devices.
-      flops: FLOPs of the model in one step, per device.
+      flops: FLOPs of the model in one step, per device; None if they are unknown.
       cadence: when to log, evaluate and save.
       checkpoints: checkpoints of the workdir.
       metadata: saved with each state, together with `Progress.to_json`.
@@ -69,10 +71,11 @@ class Run:
 
 
 def train(run: Run) -> tuple[TrainState, int | None]:
-    """Trains to the last step; returns the final state and the signal that ended the run early, if any.
+    """Trains to the last step or until a signal; returns the final state, and the signal if it ended the run early.
 
-    The metrics of a step are read while the next step runs, so that the devices never wait for the host. A state is
-    saved only if its metrics are finite.
+    The metrics of a step are read after the next step has been started, so that the devices do not wait for the host.
+    Steps that are logged, evaluated or saved are the exception. A state is saved only if the loss and gradients of its
+    step are finite.
 
     Raises:
       UserError: the loss or a gradient is not finite (the error names the step and the last good checkpoint), or a
@@ -144,7 +147,7 @@ def _check_finite(metrics: Metrics, number: int, checkpoints: Checkpoints) -> No
     remains = f"the checkpoint of step {steps[-1]} is the last good one" if steps else "no checkpoint was saved before"
     raise UserError(
         f"loss {float(metrics['loss'])} and gradient norm {float(metrics['gradient_norm'])} at step {number} are not "
-        f"finite; {remains}. A lower optimizer.learning_rate or a longer optimizer.warmup_steps usually helps"
+        f"finite; {remains}. A lower optimizer.learning_rate or more optimizer.warmup_steps may help"
     )
 
 

@@ -25,7 +25,7 @@ class OptimizerWithQueue(NamedTuple):
 
 
 def with_queue(optimizer: optax.GradientTransformation, rows: int, dimension: int) -> optax.GradientTransformation:
-    """Returns the optimizer with a queue of `rows` pairs in its state, initially empty; updates do not change it."""
+    """Returns the optimizer with an empty queue of `rows` pairs in its state; `update` does not change the queue."""
 
     def init(params: Any) -> OptimizerWithQueue:
         zeros = jnp.zeros((rows, dimension))

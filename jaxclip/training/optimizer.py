@@ -40,8 +40,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the configured optimizer of the trained parameters; `params` may be shapes.
 
-    It is initialised with `trainable.pick(params)` and updates only those. Matrices (adapters included) and embeddings
-    have weight decay. The clipped norm is that of the gradients of trained parameters. Betas and epsilon are Adam's.
+    It is initialised with `trainable.pick(params)` and updates only those. Weight decay, which "adam" leaves out,
+    applies to kernels, adapters and embedding tables (DECAYED), not to position embeddings. The clipped norm is that of
+    the gradients of trained parameters. Betas and epsilon are those of Adam and AdamW; Muon has optax's defaults.
 
     "muon" (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) updates each linear map and convolution by
     its orthogonalised momentum, scaled to the size of AdamW's updates (Liu et al. 2025, arXiv:2502.16982), so that
@@ -84,7 +85,7 @@ def _muon(trained: Any, other: optax.GradientTransformation) -> optax.GradientTr
 def _matrix(name: str, leaf: Any) -> MuonDimensionNumbers:
     """Returns the input and the output axes of a kernel; the remaining axes index separate matrices."""
     axes = tuple(range(BLOCKS in name, leaf.ndim))  # all but the axis of stacked layers
-    if name.endswith("qkv/kernel"):  # (W, 3, H, D)
+    if name.endswith("qkv/kernel"):  # (width, 3, heads, width of a head)
         return MuonDimensionNumbers(axes[:1], axes[2:])
     return MuonDimensionNumbers(axes[:-1], axes[-1:])
 

@@ -12,7 +12,7 @@ from jaxclip.errors import UserError
 from jaxclip.runtime import distributed
 
 trace_section = jax.profiler.TraceAnnotation
-"""Names a section of the loop in the trace: `with trace_section("save"): ...`. It is almost free without a trace."""
+"""Names a section of the loop in the trace: `with trace_section("save"): ...`. Without a trace it records nothing."""
 
 
 def parse_steps(text: str) -> range:

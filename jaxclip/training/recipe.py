@@ -59,7 +59,7 @@ def make_recipe(config: Config, towers: Towers, steps: int) -> Recipe:
 
 
 def number_of_steps(config: Config, train: "Records") -> int:
-    """Returns the length of the run: config.steps, or the steps of config.epochs passes over the training split.
+    """Returns the length of the run in steps: config.steps or, if that is 0, about config.epochs passes over `train`.
 
     Raises:
       UserError: a batch is larger than the training split.
@@ -70,10 +70,10 @@ def number_of_steps(config: Config, train: "Records") -> int:
 
 
 def abstract_batch(config: Config, towers: Towers) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes, dtypes and sharding of a training batch.
+    """Returns the shapes, dtypes and sharding of a training batch, as the step receives it.
 
     Raises:
-      UserError: the batch or the microbatch cannot be divided evenly among the devices of the mesh.
+      UserError: the batch or the microbatch cannot be divided evenly over the data and fsdp axes of the mesh.
     """
     multiple, size = meshes.batch_multiple(towers.mesh), towers.preprocess.image_size
     if config.batch_size < multiple:

@@ -44,9 +44,11 @@ class Outcome:
       signal: signal that stopped it early; None if it reached its last step.
       step: last step taken.
       metrics: final metrics, of the moving average if there is one; None if the run was stopped early.
-      folder: folder of metrics.json and report.html.
+      folder: folder of the metrics.json and report.html of `metrics`.
       raw: final metrics of the parameters without averaging; None if there is no moving average.
       zero_shot: metrics of model.init_from before training; None if the initial parameters were random.
+
+    `raw` and `zero_shot` are also None if the run was stopped early.
     """
 
     signal: int | None
@@ -81,13 +83,14 @@ class _Setup:
 
 
 def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = range(0)) -> Outcome:
-    """Trains the towers of a workdir, from its newest checkpoint if it has one, and evaluates them.
+    """Trains the towers of a workdir, from its newest intact checkpoint if it has one.
 
-    Writes config.json, preprocess.json, tokenizer/, sharding.txt, checkpoints/, metrics.jsonl, tensorboard/ and eval/
-    into the workdir, and the trace of the `profiled` steps into tensorboard/.
+    Evaluates them before training if they come from model.init_from, and after it unless a signal stopped the run.
+    Writes config.json, preprocess.json, towers.json, tokenizer/, sharding.txt, checkpoints/, metrics.jsonl,
+    tensorboard/ and eval/ into the workdir, and the trace of the `profiled` steps into tensorboard/.
 
     Raises:
-      UserError: the data is invalid, the disk is full, or the loss is not finite.
+      UserError: the configuration or the data is invalid, the disk is full, or the loss or a gradient is not finite.
     """
     setup = _set_up(config, workdir, say)
     towers = setup.towers
@@ -101,7 +104,7 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
         "run",
         {
             "data fingerprint": metadata["data_fingerprint"],
-            "side of unscaled pictures": setup.canvas,
+            "side of the squares of unscaled pictures": setup.canvas,
             "vocabulary": vocabulary_fingerprint(towers.tokenizer),
             "steps of checkpoints in the workdir": checkpoints.steps(),
         },
@@ -164,7 +167,7 @@ def begin_or_resume(
       say: prints a line.
 
     Raises:
-      UserError: the checkpoint was trained on other data.
+      UserError: the checkpoint was trained on other data; or as `Checkpoints.restore_latest`.
     """
     restored = checkpoints.restore_latest(recipe.state, say)
     if restored is None:
@@ -231,7 +234,7 @@ def _partners(config: Config, prepared: Path, records: Records, say: Say) -> Par
 
 
 def _begin(config: Config, towers: Towers, recipe: Recipe, say: Say) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state of step 0, and metadata that names the base checkpoint of adapters."""
+    """Returns the state of step 0, and metadata that names the base checkpoint if there are adapters."""
     params, metadata = {}, {}
     if config.model.init_from:
         say(f"beginning from {config.model.init_from}")

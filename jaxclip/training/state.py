@@ -15,7 +15,9 @@ from jaxclip.towers.trainable import EVERYTHING, Trainable
 
 
 class TrainState(NamedTuple):
-    """What a step updates and a checkpoint contains; the configuration and the step determine everything else.
+    """What a step updates and a checkpoint contains; configuration, data and step determine everything else.
+
+    If there are adapters, a checkpoint contains only the trained arrays of `params` (`Towers.stored`).
 
     Attributes:
       step: number of steps taken, () int32.
@@ -59,7 +61,7 @@ def initial_state(
 ) -> TrainState:
     """Returns the state of step 0, sharded as `abstract`; its values are the same on every mesh.
 
-    Parameters in `base` are taken from it, and its arrays are donated; all others are drawn at random.
+    Parameters in `base` are taken from it, and its arrays are donated; the model initialises all others with `seed`.
     """
 
     def make(key: jax.Array, base: Params) -> TrainState:

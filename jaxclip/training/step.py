@@ -34,8 +34,9 @@ def make_loss(
 ) -> Callable:
     """Returns loss(params, batch, rng) -> (value, metrics) for batches of image, text and group.
 
-    Batches for incorrect pairs also have incorrect_text, similarity and has_incorrect. An optional fourth argument is
-    the queue of earlier embeddings; its pairs are further negatives, and metrics["queue"] is the queue with this batch.
+    `rng` is the key of dropout and other regularisation, which None switches off. Batches for incorrect pairs also have
+    incorrect_text, similarity and has_incorrect. An optional fourth argument is the queue of earlier embeddings; its
+    pairs are further negatives, and metrics["queue"] is the queue with this batch.
 
     Args:
       graph: the towers without their parameters.
@@ -44,7 +45,7 @@ def make_loss(
       objective: the loss as a function of embeddings.
       microbatch: rows that the towers process at a time; 0 = all. The loss is still that of the whole batch, and
         activations are recomputed for the gradient (GradCache, Gao et al. 2021, arXiv:2101.06983). Each example has its
-        own random key, so the result does not depend on the microbatch.
+        own random key, so the result depends on the microbatch only by rounding.
     """
 
     def embed(params: Params, rows: Batch, keys: Array | None) -> dict[str, Array]:
@@ -93,7 +94,7 @@ def _by_microbatch(embed: Callable, params: Params, rows: Batch, keys: Array | N
 
     def divide(x: Array) -> Array:
         # A microbatch is every count-th row, so that each device already holds its part of every microbatch.
-        return x.reshape(size, count, *x.shape[1:]).swapaxes(0, 1)  # (N, M, ...)
+        return x.reshape(size, count, *x.shape[1:]).swapaxes(0, 1)  # (count, size, ...)
 
     def body(_: None, part: tuple[Batch, Array | None]) -> tuple[None, dict[str, Array]]:
         return None, jax.checkpoint(embed, prevent_cse=False)(params, *jax.tree.map(shard_batch, part))
@@ -113,17 +114,17 @@ def make_step(
 ):
     """Returns step(state, batch) -> (state, metrics), to be jitted with the state donated.
 
-    The metrics are float32 scalars: loss, gradient_norm, learning_rate, finite (1 if the loss and all gradients are
-    finite) and those of the loss function. If the loss function returns metrics["statistics"], parameters by name that
-    have no gradients, they replace the old values in the state.
+    The metrics are float32 scalars: loss, gradient_norm (before clipping), learning_rate, finite (1 if loss and
+    gradient_norm are finite, else 0) and those of the loss function. If the loss function returns
+    metrics["statistics"], parameters by name that have no gradients, they replace the old values in the state.
 
     Args:
       loss: (params, batch, rng) -> (value, metrics); see `make_loss`.
       optimizer: optimizer of the trained parameters.
       schedule: learning rate by step.
       trainable: which parameters get gradients.
-      seed: seed of dropout, which depends only on it and on the step.
-      ema: decay of the moving average, if the state has one.
+      seed: seed of dropout and other regularisation, whose draws depend only on it and on the step.
+      ema: largest decay of the moving average (see `_decay`), if the state has one.
     """
 
     @jax.jit  # `model_flops` leaves this part out by the name of the jitted function
@@ -174,10 +175,10 @@ def _decay(limit: float, step: Array) -> Array:
 
 
 def _clip_logit_scale(params: Params) -> Params:
-    """Returns the parameters with the logit scale clipped to its limit.
+    """Returns the parameters with the logit scale limited to log(MAX_LOGIT_SCALE).
 
-    The loss clips it as well, so beyond the limit it would get no gradient that brings it back. With a logit bias (the
-    sigmoid loss) it has no limit.
+    The model limits it as well (`CLIP.scale`), so beyond the limit it would get no gradient that brings it back. With a
+    logit bias (the sigmoid loss) it has no limit.
     """
     if "logit_scale" not in params or "logit_bias" in params:
         return params
@@ -185,7 +186,7 @@ def _clip_logit_scale(params: Params) -> Params:
 
 
 def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Callable, float]:
-    """Returns the step, compiled ahead of time with the state donated, and the FLOPs of the model per device.
+    """Returns the step, compiled ahead of time with the state donated, and its FLOPs (`model_flops`) per device.
 
     Batches of another shape are an error, since they would need a second compilation.
     """

@@ -1,1 +1,1 @@
-"""Detectors, one per file; `jaxclip.features.detect` makes them by name."""
+"""Detectors, one per file, and what they share; `jaxclip.features.detect` makes them by name."""

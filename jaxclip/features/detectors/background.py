@@ -7,7 +7,7 @@ import numpy as np
 FAR = 3.2
 """Distance from the background, in standard deviations, beyond which a pixel does not belong to the background."""
 
-_NOISE = 1.3  # standard deviation of JPEG noise on a plain background, in CIELAB units
+_NOISE = 1.3  # assumed standard deviation of JPEG noise on a plain background, in CIELAB units
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,8 @@ class Background:
       offset: (height, width, 3) float32, CIELAB difference of each pixel from the surface.
       distance: (height, width) float32, distance of each pixel from the surface or from the nearest other background
         colour, in standard deviations.
-      spread: standard deviation of the border around the surface, in CIELAB units; 1.3 if there is only JPEG noise.
+      spread: standard deviation of the border around the surface, in CIELAB units, plus 1.3 for JPEG noise (the squares
+        are added), so that it is at least 1.3.
       explained: share of the border that is background; a product that touches the border lowers it.
     """
 
@@ -76,7 +77,7 @@ _LINEAR, _ROOT = _linear_table(), _root_table()
 
 
 def approximate_lab(image: np.ndarray) -> np.ndarray:
-    """Returns (height, width, 3) float32, the CIELAB colours of an sRGB picture, from look-up tables, exact to 0.3."""
+    """Returns (height, width, 3) float32, an sRGB picture in CIELAB, from look-up tables that are accurate to 0.3."""
     roots = _ROOT[(_LINEAR[image] @ _TO_XYZ.T + 0.5).astype(np.int32)]
     x, y, z = roots[..., 0], roots[..., 1], roots[..., 2]
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
@@ -96,7 +97,7 @@ def _evaluate_surface(surface: np.ndarray, height: int, width: int) -> np.ndarra
 
 
 def _near_mode(colours: np.ndarray) -> np.ndarray:
-    """Returns (N,) bool: whether each colour is near the most frequent colour."""
+    """Returns (N,) bool: whether each of N CIELAB colours is near the most frequent colour."""
     bins = np.floor(colours / 8).astype(np.int64) @ np.array([1_000_000, 1000, 1])
     _, bin_of_colour, counts = np.unique(bins, return_inverse=True, return_counts=True)
     mode = colours[bin_of_colour == counts.argmax()].mean(axis=0)
@@ -123,7 +124,7 @@ def _corners(height: int, width: int) -> np.ndarray:
 
 
 def _other_modes(border: np.ndarray, remaining: np.ndarray, corners: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns (mean, inverse covariance) of each further colour of the border that fills corners, as a floor does.
+    """Returns (mean, inverse covariance) of up to 4 further colours of the border that fill corners, as a floor does.
 
     Colours elsewhere on the border are ignored, because a product that leaves the picture touches the border between
     the corners.

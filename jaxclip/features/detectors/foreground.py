@@ -19,7 +19,7 @@ from jaxclip.features.detectors.detections import NONE, Detections
 
 LABEL = "product"
 WORKING_SIDE = 128
-"""Longer side, in pixels, to which pictures are reduced before they are segmented."""
+"""Longer side, in pixels, to which larger pictures are reduced before they are segmented."""
 
 _MAX_PLAIN_SPREAD = 1.75  # standard deviation, in CIELAB units, up to which a background counts as plain
 _MIN_EXPLAINED = 0.5  # share of the border that the model of a plain background must explain
@@ -73,7 +73,10 @@ def _upscale(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def _segment(image: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns the product's mask at working size, and its contrast with the background as a score from 0 to 1."""
+    """Returns the product's mask at working size, and its contrast with the background as a score from 0 to 1.
+
+    If no product is found, the mask is all False and the score 0.
+    """
     small = _downscale(image)
     nothing = np.zeros(small.shape[:2], bool), 0.0
     if min(small.shape[:2]) < 8:
@@ -111,7 +114,10 @@ def _downscale(image: np.ndarray) -> np.ndarray:
 
 
 def _shadow(far: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Returns the mask of the background and its shadow, which is darker, has the same hue and no sharp edge."""
+    """Returns the mask of the background that reaches the picture's border, with the product's shadow on it.
+
+    A shadow is darker than the background, has nearly the same hue and no sharp edge.
+    """
     lightness = offset[..., 0]
     tint = length(offset[..., 1:])
     shaded = (lightness < 0) & (lightness > -_MAX_SHADOW_DEPTH) & (tint < 3 - 0.12 * lightness)
@@ -149,7 +155,7 @@ def _dilate(mask: np.ndarray) -> np.ndarray:
 
 
 def _erode(mask: np.ndarray) -> np.ndarray:
-    """Returns the mask without its outermost pixels; pixels at the picture's border stay."""
+    """Returns the mask without its outermost pixels; the picture's border does not count as an edge of the mask."""
     return ~_dilate(~mask)
 
 
@@ -183,9 +189,9 @@ def _histogram(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _product_labels(regions: np.ndarray) -> np.ndarray:
-    """Returns the labels of the product's regions: the largest, where pixels in the middle weigh more, and others.
+    """Returns the labels of the product's regions: the largest, and all others that are not small compared with it.
 
-    A region that touches the border is kept only if it is a large part of the product.
+    The largest is found with more weight on pixels in the middle. A region that touches the border must be larger.
     """
     height, width = regions.shape
     y, x = (np.abs(np.arange(side, dtype=np.float32) / side * 2 - 1) for side in (height, width))
@@ -218,7 +224,7 @@ def _border(values: np.ndarray) -> np.ndarray:
 
 
 def _clean(mask: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Returns the mask without specks, and with all holes filled except real ones."""
+    """Returns the mask without specks, and with its holes filled except for those that show the background."""
     mask = _erode(_dilate(mask))
     regions, count = ndimage.label(_fill_holes(mask), np.ones((3, 3), int))
     if not count:

@@ -1,4 +1,4 @@
-"""Object detectors of the transformers library: DETR, RT-DETR, YOLOS, and models fine-tuned from them."""
+"""Object detectors of the transformers library, such as DETR, RT-DETR, YOLOS and models fine-tuned from them."""
 
 from collections.abc import Sequence
 

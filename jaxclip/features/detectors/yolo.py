@@ -65,7 +65,7 @@ class OutputLayout:
 
 
 class Yolo:
-    """The detector `onnx`.
+    """The detector `onnx`: a model of the YOLO family in an ONNX file, such as FILE.onnx.
 
     Class names are read from FILE.names if it exists, or else from the metadata of the model. Without either, they are
     those of COCO.
@@ -89,7 +89,8 @@ class Yolo:
             shapes = ", ".join(str(output.shape) for output in outputs)
             raise UserError(
                 f"{path} is not a detector of the YOLO family: for an input of {width}x{height} pixels its output is "
-                f"{shapes}; give a model whose output is (1, A, 5+C), (1, 3A, 5+C), (1, 4+C, A) or (1, N, 6)"
+                f"{shapes}; give a model whose output is (1, A, 5+C), (1, 3A, 5+C), (1, 4+C, A) or (1, N, 6), "
+                "with A grid cells, C classes and N boxes"
             )
         self._layout = layout
         self._names = _read_names(path, self._session.get_modelmeta().custom_metadata_map, layout.classes)
@@ -187,7 +188,10 @@ def _from_cells(boxes: np.ndarray, strides: Sequence[int], height: int, width: i
 
 
 def suppress_overlaps(corners: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Returns the indices of the boxes that survive non-maximum suppression, best first."""
+    """Returns the indices of the boxes that survive non-maximum suppression within each class, best first.
+
+    Only the 1000 best boxes with a score of at least MIN_SCORE take part, and at most MAX_BOXES are returned.
+    """
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= MIN_SCORE][:1000]
     kept: list[int] = []
