@@ -1,4 +1,4 @@
-"""The evaluation protocols: the full gallery in both directions, by category, re-ranked, and trials of 100 images."""
+"""The evaluation protocols: the full gallery in both directions, by category, re-ranked, and trials of 100 pairs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,9 +82,10 @@ def evaluate(
 ) -> Result:
     """Returns (metrics, details): the content of metrics.json without provenance, and the rankings behind it.
 
-    Every figure is `{"value", "low", "high"}` with a 95% bootstrap interval over queries (over trials, in `trials`).
-    In "text_to_image" the texts are the queries and all images are the gallery; in "image_to_text" it is the reverse.
-    An item is relevant to a query if both have the same group.
+    Every metric is `{"value", "low", "high"}` with a 95% bootstrap interval over queries (over trials, in "trials");
+    counts and the hit@k of a random order ("chance") are plain numbers. In "text_to_image" the texts are the queries
+    and all images are the gallery; in "image_to_text" it is the reverse. An item is relevant to a query if both have
+    the same group.
 
     With a `second_stage`, "text_to_image" holds the figures after re-ranking and "first_stage" those before it.
     "reranked" holds the number of candidates "k", the share of texts with a relevant image among them ("retrieved", the

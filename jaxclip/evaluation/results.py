@@ -17,7 +17,7 @@ from jaxclip.runtime import files
 
 QUERIES = "queries.npz"
 FIRST_STAGE = "first_stage"
-"""Subfolder of a re-ranked evaluation that holds the first stage's queries.npz."""
+"""Subfolder of a re-ranked evaluation that holds the first stage's queries.npz and queries.csv."""
 DIRECTIONS = ("text_to_image", "image_to_text")
 _ARRAYS = ("best_ranks", "top_items", "top_relevant", "top_scores")
 
@@ -155,7 +155,7 @@ def compare(
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence]) -> bytes:
-    """Returns the rows as CSV, with six significant digits."""
+    """Returns the rows as CSV, floats with six significant digits."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(header)

@@ -5,9 +5,9 @@ from typing import Any
 
 
 def headline(metrics: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -> str:
-    """Returns a table of hit@k in both directions, as value [95% interval], and at chance.
+    """Returns a table of hit@k in both directions, as value [95% interval], and of text-to-image hit@k at chance.
 
-    The table of a re-ranked evaluation shows text to image before and after re-ranking.
+    The table of a re-ranked evaluation shows text to image before and after re-ranking, and ignores `raw`.
 
     Args:
       metrics: the metrics of an evaluation.

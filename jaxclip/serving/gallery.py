@@ -41,13 +41,13 @@ class ProductDetails:
 
 
 class Gallery:
-    """The products of a catalogue, in the order of their vectors.
+    """The products of a catalogue, in the order of their vectors; a product's number is its place in it, from 0.
 
     Attributes:
       name: name of the catalogue, for display.
       ids: id of each product.
-      captions: caption of each product; "" if the catalogue has none.
-      categories: category of each product.
+      captions: first caption of each product; "" if it has none.
+      categories: category of each product; "" if it is unknown.
       picture: number of a product -> its encoded picture, JPEG or PNG.
       details: number of a product -> its details.
     """
@@ -84,8 +84,8 @@ class Gallery:
     def facets(self, max_values: int = 150) -> list[Facet]:
         """Returns the attributes that have few enough values for a user to choose from.
 
-        That is 2 to `max_values`, and at most half as many values as products. An attribute that divides the products
-        exactly as an earlier one does is left out.
+        That is 2 to `max_values` values, and at most half as many values as products, except that 2 are always few
+        enough. An attribute that divides the products exactly as an earlier one does is left out.
         """
         facets, partitions = [], []
         for name, column in self._columns.items():
