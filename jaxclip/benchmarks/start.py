@@ -85,7 +85,7 @@ def _time_imports() -> float:
 
 
 def _time_first_step(file: Path, workdir: Path, cache: Path) -> float:
-    """Returns the seconds from the command until the first step is logged; then the process is killed."""
+    """Returns the seconds from the command until the first step is logged; kills the process then, or after 600 s."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     command = [sys.executable, "-m", "jaxclip.train", f"--config={file}", f"--workdir={workdir}"]
     metrics, start = workdir / "metrics.jsonl", time.perf_counter()
@@ -103,4 +103,4 @@ def _time_first_step(file: Path, workdir: Path, cache: Path) -> float:
             process.wait()
         output.seek(0)
         last_line = output.read().decode(errors="replace").strip().splitlines()[-1:]
-    raise UserError(f"the training in {workdir} ended before its first step: {' '.join(last_line)}")
+    raise UserError(f"the training in {workdir} ended or timed out before its first step: {' '.join(last_line)}")
