@@ -46,8 +46,7 @@ def measure(*, size: int, source: int, batches: int, repeats: int = 3) -> list[d
     Each implementation decodes JPEGs of `source` x `source` pixels, takes a random crop, scales it to `size` x `size`
     with an antialiased bicubic filter, and encodes the caption with the same tokenizer, on all cores; ON_DEVICE leaves
     the scaling to the accelerator, whose time is not measured. Each runs in a separate process, in turns, and the first
-    batch of each run is not timed.
-    Implementations whose packages are not installed are left out.
+    batch of each run is not timed. Implementations whose packages are not installed are left out.
     """
     with tempfile.TemporaryDirectory(prefix="jaxclip_input_") as name, ExitStack() as stack:
         folder = Path(name)
@@ -137,7 +136,10 @@ def ours(
 
 
 def threads(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns a function that starts a pool of one thread per core, two batches ahead; each picture is one task."""
+    """Returns a function that starts a stream of batches from a pool of one thread per core.
+
+    Each picture is one task, and the tasks of two batches are in the pool at a time.
+    """
     pairs, tokenizer = _pairs(folder), _tokenizer(folder)
 
     def stream() -> Iterator[dict[str, np.ndarray]]:

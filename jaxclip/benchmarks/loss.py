@@ -29,8 +29,8 @@ def measure(*, rows: int, dimension: int, tile: int = tiled.TILE, repeats: int =
     """Returns a row for each implementation: temporaries in bytes, median seconds, FLOP/s, and the ratios to dense.
 
     The FLOPs are those of the dense loss's three products of B x B x D (B `rows`, D `dimension`) for every
-    implementation, so that FLOP/s compare their speeds. An implementation whose temporaries would take 90% of the
-    available main memory is not run, and its seconds are None. open_clip, whose temporaries are not reported but
+    implementation, so that FLOP/s compare their speeds. An implementation whose temporaries would take 90% or more of
+    the available main memory is not run, and its seconds are None. open_clip, whose temporaries are not reported but
     estimated, has no row in that case. Strips are left out if `rows` is not a multiple of 256.
     """
     images, texts = _unit_vectors(rows, dimension)

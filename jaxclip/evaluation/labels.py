@@ -106,12 +106,12 @@ def classify(field: Field, label_embeddings, images, *, seed: int = 0) -> dict:
 
 
 def f1(pair: np.ndarray, weights: np.ndarray, labels: int, *, weighted: bool) -> np.ndarray:
-    """Returns the (S,) mean F1 of S bootstrap samples.
+    """Returns (S,) the mean of the labels' F1 in each of S bootstrap samples.
 
     A label's F1 is 2 TP / (actual + predicted). Labels that are neither actual nor predicted are left out of the mean.
 
     Args:
-      pair: (2, n) the actual and the predicted label of each image.
+      pair: (2, n) the actual and the predicted label of each of n images.
       weights: (S, n) how often each sample contains each image.
       labels: the number of labels.
       weighted: whether labels are weighted by their numbers of images.

@@ -117,7 +117,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 def load_if_current(
     config: Config, workdir: Path, step: str, folder: Path, data_fingerprint: str
 ) -> dict[str, Any] | None:
-    """Returns the metrics stored in a folder, None if there are none or they are of something else.
+    """Returns the metrics stored in a folder, None if there are none or if they do not match the other arguments.
 
     The stored step, parameters, settings and data fingerprint must equal those of the checkpoint `step` ("latest",
     "best" or a number), of the configuration, and `data_fingerprint`.

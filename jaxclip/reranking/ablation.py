@@ -121,5 +121,8 @@ def table(result: Mapping[str, Any]) -> str:
         line += f"{p['first stage']['hit@1']:>18.4f}" if p else ""
         line += f"{p[reference]['hit@1']:>{len(reference) + 8}.4f}" if reference in p else ""
         lines.append(line)
-    lines.append(f"means over {result['seeds']} seed(s), 95% bootstrap intervals over queries, p by paired bootstrap")
+    lines.append(
+        f"means over {result['seeds']} seed(s), 95% bootstrap intervals over queries, p of the difference in hit@1 by "
+        "paired bootstrap"
+    )
     return "\n".join(lines)

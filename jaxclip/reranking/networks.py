@@ -40,7 +40,7 @@ class RerankerConfig:
 
 
 class Match(nnx.Module):
-    """Computes how well a feature of each of the K candidates of B queries matches the query: (B, K), 0 at first."""
+    """Computes how well a feature of K candidates matches each of B queries: (B, K), all 0 before training."""
 
     def __init__(self, size: int, config: RerankerConfig, *, rngs: nnx.Rngs):
         self.query = nnx.Linear(config.hidden, config.matching, rngs=rngs)
@@ -150,8 +150,8 @@ class Paper(nnx.Module):
     paper does not say how it represents one.
 
     Attributes:
-      statistics: running means, then running variances, of all hidden layers, which are not trained by gradients. It
-        exists only with `batch_norm`.
+      statistics: running means, then running variances, of all hidden layers; gradients do not train them. They exist
+        only with `batch_norm`.
     """
 
     FEATURES = ("crop", "colour_embedding")

@@ -59,7 +59,7 @@ class RerankEvaluator:
       records: the records of the split.
       queries: the captions and products of the split.
       towers: the towers of the first stage.
-      split: the split as embedded by the first stage.
+      split: the split as embedded by the first stage, with its features.
       settings: see `metrics_file.settings`.
       last: result of the last evaluation; None before the first one.
     """

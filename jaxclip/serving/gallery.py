@@ -41,7 +41,7 @@ class ProductDetails:
 
 
 class Gallery:
-    """The products of a catalogue, in the order of their vectors; a product's number is its place in it, from 0.
+    """The products of a catalogue, numbered from 0 in the order of their vectors.
 
     Attributes:
       name: name of the catalogue, for display.
@@ -138,7 +138,7 @@ class _Column:
         return sorted(rows, key=lambda row: (-row[1], row[0]))
 
     def find(self, name: str, values: Sequence[str]) -> list[int]:
-        """Returns the codes of values; raises UserError, with the attribute's name, if no product has a value."""
+        """Returns the codes of values; raises UserError, with the attribute's `name`, if no product has one of them."""
         for value in values:
             if value not in self._values:
                 raise UserError(f"filter: no product has {name} {value!r}{_suggestion(value, self._values)}")

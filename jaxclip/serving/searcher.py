@@ -41,7 +41,7 @@ class QueryEncoders:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A query; the vectors of its sentence, picture and product are averaged.
+    """A query; the vectors of its sentence, picture and product, as far as they are given, are averaged.
 
     Attributes:
       text: a sentence, or "".
@@ -66,8 +66,8 @@ class QueryResult(NamedTuple):
     Attributes:
       numbers: numbers of the products, best first: k, or fewer if fewer pass the filters.
       scores: the second stage's scores of products that it re-ordered, else cosines of the pictures with the query.
-      reordered: all products that were passed to the second stage, also those beyond k, in its order; None if there was
-        no second stage.
+      reordered: all products that were passed to the second stage, also those beyond k, in its order; None if it was
+        not used.
     """
 
     numbers: np.ndarray
@@ -111,7 +111,7 @@ class Searcher:
     ) -> Results:
         """Returns up to k products nearest to a sentence, a picture, a product, or a combination of these, best first.
 
-        If there is a second stage and a sentence, it chooses and orders the k products among its nearest candidates.
+        If the second stage re-orders the results, it chooses the k products from its candidates, the nearest products.
 
         Args:
           text: a sentence.

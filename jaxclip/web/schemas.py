@@ -131,7 +131,7 @@ class GallerySchema(BaseModel):
     suggestions: list[str] = Field(description="sentences to start with")
     picture_size: int = Field(description="side of the image tower's input, in pixels")
     second_stage: SecondStageSchema | None = Field(
-        description="the re-ranker of the results of a sentence; null if there is none"
+        description="the re-ranker, which can re-order the results of a sentence; null if there is none"
     )
 
 
