@@ -11,7 +11,7 @@ from jaxclip.ranking.label_ranks import label_ranks
 from jaxclip.ranking.relevance import Relevance
 
 MIN_PRODUCTS = 5  # values that fewer products have are not labels
-MAX_LABELS = 200  # a field with more values holds names or numbers, not labels
+MAX_LABELS = 200  # a field with more is taken for names or numbers and left out
 
 
 @dataclass(frozen=True)

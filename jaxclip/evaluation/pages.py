@@ -14,7 +14,7 @@ from jaxclip.pipeline.records import Records
 
 CHANGES, FAILED_CATEGORIES, FAILURES = 6, 4, 2
 """Most that are shown: improved and worsened queries (each), categories with failures, failures per category."""
-MIN_QUERIES = 10  # a smaller category is not shown among those with failures
+MIN_QUERIES = 10  # a category with fewer queries is not shown among those with failures
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxclip.ranking.relevance import Relevance
 
 UNCATEGORISED = "(none)"
 CATEGORY_KS = (1, 5, 10)
-TOP_K = 10  # number of best items that are stored per query
+TOP_K = 10  # largest number of best items that are stored per query
 
 
 class GroupedEmbeddings:

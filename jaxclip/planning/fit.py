@@ -126,7 +126,8 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
         return topologies.get_topology_desc(name.replace("7x:", "tpu7x:"), platform="tpu").devices
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise UserError(
-            f"--topology={topology} cannot be compiled for: {first_line(error)}; plans need pip install jaxclip[plan]"
+            f"--topology={topology} cannot be compiled for: {first_line(error)}; if libtpu is missing, pip install "
+            "jaxclip[plan]"
         ) from error
 
 

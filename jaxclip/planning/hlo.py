@@ -56,8 +56,8 @@ class _Computation:
 def traffic(text: str) -> Traffic:
     """Returns the traffic of a program from its HLO text; a loop's body is counted once per iteration.
 
-    A fusion that uses only a slice of an array counts as reading only that slice. Arrays outside of the main memory,
-    such as those in a TPU's vector memory (S(1)), are not counted.
+    All branches of a conditional are counted. A fusion that uses only a slice of an array counts as reading only that
+    slice. Arrays outside of the main memory, such as those in a TPU's vector memory (S(1)), are not counted.
     """
     computations, entry = _parse(text)
     runs = _count_runs(computations, entry)

@@ -70,7 +70,7 @@ class ResultsSchema(BaseModel):
     """Products, best first; without a query, in the catalogue's order."""
 
     results: list[Result]
-    matching: int = Field(description="products that pass the filters")
+    matching: int = Field(description="number of all products that pass the filters")
     first_stage: list[Result] | None = Field(
         None, description="the first stage's results in its order; null if no second stage re-ordered them"
     )
