@@ -24,7 +24,7 @@ class CrossAttentionConfig:
       text_width: V, width of the text tower's tokens.
       logit_scale: exp(logit scale) of the first stage, which turns its cosines into logits.
       width: D, width of the transformer.
-      layers: layers of the transformer; 6 in the paper.
+      layers: layers of the transformer; 6 in the paper (see `CrossAttention`).
       heads: attention heads of the transformer; 8 in the paper.
       dropout: share of units that training sets to zero after attention and MLP.
     """
@@ -43,12 +43,12 @@ class CrossAttentionConfig:
 class CrossAttention(nnx.Module):
     """Scores (query, candidate) pairs with a transformer over the token sequences of both towers.
 
-    The network follows the cross-modal paper: tokens are normalised in length and projected to one width, a CLS token
-    (initially zero) is placed before each modality, and the sequences are concatenated and get positional encodings. A
-    transformer follows, by default of 6 layers and 8 heads, and a feed-forward head reads its two CLS tokens. Unlike in
-    the paper, a picture is combined with the query of the search and never with its own caption, and the head's output,
-    divided by `CrossAttentionConfig.logit_scale`, is added to the first-stage score; the output is 0 for any input
-    before training.
+    The network follows the paper "Fashion Image Recommendation Model for Natural Language Search Queries": tokens are
+    L2-normalised and projected to one width, a CLS token (initially zero) is placed before each modality, and the
+    sequences are concatenated and get positional encodings. A transformer follows, by default of 6 layers and 8 heads,
+    and a feed-forward head reads its two CLS tokens. Unlike in the paper, a picture is combined with the query of the
+    search and never with its own caption, and the head's output, divided by `CrossAttentionConfig.logit_scale`, is
+    added to the first-stage score; before training the output is 0 for any input.
     """
 
     def __init__(self, config: CrossAttentionConfig, *, rngs: nnx.Rngs):

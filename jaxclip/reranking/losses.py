@@ -56,8 +56,8 @@ def sample_pair(relevant: Bool[Array, "B K"], negatives: str, rng: Key[Array, ""
     Args:
       relevant: relevance of the candidates of each list, sorted by first-stage score, best first.
       negatives: how the non-relevant one is chosen among the non-relevant candidates: "random", any of them; "worst",
-        always the last (the fit-aware paper, section 5); "top", a random one of the first ten; "mixed", by one of these
-        three rules, drawn for each query.
+        always the last (section 5 of the fit-aware paper, see `networks.Paper`); "top", a random one of the first ten;
+        "mixed", by one of these three rules, drawn for each query.
       rng: random key.
     """
     positive_rng, random_rng, top_rng, kind_rng = jax.random.split(rng, 4)
