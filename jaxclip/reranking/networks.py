@@ -144,11 +144,11 @@ MOMENTUM, EPSILON = 0.9, 1e-5
 class Paper(nnx.Module):
     """The network of the fit-aware paper (sections 3 and 5), which computes the logit that a candidate is relevant.
 
-    The paper is "One size does not fit all: Improving Fashion Recommendation relevance via fit-aware Neural Re-ranking".
-    The input is the query's embedding, concatenated with the sum of the embeddings of crop and dominant colour or with
-    both of them (`combine`). The network has hidden layers of 512, 256 and 64 units with ReLU, dropout and Kaiming-uniform
-    initial weights. It uses neither the whole picture nor the first-stage score. A missing crop is a zero vector; the
-    paper does not say how it represents one.
+    The paper is "One size does not fit all: Improving Fashion Recommendation relevance via fit-aware Neural
+    Re-ranking". The input is the query's embedding, concatenated with the sum of the embeddings of crop and dominant
+    colour or with both of them (`combine`). The network has hidden layers of 512, 256 and 64 units with ReLU, dropout
+    and Kaiming-uniform initial weights. It uses neither the whole picture nor the first-stage score. A missing crop is
+    a zero vector; the paper does not say how it represents one.
 
     Attributes:
       statistics: running means, then running variances, of all hidden layers; gradients do not train them. They exist
