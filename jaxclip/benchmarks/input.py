@@ -45,8 +45,8 @@ def measure(*, size: int, source: int, batches: int, repeats: int = 3) -> list[d
 
     Each implementation decodes JPEGs of `source` x `source` pixels, takes a random crop, scales it to `size` x `size`
     with an antialiased bicubic filter, and encodes the caption with the same tokenizer, on all cores; ON_DEVICE leaves
-    the scaling to the accelerator. Each runs in a separate process, in turns, and its first batch is not timed.
-    Implementations whose packages are not installed are left out.
+    the scaling to the accelerator, whose time is not measured. Each runs in a separate process, in turns, and the first
+    batch of each run is not timed. Implementations whose packages are not installed are left out.
     """
     with tempfile.TemporaryDirectory(prefix="jaxclip_input_") as name, ExitStack() as stack:
         folder = Path(name)
@@ -116,7 +116,7 @@ def calls(name: str, folder: Path, size: int, batches: int) -> dict[str, Callabl
 def ours(
     folder: Path, size: int, batches: int, resize_on: str = "host"
 ) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns a function that starts `training_batches` over the prepared catalogue, like the command `train`."""
+    """Returns a function that starts `training_batches` over a catalogue that it prepares, like the command `train`."""
     from jaxclip.catalog import library
     from jaxclip.catalog.builder import Source
     from jaxclip.config.schema import Augmentation, Config
@@ -136,7 +136,10 @@ def ours(
 
 
 def threads(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns a function that prefetches two batches in a pool of one thread per core; each picture is one task."""
+    """Returns a function that starts a stream of batches from a pool of one thread per core.
+
+    Each picture is one task, and the tasks of two batches are in the pool at a time.
+    """
     pairs, tokenizer = _pairs(folder), _tokenizer(folder)
 
     def stream() -> Iterator[dict[str, np.ndarray]]:
@@ -185,7 +188,7 @@ def webdataset(folder: Path, size: int, batches: int) -> Callable[[], Iterator[d
 
 
 def grain(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns a function that starts a grain dataset with a prefetching thread per core."""
+    """Returns a function that starts a grain dataset, read and decoded by one thread per core."""
     import grain as library
 
     pairs, tokenizer = _pairs(folder), _tokenizer(folder)

@@ -22,15 +22,16 @@ SCALE = 1 / 0.07
 STRIP = 256
 OPEN_CLIP = ("torch", "open_clip")
 OPEN_CLIP_MATRICES = 6
-"""Number of B x B arrays that PyTorch holds at a time: logits, log-probabilities and gradients of both directions."""
+"""Estimated number of B x B arrays that PyTorch holds at a time: logits, log-probabilities and gradients, both ways."""
 
 
 def measure(*, rows: int, dimension: int, tile: int = tiled.TILE, repeats: int = 5) -> list[dict[str, Any]]:
     """Returns a row for each implementation: temporaries in bytes, median seconds, FLOP/s, and the ratios to dense.
 
-    The FLOPs are those of the dense loss's three products of B x B x D for every implementation, so that FLOP/s compare
-    their speeds. An implementation that would not fit into memory is not run, and its seconds are None. PyTorch reports
-    no temporaries.
+    The FLOPs are those of the dense loss's three products of B x B x D (B `rows`, D `dimension`) for every
+    implementation, so that FLOP/s compare their speeds. An implementation whose temporaries would take 90% or more of
+    the available main memory is not run, and its seconds are None. open_clip, whose temporaries are not reported but
+    estimated, has no row in that case. Strips are left out if `rows` is not a multiple of 256.
     """
     images, texts = _unit_vectors(rows, dimension)
     arguments = (jnp.asarray(images), jnp.asarray(texts), jnp.float32(SCALE))
@@ -85,7 +86,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def by_strips(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
-    """Returns InfoNCE, computed from strips of rows, one direction at a time, and recomputed in the backward pass."""
+    """Returns InfoNCE, computed from strips of 256 rows in each direction; the backward pass computes them again."""
 
     def one_direction(queries: jax.Array, gallery: jax.Array) -> jax.Array:
         @jax.checkpoint

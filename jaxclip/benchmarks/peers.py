@@ -92,7 +92,7 @@ def transformers(shape: CLIPConfig, rows: int) -> dict[str, Callable[[], Any]]:
 
 
 class TorchConvStem(nn.Module):
-    """`models.stem.ConvStem` in PyTorch: (B, 3, S, S) -> (B, W, S / patch, S / patch)."""
+    """`models.stem.ConvStem` in PyTorch: B pictures (B, 3, S, S) -> W channels, (B, W, S / patch, S / patch)."""
 
     def __init__(self, config: ImageConfig):
         super().__init__()

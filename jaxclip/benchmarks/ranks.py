@@ -32,16 +32,17 @@ PEERS = {
 
 
 def measure(items: int = ITEMS, *, repeats: int = 3) -> list[dict[str, Any]]:
-    """Returns a row for each way of ranking `items` texts against `items` pictures: "seconds", "items", "time_ratio".
+    """Returns a row for each way of ranking texts against pictures: "seconds", "items" (the texts) and "time_ratio".
 
     Embeddings have 512 dimensions; a text's embedding is its picture's with noise (seed 0). Implementations run in
     turns after one warm-up call, and "seconds" is the median of `repeats` calls. Peers are measured if they are
-    installed: faiss's IndexFlatIP at full size; open_clip's metric, torchmetrics and a full numpy sort, which hold the
-    complete score matrix, at 4,096 items (torchmetrics with 512 texts).
+    installed: faiss's IndexFlatIP at full size, which is `items` texts and pictures; open_clip's metric, torchmetrics
+    and a full numpy sort, which hold the complete score matrix, at 4,096 items (torchmetrics with 512 texts).
 
-    "time_ratio" is the time divided by that of this package's row for the same work. Rows in bfloat16 also hold the
-    share of ranks that differ from float32's, and the difference in hit@10. The row "memory" holds the peak MB of the
-    first search, including compilation, in addition to the embeddings and the libraries; it needs Linux's /proc.
+    "time_ratio" is the time divided by that of the first row of the same size: "both ways, top 20", "both ways, small"
+    or "one way, few texts". The one-way rows in bfloat16 and bfloat16_3x also hold the share of ranks that differ from
+    float32's, and the difference in hit@10. The row "memory" holds the peak MB (2^20 bytes) of the first search,
+    including compilation, in addition to the embeddings and the libraries; it needs Linux's /proc.
     """
     texts, images = _embeddings(items)
     relevance = _pairs(items)
@@ -106,7 +107,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         seconds = f"{row['seconds']:9.2f} s   " if "seconds" in row else " " * 14
         lines.append(f"{row['implementation']:34}{seconds}{figures}")
     absent = PEERS.keys() - {row["implementation"] for row in rows}
-    lines += [f"{name:34}left out: {', '.join(PEERS[name])} are not installed" for name in PEERS if name in absent]
+    lines += [f"{name:34}left out: needs {' and '.join(PEERS[name])}" for name in PEERS if name in absent]
     return "\n".join(lines)
 
 
@@ -137,7 +138,7 @@ def _pairs(items: int) -> Relevance:
 
 
 def _product(texts: np.ndarray, images: np.ndarray) -> None:
-    """Computes all scores, tile by tile, and discards them; every exact search in one direction costs at least this."""
+    """Computes all scores, block by block, and discards them: the least that an exact search in float32 must do."""
     for first in range(0, len(texts), TILE):
         jax.block_until_ready(_scores(texts[first : first + TILE], images))
 

@@ -50,14 +50,17 @@ SCORE_TOLERANCE = 1e-4  # the servers sum float32 products in different orders
 
 
 def measure(*, workdir: str, gallery: str, k: int, seconds: int, repeats: int) -> list[dict[str, Any]]:
-    """Returns a row for each number of CLIENTS and each server: `jaxclip.search`, and PEER if it is installed.
+    """Returns a row for each number of CLIENTS and each server: `jaxclip.search`, and PEER if it can run.
+
+    PEER can run if its packages are installed and transformers' CLIP can represent the workdir's text tower.
 
     Each client keeps one connection open and sends its next request when the previous one is answered. The sentences
     are captions of the gallery. The two servers are measured in turns.
 
     A row holds "per_second", the median over the repeats of the requests per second; "p50" and "p99", percentiles of
     the latency in milliseconds over all repeats; "ratio", requests per second divided by the peer's (None without a
-    peer); and "exact", the share of 200 sentences whose results have the same scores as those of a brute-force search.
+    peer); and "exact", the share of up to 200 sentences whose results have the same scores, within 1e-4, as those of a
+    brute-force search.
 
     Raises:
       UserError: `workdir` is empty or not a workdir, the gallery has no captions, or the server does not start.
@@ -114,7 +117,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def load(address: str, sentences: Sequence[str], k: int, clients: int, seconds: float) -> list[float]:
-    """Returns the latency, in milliseconds, of every request of `clients` concurrent clients that ended in time."""
+    """Returns the latencies, in milliseconds, of the requests that `clients` concurrent clients complete in `seconds`.
+
+    The first request of each client is not counted.
+    """
 
     async def client(first: int) -> list[float]:
         milliseconds: list[float] = []
@@ -174,7 +180,7 @@ def _serving(workdir: str, gallery: str) -> Iterator[str]:
 
 
 def _sentences(searcher: Searcher) -> list[str]:
-    """Returns at most 2,000 random captions of the gallery."""
+    """Returns at most 2,000 random different captions of the gallery."""
     captions = sorted({caption for caption in searcher.gallery.captions if caption.strip()})
     if not captions:
         raise UserError(f"no product of {searcher.gallery.name} has a caption: the benchmark searches for captions")
@@ -182,7 +188,7 @@ def _sentences(searcher: Searcher) -> list[str]:
 
 
 def _exact(searcher: Searcher, address: str, sentences: Sequence[str], k: int) -> float:
-    """Returns the share of sentences whose k results have the k highest scores of the gallery, in order."""
+    """Returns the share of sentences whose k results have the k highest scores of the gallery, in descending order."""
 
     async def search_all() -> list[list[str]]:
         async with _connection(address) as ask:

@@ -69,9 +69,10 @@ def serve(workdir: str, folder: str) -> dict[str, Callable[[], str]]:
 
 
 def embeddings(tower: CLIPTextModelWithProjection, ids: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Returns the (B, D) embeddings of token ids (B, T), pooled at the end token ("end") or averaged ("mean").
+    """Returns the embeddings, (B, D), of the `ids` of B sentences of T tokens each.
 
-    With "mean" the tokens attend to each other in both directions, as in `models.clip.TextTower`.
+    The outputs are pooled at the end token ("end") or averaged ("mean"). With "mean" the tokens attend to each other
+    in both directions, as in `models.clip.TextTower`.
     """
     if pooling == "end":
         return tower(input_ids=ids).text_embeds

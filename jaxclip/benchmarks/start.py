@@ -33,7 +33,7 @@ def measure(preset: str, *, repeats: int = 3) -> list[dict[str, Any]]:
 
     A start is measured from the command until metrics.jsonl holds the first step: with an empty compilation cache
     ("cold"), and with the cache of an earlier run ("compiled before"). They run in turns. "programs" is the number of
-    programs that the last start of each kind added to the cache, and "time_ratio" is relative to "cold".
+    programs that the last start of each kind added to the cache, and "time_ratio" is the time divided by "cold"'s.
     """
     with tempfile.TemporaryDirectory(prefix="jaxclip_start_") as name:
         folder = Path(name)
@@ -85,7 +85,11 @@ def _time_imports() -> float:
 
 
 def _time_first_step(file: Path, workdir: Path, cache: Path) -> float:
-    """Returns the seconds from the command until the first step is logged; then the process is killed."""
+    """Returns the seconds from the command until the first step is logged; the process is killed then.
+
+    Raises:
+      UserError: the process ended before, or took more than 600 seconds.
+    """
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     command = [sys.executable, "-m", "jaxclip.train", f"--config={file}", f"--workdir={workdir}"]
     metrics, start = workdir / "metrics.jsonl", time.perf_counter()
@@ -103,4 +107,4 @@ def _time_first_step(file: Path, workdir: Path, cache: Path) -> float:
             process.wait()
         output.seek(0)
         last_line = output.read().decode(errors="replace").strip().splitlines()[-1:]
-    raise UserError(f"the training in {workdir} ended before its first step: {' '.join(last_line)}")
+    raise UserError(f"the training in {workdir} ended or timed out before its first step: {' '.join(last_line)}")

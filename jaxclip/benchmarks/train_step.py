@@ -50,8 +50,9 @@ def measure(*, preset: str, batch: int, dtype: str, repeats: int = 5) -> list[di
       seconds: median time of `repeats` calls.
       per_second: pairs, pictures or captions per second.
       time_ratio: `seconds` divided by this package's.
-      flops_per_second: FLOPs of this package's matrix products divided by `seconds`, for every implementation.
-      limit: FLOP/s of the fastest product of two 2048 x 2048 matrices in any of the processes.
+      flops_per_second: FLOPs of this package's matrix products and convolutions, without the optimizer's, divided by
+        `seconds`, for every implementation.
+      limit: FLOP/s of the fastest product of two 2048 x 2048 matrices of `dtype` in any of the processes.
       mfu: `flops_per_second` as a share of the device's bfloat16 peak; absent if the peak is unknown.
       memory: the process's peak bytes: of device memory if there is an accelerator, else of main memory.
     """
@@ -172,7 +173,7 @@ def _encoders(towers: Towers) -> tuple[Callable, Callable]:
 
 
 def _flops(config: Config, towers: Towers) -> dict[str, float]:
-    """Returns, for each of MEASURED, the FLOPs of its matrix products, without the optimizer's."""
+    """Returns, for each of MEASURED, the FLOPs of its matrix products and convolutions, without the optimizer's."""
     batch, recipe = abstract_batch(config, towers), make_recipe(config, towers, config.steps)
     image, text = _encoders(towers)
     params = towers.shapes

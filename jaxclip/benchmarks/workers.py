@@ -62,7 +62,7 @@ class Worker:
             value, failure = self._pipe.recv()
         except EOFError:
             self._process.join()
-            cause = ", probably for lack of memory: give a smaller --batch" if self._process.exitcode == -9 else ""
+            cause = ", probably for lack of memory: measure something smaller" if self._process.exitcode == -9 else ""
             raise UserError(f"the process of {self.name} ended with status {self._process.exitcode}{cause}") from None
         if failure:
             raise RuntimeError(f"{self.name} failed:\n{failure}")

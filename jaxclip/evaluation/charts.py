@@ -9,11 +9,11 @@ LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT = 56, 24, 14, 44, 440, 250
 FRAME = {
     "left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM, "width": WIDTH, "height": HEIGHT,
 }  # fmt: skip
-RANK_ENDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)  # last rank of each bar of the histogram
+RANK_ENDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)  # last rank of each bar but the last
 
 
 def training(curve: Sequence[Mapping], key: str, label: str) -> dict | None:
-    """Returns the line chart of the figure `key` over the training steps, None if the figure was never measured."""
+    """Returns the line chart of the figure `key` over the training steps, None if `curve` has no finite value of it."""
     points = [(row["step"], row[key]) for row in curve if row.get(key) is not None and math.isfinite(row[key])]
     if not points:
         return None
@@ -33,9 +33,10 @@ def training(curve: Sequence[Mapping], key: str, label: str) -> dict | None:
 
 
 def hit_curve(best_ranks: Mapping[str, np.ndarray], gallery: int) -> dict:
-    """Returns the line chart of hit@k over k, with k on a logarithmic axis and one line per run.
+    """Returns the line chart of hit@k over k, with k on a logarithmic axis and one line per evaluated run.
 
-    `best_ranks` maps each run's name to the (Q,) ranks of its queries' first relevant items.
+    `best_ranks` maps each run's name to the (Q,) ranks of its queries' first relevant items. The axis ends at 1,000 or
+    at the number of items in the gallery, whichever is less.
     """
     last_k = max(2, min(1000, gallery))
     ks = np.unique(np.round(np.geomspace(1, last_k, 60)).astype(int))
@@ -102,7 +103,7 @@ def _short(number: int) -> str:
 
 
 def _ticks(low: float, high: float, integers: bool = False) -> list[float]:
-    """Returns three to seven evenly spaced round numbers that cover the range from `low` to `high`."""
+    """Returns two to seven evenly spaced round numbers that cover the range from `low` to `high`."""
     if high == low:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
     min_step = (high - low) / 4

@@ -38,7 +38,8 @@ def compare(
 ) -> tuple[Mapping[str, Any], Path]:
     """Returns the result of `results.compare` for two workdirs, and the folder with the comparison's files.
 
-    The first process writes comparison.json and report.html into WORKDIR/eval/NAME/against-BASELINE.
+    The first process writes comparison.json and report.html into eval/NAME/against-BASELINE in the workdir of `run`,
+    where BASELINE is the name of the baseline's workdir.
 
     Args:
       baseline: the run that `run` is compared with.

@@ -93,7 +93,7 @@ class Evaluator:
         }
 
     def complete(self, params: Params, *, store: EmbeddingStore | None = None) -> Result:
-        """Returns the result of `rank`, extended by the protocols that are run only once, after training.
+        """Returns the result of `rank`, extended by the protocols that evaluations during training leave out.
 
         They are Marqo's protocol (`evaluation.marqo`), and labels as queries and as classes (`evaluation.labels`).
         With a store, embeddings are reused as in `embed`.

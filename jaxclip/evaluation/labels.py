@@ -11,7 +11,7 @@ from jaxclip.ranking.label_ranks import label_ranks
 from jaxclip.ranking.relevance import Relevance
 
 MIN_PRODUCTS = 5  # values that fewer products have are not labels
-MAX_LABELS = 200  # a field with more values holds names or numbers, not labels
+MAX_LABELS = 200  # a field with more is taken for names or numbers and left out
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,12 @@ def classify(field: Field, label_embeddings, images, *, seed: int = 0) -> dict:
 
 
 def f1(pair: np.ndarray, weights: np.ndarray, labels: int, *, weighted: bool) -> np.ndarray:
-    """Returns the (S,) mean F1 of S bootstrap samples.
+    """Returns (S,) the mean of the labels' F1 in each of S bootstrap samples.
 
     A label's F1 is 2 TP / (actual + predicted). Labels that are neither actual nor predicted are left out of the mean.
 
     Args:
-      pair: (2, n) the actual and the predicted label of each image.
+      pair: (2, n) the actual and the predicted label of each of n images.
       weights: (S, n) how often each sample contains each image.
       labels: the number of labels.
       weighted: whether labels are weighted by their numbers of images.

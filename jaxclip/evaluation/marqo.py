@@ -20,7 +20,7 @@ def evaluate(texts: GroupedEmbeddings, images: GroupedEmbeddings, titles, *, see
     Args:
       texts: the Q texts.
       images: the G images.
-      titles: (G, D) unit vectors of the products' titles.
+      titles: (G, D) unit vectors of the products' titles, zero for products without a title.
       seed: seeds the sampling of the texts and the bootstrap.
     """
     random = np.random.default_rng(seed)

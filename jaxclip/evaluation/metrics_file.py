@@ -117,10 +117,10 @@ def read(folder: Path) -> dict[str, Any] | None:
 def load_if_current(
     config: Config, workdir: Path, step: str, folder: Path, data_fingerprint: str
 ) -> dict[str, Any] | None:
-    """Returns the metrics stored in a folder, None if there are none or if they would now come out differently.
+    """Returns the metrics stored in a folder, None if there are none or if they do not match the other arguments.
 
-    The stored step, parameters, settings and data fingerprint must equal those of the checkpoint and the configuration.
-    `step` is "latest", "best" or a number.
+    The stored step, parameters, settings and data fingerprint must equal those of the checkpoint `step` ("latest",
+    "best" or a number), of the configuration, and `data_fingerprint`.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     number = resolve_step(step, checkpoints)

@@ -13,8 +13,8 @@ from jaxclip.evaluation.results import StoredRankings
 from jaxclip.pipeline.records import Records
 
 CHANGES, FAILED_CATEGORIES, FAILURES = 6, 4, 2
-"""At most this many are shown: queries that improved (or worsened), categories with failures, failures per category."""
-MIN_QUERIES = 10  # a smaller category is not shown among those with failures
+"""Most that are shown: improved and worsened queries (each), categories with failures, failures per category."""
+MIN_QUERIES = 10  # a category with fewer queries is not shown among those with failures
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def write_report(
       title: the heading.
       run: facts that identify and reproduce the run, as in `report.report_page`.
       curve: rows of the training log, as in `report.report_page`.
-      baseline: name, rankings and comparison (`results.compare`) of another run on the same queries.
+      baseline: name, rankings and comparison (`results.compare`) of another run, or of the first stage, on the same
+        queries.
     """
 
     def row(stored: StoredRankings, query: int) -> report.QueryRow:

@@ -1,4 +1,4 @@
-"""The evaluation protocols: the full gallery in both directions, by category, re-ranked, and trials of 100 images."""
+"""The evaluation protocols: the full gallery in both directions, by category, re-ranked, and trials of 100 pairs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxclip.ranking.relevance import Relevance
 
 UNCATEGORISED = "(none)"
 CATEGORY_KS = (1, 5, 10)
-TOP_K = 10  # number of best items that are stored per query
+TOP_K = 10  # largest number of best items that are stored per query
 
 
 class GroupedEmbeddings:
@@ -37,7 +37,7 @@ class Rankings:
       best_ranks: (Q,) the rank of the first relevant item.
       relevant_counts: (Q,) the number of relevant items.
       values: metric -> (Q,) its value for each query; reported metrics are their means, and paired tests compare them.
-      top_items: (Q, k) the first k items, best first.
+      top_items: (Q, k) the first k items, best first; k is 10, or the size of a smaller gallery.
       top_scores: (Q, k) their scores.
       top_relevant: (Q, k) whether they are relevant.
     """
@@ -80,11 +80,12 @@ def evaluate(
     second_stage: Callable[[Candidates], np.ndarray] | None = None,
     candidates: int = 100,
 ) -> Result:
-    """Returns (metrics, details): the content of metrics.json without provenance, and the rankings behind it.
+    """Returns (metrics, details): the figures of these protocols in metrics.json, and the rankings behind them.
 
-    Every figure is `{"value", "low", "high"}` with a 95% bootstrap interval over queries (over trials, in `trials`).
-    In "text_to_image" the texts are the queries and all images are the gallery; in "image_to_text" it is the reverse.
-    An item is relevant to a query if both have the same group.
+    Every metric is `{"value", "low", "high"}` with a 95% bootstrap interval over queries (over trials, in "trials");
+    counts and the hit@k of a random order ("chance") are plain numbers. In "text_to_image" the texts are the queries
+    and all images are the gallery; in "image_to_text" it is the reverse. An item is relevant to a query if both have
+    the same group.
 
     With a `second_stage`, "text_to_image" holds the figures after re-ranking and "first_stage" those before it.
     "reranked" holds the number of candidates "k", the share of texts with a relevant image among them ("retrieved", the
@@ -198,7 +199,7 @@ def means(values: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, fl
 
 
 def _by_category(rankings, categories, relevance, ranks, ks, seed):
-    """Returns category -> its figures, ordered by number of queries, most first, then by name."""
+    """Returns category -> number of queries, hit@k and MRR, ordered by number of queries, most first, then by name."""
     names, members = np.unique([name or UNCATEGORISED for name in categories], return_inverse=True)
     cut_offs = sorted({*CATEGORY_KS, *ks})
     values = {f"hit@{k}": metrics.hit(ranks.ranks, relevance.indptr, k) for k in cut_offs}
@@ -226,5 +227,5 @@ def _trials(texts: GroupedEmbeddings, images: GroupedEmbeddings, ks, seed):
 
 
 def _chance(rankings, gallery, ks):
-    """Returns the expected hit@k of a random order of the gallery."""
+    """Returns the expected hit@k of a random order of the gallery, for each k."""
     return {f"hit@{k}": metrics.chance_hit(rankings.relevant_counts, gallery, k) for k in ks}

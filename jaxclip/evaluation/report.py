@@ -27,7 +27,7 @@ class Item:
       mime: its media type, such as "image/jpeg".
       caption: the title of the product.
       relevant: whether it is relevant to the query.
-      score: its score for the query.
+      score: its score for the query; NaN if it is not known.
     """
 
     image_bytes: bytes = field(repr=False)

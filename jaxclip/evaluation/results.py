@@ -1,4 +1,4 @@
-"""The result files of an evaluation: metrics.json, its figures as CSV tables, and the ranking of every query."""
+"""The result files of an evaluation: metrics.json, its figures as CSV tables, and metrics and best items per query."""
 
 import csv
 import io
@@ -17,14 +17,14 @@ from jaxclip.runtime import files
 
 QUERIES = "queries.npz"
 FIRST_STAGE = "first_stage"
-"""Subfolder of a re-ranked evaluation that holds the first stage's queries.npz."""
+"""Subfolder of a re-ranked evaluation that holds the first stage's queries.npz and queries.csv."""
 DIRECTIONS = ("text_to_image", "image_to_text")
 _ARRAYS = ("best_ranks", "top_items", "top_relevant", "top_scores")
 
 
 @dataclass(frozen=True, eq=False)
 class StoredRankings:
-    """The text-to-image rankings of an evaluation, as stored in queries.npz.
+    """The text-to-image rankings of an evaluation, and its metrics per query, as stored in queries.npz.
 
     Attributes:
       data_fingerprint: the fingerprint of the prepared dataset.
@@ -32,7 +32,7 @@ class StoredRankings:
       owners: (Q,) the index of each text's product.
       ids: (G,) the ids of the products.
       best_ranks: (Q,) the rank of the first relevant item.
-      top_items: (Q, k) the first k items, best first.
+      top_items: (Q, k) the first k items, best first; k is 10, or the size of a smaller gallery.
       top_relevant: (Q, k) whether they are relevant.
       top_scores: (Q, k) their scores.
       values: direction -> metric -> (Q,) or (G,) its value for every query of that direction.
@@ -155,7 +155,7 @@ def compare(
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence]) -> bytes:
-    """Returns the rows as CSV, with six significant digits."""
+    """Returns the rows as CSV, floats with six significant digits."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(header)

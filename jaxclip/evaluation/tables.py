@@ -5,9 +5,9 @@ from typing import Any
 
 
 def headline(metrics: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -> str:
-    """Returns a table of hit@k in both directions, as value [95% interval], and at chance.
+    """Returns a table of hit@k in both directions, as value [95% interval], and of text-to-image hit@k at chance.
 
-    The table of a re-ranked evaluation shows text to image before and after re-ranking.
+    The table of a re-ranked evaluation shows text to image before and after re-ranking, and ignores `raw`.
 
     Args:
       metrics: the metrics of an evaluation.
@@ -56,7 +56,8 @@ def _two_stages(metrics: Mapping[str, Any]) -> str:
 def before_and_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Returns two tables of text-to-image hit@k before and after training: over all queries, and by category.
 
-    They have the layout of Tables 2 and 1 of the fit-aware paper, which writes R@k for hit@k.
+    They have the layout of Tables 2 and 1 of the fit-aware paper (see `reranking.networks.Paper`), which writes R@k for
+    hit@k.
     """
     names = [name for name in after["text_to_image"] if name.startswith("hit@")]
     header = "".join(f"{name.replace('hit@', 'R@'):>8}" for name in names)

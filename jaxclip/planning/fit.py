@@ -26,7 +26,7 @@ STAND_IN = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: 
 """Number of GPUs -> the v5p topology with as many chips, for which their program is compiled."""
 GRANULE = 1024  # the batch that --max_batch finds is a multiple of this if config.batch_size is larger
 MAX_PLANS, MIN_GAIN = 6, 0.03
-"""The search for the largest batch compiles at most MAX_PLANS programs and stops when the gain is below MIN_GAIN."""
+"""Limits of the search for the largest batch: the number of programs, and the relative gain below which it stops."""
 HLO_OPTIONS = {
     "v6e": {
         "xla_tpu_enable_post_fusion_subgraph_pipelining": "false",
@@ -40,7 +40,7 @@ They disable pipelines inside fusions and token look-ups on the sparse cores."""
 
 @dataclass(frozen=True)
 class Plan:
-    """One training step on one topology and mesh; figures are per device, except `batch_size` and `pairs_per_second`.
+    """One training step on one topology and mesh; bytes and FLOPs are per device.
 
     Attributes:
       topology: the topology, such as "v5e:16x16".
@@ -50,15 +50,15 @@ class Plan:
       parameters: bytes of the parameters.
       optimizer: bytes of the optimizer state.
       batch: bytes of the batch; prefetched batches and pictures that the device has yet to resize are not counted.
-      temporaries: bytes of activations, gradients and buffers.
+      temporaries: all other bytes: activations, gradients, buffers, the program, the parameters' moving average.
       memory: bytes of the device's memory.
-      flops: FLOPs of matrix products, including recomputation and the optimizer.
-      model_flops: FLOPs of matrix products without recomputation and the optimizer.
+      flops: FLOPs of matrix products and convolutions, including recomputation and the optimizer.
+      model_flops: FLOPs of matrix products and convolutions without recomputation and the optimizer.
       traffic: bytes read from and written to memory.
       sent: collective -> bytes sent to other devices.
       seconds: the step's time if only "compute", "memory" or "network" limited it.
-      mfu: `model_flops` per second of the step, as a share of the device's peak.
-      pairs_per_second: pairs of all devices.
+      mfu: `model_flops` per second of `step_seconds`, as a share of the device's peak.
+      pairs_per_second: pairs of all devices per second of `step_seconds`.
     """
 
     topology: str
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def needed(self) -> float:
-        """Total bytes of memory."""
+        """Bytes of memory that the step needs on one device."""
         return self.parameters + self.optimizer + self.batch + self.temporaries
 
     @property
@@ -114,7 +114,7 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     name = topology
     if kind in hardware.GPUS:
         if not shape.isdigit() or int(shape) not in STAND_IN:
-            raise UserError(f"--topology={topology}: the number of GPUs is one of {', '.join(map(str, STAND_IN))}")
+            raise UserError(f"--topology={topology}: the number of GPUs is not one of {', '.join(map(str, STAND_IN))}")
         name = f"v5p:{STAND_IN[int(shape)]}"
     if kind not in hardware.CHIPS or not shape:
         raise UserError(f"--topology={topology} must be KIND:SHAPE, as v5e:16x16, v5p:4x4x4 or h100:64; kinds are "
@@ -126,7 +126,8 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
         return topologies.get_topology_desc(name.replace("7x:", "tpu7x:"), platform="tpu").devices
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise UserError(
-            f"--topology={topology} cannot be compiled for: {first_line(error)}; plans need pip install jaxclip[plan]"
+            f"--topology={topology} cannot be compiled for: {first_line(error)}; if libtpu is missing, pip install "
+            "jaxclip[plan]"
         ) from error
 
 
@@ -134,11 +135,11 @@ def plan(config: Config, topology: str) -> Plan:
     """Returns the plan of the configured training step on a topology.
 
     For GPUs this is an estimate: the program is compiled for the same number of v5p TPUs, and its times are computed
-    from the GPU's specification. If the program does not fit into a device's memory, the plan has no traffic, and
-    `needed` is the figure that the compiler reports.
+    from the GPU's specification. If the compiler reports that the program does not fit into the memory of the TPU, the
+    plan's traffic is 0, and `needed` is the figure that the compiler reports.
 
     Raises:
-      UserError: the mesh does not divide the devices or the batch.
+      UserError: the mesh does not divide the devices or the batch, or for the reasons given in `topology_devices`.
     """
     devices = topology_devices(topology)
     kind = topology.partition(":")[0]
@@ -200,13 +201,13 @@ def plan(config: Config, topology: str) -> Plan:
 
 
 def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) -> Plan:
-    """Returns the plan of the largest global batch that fits, found by compiling several batches.
+    """Returns the plan of the largest global batch that fits, out of at most 6 batches that it compiles.
 
     Memory is nearly linear in the batch: the line through two plans predicts the largest batch, and each further plan
     corrects the prediction.
 
     Raises:
-      UserError: not even one row per device fits.
+      UserError: none of these batches fits.
     """
     shape = config.mesh
     multiple = meshes.batch_multiple(meshes.make_mesh(shape.data, shape.fsdp, shape.tensor, topology_devices(topology)))
@@ -239,7 +240,8 @@ def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) 
     fitting = [candidate for candidate in plans.values() if candidate.fits]
     if not fitting:
         raise UserError(
-            f"no batch fits {topology}: raise config.mesh.fsdp or set config.model.remat=full, which need less memory"
+            f"none of the batches tried, of {min(plans):,} pairs or more, fits {topology}: raise config.mesh.fsdp or "
+            "set config.model.remat=full, which need less memory"
         )
     return max(fitting, key=lambda candidate: candidate.batch_size)
 

@@ -25,7 +25,7 @@ class Traffic:
     Attributes:
       memory: read from and written to its main memory.
       sent: sent to other devices, by collective, assuming ring algorithms: (n - 1) / n of the full array's bytes in a
-        group of n devices, twice that for an all-reduce.
+        group of n devices, twice that for an all-reduce, and all of the array's bytes for a collective-permute.
     """
 
     memory: float
@@ -56,8 +56,8 @@ class _Computation:
 def traffic(text: str) -> Traffic:
     """Returns the traffic of a program from its HLO text; a loop's body is counted once per iteration.
 
-    A fusion that uses only a slice of an array counts as reading only that slice. A TPU's vector memory (S(1)) is not
-    counted.
+    All branches of a conditional are counted. A fusion that uses only a slice of an array counts as reading only that
+    slice. Arrays outside of the main memory, such as those in a TPU's vector memory (S(1)), are not counted.
     """
     computations, entry = _parse(text)
     runs = _count_runs(computations, entry)
@@ -110,7 +110,7 @@ def _arrays(shape: str) -> Iterator[tuple[float, bool]]:
 
 
 def _count_runs(computations: dict[str, _Computation], entry: str) -> dict[str, tuple[float, bool]]:
-    """Returns for each computation how often it runs, and whether it is part of a fusion."""
+    """Returns for each computation how often it runs, and whether it is part of one instruction, such as a fusion."""
     runs: dict[str, tuple[float, bool]] = {}
 
     def visit(name: str, times: float, fused: bool) -> None:
@@ -201,7 +201,7 @@ def _sent_bytes(kind: str, instruction: _Instruction) -> float:
 
 
 def _group_size(text: str) -> int:
-    """Returns a collective's group size; groups are written as mesh axes, [groups,size]<=[...] or lists of ids."""
+    """Returns a collective's group size, 2 if none is found in mesh axes, [groups,size]<=[...] or lists of ids."""
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", match[2]))

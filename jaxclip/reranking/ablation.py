@@ -27,15 +27,15 @@ def run(
     *,
     say: Say,
 ) -> tuple[int | None, dict[str, Any] | None]:
-    """Trains and evaluates a re-ranker for every subset in `rerank.ablation` and every seed.
+    """Trains and evaluates a re-ranker for every subset in `rerank.ablation` with each of `rerank.seeds` seeds.
 
-    Each re-ranker has its own folder in the workdir. Finished re-rankers are skipped, and an interrupted one is
-    resumed.
+    Each re-ranker has its own folder in the workdir. Re-rankers that were evaluated with the same configuration are
+    skipped, and an interrupted one is resumed.
 
     Returns:
       (signal, None) if a signal stopped the ablation, else (None, content of ablation.json). The content has, for each
-      subset, the metrics averaged over seeds with intervals over queries, and p-values of paired bootstraps against
-      the first stage and against the first subset.
+      subset, the text-to-image metrics in COMPARED averaged over seeds, with intervals over queries, and p-values of
+      paired bootstraps against the first stage and, except for the first subset, against the first subset.
 
     Raises:
       UserError: see `train_reranker`.
@@ -74,13 +74,13 @@ def _is_done(folder: Path, fingerprint: str) -> bool:
 
 
 def _values(folder: Path) -> Values:
-    """Returns the text-to-image values of the queries of an evaluation, for the metrics in COMPARED."""
+    """Returns the text-to-image values of an evaluation's queries, for those metrics in COMPARED that it has."""
     values = results.read_queries(folder).values["text_to_image"]
     return {name: values[name].astype(np.float64) for name in COMPARED if name in values}
 
 
 def _compare(runs: Mapping[str, list[dict[str, Values]]], features: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the metrics of the first stage and of each subset, after averaging the values of a query over seeds."""
+    """Returns the first stage's metrics, and each subset's metrics and p-values; seeds are averaged query by query."""
     means = {
         name: {metric: np.mean([run["re-ranked"][metric] for run in seeds], axis=0) for metric in seeds[0]["re-ranked"]}
         for name, seeds in runs.items()
@@ -121,5 +121,8 @@ def table(result: Mapping[str, Any]) -> str:
         line += f"{p['first stage']['hit@1']:>18.4f}" if p else ""
         line += f"{p[reference]['hit@1']:>{len(reference) + 8}.4f}" if reference in p else ""
         lines.append(line)
-    lines.append(f"means over {result['seeds']} seed(s), 95% bootstrap intervals over queries, p by paired bootstrap")
+    lines.append(
+        f"means over {result['seeds']} seed(s), 95% bootstrap intervals over queries, p of the difference in hit@1 by "
+        "paired bootstrap"
+    )
     return "\n".join(lines)

@@ -15,7 +15,7 @@ LAYERS, HEADS = 6, 8
 
 @dataclass(frozen=True)
 class CrossAttentionConfig:
-    """The shape of a cross-attention re-ranker.
+    """The shape of a cross-attention re-ranker. Its letters are also used by the shapes in `CrossAttention`.
 
     Attributes:
       image_tokens: P, tokens of a picture.
@@ -24,7 +24,7 @@ class CrossAttentionConfig:
       text_width: V, width of the text tower's tokens.
       logit_scale: exp(logit scale) of the first stage, which turns its cosines into logits.
       width: D, width of the transformer.
-      layers: layers of the transformer; 6 in the paper.
+      layers: layers of the transformer; 6 in the paper (see `CrossAttention`).
       heads: attention heads of the transformer; 8 in the paper.
       dropout: share of units that training sets to zero after attention and MLP.
     """
@@ -43,11 +43,12 @@ class CrossAttentionConfig:
 class CrossAttention(nnx.Module):
     """Scores (query, candidate) pairs with a transformer over the token sequences of both towers.
 
-    The network follows the cross-modal paper: tokens are normalised to the same length, a CLS token (initially zero)
-    is placed before each modality, and the sequences are concatenated and get positional encodings. A transformer of 6
-    layers and 8 heads follows, and a feed-forward head reads its two CLS tokens. Unlike in the paper, a picture is
-    combined with the query of the search and never with its own caption, and the head's output is added to the
-    first-stage score; before training it is 0 for any input.
+    The network follows the paper "Fashion Image Recommendation Model for Natural Language Search Queries": tokens are
+    L2-normalised and projected to one width, a CLS token (initially zero) is placed before each modality, and the
+    sequences are concatenated and get positional encodings. A transformer follows, by default of 6 layers and 8 heads,
+    and a feed-forward head reads its two CLS tokens. Unlike in the paper, a picture is combined with the query of the
+    search and never with its own caption, and the head's output, divided by `CrossAttentionConfig.logit_scale`, is
+    added to the first-stage score; before training the output is 0 for any input.
     """
 
     def __init__(self, config: CrossAttentionConfig, *, rngs: nnx.Rngs):
@@ -75,7 +76,7 @@ class CrossAttention(nnx.Module):
         *,
         rng: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
-        """Returns the final CLS tokens of the image and of the text of each pair.
+        """Returns the final CLS tokens of the image and of the text of each of N pairs.
 
         Args:
           image: output tokens of the image tower.
@@ -105,7 +106,7 @@ class CrossAttention(nnx.Module):
         *,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K"]:
-        """Returns the score of each candidate, on the scale of the first-stage scores.
+        """Returns the scores of the K candidates of each of B queries, on the scale of the first-stage scores.
 
         Args:
           query: output tokens of the text tower; zero vectors are padding.
@@ -123,7 +124,7 @@ class CrossAttention(nnx.Module):
         return first_scores + added / self.config.logit_scale
 
     def logits(self, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
-        """Returns the logits for a loss: the scores times exp(logit scale), which is a learned parameter."""
+        """Returns the logits for a loss: the scores times exp(logit scale), where the logit scale is a parameter."""
         return scores * jnp.exp(self.logit_scale[...])
 
 

@@ -36,7 +36,8 @@ Vocabulary = dict[str, list[str]]
 def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -> FirstStage:
     """Returns the configured first stage on the configured mesh.
 
-    If the re-ranker's workdir already has a first_stage.json, its step is loaded and its fingerprint is checked.
+    If the re-ranker's workdir already has a first_stage.json, the step that it names is loaded, and the fingerprint is
+    compared with the one that it holds. Otherwise the newest step is loaded.
 
     Args:
       config: configuration of the re-ranker.
@@ -44,8 +45,8 @@ def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -
       own: configuration of the towers; by default the one in their workdir.
 
     Raises:
-      UserError: the fingerprint of the first stage or its checkpoint differs from first_stage.json; or the
-        configuration sets other preprocessing than that of the towers.
+      UserError: the fingerprint differs from that in first_stage.json; the configuration sets other preprocessing than
+        that of the towers; or for the reasons given in `first_stage.load`.
     """
     where = Path(config.first_stage).expanduser()
     own = replace(own or load_config(where), mesh=config.mesh)
@@ -86,10 +87,10 @@ def save_first_stage(first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary
 
 
 def find_querybank(config: Config, first: FirstStage, workdir: Path) -> np.ndarray:
-    """Returns the query bank, (M, D), of the workdir, or a new one from captions that the towers were trained on.
+    """Returns the workdir's query bank, or else a new one: (M, D) embeddings of captions of the towers' training data.
 
     Raises:
-      UserError: the workdir has no query bank, and the dataset that the towers were trained on is missing or has
+      UserError: the workdir has no first_stage.json, and the dataset that the towers were trained on is missing or has
         changed.
     """
     if (workdir / FILENAME).exists():
@@ -100,13 +101,14 @@ def find_querybank(config: Config, first: FirstStage, workdir: Path) -> np.ndarr
 def training_split(config: Config, first: FirstStage, prepared: Path) -> Split:
     """Returns the products to train a re-ranker on: training products that the towers never saw.
 
-    On their own training products the towers already rank the answer first, so a re-ranker trained on these products
-    would only learn to keep the order. If the towers' dataset is used, the products are those that were held back from
-    the towers (`data.second_stage`); otherwise they are the training split of the other dataset.
+    On their own training products the towers mostly rank the answer first already, so a re-ranker trained on these
+    products would only learn to keep the order. If the towers' dataset is used, the products are those that were held
+    back from the towers (`data.second_stage`); otherwise they are the training split of the other dataset.
 
     Raises:
       UserError: no products were held back from the towers, or data.second_stage or data.split_seed differ from those
-        of the towers; or the other dataset contains pictures that the towers were trained on.
+        of the towers; or the training split of the other dataset contains pictures that the towers were trained on, or
+        the towers' dataset, which is needed to check this, is missing or has changed.
     """
     if prepared_data.data_fingerprint(prepared) != first_stage.data_fingerprint(first):
         records = Records(prepared, "train", config.data.train)
@@ -135,7 +137,7 @@ def _check_unseen(first: FirstStage, records: Records) -> None:
 
 
 def _pictures(records: Records) -> set[bytes]:
-    """Returns the hashes of the stored pictures."""
+    """Returns the hashes of the records' encoded pictures."""
     return {
         hashlib.blake2b(records.picture(number), digest_size=16).digest()
         for number in bar(range(len(records)), desc="comparing pictures", unit="picture", leave=False)
@@ -143,7 +145,7 @@ def _pictures(records: Records) -> set[bytes]:
 
 
 def embedded(config: Config, first: FirstStage, prepared: Path, records: Records, *, wordings: int = 1) -> Split:
-    """Returns the split of the records, embedded by the first stage (cached), without features."""
+    """Returns the records as a split: embedded by the first stage, or read from the cache; features not computed."""
     with jax.set_mesh(first.towers.mesh):
         return first_stage.embed_split(
             first,
@@ -158,7 +160,7 @@ def embedded(config: Config, first: FirstStage, prepared: Path, records: Records
 
 
 def find_vocabulary(split: Split, workdir: Path) -> Vocabulary:
-    """Returns the vocabulary of attribute values: the one of the workdir if it has one, else one made from the split.
+    """Returns the vocabulary of attribute values: the workdir's if it has one, else one made from the split.
 
     Values that fewer than 5 products have are left out, because they are too rare to learn from.
     """
@@ -172,7 +174,7 @@ def find_vocabulary(split: Split, workdir: Path) -> Vocabulary:
 
 
 def with_features(split: Split, first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary) -> Split:
-    """Returns the split with every feature of `features.rerank`, and the image tokens where the split has them."""
+    """Returns the split with every feature of `features.rerank`, and with its image tokens, if any, as a feature."""
     sources = rerank.FeatureSources(
         images=split.images,
         crops=split.crops,
@@ -191,6 +193,6 @@ def with_features(split: Split, first: FirstStage, bank: np.ndarray, vocabulary:
 
 
 def retrieve(config: Config, split: Split) -> Candidates:
-    """Returns the candidates of every query of a split: the K products with the highest first-stage scores."""
+    """Returns the candidates of every query of a split: the `rerank.candidates` products with the highest cosines."""
     owners = split.groups[split.owners]
     return second_stage.retrieve(split.queries, split.images, owners, split.groups, config.rerank.candidates)

@@ -1,4 +1,4 @@
-"""The first stage: trained towers, and a split's embeddings and features, which are cached on disk."""
+"""The first stage: trained towers, and splits that they embed; `embed_split` caches the embeddings on disk."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ FORMAT = 4
 """Version of the cached arrays; raise it when they change, so that older ones are computed again."""
 BANK, BANK_SEED, WORDINGS_SEED = 4096, 0, 0
 COLUMN = "columns/"
-"""Prefix of the cached columns of the dataset."""
+"""Prefix of the names under which a cached split holds the dataset's columns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class FirstStage:
       fingerprint: 12 hex digits of a hash of the parameters, the tokenizer, the preprocessing and the views.
       config: configuration of the towers' run.
       towers: the towers, without their parameters.
-      params: the parameters of the checkpoint.
+      params: the parameters of the checkpoint; their moving average if the checkpoint has one.
     """
 
     workdir: Path
@@ -65,23 +65,24 @@ class FirstStage:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The products of a data split and their captions as queries, embedded by the first stage.
+    """The G products of a data split, and their captions as Q queries, embedded by the first stage.
 
     Attributes:
       groups: (G,) group of each product; products of one group count as the same answer.
       images: (G, D) float32 unit vectors of the pictures.
       crops: (G, D) float32 unit vectors of each picture's best crop.
-      colour_names: (C, D) float32 unit vectors of the palette's names (`features.rerank.COLOUR_NAMES`).
+      colour_names: (C, D) float32 unit vectors of the palette's C names (`features.rerank.COLOUR_NAMES`).
       columns: name in `features.rerank.COLUMNS` -> the G values of the prepared dataset.
       attributes: (G,) each product's attributes, a JSON object.
       captions: (Q,) texts of the queries.
       queries: (Q, D) unit vectors of the captions.
       owners: (Q,) index of the product that a caption belongs to.
-      query_tokens: (Q, T, V) float16, output tokens of the text tower, zeros in the padding; None unless tokens were
-        requested.
-      image_tokens: (G, P, W) float16, output tokens of the image tower; None unless tokens were requested.
-      features: name -> (G, S) float32, the features of each product, once `data.with_features` has computed them;
-        the image tokens are among them as IMAGE_TOKENS.
+      query_tokens: (Q, T, V) float16, the text tower's T output tokens of width V for each caption, zeros in the
+        padding; None unless tokens were requested.
+      image_tokens: (G, P, W) float16, the image tower's P output tokens of width W for each picture; None unless tokens
+        were requested.
+      features: name -> (G, S) float32, the S values of a feature for each product; empty until `data.with_features` has
+        computed them. The image tokens, if there are any, are among them as IMAGE_TOKENS, unchanged.
       present: name -> (G,) whether a product has the feature.
     """
 
@@ -143,7 +144,7 @@ def embed_split(
     batch_size: int,
     workers: int,
 ) -> Split:
-    """Returns the split of the records, embedded by the first stage, or read from the cache if it is there.
+    """Returns the records as a split without features: read from the cache if it is there, else embedded and cached.
 
     Args:
       first: the towers.
@@ -153,10 +154,10 @@ def embed_split(
       segments: largest number of segments in which a caption longer than the context length is read; 1 truncates it.
       tokens: whether to add the output tokens of both towers, for cross-attention.
       batch_size: number of pictures or captions that are embedded at once.
-      workers: number of pictures that are decoded in parallel.
+      workers: number of pictures that are decoded in parallel; 0 lets tf.data decide.
 
     Raises:
-      UserError: the dataset was prepared without features.
+      UserError: the dataset was prepared without features, or no product has a caption.
     """
     facts = builder.metadata(prepared)
     key = {
@@ -198,7 +199,7 @@ def training_records(first: FirstStage) -> Records:
 
 
 def querybank(first: FirstStage, *, segments: int, batch_size: int) -> np.ndarray:
-    """Returns the query bank, (M, D): embeddings of up to 4,096 random captions from the towers' training data."""
+    """Returns the query bank, (M, D): embeddings of at most 4,096 captions of random products of `training_records`."""
     records = training_records(first)
     random = np.random.default_rng(BANK_SEED)
     records = records.take(np.sort(random.choice(len(records), min(BANK, len(records)), replace=False)))
@@ -282,7 +283,7 @@ def _embed_texts(
 def _wordings(products: Sequence[Product], first: FirstStage, wordings: int) -> tuple[list[str], np.ndarray]:
     """Returns the captions of all products, in `wordings` versions, and the index of each caption's product.
 
-    All captions as in evaluation come first; each further version, augmented as in training, follows as a whole.
+    The first version has all captions as in evaluation. Each further version has them augmented as in training.
     """
     augmentation, preprocess = first.config.augmentation, first.towers.preprocess
     random = np.random.default_rng(WORDINGS_SEED)

@@ -1,4 +1,4 @@
-"""Losses of re-rankers, as functions of the scores (B, K) and the relevance (B, K) of each query's candidates."""
+"""Losses of re-rankers, and draws of candidates for them; B queries have a list of K candidates each."""
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,8 @@ def list_softmax(scores: Float[Array, "B K"], relevant: Bool[Array, "B K"]) -> F
 def lambda_loss(scores: Float[Array, "B K"], relevant: Bool[Array, "B K"]) -> Float[Array, ""]:
     """Returns the mean over queries of the sum over pairs of |change of nDCG if swapped| * log2(1 + exp(-margin)).
 
-    The pairs are (relevant, non-relevant) candidates, and a margin is the difference of their scores. This is the
-    logistic loss with the weights of LambdaRank, in the form of LambdaLoss (Wang et al. 2018, Eq. 14 with binary
+    The pairs are (relevant, non-relevant) candidates, and a margin is the first one's score minus the second's. This
+    is the logistic loss with the weights of LambdaRank, in the form of LambdaLoss (Wang et al. 2018, Eq. 14 with binary
     gain). The ranks are computed from the scores, and no gradient flows through them.
     """
     ranks = 1 + jnp.argsort(jnp.argsort(-jax.lax.stop_gradient(scores), axis=1, stable=True), axis=1)  # (B, K)
@@ -49,12 +49,15 @@ def binary_cross_entropy(scores: Float[Array, "..."], relevant: Bool[Array, "...
 
 
 def sample_pair(relevant: Bool[Array, "B K"], negatives: str, rng: Key[Array, ""]) -> Int[Array, "B 2"]:
-    """Returns the positions of one relevant and one non-relevant candidate in each query's list, drawn at random.
+    """Returns the positions of one relevant and one non-relevant candidate in each query's list, which must have both.
+
+    The relevant one is drawn at random.
 
     Args:
       relevant: relevance of the candidates of each list, sorted by first-stage score, best first.
-      negatives: which non-relevant candidate is drawn: "random", any; "worst", always the last (the fit-aware paper,
-        section 5); "top", one of the first ten; "mixed", by one of these three rules, chosen at random for each query.
+      negatives: how the non-relevant one is chosen among the non-relevant candidates: "random", any of them; "worst",
+        always the last (section 5 of the fit-aware paper, see `networks.Paper`); "top", a random one of the first ten;
+        "mixed", by one of these three rules, drawn for each query.
       rng: random key.
     """
     positive_rng, random_rng, top_rng, kind_rng = jax.random.split(rng, 4)
@@ -81,7 +84,7 @@ def sample_pair(relevant: Bool[Array, "B K"], negatives: str, rng: Key[Array, ""
 def sample_candidates(relevant: Bool[Array, "B K"], count: int, rng: Key[Array, ""]) -> Int[Array, "B N"]:
     """Returns the positions of N = min(count, K) candidates in each query's list, drawn at random.
 
-    The first one is relevant; the others may be relevant or not.
+    The first one is relevant if the list has a relevant candidate; the others may be relevant or not.
     """
     draws = jax.random.uniform(rng, relevant.shape)
     positive = jnp.argmax(jnp.where(relevant, draws, -1.0), axis=1, keepdims=True)  # (B, 1)

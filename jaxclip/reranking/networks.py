@@ -11,19 +11,19 @@ from jaxtyping import Array, Bool, Float, Key
 from jaxclip.models.transformer import dropout, example_keys, split_each
 
 SHARED_SPACE = ("image", "crop")
-"""Features in the towers' embedding space; their elementwise product with the query's embedding is a further input."""
+"""Features in the towers' embedding space; `Gated` also reads their elementwise product with the query's embedding."""
 
 
 @dataclass(frozen=True)
 class RerankerConfig:
-    """The shape of a re-ranker.
+    """The shape of a `Gated` or `Paper` re-ranker.
 
     Attributes:
       embedding: D, dimension of the first stage's embeddings.
-      features: (name, size) of each feature that the network reads, in order.
+      features: (name, S) of each feature that the network reads, in order; S is the number of its values.
       logit_scale: exp(logit scale) of the first stage, which turns its cosines into logits.
-      hidden: H, width of the query's hidden layer, from which gates and matches are computed.
-      matching: M, width of the layer that compares a query with a feature of a candidate.
+      hidden: H, width of the query's hidden layer in `Gated`, from which gates and matches are computed.
+      matching: M, width of the layer in `Gated` that compares a query with a feature of a candidate.
       dropout: share of hidden units that training sets to zero.
       combine: how `Paper` combines the embeddings of crop and colour: "add" or "concatenate".
       batch_norm: whether `Paper` normalises its hidden layers over the batch.
@@ -40,7 +40,7 @@ class RerankerConfig:
 
 
 class Match(nnx.Module):
-    """Computes how well a feature of each candidate matches the query: (B, K), which is 0 before training."""
+    """Computes how well a feature of K candidates matches each of B queries: (B, K), all 0 before training."""
 
     def __init__(self, size: int, config: RerankerConfig, *, rngs: nnx.Rngs):
         self.query = nnx.Linear(config.hidden, config.matching, rngs=rngs)
@@ -57,9 +57,10 @@ class Match(nnx.Module):
 class Gated(nnx.Module):
     """Adds one term per feature to the first-stage score, weighted by a gate that is computed from the query.
 
-    score = first-stage score + sum over features f of gate_f(q) * (match_f(q, x_f) - mean of match_f) / logit scale.
-    The mean is over the candidates of the list that have the feature; for other candidates the term is 0. Before
-    training every match is 0, so the scores equal the first-stage scores bit for bit.
+    score = first-stage score + sum over features f of gate_f(q) * (match_f(q, x_f) - mean of match_f) / s, where q is
+    the query, x_f the candidate's feature and s `RerankerConfig.logit_scale`. The mean is over the query's candidates
+    that have the feature; for other candidates the term is 0. Before training every match is 0, so the scores equal the
+    first-stage scores bit for bit.
     """
 
     def __init__(self, config: RerankerConfig, *, rngs: nnx.Rngs):
@@ -86,7 +87,7 @@ class Gated(nnx.Module):
         *,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K"]:
-        """Returns the score of each candidate, on the scale of the first-stage scores.
+        """Returns the scores of the K candidates of each of B queries, on the scale of the first-stage scores.
 
         Args:
           query: unit vectors of the queries.
@@ -105,7 +106,7 @@ class Gated(nnx.Module):
         *,
         rng: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B F"], Float[Array, "B F K"]]:
-        """Returns the gate of each feature, from 0 to 2, and the term that it adds to each candidate's score."""
+        """Returns the gate of each of F features, from 0 to 2, and the term that it adds to each candidate's score."""
         names = [name for name, _ in self.config.features]
         count = len(names) + 1
         rngs = [None] * count if rng is None else split_each(example_keys(rng, len(query)), count)
@@ -124,7 +125,7 @@ class Gated(nnx.Module):
         return gates, gates[..., None] * jnp.stack(matches, axis=1) / self.config.logit_scale
 
     def logits(self, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
-        """Returns the logits for a loss: the scores times exp(logit scale), which is a learned parameter."""
+        """Returns the logits for a loss: the scores times exp(logit scale), where the logit scale is a parameter."""
         return scores * jnp.exp(self.logit_scale[...])
 
 
@@ -143,14 +144,15 @@ MOMENTUM, EPSILON = 0.9, 1e-5
 class Paper(nnx.Module):
     """The network of the fit-aware paper (sections 3 and 5), which computes the logit that a candidate is relevant.
 
-    Its input is the query's embedding, concatenated with the sum of the embeddings of crop and dominant colour or with
-    both of them (`combine`). It has hidden layers of 512, 256 and 64 units with ReLU, dropout and Kaiming-uniform
-    initial weights. It uses neither the whole picture nor the first-stage score. A missing crop is a zero vector; the
-    paper does not say how it represents one.
+    The paper is "One size does not fit all: Improving Fashion Recommendation relevance via fit-aware Neural
+    Re-ranking". The input is the query's embedding, concatenated with the sum of the embeddings of crop and dominant
+    colour or with both of them (`combine`). The network has hidden layers of 512, 256 and 64 units with ReLU, dropout
+    and Kaiming-uniform initial weights. It uses neither the whole picture nor the first-stage score. A missing crop is
+    a zero vector; the paper does not say how it represents one.
 
     Attributes:
-      statistics: running means, then running variances, of all hidden layers, which are not trained by gradients. It
-        exists only with `batch_norm`.
+      statistics: running means, then running variances, of all hidden layers; gradients do not train them. They exist
+        only with `batch_norm`.
     """
 
     FEATURES = ("crop", "colour_embedding")
@@ -183,7 +185,7 @@ class Paper(nnx.Module):
     ) -> Float[Array, "B K"]:
         """Returns the logit of each candidate; `first_scores` is not used.
 
-        With an `rng`, dropout is applied and layers are normalised with the statistics of the batch, as in training.
+        With an `rng`, dropout is applied and `batch_norm`, if set, uses the statistics of the batch, as in training.
         """
         return self.train(query, first_scores, features, present, rng=rng)[0]
 

@@ -117,8 +117,8 @@ def feature_names(config: Config) -> tuple[str, ...]:
 def make_tables(split: Split, candidates: Candidates, model: Reranker, queries: np.ndarray) -> Tables:
     """Returns tables of the lists of N queries, replicated on every device, so that a batch is only row numbers.
 
-    The keys are:
-      "query": (N, D) embeddings, or (N, T, V) tokens for cross-attention.
+    A list holds the K candidates of a query. The keys are:
+      "query": (N, D) embeddings, or (N, T, V) output tokens of the text tower for cross-attention (see `Split`).
       "items", "first_scores", "relevant": (N, K) the candidates of each query, their first-stage scores and relevance.
       "features", "present": as in `Split`, of all products, for the features that the network reads.
 
@@ -143,7 +143,7 @@ def make_tables(split: Split, candidates: Candidates, model: Reranker, queries: 
 def contrastive_tables(split: Split, model: Reranker, queries: np.ndarray) -> Tables:
     """Returns the additional tables of the contrastive loss, which scores queries with products of other lists.
 
-    The keys are "embedding", (N, D) of the queries, and "image", (G, D), and "group", (G,), of all products.
+    The keys are "embedding", (N, D) of the N `queries`, and "image", (G, D), and "group", (G,), of all G products.
     """
     groups = np.unique(split.groups, return_inverse=True)[1].astype(np.int32)
     tables = {"embedding": split.queries[queries], "image": split.images, "group": groups}
@@ -151,9 +151,10 @@ def contrastive_tables(split: Split, model: Reranker, queries: np.ndarray) -> Ta
 
 
 def batch_rows(total: int, batch_size: int, seed: int, steps: range) -> Iterator[np.ndarray]:
-    """Yields the rows of the tables for each step, (B,) int32; every epoch has its own random order.
+    """Yields the row numbers of each step's batch, (batch_size,) int32; every epoch has its own random order.
 
-    The rows depend only on seed and step, so a run can resume at any step without repeating earlier ones.
+    Given the other arguments, a step's rows depend only on its number, so a run can resume at any step. `total` is the
+    number of rows.
     """
     epoch, order = -1, np.empty(0, np.int64)
     for step in steps:
@@ -170,7 +171,8 @@ def batch_rows(total: int, batch_size: int, seed: int, steps: range) -> Iterator
 def make_loss(model: Reranker, *, loss: str, negatives: str, sampled: int) -> Callable:
     """Returns loss(params, batch, rng) -> (value, metrics); a batch contains the tables and "rows", the rows to read.
 
-    The contrastive loss replaces the lists by B x B pairs: each query with one answer of every query of the batch.
+    The contrastive loss replaces the lists by B x B pairs: each of the batch's B queries with one answer of every query
+    of the batch. The metrics also contain the updated statistics of a network with batch normalisation.
 
     Args:
       model: the re-ranker.
@@ -223,12 +225,12 @@ def _answers_of_batch(batch: Tables, answers: jax.Array) -> tuple[jax.Array, jax
 
 
 def take_lists(batch: Tables) -> tuple[jax.Array, ...]:
-    """Returns queries (B, ...), items, first-stage scores and relevance, each (B, K), of the batch's rows."""
+    """Returns the queries (B, ...), and items, first-stage scores and relevance, (B, K) each, of the batch's rows."""
     return tuple(batch[name][batch["rows"]] for name in ("query", "items", "first_scores", "relevant"))
 
 
 def look_up(batch: Tables, items: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Returns the features (B, K, S) of items (B, K) in float32, and whether each item has each feature, (B, K)."""
+    """Returns the features (B, K, ...) of items (B, K) in float32, and whether each item has each feature, (B, K)."""
     features = {name: table[items].astype(jnp.float32) for name, table in batch["features"].items()}
     return features, {name: table[items] for name, table in batch["present"].items()}
 
@@ -236,8 +238,8 @@ def look_up(batch: Tables, items: jax.Array) -> tuple[dict[str, jax.Array], dict
 class Scorer:
     """Scores the candidates of a split's queries with given parameters.
 
-    All blocks of queries have the same shape, so that the program is compiled once. Only the first `count` queries are
-    scored; 0 scores all.
+    All blocks of queries have the same shape, so that the program is compiled once. Only the first `count` of the Q
+    queries are scored; 0 scores all.
     """
 
     def __init__(self, model: Reranker, split: Split, candidates: Candidates, *, batch_size: int, count: int = 0):
@@ -253,7 +255,7 @@ class Scorer:
         self._score = jax.jit(score, out_shardings=replicated(model.mesh))
 
     def __call__(self, params: Params) -> np.ndarray:
-        """Returns the re-ranker's scores, (Q, K) float32."""
+        """Returns the re-ranker's scores, (Q, K) float32, or (count, K)."""
         running = []
         for start in range(0, self.count, self.size):
             rows = np.minimum(np.arange(start, start + self.size), self.count - 1).astype(np.int32)

@@ -59,7 +59,7 @@ class RerankEvaluator:
       records: the records of the split.
       queries: the captions and products of the split.
       towers: the towers of the first stage.
-      split: the split as embedded by the first stage.
+      split: the split as embedded by the first stage, with its features.
       settings: see `metrics_file.settings`.
       last: result of the last evaluation; None before the first one.
     """
@@ -130,7 +130,8 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
 
     Raises:
       UserError: there are several processes, the first stage differs from the one in first_stage.json, the towers were
-        trained on the products, the disk is full, or the loss is not finite.
+        trained on the products, the batch is larger than the number of lists, the disk is full, or the loss is not
+        finite.
     """
     distributed.require_one_process("a re-ranker")
     first = find_first_stage(config, workdir)
@@ -192,7 +193,7 @@ def _training_lists(
     queries = np.flatnonzero(candidates.found & ~candidates.relevant.all(axis=1))
     say(
         f"{len(split.groups):,} products that the towers have not seen, {len(split.queries):,} queries, of which "
-        f"{len(queries):,} have an answer among their {candidates.items.shape[1]} candidates"
+        f"{len(queries):,} have both answers and other products among their {candidates.items.shape[1]} candidates"
     )
     if len(queries) < config.batch_size:
         raise UserError(
@@ -211,7 +212,7 @@ def _begin(config: Config, model: Reranker, recipe: Recipe) -> tuple[TrainState,
 def _compile(
     config: Config, model: Reranker, recipe: Recipe, tables: Tables, say: Say
 ) -> tuple[Callable, float, Callable]:
-    """Returns the compiled step, its FLOPs per device, and a function that puts a batch of rows on the devices."""
+    """Returns the compiled step, the model's FLOPs per device, and a function that puts row numbers on the devices."""
     say(f"compiling the step of {config.batch_size} lists of {tables['items'].shape[1]} candidates")
     sharding = meshes.batch_sharding(model.mesh)
     meshes.check_divides(model.mesh, "batch_size", config.batch_size)

@@ -1,1 +1,1 @@
-"""A searchable catalogue, with its second stage."""
+"""A searchable catalogue, with an optional second stage."""

@@ -41,13 +41,13 @@ class ProductDetails:
 
 
 class Gallery:
-    """The products of a catalogue, in the order of their vectors.
+    """The products of a catalogue, numbered from 0 in the order of their vectors.
 
     Attributes:
       name: name of the catalogue, for display.
       ids: id of each product.
-      captions: caption of each product; "" if the catalogue has none.
-      categories: category of each product.
+      captions: first caption of each product; "" if it has none.
+      categories: category of each product; "" if it is unknown.
       picture: number of a product -> its encoded picture, JPEG or PNG.
       details: number of a product -> its details.
     """
@@ -84,8 +84,8 @@ class Gallery:
     def facets(self, max_values: int = 150) -> list[Facet]:
         """Returns the attributes that have few enough values for a user to choose from.
 
-        That is 2 to `max_values`, and at most half as many values as products. An attribute that divides the products
-        exactly as an earlier one does is left out.
+        That is 2 to `max_values` values, and at most half as many values as products, except that 2 are always few
+        enough. An attribute that divides the products exactly as an earlier one does is left out.
         """
         facets, partitions = [], []
         for name, column in self._columns.items():
@@ -138,7 +138,7 @@ class _Column:
         return sorted(rows, key=lambda row: (-row[1], row[0]))
 
     def find(self, name: str, values: Sequence[str]) -> list[int]:
-        """Returns the codes of values; raises UserError, with the attribute's name, if no product has a value."""
+        """Returns the codes of values; raises UserError, with the attribute's `name`, if no product has one of them."""
         for value in values:
             if value not in self._values:
                 raise UserError(f"filter: no product has {name} {value!r}{_suggestion(value, self._values)}")

@@ -35,9 +35,9 @@ from jaxclip.towers.params import Params
 COMPUTED_COLOUR = "colour"
 """Name of the attribute that holds the dominant colour measured by preparation, if the catalogue names no colours."""
 MAX_PIXELS = 24_000_000
-"""Query pictures with more pixels are refused."""
+"""Encoded query pictures with more pixels are refused."""
 LONGEST_SIDE = 1024
-"""Query pictures are decoded to at most this number of pixels on the longer side."""
+"""Encoded query pictures are decoded to at most this number of pixels on the longer side."""
 
 
 def open_searcher(
@@ -52,7 +52,8 @@ def open_searcher(
     """Returns the searcher of a workdir's checkpoint over the configured split of a prepared dataset.
 
     Vectors are stored in the workdir under a hash of the picture; evaluations use the same store. Only pictures whose
-    vectors are not stored yet are embedded.
+    vectors are not stored yet are embedded. The image tokens that a cross-attention re-ranker reads are not stored:
+    they are computed for all pictures.
 
     Args:
       config: configuration of the towers and the catalogue.
@@ -126,7 +127,7 @@ def query_encoders(encoders: Encoders, params: Params, describer: ProductDescrib
 
 
 def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber | None = None) -> np.ndarray:
-    """Returns a picture as the image tower's input, (S, S, 3) uint8.
+    """Returns a picture as the image tower's input, (S, S, 3) uint8, where S is `preprocess.image_size`.
 
     Args:
       image: a path, encoded bytes, a Pillow image or an (H, W, 3) uint8 array.
@@ -134,7 +135,7 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
       describer: crops the picture if `preprocess.picture` is "crop"; not used otherwise.
 
     Raises:
-      UserError: `image` is not a picture, or has more than 24 million pixels.
+      UserError: `image` is not a picture, or is an encoded picture of more than 24 million pixels.
     """
     if isinstance(image, str | os.PathLike):
         if not Path(image).is_file():

@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 
 
 class Scored(NamedTuple):
-    """A second stage's scores of the candidates of n queries.
+    """A second stage's scores of the K candidates of each of n queries.
 
     Attributes:
       scores: second-stage score of each candidate.
-      gates: weight of each feature for each query, from 0 to 2; F is 0 if the model has no gates.
+      gates: weight of each of F features for each query, from 0 to 2; F is 0 if the model has no gates.
       added: contribution of each feature to the score, in addition to the first-stage score.
     """
 
@@ -42,14 +42,14 @@ class SecondStage:
 
 @dataclass(frozen=True, eq=False)
 class Reordered:
-    """The M products of one query in their new order; products after the first K keep the first stage's order.
+    """The M products of one query in their new order; only the first K, the second stage's candidates, are re-ordered.
 
     Attributes:
       numbers: product numbers, best first.
       scores: second-stage scores; after the first K, first-stage scores.
       before: place of each product in the first stage, from 1.
       first: first-stage scores.
-      gates: weights of the features for the query.
+      gates: weights of the F features for the query (see `Scored`).
       added: contribution of each feature to each score; NaN after the first K.
     """
 
@@ -68,7 +68,7 @@ def reorder(
     numbers: Sequence[Int[np.ndarray, "M"]],
     scores: Sequence[Float[np.ndarray, "M"]],
 ) -> list[Reordered]:
-    """Returns each query's products, the first K of them in the second stage's order.
+    """Returns each query's M products, the first K (`stage.candidates`) of them in the second stage's order.
 
     Ties keep the first stage's order, and NaN scores come last among the K.
 

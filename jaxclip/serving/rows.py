@@ -28,10 +28,11 @@ class Row:
 
     Attributes:
       id: id of the product.
-      score: cosine of its picture with the query, or the second stage's score if it ordered the results.
+      score: the second stage's score if the product was one of its candidates, else the cosine of its picture with the
+        query.
       place: place among the results, from 1.
       before: place in the first stage, from 1; None if no second stage ordered the results.
-      why: feature -> its effect in the second stage.
+      why: feature -> its effect in the second stage; empty if the second stage reports no effects for the product.
       details: everything stored about the product.
       image_bytes: the encoded picture, JPEG or PNG.
     """
@@ -95,7 +96,7 @@ class Results(Sequence):
 
 
 def format_move(place: int, before: int | None) -> str:
-    """Returns how many places the second stage moved a product, such as " ▲3"; "" if it did not move."""
+    """Returns how many places the second stage moved a product up or down, such as " ▲3"; "" if it did not move."""
     if before is None or before == place:
         return ""
     return f" {'▲' if before > place else '▼'}{abs(before - place)}"

@@ -17,7 +17,7 @@ from jaxclip.towers.embed import padded_blocks
 MAX_RESULTS = 100
 """Largest number of products that a search returns."""
 BATCHES = (1, 4, 8, 16, 32, 64)
-"""Compiled batch sizes of queries; smaller batches are padded to the next size."""
+"""Compiled batch sizes of queries; other batches are padded to the next size, or split if they are larger."""
 PICTURE_BATCHES = (1, 4)
 """Compiled batch sizes of query pictures; encoding a picture costs so much that larger batches are not faster."""
 
@@ -41,7 +41,7 @@ class QueryEncoders:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A query; the vectors of its sentence, picture and product are averaged.
+    """A query; the vectors of its sentence, picture and product, as far as they are given, are averaged.
 
     Attributes:
       text: a sentence, or "".
@@ -64,9 +64,10 @@ class QueryResult(NamedTuple):
     """The result of a query.
 
     Attributes:
-      numbers: numbers of the k products, best first.
-      scores: cosines of their pictures with the query, or the second stage's scores.
-      reordered: the products in the second stage's order, None if it did not order them.
+      numbers: numbers of the products, best first: k, or fewer if fewer pass the filters.
+      scores: the second stage's scores of products that it re-ordered, else cosines of the pictures with the query.
+      reordered: all products that were passed to the second stage, also those beyond k, in its order; None if it was
+        not used.
     """
 
     numbers: np.ndarray
@@ -108,12 +109,14 @@ class Searcher:
         filters: Filters | None = None,
         rerank: bool | None = None,
     ) -> Results:
-        """Returns the k products nearest to a sentence, a picture, a product, or a combination of these.
+        """Returns up to k products nearest to a sentence, a picture, a product, or a combination of these, best first.
+
+        If the second stage re-orders the results, it chooses the k products from its candidates, the nearest products.
 
         Args:
           text: a sentence.
           image: a path, encoded bytes, a Pillow image or an (H, W, 3) uint8 array.
-          like: the id of a product of the gallery.
+          like: the id of a product of the gallery; the product itself is left out of the results.
           k: from 1 to 100.
           filters: attribute -> allowed value or values, for example {"gender": "Women"}.
           rerank: whether the second stage re-orders the results by the sentence; None means yes if there is one.
@@ -174,7 +177,7 @@ class Searcher:
         return self._encoders.picture(image)
 
     def find(self, queries: Sequence[Query]) -> list[QueryResult]:
-        """Returns the exact nearest products of each query, re-ordered by the second stage if `Query.rerank` is set.
+        """Returns the exact nearest products of each query; the second stage re-orders them if `Query.rerank` is set.
 
         Raises:
           UserError: a query is empty, or filters by an attribute or value that the gallery does not have.
@@ -267,7 +270,7 @@ class Searcher:
 
 
 def reasons(stage: SecondStage, reordered: Reordered, place: int) -> dict[str, Reason]:
-    """Returns feature -> its effect on the product at a place (from 0); empty if the product was not a candidate."""
+    """Returns feature -> its effect on the product at a place (from 0); empty without gates or for non-candidates."""
     if np.isnan(reordered.added[place]).any():
         return {}
     columns = zip(stage.features, reordered.gates.tolist(), reordered.added[place].tolist(), strict=True)

@@ -29,7 +29,7 @@ from jaxclip.web.metrics import CONTENT_TYPE, Metrics
 
 MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 SCALE_ABOVE_BYTES = 40_000
-"""A picture of more bytes than this is scaled down if the request gives a size."""
+"""A picture of more bytes than this is scaled down to the size that the request gives; smaller files never are."""
 RETRY = {"Retry-After": "1"}
 
 
@@ -41,7 +41,7 @@ class Limits:
       query: characters in a sentence, id or filter.
       filters: filters in one search.
       body: bytes of an uploaded picture.
-      uploads: pictures received and decoded at the same time.
+      uploads: pictures that are being received, are waiting to be decoded or are being decoded at the same time.
       requests: requests in progress at the same time.
       seconds: time for a picture to arrive, and time for a search to be answered.
     """
@@ -56,7 +56,7 @@ class Limits:
 
 LIMITS = Limits()
 Text = Annotated[str, Query(max_length=LIMITS.query, description="a sentence")]
-Number = Annotated[int, Query(ge=1, le=MAX_RESULTS, description="number of products to return")]
+Number = Annotated[int, Query(ge=1, le=MAX_RESULTS, description="largest number of products to return")]
 Start = Annotated[int, Query(ge=0, le=2**31, description="number of products to skip")]
 Like = Annotated[str | None, Query(max_length=LIMITS.query, description="id of a product whose neighbours to find")]
 Filter = Annotated[
@@ -68,14 +68,21 @@ Filter = Annotated[
 ]
 Rerank = Annotated[
     bool | None,
-    Query(description="whether the second stage re-orders the results of a sentence; default: if there is one"),
+    Query(description="whether the second stage re-orders the results of a sentence; default: yes if there is one"),
 ]
 Identity = Annotated[str, Path(max_length=LIMITS.query, description="id of a product")]
-Size = Annotated[int | None, Query(ge=16, le=1024, description="largest length of the longer side, in pixels")]
+Size = Annotated[
+    int | None,
+    Query(
+        ge=16,
+        le=1024,
+        description="largest length of the longer side, in pixels; files of at most 40,000 bytes are not scaled",
+    ),
+]
 
 
 class Service:
-    """The searcher that all requests share; runs one batch of queries and decodes two pictures at a time."""
+    """The searcher that all requests share; it runs one batch of queries and decodes up to two pictures at a time."""
 
     def __init__(self, searcher: Searcher, limits: Limits, metrics: Metrics):
         self.searcher, self.gallery, self.limits = searcher, searcher.gallery, limits

@@ -1,4 +1,4 @@
-"""HTTP connections that are closed if no complete request arrives in time."""
+"""HTTP connections that are closed if the head of a request does not arrive in time."""
 
 import asyncio
 

@@ -12,7 +12,7 @@ from jaxclip.web.metrics import Metrics
 
 LOOPBACK = ("localhost", "[::1]")
 PUBLIC_PATHS = ("/healthz", "/readyz")
-"""Paths that need no token, because they reveal nothing about the catalogue."""
+"""Paths that need no token, because they reveal nothing about the catalogue; `max_requests` does not limit them."""
 COOKIE = "jaxclip_token"
 PARAMETER = "token"
 HEADERS = {
@@ -28,7 +28,7 @@ class Guard:
 
     Args:
       app: the guarded application.
-      loopback: True if the server listens on a loopback address. The Host header must then name this machine: otherwise
+      loopback: True if the server listens on a loopback address. The Host header must then be a loopback one: otherwise
         a web page whose host name resolves to 127.0.0.1 could read the catalogue (DNS rebinding).
       token: the token that requests must send as `Authorization: Bearer TOKEN`; "" if no token is required. The page
         sends it as a cookie, which is set when the page is opened as /?token=TOKEN.

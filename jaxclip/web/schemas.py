@@ -24,7 +24,7 @@ _SWATCHES = {
     name.casefold(): max((rgb for rgb in prototypes if _chroma(rgb) < PURE), key=_chroma)
     for name, prototypes in PROTOTYPES.items()
 }
-"""Colour name -> hex of its most colourful prototype, which is the easiest to tell apart from other swatches."""
+"""Colour name -> hex of its most colourful prototype below PURE, the easiest to tell apart from other swatches."""
 SUGGESTIONS, SAMPLED_CAPTIONS, SUGGESTION_SEED = 5, 40, 0
 """Suggestions are the shortest of some sampled captions, because people type short queries."""
 
@@ -52,21 +52,27 @@ class Result(BaseModel):
     score: float | None = Field(
         description="cosine of the picture with the query, or the second stage's score; null if there was no query"
     )
-    caption: str = Field(description="name of the product; empty if the catalogue has none")
+    caption: str = Field(description="name of the product; empty if it has none")
     category: str
     image: str = Field(description="URL path of the picture")
-    before: int | None = Field(None, description="rank in the first stage, from 1; null without a second stage")
-    first: float | None = Field(None, description="score in the first stage; null without a second stage")
-    why: list[ReasonSchema] = Field([], description="effect of each feature; empty if the second stage has no gates")
+    before: int | None = Field(
+        None, description="rank in the first stage, from 1; null in lists that no second stage re-ordered"
+    )
+    first: float | None = Field(
+        None, description="score in the first stage; null in lists that no second stage re-ordered"
+    )
+    why: list[ReasonSchema] = Field(
+        [], description="effect of each feature; empty without gates or if the second stage did not score the product"
+    )
 
 
 class ResultsSchema(BaseModel):
-    """Products, best first."""
+    """Products, best first; without a query, in the catalogue's order."""
 
     results: list[Result]
-    matching: int = Field(description="products that pass the filters")
+    matching: int = Field(description="number of all products that pass the filters")
     first_stage: list[Result] | None = Field(
-        None, description="the first stage's results in its order; null without a second stage"
+        None, description="the first stage's results in its order; null if no second stage re-ordered them"
     )
 
 
@@ -87,7 +93,9 @@ class ProductSchema(BaseModel):
     category: str
     attributes: dict[str, str]
     image: str
-    crop: list[float] | None = Field(description="left, top, right, bottom as shares of the picture")
+    crop: list[float] | None = Field(
+        description="left, top, right, bottom as shares of the picture; null if there is no crop"
+    )
     colours: list[ColourSchema]
 
 
@@ -123,7 +131,7 @@ class GallerySchema(BaseModel):
     suggestions: list[str] = Field(description="sentences to start with")
     picture_size: int = Field(description="side of the image tower's input, in pixels")
     second_stage: SecondStageSchema | None = Field(
-        description="the re-ranker of the results of a sentence; null if there is none"
+        description="the re-ranker, which can re-order the results of a sentence; null if there is none"
     )
 
 

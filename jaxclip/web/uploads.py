@@ -62,7 +62,7 @@ async def _body(request: Request, max_bytes: int) -> bytes:
                 break
             parts.append(part)
     if size > max_bytes:
-        raise HTTPException(413, f"a picture may have at max_bytes {max_bytes:,} bytes", {"Connection": "close"})
+        raise HTTPException(413, f"a picture may have at most {max_bytes:,} bytes", {"Connection": "close"})
     return b"".join(parts)
 
 
