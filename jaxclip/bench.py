@@ -8,7 +8,7 @@ ranks        ranks and top 20 in both directions, compared with faiss, open_clip
 search       `python -m jaxclip.search` under 1, 8 and 64 clients, compared with faiss and transformers in PyTorch
 rerank       re-rankers over the candidates of 1,000 queries, compared with retrieving those candidates
 
-Implementations take turns. Each benchmark prints median times and their ratios to the first implementation.
+Implementations take turns. Each benchmark prints medians (times, or requests per second) and ratios between the rows.
 `NAME --help` lists the flags of a benchmark. Other libraries are measured if installed: pip install -e '.[bench]'
 """
 

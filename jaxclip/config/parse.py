@@ -76,9 +76,10 @@ def save_config(config: Config, workdir: Path) -> None:
 
 
 def with_first_stage_catalogue(settings: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the settings of a re-ranker with the catalogue of its first stage as default; others unchanged.
+    """Returns the settings; if they are those of a re-ranker, the catalogue of its first stage is their default.
 
-    The catalogue is described by the sections `data` and `features` in the workdir of the first stage.
+    Fields of the sections `data` and `features` that a re-ranker does not set get their values in the workdir of its
+    first stage.
     """
     settings = settings.to_dict() if isinstance(settings, ConfigDict) else dict(settings)
     first, task = (overrides.get(name) or settings.get(name) for name in ("first_stage", "task"))
