@@ -12,9 +12,9 @@ open_clip. VARIANT is one of
   6     like 5, with each pair weighted by its similarity
   full  incorrect pairs from other clusters of pictures and of texts, weighted by similarity: the paper's method
 
-The variants differ only in their incorrect pairs and weights: all take the same steps on the same pictures, each with a
-correct and an incorrect text, of which variant 2 ignores the latter. --config.loss.info_nce=1 adds InfoNCE, which is needed when
-training starts from random weights, because the other two terms consider one pair at a time:
+The variants differ only in their incorrect pairs and weights: all take the same steps on the same pictures, each with
+a correct and an incorrect text, of which variant 2 ignores the latter. --config.loss.info_nce=1 adds InfoNCE, which is
+needed when training starts from random weights, because the other two terms consider one pair at a time:
 
     python -m jaxclip.train --config=configs/pretrain_fashion_products.py --config.loss.name=incorrect_pairs \\
         --config.loss.info_nce=1 --config.data.path=PATH --workdir=W
