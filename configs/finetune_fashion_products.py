@@ -2,9 +2,9 @@
 
     python -m jaxclip.train --config=configs/finetune_fashion_products.py --config.data.path=PATH --workdir=W
 
-It trains for five epochs on 3,500 pairs, in batches of 64, with Adam at learning rate 5e-5 and temperature 0.07, and
-tests on 1,500 other products. It prints the paper's Table 2 (R@{1,3,5,10,20}, zero-shot and fine-tuned) and Table 1
-(the same by category). The paper reports R@1 .21 and R@10 .65 zero-shot, .42 and .90 fine-tuned.
+It trains for five epochs on 3,500 products, in batches of 64, with Adam at learning rate 5e-5 and a fixed temperature
+of 0.07, and tests on 1,500 other products. It prints the paper's Table 2 (R@{1,3,5,10,20}, zero-shot and fine-tuned)
+and Table 1 (the same by category). The paper reports R@1 .21 and R@10 .65 zero-shot, .42 and .90 fine-tuned.
 --config.model.init_from=FOLDER starts from the weights of any CLIP or SigLIP on disk. Expect an hour or more with
 ViT-B/32 on two CPU cores.
 """

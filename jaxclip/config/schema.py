@@ -24,7 +24,7 @@ class Augmentation:
 
     crop_area: tuple[float, float] = key(
         (0.6, 1.0),
-        "smallest and largest share of the picture's area in a random crop; no crops if crop_aspect is (1, 1) too",
+        "smallest and largest share of the picture's area in a random crop; (1, 1) here and in crop_aspect = no crops",
         limits=Interval(0, 1, low_included=False),
         check=values.interval,
     )
@@ -122,7 +122,7 @@ class Loss:
     )
     temperature: float = key(
         0.07,
-        "divisor that turns cosines into logits; if it is learned, its initial value without model.init_from",
+        "divisor that turns cosines into logits; if it is learned, its initial value, unless model.init_from is set",
         limits=at_least(0.01),
     )
     learned_temperature: bool = key(
@@ -223,7 +223,9 @@ class Rerank:
         check=values.rerank_ablation,
         only=GATED,
     )
-    seeds: int = key(1, "number of runs of each subset of ablation, with seeds seed, seed + 1, ...", limits=at_least(1))
+    seeds: int = key(
+        1, "number of runs of each subset of rerank.ablation, with seeds seed, seed + 1, ...", limits=at_least(1)
+    )
 
 
 @dataclass(frozen=True)
