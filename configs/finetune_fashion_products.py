@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.augmentation = ConfigDict({"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0)})
     config.model = ConfigDict({"init_from": "openai/clip-vit-base-patch32"})
     config.loss = ConfigDict({"temperature": 0.07, "learned_temperature": False})
-    # PyTorch's defaults for Adam.
+    # Except for the learning rate, these are PyTorch's defaults for Adam.
     config.optimizer = ConfigDict(
         {
             "name": "adam",

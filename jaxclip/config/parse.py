@@ -23,8 +23,8 @@ def build(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = Non
     """Returns the configuration that a nested mapping of settings describes, with `--config.` overrides on top.
 
     Args:
-      settings: section -> field -> value, as returned by get_config() of a config file or stored in config.json of a
-        workdir; a field that is missing gets its default.
+      settings: section -> field -> value, and field -> value for fields outside of sections, as returned by
+        get_config() of a config file or stored in config.json of a workdir; a field that is missing gets its default.
       overrides: dotted name of a field -> its value as text, from the command line.
 
     Raises:
