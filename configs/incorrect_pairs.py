@@ -6,15 +6,15 @@
 BASE is a trained workdir, such as that of configs/pretrain_fashion_products.py, or a checkpoint of transformers or
 open_clip. VARIANT is one of
   2     correct pairs only
-  3     correct pairs and as many incorrect ones: a picture with the text of any other product
-  4     like 3, but the similarity of the two products' pictures is below 0.8
-  5     like 3, but the similarity of the two products' pictures is below 0.2
+  3     correct pairs and as many incorrect ones: a picture with the text of any product of another group
+  4     like 3, but the cosine of the two pictures' features is below 0.8
+  5     like 3, but the cosine of the two pictures' features is below 0.2
   6     like 5, with each pair weighted by its similarity
   full  incorrect pairs from other clusters of pictures and of texts, weighted by similarity: the paper's method
 
-The variants differ only in their pairs: all take the same steps on the same pictures, each with a correct and an
-incorrect text, of which variant 2 ignores the latter. --config.loss.info_nce=1 adds InfoNCE, which is needed when
-training starts from random weights, because the other two terms consider one pair at a time:
+The variants differ only in their incorrect pairs and weights: all take the same steps on the same pictures, each with
+a correct and an incorrect text, of which variant 2 ignores the latter. --config.loss.info_nce=1 adds InfoNCE, which is
+needed when training starts from random weights, because the other two terms consider one pair at a time:
 
     python -m jaxclip.train --config=configs/pretrain_fashion_products.py --config.loss.name=incorrect_pairs \\
         --config.loss.info_nce=1 --config.data.path=PATH --workdir=W

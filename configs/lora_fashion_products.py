@@ -4,8 +4,8 @@
         --config.data.path=PATH --workdir=W
 
 BASE is a trained workdir, such as that of configs/pretrain_fashion_products.py, or a checkpoint of transformers or
-open_clip. W contains only the adapters, a few per cent of the size of BASE. Evaluating W needs BASE too; if it was
-moved, give its new location as --config.model.init_from.
+open_clip. The checkpoints in W contain only the adapters and the logit scale, a few per cent of the size of BASE.
+Evaluating W needs BASE too; if it was moved, give its new location as --config.model.init_from.
 """
 
 from ml_collections import ConfigDict

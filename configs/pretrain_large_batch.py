@@ -1,21 +1,22 @@
-"""Pretrain CLIP from scratch on a TPU slice or a GPU cluster, with a global batch of tens of thousands of pairs.
+"""Pretrain CLIP from scratch on a TPU slice or a GPU cluster, with a global batch of 65,536 pairs or more.
 
     python -m jaxclip.plan  --config=configs/pretrain_large_batch.py:vit_l_14 --topology=v5e:16x16
     python -m jaxclip.train --config=configs/pretrain_large_batch.py:vit_l_14 --config.data.path=PATH --workdir=W
 
 The argument after the colon is PRESET or PRESET,BATCH: vit_b_32, vit_b_16 (default) or vit_l_14, and the size of the
-global batch, from 32,768 to 1,048,576 (default: 65,536). With a larger batch the towers process 65,536 pairs at a time;
-the gradients are still exact for the whole batch. PATH is a folder of webdataset tars (`data.reader`). Run the plan
-first: on any machine with `pip install jaxclip[plan]` it computes in minutes whether the step fits into memory, and a
-lower bound of its time. On v5e:16x16, vit_l_14 needs 13.97 of 15.75 GiB and at least 1.28 s; `--config.mesh.fsdp=16`
-shards parameters and optimizer state.
+global batch (default: 65,536; a larger one must be a multiple of it). With a larger batch the towers process 65,536
+pairs at a time; the gradients are still exact for the whole batch. PATH is a folder of webdataset tars (`data.reader`).
+Run the plan first: on any machine with `pip install jaxclip[plan]` it computes in minutes whether the step fits into
+memory, and a lower bound of its time. On v5e:16x16, vit_l_14 needs 13.97 of 15.75 GiB and at least 1.28 s;
+`--config.mesh.fsdp=16` shards parameters and optimizer state.
 """
 
 from ml_collections import ConfigDict
 
 from jaxclip.errors import UserError
 
-# Learning rates of the paper (Radford et al. 2021, Table 18), which trained with half of this batch size.
+# Preset -> peak learning rate. The number of epochs, the warm-up and the weight decay are those of Radford et al. 2021
+# (Table 18), who trained with batches of half the default size.
 RATES = {"vit_b_32": 1e-3, "vit_b_16": 1e-3, "vit_l_14": 5e-4}
 MICROBATCH = 65536  # pairs that the towers process at a time
 

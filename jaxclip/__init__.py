@@ -24,11 +24,12 @@ def load(
 
     Args:
       workdir: folder of the run.
-      gallery: catalogue to search, raw or prepared; None for the complete catalogue of the workdir.
-      step: checkpoint: "latest", "best" or a step. A re-ranker needs the step on which it was trained.
+      gallery: catalogue to search, raw or prepared; None for the whole catalogue of the workdir, with all its splits.
+      step: checkpoint: "latest", "best" or the number of a step. With `rerank`, "latest" means the step on which the
+        re-ranker was trained, and another step is an error.
       rerank: workdir of a re-ranker that was trained on these towers.
       overrides: fields of the configuration, as text, such as {"data.reader": "folder"}.
-      say: prints a progress message.
+      say: prints a line of progress; by default to standard error.
 
     Raises:
       jaxclip.errors.UserError: there is no such workdir, checkpoint or catalogue, or the re-ranker was trained on other

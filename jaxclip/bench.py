@@ -6,9 +6,9 @@ start        time from the command to the first step, with an empty and with a f
 loss         value and gradient of InfoNCE: dense, tiled and by open_clip
 ranks        ranks and top 20 in both directions, compared with faiss, open_clip, torchmetrics and a full sort
 search       `python -m jaxclip.search` under 1, 8 and 64 clients, compared with faiss and transformers in PyTorch
-rerank       re-rankers over the candidates of 1,000 queries, compared with retrieving those candidates
+rerank       re-rankers over the candidates of queries, per 1,000 queries, compared with retrieving the candidates
 
-Implementations take turns. Each benchmark prints median times and their ratios to the first implementation.
+Implementations take turns. Each benchmark prints medians (times, or requests per second) and ratios between the rows.
 `NAME --help` lists the flags of a benchmark. Other libraries are measured if installed: pip install -e '.[bench]'
 """
 

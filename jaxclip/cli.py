@@ -1,4 +1,4 @@
-"""Flags, help, start-up and error handling of every command."""
+"""Flags, help, start-up and error handling of all commands except `bench`, which has its own."""
 
 import os
 import sys
@@ -58,7 +58,7 @@ def join_processes() -> None:
 
 
 def usage(help: str) -> str:
-    """Returns a command's help: what it does, its flags, and a line for every field of the configuration."""
+    """Returns a command's help: the text `help`, its flags, and a line for every field of the configuration."""
     key_flags = [*flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
     key_flags += flags.FLAGS.get_key_flags_for_module(__name__)
     lines = [help.strip(), "", "flags:", *(f"  --{flag.name}: {flag.help}" for flag in key_flags)]
@@ -91,7 +91,7 @@ def from_file(overrides: dict[str, str]) -> Config:
 def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
     """Parses the flags, runs main(overrides) and exits with the status that it returns; None counts as 0.
 
-    A UserError is printed as a single message, and the exit status is then 2.
+    A UserError, or an OSError of a full or protected disk, is printed as a single message, and the exit status is 2.
     """
     startup.reuse_memory()
     startup.avoid_loading_libtpu()

@@ -4,7 +4,8 @@ The configuration comes from the workdir; overrides (--config.FIELD=VALUE) can s
 
     python -m jaxclip.evaluate --compare W1 W2       compare W2 with the baseline W1: differences and their significance
     python -m jaxclip.evaluate --workdir=W1,W2 --query="red shoes" --query="..." [--config.data.path=PATH ...]
-                                                     show the first ten pictures of each run; captions are not needed
+                                                     write a page with the ten best pictures of each run; the
+                                                     catalogue needs no captions
 """
 
 import shlex
@@ -22,12 +23,17 @@ if TYPE_CHECKING:
     from jaxclip.evaluation.evaluator import EvaluatedRun
 
 WORKDIR = flags.DEFINE_list("workdir", [], "folder of the run; --query also takes several, separated by commas")
-STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (highest hit@1) or the number of a step")
+STEP = flags.DEFINE_string(
+    "step", "latest", "the checkpoint: latest, best (highest hit@1 during training) or the number of a step"
+)
 PARAMETERS = flags.DEFINE_string(
     "parameters", "", "ema (the moving average; default if the run has one) or raw (without averaging)"
 )
 NAME = flags.DEFINE_string(
-    "name", None, "results are written to WORKDIR/eval/NAME; default: SPLIT, or CATALOGUE-SPLIT for another catalogue"
+    "name",
+    None,
+    "results are written to WORKDIR/eval/NAME; default: SPLIT, or CATALOGUE-SPLIT for another catalogue; with --query: "
+    "queries",
 )
 COMPARE = flags.DEFINE_list("compare", [], "two workdirs to compare, the baseline first")
 QUERY = flags.DEFINE_multi_string("query", [], "a sentence to search for; may be repeated")

@@ -1,7 +1,7 @@
 """Export a checkpoint: python -m jaxclip.export --workdir=W --output=DIR [--step=N] [--layouts=LAYOUT,...]
 
-DIR can then be loaded by transformers (CLIPModel or SiglipModel, AutoProcessor), by open_clip ("local-dir:DIR") and,
-with the load_towers.py that it contains, by JAX without this package.
+By default, DIR can then be loaded by transformers (CLIPModel or SiglipModel, AutoProcessor) and by open_clip
+("local-dir:DIR"). With --layouts=stablehlo it contains load_towers.py, which runs the towers in JAX without jaxclip.
 """
 
 from pathlib import Path
@@ -14,7 +14,9 @@ from jaxclip.runtime import startup
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 OUTPUT = flags.DEFINE_string("output", None, "new folder to write")
-STEP = flags.DEFINE_string("step", "latest", "the checkpoint: latest, best (highest hit@1) or the number of a step")
+STEP = flags.DEFINE_string(
+    "step", "latest", "the checkpoint: latest, best (highest hit@1 during training) or the number of a step"
+)
 LAYOUTS = flags.DEFINE_list(
     "layouts",
     ["transformers", "open_clip"],

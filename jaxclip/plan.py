@@ -27,7 +27,7 @@ COMPARE = flags.DEFINE_list(
     "compare", [], "more topologies, or meshes DATAxFSDPxTENSOR of --topology, to show side by side"
 )
 MAX_BATCH = flags.DEFINE_bool(
-    "max_batch", False, "find the largest global batch that fits in memory, by compiling several"
+    "max_batch", False, "find nearly the largest global batch that fits in memory, by compiling several"
 )
 JSON = flags.DEFINE_string("json", None, "file to write the plans to")
 

@@ -1,8 +1,9 @@
 """Prepare a catalogue: python -m jaxclip.prepare --config.data.reader=table --config.data.path=PATH [--config=...]
 
 Checks every picture, detects and crops the product, measures its colours and texture, finds duplicate products,
-splits by group, mines incorrect pairs, and writes a TFDS dataset with a data card. Training prepares a catalogue itself
-on first use. Run again with another --config.incorrect_pairs.variant to mine other pairs; the dataset is not changed.
+splits by group, writes a TFDS dataset with a data card, and mines incorrect pairs of the training split. Training
+prepares a catalogue itself on first use. Run again with another --config.incorrect_pairs.variant to mine other pairs;
+the dataset is not changed.
 """
 
 from absl import flags

@@ -1,7 +1,7 @@
 """Search a catalogue: python -m jaxclip.search --workdir=W [--rerank=W2] [--gallery=PATH] [--port=8000]
 
 Embeds the pictures that are not yet in W/embeddings, then serves a search page and an HTTP API.
-After SIGTERM or Ctrl-C the server answers pending requests and stops.
+After SIGTERM or Ctrl-C the server answers pending requests, for up to 30 seconds, and stops.
 """
 
 import errno
@@ -18,13 +18,17 @@ from jaxclip.runtime import startup
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 STEP = flags.DEFINE_string(
-    "step", "latest", "the checkpoint: latest, best (highest hit@1) or the number of a step; not with --rerank"
+    "step",
+    "latest",
+    "the checkpoint: latest, best (highest hit@1 during training) or the number of a step; not with --rerank",
 )
 RERANK = flags.DEFINE_string(
     "rerank", None, "folder of the run of a re-ranker (task = rerank) that was trained on these towers"
 )
 GALLERY = flags.DEFINE_string(
-    "gallery", None, "catalogue to search, raw or prepared; default: the complete catalogue of the workdir"
+    "gallery",
+    None,
+    "catalogue to search, raw or prepared; default: the catalogue of the workdir, all splits",
 )
 HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; default: this machine only")
 PORT = flags.DEFINE_integer("port", 8000, "port to listen on; 0 = any free port", 0, 65535)
@@ -32,7 +36,7 @@ TOKEN = flags.DEFINE_string("token", None, "token that requests must send; defau
 CONNECTIONS = 2048
 """Largest number of open connections."""
 SHUTDOWN_SECONDS = 30
-"""Time for pending requests to finish after SIGTERM."""
+"""Time for pending requests to finish after SIGTERM or Ctrl-C."""
 
 
 def main(overrides: dict[str, str]) -> None:

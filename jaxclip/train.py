@@ -3,7 +3,8 @@
     python -m jaxclip.train --config=configs/quickstart.py [--workdir=W] [--config.a.b=value ...]
 
 Started again with the same workdir, a run resumes from its newest checkpoint. SIGTERM and Ctrl-C save and stop a run.
-Several processes form one run if SLURM, GKE or Cloud TPU starts them, or if each gets its number with --process_id.
+Several processes form one run if SLURM or Cloud TPU starts them, or with --coordinator_address, --num_processes and
+--process_id.
 """
 
 import signal
@@ -19,7 +20,9 @@ from jaxclip.evaluation import tables
 from jaxclip.runtime import startup
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py")
-PROFILE = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, the steps to trace for TensorBoard and Perfetto")
+PROFILE = flags.DEFINE_string(
+    "profile_steps", None, "FIRST:LAST, the steps (both included) to trace for TensorBoard and Perfetto"
+)
 STOPPED = flags.DEFINE_integer(
     "stopped_status", 0, "exit status after SIGTERM, for schedulers that treat exit status 0 as finished"
 )
@@ -34,7 +37,7 @@ MAY_CHANGE = (
     "data.workers",
     "first_stage",
 )
-"""Prefixes of the settings that may change when a run is resumed."""
+"""Prefixes of the settings that may change when a run is resumed; for adapters also model.init_from."""
 
 
 def main(overrides: dict[str, str]) -> int:

@@ -15,10 +15,15 @@ RGB = tuple[float, float, float]
 class Columns:
     """Names of the columns, features or keys of a catalogue whose layout does not determine them."""
 
-    id: str = key("", "column of the product's identifier; '' = looked up by its usual names")
-    image: str = key("", "column of the picture; '' = looked up by its usual names")
-    caption: str = key("", "column of the caption; '' = looked up by its usual names")
-    category: str = key("", "column of the category; '' = looked up by its usual names")
+    id: str = key(
+        "",
+        "column of the product's identifier; '' = found by its usual names, or else made from its place",
+    )
+    image: str = key("", "column of the picture; '' = found by its usual names; not for webdataset")
+    caption: str = key(
+        "", "column of the caption; '' = found by its usual names; for webdataset, used if a sample has no text file"
+    )
+    category: str = key("", "column of the category; '' = found by its usual names")
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,13 @@ class Data:
     reader: str = key(
         "drawn", "layout of the raw catalogue; drawn: a catalogue that the program draws", choices=READERS
     )
-    path: str = key("", "file or folder of the raw catalogue; empty for the drawn catalogue")
+    path: str = key("", "file or folder of the raw catalogue; '' for the drawn catalogue, or if data.prepared exists")
     prepared: str = key(
         "",
-        "folder of the prepared dataset; '' = under $JAXCLIP_CACHE, reused for the same catalogue and settings",
+        "folder of the prepared dataset; '' = under $JAXCLIP_CACHE (default ~/.cache/jaxclip), reused for the same "
+        "catalogue and settings",
     )
-    split: str = key("test", "products that an evaluation ranks", choices=("train", "test", "all"))
+    split: str = key("test", "products that an evaluation ranks: one split, or all", choices=("train", "test", "all"))
     test: float = key(
         0.1, "products held back for testing, in whole groups: a number (>= 1) or a share (< 1)", limits=ABOVE_ZERO
     )
@@ -45,8 +51,8 @@ class Data:
     )
     second_stage: float = key(
         0.0,
-        "products of the training split held back from the towers to train a re-ranker: a number (>= 1) or a share "
-        "(< 1)",
+        "products of the training split held back from the towers to train a re-ranker, in whole groups: a number "
+        "(>= 1) or a share (< 1); 0 = none",
         limits=at_least(0),
     )
     columns: Columns = section(Columns, only=("data.reader", ("table", "tfds", "webdataset")))
@@ -65,40 +71,49 @@ class Data:
     )
     resize: str = key(
         "squash",
-        "squash: scale both sides to the square; crop: scale the shorter side and cut the centre, as CLIP does",
+        "squash: scale both sides to the square; crop: scale the shorter side and cut the centre, as CLIP does; random "
+        "crops are always squashed",
         choices=("squash", "crop"),
         from_checkpoint=True,
     )
     resize_on: str = key(
         "auto",
-        "where training scales pictures: host (Pillow), device (so that the host only decodes), or auto: on a GPU or "
-        "TPU, unless the catalogue has pictures more than six times as long as image_size",
+        "where training scales pictures: host (Pillow), device, or auto: the device if it is a GPU or TPU and can. It "
+        "cannot if a picture's side exceeds six times image_size, or with resize = crop without random crops",
         choices=("auto", "host", "device"),
     )
     mean: RGB = key(
-        CLIP_MEAN, "mean subtracted from the pixels, per channel (red, green, blue), in [0, 1]", from_checkpoint=True
+        CLIP_MEAN,
+        "mean subtracted from the pixels, per channel (red, green, blue); pixels are from 0 to 1",
+        from_checkpoint=True,
     )
     std: RGB = key(
         CLIP_STD,
-        "standard deviation by which the pixels are divided, per channel, in [0, 1]",
+        "standard deviation by which the pixels, minus the mean, are divided, per channel; pixels are from 0 to 1",
         limits=ABOVE_ZERO,
         from_checkpoint=True,
     )
     caption_template: str = key(
         captions.DEFAULT_TEMPLATE,
-        "template of a product's caption: text with the placeholders {name} and {ATTRIBUTE}",
+        "template of a product's caption: text with {name}, which is required, and {ATTRIBUTE} for any attribute",
         check=values.caption_template,
     )
     lowercase: bool = key(True, "whether texts are lowercased before they are tokenized", from_checkpoint=True)
     tokenizer: str = key(
-        "", "folder of a Hugging Face tokenizer; '' = a byte-level BPE trained on the training captions"
+        "",
+        "folder of a Hugging Face tokenizer; '' = that of model.init_from, or without it a byte-level BPE trained on "
+        "the training captions",
     )
     vocab_size: int = key(
-        8192, "number of tokens in the vocabulary of the trained BPE", limits=at_least(258), from_checkpoint=True
+        8192,
+        "largest number of tokens in the vocabulary of the trained BPE",
+        limits=at_least(258),
+        from_checkpoint=True,
     )
     context_length: int = key(
         0,
-        "tokens per text, including the two special tokens; 0 = as in model.init_from, or 32 without it",
+        "tokens per text, including special tokens and padding; longer texts are cut off; 0 = as in "
+        "model.init_from, or 32 without it",
         limits=at_least(4),
     )
     workers: int = key(
@@ -116,9 +131,11 @@ class Features:
         check=values.detector,
     )
     policy: str = key(
-        "largest", "how crops are selected from the detected boxes: largest, confident, category or all:K"
+        "largest",
+        "how crops are selected from the detected boxes: largest, confident (highest score), category (highest score "
+        "with a label like the product's category) or all:K (the K highest scores)",
     )
-    padding: float = key(0.05, "margin added on each side of a crop, as a share of its box (>= 0)")
+    padding: float = key(0.05, "margin added on each side of a crop, as a share of its width or height (>= 0)")
     colours: int = key(
         3, "number of dominant colours stored for the first crop, with their shares and names", limits=at_least(1)
     )
@@ -130,7 +147,8 @@ class PairMining:
 
     variant: str = key(
         "clustered",
-        "how pairs are chosen: clustered (the paper's rule), random or below:T (cosine of the two pictures below T)",
+        "how pairs are chosen: clustered (the paper's rule), random or below:T (cosine of the two pictures' features "
+        "below T)",
         check=values.pair_variant,
     )
     clusters: int = key(10, "number of clusters of pictures, and of texts (variant clustered only)", limits=at_least(2))

@@ -51,7 +51,7 @@ class Declaration:
       choices: the allowed values; empty = not restricted to a list.
       limits: interval of the number, or of each number in a tuple. The default is allowed even outside of it.
       check: check(dotted name, value) -> one sentence for each problem that choices and limits cannot express.
-      only: values of another field with which this one is read; with other values it must keep its default.
+      only: values of another field with which this one is read; with other values it must not be set.
       otherwise: the value that this field gets when it is not read; None = its default.
       from_checkpoint: whether model.init_from determines the value; the field must then not be set.
     """
@@ -109,7 +109,7 @@ def members(cls: type, prefix: str = "") -> tuple[Key, ...]:
 
 @functools.cache
 def keys(cls: type, prefix: str = "") -> tuple[Key, ...]:
-    """Returns every field of a section's class and of the sections in it, in order."""
+    """Returns every field of a section's class and of the sections in it, in order; names start with the prefix."""
     nested = [
         keys(member.kind, f"{member.name}.") if member.is_section else (member,) for member in members(cls, prefix)
     ]

@@ -23,8 +23,8 @@ def build(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = Non
     """Returns the configuration that a nested mapping of settings describes, with `--config.` overrides on top.
 
     Args:
-      settings: section -> field -> value, as returned by get_config() of a config file or stored in config.json of a
-        workdir; a field that is missing gets its default.
+      settings: section -> field -> value, and field -> value for fields outside of sections, as returned by
+        get_config() of a config file or stored in config.json of a workdir; a field that is missing gets its default.
       overrides: dotted name of a field -> its value as text, from the command line.
 
     Raises:
@@ -76,9 +76,10 @@ def save_config(config: Config, workdir: Path) -> None:
 
 
 def with_first_stage_catalogue(settings: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the settings of a re-ranker with the catalogue of its first stage as default; others unchanged.
+    """Returns the settings; if they are those of a re-ranker, the catalogue of its first stage is their default.
 
-    The catalogue is described by the sections `data` and `features` in the workdir of the first stage.
+    Fields of the sections `data` and `features` that a re-ranker does not set get their values in the workdir of its
+    first stage.
     """
     settings = settings.to_dict() if isinstance(settings, ConfigDict) else dict(settings)
     first, task = (overrides.get(name) or settings.get(name) for name in ("first_stage", "task"))

@@ -60,7 +60,7 @@ def sections() -> list[Section]:
 def help_lines(word: str = "") -> list[str]:
     """Returns one line for each field, under a line for its section.
 
-    With a word, only the fields whose name or meaning contains it, in upper or lower case.
+    With a word, only the fields whose name or meaning contains it, whatever its case.
     """
     lines = []
     for section in sections():

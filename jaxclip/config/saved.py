@@ -14,7 +14,7 @@ OVERRIDABLE = re.compile(
     r"|evaluation\.(batch_size|ks|zooms|mirror)|mesh\..*|model\.(dtype|execution)"
     r"|first_stage|rerank\.(candidates|segments)"
 )
-"""Fields that select the products and say how they are embedded and ranked; files in the workdir fix all others."""
+"""Fields that select the products and say how they are embedded and ranked; training has fixed all others."""
 
 
 def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
@@ -51,7 +51,8 @@ def evaluation_name(workdir: Path, config: Config) -> str:
     """Returns the name of an evaluation of a run: its split, prefixed with the catalogue if that is not the run's own.
 
     Raises:
-      UserError: the run's own catalogue would be split differently, so that training products would count as unseen.
+      UserError: the catalogue of the run, or of its first stage, would be split differently, so that training products
+        would count as unseen.
     """
     trained = load_config(workdir)
     _check_split(workdir, trained, config)
@@ -66,7 +67,7 @@ def evaluation_name(workdir: Path, config: Config) -> str:
 
 
 def same_catalogue(one: Config, other: Config) -> bool:
-    """Returns whether two configurations have the same products; their splits may differ."""
+    """Returns whether two configurations name the same catalogue; its splits and its features may differ."""
 
     def identity(data: Data) -> tuple[Any, ...]:
         return _origin(data), data.reader, data.columns, data.drawn_products if data.reader == "drawn" else 0
@@ -88,7 +89,7 @@ def _check_split(workdir: Path, trained: Config, config: Config) -> None:
 
 
 def _origin(data: Data) -> str:
-    """Returns the source of the products as text; it is equal for configurations with the same catalogue."""
+    """Returns where the products come from: the path of the catalogue, or the seed of a drawn one."""
     # The size of a drawn catalogue is left out: a larger one begins with the products of a smaller one with its seed.
     if data.reader == "drawn":
         return f"drawn, seed {data.drawn_seed}"

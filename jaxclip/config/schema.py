@@ -24,24 +24,24 @@ class Augmentation:
 
     crop_area: tuple[float, float] = key(
         (0.6, 1.0),
-        "smallest and largest share of the picture's area that a random crop keeps; (1, 1) = no crop",
+        "smallest and largest share of the picture's area in a random crop; (1, 1) here and in crop_aspect = no crops",
         limits=Interval(0, 1, low_included=False),
         check=values.interval,
     )
     crop_aspect: tuple[float, float] = key(
         (0.8, 1.25),
-        "smallest and largest aspect ratio of a random crop, relative to the picture's own",
+        "smallest and largest width / height of a random crop, relative to the picture's (with resize = crop: to 1)",
         limits=ABOVE_ZERO,
         check=values.interval,
     )
     flip: bool = key(
-        False, "whether half of the pictures are mirrored; leave it off if captions mention left and right"
+        False, "whether a picture is mirrored with probability 1/2; not for captions that mention left and right"
     )
     keep_attributes: float = key(
         1.0, "probability with which a caption keeps each of its attributes", limits=ZERO_TO_ONE
     )
-    keep_words: float = key(1.0, "probability with which a caption keeps each word of the name", limits=ZERO_TO_ONE)
-    prompts: bool = key(False, "whether the caption's wording is drawn from OpenFashionCLIP's prompt templates")
+    keep_words: float = key(1.0, "probability with which a caption keeps a word of the name", limits=ZERO_TO_ONE)
+    prompts: bool = key(False, "whether one of OpenFashionCLIP's prompts, at random, replaces data.caption_template")
 
     @property
     def keeps_whole_picture(self) -> bool:
@@ -50,7 +50,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Model:
-    """The towers."""
+    """The architecture of the towers, the checkpoint that they start from, and how they are computed."""
 
     preset: str = key("laptop", "shape of the towers", choices=PRESETS, from_checkpoint=True)
     patch: int = key(
@@ -67,21 +67,22 @@ class Model:
     dropout: float = key(0.0, "share of features zeroed after attention and MLP in training", limits=BELOW_ONE)
     stochastic_depth: float = key(
         0.0,
-        "share of examples that skip the last block in training; the share grows linearly with depth",
+        "probability that an example skips the last block's attention, and separately its MLP, in training; it grows "
+        "linearly over the blocks, from 0 at the first",
         limits=BELOW_ONE,
     )
     patch_dropout: float = key(0.0, "share of a picture's patches that training leaves out", limits=BELOW_ONE)
     dtype: str = key(
-        "float32", "number format of the computation; parameters are float32", choices=("float32", "bfloat16")
+        "float32", "format of the towers' computation; embeddings are float32", choices=("float32", "bfloat16")
     )
     execution: str = key(
         "auto",
-        "how a tower's layers are compiled: scan (one layer, looped), unroll (each layer; faster on a CPU) or auto",
+        "how a tower's layers are compiled: scan (one layer, looped), unroll (each layer) or auto (unroll on CPUs)",
         choices=EXECUTIONS,
     )
     remat: str = key(
         "none",
-        "what the backward pass recomputes to save memory: none, dots (all but matrix products) or full",
+        "what the backward pass recomputes of a block, to save memory: none, dots (all but linear maps) or full (all)",
         choices=REMAT_POLICIES,
     )
 
@@ -92,15 +93,15 @@ class Adapters:
 
     rank: int = key(8, "rank of an adapter's two matrices", limits=at_least(1))
     alpha: float = key(16.0, "an adapter's output is scaled by alpha / rank", limits=ABOVE_ZERO)
-    dropout: float = key(0.0, "share of an adapter's input features zeroed in training", limits=BELOW_ONE)
+    dropout: float = key(0.0, "probability that an input feature of an adapter is zeroed in training", limits=BELOW_ONE)
     targets: str = key(
-        "/blocks/", "regex of the linear maps that get an adapter, such as image/transformer/blocks/attention/qkv"
+        "/blocks/", "regex that part of a linear map's name, such as image/transformer/blocks/mlp_in, must match"
     )
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The contrastive loss."""
+    """The loss of the towers."""
 
     name: str = key(
         "info_nce",
@@ -109,10 +110,11 @@ class Loss:
     )
     implementation: str = key(
         "auto",
-        "dense (all similarities at once), tiled (memory grows only linearly with the batch) or auto (by batch size)",
+        "dense (all similarities at once), tiled (memory grows only linearly with the batch) or auto (dense for up to "
+        f"{objective.DENSE_ROWS:,} pairs)",
         choices=objective.IMPLEMENTATIONS,
     )
-    tile: int = key(TILE, "rows and columns of a tile of similarities", limits=at_least(1))
+    tile: int = key(TILE, "rows and columns of a tile of similarities in the tiled loss", limits=at_least(1))
     microbatch: int = key(
         0,
         "pairs that the towers process at a time, while the loss is still that of the whole batch; 0 = all pairs",
@@ -120,15 +122,17 @@ class Loss:
     )
     temperature: float = key(
         0.07,
-        "temperature of the softmax; if it is learned, the initial value, unless model.init_from provides one",
+        "divisor that turns cosines into logits; if it is learned, its initial value, unless model.init_from is set",
         limits=at_least(0.01),
     )
-    learned_temperature: bool = key(True, "whether the temperature is learned; logits are scaled by at most 100")
+    learned_temperature: bool = key(
+        True, "whether the temperature is learned; it is at least 0.01, unless there is a logit bias, as with sigmoid"
+    )
     mask_groups: bool = key(True, "whether pairs of one group are left out of each other's negatives")
     queue: int = key(
         0,
         "pairs of earlier batches kept as further negatives of InfoNCE; 0 = no queue. Use a low learning rate: "
-        "randomly initialised towers collapse at a high one",
+        "randomly initialised towers can collapse at a high one",
         limits=at_least(0),
     )
     bias: float = key(
@@ -136,7 +140,13 @@ class Loss:
     )
     alpha: float = key(1.0, "weight of the correct pairs' term", limits=at_least(0), only=INCORRECT_PAIRS)
     beta: float = key(1.0, "weight of the incorrect pairs' term", limits=at_least(0), only=INCORRECT_PAIRS)
-    weighting: str = key("similarity", "how each pair is weighted", choices=WEIGHTINGS, only=INCORRECT_PAIRS)
+    weighting: str = key(
+        "similarity",
+        "whether pairs are weighted by the similarity of the two products' pictures: similarity (yes), none (no) or "
+        "literal (inside the logarithm, as the paper prints it, where weights have no effect on the gradient)",
+        choices=WEIGHTINGS,
+        only=INCORRECT_PAIRS,
+    )
     info_nce: float = key(0.0, "weight with which InfoNCE is added", limits=at_least(0), only=INCORRECT_PAIRS)
 
 
@@ -158,31 +168,31 @@ class Rerank:
     )
     wordings: int = key(
         4,
-        "number of wordings of each training caption: the first as in evaluation, the others augmented",
+        "wordings of each training caption: the first as in evaluation, the others augmented as for the towers",
         limits=at_least(1),
     )
     segments: int = key(
         1,
         "largest number of parts into which a query longer than the context length is split; their embeddings are "
-        "pooled; 1 = the query is cut off",
+        "averaged, and cross_attention reads the tokens of all; 1 = the query is cut off",
         limits=at_least(1),
     )
     loss: str = key(
         "softmax",
-        "softmax or lambda: over the candidates of a query; binary: over pairs of a relevant candidate and a negative; "
-        "contrastive: over the relevant candidates of all queries of the batch",
+        "softmax or lambda: over the candidates of a query; binary: over one relevant and one other candidate of each "
+        "query; contrastive: over one relevant candidate of every query of the batch",
         choices=("softmax", "lambda", "binary", "contrastive"),
     )
     sampled: int = key(
         0,
-        "candidates per query used in a step, one of them relevant; 0 = all",
+        "candidates per query drawn for a step, at least one of them relevant; 0 = all",
         limits=at_least(2),
         only=("rerank.loss", ("softmax", "lambda")),
     )
     negatives: str = key(
         "top",
-        "which candidate is the negative of a pair: random, worst (the last, as in the paper), top (one of the first "
-        "ten) or mixed",
+        "which irrelevant candidate is taken: random (any), worst (the last, as in the paper), top (one of the first "
+        "ten) or mixed (one of these rules, drawn for each query)",
         choices=("random", "worst", "top", "mixed"),
         only=("rerank.loss", ("binary",)),
     )
@@ -209,11 +219,13 @@ class Rerank:
     batch_norm: bool = key(False, "whether hidden features are normalised over the batch", only=PAPER)
     ablation: tuple[tuple[str, str], ...] = key(
         (),
-        "name -> features: train and compare a re-ranker for each of these, instead of one with `features`",
+        "name -> features: train and compare a re-ranker for each of these, instead of one with rerank.features",
         check=values.rerank_ablation,
         only=GATED,
     )
-    seeds: int = key(1, "number of runs of each subset of ablation, with seeds seed, seed + 1, ...", limits=at_least(1))
+    seeds: int = key(
+        1, "number of runs of each subset of rerank.ablation, with seeds seed, seed + 1, ...", limits=at_least(1)
+    )
 
 
 @dataclass(frozen=True)
@@ -234,7 +246,7 @@ class Optimizer:
     )
     weight_decay: float = key(
         0.1,
-        "weight decay of matrices and embeddings; not applied to biases, norms and the temperature, nor with adam",
+        "weight decay of linear maps, convolutions, token embeddings and adapters, without their biases",
         limits=at_least(0),
         only=("optimizer.name", ("adamw", "muon")),
         otherwise=0.0,
@@ -245,7 +257,7 @@ class Optimizer:
     clip_norm: float = key(1.0, "norm to which the whole gradient is clipped; 0 = no clipping", limits=at_least(0))
     rates: tuple[tuple[str, float], ...] = key(
         (),
-        "regex of parameter names -> factor of their learning rate; 0 = frozen",
+        "regex of parameter names -> factor of their learning rate; 0 = frozen; the first that matches applies",
         check=values.rates,
     )
     layer_decay: float = key(
@@ -256,7 +268,7 @@ class Optimizer:
     )
     ema: float = key(
         0.0,
-        "decay per step of a moving average of the parameters; 0 = no average",
+        "decay per step of a moving average of the parameters, which is lower in the first steps; 0 = no average",
         limits=BELOW_ONE,
         only=TOWERS,
     )
@@ -275,18 +287,18 @@ class Mesh:
 class Checkpointing:
     """When the training state is saved."""
 
-    every: int = key(500, "steps between checkpoints", limits=at_least(1))
+    every: int = key(500, "steps between checkpoints; every evaluation also saves one", limits=at_least(1))
     keep: int = key(2, "number of newest checkpoints to keep; the best by hit@1 is kept too", limits=at_least(1))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """When the test split is ranked during training, and how pictures are embedded."""
+    """When the products of data.split are ranked during training, and how evaluations embed and measure."""
 
     every: int = key(0, "steps between evaluations; 0 = only after the last step", limits=at_least(0))
     batch_size: int = key(256, "pictures or texts embedded at a time", limits=at_least(1))
     ks: tuple[int, ...] = key(
-        (1, 5, 10), "depths k of hit@k, recall@k, P@k and nDCG@k; 1 must be among them", check=values.depths
+        (1, 5, 10), "depths k of hit@k, recall@k, precision@k and nDCG@k; 1 must be among them", check=values.depths
     )
     zooms: tuple[float, ...] = key(
         (1.0,),
@@ -304,7 +316,7 @@ class Config:
     """The experiment as a whole."""
 
     seed: int = key(
-        0, "seed of the initial parameters, the batches and the augmentation", limits=Interval(-(2**31), 2**31 - 1)
+        0, "seed of parameters, order of the data, augmentation and dropout", limits=Interval(-(2**31), 2**31 - 1)
     )
     task: str = key(
         "towers",
@@ -317,12 +329,12 @@ class Config:
         "workdir of the towers whose results are re-ranked; their catalogue is used unless another is set",
         only=("task", ("rerank",)),
     )
-    batch_size: int = key(256, "pairs per step, over all devices", limits=at_least(1))
+    batch_size: int = key(256, "pairs (of a re-ranker: queries) per step, over all devices", limits=at_least(1))
     steps: int = key(0, "length of the run in steps; set either this or epochs", limits=at_least(0))
     epochs: float = key(
-        0.0, "length of the run in passes over the training split; set either this or steps", limits=at_least(0)
+        0.0, "length of the run in passes over the training data; set either this or steps", limits=at_least(0)
     )
-    log_every: int = key(20, "steps between two lines of metrics.jsonl", limits=at_least(1))
+    log_every: int = key(20, "steps between two lines of training metrics in metrics.jsonl", limits=at_least(1))
     data: Data = section(Data)
     features: Features = section(Features)
     incorrect_pairs: PairMining = section(PairMining)

@@ -39,7 +39,9 @@ def test_help_has_one_line_per_field_with_its_whole_declaration():
     )
     assert (
         "  loss.weighting = similarity (text; one of similarity, none, literal; "
-        "only with loss.name = incorrect_pairs): how each pair is weighted"
+        "only with loss.name = incorrect_pairs): whether pairs are weighted by the similarity of the two products' "
+        "pictures: similarity (yes), none (no) or literal (inside the logarithm, as the paper prints it, where weights "
+        "have no effect on the gradient)"
     ) in lines
 
 
