@@ -68,7 +68,7 @@ class Relevance:
         return np.repeat(np.arange(len(self.indptr) - 1), self.counts)
 
     def transpose(self, gallery: int) -> "Relevance":
-        """Returns which queries each of the `gallery` items is relevant to.
+        """Returns the reverse: which queries each gallery item is relevant to; `gallery` is the number of items.
 
         Raises:
           ValueError: an item is relevant to no query.

@@ -90,12 +90,12 @@ def require_one_process(task: str) -> None:
 
 
 def is_primary() -> bool:
-    """Returns whether this is process 0, which alone prints and writes all files except checkpoints."""
+    """Returns whether this is process 0, which alone prints results and writes the workdir's files, except checkpoints."""
     return process_id() == 0
 
 
 def store() -> Any:
-    """Returns the key-value store that all processes share, None in a run of one process."""
+    """Returns the key-value store that all processes share; None if this process has not joined others."""
     return jax_distributed.global_state.client
 
 
@@ -157,9 +157,10 @@ def leave() -> None:
 
 
 def fail(error: BaseException, sentence: str, status: int) -> NoReturn:
-    """Ends this process with the exit status and makes the other processes end, which print the sentence.
+    """Prints the sentence and ends this process with the exit status; the other processes print it and end too.
 
-    A collective usually fails because another process died; wait so that the watchdog can name it.
+    After an error from a JAX program it first waits over 30 seconds: usually a collective failed because another
+    process died, and then the watchdog names that process and ends this one.
     """
     chain = [error, error.__cause__, error.__context__]
     if any(isinstance(link, jax.errors.JaxRuntimeError) for link in chain):
