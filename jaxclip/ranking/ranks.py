@@ -122,7 +122,7 @@ def _search(
     ks = min(top_k, len(gallery)), min(top_k, len(queries)) if reverse is not None else 0
     finite = _all_finite(queries, gallery)
     if products == "bfloat16_3x" and not finite:
-        raise ValueError(f'products = "{products}" needs finite embeddings and finite scores')
+        raise ValueError(f'products = "{products}" needs embeddings that are finite and too small for infinite scores')
     sweep = _Sweep(mesh, layouts, slots, pair_numbers, ks, back=reverse is not None, finite=finite)
     # A pair's threshold must be bit for bit the score that the sweep computes for it. On CPUs small tiles give the same
     # bits as large ones. The sweep returns the pairs' scores that it computed; while they differ from the thresholds,
@@ -330,6 +330,6 @@ def order_relevant(scores: np.ndarray, at_or_above: np.ndarray, relevance: Relev
 
 def _check(queries, gallery, relevance):
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1] or not len(gallery):
-        raise ValueError(f"embeddings (Q, D) and (G, D) expected, got {queries.shape} and {gallery.shape}")
+        raise ValueError(f"embeddings (Q, D) and (G, D), G > 0, expected, got {queries.shape} and {gallery.shape}")
     if len(relevance.indptr) != len(queries) + 1 or (relevance.indices >= len(gallery)).any():
         raise ValueError(f"the relevance does not fit {len(queries)} queries and {len(gallery)} gallery items")

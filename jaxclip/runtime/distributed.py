@@ -90,7 +90,7 @@ def require_one_process(task: str) -> None:
 
 
 def is_primary() -> bool:
-    """Returns whether this is process 0, which alone prints results and writes the workdir's files, except checkpoints."""
+    """Returns whether this is process 0, which alone prints results and writes all of a workdir except checkpoints."""
     return process_id() == 0
 
 

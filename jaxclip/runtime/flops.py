@@ -21,7 +21,7 @@ def matmul_flops(jaxpr: Any, *, without: str = "") -> float:
 
 
 def model_flops(jaxpr: Any) -> float:
-    """Returns the `matmul_flops` of a training step without its jitted function `optimize` (Muon multiplies matrices)."""
+    """Returns the `matmul_flops` of a training step, leaving out its function `optimize` (Muon multiplies matrices)."""
     return matmul_flops(jaxpr, without="optimize")
 
 

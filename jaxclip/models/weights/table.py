@@ -15,9 +15,9 @@ from jaxclip.errors import UserError
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.weights.tensors import Tensors, abbreviate
 
-LAYER = "{}"
+LAYER = "{}"  # stands for the number of a layer in the name of a tensor
 IGNORED = ("position_ids", "attn_mask")
-"""Constants, not weights, that old releases stored in checkpoints; they are not loaded."""
+"""Ends of the names of constants, not weights, that old releases stored in checkpoints; they are not loaded."""
 
 Shape = tuple[int, ...]
 Params = dict[str, Any]
@@ -50,7 +50,10 @@ def linear(inputs: int = 1) -> Conversion:
 
 
 def patches(patch: int) -> Conversion:
-    """Returns the conversion of the patch projection: theirs is a convolution (W, 3, P, P), ours (P * P * 3, W)."""
+    """Returns the conversion of the patch projection: theirs is a convolution (W, 3, P, P), ours (P * P * 3, W).
+
+    P = `patch` is the side of a patch, W the width of the tower.
+    """
     return Conversion(
         lambda x, shape: x.transpose(2, 3, 1, 0).reshape(shape),
         lambda x: x.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1),
@@ -66,7 +69,8 @@ class TableRow:
       theirs: name of their tensor, or names of several that are concatenated along the outputs to form ours. "{}"
         stands for the number of a layer; layers are the first axis of ours.
       conversion: converts between their tensor and ours.
-      resize: (their (T, W), our shape) -> ours, for position embeddings, whose number may differ; otherwise None.
+      resize: (their tensor (positions, width), our shape) -> ours, for position embeddings, whose number may differ;
+        otherwise None.
       parts: relative sizes of their tensors if there are several; () if all have the same size.
     """
 
@@ -82,7 +86,7 @@ class TableRow:
         return [name.replace(LAYER, str(layer)) for name in theirs]
 
     def split(self, theirs: np.ndarray) -> list[np.ndarray]:
-        """Returns each of their tensors as a view of the concatenated tensor `theirs`."""
+        """Returns each of their tensors as a part of `theirs`, in which they are concatenated."""
         if isinstance(self.theirs, str) or len(self.theirs) == 1:
             return [theirs]
         shares = np.cumsum(self.parts or (1,) * len(self.theirs))
@@ -101,7 +105,7 @@ class ForeignCheckpoint:
     Attributes:
       config: the shape of its towers.
       table: its layout.
-      tensors: its tensors, not loaded yet.
+      tensors: its tensors, which are loaded when they are read.
     """
 
     config: CLIPConfig
@@ -137,8 +141,8 @@ def linear_rows(
 def load(table: Sequence[TableRow], tensors: Tensors, abstract: Params) -> Params:
     """Returns the nested parameters, each placed on the devices that `abstract` specifies.
 
-    The parameters are loaded one at a time, the largest first, so that host memory holds only one of them and its
-    source tensors.
+    The parameters are loaded one at a time, the largest first, so that host memory holds only one that is not yet
+    placed and the source tensors of one of its layers.
 
     Args:
       table: the layout, with exactly one row per parameter.
@@ -146,7 +150,7 @@ def load(table: Sequence[TableRow], tensors: Tensors, abstract: Params) -> Param
       abstract: nested dicts of shapes, dtypes and shardings.
 
     Raises:
-      UserError: tensors are missing, have the wrong shape, or are unknown; the message names them.
+      UserError: tensors are missing, have the wrong shape, or are unknown; the message names up to three of each kind.
       ValueError: the table does not have exactly one row per parameter.
     """
     rows, leaves = {row.ours: row for row in table}, flatten_dict(abstract, sep="/")
