@@ -90,7 +90,7 @@ class CLIPConfig:
       image: the image tower.
       text: the text tower.
       embedding: dimension of the shared space.
-      temperature: initial softmax temperature.
+      temperature: initial temperature, the inverse of the logit scale.
       logit_bias: initial value of the learned logit bias of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343);
         with a bias, the logit scale has no upper limit. None for softmax losses.
       lora: configuration of the adapters; None for a model without adapters.

@@ -101,6 +101,6 @@ def retrieve(queries, gallery, query_groups, gallery_groups, k: int) -> Candidat
 def rank_changes(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
     """Returns "improved", "unchanged" and "worsened" -> (Q,) whether this happened to each query's best rank.
 
-    `before` and `after` are (Q,) the lowest rank of a relevant item, which may be another item afterwards.
+    `before` and `after` are (Q,) the lowest rank of any relevant item; before and after, this may be another item.
     """
     return {"improved": after < before, "unchanged": after == before, "worsened": after > before}

@@ -22,8 +22,8 @@ from jaxclip.runtime import compiler
 AXES = ("queries", "gallery")
 WORD = 16  # scores per uint32 word; 16 bits mark the scores to count, and 16 bits mark the candidates
 MULTIPLE = 64  # every side of a tile is a multiple of this
-# If a shard has several tiles, and tiles may have 2 * VECTORS lines or more, their sides are multiples of VECTORS, so
-# that each of the WORD parts that are packed into words fills whole vector registers. See `Layout.tile`.
+# If a shard has several tiles and `Layout.max_tile` is at least 2 * VECTORS, the sides of the tiles are multiples of
+# VECTORS, so that each of the WORD parts that are packed into words fills whole vector registers.
 VECTORS = 256
 CHUNK = 512  # largest number of lines whose candidates are merged at the same time
 HALVINGS = 10  # bisection steps of the search for a lower bound of a line's k-th best score
@@ -41,7 +41,7 @@ class Thresholds(NamedTuple):
     Attributes:
       limits: (..., R, lines) float32, R places for the thresholds of each line; inf in the places that a line with
         fewer pairs leaves empty.
-      width: the number of places that are read in each block or tile: at least 1 and the pairs of each of its lines.
+      width: the number of places that are read in each block or tile: the most pairs that a line of it has, at least 1.
     """
 
     limits: jax.Array | np.ndarray
@@ -74,7 +74,7 @@ def product_keys(queries, gallery, *, finite: bool):
 
 
 def empty_state(mesh: Mesh, shards: int, tiles: int, width: int, tile: int, k: int) -> State:
-    """Returns the state of the columns (gallery items) before the first block: counts, best values, their queries.
+    """Returns the state of the columns (gallery items) before the first block: counts, best scores, their queries.
 
     The counts (shards, tiles, width, tile) are zero; the lists of the best, (shards, tiles, k, tile), hold no score.
     `shards` is the number of shards of queries, each of which has its own state; `tiles` is the number of tiles of the
@@ -211,10 +211,10 @@ def _words(scores, limit, floor, width, axis):
 
 
 def _pack(scores, limit, floor, axis):
-    """Returns uint32 words along `axis`, each for WORD scores, one of each of the parts that `_slices` returns.
+    """Returns uint32 words along `axis`; each stands for WORD scores, one from each part that `_slices` returns.
 
-    Bit i of a word says whether its score in part i is >= limit, bit WORD + i whether that score is > floor. The
-    unrolled loop over the parts compiles to one vectorised loop.
+    Bit i of a word says whether the score from part i is >= limit, bit WORD + i whether it is > floor. The unrolled
+    loop over the parts compiles to one vectorised loop.
     """
     words = None
     for i, part in enumerate(_slices(scores, axis)):
@@ -227,7 +227,8 @@ def _pack(scores, limit, floor, axis):
 def _lower_bound(scores, first, k, axis):
     """Returns (lines,) a lower bound of each line's k-th best score: at least k of its words' maxima exceed it.
 
-    Only a line's first tile needs the bound; if `first` is false, it is -inf, and no score is read.
+    A word's maximum is the largest of the WORD scores that it stands for. Only a line's first tile needs the bound; if
+    `first` is false, the bound is -inf, and no score is read.
     """
     size = scores.shape[axis] // WORD
 
@@ -253,7 +254,7 @@ def _with_size(shape, axis, size):
 
 
 def _merge_candidates(values, items, scores, words, offset, axis):
-    """Returns the best values and items (k, lines) after merging the candidates; equal scores are in order of items.
+    """Returns the best values and items (k, lines) after merging the candidates: best first, ties by ascending item.
 
     Lines are merged CHUNK at a time in descending order of their number of candidates, so that all lines of a chunk
     have similar numbers. A summary with one bit per word lets each line skip the words without candidates.

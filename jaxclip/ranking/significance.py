@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 SAMPLES = 1000
-_BLOCK = 4_000_000  # largest number of queries drawn at once, over several resamples; a resample is never divided
+_BLOCK = 4_000_000  # largest number of draws at once, in whole resamples; a larger resample is drawn alone
 
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`statistic(values (M, Q), weights (S, Q)) -> (M, S)`, for M metrics of Q queries in S resamples.

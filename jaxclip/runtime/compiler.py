@@ -156,7 +156,7 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 @contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Makes `backend` return the platform ("cpu", "gpu" or "tpu") in the context, even one that this machine lacks."""
+    """Sets the platform ("cpu", "gpu" or "tpu") for which the context traces programs; this machine may lack it."""
     token = _platform.set(platform)
     try:
         yield

@@ -85,7 +85,7 @@ def require_one_process(task: str) -> None:
     """Raises a UserError that names the task if the run has several processes."""
     if process_count() > 1:
         raise UserError(
-            f"{task} must run as one process, which uses all devices of its machine: there are {process_count()}"
+            f"{task} must run as one process, which uses all devices of its machine, but there are {process_count()}"
         )
 
 
@@ -191,7 +191,7 @@ def _watch(errors: TextIO) -> None:
         if _left.is_set():
             return
         if failure:
-            print(f"error: {failure}; all processes end. The same command resumes from the newest checkpoint",
+            print(f"error: {failure}; all processes end. The same command resumes training from the newest checkpoint",
                   file=errors, flush=True)  # fmt: skip
             _exit(1)
         if _left.wait(HEARTBEAT):

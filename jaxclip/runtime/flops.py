@@ -1,6 +1,6 @@
 """Counts the floating-point operations of the matrix products and convolutions in a traced program.
 
-XLA's own count has the body of a loop only once.
+XLA's own count includes the body of a loop only once.
 """
 
 import math

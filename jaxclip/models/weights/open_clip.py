@@ -208,7 +208,8 @@ def _timm_name(image: ImageConfig) -> str:
     if not known or (blocks.activation, blocks.epsilon) != (activation, 1e-6):
         raise UserError(
             f"open_clip builds SigLIP's image tower with timm, which has no tower of width {blocks.width}, "
-            f"{blocks.layers} layers, patch {image.patch} and size {image.size} with {blocks.activation}"
+            f"{blocks.layers} layers, {blocks.heads} heads, MLP ratio {blocks.mlp_ratio:g}, patch {image.patch} and "
+            f"size {image.size} with {blocks.activation} and epsilon {blocks.epsilon:g}"
         )
     return name
 

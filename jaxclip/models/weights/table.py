@@ -25,7 +25,7 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Conversion:
-    """Converts one of their tensors to ours, and back.
+    """Converts a tensor of the other library ("theirs") to an array of this package ("ours"), and back.
 
     Attributes:
       to_ours: (their tensor, our shape) -> our array.
@@ -39,20 +39,24 @@ class Conversion:
 def same(leading: int = 0, flat: bool = False) -> Conversion:
     """Returns the conversion of vectors and embeddings, which only reshapes them.
 
-    Their tensor has `leading` additional first axes of length one or, with `flat`, a single axis.
+    The other library's tensor has `leading` additional first axes of length one or, with `flat`, a single axis.
     """
     return Conversion(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1 if flat else (1,) * leading + x.shape))
 
 
 def linear(inputs: int = 1) -> Conversion:
-    """Returns the conversion of a linear map: theirs is (out, in), ours has `inputs` input axes, then output axes."""
+    """Returns the conversion of a linear map's kernel.
+
+    The other library's is (out, in); ours has `inputs` input axes, then its output axes.
+    """
     return Conversion(lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(int(np.prod(x.shape[:inputs])), -1).T)
 
 
 def patches(patch: int) -> Conversion:
-    """Returns the conversion of the patch projection: theirs is a convolution (W, 3, P, P), ours (P * P * 3, W).
+    """Returns the conversion of the patch projection's kernel.
 
-    P = `patch` is the side of a patch, W the width of the tower.
+    The other library's is that of a convolution, (W, 3, P, P), and ours is (P * P * 3, W). P = `patch` is the side of a
+    patch, W the width of the tower.
     """
     return Conversion(
         lambda x, shape: x.transpose(2, 3, 1, 0).reshape(shape),
@@ -62,7 +66,7 @@ def patches(patch: int) -> Conversion:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row of a layout's table.
+    """One row of a layout's table: one parameter of this package and its tensor or tensors in the other library.
 
     Attributes:
       ours: name of our parameter.
@@ -81,12 +85,12 @@ class TableRow:
     parts: tuple[int, ...] = ()
 
     def names(self, layer: int) -> list[str]:
-        """Returns the names of their tensors in one layer."""
+        """Returns the names of the other library's tensors in one layer."""
         theirs = (self.theirs,) if isinstance(self.theirs, str) else self.theirs
         return [name.replace(LAYER, str(layer)) for name in theirs]
 
     def split(self, theirs: np.ndarray) -> list[np.ndarray]:
-        """Returns each of their tensors as a part of `theirs`, in which they are concatenated."""
+        """Returns each of the other library's tensors as a part of `theirs`, in which they are concatenated."""
         if isinstance(self.theirs, str) or len(self.theirs) == 1:
             return [theirs]
         shares = np.cumsum(self.parts or (1,) * len(self.theirs))
@@ -124,8 +128,8 @@ def linear_rows(
     """Returns the rows of a linear map with a bias.
 
     Args:
-      ours: name of our linear map.
-      theirs: name of their linear map, or of several that ours combines.
+      ours: name of the linear map in this package.
+      theirs: name of the linear map in the other library, or of several that ours combines.
       inputs: number of input axes of our kernel.
       dot: separator between the name of their linear map and "weight" or "bias".
       parts: see `TableRow`.
@@ -165,7 +169,7 @@ def load(table: Sequence[TableRow], tensors: Tensors, abstract: Params) -> Param
 
 
 def save(table: Sequence[TableRow], params: Params) -> dict[str, np.ndarray]:
-    """Returns their tensors by name, float32 and contiguous, as safetensors requires."""
+    """Returns the other library's tensors by name, in float32, and contiguous as safetensors requires."""
     tensors: dict[str, np.ndarray] = {}
     leaves = flatten_dict(params, sep="/")
     for row in table:
