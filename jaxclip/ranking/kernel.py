@@ -105,7 +105,7 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
     Args:
       mesh: a mesh with the axes "queries" and "gallery".
       blocks: number of blocks in each shard of queries.
-      ks: the number of best scores to keep for each row and for each column.
+      ks: the numbers of best scores to keep for each row and for each column.
       back: whether to rank queries for gallery items (the columns) too.
       finite: whether every score is certain to be finite.
     """

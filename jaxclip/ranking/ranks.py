@@ -25,7 +25,7 @@ class Ranks:
     the G items.
 
     Attributes:
-      ranks: (nnz,) int64, 1-based, aligned with `Relevance.indices`; distinct within a query.
+      ranks: (nnz,) int64, 1-based, one per relevant pair, aligned with `Relevance.indices`; distinct within a query.
       top_scores: (Q, k) float32, descending, NaN last.
       top_items: (Q, k) int64 gallery items; items with equal scores are in the order of `layout.orders`. In results of
         `ranks` (not of `both_ways`) that is the order of their indices if each query has one relevant item.

@@ -46,7 +46,7 @@ class Tuning:
       target: the programs that are compiled with the options ("towers" or "ranks"), or the operation that has a special
         form: a function of `models/cpu.py`, or "unroll" for transformers with unrolled instead of scanned layers.
       time_ratio: time with the optimisation / time without it; None if it was not measured.
-      measured: program and processor of the measurement, and what it was compared with.
+      measured: what was measured, with the preset of the towers, the processor and what it was compared with if noted.
       backend: "cpu", "gpu" or "tpu".
       processors: whether the row applies to CPUs of this vendor and family.
       dtype: dtype of the first operand for which the special form is used; None for all.
