@@ -16,8 +16,8 @@ from jaxclip.ranking import kernel
 class NearestNeighbours:
     """Exact nearest neighbours by dot product; the gallery is split over the given devices, by default all.
 
-    Every query is compared with every vector in float32, so that the time grows with the size of the gallery; there is
-    no approximate index.
+    Every query is compared with every vector in float32; there is no approximate index, so the time grows with the size
+    of the gallery.
 
     Attributes:
       size: G, the number of vectors.

@@ -69,9 +69,9 @@ def both_ways(queries, gallery, relevance: Relevance, **options: Any) -> tuple[R
         and rounded as in `Layout.tile`. In addition to the embeddings, each device needs memory mainly for its shard of
         the gallery, a few tiles of floats, and 8 bytes for each of the best scores.
       products: the precision of the scores, a key of `layout.PRECISIONS`; all are summed in float32. "bfloat16" rounds
-        the embeddings. The products of "bfloat16_3x" have an error of less than 2^-16 of the product of both vectors'
-        lengths; it is faster than "float32" where bfloat16 products are more than three times as fast (TPUs, processors
-        with AMX).
+        the embeddings. A score of "bfloat16_3x" has an error of less than 2^-16 of the product of both vectors'
+        lengths, apart from the error of its sum; it is faster than "float32" where bfloat16 products are more than
+        three times as fast (TPUs, processors with AMX).
       mesh: from `make_mesh`; default: all devices along the queries. It changes the result by rounding at most.
       progress: wraps the numbers of the query blocks in each pass over the scores, for a progress bar.
 
@@ -122,7 +122,7 @@ def _search(
     ks = min(top_k, len(gallery)), min(top_k, len(queries)) if reverse is not None else 0
     finite = _all_finite(queries, gallery)
     if products == "bfloat16_3x" and not finite:
-        raise ValueError(f'products = "{products}" needs embeddings that are finite and too small for infinite scores')
+        raise ValueError(f'products = "{products}" needs finite embeddings, none so large that a score could overflow')
     sweep = _Sweep(mesh, layouts, slots, pair_numbers, ks, back=reverse is not None, finite=finite)
     # A pair's threshold must be bit for bit the score that the sweep computes for it. On CPUs small tiles give the same
     # bits as large ones. The sweep returns the pairs' scores that it computed; while they differ from the thresholds,

@@ -156,7 +156,7 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 @contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Sets the platform ("cpu", "gpu" or "tpu") for which the context traces programs; this machine may lack it."""
+    """Sets the platform ("cpu", "gpu", "tpu") that programs traced in the context are for; this machine may lack it."""
     token = _platform.set(platform)
     try:
         yield

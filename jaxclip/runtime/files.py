@@ -15,9 +15,9 @@ from typing import Any
 def atomically(path: Path) -> Iterator[Path]:
     """Yields a temporary path for a file or folder that is moved to `path` when the block ends.
 
-    A file replaces one that exists; a folder can replace an empty folder only. Every temporary path is unique, so
-    several processes may write the same file; the last one wins. If the block raises, `path` is unchanged and the
-    temporary file or folder is removed.
+    A file replaces an existing file; a folder can replace an existing folder only if that is empty. Every temporary
+    path is unique, so several processes may write the same file; the last one wins. If the block raises, `path` is
+    unchanged and the temporary file or folder is removed.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
