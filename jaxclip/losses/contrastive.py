@@ -8,11 +8,11 @@ from jaxtyping import Array, Float, Int
 
 
 class Queue(NamedTuple):
-    """Pairs of earlier batches, used as additional negatives in both directions.
+    """Q pairs of earlier batches, used as additional negatives in both directions.
 
     Attributes:
-      image: image embeddings.
-      text: text embeddings.
+      image: image embeddings, unit vectors.
+      text: text embeddings, unit vectors.
       group: group of each pair; negative where the slot has not been filled yet.
     """
 
@@ -32,10 +32,12 @@ def info_nce(
 
     The loss is the mean of the cross-entropies of both directions (Radford et al. 2021, Figure 3; van den Oord et al.
     2018), computed in float32 over the whole batch. An accuracy is the share of rows whose partner has the highest
-    logit. If the rows are sharded under jit, the compiler gathers them.
+    logit, alone or tied, among the partner and the negatives. If the rows are sharded under jit, the compiler gathers
+    them.
 
     Args:
-      image_embedding, text_embedding: unit vectors; row i of both is a pair, and all other rows are negatives.
+      image_embedding, text_embedding: unit vectors; row i of both is a pair, and all other rows are negatives, except
+        those that `groups` excludes.
       logit_scale: factor that turns cosines into logits.
       groups: group of each row. Rows of one group show the same product and are not used as each other's negatives.
       queue: additional negatives, of which those from other groups are used (the memory bank of Wu et al. 2018,

@@ -24,14 +24,15 @@ def incorrect_pairs(
     similarities of the image with its correct and its incorrect text. These are Eqs. 4 and 5 with the weight outside
     the logarithm, as the paper's text describes it, and with means instead of sums. The weights are w_p = S and
     w_n = 1 - S (Eqs. 1 and 2), where S is the similarity between the image and the image that the incorrect text
-    belongs to. A similarity is (1 + cosine) / 2, limited to values strictly between 0 and 1. The metrics are the mean
+    belongs to. A similarity is (1 + cosine) / 2, rescaled to lie strictly between 0 and 1. The metrics are the mean
     similarities of the correct and of the incorrect pairs.
 
     Args:
       image_embedding, text_embedding: unit vectors of the correct pairs.
       incorrect_embedding: unit vectors of the incorrect text of each image.
       similarity: cosine between each image and the image that its incorrect text belongs to.
-      has_incorrect: False if the image has no incorrect text; it is then excluded from L_n and has weight 1 in L_p.
+      has_incorrect: False if the image has no incorrect text; it then counts as 0 in the mean L_n, and has weight 1 in
+        L_p.
       alpha, beta: weights of the two terms.
       weighting: "similarity" uses the weights above; "none" sets all weights to 1; "literal" puts the weights inside
         the logarithm, as Eqs. 4 and 5 are printed, where they only add a constant and do not affect the gradient.

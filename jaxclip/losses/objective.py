@@ -37,9 +37,10 @@ class Objective:
 
     Attributes:
       name: "info_nce", "sigmoid" or "incorrect_pairs".
-      implementation: "dense" computes all B x B similarities at once, "tiled" one tile at a time; "auto" is dense for
-        batches of up to DENSE_ROWS.
-      tile: rows and columns of a tile.
+      implementation: "dense" computes all similarities of the batch at once, "tiled" one tile at a time; "auto" is
+        dense for batches of up to DENSE_ROWS pairs, else tiled. With "incorrect_pairs" it is the implementation of the
+        InfoNCE loss that is added.
+      tile: rows and columns of a tile of the tiled implementation.
       alpha: weight of the correct pairs' term of `incorrect_pairs`.
       beta: weight of the incorrect pairs' term of `incorrect_pairs`.
       weighting: how `incorrect_pairs` weights each pair; one of `incorrect_pairs.WEIGHTINGS`.
@@ -73,7 +74,7 @@ class Objective:
           logit_bias: bias of the logits; required by the loss "sigmoid", ignored by others.
           groups: group of each row; rows of one group are not used as each other's negatives.
           incorrect_texts: required by the loss "incorrect_pairs", ignored by others.
-          queue: additional negatives for InfoNCE.
+          queue: additional negatives for InfoNCE, ignored by other losses; it requires `groups`.
         """
         match self.name:
             case "info_nce":

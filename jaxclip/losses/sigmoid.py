@@ -14,9 +14,9 @@ def sigmoid(
 ) -> Float[Array, ""]:
     """Returns the sum over all B x B entries of -log sigmoid(z (scale cosine + bias)), divided by B.
 
-    z is 1 on the diagonal, where image and text are a pair, and -1 elsewhere (Zhai et al. 2023, arXiv:2303.15343,
-    Algorithm 1). With `groups`, off-diagonal entries whose image and text belong to the same group are excluded. The
-    loss is computed in float32.
+    Row i of both embeddings, unit vectors, is a pair. z is 1 on the diagonal, where image and text are a pair, and -1
+    elsewhere (Zhai et al. 2023, arXiv:2303.15343, Algorithm 1). With `groups`, off-diagonal entries whose image and
+    text belong to the same group are excluded from the sum. The loss is computed in float32.
     """
     cosines = jnp.matmul(
         image_embedding, text_embedding.T, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32

@@ -1,16 +1,17 @@
 """InfoNCE and the sigmoid loss with memory linear in the batch size, on one device or many.
 
-Only one tile of the similarity matrix exists at a time. The forward pass of InfoNCE keeps a running maximum and a
-running sum for each row and each column (online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867). The backward
-pass recomputes every tile, as FlashAttention (Dao et al. 2022, arXiv:2205.14135) does for attention and Inf-CL (Cheng
-et al. 2024, arXiv:2410.17243) does for this loss. Value and gradient need four matrix products of size B x B x D; the
-dense loss needs three, but it also reads and writes B x B arrays. The sigmoid loss has no normalising sums, so a single
-pass with three products computes its value and its gradient.
+Only one tile of the similarity matrix exists at a time on a device. The forward pass of InfoNCE keeps a running maximum
+and a running sum for each row and each column (online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867). The
+backward pass recomputes every tile, as FlashAttention (Dao et al. 2022, arXiv:2205.14135) does for attention and Inf-CL
+(Cheng et al. 2024, arXiv:2410.17243) does for this loss. For a batch of B pairs and embeddings of D dimensions, value
+and gradient need four matrix products of size B x B x D; the dense loss needs three, but it also reads and writes B x B
+arrays. The sigmoid loss has no normalising sums, so a single pass with three products computes its value and its
+gradient.
 
 On a mesh, each device holds its own rows of images and texts. The blocks of texts, together with their accumulators,
-travel once around the ring formed by the mesh's batch axes and return to the device where they started. A device
-therefore never holds more than its own rows and one visiting block. Devices along the other mesh axes repeat the same
-computation.
+travel once around the ring formed by the mesh's batch axes and return to the device where they started. In addition to
+its own rows, a device therefore holds only a visiting block and the next one, which arrives during the computation.
+Devices along the other mesh axes repeat the same computation.
 """
 
 import math
@@ -26,7 +27,8 @@ from jaxclip.losses.contrastive import Queue
 from jaxclip.losses.tiles import Side, Tile, dot, meet, on_mesh, padded, sides, walk
 
 TILE = 1024
-"""Rows and columns of a tile: 4 MiB of float32 fit into the cache, and the products are large enough for full speed."""
+"""Default rows and columns of a tile, which is 4 MiB of float32: small enough for a CPU's cache, yet not too small for
+fast matrix products."""
 
 _NONE = -1e30
 """Logit of a masked entry: relative to any real logit its exponential is 0, and unlike -inf it never produces a NaN."""
@@ -43,7 +45,9 @@ def info_nce(
     *,
     tile: int = TILE,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns the same loss and metrics as `contrastive.info_nce`, for any number of rows, on the current mesh.
+    """Returns the same loss and metrics as `contrastive.info_nce`, up to rounding, computed on the current mesh.
+
+    The number of rows need not be a multiple of the number of devices.
 
     Args:
       image_embedding, text_embedding, logit_scale, groups: see `contrastive.info_nce`.
@@ -51,7 +55,7 @@ def info_nce(
       tile: rows and columns of a tile.
 
     Raises:
-      ValueError: image and text embeddings are not (B, D) arrays of the same shape.
+      ValueError: image and text embeddings are not (B, D) arrays of the same shape with B > 0.
     """
     size, scale = len(image_embedding), jnp.asarray(logit_scale, jnp.float32)
     rows = padded(image_embedding, text_embedding, groups)
@@ -68,10 +72,12 @@ def sigmoid(
     *,
     tile: int = TILE,
 ) -> Float[Array, ""]:
-    """Returns the same loss as `sigmoid.sigmoid`, for any number of rows, on the current mesh.
+    """Returns the same loss as `sigmoid.sigmoid`, up to rounding, computed on the current mesh.
+
+    The number of rows need not be a multiple of the number of devices. A tile has `tile` rows and columns.
 
     Raises:
-      ValueError: image and text embeddings are not (B, D) arrays of the same shape.
+      ValueError: image and text embeddings are not (B, D) arrays of the same shape with B > 0.
     """
     size, scale, bias = len(image_embedding), jnp.float32(logit_scale), jnp.float32(logit_bias)
     return _sigmoid(*padded(image_embedding, text_embedding, groups), scale, bias, size, tile)
@@ -99,7 +105,7 @@ _info_nce.defvjp(_info_nce_forward, _info_nce_backward)
 
 
 def _log_sums(ring, split, whole, *, size, tile):
-    """Returns the log-sum-exp of each image's and each text's logits, then (loss, accuracies) of the whole batch."""
+    """Returns the log-sum-exp of the logits of this device's images and texts, then the batch's (loss, accuracies)."""
     scale, queue = whole
     image, text = sides(ring, *split, size)
 
@@ -137,7 +143,7 @@ def _log_sums(ring, split, whole, *, size, tile):
 
 
 def _softmax_gradients(ring, split, whole, *, size, tile):
-    """Returns the gradients with respect to (images, texts), then the gradient with respect to the scale."""
+    """Returns the gradients with respect to this device's (images, texts), then that with respect to the scale."""
     image_rows, text_rows, groups, row_log, column_log = split
     scale, queue, cotangent = whole
     image, text = sides(ring, image_rows, text_rows, groups, size)
@@ -186,7 +192,7 @@ _sigmoid.defvjp(_sigmoid_forward, _sigmoid_backward)
 
 
 def _sigmoid_pass(ring, split, whole, *, size, tile):
-    """Returns the gradients with respect to (images, texts), then (loss, gradients with respect to scale and bias).
+    """Returns the gradients for this device's (images, texts), then (loss, gradients for scale and bias) of the batch.
 
     If only the loss is used, the compiler removes the computation of the gradients.
     """
@@ -216,7 +222,7 @@ def _logits(at: Tile, scale: Array, bias: Array | float = 0.0) -> Float[Array, "
 
 
 def _queued(queue: Queue) -> tuple[Side, Side]:
-    """Returns the image side and the text side of the queue; slots that are not filled yet count as padding."""
+    """Returns the queue's image side and text side, in float32; slots that are not filled yet count as padding."""
     number = jnp.where(queue.group < 0, -1, _BEHIND + jnp.arange(len(queue.group), dtype=jnp.int32))
     return tuple(Side(side.astype(jnp.float32), queue.group, number) for side in (queue.image, queue.text))
 
@@ -231,12 +237,13 @@ def _online(state, logits, largest, total, axis):
 def _along_rows(reduce: Callable, x: Float[Array, "R C"]) -> Float[Array, " R"]:
     """Returns the reduction of each row.
 
-    It reduces blocks of _LANES columns elementwise before it reduces across columns, which vectorises better on CPUs.
+    It reduces blocks of at most _LANES columns elementwise before it reduces across columns, which vectorises better on
+    CPUs.
     """
     lanes = math.gcd(x.shape[1], _LANES)
     return reduce(reduce(x.reshape(len(x), -1, lanes), axis=1), axis=1)
 
 
 def _products(at: Tile, slopes: Float[Array, "R C"]) -> tuple[Float[Array, "R D"], Float[Array, "C D"]]:
-    """Returns the gradients with respect to the tile's rows and columns, given those of its cosines."""
+    """Returns the gradients with respect to the tile's rows and columns, given those with respect to its cosines."""
     return dot(slopes, at.right, 1, 0), dot(slopes, at.left, 0, 0)

@@ -16,12 +16,12 @@ BATCH_AXES = ("data", "fsdp")
 
 
 class Side(NamedTuple):
-    """Rows of one side of the batch, images or texts.
+    """Some rows of one side of the batch, images or texts; n is their number.
 
     Attributes:
-      embedding: (b, D) unit vectors.
-      group: (b,) group of each row; None if groups are not used.
-      number: (b,) row number in the whole batch; negative for padding.
+      embedding: (n, D) unit vectors.
+      group: (n,) group of each row; None if groups are not used.
+      number: (n,) row number in the whole batch; negative for padding.
     """
 
     embedding: Array
@@ -36,8 +36,8 @@ class Tile(NamedTuple):
       left: embeddings of the tile's rows.
       right: embeddings of the tile's columns.
       cosines: similarities of rows and columns.
-      pairs: True where row and column are a pair.
-      left_out: True where the entry is masked: padding, or another row of the same group.
+      pairs: True where row and column are a pair, and not padding.
+      left_out: True where the entry is masked: its row or column is padding, or they are no pair but of one group.
       near: False if the tile certainly contains no pair, so that the search for pairs can be skipped.
     """
 
@@ -74,15 +74,15 @@ class Ring(NamedTuple):
 
 
 def walk(ring: Ring, tile: int, image: Side, text: Side, rows: Any, columns: Any, visit: Callable) -> tuple:
-    """Returns (rows, columns) after visiting every combination of an image and a text of the whole batch.
+    """Returns (rows, columns) after each of this device's images met all texts of the batch, and each text all images.
 
     Args:
       ring: the devices.
       tile: rows and columns of a tile.
-      image, text: this device's rows.
-      rows: accumulators (b, ...) of this device's images; they stay on the device.
-      columns: accumulators (b, ...) of this device's texts; they travel around the ring with the texts.
-      visit: (tile, the tile's part of rows, the tile's part of columns) -> both parts, updated.
+      image, text: this device's n images and n texts.
+      rows: accumulators (n, ...) of this device's images; they stay on the device.
+      columns: accumulators (n, ...) of this device's texts; they travel around the ring with the texts.
+      visit: (a `Tile`, its part of `rows`, its part of `columns`) -> both parts, updated.
     """
     if ring.size == 1:
         return meet(tile, image, text, rows, columns, visit)
@@ -100,7 +100,8 @@ def walk(ring: Ring, tile: int, image: Side, text: Side, rows: Any, columns: Any
 def meet(tile: int, left: Side, right: Side, rows: Any, columns: Any, visit: Callable) -> tuple:
     """Returns (rows, columns) after visiting every combination of a left and a right row, one tile at a time.
 
-    The arguments are those of `walk`, but all arrays are on this device.
+    The arguments are those of `walk`, with `left` for the images and `right` for the texts, but only rows on this
+    device are visited.
     """
     height, width = min(tile, len(left.number)), min(tile, len(right.number))
 
@@ -172,7 +173,9 @@ def _ring() -> Ring:
 
 
 def on_mesh(run: Callable, *, split_in: int, split_out: int) -> Callable:
-    """Returns `run` as a function (row-sharded arrays, replicated values) of global arrays on the current mesh.
+    """Returns a function (row-sharded arrays, replicated values) that calls `run` on each device of the current mesh.
+
+    Its arguments and results are global arrays.
 
     Args:
       run: (ring, this device's rows of the sharded arrays, replicated values) -> (sharded results, replicated results).
@@ -192,7 +195,7 @@ def on_mesh(run: Callable, *, split_in: int, split_out: int) -> Callable:
 
 
 def sides(ring, image, text, groups, size):
-    """Returns this device's rows as (image side, text side); rows from `size` on are padding, with number -1."""
+    """Returns this device's rows as (image side, text side); from row `size` of the batch on, rows are padding (-1)."""
     place = ring.place() * len(image) + jnp.arange(len(image), dtype=jnp.int32)
     number = jnp.where(place < size, place, -1)
     return Side(image, groups, number), Side(text, groups, number)

@@ -32,13 +32,13 @@ class ImageConfig:
     """The shape of the image tower.
 
     Attributes:
-      size: side of the square pictures, in pixels.
+      size: side of the square pictures (S), in pixels.
       patch: side of the square that becomes one token, in pixels; must divide the size.
       stem: "patch" is a linear map of each patch (ViT), "conv" halves the picture with 3x3 convolutions until a token
         covers a patch, "residual_conv" adds residual convolutions between the halvings.
       pooling: "class" reads a class token (CLIP), "mean" averages all tokens, "map" pools by attention (SigLIP).
       transformer: configuration of the blocks.
-      patch_dropout: share of the patches left out before the transformer in training (Li et al. 2023,
+      patch_dropout: share of a picture's patches that are left out before the transformer in training (Li et al. 2023,
         arXiv:2212.00794).
       mean: mean of each channel, with pixels scaled to [0, 1], that is subtracted.
       std: standard deviation of each channel, with pixels scaled to [0, 1], by which the difference is divided.
@@ -90,7 +90,7 @@ class CLIPConfig:
       image: the image tower.
       text: the text tower.
       embedding: dimension of the shared space.
-      temperature: initial softmax temperature.
+      temperature: initial temperature, the inverse of the logit scale.
       logit_bias: initial value of the learned logit bias of the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343);
         with a bias, the logit scale has no upper limit. None for softmax losses.
       lora: configuration of the adapters; None for a model without adapters.
@@ -105,7 +105,7 @@ class CLIPConfig:
 
 
 class Embeddings(NamedTuple):
-    """Unit vectors of a batch of pairs, the logit scale (1 / temperature) and the bias of the sigmoid loss."""
+    """Unit vectors of a batch of pairs, the logit scale (1 / temperature) and the bias of the sigmoid loss, if any."""
 
     image: Float[Array, "B D"]
     text: Float[Array, "B D"]
@@ -156,7 +156,10 @@ class ImageTower(nnx.Module):
         patch_rng: Key[Array, " B"] | None = None,
         block_rng: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B T W"]:
-        """Returns the output of the last block: the class token if there is one, then the patches."""
+        """Returns the output of the last block: the class token if there is one, then the patches that are not dropped.
+
+        `patch_rng` switches patch dropout on, `block_rng` the regularisation of the blocks.
+        """
         mean, std = (jnp.asarray(v, jnp.float32) * 255.0 for v in (self.config.mean, self.config.std))
         normalised = (pixels.astype(jnp.float32) - mean) / std
         x = self.stem(normalised.astype(self.config.transformer.dtype))  # (B, P, W)
@@ -174,7 +177,7 @@ class ImageTower(nnx.Module):
 
 
 class TextTower(nnx.Module):
-    """The text transformer of CLIP or SigLIP."""
+    """A text transformer: that of CLIP, that of SigLIP, or one that averages its tokens; see `TextConfig.pooling`."""
 
     def __init__(self, config: TextConfig, embedding: int, *, rngs: nnx.Rngs):
         width, dtype = config.transformer.width, jnp.dtype(config.transformer.dtype)
@@ -231,14 +234,14 @@ class CLIP(nnx.Module):
     def encode_image(self, pixels: UInt8[Array, "B S S 3"], *, rng: Array | None = None) -> Float[Array, "B D"]:
         """Returns unit vectors in float32; `pixels` are uint8 RGB.
 
-        `rng` (one key, or one per example) switches regularisation on.
+        `rng` (one key, or one per example) switches on the regularisation that the configuration sets.
         """
         return normalise(self.image(pixels, rng=rng))
 
     def encode_text(self, tokens: Int[Array, "B T"], *, rng: Array | None = None) -> Float[Array, "B D"]:
         """Returns unit vectors in float32; each row of `tokens` must contain the end token.
 
-        `rng` (one key, or one per example) switches regularisation on.
+        `rng` (one key, or one per example) switches on the regularisation that the configuration sets.
         """
         return normalise(self.text(tokens, rng=rng))
 
@@ -258,7 +261,10 @@ class CLIP(nnx.Module):
 
 
 def keep_patches(x: Float[Array, "B P W"], dropped: float, rng: Key[Array, "..."]) -> Float[Array, "B K W"]:
-    """Returns a random subset of each picture's patches: K = round(P * (1 - `dropped`)), at least one."""
+    """Returns a random subset of each picture's P patches, in random order: K = round(P * (1 - `dropped`)), at least 1.
+
+    If K = P, x itself is returned.
+    """
     count = max(1, round(x.shape[1] * (1.0 - dropped)))
     if count == x.shape[1]:
         return x
@@ -268,7 +274,7 @@ def keep_patches(x: Float[Array, "B P W"], dropped: float, rng: Key[Array, "..."
 
 
 def normalise(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """Returns the rows scaled to length one; the gradient at a zero row is finite.
+    """Returns the rows scaled to length one; a row shorter than 1e-6 stays shorter than one, with a finite gradient.
 
     The result is float32 whatever the dtype of x: bfloat16 resolves cosines near 1 only to 0.004, too coarse for
     ranking.

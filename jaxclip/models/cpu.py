@@ -121,7 +121,7 @@ def _keep_from_ynnpack(x: Array) -> Array:
 def _stride_2_input_gradient(
     gradient: Float[Array, "B T U D"], kernel: Float[Array, "3 3 D C"]
 ) -> Float[Array, "B 2T 2U C"]:
-    """Returns the gradient of the input of a convolution with stride 2, without inserting zeros in its gradient.
+    """Returns a stride-2 convolution's gradient for its input, without inserting zeros into that for its output.
 
     Even rows of the input are multiplied by row 1 of the kernel only; odd rows by row 2 and, for the next output, by
     row 0. The same holds for columns. So the gradient is four small convolutions whose results are interleaved.
@@ -149,6 +149,9 @@ def _convolution(
 def attend(
     query: Float[Array, "B Q H D"], key: Float[Array, "B T H D"], value: Float[Array, "B T H D"], **options
 ) -> Float[Array, "B Q H D"]:
-    """Returns `jax.nn.dot_product_attention` computed in float32, because XLA's batched bfloat16 products are slow."""
+    """Returns `jax.nn.dot_product_attention`, computed in float32 and rounded to the dtype of `query`.
+
+    XLA's batched bfloat16 products are slow on CPUs.
+    """
     wide = (part.astype(jnp.float32) for part in (query, key, value))
     return jax.nn.dot_product_attention(*wide, **options).astype(query.dtype)

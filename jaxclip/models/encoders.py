@@ -1,4 +1,4 @@
-"""Encoders of pictures only and of texts only, whose features measure how similar two products are.
+"""Encoders of pictures only and of texts only; comparing their features measures how similar two products are.
 
 The picture encoder is a ViT (Dosovitskiy et al. 2021): `clip.ImageTower` without CLIP's first norm and projection. The
 text encoder is BERT (Devlin et al. 2019). `models.weights.encoders` loads their published weights.
@@ -43,7 +43,7 @@ class BERT(nnx.Module):
         self.transformer = Transformer(blocks, rngs=rngs)
 
     def __call__(self, tokens: Int[Array, "B T"], inside: Bool[Array, "B T"]) -> Float[Array, "B T W"]:
-        """Returns the tokens after all layers; `inside` is False at padding, where the output has no meaning."""
+        """Returns the tokens after all layers; `inside` must be False at padding, where the output has no meaning."""
         x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]] + self.types[0]
         return self.transformer(self.first_norm(x), mask=inside)
 

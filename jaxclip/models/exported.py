@@ -1,8 +1,8 @@
 """Runs exported towers with JAX and NumPy only; this file is copied into the folder of each export.
 
 towers = load("FOLDER")
-image = towers.image(pixels)   # (B, S, S, 3) uint8 RGB -> (B, D) float32 unit vectors, any B
-text = towers.text(tokens)     # (B, T) int32 -> (B, D) float32 unit vectors, any B
+image = towers.image(pixels)   # (B, S, S, 3) uint8 RGB -> (B, D) float32 unit vectors; S is fixed, B is any number
+text = towers.text(tokens)     # (B, T) int32 -> (B, D) float32 unit vectors; T is fixed, B is any number
 logits = towers.logit_scale * image @ text.T + towers.logit_bias
 """
 
@@ -30,7 +30,7 @@ class ExportedTowers:
 
 
 def load(folder: str | Path) -> ExportedTowers:
-    """Returns the towers in a folder; each is compiled for this machine on its first call."""
+    """Returns the towers in a folder; each is compiled for this machine on its first call with each batch size."""
     with np.load(Path(folder) / PARAMS, allow_pickle=False) as file:
         params = {name: jax.numpy.asarray(file[name]) for name in file.files}
     scale, bias = (float(params.pop(name)) for name in ("logit_scale", "logit_bias"))

@@ -14,7 +14,7 @@ IMAGE_SIZE, CONTEXT_LENGTH = 64, 32
 
 @dataclass(frozen=True)
 class Preset:
-    """The size of both towers, without what depends on the data (picture size, vocabulary, context length).
+    """The architecture of both towers, without what depends on the data (picture size, vocabulary, context length).
 
     Attributes:
       patch: side of a patch, in pixels.
@@ -56,10 +56,10 @@ def clip_config(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> CLIPConfig:
-    """Returns the full configuration of a preset; everything else is the default of CLIPConfig and its towers.
+    """Returns the full configuration of a preset; fields that are not given here have the defaults of their classes.
 
     Args:
-      preset: the size of the towers.
+      preset: the architecture of the towers.
       image_size: side of the pictures, in pixels.
       vocab_size: number of token ids of the tokenizer.
       context_length: number of tokens per caption.
@@ -94,10 +94,10 @@ def with_execution(
     execution: str = "auto",
     remat: str = "none",
 ) -> CLIPConfig:
-    """Returns the configuration with another regularisation and execution of both towers.
+    """Returns the configuration with another regularisation, dtype and execution of both towers.
 
-    None of these settings changes the shapes of the parameters. `patch_dropout` is a field of ImageConfig, the others
-    are fields of TransformerConfig.
+    A setting that is not given gets its default, not its previous value. None of the settings changes the shapes of the
+    parameters. `patch_dropout` is a field of ImageConfig, the others are fields of TransformerConfig.
     """
     image, text = (
         replace(
@@ -123,10 +123,10 @@ def to_json(config: CLIPConfig) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> CLIPConfig:
-    """Returns the configuration that `to_json` wrote.
+    """Returns the configuration, without adapters, from the values that `to_json` returned.
 
     Raises:
-      TypeError, KeyError: a field is missing, unknown or of the wrong type.
+      TypeError, KeyError: a field is missing or unknown, or a value that should contain others does not.
     """
     image, text = dict(values["image"]), dict(values["text"])
     for tower in (image, text):

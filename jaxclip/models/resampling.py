@@ -24,7 +24,7 @@ FILTERS: dict[str, Callable[[Array], Array]] = {"bicubic": bicubic, "bilinear": 
 def scale(
     pixels: UInt8[Array, "B C C 3"], extents: Int[Array, "B 2"], size: int, filter: str
 ) -> UInt8[Array, "B S S 3"]:
-    """Returns pictures scaled with antialiasing to `size` x `size` pixels; some values are one level off Pillow's.
+    """Returns pictures scaled with antialiasing to `size` x `size` pixels; some levels (0 to 255) are one off Pillow's.
 
     Like Pillow, it scales rows first, then columns, and rounds to whole levels in between. Levels are exact in
     bfloat16, in which devices multiply fastest; each weight is the sum of two bfloat16 numbers. Pillow 13 scales the
@@ -32,9 +32,9 @@ def scale(
     black or white.
 
     Args:
-      pixels: square canvases with a picture in the top left corner of each.
+      pixels: square canvases of side C with a picture in the top left corner of each.
       extents: height and width of each picture, in pixels.
-      size: side of the returned pictures, in pixels.
+      size: S, the side of the returned pictures, in pixels.
       filter: key of FILTERS.
     """
     vertical, horizontal = (_weights(extents[:, axis], pixels.shape[1], size, FILTERS[filter]) for axis in (0, 1))
@@ -42,7 +42,7 @@ def scale(
 
 
 def _weights(extent: Int[Array, " B"], canvas: int, size: int, kernel: Callable) -> Float[Array, "B S C"]:
-    """Returns the weight of each of C source pixels in each of S target pixels along one axis."""
+    """Returns the weight of each of C = `canvas` source pixels in each of S = `size` target pixels along one axis."""
     extent = extent[:, None, None]
     source, target = jnp.arange(canvas), jnp.arange(size)[:, None]
     # Distance of pixel centres in units of 1 / (2 * size) source pixels: a whole number, so that it is not rounded.

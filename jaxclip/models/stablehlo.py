@@ -20,11 +20,11 @@ LOADER = "load_towers.py"
 def write(config: CLIPConfig, params: dict[str, Any], folder: Path) -> list[str]:
     """Writes both towers, their parameters and a Python file that loads them; returns the names of the files.
 
-    The programs accept any number of pictures or captions and run on CPU, GPU and TPU. JAX can read them for at least
-    six months.
+    The programs accept any number of pictures or captions and run on CPUs, NVIDIA GPUs and TPUs. JAX promises that its
+    releases of the following six months can read them.
 
     Args:
-      config: the shape of the towers.
+      config: the shape of the towers, without adapters.
       params: their nested parameters.
       folder: an existing folder, to which the files are written.
     """
@@ -47,7 +47,7 @@ def write(config: CLIPConfig, params: dict[str, Any], folder: Path) -> list[str]
 
 
 def _flatten(tower: str, params: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Returns the parameters by name, and a function that builds the nested parameters from such a dict."""
+    """Returns the parameters as a dict by name, and a function that builds the nested parameters from such a dict."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     names = [f"{tower}/{jax.tree_util.keystr(path, simple=True, separator='/')}" for path, _ in leaves]
     flat = dict(zip(names, (leaf for _, leaf in leaves), strict=True))

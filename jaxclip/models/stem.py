@@ -27,10 +27,11 @@ class PatchStem(nnx.Module):
 
 
 class ConvStem(nnx.Module):
-    """3x3 convolutions of stride 2, each twice as wide as the one before, then one linear map per token.
+    """3x3 convolutions of stride 2, each with twice the channels of the one before, then one linear map per token.
 
-    From Xiao et al. 2021, arXiv:2106.14881. `residual` adds a residual 3x3 convolution after every halving except the
-    first and the last, to preserve details that are smaller than a token (logos, dials).
+    From Xiao et al. 2021, arXiv:2106.14881. Each convolution has at least 8 channels. `residual` adds a residual 3x3
+    convolution after every halving except the first and the last, to preserve details that are smaller than a token
+    (logos, dials).
     """
 
     def __init__(self, patch: int, width: int, *, residual: bool, dtype: jnp.dtype, rngs: nnx.Rngs):

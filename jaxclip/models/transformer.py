@@ -44,8 +44,8 @@ class TransformerConfig:
       epsilon: added to the variance in the layer norms.
       post_norm: normalise after each residual sum (Vaswani et al. 2017, BERT) instead of before attention and MLP.
       dropout: probability that a feature is zeroed after attention and MLP in training.
-      stochastic_depth: probability that an example skips the last block in training; it rises linearly over the blocks
-        from 0 at the first (Huang et al. 2016).
+      stochastic_depth: probability that an example skips the attention, and independently the MLP, of the last block in
+        training; it rises linearly over the blocks from 0 at the first (Huang et al. 2016).
       dtype: dtype of the computation; parameters are float32.
       execution: "scan" compiles one layer and loops over it, "unroll" compiles all layers; "auto" unrolls on the
         back ends for which `compiler.TABLE` says so.
@@ -110,15 +110,18 @@ def normal(std: float) -> Callable:
 def attend(
     query: Float[Array, "B Q H D"], key: Float[Array, "B T H D"], value: Float[Array, "B T H D"], **options
 ) -> Float[Array, "B Q H D"]:
-    """Returns softmax(query key^T / sqrt(D)) value of each head; `options` as in `jax.nn.dot_product_attention`."""
+    """Returns softmax(query key^T / sqrt(D)) value for each of H heads.
+
+    `options` are those of `jax.nn.dot_product_attention`.
+    """
     return jax.nn.dot_product_attention(query, key, value, **options)
 
 
 def activate(x: Array, name: str) -> Array:
     """Returns the activation `name` of ACTIVATIONS, computed in float32 and rounded once to the type of x.
 
-    In bfloat16 some back ends round after each operation of the formula, which is slower and less precise. The
-    backward pass stores only x.
+    In bfloat16 some back ends round after each operation of the formula, which is slower and less precise. Unless x is
+    float32, only x is stored for the backward pass.
     """
     if x.dtype == jnp.float32:
         return ACTIVATIONS[name](x)
@@ -240,7 +243,7 @@ class AttentionPool(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A stack of blocks. Each parameter is one array for all blocks, with the layer as its first axis."""
+    """A stack of blocks. Each parameter is one array (or `Segments`) for all blocks; its first axis is the layer."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         @nnx.split_rngs(splits=config.layers)
@@ -261,8 +264,8 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "B T W"]:
         """Returns the tokens after all layers.
 
-        `mask` is True at tokens that may be attended to. `rng` (one key, or one per example) switches on dropout and
-        stochastic depth.
+        `causal` lets each token attend only to itself and the tokens before it. `mask` is True at tokens that may be
+        attended to. `rng` (one key, or one per example) switches on dropout and stochastic depth.
         """
         config = self.config
         graph, stacked = nnx.split(self.blocks)
@@ -282,7 +285,8 @@ class Transformer(nnx.Module):
             for first, last in itertools.pairwise(sorted(cuts)):
                 x, _ = jax.lax.scan(run_block, x, tree.unflatten([_slice_layers(leaf, first, last) for leaf in leaves]))
             return x
-        # The gradient of jnp.unstack is one concatenation; that of indexing is a sum of L arrays as large as the stack.
+        # The gradient of jnp.unstack is one concatenation; that of indexing is a sum of as many arrays as there are
+        # layers, each as large as the stack.
         unstacked = [_unstack(leaf) for leaf in leaves]
         for index in range(config.layers):
             layer = tree.unflatten([parts[index] for parts in unstacked])

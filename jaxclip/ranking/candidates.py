@@ -25,7 +25,10 @@ class Candidates:
 
     @classmethod
     def among(cls, first: Ranks, relevance: Relevance, query_groups, gallery_groups, k: int) -> "Candidates":
-        """Returns each query's best k items in `first`; the groups are arrays (Q,) and (G,)."""
+        """Returns each query's best k items in `first` as candidates, or all its best items if it has fewer.
+
+        An item is relevant to the queries of its group: `query_groups` are (Q,), `gallery_groups` (G,).
+        """
         same_group = gallery_groups[first.top_items[:, :k]] == query_groups[:, None]  # (Q, K)
         retrieved = np.add.reduceat(first.ranks <= same_group.shape[1], relevance.indptr[:-1], dtype=np.int64)  # (Q,)
         return cls(first, relevance, same_group & (np.cumsum(same_group, axis=1) <= retrieved[:, None]))
@@ -48,9 +51,10 @@ class Candidates:
     def reordered(self, scores: np.ndarray) -> Ranks:
         """Returns the ranks after the candidates are ordered by new scores (Q, K), best first.
 
-        An item that the first stage did not retrieve keeps its rank, which is beyond K. Ties are pessimistic, as in
-        `ranks`: a non-relevant candidate comes before a relevant one with an equal score, relevant ones keep their
-        order, and NaN comes last. In `top_items` ties keep the first stage's order.
+        A relevant item whose rank is beyond K keeps it. Ties are pessimistic, as in `ranks`: a non-relevant candidate
+        comes before a relevant one with an equal score, relevant ones keep their order, and NaN counts as -inf. In
+        `top_items` ties keep the first stage's order. `top_scores` are the new scores of the candidates, and after them
+        the first stage's scores.
 
         Raises:
           ValueError: the scores are not (Q, K).
@@ -81,7 +85,8 @@ def retrieve(queries, gallery, query_groups, gallery_groups, k: int) -> Candidat
     """Returns the exact top k of the gallery by dot product for each query.
 
     Args:
-      queries: (Q, D) embeddings, normalised by the caller. gallery: (G, D) embeddings, normalised by the caller.
+      queries: (Q, D) embeddings, normalised by the caller if the scores are to be cosines.
+      gallery: (G, D) embeddings, normalised likewise.
       query_groups: (Q,) groups. gallery_groups: (G,) groups; an item is relevant to the queries of its group.
       k: number of candidates; at most G are returned.
 
@@ -94,8 +99,8 @@ def retrieve(queries, gallery, query_groups, gallery_groups, k: int) -> Candidat
 
 
 def rank_changes(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns "improved", "unchanged" and "worsened" -> (Q,) whether this happened to the first relevant item's rank.
+    """Returns "improved", "unchanged" and "worsened" -> (Q,) whether this happened to each query's best rank.
 
-    `before` and `after` are (Q,) ranks.
+    `before` and `after` are (Q,) the lowest rank of any relevant item; before and after, this may be another item.
     """
     return {"improved": after < before, "unchanged": after == before, "worsened": after > before}

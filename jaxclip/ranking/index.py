@@ -14,15 +14,15 @@ from jaxclip.ranking import kernel
 
 
 class NearestNeighbours:
-    """Exact nearest neighbours by dot product; the gallery is split over all devices.
+    """Exact nearest neighbours by dot product; the gallery is split over the given devices, by default all.
 
-    Every query is compared with every vector in float32; up to about ten million rows, this is fast enough that no
-    approximation is needed.
+    Every query is compared with every vector in float32; there is no approximate index, so the time grows with the size
+    of the gallery.
 
     Attributes:
-      size: number of vectors.
+      size: G, the number of vectors.
       dimension: D, the dimension of the vectors.
-      max_k: the largest number of neighbours that a search returns.
+      max_k: the largest number of neighbours that a search returns for each query; at most G.
     """
 
     def __init__(self, vectors: Float[np.ndarray, "G D"], *, max_k: int, devices: Sequence[jax.Device] | None = None):
@@ -32,7 +32,7 @@ class NearestNeighbours:
         self.size, self.dimension = vectors.shape
         self.max_k = min(max_k, self.size)
         self._tile = -(-self.size // len(devices))
-        self._gallery = self._place(vectors)  # (N * T, D) for N devices
+        self._gallery = self._place(vectors)  # (N * T, D) for N devices of T rows each
         self._all_allowed = self._place(np.ones(self.size, bool))  # (N * T,)
 
     def __call__(
@@ -40,8 +40,9 @@ class NearestNeighbours:
     ) -> tuple[Float[np.ndarray, "B K"], Int[np.ndarray, "B K"]]:
         """Returns the scores and gallery rows of each query's nearest neighbours, best first.
 
-        Rows with equal scores are in ascending order. K is `max_k`, or the number of rows that `allowed` marks if that
-        is smaller; without `allowed` all rows are searched. The search is compiled once for each number of queries.
+        Rows with equal scores are in ascending order. K is `max_k`, or the number of rows at which `allowed` is True if
+        that is smaller; without `allowed` all rows are searched. The search is compiled once for each number B of
+        queries.
         """
         mask = self._all_allowed if allowed is None else self._place(allowed)
         count = self.max_k if allowed is None else min(self.max_k, int(allowed.sum()))
@@ -58,7 +59,7 @@ class NearestNeighbours:
         return np.asarray(self._gallery)[: self.size]
 
     def _place(self, rows: np.ndarray) -> jax.Array:
-        """Returns the rows split over the devices, padded with zeros to a multiple of their number."""
+        """Returns the rows split over the devices, padded with zeros to a multiple of the number of devices."""
         shape = (self._sharding.num_devices * self._tile, *rows.shape[1:])
 
         def part(index: tuple[slice, ...]) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""The kernel of `ranks`: scores one block of queries against the gallery, tile by tile, and ranks in both directions.
+"""The kernel of `ranks`: scores one block of queries against the gallery, tile by tile, and counts and selects scores.
 
-A *line* is a query (a row of the tile) or a gallery item (a column of the tile). Each score yields two bits per line,
-packed into words of 16 scores: whether it reaches the line's threshold (such scores are counted), and whether it beats
-the worst of the line's best scores so far (such scores are candidates, which are then merged into the best). Packing is
-cheap compared with computing the scores, and only the candidates, a few per line and tile, are read one by one.
+A *line* is a query (a row of the tile) or a gallery item (a column of the tile). For each line the kernel counts the
+scores that reach the line's thresholds, and selects the line's k best scores. For each of its two lines, a score yields
+two bits, which are packed into words of 16 scores: whether the score reaches the line's first threshold, and whether it
+may be one of the line's k best (such scores are candidates, which are then merged into the best). Packing is cheap
+compared with computing the scores, and only the candidates, usually few per line and tile, are read one by one.
 """
 
 from functools import cache, partial
@@ -19,16 +20,17 @@ from jax.sharding import PartitionSpec as P
 from jaxclip.runtime import compiler
 
 AXES = ("queries", "gallery")
-WORD = 16  # scores per word; 16 bits mark the scores to count, and 16 bits mark the candidates
+WORD = 16  # scores per uint32 word; 16 bits mark the scores to count, and 16 bits mark the candidates
 MULTIPLE = 64  # every side of a tile is a multiple of this
-# If a shard has several tiles, their sides are multiples of this, so that each of the WORD parts that are packed into
-# words fills whole vector registers.
+# If a shard has several tiles and `Layout.max_tile` is at least 2 * VECTORS, the sides of the tiles are multiples of
+# VECTORS, so that each of the WORD parts that are packed into words fills whole vector registers.
 VECTORS = 256
-CHUNK = 512  # number of lines whose candidates are merged at the same time
+CHUNK = 512  # largest number of lines whose candidates are merged at the same time
 HALVINGS = 10  # bisection steps of the search for a lower bound of a line's k-th best score
-# Stand-ins for -inf and NaN scores: below every finite score, in this order. Padding is -inf itself.
+# Numbers that replace scores of -inf (and any score below -3.2e38) and scores that are NaN. They sort below all other
+# scores, and NaN below -inf. Padding is -inf itself, below both.
 MINUS_INFINITY, NAN = np.float32(-3.2e38), np.float32(-3.3e38)
-_NOWHERE = np.iinfo(np.int32).max
+_NOWHERE = np.iinfo(np.int32).max  # the item in a place of a list of best scores that holds no score yet
 _SENTINEL = np.float32(np.inf), -1  # a score and an item that sort before all others
 State = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -37,8 +39,9 @@ class Thresholds(NamedTuple):
     """The thresholds of each line, at or above which scores are counted: the scores of its relevant pairs.
 
     Attributes:
-      limits: (..., R, lines) float32; inf where a line has fewer than R pairs.
-      width: the number of the R thresholds that are in use, for each block or tile.
+      limits: (..., R, lines) float32, R places for the thresholds of each line; inf in the places that a line with
+        fewer pairs leaves empty.
+      width: the number of places that are read in each block or tile: the most pairs that a line of it has, at least 1.
     """
 
     limits: jax.Array | np.ndarray
@@ -46,7 +49,10 @@ class Thresholds(NamedTuple):
 
 
 def keys(scores, *, finite: bool):
-    """Returns the scores with -inf and NaN replaced by numbers that sort below all others, in this order."""
+    """Returns the scores, with -inf and NaN replaced by finite numbers that sort below all others, NaN last.
+
+    If `finite` is true, every score is certain to be finite, and the scores are returned unchanged.
+    """
     return scores if finite else jnp.where(jnp.isnan(scores), NAN, jnp.maximum(scores, MINUS_INFINITY))
 
 
@@ -68,7 +74,13 @@ def product_keys(queries, gallery, *, finite: bool):
 
 
 def empty_state(mesh: Mesh, shards: int, tiles: int, width: int, tile: int, k: int) -> State:
-    """Returns the columns' state before the first block: counts (A, N, R, T), best values and items (A, N, k, T)."""
+    """Returns the state of the columns (gallery items) before the first block: counts, best scores, their queries.
+
+    The counts (shards, tiles, width, tile) are zero; the lists of the best, (shards, tiles, k, tile), hold no score.
+    `shards` is the number of shards of queries, each of which has its own state; `tiles` is the number of tiles of the
+    whole gallery, `tile` that of items in a tile, `width` that of thresholds per item, `k` that of best queries to keep
+    per item.
+    """
     counts = np.zeros((shards, tiles, width, tile), np.int32)
     values = np.full((shards, tiles, k, tile), -np.inf, np.float32)
     items = np.full(values.shape, _NOWHERE)
@@ -80,28 +92,27 @@ def empty_state(mesh: Mesh, shards: int, tiles: int, width: int, tile: int, k: i
 def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, finite: bool):
     """Returns the compiled function that scores one block of queries of each shard against all tiles of the gallery.
 
-    With A shards of queries, and C shards and N tiles of the gallery, its arguments are:
-      block: number of the block.
-      sizes: the numbers of queries and of gallery items; all rows beyond them are padding.
-      queries: (A, B, D). gallery: (N, T, D).
-      row_thresholds: limits (A, R, B), width a scalar.
-      column_thresholds: limits (N, R', T), width (N,).
-      spots: (A, N, S, 2) row and column, within each tile, of the scores to return.
+    A is the number of shards of queries, C that of shards of the gallery; a block has B queries; all shards of the
+    gallery together have N tiles of T items; a line has D factors, a row R and a column V thresholds. Its arguments:
+      block, sizes: number of the block; numbers of queries and of gallery items, beyond which all lines are padding.
+      queries, gallery: (A, B, D), (N, T, D).
+      row_thresholds, column_thresholds: limits (A, R, B), width a scalar; limits (N, V, T), width (N,).
+      spots: (A, N, S, 2) row and column, within each tile, of the S scores to return.
       state: the columns' state, from `empty_state` or the previous block; donated.
-    It returns the new state, the rows' counts (A, C, R, B), the rows' best values and items, (A, C, k, B) each, the
-    scores at the spots (A, N, S), and the number of NaN scores (A, C).
+    It returns the new state, the rows' counts (A, C, R, B), the rows' k best values and their items, (A, C, k, B) each,
+    the scores at the spots (A, N, S), and the number of NaN scores (A, C), 0 if `finite`.
 
     Args:
       mesh: a mesh with the axes "queries" and "gallery".
       blocks: number of blocks in each shard of queries.
-      ks: the number of best scores to keep for each row and for each column.
+      ks: the numbers of best scores to keep for each row and for each column.
       back: whether to rank queries for gallery items (the columns) too.
       finite: whether every score is certain to be finite.
     """
 
     def visit(block, sizes, queries, gallery, row_thresholds, column_thresholds, spots, state):
         (row_limits, row_width), (column_limits, column_widths) = row_thresholds, column_thresholds
-        # The first axis, over the shards, has only this shard's entry.
+        # The first axis, over the shards of queries, has only the entry of this device's shard.
         queries, row_thresholds, spots = queries[0], Thresholds(row_limits[0], row_width), spots[0]
         (rows, _), (count, columns, _) = queries.shape, gallery.shape
         first_row = (lax.axis_index("queries") * blocks + block) * rows
@@ -119,7 +130,7 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
                 nans += jnp.sum(jnp.isnan(scores) & real, dtype=jnp.int32)
                 scores = keys(scores, finite=False)
             has_padding = (first_row + rows > sizes[0]) | (first_column + columns > sizes[1])
-            # A loop of zero or one iterations, because a conditional would copy the tile.
+            # This is a loop of zero or one iterations, because a conditional would copy the tile.
             masks = has_padding.astype(jnp.int32)
             scores = lax.fori_loop(0, masks, lambda _, scores: jnp.where(real, scores, -jnp.inf), scores)
             spot_scores = spot_scores.at[number].set(scores[spots[number, :, 0], spots[number, :, 1]])
@@ -152,11 +163,11 @@ def _count_and_select(scores, thresholds, best, first, offset, *, axis):
     """Returns, for one direction, the counts (R, lines) of scores at or above each limit, and the new best.
 
     Args:
-      scores: (B, T).
-      thresholds: limits (R, lines), and the number of limits in use.
-      best: the best values and items (k, lines) before this tile.
+      scores: (B, T) one tile.
+      thresholds: limits (R, lines), and the number of limits that are read.
+      best: the best values and their items (k, lines) before this tile; a column's items are queries.
       first: whether this is the lines' first tile.
-      offset: number of the tile's first item.
+      offset: number of the first item of each line in this tile.
       axis: the axis of the scores along which a line runs.
     """
     limits, width = thresholds
@@ -172,13 +183,13 @@ def _count_and_select(scores, thresholds, best, first, offset, *, axis):
     floor = jnp.maximum(values[-1], _lower_bound(scores, first, len(values), axis))
     words = _words(scores, limits[0], floor, width, axis)
     counts = counts.at[0].set(_total(lax.population_count(words & np.uint32(2**WORD - 1)).astype(jnp.int32), axis))
-    if len(limits) > 1:  # the words have counted the first threshold already
+    if len(limits) > 1:  # the scores at or above the first threshold are counted already, from the words
         counts = lax.fori_loop(1, width, count, counts)
     return counts, _merge_candidates(values, items, scores, words >> WORD, offset, axis)
 
 
 def _slices(array, axis):
-    """Returns WORD parts of length W along the axis: element w of part i is score i * W + w, for bit i of word w."""
+    """Returns WORD parts of equal length, cut along the axis; bit i of word number w stands for element w of part i."""
     return jnp.split(array, WORD, axis=axis)
 
 
@@ -200,9 +211,10 @@ def _words(scores, limit, floor, width, axis):
 
 
 def _pack(scores, limit, floor, axis):
-    """Returns uint32 words along `axis`, one for WORD scores: bit i is score >= limit, bit WORD + i is score > floor.
+    """Returns uint32 words along `axis`; each stands for WORD scores, one from each part that `_slices` returns.
 
-    The unrolled loop over the bits compiles to one vectorised loop.
+    Bit i of a word says whether the score from part i is >= limit, bit WORD + i whether it is > floor. The unrolled
+    loop over the parts compiles to one vectorised loop.
     """
     words = None
     for i, part in enumerate(_slices(scores, axis)):
@@ -213,9 +225,10 @@ def _pack(scores, limit, floor, axis):
 
 
 def _lower_bound(scores, first, k, axis):
-    """Returns (lines,) a lower bound of each line's k-th best score: a number that k of its words' maxima exceed.
+    """Returns (lines,) a lower bound of each line's k-th best score: at least k of its words' maxima exceed it.
 
-    Only a line's first tile needs the bound; if `first` is false, it is -inf, and no score is read.
+    A word's maximum is the largest of the WORD scores that it stands for. Only a line's first tile needs the bound; if
+    `first` is false, the bound is -inf, and no score is read.
     """
     size = scores.shape[axis] // WORD
 
@@ -241,16 +254,16 @@ def _with_size(shape, axis, size):
 
 
 def _merge_candidates(values, items, scores, words, offset, axis):
-    """Returns the best values and items (k, lines) after merging the candidates; of equal scores the first is kept.
+    """Returns the best values and items (k, lines) after merging the candidates: best first, ties by ascending item.
 
     Lines are merged CHUNK at a time in descending order of their number of candidates, so that all lines of a chunk
     have similar numbers. A summary with one bit per word lets each line skip the words without candidates.
 
     Args:
       values, items: (k, lines) the best before this tile.
-      scores: (B, T).
+      scores: (B, T) this tile.
       words: the high halves of `_pack`'s words, which mark the candidates.
-      offset: number of the tile's first item.
+      offset: number of the first item of each line in this tile.
       axis: the axis of the scores along which a line runs.
     """
     lines, size = values.shape[1], words.shape[axis]
@@ -259,7 +272,7 @@ def _merge_candidates(values, items, scores, words, offset, axis):
     places = _order(order)  # the position of each line in that order
     chunk = min(CHUNK, lines)
     order = jnp.pad(order, (0, -lines % chunk), mode="edge")
-    has_candidates = jnp.moveaxis(words != 0, axis, 0)  # (W, lines)
+    has_candidates = jnp.moveaxis(words != 0, axis, 0)  # (words, lines)
     groups = -(-size // 32)
     has_candidates = jnp.pad(has_candidates, ((0, groups * 32 - size), (0, 0))).reshape(32, groups, lines)
     bits = (jnp.where(has_candidates[bit], np.uint32(1 << bit), np.uint32(0)) for bit in range(32))
@@ -305,7 +318,7 @@ def _merge_candidates(values, items, scores, words, offset, axis):
 
 
 def _order(numbers):
-    """Returns the indices that stably sort (N,) int32 numbers; N times each number must fit into an int32."""
+    """Returns the indices that stably sort int32 numbers (N,), ascending; (number + 1) * N must fit into an int32."""
     size = len(numbers)
     return lax.sort(numbers * size + jnp.arange(size, dtype=jnp.int32)) % size  # faster than sorting two operands
 
@@ -316,11 +329,11 @@ def _lowest(bits):
 
 
 def _insert(values, items, score, item):
-    """Returns the lists (1 + k, lines) after inserting one score per line and dropping the last entry.
+    """Returns the lists (1 + k, lines) after inserting one score and item per line and dropping the last entry.
 
-    The lists are sorted best first, ties by item. Their first row is a sentinel that sorts before every score, so that
-    each other row has a row above it. The concatenation comes last because XLA does not vectorise code that reads a
-    shifted list.
+    The lists are sorted best first, ties by ascending item. Their first row is a sentinel that sorts before every
+    score, so that each other row has a row above it. The concatenation comes last because XLA does not vectorise code
+    that reads a shifted list.
     """
     above_stays = _before(values[:-1], items[:-1], score, item)
     stays = _before(values[1:], items[1:], score, item)

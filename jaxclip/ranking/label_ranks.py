@@ -10,13 +10,14 @@ BLOCK, TILE = 64, 4096
 
 
 def label_ranks(queries, gallery, relevance: Relevance) -> np.ndarray:
-    """Returns (nnz,) the same ranks as `ranks.ranks`, in time that does not depend on the number of relevant items.
+    """Returns (nnz,) the same ranks as `ranks.ranks`, without a pass over the scores for each relevant item.
 
-    It is meant for a few hundred queries, because it sorts the whole gallery for each. It needs memory for 64 * G
-    floats.
+    It is meant for a few hundred queries, because it sorts the scores of the whole gallery for each. It holds the
+    scores of 64 queries at a time.
 
     Args:
-      queries: (Q, D) embeddings. gallery: (G, D) embeddings.
+      queries: (Q, D) embeddings.
+      gallery: (G, D) embeddings.
       relevance: the relevant items of the queries.
     """
     queries, gallery = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)

@@ -8,26 +8,28 @@ import numpy as np
 from jaxclip.ranking import kernel
 from jaxclip.ranking.relevance import Relevance
 
-TILE = 2048
+TILE = 2048  # default of the largest number of lines in a tile
 PRECISIONS = {"float32": (None, None), "bfloat16": ((0,), (0,)), "bfloat16_3x": ((0, 0, 1), (0, 1, 0))}
 """Precision -> the pairs of bfloat16 parts (0 = high, 1 = low) that are multiplied and summed; None = float32 itself.
 
-The first tuple lists the parts of a query, the second the parts of an item that they are multiplied by. The high part
-of a number is the nearest bfloat16 number, the low part the bfloat16 number nearest to the remainder."""
+The first tuple lists the parts of a query, the second the parts of a gallery item that they are multiplied by, in the
+same order. The high part of a number is the nearest bfloat16 number, the low part the bfloat16 number nearest to the
+remainder."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Queries or gallery items, the lines, in an order that is cut into tiles.
+    """How either the queries or the gallery items are ordered and cut into shards, and each shard into tiles.
 
-    A tile consists of slots, each of which holds a line or is empty.
+    A query or gallery item is called a line. A shard consists of tiles of equal size, and a tile of slots. The lines
+    fill the slots in the given order; the slots after the last line are empty.
 
     Attributes:
       embeddings: (lines, D) float32.
-      order: (lines,) the line in each slot.
-      shards: number of shards that the lines are split over.
-      min_tile: the smallest number of lines in a tile.
-      max_tile: the largest number of lines in a tile.
+      order: (lines,) the line in each slot that is not empty.
+      shards: number of shards.
+      min_tile: the smallest number of slots in a tile, before it is rounded up as in `tile`.
+      max_tile: the largest number of slots in a tile, before it is rounded up as in `tile`.
       parts: the bfloat16 parts of each line that are concatenated, see PRECISIONS; None = the float32 line itself.
     """
 
@@ -40,7 +42,12 @@ class Layout:
 
     @property
     def tile(self) -> int:
-        """Lines per tile: a whole shard if it fits, else the size >= `max_tile` / 2 with the fewest empty slots."""
+        """The number of slots in a tile, which is rounded up to a multiple of `kernel.MULTIPLE`.
+
+        A shard of at most `max_tile` lines is one tile. Larger shards have tiles of the size from `max_tile` / 2 (and
+        at least `min_tile`) to `max_tile` that leaves the fewest slots empty; if `max_tile` is at least twice
+        `kernel.VECTORS`, only multiples of VECTORS are tried.
+        """
         lines = -(-len(self.order) // self.shards)
         if lines <= self.max_tile:
             return _round_up(max(lines, self.min_tile), kernel.MULTIPLE)
@@ -56,11 +63,11 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The numbers of shards, tiles per shard and lines per tile; their product is the number of slots."""
+        """The numbers of shards, tiles per shard and slots per tile; their product is the number of slots."""
         return self.shards, self.blocks, self.tile
 
     def lines(self, start: int, size: int) -> np.ndarray:
-        """Returns (size, width) the factors of the lines in the slots from `start` on; empty slots are zero.
+        """Returns (size, width) the factors of the lines in `size` slots from `start` on; zero for empty slots.
 
         The factors are the numbers that the kernel multiplies: the float32 embedding, or its bfloat16 parts.
         """
@@ -75,7 +82,7 @@ class Layout:
 
     @property
     def width(self) -> int:
-        """The number of factors of a line."""
+        """The number of factors of a line: D, or D for each of `parts`."""
         return self.embeddings.shape[1] * (1 if self.parts is None else len(self.parts))
 
     def slots(self) -> np.ndarray:
@@ -85,11 +92,14 @@ class Layout:
         return slots
 
     def thresholds(self, slots: np.ndarray, within: np.ndarray, scores: np.ndarray) -> kernel.Thresholds:
-        """Returns each line's thresholds: limits (shards, blocks, R, tile), widths (shards, blocks).
+        """Returns the scores of each line's pairs as its thresholds.
+
+        Their limits are (shards, blocks, R, tile), their widths (shards, blocks).
 
         Args:
           slots: (nnz,) the slot of each relevant pair's line.
-          within: (nnz,) the index of each pair among the pairs of its line; R is a power of two above the largest.
+          within: (nnz,) the index of each pair among the pairs of its line; R is the first power of two above the
+            largest of them.
           scores: (nnz,) the pairs' scores.
         """
         limits = np.full((*self.shape, 1 << int(within.max(initial=0)).bit_length()), np.inf, np.float32)
@@ -100,7 +110,7 @@ class Layout:
 
 
 def _bfloat16_parts(lines: np.ndarray, parts: tuple[int, ...]) -> np.ndarray:
-    """Returns (n, parts * D) bfloat16, the concatenated parts (see PRECISIONS) of float32 lines."""
+    """Returns (lines, len(parts) * D) bfloat16, the concatenated parts (see PRECISIONS) of float32 lines (lines, D)."""
     high_and_low = [lines.astype(jnp.bfloat16)]
     if 1 in parts:
         high_and_low.append((lines - high_and_low[0].astype(np.float32)).astype(jnp.bfloat16))
@@ -112,16 +122,17 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def orders(relevance: Relevance, reverse: Relevance | None, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (Q,) and (G,) the orders of queries and gallery items that keep relevant pairs near the diagonal.
+    """Returns orders of the queries (Q,) and gallery items (G,) that bring relevant pairs close together.
 
-    Lines with similar numbers of relevant pairs are adjacent, so that a tile has few unused thresholds. Among them,
-    queries are sorted by their first relevant item, and items by the first relevant item of the queries that they are
-    relevant to, so that few small tiles hold all pairs. If each query has one item and each item one query, the gallery
-    keeps its order.
+    Lines are grouped by their numbers of relevant pairs (1, 2, 3 to 4, 5 to 8, ...), so that a tile has few unused
+    thresholds; gallery items only if queries are ranked for them too. Within a group, queries are sorted by their first
+    relevant item, and items by the first relevant item of the queries that they are relevant to, so that the pairs lie
+    in few small tiles. If each query has one relevant item and each item is relevant to one query, the gallery keeps
+    its order.
 
     Args:
       relevance: the relevant items of the Q queries.
-      reverse: the relevant queries of the items; None if only queries are ranked for.
+      reverse: the relevant queries of the items; None if queries are not ranked for items.
       size: G, the number of gallery items.
     """
     first_item = relevance.indices[relevance.indptr[:-1]]  # (Q,)

@@ -1,7 +1,8 @@
 """Retrieval metrics per query, computed from the ranks of the relevant items, and the value expected by chance.
 
-`ranks` is always (nnz,), 1-based and distinct within a query; `indptr` (Q+1,) says where each query's ranks start; and
-every query has at least one relevant item (see `ranks.Ranks` and `relevance.Relevance`).
+`ranks` is always (nnz,), one 1-based rank per relevant pair, distinct within a query; `indptr` (Q+1,) says where the
+ranks of each of the Q queries start; and every query has at least one relevant item (see `ranks.Ranks` and
+`relevance.Relevance`).
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import numpy as np
 
 
 def best_rank(ranks: np.ndarray, indptr: np.ndarray) -> np.ndarray:
-    """Returns (Q,) the rank of the first relevant item."""
+    """Returns (Q,) the rank of each query's first relevant item, its lowest rank."""
     return np.minimum.reduceat(ranks, indptr[:-1])
 
 
@@ -51,7 +52,7 @@ def ndcg(ranks: np.ndarray, indptr: np.ndarray, k: int) -> np.ndarray:
 
 
 def per_query(ranks: np.ndarray, indptr: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, np.ndarray]:
-    """Returns the (Q,) values of every metric, by name: hit@k, mrr, map, ndcg@k, recall@k, precision@k."""
+    """Returns metric -> its (Q,) values: mrr and map, and for each of `ks` hit@k, ndcg@k, recall@k and precision@k."""
     at_k = {"hit": hit, "ndcg": ndcg, "recall": recall, "precision": precision}
     values = {f"{name}@{k}": metric(ranks, indptr, k) for name, metric in at_k.items() for k in ks}
     hits = {name: values.pop(name) for name in [f"hit@{k}" for k in ks]}
@@ -60,15 +61,17 @@ def per_query(ranks: np.ndarray, indptr: np.ndarray, ks: Sequence[int] = (1, 5, 
 
 
 def chance_hit(relevant_counts: np.ndarray, gallery: int, k: int) -> float:
-    """Returns the expected hit@k of a random order: the mean of 1 - C(G-R, k) / C(G, k) over queries, exactly.
+    """Returns the expected hit@k of a random order: the mean over queries of 1 - C(G-R, k) / C(G, k), not sampled.
+
+    C(n, k) is the binomial coefficient.
 
     Args:
       relevant_counts: (Q,) R, the number of relevant items of each query.
-      gallery: G, the number of items.
+      gallery: G, the number of gallery items.
       k: at least 1.
 
     Raises:
-      ValueError: a count is outside 1..G.
+      ValueError: there is no count, or a count is outside 1..G.
     """
     counts, weights = np.unique(np.asarray(relevant_counts), return_counts=True)  # (U,)
     if not counts.size or counts[0] < 1 or counts[-1] > gallery:

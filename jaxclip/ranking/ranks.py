@@ -1,4 +1,4 @@
-"""Exact ranks of the relevant items, by counting; both directions come from one computation of the scores."""
+"""Exact ranks of the relevant items, by counting; the same computation of the scores serves both directions."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,16 @@ _SMALL_TILE = 256  # side of the tiles from which the relevant pairs' scores are
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """Ranks of the relevant items, and the best items of each query.
+    """Ranks of the relevant items, and the k best items of each query.
+
+    If queries are ranked for gallery items, the items take the place of the Q queries here, and the queries that of
+    the G items.
 
     Attributes:
-      ranks: (nnz,) int64, 1-based, aligned with `Relevance.indices`; distinct within a query.
+      ranks: (nnz,) int64, 1-based, one per relevant pair, aligned with `Relevance.indices`; distinct within a query.
       top_scores: (Q, k) float32, descending, NaN last.
-      top_items: (Q, k) int64 gallery items; items with equal scores are in the order of `layout.orders`, which is by
-        index if each query has one relevant item.
+      top_items: (Q, k) int64 gallery items; items with equal scores are in the order of `layout.orders`. In results of
+        `ranks` (not of `both_ways`) that is the order of their indices if each query has one relevant item.
       nan_count: the number of NaN among the Q x G scores.
     """
 
@@ -43,12 +46,15 @@ def make_mesh(queries: int = -1, gallery: int = 1) -> Mesh:
 
 
 def ranks(queries, gallery, relevance: Relevance, **options: Any) -> Ranks:
-    """Returns the rank of each relevant item for each query, and each query's best items; see `both_ways`."""
+    """Returns the rank of each relevant item for each query, and each query's best items.
+
+    The arguments are those of `both_ways`, but an item may be relevant to no query.
+    """
     return _search(queries, gallery, [relevance], **options)[0]
 
 
 def both_ways(queries, gallery, relevance: Relevance, **options: Any) -> tuple[Ranks, Ranks]:
-    """Returns the ranks of gallery items for queries, and of queries for gallery items, from one pass over the scores.
+    """Returns the ranks of gallery items for queries, and of queries for gallery items, from the same scores.
 
     Ties are pessimistic: a non-relevant item ranks above a relevant item with an equal score. Relevant items with equal
     scores rank by index. NaN scores rank below all others, and NaN scores of relevant items rank last.
@@ -57,18 +63,21 @@ def both_ways(queries, gallery, relevance: Relevance, **options: Any) -> tuple[R
       queries: (Q, D) embeddings, normalised by the caller if the scores are to be cosines.
       gallery: (G, D) embeddings.
       relevance: the relevant items of the Q queries; its transpose gives the relevant queries of the G items.
-      top_k: the number of best items to return for each query and each item; fewer if there are fewer items.
-      tile: the largest number of queries and of gallery items in a tile. Memory in addition to the embeddings: one copy
-        of the gallery, a few tiles of floats, and 8 bytes for each of the best items.
+      top_k: the number of best items to return for each query, and of best queries for each item; fewer if there are
+        fewer.
+      tile: the largest number of queries and of gallery items in a tile; it is raised to 16 * `top_k` if it is smaller,
+        and rounded as in `Layout.tile`. In addition to the embeddings, each device needs memory mainly for its shard of
+        the gallery, a few tiles of floats, and 8 bytes for each of the best scores.
       products: the precision of the scores, a key of `layout.PRECISIONS`; all are summed in float32. "bfloat16" rounds
-        the embeddings. The error of "bfloat16_3x" is less than 2^-16 of the product of both vectors' lengths; it is
-        faster than "float32" where bfloat16 products are more than three times as fast (TPUs, processors with AMX).
-      mesh: from `make_mesh`; default: all devices along the queries. The result does not depend on it.
-      progress: wraps the sequence of query blocks, for a progress bar.
+        the embeddings. A score of "bfloat16_3x" has an error of less than 2^-16 of the product of both vectors'
+        lengths, apart from the error of its sum; it is faster than "float32" where bfloat16 products are more than
+        three times as fast (TPUs, processors with AMX).
+      mesh: from `make_mesh`; default: all devices along the queries. It changes the result by rounding at most.
+      progress: wraps the numbers of the query blocks in each pass over the scores, for a progress bar.
 
     Raises:
       ValueError: the shapes or the relevance do not match; an item is relevant to no query; `products` is not a key of
-        PRECISIONS; or embeddings or scores are not finite with "bfloat16_3x".
+        PRECISIONS; or, with "bfloat16_3x", embeddings are not finite or so large that a score might not be finite.
     """
     forth, back = _search(queries, gallery, [relevance, relevance.transpose(len(gallery))], **options)
     return forth, back
@@ -103,7 +112,8 @@ def _search(
             strict=True,
         )
     ]
-    # Of each relevant pair: the slots of its query and item, and its number among its query's and its item's pairs.
+    # For each relevant pair: the slots of its query and item, and its index among its query's pairs and among its
+    # item's pairs (0 if queries are not ranked for items).
     slots = layouts[0].slots()[relevance.rows], layouts[1].slots()[relevance.indices]  # (nnz,) each
     pair_numbers = [np.arange(len(slots[0])) - relevance.indptr[relevance.rows], np.zeros(len(slots[0]), np.int64)]
     if reverse is not None:
@@ -112,12 +122,13 @@ def _search(
     ks = min(top_k, len(gallery)), min(top_k, len(queries)) if reverse is not None else 0
     finite = _all_finite(queries, gallery)
     if products == "bfloat16_3x" and not finite:
-        raise ValueError(f'products = "{products}" needs finite embeddings and finite scores')
+        raise ValueError(f'products = "{products}" needs finite embeddings, none so large that a score could overflow')
     sweep = _Sweep(mesh, layouts, slots, pair_numbers, ks, back=reverse is not None, finite=finite)
     # A pair's threshold must be bit for bit the score that the sweep computes for it. On CPUs small tiles give the same
-    # bits as large ones. The sweep returns the scores it computed; if they differ, it runs again with them.
+    # bits as large ones. The sweep returns the pairs' scores that it computed; while they differ from the thresholds,
+    # they become the thresholds of another sweep.
     scores = _initial_scores(layouts, slots, finite)
-    with jax.set_mesh(mesh):  # the caller's mesh may have other axes
+    with jax.set_mesh(mesh):  # replaces the mesh that the calling code may have set, whose axes may be others
         swept = sweep.run(scores, progress)
         while not np.array_equal(swept.scores, scores):
             scores = swept.scores
@@ -135,9 +146,9 @@ class _SweepResult:
 
     Attributes:
       scores: (nnz,) the scores of the relevant pairs.
-      rows: for the queries: how many scores are at or above each pair's (nnz,), and the best scores and their slots,
-        (Q, k) each.
-      columns: the same for the gallery items; equal to `rows` if only queries are ranked for.
+      rows: for the queries: how many of a query's scores are at or above that of each of its pairs (nnz,), and each
+        query's best scores and the slots of their items, (Q, k) each.
+      columns: the same for the gallery items; equal to `rows` if queries are not ranked for items.
       nan_count: number of NaN scores.
     """
 
@@ -148,7 +159,7 @@ class _SweepResult:
 
 
 class _Sweep:
-    """One pass over all tiles: block by block, each device scores its queries against its shard of the gallery.
+    """Passes over all tiles: block by block, each device scores its queries against its shard of the gallery.
 
     Args:
       mesh: the devices.
@@ -208,7 +219,7 @@ class _Sweep:
             parts.append((counts.sum(axis=1), values, items, int(nan_counts.sum(dtype=np.int64))))
         del gallery, column_thresholds  # free their memory before the results are gathered
         counts, values, items, nan_counts = zip(*parts, strict=True)
-        # (A, blocks, R, B), then one row per slot; each line's best are concatenated over the shards of the gallery.
+        # One row per slot of the queries; each query's best are concatenated over the shards of the gallery.
         by_slot = np.stack(counts, axis=1).swapaxes(2, 3).reshape(rows.shape[0] * blocks * rows.tile, -1)
         best = [np.stack(p, axis=1).transpose(0, 1, 4, 2, 3).reshape(len(by_slot), -1) for p in (values, items)]
         row_result = by_slot[self.slots[0], self.pair_numbers[0]], *_merge_best(*best, rows.order, self.ks[0])
@@ -226,7 +237,7 @@ class _Sweep:
         return (index[0].indices(shards)[0] * blocks + block) * tile
 
     def _place_lines(self, shape: tuple[int, int], spec: P, layout: Layout, first: Callable) -> jax.Array:
-        """Returns the global array (*shape, width); the part at an index holds the lines from slot first(index) on."""
+        """Returns the factors as a global array (*shape, width); the part at an index starts with slot first(index)."""
 
         def part(index):
             start, stop, _ = index[0].indices(shape[0])
@@ -255,10 +266,10 @@ def _number_repeats(cells: np.ndarray) -> np.ndarray:
 
 
 def _merge_best(values, items, order, k):
-    """Returns each line's k best values and their items, (lines, k) each; items are slots of the other layout.
+    """Returns each line's k best values and their items, (lines, k) each; items are given as slots of the other layout.
 
     Args:
-      values, items: (slots, n * k), n sorted lists of k for each slot.
+      values, items: (slots, n * k), n sorted lists of k for each slot, one from each shard of the other layout.
       order: (lines,) the line in each slot.
     """
     lines = np.empty(len(order), np.int64)
@@ -286,13 +297,13 @@ def _initial_scores(layouts, slots, finite) -> np.ndarray:
 
 
 def _all_finite(queries, gallery) -> bool:
-    """Returns whether no product of these embeddings can be infinite or NaN."""
+    """Returns whether the largest entries show that every score of these embeddings is finite."""
     largest = [max(side.max(initial=0.0), -side.min(initial=0.0)) for side in (queries, gallery)]
     return bool(np.isfinite(largest).all() and float(largest[0]) * float(largest[1]) * queries.shape[1] < 1e38)
 
 
 def _result(scores, swept, relevance, order, nan_count):
-    """Returns one direction's ranks; `order` maps the slots of the best items to items."""
+    """Returns one direction's ranks; `order` maps the slots of the best items to the items."""
     counts, values, slots = swept
     values = np.where(values == kernel.NAN, np.nan, np.where(values == kernel.MINUS_INFINITY, -np.inf, values))
     ranks = order_relevant(scores, counts, relevance)
@@ -302,7 +313,7 @@ def _result(scores, swept, relevance, order, nan_count):
 def order_relevant(scores: np.ndarray, at_or_above: np.ndarray, relevance: Relevance) -> np.ndarray:
     """Returns (nnz,) ranks from the pairs' scores and the counts of scores at or above each of them.
 
-    The counts include the query's other relevant items; this function orders these by score, ties by index.
+    The counts include the query's relevant items; this function orders these by score, ties by index.
     """
     rows = relevance.rows
     order = np.lexsort((relevance.indices, -scores, rows))  # (nnz,)
@@ -319,6 +330,6 @@ def order_relevant(scores: np.ndarray, at_or_above: np.ndarray, relevance: Relev
 
 def _check(queries, gallery, relevance):
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1] or not len(gallery):
-        raise ValueError(f"embeddings (Q, D) and (G, D) expected, got {queries.shape} and {gallery.shape}")
+        raise ValueError(f"embeddings (Q, D) and (G, D), G > 0, expected, got {queries.shape} and {gallery.shape}")
     if len(relevance.indptr) != len(queries) + 1 or (relevance.indices >= len(gallery)).any():
         raise ValueError(f"the relevance does not fit {len(queries)} queries and {len(gallery)} gallery items")

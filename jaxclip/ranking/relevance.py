@@ -9,11 +9,11 @@ from jaxclip.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Relevance:
-    """Which gallery items are relevant to each query, in compressed sparse rows.
+    """Which gallery items are relevant to each of Q queries, in compressed sparse rows.
 
     Attributes:
       indptr: (Q+1,) where each query's items start in `indices`; every query has at least one item.
-      indices: (nnz,) gallery items, strictly ascending within a query.
+      indices: (nnz,) the gallery item of each of the nnz relevant pairs, strictly ascending within a query.
     """
 
     indptr: np.ndarray
@@ -68,7 +68,7 @@ class Relevance:
         return np.repeat(np.arange(len(self.indptr) - 1), self.counts)
 
     def transpose(self, gallery: int) -> "Relevance":
-        """Returns which queries each of the `gallery` items is relevant to.
+        """Returns the reverse: which queries each gallery item is relevant to; `gallery` is the number of items.
 
         Raises:
           ValueError: an item is relevant to no query.

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 SAMPLES = 1000
-_BLOCK = 4_000_000  # resampled entries held in memory at once
+_BLOCK = 4_000_000  # largest number of draws at once, in whole resamples; a larger resample is drawn alone
 
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""`statistic(values (M, Q), weights (S, Q)) -> (M, S)`; a row of weights says how often each query's value counts."""
+"""`statistic(values (M, Q), weights (S, Q)) -> (M, S)`, for M metrics of Q queries in S resamples.
+
+A row of weights says how often each query's value counts."""
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -17,7 +19,10 @@ def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns (M, S) the medians of values (M, Q), each repeated as often as its integer weight (S, Q)."""
+    """Returns (M, S) the medians of values (M, Q), each repeated as often as its integer weight (S, Q).
+
+    All rows of weights must have the same sum.
+    """
     result = np.empty((len(values), len(weights)))
     size = int(weights[0].sum())
     for row, row_values in enumerate(values):
@@ -36,7 +41,7 @@ def bootstrap_interval(values, *, statistic: Statistic = mean, samples: int = SA
     same value (all hit, or none), the interval has zero width, which is a limit of the method, not a sign of certainty.
 
     Args:
-      values: (Q,) one metric per query, or (M, Q) several.
+      values: (Q,) the values of one metric, or (M, Q) those of M metrics, for Q queries.
       statistic: `mean`, `median`, or another weighted statistic.
       samples: number of resamples.
       seed: seed of the resampling.
@@ -63,8 +68,8 @@ def paired_bootstrap(a, b, *, samples: int = 10_000, seed: int = 0):
     same seed gives the same p, and metrics passed together share their resamples.
 
     Args:
-      a: (Q,) one metric of one run, per query, or (M, Q) several.
-      b: the same metric of the other run, for the same queries in the same order.
+      a: (Q,) the values of one metric of one run, or (M, Q) those of M metrics, for Q queries.
+      b: the same metrics of the other run, for the same queries in the same order.
       samples: number of resamples.
       seed: seed of the resampling.
 
@@ -79,7 +84,7 @@ def paired_bootstrap(a, b, *, samples: int = 10_000, seed: int = 0):
     difference = np.atleast_2d(a - b)
     observed = np.abs(difference.mean(axis=1, keepdims=True))  # (M, 1)
     centred = difference - difference.mean(axis=1, keepdims=True)
-    # Sums of equal fractions differ in the last bits; the tolerance counts every tie with the observed mean.
+    # Sums of equal fractions can differ in their last bits; with the tolerance, ties with the observed mean count.
     threshold = observed - 1e-12 * np.maximum(1.0, observed)
     blocks = _weights(difference.shape[1], samples, seed)
     beyond = sum((np.abs(mean(centred, weights)) >= threshold).sum(axis=1) for weights in blocks)
@@ -88,7 +93,7 @@ def paired_bootstrap(a, b, *, samples: int = 10_000, seed: int = 0):
 
 
 def _weights(size: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yields (S, Q) float64 blocks of how often each query was drawn, `samples` rows in all."""
+    """Yields float64 blocks (S, `size`) of how often each of `size` queries was drawn, `samples` rows in all."""
     random = np.random.default_rng(seed)
     block = max(1, _BLOCK // size)
     for start in range(0, samples, block):

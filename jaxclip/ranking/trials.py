@@ -20,17 +20,19 @@ def best_ranks(
 ) -> np.ndarray:
     """Returns (2, trials, 100) the ranks of the matching image for each text, and of the matching text for each image.
 
-    A trial draws 100 distinct groups, and one random image and one random text of each. Ties and NaN are treated as in
-    `ranks.both_ways`. The same seed draws the same trials.
+    A trial draws 100 distinct groups, and one random image and one random text of each; the image and the text of a
+    group match. Ties and NaN are treated as in `ranks.both_ways`. The same seed draws the same trials.
 
     Args:
-      texts: (Q, D) embeddings. images: (G, D) embeddings.
-      text_groups: (Q,) the group of each text. image_groups: (G,) the group of each image.
+      texts: (Q, D) embeddings.
+      images: (G, D) embeddings.
+      text_groups: (Q,) the group of each text.
+      image_groups: (G,) the group of each image.
       trials: number of trials.
       seed: seed of the draws.
 
     Raises:
-      UserError: there are fewer than 100 groups.
+      UserError: the images have fewer than 100 groups, or a group of images has no text.
     """
     groups = np.unique(image_groups)
     if len(groups) < SIZE:
@@ -56,5 +58,5 @@ def _both_ways(texts, images):
 
 
 def _draw_members(members: Relevance, drawn, random):
-    """Returns one random member of each drawn group."""
+    """Returns the index of one random member of each drawn group."""
     return members.indices[members.indptr[drawn] + random.integers(members.counts[drawn])]

@@ -39,17 +39,17 @@ def _not_amd_before_zen_5(vendor: str, family: int) -> bool:
 
 @dataclass(frozen=True)
 class Tuning:
-    """One optimisation: XLA options or a special implementation that is faster on a back end.
+    """One optimisation: XLA options or a special implementation that save time or memory on a back end.
 
     Attributes:
       name: name of the row, unique in TABLE.
       target: the programs that are compiled with the options ("towers" or "ranks"), or the operation that has a special
         form: a function of `models/cpu.py`, or "unroll" for transformers with unrolled instead of scanned layers.
       time_ratio: time with the optimisation / time without it; None if it was not measured.
-      measured: program and processor of the measurement, and what it was compared with.
+      measured: what was measured, with the preset of the towers, the processor and what it was compared with if noted.
       backend: "cpu", "gpu" or "tpu".
       processors: whether the row applies to CPUs of this vendor and family.
-      dtype: dtype of the operands for which the special form is used; None for all.
+      dtype: dtype of the first operand for which the special form is used; None for all.
       options: options for XLA; empty if the row describes a special form of an operation.
     """
 
@@ -156,7 +156,7 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 @contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Sets the back end ("cpu", "gpu", "tpu") of programs traced in the context, even one that this machine lacks."""
+    """Sets the platform ("cpu", "gpu", "tpu") that programs traced in the context are for; this machine may lack it."""
     token = _platform.set(platform)
     try:
         yield
@@ -223,13 +223,16 @@ def is_known(name: str, value: Option) -> bool:
 
 
 def release_memory() -> None:
-    """Gives free heap memory back to the system (Linux with glibc); compilation leaves hundreds of MB of it."""
+    """Gives free heap memory back to the system, of which compilation can leave hundreds of MB.
+
+    It does nothing if programs run on accelerators, or without Linux and glibc.
+    """
     if on_cpu() and sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 
 def processor_line(*names: str) -> str:
-    """Returns the first line of /proc/cpuinfo that begins with one of the names; "" if there is none."""
+    """Returns the first line of /proc/cpuinfo that begins with one of the names, given in lower case; else ""."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return ""

@@ -85,17 +85,17 @@ def require_one_process(task: str) -> None:
     """Raises a UserError that names the task if the run has several processes."""
     if process_count() > 1:
         raise UserError(
-            f"{task} must run as one process, which uses all devices of its machine: there are {process_count()}"
+            f"{task} must run as one process, which uses all devices of its machine, but there are {process_count()}"
         )
 
 
 def is_primary() -> bool:
-    """Returns whether this is process 0, which alone prints and writes all files except checkpoints."""
+    """Returns whether this is process 0, which alone prints results and writes all of a workdir except checkpoints."""
     return process_id() == 0
 
 
 def store() -> Any:
-    """Returns the key-value store that all processes share, None in a run of one process."""
+    """Returns the key-value store that all processes share; None if this process has not joined others."""
     return jax_distributed.global_state.client
 
 
@@ -157,9 +157,10 @@ def leave() -> None:
 
 
 def fail(error: BaseException, sentence: str, status: int) -> NoReturn:
-    """Ends this process with the exit status and makes the other processes end, which print the sentence.
+    """Prints the sentence and ends this process with the exit status; the other processes print it and end too.
 
-    A collective usually fails because another process died; wait so that the watchdog can name it.
+    After an error from a JAX program it first waits over 30 seconds: usually a collective failed because another
+    process died, and then the watchdog names that process and ends this one.
     """
     chain = [error, error.__cause__, error.__context__]
     if any(isinstance(link, jax.errors.JaxRuntimeError) for link in chain):
@@ -190,7 +191,7 @@ def _watch(errors: TextIO) -> None:
         if _left.is_set():
             return
         if failure:
-            print(f"error: {failure}; all processes end. The same command resumes from the newest checkpoint",
+            print(f"error: {failure}; all processes end. The same command resumes training from the newest checkpoint",
                   file=errors, flush=True)  # fmt: skip
             _exit(1)
         if _left.wait(HEARTBEAT):

@@ -13,10 +13,11 @@ from typing import Any
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path for a file or folder that replaces `path` when the block ends.
+    """Yields a temporary path for a file or folder that is moved to `path` when the block ends.
 
-    Every temporary path is unique, so several processes may write the same file; the last one wins. If the block
-    raises, `path` is unchanged and the temporary file or folder is removed.
+    A file replaces an existing file; a folder can replace an existing folder only if that is empty. Every temporary
+    path is unique, so several processes may write the same file; the last one wins. If the block raises, `path` is
+    unchanged and the temporary file or folder is removed.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -41,5 +42,5 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def fingerprint(value: Any, digits: int = 12) -> str:
-    """Returns hex digits of a hash of a JSON value, independent of the order of keys."""
+    """Returns the first `digits` hex digits of a hash (SHA-256) of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]

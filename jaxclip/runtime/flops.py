@@ -1,4 +1,7 @@
-"""Floating-point operations of a traced program; XLA counts the body of a loop only once."""
+"""Counts the floating-point operations of the matrix products and convolutions in a traced program.
+
+XLA's own count includes the body of a loop only once.
+"""
 
 import math
 from functools import partial
@@ -6,11 +9,11 @@ from typing import Any
 
 
 def matmul_flops(jaxpr: Any, *, without: str = "") -> float:
-    """Returns the FLOPs of all matrix products and convolutions of a jaxpr, over all devices.
+    """Returns the FLOPs of all matrix products and convolutions of a jaxpr, over all devices; nothing else is counted.
 
     A multiplication and an addition count as two operations. The body of a scan is counted once per iteration, and that
     of a loop of unknown length once. Recomputation in a backward pass is counted again. Only the most expensive branch
-    of a condition is counted. Jitted functions named `without` are left out.
+    of a conditional is counted. Jitted functions named `without` are left out.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     counted = (eqn for eqn in jaxpr.eqns if not without or eqn.params.get("name") != without)
@@ -18,7 +21,7 @@ def matmul_flops(jaxpr: Any, *, without: str = "") -> float:
 
 
 def model_flops(jaxpr: Any) -> float:
-    """Returns the FLOPs of a training step without its optimizer's own matrix products (Muon has some)."""
+    """Returns the `matmul_flops` of a training step, leaving out its function `optimize` (Muon multiplies matrices)."""
     return matmul_flops(jaxpr, without="optimize")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def cache() -> Path:
-    """Returns the folder of drawn catalogues, prepared datasets and compiled programs.
+    """Returns the folder of drawn catalogues, prepared datasets, re-rankers' embeddings and compiled programs.
 
     It is $JAXCLIP_CACHE, or ~/.cache/jaxclip if that is not set.
     """

@@ -23,7 +23,8 @@ class Chip:
 
 
 # TPUs: cloud.google.com/tpu/docs, which gives the bandwidth of links as the sum of both directions. A v5e reserves
-# 0.25 GiB of its memory; a 7x chip is two devices. GPUs: NVIDIA's data sheets; the network is NVLink in a machine.
+# 0.25 GiB of its 16 GiB of memory, a v6e 0.75 GiB of its 32 GiB; a 7x chip is two devices. GPUs: NVIDIA's data sheets;
+# the network is NVLink in a machine.
 CHIPS = {
     "v4": Chip(275e12, 32e9, 1.23e12, 150e9),
     "v5e": Chip(197e12, 15.75 * 2**30, 0.82e12, 100e9),
@@ -42,7 +43,7 @@ KINDS = {
     "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5p": "v5p", "TPU v5": "v5p", "TPU v6 lite": "v6e",
     "TPU v6e": "v6e", "TPU7x": "7x", "A100": "a100", "H100": "h100", "H200": "h200", "B200": "b200",
 }  # fmt: skip
-"""Part of JAX's `device_kind` -> key of CHIPS."""
+"""Part of JAX's `device_kind` -> key of CHIPS; the first part that `device_kind` contains is used."""
 
 
 def chip(device: jax.Device) -> Chip | None:

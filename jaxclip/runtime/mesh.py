@@ -36,7 +36,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] |
 def open_collectives(mesh: Mesh) -> None:
     """Opens the connections for collectives between the processes of a mesh; all processes must call it.
 
-    Otherwise the first collective opens them, and there Gloo, which connects CPUs, gives up after 30 seconds if one
+    Otherwise the first collective opens them, and then Gloo, which connects CPUs, gives up after 30 seconds if one
     process is late because it compiles or waits for data. Open connections have no such time limit.
     """
     if distributed.process_count() == 1:
@@ -78,7 +78,7 @@ def place_rows(sharding: NamedSharding, batch_size: int, rows: np.ndarray) -> ja
 
 
 def batch_multiple(mesh: Mesh) -> int:
-    """Returns the number that must divide the rows of a batch on this mesh: data x fsdp."""
+    """Returns the number that must divide the number of rows of a batch on this mesh: data x fsdp."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 

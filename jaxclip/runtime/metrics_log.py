@@ -11,10 +11,10 @@ FILENAME = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and a TensorBoard event file of the workdir.
+    """Appends to the workdir's metrics.jsonl, and writes a new TensorBoard event file.
 
     A killed run may have logged steps after its newest checkpoint. Rows of steps after `first`, the step from which the
-    run resumes, are removed, since they will be written again.
+    run resumes, are removed from metrics.jsonl, since they will be written again.
     """
 
     def __init__(self, workdir: Path, *, first: int):
@@ -25,7 +25,7 @@ class MetricsLog:
         self._events = tf.summary.create_file_writer(str(workdir / "tensorboard"))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one row."""
+        """Writes the metrics of a step, as one row of metrics.jsonl and as TensorBoard scalars."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         with self._events.as_default(step=step):
@@ -48,7 +48,7 @@ class NoMetricsLog:
 
 
 def read(workdir: Path) -> list[dict[str, float]]:
-    """Returns the rows of a workdir's metrics.jsonl, [] if there is none, without a row that a kill cut off."""
+    """Returns the rows of a workdir's metrics.jsonl, [] if there is none; rows cut off by a kill are left out."""
     path = workdir / FILENAME
     if not path.exists():
         return []

@@ -12,9 +12,9 @@ from jaxclip.runtime import distributed, hardware
 
 
 def bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
-    """Returns a progress bar with ETA; when stderr is a file, it writes a line every 15 seconds instead of redrawing.
+    """Returns a progress bar with ETA, redrawn at most every 0.2 seconds, or 15 if stderr is not a terminal.
 
-    Only the first of several processes shows it.
+    Only the first of several processes shows it. The arguments are those of `tqdm`.
     """
     terminal = sys.stderr.isatty()
     defaults = {"dynamic_ncols": True, "mininterval": 0.2 if terminal else 15.0, "leave": True}
@@ -24,7 +24,12 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
 class Progress:
     """Counts the steps and seconds of training, without the time of evaluations and saves.
 
-    `to_json` is saved in the checkpoint, so that a resumed run continues the totals.
+    Args:
+      first: the step from which training starts or resumes.
+      steps: the number of the last step.
+      batch_size: pairs per step, over all devices.
+      flops: FLOPs of the model in one step, per device; None if they are unknown.
+      saved: `to_json` from the checkpoint of a resumed run, whose seconds are continued; else {}.
     """
 
     def __init__(self, *, first: int, steps: int, batch_size: int, flops: float | None, saved: dict[str, Any]):
@@ -42,7 +47,7 @@ class Progress:
         self._waited += seconds
 
     def advance(self) -> None:
-        """Counts one step."""
+        """Counts one step, and adds the time since the previous one, without pauses, to the seconds of training."""
         now = time.perf_counter()
         self.trained_seconds += now - self._mark
         self._mark = now
@@ -62,7 +67,8 @@ class Progress:
     def measures(self) -> dict[str, float]:
         """Returns pairs_per_second, step_seconds, data_wait and mfu since the last call, and device_hours of the run.
 
-        data_wait is the share of time spent waiting for batches; mfu is left out on unknown devices.
+        pairs_per_second counts the pairs of all devices. data_wait is the share of time spent waiting for batches. mfu
+        is relative to the device's bfloat16 peak; it is left out on unknown devices or if `flops` is unknown.
         """
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         steps = max(self._steps, 1)
@@ -78,7 +84,7 @@ class Progress:
         return measures
 
     def show(self, **figures: Any) -> None:
-        """Shows values after the bar."""
+        """Shows values after the bar, from its next redraw on."""
         self._bar.set_postfix(figures, refresh=False)
 
     def say(self, line: str) -> None:
@@ -86,7 +92,7 @@ class Progress:
         self._bar.write(line, file=sys.stderr)
 
     def to_json(self) -> dict[str, float]:
-        """Returns the totals, for `saved` of a resumed run."""
+        """Returns the seconds of training so far, for `saved` of a resumed run."""
         return {"trained_seconds": round(self.trained_seconds, 3)}
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ MALLOC = {"hugetlb": 1, "mmap_threshold": 10**11, "trim_threshold": 10**11, "top
 
 
 def reuse_memory() -> None:
-    """Restarts the process once with glibc settings that reuse large blocks; does nothing if there is a GPU or TPU.
+    """Restarts the process once with glibc settings that reuse large blocks; only on Linux, without a GPU or TPU.
 
     XLA's CPU back end allocates its temporaries in every step. By default glibc returns such blocks to the kernel,
     which clears them page by page before it hands them out again. Only the first arena keeps blocks of over 64 MiB, so
@@ -39,10 +39,10 @@ def reuse_memory() -> None:
 
 
 def cache_compiled_programs() -> None:
-    """Makes JAX cache the latest 2 GiB of compiled programs under `folders.cache()`.
+    """Makes JAX cache compiled programs under `folders.cache()`, up to 2 GiB of the most recently used ones.
 
-    A JAX_COMPILATION_CACHE_DIR set by the user is not changed. Each kind of CPU has its own folder, because JAX would
-    also load a program with instructions that this CPU lacks.
+    A JAX_COMPILATION_CACHE_DIR set by the user is not changed. Each kind of CPU has its own folder of up to 2 GiB,
+    because JAX would also load a program with instructions that this CPU lacks.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return

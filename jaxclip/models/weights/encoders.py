@@ -19,13 +19,14 @@ from jaxclip.models.weights.table import TableRow, linear_rows, load, norm_rows,
 from jaxclip.models.weights.tensors import Tensors, open_tensors, read_json
 
 HEADS = r"^(pooler|cls|classifier)\."
-"""Names of the tensors of task heads on top of an encoder, which are not loaded."""
+"""Pattern of the names of tensors of a pooler or a task head on top of an encoder, which are not loaded."""
 
 
 def load_vit(folder: Path) -> ImageTower:
     """Returns the ViT in a checkpoint's folder; it maps uint8 RGB pictures to the class token after the last norm.
 
-    The mean and standard deviation of the pixels come from preprocessor_config.json. The class tokens are (B, W).
+    The mean and standard deviation of the pixels come from preprocessor_config.json. For B pictures, the class tokens
+    are (B, W), where W is the width of the tower.
 
     Raises:
       UserError: the checkpoint is broken or is not a ViT.

@@ -30,7 +30,11 @@ def read(folder: Path) -> ForeignCheckpoint:
 
 
 def read_config(folder: Path) -> CLIPConfig:
-    """Returns the towers that a folder's config.json describes; UserError if it is broken or they are not supported."""
+    """Returns the towers that a folder's config.json describes, with default `mean` and `std` of the pixels.
+
+    Raises:
+      UserError: the file is broken, or the towers are not supported.
+    """
     import transformers
 
     path = folder / CONFIG
@@ -46,7 +50,7 @@ def read_config(folder: Path) -> CLIPConfig:
 
 
 def table(config: CLIPConfig) -> list[TableRow]:
-    """Returns the table of names of these towers."""
+    """Returns the layout of these towers in transformers, as a table of the names of their parameters."""
     image = config.image
     sigmoid = config.logit_bias is not None
     tower, class_token = "vision_model", image.pooling == "class"
@@ -121,7 +125,7 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
 
 
 def is_clip(config: CLIPConfig) -> bool:
-    """Returns whether the towers have the architecture of CLIP."""
+    """Returns whether the towers have the architecture of CLIP, and no logit bias."""
     image, text = config.image, config.text
     image_parts = (image.stem, image.stem_bias, image.first_norm, image.pooling, image.projection)
     return (
@@ -132,7 +136,7 @@ def is_clip(config: CLIPConfig) -> bool:
 
 
 def is_siglip(config: CLIPConfig) -> bool:
-    """Returns whether the towers have the architecture of SigLIP."""
+    """Returns whether the towers have the architecture of SigLIP, and a logit bias."""
     image, text = config.image, config.text
     image_parts = (image.stem, image.stem_bias, image.first_norm, image.pooling, image.projection)
     return (
@@ -143,7 +147,7 @@ def is_siglip(config: CLIPConfig) -> bool:
 
 
 def unsupported_part(config: CLIPConfig) -> str:
-    """Returns the part of these towers that neither CLIP nor SigLIP has, in words for an error message."""
+    """Returns what keeps these towers from being those of CLIP or of SigLIP, in words for an error message."""
     if config.image.stem != "patch":
         return "a convolutional stem"
     if config.image.pooling == "mean":

@@ -20,12 +20,13 @@ from jaxclip.models.weights.tensors import open_tensors, read_json
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
-# Fields of open_clip's CLIPVisionCfg and CLIPTextCfg that are read; any other field must have its default value.
+# Fields of open_clip's CLIPVisionCfg and CLIPTextCfg that are read; any other field, except IGNORED_FIELDS, must be
+# null, false or the value in DEFAULTS.
 VISION_FIELDS = {"width", "layers", "head_width", "mlp_ratio", "patch_size", "image_size", "act_kwargs", "norm_kwargs"}
 TEXT_FIELDS = {"width", "layers", "heads", "mlp_ratio", "vocab_size", "context_length", "act_kwargs", "norm_kwargs",
                "pool_type", "eos_id", "no_causal_mask", "proj_bias"}  # fmt: skip
 TIMM_FIELDS = {"timm_model_name", "image_size"}
-# Fields that do not change the towers: training, tokenizer (see `cleaning`) and return values.
+# Fields that do not change the towers (training, return values) or are checked elsewhere (`cleaning`, `_timm_config`).
 IGNORED_FIELDS = {"patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id",
                   "timm_model_pretrained", "timm_drop", "timm_drop_path", "timm_proj_bias", "hf_model_pretrained",
                   "hf_proj_type", "hf_pooler_type", "attn_pooler_queries", "attn_pooler_heads", "timm_pool",
@@ -40,7 +41,7 @@ TIMM_SHAPES = {
     "so400m": (1152, 27, 16, 4304),
     "giantopt": (1536, 40, 16, 6144),
 }
-"""Size of a SigLIP image tower in timm -> its width, layers, heads and hidden features of the MLP."""
+"""Name of the size of a SigLIP image tower in timm -> its width, layers, heads and hidden features of the MLP."""
 TIMM_IMAGE_SIZES = {
     ("base", 32): (256,),
     ("base", 16): (224, 256, 384, 512),
@@ -49,8 +50,9 @@ TIMM_IMAGE_SIZES = {
     ("so400m", 16): (256, 384, 512),
     ("giantopt", 16): (256, 384),
 }
-"""Size and patch of a SigLIP image tower -> the sizes of pictures, in pixels, for which timm has it."""
+"""Name of the size, and patch in pixels -> the sizes of pictures, in pixels, for which timm has such a tower."""
 TIMM_NAME = r"vit_(\w+)_patch(\d+)_siglip_(\d+)"
+# Towers whose activation is the exact GELU; the others use its tanh approximation.
 TIMM_EXACT_GELU = r"vit_(base_patch16_siglip_\d+|large_patch16_siglip_(256|384)|so400m_patch14_siglip_\d+)"
 
 
@@ -90,7 +92,10 @@ def cleaning(settings: Mapping[str, Any], path: Path) -> str:
 
 
 def table(config: CLIPConfig, *, nested: bool) -> list[TableRow]:
-    """Returns the table of names of these towers; with `nested`, the text tower is a module named "text"."""
+    """Returns the layout of these towers in open_clip, as a table of the names of their parameters.
+
+    With `nested`, the names of the text tower's tensors begin with "text.".
+    """
     prefix = "text." if nested else ""
     rows = [
         TableRow("logit_scale", "logit_scale", same()),
@@ -109,7 +114,7 @@ def table(config: CLIPConfig, *, nested: bool) -> list[TableRow]:
 
 
 def write_config(config: CLIPConfig) -> dict[str, Any]:
-    """Returns the model_cfg of these towers; UserError, with the reason, if open_clip cannot represent them."""
+    """Returns the model_cfg of open_clip_config.json; UserError, with the reason, if open_clip has no such towers."""
     image, text = config.image, config.text
     if not (is_clip(replace(config, logit_bias=None)) or is_siglip(config)):
         raise UserError(f"open_clip does not support {unsupported_part(config)}")
@@ -203,7 +208,8 @@ def _timm_name(image: ImageConfig) -> str:
     if not known or (blocks.activation, blocks.epsilon) != (activation, 1e-6):
         raise UserError(
             f"open_clip builds SigLIP's image tower with timm, which has no tower of width {blocks.width}, "
-            f"{blocks.layers} layers, patch {image.patch} and size {image.size} with {blocks.activation}"
+            f"{blocks.layers} layers, {blocks.heads} heads, MLP ratio {blocks.mlp_ratio:g}, patch {image.patch} and "
+            f"size {image.size} with {blocks.activation} and epsilon {blocks.epsilon:g}"
         )
     return name
 

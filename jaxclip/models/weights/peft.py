@@ -1,4 +1,4 @@
-"""Writes adapters in the layout of the PEFT library, for models of transformers; they are never read."""
+"""Converts adapters to the layout of the PEFT library, for models of transformers; there is no way back."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +16,8 @@ _PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 def tensors(table: Sequence[TableRow], params: Params) -> dict[str, np.ndarray]:
     """Returns all adapters as PEFT's float32 tensors by name.
 
-    If one of our linear maps combines several of theirs (query, key, value), each of these gets all of A and its part
-    of B.
+    An adapter's output is scale * (x A) B. If one of our linear maps combines several of transformers' (query, key,
+    value), each of these gets all of A and its part of B.
 
     Args:
       table: transformers' layout of the towers without adapters.

@@ -9,7 +9,8 @@ from jaxclip.errors import UserError
 CUBIC_COEFFICIENT = -0.75
 """The parameter a of torch's bicubic kernel (Keys 1981)."""
 UNCHANGED_POSITIONS = 20
-"""Number of first text positions that are not stretched: few captions in CLIP's training were longer (Long-CLIP)."""
+"""Number of first text positions that are not stretched: few captions in CLIP's training were longer (Zhang et al.
+2024, arXiv:2403.15378)."""
 
 
 def resize_grid(positions: np.ndarray, shape: tuple[int, ...], *, class_token: bool) -> np.ndarray:
@@ -19,12 +20,12 @@ def resize_grid(positions: np.ndarray, shape: tuple[int, ...], *, class_token: b
     transformers' interpolate_pos_encoding calls.
 
     Args:
-      positions: (T, W) embeddings of the checkpoint.
-      shape: (T, W) of the result.
+      positions: the checkpoint's embeddings (number of positions, width).
+      shape: shape of the result: (new number of positions, width).
       class_token: whether the first position is that of a class token, which does not change.
 
     Raises:
-      UserError: the positions do not form a square grid.
+      UserError: the checkpoint's positions do not form a square grid.
     """
     before, after = (math.isqrt(rows - class_token) for rows in (len(positions), shape[0]))
     if before**2 != len(positions) - class_token:
@@ -38,14 +39,15 @@ def resize_grid(positions: np.ndarray, shape: tuple[int, ...], *, class_token: b
 
 
 def resize_context(positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the (T, W) position embeddings of captions, resized to another context length.
+    """Returns the position embeddings of captions, resized to another context length.
 
-    A shorter context takes the first positions. A longer context keeps the first 20 and stretches the others linearly,
-    with their ends aligned, as in Long-CLIP (Zhang et al. 2024, arXiv:2403.15378).
+    A shorter context takes the first positions. A longer context keeps the first 20 (all but the last if there are no
+    more than 20) and stretches the others linearly, with their ends aligned, as in Long-CLIP (Zhang et al. 2024,
+    arXiv:2403.15378).
 
     Args:
-      positions: (T, W) embeddings of the checkpoint.
-      shape: (T, W) of the result.
+      positions: the checkpoint's embeddings (context length, width).
+      shape: shape of the result: (new context length, width).
     """
     before, after = len(positions), shape[0]
     if after <= before:

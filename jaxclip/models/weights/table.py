@@ -15,9 +15,9 @@ from jaxclip.errors import UserError
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.weights.tensors import Tensors, abbreviate
 
-LAYER = "{}"
+LAYER = "{}"  # stands for the number of a layer in the name of a tensor
 IGNORED = ("position_ids", "attn_mask")
-"""Constants, not weights, that old releases stored in checkpoints; they are not loaded."""
+"""Ends of the names of constants, not weights, that old releases stored in checkpoints; they are not loaded."""
 
 Shape = tuple[int, ...]
 Params = dict[str, Any]
@@ -25,7 +25,7 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Conversion:
-    """Converts one of their tensors to ours, and back.
+    """Converts a tensor of the other library ("theirs") to an array of this package ("ours"), and back.
 
     Attributes:
       to_ours: (their tensor, our shape) -> our array.
@@ -39,18 +39,25 @@ class Conversion:
 def same(leading: int = 0, flat: bool = False) -> Conversion:
     """Returns the conversion of vectors and embeddings, which only reshapes them.
 
-    Their tensor has `leading` additional first axes of length one or, with `flat`, a single axis.
+    The other library's tensor has `leading` additional first axes of length one or, with `flat`, a single axis.
     """
     return Conversion(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1 if flat else (1,) * leading + x.shape))
 
 
 def linear(inputs: int = 1) -> Conversion:
-    """Returns the conversion of a linear map: theirs is (out, in), ours has `inputs` input axes, then output axes."""
+    """Returns the conversion of a linear map's kernel.
+
+    The other library's is (out, in); ours has `inputs` input axes, then its output axes.
+    """
     return Conversion(lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(int(np.prod(x.shape[:inputs])), -1).T)
 
 
 def patches(patch: int) -> Conversion:
-    """Returns the conversion of the patch projection: theirs is a convolution (W, 3, P, P), ours (P * P * 3, W)."""
+    """Returns the conversion of the patch projection's kernel.
+
+    The other library's is that of a convolution, (W, 3, P, P), and ours is (P * P * 3, W). P = `patch` is the side of a
+    patch, W the width of the tower.
+    """
     return Conversion(
         lambda x, shape: x.transpose(2, 3, 1, 0).reshape(shape),
         lambda x: x.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1),
@@ -59,14 +66,15 @@ def patches(patch: int) -> Conversion:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row of a layout's table.
+    """One row of a layout's table: one parameter of this package and its tensor or tensors in the other library.
 
     Attributes:
       ours: name of our parameter.
       theirs: name of their tensor, or names of several that are concatenated along the outputs to form ours. "{}"
         stands for the number of a layer; layers are the first axis of ours.
       conversion: converts between their tensor and ours.
-      resize: (their (T, W), our shape) -> ours, for position embeddings, whose number may differ; otherwise None.
+      resize: (their tensor (positions, width), our shape) -> ours, for position embeddings, whose number may differ;
+        otherwise None.
       parts: relative sizes of their tensors if there are several; () if all have the same size.
     """
 
@@ -77,12 +85,12 @@ class TableRow:
     parts: tuple[int, ...] = ()
 
     def names(self, layer: int) -> list[str]:
-        """Returns the names of their tensors in one layer."""
+        """Returns the names of the other library's tensors in one layer."""
         theirs = (self.theirs,) if isinstance(self.theirs, str) else self.theirs
         return [name.replace(LAYER, str(layer)) for name in theirs]
 
     def split(self, theirs: np.ndarray) -> list[np.ndarray]:
-        """Returns each of their tensors as a view of the concatenated tensor `theirs`."""
+        """Returns each of the other library's tensors as a part of `theirs`, in which they are concatenated."""
         if isinstance(self.theirs, str) or len(self.theirs) == 1:
             return [theirs]
         shares = np.cumsum(self.parts or (1,) * len(self.theirs))
@@ -101,7 +109,7 @@ class ForeignCheckpoint:
     Attributes:
       config: the shape of its towers.
       table: its layout.
-      tensors: its tensors, not loaded yet.
+      tensors: its tensors, which are loaded when they are read.
     """
 
     config: CLIPConfig
@@ -120,8 +128,8 @@ def linear_rows(
     """Returns the rows of a linear map with a bias.
 
     Args:
-      ours: name of our linear map.
-      theirs: name of their linear map, or of several that ours combines.
+      ours: name of the linear map in this package.
+      theirs: name of the linear map in the other library, or of several that ours combines.
       inputs: number of input axes of our kernel.
       dot: separator between the name of their linear map and "weight" or "bias".
       parts: see `TableRow`.
@@ -137,8 +145,8 @@ def linear_rows(
 def load(table: Sequence[TableRow], tensors: Tensors, abstract: Params) -> Params:
     """Returns the nested parameters, each placed on the devices that `abstract` specifies.
 
-    The parameters are loaded one at a time, the largest first, so that host memory holds only one of them and its
-    source tensors.
+    The parameters are loaded one at a time, the largest first, so that host memory holds only one that is not yet
+    placed and the source tensors of one of its layers.
 
     Args:
       table: the layout, with exactly one row per parameter.
@@ -146,7 +154,7 @@ def load(table: Sequence[TableRow], tensors: Tensors, abstract: Params) -> Param
       abstract: nested dicts of shapes, dtypes and shardings.
 
     Raises:
-      UserError: tensors are missing, have the wrong shape, or are unknown; the message names them.
+      UserError: tensors are missing, have the wrong shape, or are unknown; the message names up to three of each kind.
       ValueError: the table does not have exactly one row per parameter.
     """
     rows, leaves = {row.ours: row for row in table}, flatten_dict(abstract, sep="/")
@@ -161,7 +169,7 @@ def load(table: Sequence[TableRow], tensors: Tensors, abstract: Params) -> Param
 
 
 def save(table: Sequence[TableRow], params: Params) -> dict[str, np.ndarray]:
-    """Returns their tensors by name, float32 and contiguous, as safetensors requires."""
+    """Returns the other library's tensors by name, in float32, and contiguous as safetensors requires."""
     tensors: dict[str, np.ndarray] = {}
     leaves = flatten_dict(params, sep="/")
     for row in table:

@@ -92,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def abbreviate(names: Sequence[str], limit: int = 3) -> str:
-    """Returns the first names and the number of further ones, for a message."""
+    """Returns the first `limit` names and the number of further ones, for a message."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
