@@ -19,6 +19,8 @@ from jaxclip.runtime import startup
 # Set before TensorFlow and transformers are imported: they warn about CUDA and torch, which are not needed here.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Set before TensorFlow is imported: without it TensorFlow imports Keras, scikit-learn and SciPy, which takes seconds.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 USER_ERROR = 2
 HELP = ("--help", "-help", "-h", "--helpshort")

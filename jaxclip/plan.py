@@ -61,7 +61,7 @@ def main(overrides: dict[str, str]) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the accelerators of this machine are not needed
-    configuration = cli.from_file({"data.path": "(not read)", **overrides})
+    configuration = cli.from_file({"data.prepared": "(not read)", **overrides})
     if configuration.task == "rerank":
         raise UserError("task = 'rerank' cannot be planned: plan the training of its towers instead")
     if not TOPOLOGY.value:

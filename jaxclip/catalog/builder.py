@@ -126,12 +126,12 @@ def prepare(
       UserError: the catalogue is unreadable, no product has a readable picture, the test split is impossible, a worker
         process was killed, or the runner is not installed.
     """
+    execution = (
+        _beam_execution(runner, beam_options, prepared) if runner else LocalExecution(prepared, progress, workers)
+    )
     missing = [path for path in (prepared, *prepared.parents) if not path.exists()]
     prepared.mkdir(parents=True, exist_ok=True)
     try:
-        execution = (
-            _beam_execution(runner, beam_options, prepared) if runner else LocalExecution(prepared, progress, workers)
-        )
         _prepare(source, prepared, execution)
     except BaseException:
         _clear(prepared)

@@ -25,6 +25,7 @@ class Records:
     its records in random order.
 
     Attributes:
+      split: the name of the split, or "all".
       features: the TFDS features of a record.
       largest_side: longest side of any picture in the dataset, in pixels; 0 if preparation did not record it.
       numbers: (N,) number of each record within the split; 0..N-1 unless `take` selected a subset.
@@ -39,6 +40,7 @@ class Records:
                 f"{prepared} has no split {split!r}, only {', '.join(present)}: "
                 "it was prepared as a whole; set --config.data.split=all"
             )
+        self.split = split
         self.features, self.largest_side = info.features, builder.metadata(prepared).get("largest_side", 0)
         paths = [path for name in names for path in info.splits[name].filepaths]
         lengths = [length for name in names for length in info.splits[name].shard_lengths]

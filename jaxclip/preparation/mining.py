@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxclip.catalog import captions
+from jaxclip.catalog import builder, captions
 from jaxclip.config import Config, load_config
 from jaxclip.errors import UserError
 from jaxclip.evaluation.evaluator import Evaluator
@@ -80,6 +80,8 @@ def settings(config: Config, prepared: Path) -> dict[str, Any]:
         "seed": rule.seed,
         "features": rule.features,
         "data_fingerprint": prepared_data.data_fingerprint(prepared),
+        "caption_template": config.data.caption_template,
+        "describer": builder.metadata(prepared)["source"].get(builder.DESCRIBER_KEY),
     }
     if rule.variant == "clustered":
         pair_settings["clusters"] = rule.clusters

@@ -166,6 +166,7 @@ def embed_split(
         "data": facts["fingerprint"],
         "features": facts["source"].get(builder.DESCRIBER_KEY),
         "columns": rerank.COLUMNS,
+        "split": records.split,
         "records": hashlib.sha256(records.numbers.tobytes()).hexdigest(),
         "tokens": tokens,
         "segments": segments,

@@ -1,7 +1,8 @@
 """Incorrect pairs are mined once per rule, from several kinds of features, and the dataset is not changed."""
 
-import dataclasses
 import hashlib
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def prepared(trained):
 def pairs_config(workdir, **changes):
     """Returns the configuration of a workdir with these changes to `incorrect_pairs`."""
     config = configs.load_config(workdir)
-    return dataclasses.replace(config, incorrect_pairs=dataclasses.replace(config.incorrect_pairs, **changes))
+    return replace(config, incorrect_pairs=replace(config.incorrect_pairs, **changes))
 
 
 def find_or_mine(config, prepared, lines=None):
@@ -51,6 +52,22 @@ def test_a_rule_is_mined_once_and_another_rule_gets_its_own_table(trained, prepa
     assert sum("mining" in line for line in lines) == 2 and other.similarity[other.products].max() < 0.2
     assert len(list((prepared / mining.FOLDER).glob("*.npz"))) == 2
     assert checksums(prepared) == before
+
+
+def test_another_caption_template_or_other_measured_colours_get_a_table_of_their_own(trained, prepared, tmp_path):
+    config = pairs_config(trained)
+    reworded = replace(config, data=replace(config.data, caption_template="{name} in {baseColour}"))
+    metadata = builder.folder(prepared) / "metadata.json"
+    copy = tmp_path / metadata.relative_to(prepared)
+    copy.parent.mkdir(parents=True)
+    facts = json.loads(metadata.read_text())
+    facts["source"][builder.DESCRIBER_KEY] = {**facts["source"][builder.DESCRIBER_KEY], "colours": 7}
+    copy.write_text(json.dumps(facts))
+    tables = {
+        mining.table(folder, mining.settings(each, folder)).name
+        for each, folder in ((config, prepared), (reworded, prepared), (config, tmp_path))
+    }
+    assert len(tables) == 3
 
 
 def test_pairs_are_from_the_training_split_and_from_different_groups(trained, prepared):

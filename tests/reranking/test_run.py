@@ -211,6 +211,13 @@ def test_a_moved_first_stage_is_named_again_and_other_towers_are_refused(run, re
     assert begun in str(told.value) and other in str(told.value) and begun != other
 
 
+def test_splits_with_equally_many_records_have_caches_of_their_own(evaluator, prepared):
+    evaluated, config, first = evaluator
+    train = embedded(config, first, prepared, Records(prepared, "train", len(evaluated.records)))
+    assert len(train.groups) == len(evaluated.split.groups)
+    assert not set(train.groups) & set(evaluated.split.groups)
+
+
 def test_the_towers_are_placed_on_the_configured_mesh(evaluator, reranked, prepared):
     one, config, _ = evaluator
     split_up = replace(config, mesh=replace(config.mesh, fsdp=2))
