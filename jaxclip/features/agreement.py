@@ -12,7 +12,7 @@ from jaxclip.features.palette import MERGED
 SEVERAL = "Multi"
 """The palette's name for a product of several colours."""
 _NAMES = {name.casefold(): name for name in MERGED}
-_MIN_SHARE = 0.5  # an attribute holds colours if at least this share of its values are colour names
+_MIN_SHARE = 0.5  # an attribute holds colours if at least this share of the products that have it name a colour
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Agreement:
 def colour_attribute(attributes: Iterable[Mapping[str, str]]) -> str | None:
     """Returns the attribute whose values are colour names in the most products; None if no attribute qualifies.
 
-    An attribute qualifies if at least half of its values are colour names. `attributes` holds the attributes of each
+    An attribute qualifies if its value is a colour name in at least half of the products that have it. `attributes` holds the attributes of each
     product.
     """
     totals, colours = Counter(), Counter()

@@ -149,7 +149,8 @@ def _embed_with_towers(config: Config, workdir: Path, records: Records, say: Cal
     if len(first_captions) != len(images):
         missing = len(images) - len(first_captions)
         raise UserError(
-            f"{KEY}: {missing} training products have no caption, which the towers of {workdir} need to compare texts"
+            f"{KEY}: {missing} training products have no caption, but the towers of {workdir} compare captions: add "
+            f"captions, or set {KEY} = {CLASSICAL}"
         )
     return images, texts[first_captions]
 

@@ -122,7 +122,10 @@ def _search(
     ks = min(top_k, len(gallery)), min(top_k, len(queries)) if reverse is not None else 0
     finite = _all_finite(queries, gallery)
     if products == "bfloat16_3x" and not finite:
-        raise ValueError(f'products = "{products}" needs finite embeddings, none so large that a score could overflow')
+        raise ValueError(
+            f'the precision of dot products, products = "{products}", needs finite embeddings, none so large that a '
+            'score could overflow: use "float32"'
+        )
     sweep = _Sweep(mesh, layouts, slots, pair_numbers, ks, back=reverse is not None, finite=finite)
     # A pair's threshold must be bit for bit the score that the sweep computes for it. On CPUs small tiles give the same
     # bits as large ones. The sweep returns the pairs' scores that it computed; while they differ from the thresholds,

@@ -80,7 +80,11 @@ def _values(folder: Path) -> Values:
 
 
 def _compare(runs: Mapping[str, list[dict[str, Values]]], features: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the first stage's metrics, and each subset's metrics and p-values; seeds are averaged query by query."""
+    """Returns the first stage's metrics, and each subset's metrics and p-values.
+
+    A subset's p-values compare it with the first stage and with the first subset, the reference. The values of a query
+    are first averaged over the seeds.
+    """
     means = {
         name: {metric: np.mean([run["re-ranked"][metric] for run in seeds], axis=0) for metric in seeds[0]["re-ranked"]}
         for name, seeds in runs.items()

@@ -26,7 +26,7 @@ from jaxclip.towers.towers import Towers, load_towers
 Params = dict[str, Any]
 # transformers rejects a safetensors file whose metadata does not name the framework that its tensors follow.
 METADATA = {"format": "pt"}
-TEMPERATURE = ("logit_scale", "logit_bias")
+LOGIT_PARAMETERS = ("logit_scale", "logit_bias")
 
 
 def export_checkpoint(
@@ -103,11 +103,14 @@ def _write_stablehlo(towers: Towers, settings: None, params: Params, folder: Pat
 
 
 def _check_only_adapters_trained(towers: Towers, workdir: Path) -> None:
-    """Raises UserError if there are no adapters, or if parameters other than adapters and temperature were trained."""
+    """Raises UserError if there are no adapters, or if parameters were trained that PEFT's layout cannot hold.
+
+    It holds the adapters; a trained logit scale and logit bias are accepted, but not written.
+    """
     if not towers.config.lora:
         raise UserError(f"--nomerge is for adapters, and {workdir} has none")
     trained = flatten_dict(towers.stored(towers.shapes), sep="/")
-    others = [name for name in trained if f"/{lora.NAME}/" not in name and name not in TEMPERATURE]
+    others = [name for name in trained if f"/{lora.NAME}/" not in name and name not in LOGIT_PARAMETERS]
     if others:
         raise UserError(
             f"{', '.join(others)} were trained in addition to the adapters, and PEFT's layout cannot hold them: leave "
@@ -116,7 +119,7 @@ def _check_only_adapters_trained(towers: Towers, workdir: Path) -> None:
 
 
 def _write_adapters(towers: Towers, base: str, params: Params, folder: Path) -> None:
-    """Writes the adapters in PEFT's layout, for a base loaded by transformers; a learned temperature is not written."""
+    """Writes the adapters in PEFT's layout, for a base loaded by transformers; a learned logit scale or bias is not written."""
     tensors = peft.tensors(hugging_face.table(replace(towers.config, lora=None)), params)
     save_file(tensors, folder / peft.WEIGHTS, METADATA)
     _write_json(folder / peft.CONFIG, peft.settings(towers.config.lora, base, list(tensors)))

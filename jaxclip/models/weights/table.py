@@ -224,4 +224,7 @@ def _check(table: Sequence[TableRow], tensors: Tensors, abstract: Mapping[str, A
         if names
     ]
     if problems:
-        raise UserError(f"the weights in {tensors.folder} do not match its configuration; {'; '.join(problems)}")
+        raise UserError(
+            f"the weights in {tensors.folder} do not match the configuration in that folder ({'; '.join(problems)}): "
+            "use the weights and the configuration of one model"
+        )
