@@ -41,8 +41,8 @@ class Agreement:
 def colour_attribute(attributes: Iterable[Mapping[str, str]]) -> str | None:
     """Returns the attribute whose values are colour names in the most products; None if no attribute qualifies.
 
-    An attribute qualifies if its value is a colour name in at least half of the products that have it. `attributes` holds the attributes of each
-    product.
+    An attribute qualifies if its value is a colour name in at least half of the products that have it. `attributes`
+    holds the attributes of each product.
     """
     totals, colours = Counter(), Counter()
     for values in attributes:

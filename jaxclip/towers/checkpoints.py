@@ -209,8 +209,8 @@ class Checkpoints:
                 say(f"{error}; moved to {aside}, falling back to the previous one")
         if steps:
             raise UserError(
-                f"all checkpoints of {self.folder} were corrupt and were moved to {self.folder.parent / CORRUPT}: restore "
-                "a backup of one, or start again to train from the beginning"
+                f"all checkpoints of {self.folder} were corrupt and were moved to {self.folder.parent / CORRUPT}: "
+                "restore a backup of one, or start again to train from the beginning"
             )
         return None
 
