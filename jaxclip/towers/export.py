@@ -119,7 +119,7 @@ def _check_only_adapters_trained(towers: Towers, workdir: Path) -> None:
 
 
 def _write_adapters(towers: Towers, base: str, params: Params, folder: Path) -> None:
-    """Writes the adapters in PEFT's layout, for a base loaded by transformers, without a learned logit scale or bias."""
+    """Writes the adapters in PEFT's layout, for a base loaded by transformers; no learned logit scale or bias."""
     tensors = peft.tensors(hugging_face.table(replace(towers.config, lora=None)), params)
     save_file(tensors, folder / peft.WEIGHTS, METADATA)
     _write_json(folder / peft.CONFIG, peft.settings(towers.config.lora, base, list(tensors)))
