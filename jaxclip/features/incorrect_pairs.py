@@ -89,7 +89,8 @@ def mine(
     total = len(groups)
     if variant == "clustered" and not 2 <= clusters <= total:
         raise UserError(
-            f"{clusters} clusters of {total} products: give at least 2 clusters and at most one per product"
+            f"incorrect_pairs.clusters = {clusters} is not from 2 to {total}, the number of products: "
+            "give at least 2 clusters and at most one per product"
         )
     if total < 2:
         raise UserError(f"{total} products cannot form an incorrect pair: give at least 2")

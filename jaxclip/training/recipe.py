@@ -65,7 +65,10 @@ def number_of_steps(config: Config, train: "Records") -> int:
       UserError: a batch is larger than the training split.
     """
     if config.batch_size > len(train):
-        raise UserError(f"config.batch_size = {config.batch_size} is more than the {len(train)} training products")
+        raise UserError(
+            f"config.batch_size = {config.batch_size} is more than the {len(train)} training products: "
+            "use a smaller batch"
+        )
     return config.steps or max(1, round(config.epochs * len(train) / config.batch_size))
 
 

@@ -59,7 +59,8 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     builder = tfds.builder_from_directory(path)
     if not _random_access(builder):
         raise UserError(
-            f"{path} is stored as {builder.info.file_format.value}: prepare it again with file_format='array_record'."
+            f"{path} is stored as {builder.info.file_format.value}: "
+            "prepare the dataset again with file_format='array_record'."
         )
     features = {"/".join(names): feature for names, feature in _flatten(builder.info.features)}
     roles = _roles(path, features, columns)
