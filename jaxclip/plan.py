@@ -64,7 +64,7 @@ def main(overrides: dict[str, str]) -> None:
     configuration = cli.from_file({"data.prepared": "(not read)", **overrides})
     if configuration.task == "rerank":
         raise UserError(
-            "config.task = 'rerank' cannot be planned: give the configuration of the re-ranker's towers as --config"
+            "config.task = 'rerank' cannot be planned: set --config to the configuration of the re-ranker's towers"
         )
     if not TOPOLOGY.value:
         raise UserError("--topology is missing: give KIND:SHAPE, such as --topology=v5e:16x16")

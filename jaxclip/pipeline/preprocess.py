@@ -49,7 +49,7 @@ class Preprocess:
             return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         except FileNotFoundError:
             raise UserError(
-                f"{path} is missing: {workdir} is not a complete workdir; give the --workdir of a run"
+                f"{path} is missing: {workdir} is not a complete workdir; give the workdir of a run"
             ) from None
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise UserError(

@@ -75,7 +75,8 @@ def open_searcher(
     records = Records(prepared, config.data.split)
     if not len(records):
         raise UserError(
-            f"{prepared} has no products in the split {config.data.split}, so there is nothing to search: set --config.data.split"
+            f"{prepared} has no products in the split {config.data.split}, so there is nothing to search: "
+            "choose another --config.data.split"
         )
     encoders = Encoders(first.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
     products, *keys = _read_products(records, encoders)

@@ -39,7 +39,8 @@ def find_first_stage(config: Config, workdir: Path, own: Config, towers: Path, s
     """
     if config.task != "rerank":
         raise UserError(
-            f"--rerank={workdir} is not a re-ranker: it was trained with task = {config.task}; give a re-ranker's"
+            f"--rerank={workdir} is not a re-ranker: it was trained with task = {config.task}; "
+            "give the workdir of a re-ranker"
         )
     try:
         first = reranking_data.find_first_stage(replace(config, first_stage=str(towers), mesh=own.mesh), workdir, own)

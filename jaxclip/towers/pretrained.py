@@ -183,7 +183,7 @@ def _workdir(folder: Path, step: int | None) -> Pretrained:
     step = int(resolve_step("latest" if step is None else str(step), checkpoints))
     if BASE in checkpoints.metadata(step):
         raise UserError(
-            f"config.model.init_from: {folder} holds only adapters; name the base that they were trained on"
+            f"config.model.init_from: {folder} holds only adapters; name the base that the adapters were trained on"
         )
     tokenizer = text.load_tokenizer(folder / TOKENIZER)
     load = partial(_restore, checkpoints, step, towers)

@@ -96,7 +96,8 @@ def _find_table(path: Path) -> Path:
     if len(tables) != 1:
         found = ", ".join(table.name for table in tables) or "none"
         raise UserError(
-            f"{path} should contain exactly one .csv or .tsv file, not {found}: set --config.data.path to a table."
+            f"{path} should contain exactly one .csv or .tsv file (it contains: {found}): "
+            "set --config.data.path to the file of a table."
         )
     return tables[0]
 

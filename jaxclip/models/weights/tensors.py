@@ -75,7 +75,8 @@ def open_tensors(folder: Path, name: str) -> Tensors:
     if expected not in (None, actual):
         wrong = sorted(tensor for tensor, _ in actual.items() ^ expected.items())
         raise UserError(
-            f"{index} disagrees with the files that it lists, for example about {wrong[0]}: download the checkpoint again"
+            f"{index} disagrees with the files that it lists, for example about {wrong[0]}: "
+            "download the checkpoint again"
         )
     return Tensors(folder, locations, shapes)
 
@@ -120,7 +121,7 @@ def _open(path: Path) -> Any:
         for prefix, kind in PICKLES.items():
             if start.startswith(prefix):
                 raise UserError(
-                    f"{path} is {kind}, not a safetensors file, and is never unpickled: give safetensors"
+                    f"{path} is {kind}, not a safetensors file, and is never unpickled: convert it to safetensors"
                 ) from None
         raise UserError(
             f"{path} is not a safetensors file, or is truncated ({error}): download the file again"
