@@ -124,6 +124,7 @@ def test_transformers_loads_an_export_with_its_processor_and_computes_the_same_e
 
 
 def test_an_unknown_layout_is_refused(run, trained, tmp_path):
-    done = run("export", f"--workdir={trained}", f"--output={tmp_path / 'out'}", "--layouts=onnx")
+    done = run("export", f"--workdir={trained}", f"--output={tmp_path / 'out'}", "--layouts=transformers,onnx")
     assert done.returncode == 2
-    assert "error: --layouts=onnx is not one of transformers, open_clip, stablehlo" in done.stderr
+    problem = "error: --layouts: 'onnx' is not a layout; give one or more of transformers, open_clip, stablehlo"
+    assert problem in done.stderr

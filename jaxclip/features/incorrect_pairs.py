@@ -89,7 +89,7 @@ def mine(
     total = len(groups)
     if variant == "clustered" and not 2 <= clusters <= total:
         raise UserError(
-            f"incorrect_pairs.clusters = {clusters} is not from 2 to {total}, the number of products: "
+            f"incorrect_pairs.clusters = {clusters} is not possible with {total} products: "
             "give at least 2 clusters and at most one per product"
         )
     if total < 2:

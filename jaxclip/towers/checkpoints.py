@@ -118,7 +118,10 @@ class Checkpoints:
         items = self._items(state)
         is_finite, sums = jax.device_get(self._examine(items))
         if not is_finite:
-            raise UserError(f"parameters are not finite at step {step}, which is not saved; {self._newest_intact()}")
+            raise UserError(
+                f"parameters are not finite at step {step}, which is not saved; {self._newest_intact()}; "
+                "a lower optimizer.learning_rate may help"
+            )
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -166,7 +169,7 @@ class Checkpoints:
         """
         has_average = self.keeps_average(step)
         if parameters == "ema" and not has_average:
-            raise UserError(f"{self.folder} has no moving average of step {step}: leave --parameters out")
+            raise UserError(f"{self.folder} has no moving average of step {step} (optimizer.ema = 0): omit --parameters")
         params = self._read(step, params=abstract)["params"]
         if parameters == "raw" or not has_average:
             return params

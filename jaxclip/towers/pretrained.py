@@ -159,13 +159,13 @@ def _published(folder: Path, config: Config) -> Pretrained:
     if len(tokenizer) > towers.text.vocab_size:
         raise UserError(
             f"the tokenizer of {config.data.tokenizer or folder} has {len(tokenizer):,} tokens, the text tower of "
-            f"{folder} only {towers.text.vocab_size:,}: set data.tokenizer to the tokenizer that the towers were trained with"
+            f"{folder} only {towers.text.vocab_size:,}: set data.tokenizer to the tokenizer of the towers"
         )
     if towers.text.pooling == "end" and towers.text.end_token != tokenizer.eos_token_id:
         raise UserError(
             f"the towers of {folder} read the token {towers.text.end_token} as the end of a caption, but the "
             f"tokenizer of {config.data.tokenizer or folder} ends captions with {tokenizer.eos_token_id}: set "
-            "data.tokenizer to the tokenizer that the towers were trained with"
+            "data.tokenizer to the tokenizer of the towers"
         )
     towers = replace(towers, text=replace(towers.text, end_token=tokenizer.eos_token_id))
     return Pretrained(towers, preprocess, tokenizer, partial(load, checkpoint.table, checkpoint.tensors))
@@ -176,8 +176,8 @@ def _workdir(folder: Path, step: int | None) -> Pretrained:
     towers = load_shape(folder)
     if towers is None:
         raise UserError(
-            f"config.model.init_from: {folder} has no {SHAPE}, because an older version trained it, so no run can start "
-            f"from {folder}: train it again, or name another run"
+            f"config.model.init_from: {folder} has no {SHAPE}, because an older version trained it, so no run can "
+            f"start from {folder}: train it again, or name another run"
         )
     checkpoints = Checkpoints(folder, read_only=True)
     step = int(resolve_step("latest" if step is None else str(step), checkpoints))
