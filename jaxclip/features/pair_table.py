@@ -136,7 +136,7 @@ def load(path: Path) -> tuple[MinedPairs, dict[str, object]]:
         return pairs, metadata["settings"]
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing: share the folder between all processes, as process 0 mines the incorrect pairs into it"
+            f"{path} is missing: process 0 writes the incorrect pairs there, so all processes must share that folder"
         ) from None
     except _DAMAGED as error:
         raise UserError(

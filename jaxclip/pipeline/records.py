@@ -111,7 +111,7 @@ class Records:
         """Raises UserError if the dataset lacks one of these columns; the message adds `purpose` after their names."""
         if missing := [name for name in names if name not in self.features]:
             raise UserError(
-                f"the prepared dataset has no {', '.join(missing)}{purpose}: prepare it with "
+                f"the prepared dataset has no {', '.join(missing)}{purpose}: prepare the dataset with "
                 "--config.features.detector=foreground or another detector"
             )
 

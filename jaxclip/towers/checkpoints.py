@@ -169,7 +169,7 @@ class Checkpoints:
         """
         has_average = self.keeps_average(step)
         if parameters == "ema" and not has_average:
-            raise UserError(f"{self.folder} has no moving average of step {step} (optimizer.ema = 0): omit --parameters")
+            raise UserError(f"{self.folder} has no moving average of step {step} (optimizer.ema=0): omit --parameters")
         params = self._read(step, params=abstract)["params"]
         if parameters == "raw" or not has_average:
             return params

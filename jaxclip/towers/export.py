@@ -105,13 +105,13 @@ def _write_stablehlo(towers: Towers, settings: None, params: Params, folder: Pat
 def _check_only_adapters_trained(towers: Towers, workdir: Path) -> None:
     """Raises UserError if there are no adapters, or if parameters other than adapters and temperature were trained."""
     if not towers.config.lora:
-        raise UserError(f"--nomerge is for adapters, and {workdir} has none")
+        raise UserError(f"--nomerge is for adapters, and {workdir} has none: leave --nomerge out")
     trained = flatten_dict(towers.stored(towers.shapes), sep="/")
     others = [name for name in trained if f"/{lora.NAME}/" not in name and name not in TEMPERATURE]
     if others:
         raise UserError(
-            f"{', '.join(others)} were trained in addition to the adapters, and PEFT's layout cannot hold them: leave "
-            "--nomerge out"
+            f"{', '.join(others)} were trained in addition to the adapters, and PEFT's layout cannot hold these parameters: "
+            "leave --nomerge out"
         )
 
 

@@ -146,7 +146,7 @@ def _roles(table: Path, header: Sequence[str], columns: Mapping[str, str]) -> di
     if "image" not in roles:
         raise UserError(
             f"{table} has no column that looks like the image: its columns are {', '.join(header)}; "
-            "name it with --config.data.columns.image=NAME."
+            "name the column with --config.data.columns.image=NAME."
         )
     return roles
 

@@ -124,7 +124,7 @@ def _roles(path: Path, features: Mapping[str, Any], columns: Mapping[str, str]) 
         elif role in ("image", "caption"):
             raise UserError(
                 f"{path} has no feature that looks like the {role}: it has {', '.join(features)}; "
-                f"name it with --config.data.columns.{role}=NAME."
+                f"name the feature with --config.data.columns.{role}=NAME."
             )
     return roles
 
