@@ -110,8 +110,8 @@ def _check_only_adapters_trained(towers: Towers, workdir: Path) -> None:
     others = [name for name in trained if f"/{lora.NAME}/" not in name and name not in TEMPERATURE]
     if others:
         raise UserError(
-            f"{', '.join(others)} were trained in addition to the adapters, and PEFT's layout cannot hold these parameters: "
-            "leave --nomerge out"
+            f"{', '.join(others)} were trained in addition to the adapters, and PEFT's layout cannot hold "
+            "these parameters: leave --nomerge out"
         )
 
 
