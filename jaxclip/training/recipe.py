@@ -81,8 +81,8 @@ def abstract_batch(config: Config, towers: Towers) -> dict[str, jax.ShapeDtypeSt
     multiple, size = meshes.batch_multiple(towers.mesh), towers.preprocess.image_size
     if config.batch_size < multiple:
         raise UserError(
-            f"config.batch_size = {config.batch_size} is smaller than the number of devices that share a batch, mesh data "
-            f"x fsdp = {multiple}: use a larger batch, or put devices on mesh.tensor"
+            f"config.batch_size = {config.batch_size} is smaller than the number of devices that share a batch, "
+            f"mesh data x fsdp = {multiple}: use a larger batch, or put devices on mesh.tensor"
         )
     for name, rows in (("batch_size", config.batch_size), ("loss.microbatch", config.loss.microbatch)):
         meshes.check_divides(towers.mesh, name, rows)
