@@ -23,7 +23,8 @@ def get_config(variant: str = "segments") -> ConfigDict:
     """Returns the configuration of a variant: segments or truncated."""
     if variant not in VARIANTS:
         raise UserError(
-            f"configs/cross_attention_deepfashion.py:{variant} is not one of its variants, {', '.join(VARIANTS)}"
+            f"--config=configs/cross_attention_deepfashion.py:{variant}: {variant!r} is not a variant; "
+            f"give one of {', '.join(VARIANTS)}"
         )
     config = ConfigDict()
     config.task = "rerank"

@@ -40,7 +40,10 @@ VARIANTS = {
 def get_config(variant: str = "full") -> ConfigDict:
     """Returns the configuration of a variant."""
     if variant not in VARIANTS:
-        raise UserError(f"configs/incorrect_pairs.py:{variant} does not exist: the variants are {', '.join(VARIANTS)}")
+        raise UserError(
+            f"--config=configs/incorrect_pairs.py:{variant}: {variant!r} is not a variant; "
+            f"give one of {', '.join(VARIANTS)}"
+        )
     rule, beta, weighting = VARIANTS[variant]
     config = ConfigDict()
     config.batch_size = 256

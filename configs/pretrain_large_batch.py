@@ -27,7 +27,8 @@ def get_config(arg: str = "vit_b_16") -> ConfigDict:
     if preset not in RATES or (comma and not batch.isdigit()):
         presets = ", ".join(RATES)
         raise UserError(
-            f"configs/pretrain_large_batch.py:{arg} is not PRESET or PRESET,BATCH, where the presets are {presets}"
+            f"--config=configs/pretrain_large_batch.py:{arg}: {arg!r} is not PRESET or PRESET,BATCH, where PRESET is "
+            f"one of {presets} and BATCH is a number of pairs"
         )
     config = ConfigDict()
     config.batch_size = int(batch) if comma else MICROBATCH

@@ -45,7 +45,8 @@ def get_config(variant: str = "gated") -> ConfigDict:
         return config
     if variant not in ("gated", "ablation"):
         raise UserError(
-            f"configs/rerank_fashion_products.py:{variant} is not one of its variants, gated, ablation, paper"
+            f"--config=configs/rerank_fashion_products.py:{variant}: {variant!r} is not a variant; "
+            "give one of gated, ablation, paper"
         )
     config.epochs = 3.0
     config.optimizer = ConfigDict({"learning_rate": 2e-3, "warmup_steps": 50})

@@ -38,9 +38,11 @@ def main(overrides: dict[str, str]) -> None:
     with startup.quiet_imports():  # these imports take seconds, so the flags are checked first
         from jaxclip.towers import export
 
-    unknown = [layout for layout in LAYOUTS.value if layout not in export.LAYOUTS]
-    if unknown or not LAYOUTS.value:
-        raise UserError(f"--layouts={','.join(LAYOUTS.value)} is not one of {', '.join(export.LAYOUTS)}")
+    if not LAYOUTS.value:
+        raise UserError(f"--layouts is empty: give one or more of {', '.join(export.LAYOUTS)}")
+    if unknown := [repr(layout) for layout in LAYOUTS.value if layout not in export.LAYOUTS]:
+        problem = f"{unknown[0]} is not a layout" if len(unknown) == 1 else f"{', '.join(unknown)} are not layouts"
+        raise UserError(f"--layouts: {problem}; give one or more of {', '.join(export.LAYOUTS)}")
     if not MERGE.value and flags.FLAGS["layouts"].present:
         raise UserError("--nomerge writes only adapters, in the layout of PEFT: leave --layouts out")
     step, written = export.export_checkpoint(

@@ -63,7 +63,9 @@ def main(overrides: dict[str, str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # the accelerators of this machine are not needed
     configuration = cli.from_file({"data.prepared": "(not read)", **overrides})
     if configuration.task == "rerank":
-        raise UserError("task = 'rerank' cannot be planned: plan the training of its towers instead")
+        raise UserError(
+            "config.task = 'rerank' cannot be planned: set --config to the configuration of the re-ranker's towers"
+        )
     if not TOPOLOGY.value:
         raise UserError("--topology is missing: give KIND:SHAPE, such as --topology=v5e:16x16")
     with startup.quiet_imports():

@@ -129,7 +129,12 @@ def test_an_impossible_evaluation_is_refused_before_it_starts(refuse, tmp_path, 
 
 
 def test_an_empty_name_among_workdirs_is_refused(refuse, tmp_path):
-    refuse("evaluate", f"--workdir={tmp_path},,{tmp_path}", "--query=shoes", words=["empty name between its commas"])
+    refuse(
+        "evaluate",
+        f"--workdir={tmp_path},,{tmp_path}",
+        "--query=shoes",
+        words=["has an empty name: remove the extra comma"],
+    )
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "prepare", "search"])

@@ -123,7 +123,8 @@ def test_transformers_loads_an_export_with_its_processor_and_computes_the_same_e
     np.testing.assert_allclose(theirs.text_embeds.numpy(), ours.text, atol=1e-5)
 
 
-def test_an_unknown_layout_is_refused(run, trained, tmp_path):
-    done = run("export", f"--workdir={trained}", f"--output={tmp_path / 'out'}", "--layouts=onnx")
-    assert done.returncode == 2
-    assert "error: --layouts=onnx is not one of transformers, open_clip, stablehlo" in done.stderr
+def test_an_unknown_layout_or_none_is_refused(run, trained, tmp_path):
+    known = "give one or more of transformers, open_clip, stablehlo"
+    for layouts, problem in (("transformers,onnx", f": 'onnx' is not a layout; {known}"), ("", f" is empty: {known}")):
+        done = run("export", f"--workdir={trained}", f"--output={tmp_path / 'out'}", f"--layouts={layouts}")
+        assert done.returncode == 2 and f"error: --layouts{problem}" in done.stderr

@@ -172,7 +172,10 @@ def _serving(workdir: str, gallery: str) -> Iterator[str]:
     try:
         announcement = next((line for line in process.stdout if " at http://" in line), "")
         if not announcement:
-            raise UserError(f"the search server exited with status {process.wait()} before it answered")
+            raise UserError(
+                f"the search server of {workdir} exited with status {process.wait()} before it answered; "
+                "the server's own message is printed above"
+            )
         yield announcement.rpartition(" at ")[2].strip()
     finally:
         process.terminate()
@@ -183,7 +186,7 @@ def _sentences(searcher: Searcher) -> list[str]:
     """Returns at most 2,000 random different captions of the gallery."""
     captions = sorted({caption for caption in searcher.gallery.captions if caption.strip()})
     if not captions:
-        raise UserError(f"no product of {searcher.gallery.name} has a caption: the benchmark searches for captions")
+        raise UserError(f"no product of {searcher.gallery.name} has a caption to search for: give another --workdir")
     return [captions[number] for number in np.random.default_rng(SEED).permutation(len(captions))[:SENTENCES]]
 
 

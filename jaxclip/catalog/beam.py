@@ -43,7 +43,10 @@ class BeamExecution:
         try:
             beam.runners.create_runner(runner)
         except (ValueError, ImportError, AttributeError) as error:
-            raise UserError(f"--runner={runner} is not an installed Apache Beam runner: {error}") from error
+            raise UserError(
+                f"--runner={runner} is not an installed Apache Beam runner ({error}): give an installed one, such as "
+                "DirectRunner, or leave --runner out"
+            ) from error
         self._runner = runner
         self._options = [f"--{option.lstrip('-')}" for option in options]
         self._parts = Parts(folder)

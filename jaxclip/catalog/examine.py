@@ -72,7 +72,8 @@ def examine(products: Collection[Product], describer: Describer | None, workers:
                 yield from pending.popleft().result()
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker process was killed, perhaps because memory ran out; nothing was saved: start again"
+                "a worker process was killed, perhaps because memory ran out, and nothing was saved: start again, "
+                "with a small --config.data.workers, such as 2, if memory ran out"
             ) from error
         finally:
             for future in pending:

@@ -69,8 +69,8 @@ def split(groups: Sequence[str], test: int | float, seed: int) -> list[bool]:
     target = round(test * total) if isinstance(test, float) and test < 1 else int(test)
     if not 0 < target < total:
         raise UserError(
-            f"cannot hold out {test}, which is {target} of {total} products: it should be a share between 0 and 1, or "
-            "a number of at least 1 that leaves some products for training."
+            f"cannot hold out {test}, which is {target} of {total} products: set data.test or data.second_stage to a "
+            "share or a number that holds out at least 1 product and leaves at least 1 for training."
         )
     sizes = Counter(groups)
     order = sorted(sizes, key=lambda group: (_sort_key(group, seed), group))
@@ -78,7 +78,8 @@ def split(groups: Sequence[str], test: int | float, seed: int) -> list[bool]:
     if not chosen:
         raise UserError(
             f"cannot hold out {target} products: the smallest group has {min(sizes.values())} products that share a "
-            "caption, a picture or an article, and groups are not divided; request at least that many."
+            "caption, a picture or an article, and groups are not divided; set data.test or data.second_stage to hold "
+            "out at least as many products as that group has."
         )
     test_groups = {order[index] for index in chosen}
     return [group in test_groups for group in groups]

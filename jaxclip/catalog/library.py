@@ -63,7 +63,7 @@ def find_or_prepare(
             f"there is no prepared dataset in {prepared}: set --config.data.path to the catalogue to prepare"
         )
     if not source.path.exists():
-        raise UserError(f"there is no catalogue at {source.path}; set --config.data.path")
+        raise UserError(f"there is no catalogue at {source.path}; set --config.data.path to one that exists")
     target = Path(prepared) if prepared else cache() / "prepared" / f"{source.path.name}-{source.key()}"
 
     def prepare() -> None:
@@ -113,5 +113,5 @@ def _check_source(source: Source, prepared: Path) -> None:
                 f"{'' if key == DESCRIBER_KEY else 'data.'}{key} was {recorded.get(key)!r}, is {current[key]!r}"
                 for key in differing
             )
-            + "; give another folder as --config.data.prepared, or leave the flag out"
+            + "; give another folder as --config.data.prepared, or leave data.prepared out"
         )

@@ -25,7 +25,7 @@ def read_file(location: str) -> ConfigDict:
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError:
-        problem = f"has no variants, but :{variant} names one" if colon else "needs a variant, as PATH:VARIANT"
+        problem = f"has no variants: leave :{variant} out" if colon else "needs a variant, as PATH:VARIANT"
         raise UserError(f"--config={location}: {path} {problem}") from None
     return get_config(*arguments)
 

@@ -65,7 +65,7 @@ def load_config(workdir: Path, overrides: Mapping[str, str] | None = None) -> Co
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(settings, dict):
-        raise UserError(f"{path} is not a configuration: it holds {type(settings).__name__}, not an object")
+        raise UserError(f"{path} is not a configuration: it must hold a JSON object, not {type(settings).__name__}")
     return build(settings, overrides)
 
 

@@ -81,10 +81,11 @@ def _check_split(workdir: Path, trained: Config, config: Config) -> None:
     names = ["test", "split_seed", "reader", "columns", *(["drawn_products"] if trained.data.reader == "drawn" else [])]
     changed = [f"data.{name}" for name in names if getattr(trained.data, name) != getattr(config.data, name)]
     if changed:
+        fields = " and ".join(changed)
         raise UserError(
-            f"{' and '.join(changed)} would split the catalogue that {workdir} was trained on in another way: "
-            f"training products would be in the split {config.data.split}. Leave it out, or rank the whole catalogue "
-            "with --config.data.split=all"
+            f"{fields} would split the catalogue that {workdir} was trained on in another way: "
+            f"training products would be in the split {config.data.split}; leave {fields} out, or rank the whole "
+            "catalogue with --config.data.split=all"
         )
 
 

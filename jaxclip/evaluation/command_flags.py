@@ -11,7 +11,7 @@ def workdirs(workdir: list[str], compare: list[str], query: list[str], parameter
     if not names:
         raise UserError("--workdir is missing: give the folder of a run")
     if not all(each.strip() for each in names):
-        raise UserError(f"--{flag}={','.join(names)} has an empty name between its commas")
+        raise UserError(f"--{flag}={','.join(names)} has an empty name: remove the extra comma")
     if compare and (len(names) != 2 or workdir or query or parameters):
         raise UserError("--compare takes two workdirs, as --compare W1 W2, and no --workdir, --query or --parameters")
     if len(names) > 1 and not compare and not query:

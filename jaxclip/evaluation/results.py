@@ -107,7 +107,7 @@ def read_queries(folder: Path) -> StoredRankings:
     """Returns the rankings stored in an evaluation's folder; raises UserError if there are none."""
     path = folder / QUERIES
     if not path.exists():
-        raise UserError(f"{path} is missing: evaluate that run first")
+        raise UserError(f"{path} is missing: evaluate the run of this folder first")
     with np.load(path, allow_pickle=False) as file:
         values = {
             direction: {name.partition("/")[2]: file[name] for name in file.files if name.startswith(direction + "/")}

@@ -91,7 +91,10 @@ def text_features(captions: Sequence[str], dimensions: int = 128, seed: int = 0)
     except ValueError as error:
         if "empty vocabulary" not in str(error):
             raise
-        raise UserError(f"none of the {len(captions):,} captions contains a word: texts cannot be compared") from None
+        raise UserError(
+            f"none of the {len(captions):,} captions contains a word, so texts cannot be compared: give a catalogue "
+            "with captions, or set data.caption_template to add attributes to captions"
+        ) from None
     if weights.shape[1] <= dimensions:
         return weights.toarray()
     with np.errstate(invalid="ignore"):  # the same 0 / 0 as in `image_features`

@@ -89,7 +89,8 @@ def mine(
     total = len(groups)
     if variant == "clustered" and not 2 <= clusters <= total:
         raise UserError(
-            f"{clusters} clusters of {total} products: give at least 2 clusters and at most one per product"
+            f"incorrect_pairs.clusters = {clusters} is not possible with {total} products: "
+            "give at least 2 clusters and at most one per product"
         )
     if total < 2:
         raise UserError(f"{total} products cannot form an incorrect pair: give at least 2")
@@ -109,7 +110,10 @@ def mine(
         partner, similarity = _place_unmatched(rule, *matched, random, progress)
     if (partner == NONE).all():
         reason = _explain_failure(variant, image_clusters, text_clusters)
-        raise UserError(f"no product has an incorrect pair with the variant {variant!r}: {reason}")
+        raise UserError(
+            f"no product has an incorrect pair with the variant {variant!r}: {reason}; "
+            "choose another incorrect_pairs.variant or a more varied catalogue"
+        )
     input_hash = fingerprint(image_features, text_features, groups)
     return MinedPairs(partner, similarity, image_clusters, text_clusters, input_hash)
 

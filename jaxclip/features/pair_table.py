@@ -122,9 +122,9 @@ def load(path: Path) -> tuple[MinedPairs, dict[str, object]]:
             content = {name: file[name] for name in file.files}
         metadata = json.loads(str(content["about"]))
         if metadata["form"] != _FORMAT:
-            raise ValueError(f"its format is {metadata['form']}, not {_FORMAT}")
+            raise ValueError(f"the table's format is {metadata['form']}, not {_FORMAT}")
         if sorted(content) != sorted(["about", *metadata["columns"]]):
-            raise ValueError(f"its columns are {sorted(content)}")
+            raise ValueError(f"the table's columns are {sorted(content)}")
         pairs = MinedPairs(
             content["partner"],
             content["similarity"],
@@ -135,15 +135,20 @@ def load(path: Path) -> tuple[MinedPairs, dict[str, object]]:
         _check(pairs)
         return pairs, metadata["settings"]
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: mine the incorrect pairs first") from None
+        raise UserError(
+            f"{path} is missing: process 0 writes the incorrect pairs there, so all processes must share that folder"
+        ) from None
     except _DAMAGED as error:
-        raise UserError(f"{path} is not a complete table of incorrect pairs ({error}): mine them again") from None
+        raise UserError(
+            f"{path} is not a complete table of incorrect pairs ({error}): delete the file, and the next training "
+            "mines the pairs again"
+        ) from None
 
 
 def _check(pairs: MinedPairs) -> None:
     total = len(pairs.partner)
     columns = (pairs.similarity, pairs.image_clusters, pairs.text_clusters)
     if any(column is not None and column.shape != (total,) for column in columns):
-        raise ValueError("its columns differ in length")
+        raise ValueError("the table's columns differ in length")
     if (pairs.partner < NONE).any() or (pairs.partner >= total).any():
-        raise ValueError("it has partners that are not among its products")
+        raise ValueError("the table has partners that are not among its products")

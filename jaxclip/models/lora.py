@@ -79,7 +79,7 @@ def add_adapters(model: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> No
         raise UserError(f"config.lora.targets: {config.targets!r} is not a regular expression: {error}") from None
     if not targeted:
         raise UserError(
-            f"config.lora.targets: {config.targets!r} matches no linear map; their names are "
+            f"config.lora.targets: {config.targets!r} matches no linear map; the names of linear maps are "
             f"{', '.join(sorted(linears))}"
         )
     for layer in targeted:

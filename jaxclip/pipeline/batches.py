@@ -35,13 +35,15 @@ class Partners:
         paired = np.flatnonzero(self.partner >= 0)
         if not len(paired):
             raise UserError(
-                f"the table of incorrect pairs is empty: none of its {len(self.partner)} products has a partner"
+                f"the table of incorrect pairs is empty: none of its {len(self.partner)} products has a partner; "
+                "train on more products (data.train) or with another incorrect_pairs.variant"
             )
         not_finite = paired[~np.isfinite(self.similarity[paired])]
         if len(not_finite):
             raise UserError(
                 f"{len(not_finite)} similarities in the table of incorrect pairs are not finite; the first is "
-                f"{self.similarity[not_finite[0]]}, of product {not_finite[0]}: mine the pairs again"
+                f"{self.similarity[not_finite[0]]}, of product {not_finite[0]}: delete incorrect_pairs/ in the "
+                "folder of the prepared dataset, and the next training mines the pairs again"
             )
 
     def take(self, numbers: np.ndarray) -> "Partners":
@@ -90,7 +92,7 @@ def training_batches(
     if partners is not None and len(partners.partner) != len(records):
         raise UserError(
             f"the table of incorrect pairs has {len(partners.partner)} products, but the split has {len(records)}: "
-            "mine the pairs again"
+            "delete incorrect_pairs/ in the folder of the prepared dataset, and the next training mines the pairs again"
         )
 
     def positions(step: tf.Tensor) -> tf.Tensor:

@@ -28,7 +28,7 @@ def clip_tokenizer(path: Path) -> CLIPTokenizer:
         raise UserError(f"{path} is not OpenAI's {SUFFIX}: {error}") from None
     merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]
     if len(merges) < MERGES or any(len(merge) != 2 for merge in merges):
-        raise UserError(f"{path} is not OpenAI's {SUFFIX}: it should list {MERGES:,} merges of two symbols each")
+        raise UserError(f"{path} is not OpenAI's {SUFFIX}: the file should list {MERGES:,} merges of two symbols each")
     symbols = [*_bytes()]
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *map("".join, merges), START, END]
     return CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=merges)

@@ -53,7 +53,7 @@ def prepared_dataset(
     if not builder.is_prepared(prepared):
         raise UserError(
             f"process {distributed.process_id()} finds no prepared dataset in {prepared}: name a folder that all "
-            "processes share with --config.data.prepared or $JAXCLIP_CACHE, or copy it to each machine"
+            "processes share with --config.data.prepared or $JAXCLIP_CACHE, or copy the dataset to each machine"
         )
     return prepared
 

@@ -48,6 +48,10 @@ class Preprocess:
             values = json.loads(path.read_text())
             return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         except FileNotFoundError:
-            raise UserError(f"{path} is missing: {workdir} is not a complete workdir") from None
+            raise UserError(
+                f"{path} is missing: {workdir} is not a complete workdir; give the workdir of a run"
+            ) from None
         except (json.JSONDecodeError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is not a preprocess.json of this version: {error}") from None
+            raise UserError(
+                f"{path} is not a preprocess.json of this version ({error}): restore the file, or train the run again"
+            ) from None

@@ -38,7 +38,7 @@ class Records:
         if not set(names) <= set(present):
             raise UserError(
                 f"{prepared} has no split {split!r}, only {', '.join(present)}: "
-                "it was prepared as a whole; set --config.data.split=all"
+                "the dataset was prepared as a whole; set --config.data.split=all"
             )
         self.split = split
         self.features, self.largest_side = info.features, builder.metadata(prepared).get("largest_side", 0)
@@ -47,7 +47,10 @@ class Records:
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
         self.numbers = np.arange(limit or self._starts[-1])
         if len(self.numbers) > self._starts[-1]:
-            raise UserError(f"config.data.train = {limit} is more than the {self._starts[-1]:,} training products")
+            raise UserError(
+                f"config.data.train = {limit} is more than the {self._starts[-1]:,} training products: "
+                "give at most that many, or 0 for all"
+            )
         # Without read-ahead a random read touches one chunk instead of megabytes.
         self._readers = [ArrayRecordReader(str(path), options="readahead_buffer_size:0") for path in paths]
 
@@ -108,7 +111,7 @@ class Records:
         """Raises UserError if the dataset lacks one of these columns; the message adds `purpose` after their names."""
         if missing := [name for name in names if name not in self.features]:
             raise UserError(
-                f"the prepared dataset has no {', '.join(missing)}{purpose}: prepare it with "
+                f"the prepared dataset has no {', '.join(missing)}{purpose}: prepare the dataset with "
                 "--config.features.detector=foreground or another detector"
             )
 

@@ -81,7 +81,10 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"the tokenizer in {source} needs sentencepiece: pip install sentencepiece") from None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if tokenizer.eos_token_id is None or encode(tokenizer, ["a " * 99], 8)[0, -1] != tokenizer.eos_token_id:
-        raise UserError(f"the tokenizer in {source} does not put an end token after a caption, as CLIP's does")
+        raise UserError(
+            f"the tokenizer in {source} does not put an end token after a caption, as CLIP's does: "
+            "set data.tokenizer to one that does"
+        )
     return tokenizer
 
 

@@ -35,7 +35,10 @@ def picture_features(folder: Path, records: Records) -> np.ndarray:
     captions = {"caption_template": "", "lowercase": False, "context_length": 0}
     preprocess = processor.from_hugging_face(read_json(path), path, **captions)
     if preprocess.image_size != vit.config.size:
-        raise UserError(f"{path} makes pictures of {preprocess.image_size} px, but the ViT needs {vit.config.size} px")
+        raise UserError(
+            f"{path} makes pictures of {preprocess.image_size} px, but the ViT needs {vit.config.size} px: "
+            "give a ViT whose config.json and preprocessor_config.json have the same size"
+        )
     batches = image_batches(records, preprocess, batch_size=BATCH)
     return _embed(vit, lambda model, pixels: model(pixels), batches, len(records), "pictures")
 

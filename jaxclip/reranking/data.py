@@ -51,9 +51,10 @@ def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -
     where = Path(config.first_stage).expanduser()
     own = replace(own or load_config(where), mesh=config.mesh)
     if other := [name for name in SEEN_BY_TOWERS if getattr(config.data, name) != getattr(own.data, name)]:
+        fields = ", ".join(f"data.{name}" for name in other)
         raise UserError(
-            f"{', '.join(f'data.{name}' for name in other)} would change nothing: the towers in {where} get "
-            "pictures and captions as in their training; leave it out"
+            f"{fields} would change nothing: the towers in {where} get pictures and captions as in the training of the "
+            f"towers; leave {fields} out"
         )
     path = workdir / FILENAME
     if not path.exists():
@@ -66,8 +67,8 @@ def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -
     if found.fingerprint != begun["fingerprint"]:
         raise UserError(
             f"{workdir} was trained on the first stage {begun['fingerprint']} ({begun['path']}, step {begun['step']}), "
-            f"but first_stage = {where} is {found.fingerprint}, whose scores differ; name the right one with "
-            "--config.first_stage"
+            f"but first_stage = {where} is {found.fingerprint}, whose scores differ; set --config.first_stage to the "
+            "workdir that the re-ranker was trained on"
         )
     return found
 
@@ -116,11 +117,14 @@ def training_split(config: Config, first: FirstStage, prepared: Path) -> Split:
         return embedded(config, first, prepared, records, wordings=config.rerank.wordings)
     configured, held_back = config.data.second_stage, first.config.data.second_stage
     if not held_back or configured != held_back or config.data.split_seed != first.config.data.split_seed:
+        towers_values = f"data.second_stage={held_back:g} and data.split_seed={first.config.data.split_seed}"
+        remedy = (
+            f"set {towers_values}" if held_back else "train the towers with --config.data.second_stage=0.1, or more"
+        )
         raise UserError(
             f"data.second_stage = {configured:g} (split_seed {config.data.split_seed}), but first_stage = "
             f"{first.workdir} held back {held_back:g} (split_seed {first.config.data.split_seed}): a re-ranker is "
-            "trained on exactly the products that its towers did not see; train the towers with "
-            "--config.data.second_stage=0.1, or more"
+            f"trained on exactly the products that its towers did not see; {remedy}"
         )
     _, unseen = prepared_data.training_records(first.config, prepared)
     return embedded(config, first, prepared, unseen, wordings=config.rerank.wordings)
@@ -132,7 +136,7 @@ def _check_unseen(first: FirstStage, records: Records) -> None:
     if count := sum(picture in seen for picture in _pictures(records)):
         raise UserError(
             f"{count} of the {len(records)} products to train on have pictures that the towers in {first.workdir} were "
-            "trained on: a re-ranker needs products that they never saw"
+            "trained on: remove these products, as a re-ranker needs products that the towers never saw"
         )
 
 

@@ -194,7 +194,7 @@ def training_records(first: FirstStage) -> Records:
     if trained_on != here:
         raise UserError(
             f"{prepared} has the fingerprint {here}, but the towers in {first.workdir} were trained on {trained_on}: "
-            "restore the catalogue that they were trained on"
+            "restore the catalogue that the towers were trained on"
         )
     return prepared_data.training_records(first.config, prepared)[0]
 

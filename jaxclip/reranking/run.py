@@ -197,7 +197,8 @@ def _training_lists(
     )
     if len(queries) < config.batch_size:
         raise UserError(
-            f"config.batch_size = {config.batch_size} is more than the {len(queries)} lists to train on: lower it"
+            f"config.batch_size = {config.batch_size} is more than the {len(queries)} lists to train on: "
+            "use a smaller batch"
         )
     return _TrainingLists(split, vocabulary, candidates, queries)
 

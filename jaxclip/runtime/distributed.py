@@ -44,7 +44,8 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
             return
         arguments: dict[str, Any] = {}
     elif missing:
-        raise UserError(f"{' and '.join(missing)} missing: set all of --{', --'.join(PROCESS_FLAGS)}, or none")
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{' and '.join(missing)} {verb} missing: set all of --{', --'.join(PROCESS_FLAGS)}, or none")
     elif not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id} must be from 0 to {num_processes - 1}, below --num_processes")
     else:
@@ -56,7 +57,9 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"could not join the run's other processes: {first_line(error)}") from error
+        raise UserError(
+            f"could not join the run's other processes: {first_line(error)}; check that all processes have started"
+        ) from error
     # A file descriptor of its own, since `startup.quiet_imports` hides what is written to sys.stderr.
     errors = os.fdopen(os.dup(sys.stderr.fileno()), "w")
     threading.Thread(target=_watch, args=(errors,), daemon=True, name="watch").start()
@@ -85,7 +88,8 @@ def require_one_process(task: str) -> None:
     """Raises a UserError that names the task if the run has several processes."""
     if process_count() > 1:
         raise UserError(
-            f"{task} must run as one process, which uses all devices of its machine, but there are {process_count()}"
+            f"{task} must run as one process, which uses all devices of its machine, but there are {process_count()}: "
+            "start only one"
         )
 
 

@@ -28,7 +28,8 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] |
         sizes[sizes.index(-1)] = max(1, len(devices) // known)
     if int(np.prod(sizes)) != len(devices):
         raise UserError(
-            f"config.mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} does not match {len(devices)} devices"
+            f"config.mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} does not match {len(devices)} devices: "
+            "give sizes whose product is the number of devices"
         )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 

@@ -74,7 +74,10 @@ def open_searcher(
         first = second_stage.find_first_stage(rerank[1], rerank[0], config, workdir, step)
     records = Records(prepared, config.data.split)
     if not len(records):
-        raise UserError(f"{prepared} has no products in the split {config.data.split}: there is nothing to search")
+        raise UserError(
+            f"{prepared} has no products in the split {config.data.split}, so there is nothing to search: "
+            "choose another --config.data.split"
+        )
     encoders = Encoders(first.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
     products, *keys = _read_products(records, encoders)
     store = encoders.store(workdir, first.params, first.step, say=say)
@@ -139,7 +142,7 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
     """
     if isinstance(image, str | os.PathLike):
         if not Path(image).is_file():
-            raise UserError(f"there is no picture at {image}")
+            raise UserError(f"there is no picture at {image}: give the path of a picture file")
         image = Path(image).read_bytes()
     if isinstance(image, Image.Image):
         image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

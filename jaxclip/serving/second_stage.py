@@ -38,7 +38,10 @@ def find_first_stage(config: Config, workdir: Path, own: Config, towers: Path, s
       UserError: the workdir holds no re-ranker, or its re-ranker was trained on other towers or at another step.
     """
     if config.task != "rerank":
-        raise UserError(f"--rerank={workdir} is not a re-ranker: it was trained with task = {config.task}")
+        raise UserError(
+            f"--rerank={workdir} is not a re-ranker: it was trained with task = {config.task}; "
+            "give the workdir of a re-ranker"
+        )
     try:
         first = reranking_data.find_first_stage(replace(config, first_stage=str(towers), mesh=own.mesh), workdir, own)
     except UserError as error:

@@ -46,7 +46,8 @@ def with_base_params(stored: Params, config: Config, towers: Towers, metadata: d
     if base["checksum"] != expected["checksum"]:
         raise UserError(
             f"config.model.init_from: {base['name']} (step {base['step']}) is not what the adapters were trained on, "
-            f"{expected['name']}: the checksum of its parameters is {base['checksum']}, not {expected['checksum']}"
+            f"{expected['name']}: the checksum of the parameters of {base['name']} is {base['checksum']}, not "
+            f"{expected['checksum']}; set --config.model.init_from to the base of the adapters"
         )
     return merge_params(stored, params)
 

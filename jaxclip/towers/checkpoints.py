@@ -62,7 +62,7 @@ class Checkpoints:
     ):
         self.folder = (workdir / FOLDER).resolve()
         if read_only and not self.folder.exists():
-            raise UserError(f"{workdir} has no checkpoints: no run has been trained in it yet")
+            raise UserError(f"{workdir} has no checkpoints: give the workdir of a run that has been trained")
         policies = [
             checkpoint_managers.LatestN(keep),
             checkpoint_managers.BestN(get_metric_fn=_merit, n=1, keep_checkpoints_without_metrics=False),
@@ -118,13 +118,17 @@ class Checkpoints:
         items = self._items(state)
         is_finite, sums = jax.device_get(self._examine(items))
         if not is_finite:
-            raise UserError(f"parameters are not finite at step {step}, which is not saved; {self._newest_intact()}")
+            raise UserError(
+                f"parameters are not finite at step {step}, which is not saved; {self._newest_intact()}; "
+                "a lower optimizer.learning_rate may help"
+            )
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(
                 f"the disk of {self.folder} is full: the checkpoint of step {step} needs up to "
-                f"{needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free; {self._newest_intact()}"
+                f"{needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free: free some space and start again; "
+                f"{self._newest_intact()}"
             )
         metadata = {**metadata, **{name: int(value) for name, value in sums.items()}}
         with self._io_errors(f"write the checkpoint of step {step} to"):
@@ -165,7 +169,7 @@ class Checkpoints:
         """
         has_average = self.keeps_average(step)
         if parameters == "ema" and not has_average:
-            raise UserError(f"{self.folder} has no moving average of step {step}: optimizer.ema was 0 in training")
+            raise UserError(f"{self.folder} has no moving average of step {step} (optimizer.ema=0): omit --parameters")
         params = self._read(step, params=abstract)["params"]
         if parameters == "raw" or not has_average:
             return params
@@ -235,7 +239,7 @@ class Checkpoints:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise UserError(
                 f"the arrays of {folder} do not match the configuration: {', '.join(differing[:3])}{more}; "
-                "use the configuration it was trained with, or another --workdir"
+                "use the configuration that the checkpoint was trained with, or another --workdir"
             )
         for name in items:
             expected = sums[name]
@@ -274,7 +278,7 @@ def resolve_step(step: str, checkpoints: Checkpoints) -> int:
     """
     steps = checkpoints.steps()
     if not steps:
-        raise UserError(f"{checkpoints.folder} has no complete checkpoint")
+        raise UserError(f"{checkpoints.folder} has no complete checkpoint: give the workdir of a run that has one")
     if step == "latest":
         return steps[-1]
     if step == "best":

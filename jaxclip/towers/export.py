@@ -108,13 +108,13 @@ def _check_only_adapters_trained(towers: Towers, workdir: Path) -> None:
     It holds the adapters; a trained logit scale and logit bias are accepted, but not written.
     """
     if not towers.config.lora:
-        raise UserError(f"--nomerge is for adapters, and {workdir} has none")
+        raise UserError(f"--nomerge is for adapters, and {workdir} has none: leave --nomerge out")
     trained = flatten_dict(towers.stored(towers.shapes), sep="/")
     others = [name for name in trained if f"/{lora.NAME}/" not in name and name not in LOGIT_PARAMETERS]
     if others:
         raise UserError(
-            f"{', '.join(others)} were trained in addition to the adapters, and PEFT's layout cannot hold them: leave "
-            "--nomerge out"
+            f"{', '.join(others)} were trained in addition to the adapters, and PEFT's layout cannot hold "
+            "these parameters: leave --nomerge out"
         )
 
 

@@ -73,7 +73,7 @@ def open_pretrained(config: Config, step: int | None = None) -> Pretrained:
     if own.text.pooling == "last" and text_config.context_length < own.text.context_length:
         raise UserError(
             f"data.context_length = {length} is less than the checkpoint's {own.text.context_length}, whose text tower "
-            "reads the last position: leave it out"
+            "reads the last position: leave data.context_length out"
         )
     preprocess = replace(
         source.preprocess,
@@ -158,12 +158,14 @@ def _published(folder: Path, config: Config) -> Pretrained:
     towers = checkpoint.config
     if len(tokenizer) > towers.text.vocab_size:
         raise UserError(
-            f"the tokenizer of {folder} has {len(tokenizer):,} tokens, its text tower only {towers.text.vocab_size:,}"
+            f"the tokenizer of {config.data.tokenizer or folder} has {len(tokenizer):,} tokens, the text tower of "
+            f"{folder} only {towers.text.vocab_size:,}: set data.tokenizer to the tokenizer of the towers"
         )
     if towers.text.pooling == "end" and towers.text.end_token != tokenizer.eos_token_id:
         raise UserError(
-            f"the towers of {folder} read the token {towers.text.end_token} as the end of a caption, but its "
-            f"tokenizer ends captions with {tokenizer.eos_token_id}"
+            f"the towers of {folder} read the token {towers.text.end_token} as the end of a caption, but the "
+            f"tokenizer of {config.data.tokenizer or folder} ends captions with {tokenizer.eos_token_id}: set "
+            "data.tokenizer to the tokenizer of the towers"
         )
     towers = replace(towers, text=replace(towers.text, end_token=tokenizer.eos_token_id))
     return Pretrained(towers, preprocess, tokenizer, partial(load, checkpoint.table, checkpoint.tensors))
@@ -173,11 +175,16 @@ def _workdir(folder: Path, step: int | None) -> Pretrained:
     """Returns the checkpoint of a workdir at `step` (default: the newest)."""
     towers = load_shape(folder)
     if towers is None:
-        raise UserError(f"{folder} has no {SHAPE}: it was trained by an older version; runs cannot start from it")
+        raise UserError(
+            f"config.model.init_from: {folder} has no {SHAPE}, because an older version trained it, so no run can "
+            f"start from {folder}: train it again, or name another run"
+        )
     checkpoints = Checkpoints(folder, read_only=True)
     step = int(resolve_step("latest" if step is None else str(step), checkpoints))
     if BASE in checkpoints.metadata(step):
-        raise UserError(f"config.model.init_from: {folder} holds only adapters; name the run they were trained on")
+        raise UserError(
+            f"config.model.init_from: {folder} holds only adapters; name the base that the adapters were trained on"
+        )
     tokenizer = text.load_tokenizer(folder / TOKENIZER)
     load = partial(_restore, checkpoints, step, towers)
     return Pretrained(towers, Preprocess.load(folder), tokenizer, load, step)

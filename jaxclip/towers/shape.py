@@ -25,7 +25,9 @@ def load_shape(workdir: Path) -> CLIPConfig | None:
     try:
         return from_json(json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a {SHAPE} of this version: {error}") from None
+        raise UserError(
+            f"{path} is not a {SHAPE} of this version ({error}): restore the file, or train the run again"
+        ) from None
 
 
 def run_as_configured(towers: CLIPConfig, config: Config) -> CLIPConfig:

@@ -128,7 +128,7 @@ def make_trainable(shapes: Params, rates: Rates, *, layer_decay: float = 1.0) ->
         values = [_factor(layer, name, rates) * layer_decay ** _layers_above(layer, depths) for layer in layer_names]
         factors[name] = values[0] if len(set(values)) == 1 else np.asarray(values)
     if not any(np.any(factor) for factor in factors.values()):
-        raise UserError("config.optimizer.rates freezes every parameter")
+        raise UserError("config.optimizer.rates freezes every parameter: give some parameters a rate above 0")
     return Trainable({} if all(np.all(np.equal(factor, 1.0)) for factor in factors.values()) else factors)
 
 

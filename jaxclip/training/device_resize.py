@@ -42,14 +42,19 @@ def canvas_of(
     if preprocess.resize == "crop" and augmentation.keeps_whole_picture:
         problem = "data.resize = 'crop' crops pictures after they are scaled"
     elif not largest_side:
-        problem = f"{prepared} was prepared by a version that did not record the size of its pictures: prepare it again"
+        problem = (
+            f"{prepared} was prepared by a version that did not record the size of its pictures: "
+            "prepare the dataset again"
+        )
     elif largest_side > MAX_SIDE_RATIO * size:
         problem = (
             f"{prepared} has pictures of {largest_side} pixels, more than {MAX_SIDE_RATIO} times data.image_size = "
             f"{size}"
         )
     if problem and where == "device":
-        raise UserError(f"data.resize_on = 'device': {problem}; or leave it out, so that the host scales the pictures")
+        raise UserError(
+            f"data.resize_on = 'device': {problem}; leave data.resize_on out, and the host scales the pictures"
+        )
     return 0 if problem else min(MAX_CANVAS_RATIO * size, max(size, -(-largest_side // MULTIPLE) * MULTIPLE))
 
 

@@ -65,7 +65,10 @@ def number_of_steps(config: Config, train: "Records") -> int:
       UserError: a batch is larger than the training split.
     """
     if config.batch_size > len(train):
-        raise UserError(f"config.batch_size = {config.batch_size} is more than the {len(train)} training products")
+        raise UserError(
+            f"config.batch_size = {config.batch_size} is more than the {len(train)} training products: "
+            "use a smaller batch"
+        )
     return config.steps or max(1, round(config.epochs * len(train) / config.batch_size))
 
 
@@ -78,8 +81,8 @@ def abstract_batch(config: Config, towers: Towers) -> dict[str, jax.ShapeDtypeSt
     multiple, size = meshes.batch_multiple(towers.mesh), towers.preprocess.image_size
     if config.batch_size < multiple:
         raise UserError(
-            f"config.batch_size = {config.batch_size} is smaller than the number of devices that share it, mesh data x "
-            f"fsdp = {multiple}: use a larger batch, or put devices on mesh.tensor"
+            f"config.batch_size = {config.batch_size} is smaller than the number of devices that share a batch, "
+            f"mesh data x fsdp = {multiple}: use a larger batch, or put devices on mesh.tensor"
         )
     for name, rows in (("batch_size", config.batch_size), ("loss.microbatch", config.loss.microbatch)):
         meshes.check_divides(towers.mesh, name, rows)

@@ -168,7 +168,7 @@ def test_interrupted_drawing_leaves_no_files(tmp_path):
 def test_a_folder_that_is_not_empty_is_refused_and_unchanged(tmp_path):
     (tmp_path / "catalogue").mkdir()
     (tmp_path / "catalogue" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="is not an empty folder"):
         draw_catalogue(tmp_path / "catalogue", products=1, seed=0)
     assert [path.name for path in tmp_path.rglob("*")] == ["catalogue", "mine.txt"]
 

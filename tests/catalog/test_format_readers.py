@@ -170,5 +170,7 @@ def test_any_tfds_dataset_is_read_by_the_names_of_its_features(tmp_path):
     with pytest.raises(UserError, match="has no feature text .*columns.caption.*: it has"):
         read("tfds", folder, caption="text")
     store("tfrecord")
-    with pytest.raises(UserError, match="stored as tfrecord: prepare it again with file_format='array_record'"):
+    with pytest.raises(
+        UserError, match="stored as tfrecord: prepare the dataset again with file_format='array_record'"
+    ):
         read("tfds", tmp_path / "tfrecord" / "bags" / "1.0.0")

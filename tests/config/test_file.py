@@ -21,7 +21,7 @@ def test_every_file_of_configs_takes_its_variants_and_names_unknown_ones(path):
     assert config.read_file(str(path)) != {}
     if path.stem in WITH_VARIANTS:
         assert config.read_file(f"{path}:{WITH_VARIANTS[path.stem]}") != config.read_file(str(path))
-    with pytest.raises(UserError, match=rf"configs/{path.name}.*(has no variants|is not one of|is not PRESET)"):
+    with pytest.raises(UserError, match=rf"configs/{path.name}.*(has no variants|is not a variant|is not PRESET)"):
         config.read_file(f"{path}:misspelt")
 
 

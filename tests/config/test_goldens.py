@@ -65,7 +65,7 @@ def test_a_large_batch_is_tiled_and_the_largest_are_split_into_microbatches(pres
 
 @pytest.mark.parametrize("argument", ["vit_h_14", "vit_b_16,", "vit_b_16,many"])
 def test_a_bad_argument_of_the_large_batch_file_is_refused(argument):
-    with pytest.raises(UserError, match=f"configs/pretrain_large_batch.py:{argument} is not PRESET"):
+    with pytest.raises(UserError, match=f"configs/pretrain_large_batch.py:{argument}: '{argument}' is not PRESET"):
         variant_of("pretrain_large_batch", argument)
 
 

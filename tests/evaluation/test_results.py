@@ -70,5 +70,5 @@ def test_evaluations_of_different_products_or_data_are_not_compared(tmp_path):
 
 
 def test_a_missing_evaluation_is_reported_by_its_file(tmp_path):
-    with pytest.raises(UserError, match=r"queries\.npz is missing: evaluate that run first"):
+    with pytest.raises(UserError, match=r"queries\.npz is missing: evaluate the run of this folder first"):
         results.read_queries(tmp_path)

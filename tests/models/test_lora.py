@@ -104,7 +104,7 @@ def test_only_linear_maps_whose_name_matches_targets_get_an_adapter(targets, cou
 
 
 @pytest.mark.parametrize(
-    ("targets", "words"), [("(", "not a regular expression"), ("quv", "their names are image/projection")]
+    ("targets", "words"), [("(", "not a regular expression"), ("quv", "the names of linear maps are image/projection")]
 )
 def test_the_error_for_invalid_targets_names_the_field(targets, words):
     with pytest.raises(UserError, match=f"config.lora.targets: .*{words}"):

@@ -300,5 +300,5 @@ def test_an_empty_non_finite_or_mismatched_table_of_pairs_is_an_error(prepared, 
     with pytest.raises(UserError, match="1 similarities .* are not finite; the first is inf, of product 2"):
         Partners(np.asarray([1, 0, 3, -1]), np.asarray([0.1, 0.1, np.inf, np.nan], np.float32))
     records, other = Records(prepared, "train"), make_partners(7)
-    with pytest.raises(UserError, match=f"has 7 products, but the split has {TOTAL}: mine the pairs again"):
+    with pytest.raises(UserError, match=f"has 7 products, but the split has {TOTAL}: delete incorrect_pairs/"):
         training_batches(records, tokenizer, preprocess, Config(batch_size=2), other, steps=range(1))

@@ -156,7 +156,9 @@ def test_a_tokenizer_whose_end_token_differs_from_the_towers_is_refused(checkpoi
     settings = json.loads((copy / "config.json").read_text())
     settings["text_config"]["eos_token_id"] = 7
     (copy / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=r"read the token 7 as the end of a caption, but its tokenizer ends .* with 1"):
+    with pytest.raises(
+        UserError, match=r"read the token 7 as the end of a caption, but the tokenizer of .* ends captions with 1"
+    ):
         open_pretrained(configured(copy))
 
 

@@ -44,7 +44,10 @@ def test_gpus_and_tpus_get_squares_that_hold_the_pictures(platform, size, larges
     ("settings", "problem"),
     [
         ({"largest": 2400}, "SHOP has pictures of 2400 pixels, more than 6 times data.image_size = 224"),
-        ({"largest": 0}, "SHOP was prepared by a version that did not record the size of its pictures: prepare it"),
+        (
+            {"largest": 0},
+            "SHOP was prepared by a version that did not record the size of its pictures: prepare the dataset",
+        ),
         ({"largest": 300, "resize": "crop", "area": (1.0, 1.0)}, "data.resize = 'crop' crops pictures after"),
     ],
 )

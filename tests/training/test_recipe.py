@@ -26,7 +26,7 @@ def configured_towers(configuration, tokenizer):
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"batch_size": 4}, "config.batch_size = 4 is smaller than the number of devices that share it, mesh data x"),
+        ({"batch_size": 4}, "config.batch_size = 4 is smaller than the number of devices that share a batch, mesh"),
         ({"batch_size": 12}, "config.batch_size = 12 is not a multiple of mesh data x fsdp = 8"),
         ({"batch_size": 16, "loss": {"microbatch": 4}}, "config.loss.microbatch = 4 is not a multiple of mesh data x"),
     ],

@@ -56,7 +56,7 @@ def draw_catalogue(
     if products < 1:
         raise UserError(f"a drawn catalogue needs at least 1 product, not {products}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; give the drawn catalogue a folder of its own.")
+        raise UserError(f"{folder} is not an empty folder: give a new or empty folder for the drawn catalogue.")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         (partial / "images").mkdir(parents=True)

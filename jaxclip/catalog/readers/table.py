@@ -77,7 +77,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         ids.add(unique)
         entries[id_, image] = _Entry(unique, image, [caption] if caption else [], row_values)
     if not entries:
-        raise UserError(f"{table} has no row with an image (and a caption, if it has a caption column).")
+        raise UserError(f"no row of {table} has an image (and a caption, if the table has a caption column).")
     role_columns = {roles.get("id"), roles["image"], roles.get("caption"), ""}
     for entry in entries.values():
         attributes = {column: value for column, value in entry.values.items() if column not in role_columns}
@@ -95,7 +95,10 @@ def _find_table(path: Path) -> Path:
     tables = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in (".csv", ".tsv"))
     if len(tables) != 1:
         found = ", ".join(table.name for table in tables) or "none"
-        raise UserError(f"{path} should have exactly one .csv or .tsv (it has: {found}): give the file itself.")
+        raise UserError(
+            f"{path} should contain exactly one .csv or .tsv file (it contains: {found}): "
+            "set --config.data.path to the file of a table."
+        )
     return tables[0]
 
 
@@ -131,7 +134,7 @@ def _roles(table: Path, header: Sequence[str], columns: Mapping[str, str]) -> di
     for role, column in configured.items():
         flag = f"--config.data.columns.{role}"
         if role not in USUAL_NAMES:
-            raise UserError(f"{flag} is not a role: the roles are {', '.join(USUAL_NAMES)}.")
+            raise UserError(f"{flag}: {role!r} is not a role of a column: give one of {', '.join(USUAL_NAMES)}.")
         if column not in header:
             raise UserError(f"{table} has no column {column} ({flag}): its columns are {', '.join(header)}.")
     roles = dict(configured)
@@ -143,7 +146,7 @@ def _roles(table: Path, header: Sequence[str], columns: Mapping[str, str]) -> di
     if "image" not in roles:
         raise UserError(
             f"{table} has no column that looks like the image: its columns are {', '.join(header)}; "
-            "name it with --config.data.columns.image=NAME."
+            "name the column with --config.data.columns.image=NAME."
         )
     return roles
 

@@ -59,7 +59,8 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     builder = tfds.builder_from_directory(path)
     if not _random_access(builder):
         raise UserError(
-            f"{path} is stored as {builder.info.file_format.value}: prepare it again with file_format='array_record'."
+            f"{path} is stored as {builder.info.file_format.value}: "
+            "prepare the dataset again with file_format='array_record'."
         )
     features = {"/".join(names): feature for names, feature in _flatten(builder.info.features)}
     roles = _roles(path, features, columns)
@@ -123,7 +124,7 @@ def _roles(path: Path, features: Mapping[str, Any], columns: Mapping[str, str]) 
         elif role in ("image", "caption"):
             raise UserError(
                 f"{path} has no feature that looks like the {role}: it has {', '.join(features)}; "
-                f"name it with --config.data.columns.{role}=NAME."
+                f"name the feature with --config.data.columns.{role}=NAME."
             )
     return roles
 

@@ -75,7 +75,7 @@ def _download(build):
         return build()
     except OSError as error:
         raise UserError(
-            f"torchvision cannot download its weights for Faster R-CNN ({first_line(error)}); "
+            f"torchvision cannot download the weights of Faster R-CNN ({first_line(error)}); "
             "give a weights file: faster_rcnn:WEIGHTS.pth"
         ) from error
 
@@ -105,7 +105,8 @@ def _read_labels(path: Path, classes: int, coco: list[str]) -> list[str]:
         names = [line.strip() for line in names_file.read_text(encoding="utf-8").splitlines() if line.strip()]
         if len(names) != classes - 1:
             raise UserError(
-                f"{path} has {classes - 1} classes, not counting the background, but {names_file} names {len(names)}"
+                f"{path} has {classes - 1} classes, not counting the background, but {names_file} names {len(names)}; "
+                f"give one name per line, {classes - 1} in all"
             )
         return ["background", *names]
     return coco if classes == len(coco) else [f"class {number}" for number in range(classes)]

@@ -56,7 +56,11 @@ def _read(path: Path) -> dict[str, Detections]:
         category_id = _field(path, "annotations", annotation, "category_id")
         if image_id not in detections or category_id not in labels:
             missing = f"image {image_id}" if image_id not in detections else f"category {category_id}"
-            raise UserError(f"{path} has an annotation of {missing}, which it does not list")
+            section = "images" if image_id not in detections else "categories"
+            raise UserError(
+                f'{path} has an annotation of {missing}, but no entry of "{section}" has this id: '
+                "add the entry or remove the annotation"
+            )
         boxes, scores, names = detections[image_id]
         boxes.append(_box(path, annotation, *sizes[image_id]))
         scores.append(_score(path, annotation))

@@ -209,7 +209,7 @@ def _session(path: Path):
     except ImportError as error:
         raise not_installed("onnx", error) from error
     if not path.is_file():
-        raise UserError(f"there is no ONNX file at {path}")
+        raise UserError(f"there is no ONNX file at {path}: give an existing file as onnx:FILE.onnx")
     options = onnxruntime.SessionOptions()
     # One thread: several processes detect in parallel, and more threads would only compete for the cores.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -233,7 +233,8 @@ def _read_names(path: Path, metadata: dict[str, str], classes: int) -> dict[int,
         names, source = dict(enumerate(COCO)), "COCO"
     if classes and len(names) != classes:
         raise UserError(
-            f"{path} has {classes} classes, but {source} names {len(names)}; name them in {names_file}, one per line"
+            f"{path} has {classes} classes, but {source} names {len(names)}; "
+            f"name all {classes} in {names_file}, one per line"
         )
     return names
 

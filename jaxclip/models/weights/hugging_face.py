@@ -105,7 +105,8 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
     if is_clip(config):
         if text.end_token == LEGACY_END_TOKEN:
             raise UserError(
-                "CLIPModel cannot read an end token whose id is 2: it reads the token of the highest id instead"
+                "CLIPModel cannot read an end token whose id is 2, because it reads the token of the highest id "
+                "instead: export with --layouts=stablehlo"
             )
         return {
             "model_type": "clip",
@@ -121,7 +122,10 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
             "vision_config": {**vision, "vision_use_head": True},
             "text_config": {**language, "projection_size": config.embedding},
         }
-    raise UserError(f"neither CLIPModel nor SiglipModel supports {unsupported_part(config)}")
+    layout = "open_clip" if is_clip(replace(config, logit_bias=None)) else "stablehlo"
+    raise UserError(
+        f"neither CLIPModel nor SiglipModel supports {unsupported_part(config)}: export with --layouts={layout}"
+    )
 
 
 def is_clip(config: CLIPConfig) -> bool:
@@ -155,7 +159,7 @@ def unsupported_part(config: CLIPConfig) -> str:
     if config.text.pooling == "mean":
         return "a text tower that averages its tokens"
     if is_clip(replace(config, logit_bias=None)):
-        return "a logit bias with CLIP's towers, as trained by the sigmoid loss: export these towers to open_clip only"
+        return "a logit bias with CLIP's towers, as trained by the sigmoid loss"
     return "this combination of parts of CLIP and of SigLIP"
 
 

@@ -117,10 +117,13 @@ def write_config(config: CLIPConfig) -> dict[str, Any]:
     """Returns the model_cfg of open_clip_config.json; UserError, with the reason, if open_clip has no such towers."""
     image, text = config.image, config.text
     if not (is_clip(replace(config, logit_bias=None)) or is_siglip(config)):
-        raise UserError(f"open_clip does not support {unsupported_part(config)}")
+        raise UserError(f"open_clip does not support {unsupported_part(config)}: export with --layouts=stablehlo")
     quick = {blocks.activation == "quick_gelu" for blocks in (image.transformer, text.transformer)}
     if len(quick) > 1:
-        raise UserError("open_clip uses quick-GELU in both towers or in neither, but only one of these towers has it")
+        raise UserError(
+            "open_clip uses quick-GELU in both towers or in neither, but only one of these towers has it: "
+            "leave open_clip out of --layouts"
+        )
     language = {
         **_block_settings(text.transformer),
         "heads": text.transformer.heads,
@@ -209,7 +212,8 @@ def _timm_name(image: ImageConfig) -> str:
         raise UserError(
             f"open_clip builds SigLIP's image tower with timm, which has no tower of width {blocks.width}, "
             f"{blocks.layers} layers, {blocks.heads} heads, MLP ratio {blocks.mlp_ratio:g}, patch {image.patch} and "
-            f"size {image.size} with {blocks.activation} and epsilon {blocks.epsilon:g}"
+            f"size {image.size} with {blocks.activation} and epsilon {blocks.epsilon:g}: "
+            "leave open_clip out of --layouts"
         )
     return name
 

@@ -29,7 +29,10 @@ def resize_grid(positions: np.ndarray, shape: tuple[int, ...], *, class_token: b
     """
     before, after = (math.isqrt(rows - class_token) for rows in (len(positions), shape[0]))
     if before**2 != len(positions) - class_token:
-        raise UserError(f"the checkpoint's {len(positions)} image positions do not form a square grid")
+        raise UserError(
+            f"the checkpoint's {len(positions)} image positions do not form a square grid: "
+            "give a checkpoint for square pictures"
+        )
     if before == after:
         return positions
     class_position, grid = positions[: int(class_token)], positions[int(class_token) :].reshape(before, before, -1)

@@ -61,7 +61,7 @@ def open_tensors(folder: Path, name: str) -> Tensors:
     else:
         pickled = [path.name for path in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))]
         hint = f", only {pickled[0]}, which would have to be unpickled: that can run any code" if pickled else ""
-        raise UserError(f"{folder} has no {name}{hint}")
+        raise UserError(f"{folder} has no {name}{hint}; give a folder with weights in {name}")
     locations: dict[str, tuple[Path, str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
@@ -74,7 +74,10 @@ def open_tensors(folder: Path, name: str) -> Tensors:
     actual = {tensor: path.name for tensor, (path, _) in locations.items()}
     if expected not in (None, actual):
         wrong = sorted(tensor for tensor, _ in actual.items() ^ expected.items())
-        raise UserError(f"{index} disagrees with the files that it lists, for example about {wrong[0]}")
+        raise UserError(
+            f"{index} disagrees with the files that it lists, for example about {wrong[0]}: "
+            "download the checkpoint again"
+        )
     return Tensors(folder, locations, shapes)
 
 
@@ -83,11 +86,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
+        raise UserError(f"{path} is missing: give the folder of a complete checkpoint") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} contains a value of type {type(value).__name__}, but must contain an object")
+        raise UserError(f"{path} contains a value of type {type(value).__name__}, but must contain a JSON object")
     return value
 
 
@@ -100,7 +103,7 @@ def abbreviate(names: Sequence[str], limit: int = 3) -> str:
 def _read_index(path: Path) -> dict[str, str]:
     files = read_json(path).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
-        raise UserError(f"{path} has no weight_map from tensors to files")
+        raise UserError(f"{path} has no weight_map from tensors to files: download the checkpoint again")
     for file in files.values():
         if Path(file).name != file or "\\" in file or not file.endswith(".safetensors"):
             raise UserError(f"{path} names {file!r}: only safetensors files of the same folder are read")
@@ -111,11 +114,15 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
+        raise UserError(f"{path} is missing: give the folder of a complete checkpoint") from None
     except (SafetensorError, OSError) as error:
         with path.open("rb") as file:
             start = file.read(4)
         for prefix, kind in PICKLES.items():
             if start.startswith(prefix):
-                raise UserError(f"{path} is {kind}, not a safetensors file, and is never unpickled") from None
-        raise UserError(f"{path} is not a safetensors file, or is truncated: {error}") from None
+                raise UserError(
+                    f"{path} is {kind}, not a safetensors file, and is never unpickled: convert it to safetensors"
+                ) from None
+        raise UserError(
+            f"{path} is not a safetensors file, or is truncated ({error}): download the file again"
+        ) from None
