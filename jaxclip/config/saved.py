@@ -21,7 +21,7 @@ def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
     """Returns the configuration of a trained run with overrides on top.
 
     Raises:
-      UserError: `parse.load_config` raises it, or training fixed some of the fields, all of which the error names.
+      UserError: `parse.load_config` raises it, or training fixed some of the overridden fields; it names all of these.
     """
     config = load_config(workdir, overrides)
     base = "model.init_from" if config.task == "adapter" else ""  # the base's folder may have moved since training

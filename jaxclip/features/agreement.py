@@ -12,7 +12,7 @@ from jaxclip.features.palette import MERGED
 SEVERAL = "Multi"
 """The palette's name for a product of several colours."""
 _NAMES = {name.casefold(): name for name in MERGED}
-_MIN_SHARE = 0.5  # an attribute holds colours if at least this share of its values are colour names
+_MIN_SHARE = 0.5  # share of the products with an attribute that must have a colour name in it, so that it holds colours
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,8 @@ class Agreement:
 def colour_attribute(attributes: Iterable[Mapping[str, str]]) -> str | None:
     """Returns the attribute whose values are colour names in the most products; None if no attribute qualifies.
 
-    An attribute qualifies if at least half of its values are colour names. `attributes` holds the attributes of each
-    product.
+    An attribute qualifies if its value is a colour name in at least half of the products that have the attribute.
+    `attributes` holds the attributes of each product.
     """
     totals, colours = Counter(), Counter()
     for values in attributes:

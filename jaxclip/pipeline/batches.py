@@ -21,7 +21,7 @@ class Partners:
     """The incorrect pairs of a split of N records: for each, the record whose text is paired with its picture.
 
     Attributes:
-      partner: (N,) number of the partner within the split; negative if the record has no partner.
+      partner: (N,) index of the partner within the split; negative if the record has no partner.
       similarity: (N,) cosine similarity of the two pictures; ignored if the record has no partner.
 
     Raises:
@@ -45,7 +45,7 @@ class Partners:
             )
 
     def take(self, numbers: np.ndarray) -> "Partners":
-        """Returns the partners of these records, renumbered; a partner that is not one of them is dropped."""
+        """Returns the partners of the records with these indices, as positions in `numbers`; drops all others."""
         new_numbers = np.full(len(self.partner), -1)
         new_numbers[numbers] = np.arange(len(numbers))
         partner = self.partner[numbers]
@@ -185,7 +185,7 @@ def _make_batch_tokenizer(
 
 
 def _shuffled(positions: tf.Tensor, total: int, seed: int) -> tf.Tensor:
-    """Returns the record numbers (b,) at these positions (b,) of the endless stream."""
+    """Returns the indices (b,) of the records at these positions (b,) of the endless stream."""
     epochs = tf.cast(positions // total, tf.int32)
     seeds = tf.stack([tf.fill(tf.shape(epochs), seed), epochs, tf.zeros_like(epochs)], axis=1)  # (b, 3)
     # The public wrapper, tf.random.experimental.index_shuffle, does not accept one seed per index.

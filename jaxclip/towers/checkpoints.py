@@ -291,8 +291,8 @@ def _merit(metrics: dict[str, float]) -> float:
 def _silence_abandoned_reads() -> None:
     """Hides the warnings and tracebacks of the reads that Orbax abandons after one of them has failed.
 
-    Each such read may print one at any later time: when its coroutine is garbage-collected, when its task is
-    (if the task failed too), or when a thread of TensorStore reports to an event loop that has been closed.
+    Each such read may print one at any later time: when its coroutine or its failed task is garbage-collected, or
+    when a thread of TensorStore reports to an event loop that has been closed.
     """
     previous_hook = sys.unraisablehook
 

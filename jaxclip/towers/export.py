@@ -103,7 +103,7 @@ def _write_stablehlo(towers: Towers, settings: None, params: Params, folder: Pat
 
 
 def _check_only_adapters_trained(towers: Towers, workdir: Path) -> None:
-    """Raises UserError if there are no adapters, or if parameters other than adapters and temperature were trained."""
+    """Raises UserError if there are no adapters, or if anything but adapters, logit scale and bias was trained."""
     if not towers.config.lora:
         raise UserError(f"--nomerge is for adapters, and {workdir} has none")
     trained = flatten_dict(towers.stored(towers.shapes), sep="/")
@@ -116,7 +116,7 @@ def _check_only_adapters_trained(towers: Towers, workdir: Path) -> None:
 
 
 def _write_adapters(towers: Towers, base: str, params: Params, folder: Path) -> None:
-    """Writes the adapters in PEFT's layout, for a base loaded by transformers; a learned temperature is not written."""
+    """Writes the adapters in PEFT's layout, for a base loaded by transformers, without logit scale and logit bias."""
     tensors = peft.tensors(hugging_face.table(replace(towers.config, lora=None)), params)
     save_file(tensors, folder / peft.WEIGHTS, METADATA)
     _write_json(folder / peft.CONFIG, peft.settings(towers.config.lora, base, list(tensors)))

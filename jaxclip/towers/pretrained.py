@@ -1,4 +1,4 @@
-"""Reads config.model.init_from: a workdir, or a published checkpoint in a folder or on the Hugging Face hub."""
+"""Opens the checkpoint that config.model.init_from names: a workdir's, or a published one in a folder or on the hub."""
 
 import re
 from collections.abc import Callable

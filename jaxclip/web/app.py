@@ -126,7 +126,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.decoders, work, *arguments)
 
     def picture(self, number: int, size: int | None) -> bytes:
-        """Returns a product's encoded picture, scaled down if a size is given and the file is large."""
+        """Returns the encoded picture of the product at this index, scaled down if it is large and a size is given."""
         encoded = self.gallery.picture(number)
         if size is None or len(encoded) <= SCALE_ABOVE_BYTES:
             return encoded
@@ -135,7 +135,7 @@ class Service:
         return buffer.getvalue()
 
     def number(self, id: str) -> int:
-        """Returns the number of the product with this id; raises HTTPException 404 if there is none."""
+        """Returns the gallery index of the product with this id; raises HTTPException 404 if there is none."""
         number = self.gallery.number(id)
         if number is None:
             raise HTTPException(404, f"there is no product with the id {id!r}")
