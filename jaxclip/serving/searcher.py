@@ -111,7 +111,8 @@ class Searcher:
     ) -> Results:
         """Returns up to k products nearest to a sentence, a picture, a product, or a combination of these, best first.
 
-        If the second stage re-orders the results, it chooses the k products from its candidates, the nearest products.
+        If the second stage re-orders the results, its candidates, which are the nearest products, come first, in its
+        order; if k is larger than their number, the next nearest products follow.
 
         Args:
           text: a sentence.
@@ -122,8 +123,8 @@ class Searcher:
           rerank: whether the second stage re-orders the results by the sentence; None means yes if there is one.
 
         Raises:
-          UserError: the query is empty, k is out of range, or there is no such product, attribute, value or second
-            stage.
+          UserError: the query is empty, k is out of range, the picture cannot be read, or there is no such product,
+            attribute, value or second stage.
         """
         if not 1 <= k <= MAX_RESULTS:
             raise UserError(f"k = {k} must be from 1 to {MAX_RESULTS}")

@@ -264,7 +264,7 @@ class Checkpoints:
 
 
 def resolve_step(step: str, checkpoints: Checkpoints) -> int:
-    """Returns the number of the checkpoint that `step` ("latest", "best" or a number) names.
+    """Returns the step, as an integer, of the checkpoint that `step` ("latest", "best" or a number) names.
 
     "best" is the newest checkpoint if none was evaluated.
 
