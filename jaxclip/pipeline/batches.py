@@ -63,7 +63,7 @@ def training_batches(
     rows: np.ndarray | None = None,
     canvas: int = 0,
 ) -> Iterator[Batch]:
-    """Yields the batches of consecutive steps, or only `rows` of each batch; no other records are read.
+    """Yields the batches of consecutive steps, or only `rows` of each batch, without reading the others.
 
     Row i of step s is the record at position s * config.batch_size + i of an endless stream in which every epoch is a
     different permutation of the split (TensorFlow's RandomIndexShuffle is a cipher, so nothing is shuffled in memory).

@@ -82,7 +82,7 @@ Size = Annotated[
 
 
 class Service:
-    """The searcher that all requests share; it runs one batch of queries and decodes up to two pictures at a time."""
+    """The searcher of all requests; one thread runs batches of queries, and two threads decode and scale pictures."""
 
     def __init__(self, searcher: Searcher, limits: Limits, metrics: Metrics):
         self.searcher, self.gallery, self.limits = searcher, searcher.gallery, limits
