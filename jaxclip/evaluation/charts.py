@@ -89,7 +89,7 @@ def rank_histogram(best_ranks: np.ndarray, gallery: int) -> dict:
 
 
 def _x(share: float) -> float:
-    """Returns the horizontal position, in SVG units, at which a share (0 to 1) of the axis lies to the left."""
+    """Returns the horizontal position, in SVG units, of a point on the axis: 0 is its left end, 1 its right end."""
     return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
 
