@@ -12,7 +12,7 @@ from jaxclip.features.palette import MERGED
 SEVERAL = "Multi"
 """The palette's name for a product of several colours."""
 _NAMES = {name.casefold(): name for name in MERGED}
-_MIN_SHARE = 0.5  # share of the products with an attribute that must have a colour name in it, so that it holds colours
+_MIN_SHARE = 0.5  # smallest share of colour names among all products' values of an attribute that holds colours
 
 
 @dataclass(frozen=True, eq=False)

@@ -145,7 +145,7 @@ def _slice(side: Side, index: Array, step: int) -> Side:
 
 
 def _part(tree: Any, index: Array, step: int) -> Any:
-    """Returns the slice of each array at position `index`, as in `_slice`; one that would be shorter starts earlier."""
+    """Returns the slice of each array at position `index`; the last one starts earlier if it would be shorter."""
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, index * step, step), tree)
 
 

@@ -103,7 +103,7 @@ def _write_stablehlo(towers: Towers, settings: None, params: Params, folder: Pat
 
 
 def _check_only_adapters_trained(towers: Towers, workdir: Path) -> None:
-    """Raises UserError if there are no adapters, or if anything but adapters, logit scale and bias was trained."""
+    """Raises UserError if there are no adapters, or if more than adapters, logit scale and logit bias was trained."""
     if not towers.config.lora:
         raise UserError(f"--nomerge is for adapters, and {workdir} has none")
     trained = flatten_dict(towers.stored(towers.shapes), sep="/")

@@ -1,4 +1,4 @@
-"""Opens the checkpoint that config.model.init_from names: a workdir's, or a published one in a folder or on the hub."""
+"""Opens the checkpoint of config.model.init_from: of a workdir, or published, in a folder or on Hugging Face's hub."""
 
 import re
 from collections.abc import Callable
