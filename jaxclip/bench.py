@@ -3,7 +3,7 @@
 train_step   a training step and the two encoders, compared with open_clip and transformers in PyTorch
 input        the input pipeline, compared with Pillow in threads, webdataset and grain
 start        time from the command to the first step, with an empty and with a filled compilation cache
-loss         value and gradient of InfoNCE: dense, tiled and by open_clip
+loss         value and gradient of InfoNCE: dense, tiled, in strips and by open_clip
 ranks        ranks and top 20 in both directions, compared with faiss, open_clip, torchmetrics and a full sort
 search       `python -m jaxclip.search` under 1, 8 and 64 clients, compared with faiss and transformers in PyTorch
 rerank       re-rankers over the candidates of queries, per 1,000 queries, compared with retrieving the candidates

@@ -49,7 +49,7 @@ def define_processes() -> None:
     """Defines the flags of a command that can run as several processes."""
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, if no scheduler provides it")
     flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator_address", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "number of this process, from 0, with --coordinator_address")
+    flags.DEFINE_integer("process_id", None, "index of this process, from 0, with --coordinator_address")
 
 
 def join_processes() -> None:

@@ -4,8 +4,8 @@ The configuration comes from the workdir; overrides (--config.FIELD=VALUE) can s
 
     python -m jaxclip.evaluate --compare W1 W2       compare W2 with the baseline W1: differences and their significance
     python -m jaxclip.evaluate --workdir=W1,W2 --query="red shoes" --query="..." [--config.data.path=PATH ...]
-                                                     write a page with the ten best pictures of each run; the
-                                                     catalogue needs no captions
+                                                     write a page with each run's ten best pictures for each
+                                                     query; the catalogue needs no captions
 """
 
 import shlex

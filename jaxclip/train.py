@@ -3,8 +3,8 @@
     python -m jaxclip.train --config=configs/quickstart.py [--workdir=W] [--config.a.b=value ...]
 
 Started again with the same workdir, a run resumes from its newest checkpoint. SIGTERM and Ctrl-C save and stop a run.
-Several processes form one run if SLURM or Cloud TPU starts them, or with --coordinator_address, --num_processes and
---process_id.
+Several processes form one run if SLURM, GKE or Cloud TPU starts them, or with --coordinator_address, --num_processes
+and --process_id.
 """
 
 import signal

@@ -41,7 +41,7 @@ def measure(items: int = ITEMS, *, repeats: int = 3) -> list[dict[str, Any]]:
 
     "time_ratio" is the time divided by that of the first row of the same size: "both ways, top 20", "both ways, small"
     or "one way, few texts". The one-way rows in bfloat16 and bfloat16_3x also hold the share of ranks that differ from
-    float32's, and the difference in hit@10. The row "memory" holds the peak MB (2^20 bytes) of the first search,
+    float32's, and their hit@10 minus float32's. The row "memory" holds the peak MB (2^20 bytes) of the first search,
     including compilation, in addition to the embeddings and the libraries; it needs Linux's /proc.
     """
     texts, images = _embeddings(items)

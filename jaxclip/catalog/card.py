@@ -188,8 +188,8 @@ def data_uri(encoded: bytes) -> str:
 def _attributes(products: Sequence[Product]) -> list[dict[str, Any]]:
     """Returns {"name", "filled", "distinct", "values": [(value, count), ...]} per attribute, by decreasing "filled".
 
-    "filled" is the number of products that have the attribute, "distinct" the number of its values. "values" are its
-    SHOWN_VALUES most frequent values, or none if all values differ.
+    "filled" is the number of products that have the attribute, "distinct" the number of its different values. "values"
+    are up to SHOWN_VALUES of these, the most frequent ones, or none if no two products have the same value.
     """
     values: dict[str, Counter[str]] = {}
     for product in products:

@@ -56,7 +56,7 @@ class Execution(Protocol):
 
         Args:
           collected: the result of `collect`, whose context must still be open.
-          groups: the number of each kept product's group.
+          groups: the group of each kept product, an integer.
           splits: split -> indices of its products among the kept products.
         """
         ...

@@ -86,7 +86,7 @@ class Parts:
                 yield part * PART + row, product, verdict
 
     def write_assignments(self, part: int, assignments: Mapping[int, tuple[str, int]]) -> None:
-        """Writes row -> (split, group number) for the kept products of a part, by their rows in the part."""
+        """Writes row in the part -> (split, group as an integer), for the kept products of a part."""
         self._dump(part, "assignments", dict(assignments))
 
     def assigned_products(self, part: int, split: str) -> Iterator[tuple[Product, int, bytes, Mapping[str, Any]]]:

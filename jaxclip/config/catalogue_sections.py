@@ -17,7 +17,7 @@ class Columns:
 
     id: str = key(
         "",
-        "column of the product's identifier; '' = found by its usual names, or else made from its place",
+        "column of the product's identifier; '' = found by its usual names, or else made from the product's position in the catalogue",
     )
     image: str = key("", "column of the picture; '' = found by its usual names; not for webdataset")
     caption: str = key(
@@ -135,7 +135,9 @@ class Features:
         "how crops are selected from the detected boxes: largest, confident (highest score), category (highest score "
         "with a label like the product's category) or all:K (the K highest scores)",
     )
-    padding: float = key(0.05, "margin added on each side of a crop, as a share of its width or height (>= 0)")
+    padding: float = key(
+        0.05, "margin added on each side of a crop, as a share of the detected box's width or height (>= 0)"
+    )
     colours: int = key(
         3, "number of dominant colours stored for the first crop, with their shares and names", limits=at_least(1)
     )

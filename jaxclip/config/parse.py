@@ -129,7 +129,7 @@ def _flatten(settings: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str 
 
 
 def _unknown(name: str, kinds: Mapping[str, Any]) -> str:
-    """Returns the error for a name that is not a field; it suggests a field of that section, or the nearest name."""
+    """Returns the error for a name that is not a field; it suggests a field of the section so named, or a near name."""
     if field := next((known for known in kinds if known.startswith(f"{name}.")), ""):
         return f"{name} is a section: set its fields, such as {field}"
     by_last_part = {known.rsplit(".", 1)[-1]: known for known in kinds}

@@ -21,7 +21,7 @@ def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
     """Returns the configuration of a trained run with overrides on top.
 
     Raises:
-      UserError: `parse.load_config` raises it, or training fixed some of the fields, all of which the error names.
+      UserError: `parse.load_config` raises it, or training fixed some of the overridden fields; it names all of these.
     """
     config = load_config(workdir, overrides)
     base = "model.init_from" if config.task == "adapter" else ""  # the base's folder may have moved since training
@@ -34,7 +34,7 @@ def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
 
 
 def of_runs(workdirs: Sequence[Path], overrides: Mapping[str, str]) -> list[Config]:
-    """Returns `of_run` of each workdir; if one is a re-ranker, towers do not get the overrides of its fields."""
+    """Returns `of_run` of each workdir; if one is a re-ranker, towers get only the overrides in `for_towers`."""
     rerankers = [load_config(workdir).task == "rerank" for workdir in workdirs]
     return [
         of_run(workdir, overrides if reranker or not any(rerankers) else for_towers(overrides))
@@ -67,7 +67,7 @@ def evaluation_name(workdir: Path, config: Config) -> str:
 
 
 def same_catalogue(one: Config, other: Config) -> bool:
-    """Returns whether two configurations name the same catalogue; its splits and its features may differ."""
+    """Returns whether two configurations name the same catalogue, perhaps with other splits or other features."""
 
     def identity(data: Data) -> tuple[Any, ...]:
         return _origin(data), data.reader, data.columns, data.drawn_products if data.reader == "drawn" else 0

@@ -308,7 +308,7 @@ class Evaluation:
         check=values.not_empty,
         only=TOWERS,
     )
-    mirror: bool = key(False, "whether that mean also includes the mirrored picture at each zoom", only=TOWERS)
+    mirror: bool = key(False, "whether the mean embedding also includes the mirrored picture at each zoom", only=TOWERS)
 
 
 @dataclass(frozen=True)

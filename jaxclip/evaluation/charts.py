@@ -89,12 +89,12 @@ def rank_histogram(best_ranks: np.ndarray, gallery: int) -> dict:
 
 
 def _x(share: float) -> float:
-    """Returns the horizontal position of a share of the axis, from 0 to 1."""
+    """Returns the horizontal position, in SVG units, of a point on the axis: 0 is its left end, 1 its right end."""
     return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
 
 def _y(value: float, low: float, high: float) -> float:
-    """Returns the vertical position of a value on an axis from `low` to `high`."""
+    """Returns the vertical position, in SVG units, of a value on an axis from `low` to `high`."""
     return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
 

@@ -55,9 +55,10 @@ def ensemble(prompts: np.ndarray) -> np.ndarray:
 
 
 def retrieve(field: Field, label_embeddings, images, *, seed: int = 0) -> dict:
-    """Returns P@1, P@10, mAP, MRR and nDCG@10, averaged over the labels.
+    """Returns P@1, P@10, mAP, MRR and nDCG@10, averaged over the labels, with intervals (see `protocols.means`).
 
-    Each label is a query against all images, and the images of products with that label are relevant.
+    Each label is a query against all images, and the images of products with that label are relevant. The result also
+    counts the labels ("queries") and the images ("gallery").
 
     Args:
       field: the L labels and the label of each product.

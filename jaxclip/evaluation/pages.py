@@ -13,7 +13,7 @@ from jaxclip.evaluation.results import StoredRankings
 from jaxclip.pipeline.records import Records
 
 CHANGES, FAILED_CATEGORIES, FAILURES = 6, 4, 2
-"""Most that are shown: improved and worsened queries (each), categories with failures, failures per category."""
+"""Upper limits: improved and worsened queries (each), categories with failures, and failures per category."""
 MIN_QUERIES = 10  # a category with fewer queries is not shown among those with failures
 
 
@@ -87,7 +87,7 @@ def write_report(
 
 
 def picture(number: int, gallery: ProductPictures, *, relevant: bool, score: float) -> report.Item:
-    """Returns the thumbnail of product `number` as an item of a page."""
+    """Returns the thumbnail of the product at index `number` of the gallery, as an item of a page."""
     encoded, mime = report.thumbnail(gallery.records.picture(number))
     return report.Item(encoded, mime, gallery.products[number].title, relevant, score)
 

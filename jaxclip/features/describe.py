@@ -39,7 +39,7 @@ class ProductDescriber:
     Attributes:
       detector: spec for `features.detect.make_detector`.
       policy: crop policy for `features.crop.choose`.
-      padding: added to each side of a crop, as a share of its box.
+      padding: margin added on each side of a crop, as a share of the width or height of the detected box.
       colours: number of colours stored per product.
     """
 

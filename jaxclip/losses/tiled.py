@@ -32,7 +32,7 @@ fast matrix products."""
 
 _NONE = -1e30
 """Logit of a masked entry: relative to any real logit its exponential is 0, and unlike -inf it never produces a NaN."""
-_BEHIND = 2**30  # number of the queue's first row; larger than every row number of a batch, so that no entry is a pair
+_BEHIND = 2**30  # `Side.number` of the queue's first row; larger than any row of a batch, so that no entry is a pair
 _LANES = 128  # columns of a partial reduction of a row
 
 

@@ -16,12 +16,12 @@ BATCH_AXES = ("data", "fsdp")
 
 
 class Side(NamedTuple):
-    """Some rows of one side of the batch, images or texts; n is their number.
+    """Some rows (n of them) of one side of the batch, images or texts.
 
     Attributes:
       embedding: (n, D) unit vectors.
       group: (n,) group of each row; None if groups are not used.
-      number: (n,) row number in the whole batch; negative for padding.
+      number: (n,) index of each row in the whole batch; negative for padding.
     """
 
     embedding: Array
@@ -133,7 +133,7 @@ def _tile(left: Side, right: Side) -> Tile:
 
 
 def _slice(side: Side, index: Array, step: int) -> Side:
-    """Returns slice number `index`, of `step` rows.
+    """Returns the slice at position `index` among slices of `step` rows.
 
     All slices have the same length. If the last one would be shorter, it starts earlier, and the rows that it shares
     with the slice before it are marked as padding.
@@ -145,7 +145,7 @@ def _slice(side: Side, index: Array, step: int) -> Side:
 
 
 def _part(tree: Any, index: Array, step: int) -> Any:
-    """Returns slice number `index`, of `step` rows, of each array; a last one that would be shorter starts earlier."""
+    """Returns the slice of each array at position `index`; the last one starts earlier if it would be shorter."""
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, index * step, step), tree)
 
 

@@ -121,7 +121,7 @@ def _keep_from_ynnpack(x: Array) -> Array:
 def _stride_2_input_gradient(
     gradient: Float[Array, "B T U D"], kernel: Float[Array, "3 3 D C"]
 ) -> Float[Array, "B 2T 2U C"]:
-    """Returns a stride-2 convolution's gradient for its input, without inserting zeros into that for its output.
+    """Returns a stride-2 convolution's gradient for its input, without inserting zeros between values of `gradient`.
 
     Even rows of the input are multiplied by row 1 of the kernel only; odd rows by row 2 and, for the next output, by
     row 0. The same holds for columns. So the gradient is four small convolutions whose results are interleaved.

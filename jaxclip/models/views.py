@@ -30,7 +30,7 @@ class Views:
         return len(self.zooms) * (1 + self.mirror)
 
     def render(self, pixels: UInt8[Array, "B S S 3"]) -> UInt8[Array, "V B S S 3"]:
-        """Returns the V views of each picture: enlarged by each zoom, then all of these mirrored if `mirror` is set."""
+        """Returns the V views of each picture: one per zoom and, if `mirror` is set, also the mirror image of each."""
         views = jnp.stack([_enlarge(pixels, zoom) for zoom in self.zooms])
         return jnp.concatenate([views, views[..., ::-1, :]]) if self.mirror else views
 

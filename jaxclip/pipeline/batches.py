@@ -21,7 +21,7 @@ class Partners:
     """The incorrect pairs of a split of N records: for each, the record whose text is paired with its picture.
 
     Attributes:
-      partner: (N,) number of the partner within the split; negative if the record has no partner.
+      partner: (N,) index of the partner within the split; negative if the record has no partner.
       similarity: (N,) cosine similarity of the two pictures; ignored if the record has no partner.
 
     Raises:
@@ -47,7 +47,7 @@ class Partners:
             )
 
     def take(self, numbers: np.ndarray) -> "Partners":
-        """Returns the partners of these records, renumbered; a partner that is not one of them is dropped."""
+        """Returns the partners of the records with these indices, as positions in `numbers`; drops all others."""
         new_numbers = np.full(len(self.partner), -1)
         new_numbers[numbers] = np.arange(len(numbers))
         partner = self.partner[numbers]
@@ -65,7 +65,7 @@ def training_batches(
     rows: np.ndarray | None = None,
     canvas: int = 0,
 ) -> Iterator[Batch]:
-    """Yields the batches of consecutive steps, or only `rows` of each batch; no other records are read.
+    """Yields the batches of consecutive steps, or only `rows` of each batch, without reading the others.
 
     Row i of step s is the record at position s * config.batch_size + i of an endless stream in which every epoch is a
     different permutation of the split (TensorFlow's RandomIndexShuffle is a cipher, so nothing is shuffled in memory).
@@ -187,7 +187,7 @@ def _make_batch_tokenizer(
 
 
 def _shuffled(positions: tf.Tensor, total: int, seed: int) -> tf.Tensor:
-    """Returns the record numbers (b,) at these positions (b,) of the endless stream."""
+    """Returns the indices (b,) of the records at these positions (b,) of the endless stream."""
     epochs = tf.cast(positions // total, tf.int32)
     seeds = tf.stack([tf.fill(tf.shape(epochs), seed), epochs, tf.zeros_like(epochs)], axis=1)  # (b, 3)
     # The public wrapper, tf.random.experimental.index_shuffle, does not accept one seed per index.

@@ -104,7 +104,7 @@ def augment(
       augmentation: ranges of area and aspect ratio, and whether to mirror.
       seed: (2,) seed of the draws.
       filter: "bicubic" or "bilinear".
-      part: (4,) left, top, right, bottom as shares of the picture; crops are drawn within it. None: the whole picture.
+      part: (4,) left, top, right, bottom as shares of the picture, of which only this part is used; None uses all.
       canvas: 0, or the side, at least `size`, of a black square. The crop is placed in its top left corner at the
         size at which it was decoded, so that the device can scale it (`models.resampling`); crops that do not fit, and
         whole pictures with policy "crop", are scaled here.

@@ -17,7 +17,7 @@ class Preprocess:
 
     Attributes:
       image_size: side of the square pictures, in pixels.
-      resize: "squash" scales to the square; "crop" scales the shorter side to its side and cuts out the centre.
+      resize: "squash" scales both sides to `image_size`; "crop" scales the shorter side to it and cuts out the centre.
       filter: resizing filter, "bicubic" or "bilinear", with antialiasing.
       picture: "whole", or "crop" for the best crop that preparation stored.
       mean, std: of each colour channel, on a scale of [0, 1]; the image tower normalises with them.

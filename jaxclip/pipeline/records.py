@@ -19,7 +19,7 @@ _PRODUCT_FIELDS = {"id", "image", "captions", "category", "attributes", "group"}
 
 
 class Records:
-    """The records of one split ("train", "test" or "all") of a prepared dataset, by number from 0.
+    """The records of one split ("train", "test" or "all") of a prepared dataset; a record's number is its index from 0.
 
     Only the first `limit` records are used, all if it is 0; they are a random sample, because a prepared dataset stores
     its records in random order.
@@ -28,7 +28,7 @@ class Records:
       split: the name of the split, or "all".
       features: the TFDS features of a record.
       largest_side: longest side of any picture in the dataset, in pixels; 0 if preparation did not record it.
-      numbers: (N,) number of each record within the split; 0..N-1 unless `take` selected a subset.
+      numbers: (N,) index of each record within the split; 0..N-1 unless `take` selected a subset.
     """
 
     def __init__(self, prepared: Path, split: str, limit: int = 0):
@@ -116,7 +116,7 @@ class Records:
             )
 
     def products(self) -> Iterator[tuple[Product, int]]:
-        """Yields every product in order, without its picture, and its group number."""
+        """Yields (product without its picture, its group as an integer) for every record, in order."""
         for serialized in self._all():
             product = _product(_fields(serialized))
             yield product, int(product.group)

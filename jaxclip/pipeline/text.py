@@ -177,9 +177,9 @@ def segments(
 
 
 def caption(name: str, attributes: Mapping[str, str], preprocess: Preprocess) -> str:
-    """Returns the caption that evaluation builds from a product's attributes and `name`, one of its captions.
+    """Returns the text that evaluation embeds: the caption template, filled with `name` and the attributes.
 
-    The first caption of a product is its name.
+    `name` is any of a product's captions, or a query; a query has no attributes.
     """
     return _apply_case(captions.build(name, attributes, preprocess.caption_template), preprocess)
 

@@ -102,7 +102,7 @@ def _features(
     records: Records,
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns picture features, text features and group numbers, one row per product of `records`."""
+    """Returns picture features, text features and groups (integers), one row per product of `records`."""
     texts, groups = [], []
     for product, group in bar(records.products(), total=len(records), desc="reading captions", unit="product"):
         texts.append(_text(config, product))

@@ -94,7 +94,7 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
 
     A is the number of shards of queries, C that of shards of the gallery; a block has B queries; all shards of the
     gallery together have N tiles of T items; a line has D factors, a row R and a column V thresholds. Its arguments:
-      block, sizes: number of the block; numbers of queries and of gallery items, beyond which all lines are padding.
+      block, sizes: index of the block; counts of queries and of gallery items, beyond which all lines are padding.
       queries, gallery: (A, B, D), (N, T, D).
       row_thresholds, column_thresholds: limits (A, R, B), width a scalar; limits (N, V, T), width (N,).
       spots: (A, N, S, 2) row and column, within each tile, of the S scores to return.
@@ -189,7 +189,7 @@ def _count_and_select(scores, thresholds, best, first, offset, *, axis):
 
 
 def _slices(array, axis):
-    """Returns WORD parts of equal length, cut along the axis; bit i of word number w stands for element w of part i."""
+    """Returns WORD parts of equal length, cut along the axis; bit i of word w stands for element w of part i."""
     return jnp.split(array, WORD, axis=axis)
 
 

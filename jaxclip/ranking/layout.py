@@ -124,7 +124,7 @@ def _round_up(number: int, multiple: int) -> int:
 def orders(relevance: Relevance, reverse: Relevance | None, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns orders of the queries (Q,) and gallery items (G,) that bring relevant pairs close together.
 
-    Lines are grouped by their numbers of relevant pairs (1, 2, 3 to 4, 5 to 8, ...), so that a tile has few unused
+    Lines are grouped by how many relevant pairs they have (1, 2, 3 to 4, 5 to 8, ...), so that a tile has few unused
     thresholds; gallery items only if queries are ranked for them too. Within a group, queries are sorted by their first
     relevant item, and items by the first relevant item of the queries that they are relevant to, so that the pairs lie
     in few small tiles. If each query has one relevant item and each item is relevant to one query, the gallery keeps

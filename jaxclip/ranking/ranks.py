@@ -73,7 +73,7 @@ def both_ways(queries, gallery, relevance: Relevance, **options: Any) -> tuple[R
         lengths, apart from the error of its sum; it is faster than "float32" where bfloat16 products are more than
         three times as fast (TPUs, processors with AMX).
       mesh: from `make_mesh`; default: all devices along the queries. It changes the result by rounding at most.
-      progress: wraps the numbers of the query blocks in each pass over the scores, for a progress bar.
+      progress: wraps the indices of the query blocks in each pass over the scores, for a progress bar.
 
     Raises:
       ValueError: the shapes or the relevance do not match; an item is relevant to no query; `products` is not a key of

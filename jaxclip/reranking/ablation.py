@@ -105,13 +105,13 @@ def _compare(runs: Mapping[str, list[dict[str, Values]]], features: Mapping[str,
 
 
 def _p_values(values: Values, others: Values) -> dict[str, float]:
-    """Returns the p-value of the difference in each metric, by paired bootstrap over queries."""
+    """Returns metric -> p-value of the difference of the means of `values` and `others`, by paired bootstrap."""
     ps = significance.paired_bootstrap(*(np.stack([of[name] for name in values]) for of in (values, others)))
     return dict(zip(values, map(float, ps), strict=True))
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Returns a table for the terminal: hit@1 with its interval, other metrics and p-values of hit@1."""
+    """Returns a table for the terminal: metrics of each subset, and p-values of hit@1 as in `run`."""
     others = [name for name in COMPARED[1:] if name in result["first_stage"]]
     reference = result["reference"]
     width = max(map(len, ["first stage", *result["subsets"]])) + 2

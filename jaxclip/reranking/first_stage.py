@@ -150,7 +150,7 @@ def embed_split(
       first: the towers.
       prepared: folder of the dataset that the records are from; it must have been prepared with features.
       records: the products.
-      wordings: versions of each caption: the first as in evaluation, the others augmented as in the towers' training.
+      wordings: versions per caption: the first as in evaluation, the others augmented as in the towers' training.
       segments: largest number of segments in which a caption longer than the context length is read; 1 truncates it.
       tokens: whether to add the output tokens of both towers, for cross-attention.
       batch_size: number of pictures or captions that are embedded at once.

@@ -115,7 +115,7 @@ def feature_names(config: Config) -> tuple[str, ...]:
 
 
 def make_tables(split: Split, candidates: Candidates, model: Reranker, queries: np.ndarray) -> Tables:
-    """Returns tables of the lists of N queries, replicated on every device, so that a batch is only row numbers.
+    """Returns tables of the lists of N queries, replicated on every device, so that a batch is only row indices.
 
     A list holds the K candidates of a query. The keys are:
       "query": (N, D) embeddings, or (N, T, V) output tokens of the text tower for cross-attention (see `Split`).
@@ -151,10 +151,10 @@ def contrastive_tables(split: Split, model: Reranker, queries: np.ndarray) -> Ta
 
 
 def batch_rows(total: int, batch_size: int, seed: int, steps: range) -> Iterator[np.ndarray]:
-    """Yields the row numbers of each step's batch, (batch_size,) int32; every epoch has its own random order.
+    """Yields the row indices of each step's batch, (batch_size,) int32; every epoch has its own random order.
 
-    Given the other arguments, a step's rows depend only on its number, so a run can resume at any step. `total` is the
-    number of rows.
+    Given the other arguments, a batch depends only on the number of its step, so a run can resume at any step.
+    `total` is the number of rows that batches are drawn from.
     """
     epoch, order = -1, np.empty(0, np.int64)
     for step in steps:

@@ -213,7 +213,7 @@ def _begin(config: Config, model: Reranker, recipe: Recipe) -> tuple[TrainState,
 def _compile(
     config: Config, model: Reranker, recipe: Recipe, tables: Tables, say: Say
 ) -> tuple[Callable, float, Callable]:
-    """Returns the compiled step, the model's FLOPs per device, and a function that puts row numbers on the devices."""
+    """Returns the compiled step, the model's FLOPs per device, and a function that puts row indices on the devices."""
     say(f"compiling the step of {config.batch_size} lists of {tables['items'].shape[1]} candidates")
     sharding = meshes.batch_sharding(model.mesh)
     meshes.check_divides(model.mesh, "batch_size", config.batch_size)

@@ -75,7 +75,7 @@ def _in_cluster() -> bool:
 
 
 def process_id() -> int:
-    """Returns this process's number without starting a JAX back end, which jax.process_index() would do."""
+    """Returns the index of this process without starting a JAX back end, which jax.process_index() would do."""
     return jax_distributed.global_state.process_id or 0
 
 

@@ -22,9 +22,9 @@ class Chip:
     network_bandwidth: float
 
 
-# TPUs: cloud.google.com/tpu/docs, which gives the bandwidth of links as the sum of both directions. A v5e reserves
-# 0.25 GiB of its 16 GiB of memory, a v6e 0.75 GiB of its 32 GiB; a 7x chip is two devices. GPUs: NVIDIA's data sheets;
-# the network is NVLink in a machine.
+# TPUs: cloud.google.com/tpu/docs. GPUs: NVIDIA's data sheets; the network is NVLink in a machine. Both sources give the
+# bandwidth of links as the sum of both directions; `network_bandwidth` is half of it. A v5e reserves 0.25 GiB of its
+# 16 GiB of memory, a v6e 0.75 GiB of its 32 GiB; a 7x chip is two devices, each with half of the chip's figures.
 CHIPS = {
     "v4": Chip(275e12, 32e9, 1.23e12, 150e9),
     "v5e": Chip(197e12, 15.75 * 2**30, 0.82e12, 100e9),

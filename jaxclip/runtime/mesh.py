@@ -66,7 +66,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
     """Returns the rows of a global batch that are on this process's devices, in ascending order.
 
-    They need not be adjacent: the order of devices in a mesh follows the chips' interconnect, not the hosts' numbers.
+    They need not be adjacent: a mesh orders devices by the chips' interconnect, not by their hosts.
     """
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
     spans = sorted({rows.indices(batch_size)[:2] for (rows,) in slices})

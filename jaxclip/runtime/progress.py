@@ -12,7 +12,7 @@ from jaxclip.runtime import distributed, hardware
 
 
 def bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
-    """Returns a progress bar with ETA, redrawn at most every 0.2 seconds, or 15 if stderr is not a terminal.
+    """Returns a progress bar with ETA, redrawn at most every 0.2 seconds, or every 15 if stderr is no terminal.
 
     Only the first of several processes shows it. The arguments are those of `tqdm`.
     """

@@ -41,15 +41,15 @@ class ProductDetails:
 
 
 class Gallery:
-    """The products of a catalogue, numbered from 0 in the order of their vectors.
+    """The products of a catalogue; a product's number is its index, from 0, in the order of their vectors.
 
     Attributes:
       name: name of the catalogue, for display.
       ids: id of each product.
       captions: first caption of each product; "" if it has none.
       categories: category of each product; "" if it is unknown.
-      picture: number of a product -> its encoded picture, JPEG or PNG.
-      details: number of a product -> its details.
+      picture: a product's number -> its encoded picture, JPEG or PNG.
+      details: a product's number -> its details.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Gallery:
         return len(self.ids)
 
     def number(self, id: str) -> int | None:
-        """Returns the number of the product with an id, or None if there is no such product."""
+        """Returns the index of the product with an id, or None if there is no such product."""
         return self._numbers.get(id)
 
     def facets(self, max_values: int = 150) -> list[Facet]:
@@ -115,14 +115,14 @@ class Gallery:
 
 
 class _Column:
-    """The values of one attribute: an integer code per product, which numbers the values in order of appearance."""
+    """The values of one attribute: a code per product, the index of its value in order of first appearance."""
 
     def __init__(self) -> None:
         self._values: dict[str, int] = {}
         self._codes = array("i")
 
     def append(self, number: int, value: str) -> None:
-        """Stores the value of a product; numbers must ascend."""
+        """Stores the value of the product at index `number`; calls must be in ascending order of indices."""
         self._codes.extend([ABSENT] * (number - len(self._codes)))
         self._codes.append(self._values.setdefault(value, len(self._values)))
 
@@ -132,7 +132,7 @@ class _Column:
         return np.pad(codes, (0, count - len(codes)), constant_values=ABSENT)
 
     def counts(self) -> list[tuple[str, int]]:
-        """Returns the values and their numbers of products, most common first."""
+        """Returns (value, count of the products that have it) for each value, most common first."""
         counts = Counter(self._codes)
         rows = [(value, counts[code]) for value, code in self._values.items()]
         return sorted(rows, key=lambda row: (-row[1], row[0]))

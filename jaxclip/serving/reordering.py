@@ -30,7 +30,7 @@ class SecondStage:
       name: name for display.
       candidates: K, the number of candidates per query.
       features: names of the F gated features; empty if the model has no gates.
-      score: (sentences, their (n, D) unit vectors, (n, K) product numbers, (n, K) first-stage scores, (n, K) mask of
+      score: (sentences, their (n, D) unit vectors, (n, K) gallery indices, (n, K) first-stage scores, (n, K) mask of
         candidates that exist) -> Scored; compiled for each n.
     """
 
@@ -45,7 +45,7 @@ class Reordered:
     """The M products of one query in their new order; only the first K, the second stage's candidates, are re-ordered.
 
     Attributes:
-      numbers: product numbers, best first.
+      numbers: indices of the products in the gallery, best first.
       scores: second-stage scores; after the first K, first-stage scores.
       before: place of each product in the first stage, from 1.
       first: first-stage scores.
@@ -76,7 +76,7 @@ def reorder(
       stage: the second stage.
       sentences: sentence of each query.
       vectors: unit vectors of the sentences.
-      numbers: for each query, its products in the first stage, best first; lists may differ in length.
+      numbers: for each query, the indices of the first stage's products, best first; lists may differ in length.
       scores: for each query, the first-stage scores of these products.
     """
     shape = len(sentences), stage.candidates

@@ -46,7 +46,7 @@ class Query:
     Attributes:
       text: a sentence, or "".
       picture: (S, S, 3) uint8, or None.
-      like: number of a product of the gallery, or None; the product itself is left out of the results.
+      like: index of a product of the gallery, or None; the product itself is left out of the results.
       filters: filters that the results must pass.
       k: number of results, at most MAX_RESULTS.
       rerank: whether the second stage re-orders the results; has no effect without a sentence.
@@ -64,7 +64,7 @@ class QueryResult(NamedTuple):
     """The result of a query.
 
     Attributes:
-      numbers: numbers of the products, best first: k, or fewer if fewer pass the filters.
+      numbers: gallery indices of the products, best first; k of them, or fewer if fewer pass the filters.
       scores: the second stage's scores of products that it re-ordered, else cosines of the pictures with the query.
       reordered: all products that were passed to the second stage, also those beyond k, in its order; None if it was
         not used.
@@ -111,7 +111,8 @@ class Searcher:
     ) -> Results:
         """Returns up to k products nearest to a sentence, a picture, a product, or a combination of these, best first.
 
-        If the second stage re-orders the results, it chooses the k products from its candidates, the nearest products.
+        If the second stage re-orders the results, its candidates, which are the nearest products, come first, in its
+        order; if k is larger than their number, the next nearest products follow.
 
         Args:
           text: a sentence.
@@ -122,8 +123,8 @@ class Searcher:
           rerank: whether the second stage re-orders the results by the sentence; None means yes if there is one.
 
         Raises:
-          UserError: the query is empty, k is out of range, or there is no such product, attribute, value or second
-            stage.
+          UserError: the query is empty, k is out of range, the picture cannot be read, or there is no such product,
+            attribute, value or second stage.
         """
         if not 1 <= k <= MAX_RESULTS:
             raise UserError(f"k = {k} must be from 1 to {MAX_RESULTS}")
@@ -206,7 +207,7 @@ class Searcher:
     def _reorder(
         self, sentences: list[str], vectors: np.ndarray, lists: Sequence[tuple[np.ndarray, np.ndarray]]
     ) -> list[Reordered]:
-        """Returns the queries' lists (numbers, scores) in the second stage's order; pads to a compiled batch size."""
+        """Returns the queries' lists (indices, scores) in the second stage's order; pads to a compiled batch size."""
         reordered = []
         for start in range(0, len(sentences), BATCHES[-1]):
             rows = list(range(start, min(start + BATCHES[-1], len(sentences))))

@@ -1,4 +1,4 @@
-"""The parameters of config.model.init_from: where a run starts, or the base of the adapters it trains."""
+"""Loads the parameters that config.model.init_from names: a run starts from them, or trains adapters on them."""
 
 from typing import Any
 

@@ -269,7 +269,7 @@ class Checkpoints:
 
 
 def resolve_step(step: str, checkpoints: Checkpoints) -> int:
-    """Returns the number of the checkpoint that `step` ("latest", "best" or a number) names.
+    """Returns the step, as an integer, of the checkpoint that `step` ("latest", "best" or a number) names.
 
     "best" is the newest checkpoint if none was evaluated.
 
@@ -296,8 +296,8 @@ def _merit(metrics: dict[str, float]) -> float:
 def _silence_abandoned_reads() -> None:
     """Hides the warnings and tracebacks of the reads that Orbax abandons after one of them has failed.
 
-    Each such read may print one at any later time: when its coroutine is garbage-collected, when its task is
-    (if the task failed too), or when a thread of TensorStore reports to an event loop that has been closed.
+    Each such read may print one at any later time: when its coroutine or its failed task is garbage-collected, or
+    when a thread of TensorStore reports to an event loop that has been closed.
     """
     previous_hook = sys.unraisablehook
 

@@ -32,7 +32,7 @@ LOGIT_PARAMETERS = ("logit_scale", "logit_bias")
 def export_checkpoint(
     config: Config, workdir: Path, step: str, output: Path, layouts: Sequence[str], *, merge: bool = True
 ) -> tuple[int, list[Path]]:
-    """Writes a workdir's checkpoint into a new folder; returns the number of its step and the paths written.
+    """Writes a workdir's checkpoint into a new folder; returns its step and the paths written.
 
     Args:
       config: the configuration of the workdir.

@@ -1,4 +1,4 @@
-"""Reads config.model.init_from: a workdir, or a published checkpoint in a folder or on the Hugging Face hub."""
+"""Opens the checkpoint of config.model.init_from: of a workdir, or published, in a folder or on Hugging Face's hub."""
 
 import re
 from collections.abc import Callable
@@ -56,8 +56,9 @@ def open_pretrained(config: Config, step: int | None = None) -> Pretrained:
 
     config.data.image_size, context_length and picture, if set, replace those of the checkpoint: the position embeddings
     of the image tower are interpolated (`resize_grid`) and those of the text tower are stretched or cut
-    (`resize_context`). The caption template is always that of config.data. For the sigmoid loss, towers that have no
-    logit bias get one that starts at config.loss.bias.
+    (`resize_context`). The caption template is always that of config.data, and config.data.tokenizer, if set, replaces
+    the tokenizer of a published checkpoint, but not that of a workdir. For the sigmoid loss, towers that have no logit
+    bias get one that starts at config.loss.bias.
 
     Raises:
       UserError: there is no such checkpoint, it is broken, or its towers cannot be built here.

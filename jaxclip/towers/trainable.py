@@ -18,7 +18,7 @@ from jaxclip.towers.sharding import names
 
 Rates = Sequence[tuple[str, float]]
 
-BLOCKS = "/blocks/"  # followed by the number of a layer, or by a parameter that stacks all layers
+BLOCKS = "/blocks/"  # followed by the index of a layer, or by a parameter that stacks all layers
 BELOW_BLOCKS = r"/(stem|class_token|positions|first_norm|token_embedding)(/|$)"
 
 

@@ -53,7 +53,7 @@ class Run:
       checkpoints: checkpoints of the workdir.
       metadata: saved with each state, together with `Progress.to_json`.
       evaluate: function state -> metrics of the evaluated split, by name.
-      profiled: numbers of the steps to trace.
+      profiled: the steps to trace.
     """
 
     workdir: Path

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxclip.losses.contrastive import Queue
 
-EMPTY = -1  # group number of an unused row of the queue
+EMPTY = -1  # value of `Queue.group` in unused rows of the queue
 
 
 class OptimizerWithQueue(NamedTuple):

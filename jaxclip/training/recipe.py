@@ -98,5 +98,5 @@ def abstract_batch(config: Config, towers: Towers) -> dict[str, jax.ShapeDtypeSt
 
 
 def make_objective(config: Config) -> Objective:
-    """Returns the configured loss: every field of Objective has the value of the field of config.loss with its name."""
+    """Returns the configured loss: each field has the value of the field of the same name in config.loss."""
     return Objective(**{field.name: getattr(config.loss, field.name) for field in fields(Objective)})

@@ -51,9 +51,9 @@ class Stop:
             self._published = True
 
     def _agree(self) -> None:
-        """Waits until a process receives a signal; then all agree to stop one step after the one furthest ahead.
+        """Waits until a process receives a signal; then all agree to stop one step after the furthest published step.
 
-        A process takes no step between publishing its own and the agreement, so none is past the agreed step.
+        No process takes a step between publishing its step and the agreement, so none is past the agreed step.
         """
         store, own_id, count = distributed.store(), distributed.process_id(), distributed.process_count()
         while not self._finished.wait(POLL):

@@ -82,7 +82,7 @@ Size = Annotated[
 
 
 class Service:
-    """The searcher that all requests share; it runs one batch of queries and decodes up to two pictures at a time."""
+    """The searcher of all requests; one thread runs batches of queries, and two threads decode and scale pictures."""
 
     def __init__(self, searcher: Searcher, limits: Limits, metrics: Metrics):
         self.searcher, self.gallery, self.limits = searcher, searcher.gallery, limits
@@ -126,7 +126,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.decoders, work, *arguments)
 
     def picture(self, number: int, size: int | None) -> bytes:
-        """Returns a product's encoded picture, scaled down if a size is given and the file is large."""
+        """Returns the encoded picture of the product at this index, scaled down if it is large and a size is given."""
         encoded = self.gallery.picture(number)
         if size is None or len(encoded) <= SCALE_ABOVE_BYTES:
             return encoded
@@ -135,7 +135,7 @@ class Service:
         return buffer.getvalue()
 
     def number(self, id: str) -> int:
-        """Returns the number of the product with this id; raises HTTPException 404 if there is none."""
+        """Returns the gallery index of the product with this id; raises HTTPException 404 if there is none."""
         number = self.gallery.number(id)
         if number is None:
             raise HTTPException(404, f"there is no product with the id {id!r}")

@@ -141,7 +141,7 @@ def image_path(id: str) -> str:
 
 
 def results(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | None], matching: int) -> ResultsSchema:
-    """Returns the products with these numbers and scores, in the given order."""
+    """Returns the products at the gallery indices `numbers`, with these scores, in the given order."""
     return ResultsSchema(results=_list(gallery, numbers, scores), matching=matching)
 
 

@@ -39,8 +39,8 @@ class Canvas:
     Attributes:
       pixels: (height, width, 3) int32, 0 to 255.
       covered: (height, width) int32, 0 to 256: the highest opacity with which a shape was drawn at each pixel.
-      owner: (height, width) int8: the number of the last part that covers at least half of each pixel, -1 for none.
-      parts: name and colour of each part, in the order of their numbers.
+      owner: (height, width) int8: index in `parts` of the last part that covers at least half of each pixel, or -1.
+      parts: name and colour of each part, in the order in which they were first drawn.
     """
 
     def __init__(self, background: np.ndarray, placement: Placement):

@@ -1,4 +1,4 @@
-"""Makes a product from a seed and a number: its row in the catalogue, its picture, and the ground truth."""
+"""Makes a drawn product from a seed and its index: its row in styles.csv, its picture, and the ground truth."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -31,9 +31,9 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
 
     `path` is the table, or a folder that contains `metadata.csv` or exactly one table. Image paths are relative to the
     table's folder. Rows with the same id and image become one product with several captions and the
-    other values of the first row; an id that occurs with another image gets a number. Without an id column, the image's
-    path is the id. Columns other than id, image and caption become attributes. A table without a caption column is a
-    gallery: its products have no captions, and an oddity reports this.
+    other values of the first row; if an id occurs again with another image, a number is appended to it. Without an id
+    column, the image's path is the id. Columns other than id, image and caption become attributes. A table without a
+    caption column is a gallery: its products have no captions, and an oddity reports this.
 
     Raises:
       UserError: there is no table, the image column or a configured column is missing, a quotation mark is not closed,

@@ -23,7 +23,7 @@ USUAL_NAMES = {
 
 @dataclass(frozen=True)
 class TFDSImage:
-    """The picture of one example, number `row` of a split of the dataset in `folder`."""
+    """The picture of one example, the one at index `row` of a split of the dataset in `folder`."""
 
     folder: Path
     split: str

@@ -17,8 +17,8 @@ class FasterRCNN:
     """The detector `faster_rcnn`, with torchvision's COCO weights or with weights from a file.
 
     torchvision downloads its COCO weights once. The class names of a weights file are read from a file of the same
-    name with the extension .names, one per line, without the background. Without this file, the classes are named as in
-    COCO if their number is that of COCO, and otherwise numbered.
+    name with the extension .names, one per line, without the background. Without this file, the classes
+    have COCO's names if there are as many as in COCO, and otherwise names such as "class 3".
     """
 
     def __init__(self, path: Path | None):

@@ -14,10 +14,11 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 
 
 class StoredBoxes:
-    """The detector `boxes`: boxes from a file, looked up by picture file name, with or without folder and extension.
+    """The detector `boxes`: boxes from a file, looked up by a picture's file name or its product's id.
 
-    A picture that the file does not list has no boxes. Pictures whose names differ only in folder or extension can be
-    looked up only by their full names. Scores come from the annotations; an annotation without a score has score 1.
+    Names may lack folder and extension, but pictures whose names differ only in these can be looked up only by their
+    full names. A picture that the file does not list has no boxes. Scores come from the annotations; an annotation
+    without a score has score 1.
     """
 
     def __init__(self, path: Path):

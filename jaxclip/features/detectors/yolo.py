@@ -55,7 +55,7 @@ class OutputLayout:
 
     Attributes:
       family: "yolox", "yolov5", "yolov8", or "corners" for YOLOv10.
-      classes: number of classes; 0 for "corners", whose output holds a class number for each box.
+      classes: number of classes; 0 for "corners", whose output holds the index of each box's class.
       strides: strides of the cells in pixels, for "yolox" only.
     """
 
@@ -160,7 +160,7 @@ def letterbox(image: np.ndarray, height: int, width: int, *, middle: bool) -> tu
 def decode(
     output: np.ndarray, layout: OutputLayout, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns corners (N, 4) in pixels of the input, scores (N,) and class numbers (N,) of one picture's output."""
+    """Returns corners (N, 4) in pixels of the input, scores (N,) and class indices (N,) of one picture's output."""
     if layout.family == "corners":
         return output[:, :4], output[:, 4], output[:, 5].astype(np.int64)
     if layout.family == "yolov8":

@@ -50,7 +50,7 @@ def read_config(folder: Path) -> CLIPConfig:
 
 
 def table(config: CLIPConfig) -> list[TableRow]:
-    """Returns the layout of these towers in transformers, as a table of the names of their parameters."""
+    """Returns transformers' layout of towers of this shape: a row per parameter, with our name and transformers'."""
     image = config.image
     sigmoid = config.logit_bias is not None
     tower, class_token = "vision_model", image.pooling == "class"

@@ -92,7 +92,7 @@ def cleaning(settings: Mapping[str, Any], path: Path) -> str:
 
 
 def table(config: CLIPConfig, *, nested: bool) -> list[TableRow]:
-    """Returns the layout of these towers in open_clip, as a table of the names of their parameters.
+    """Returns open_clip's layout of towers of this shape: a row per parameter, with our name and open_clip's.
 
     With `nested`, the names of the text tower's tensors begin with "text.".
     """

@@ -15,7 +15,7 @@ from jaxclip.errors import UserError
 from jaxclip.models.clip import CLIPConfig
 from jaxclip.models.weights.tensors import Tensors, abbreviate
 
-LAYER = "{}"  # stands for the number of a layer in the name of a tensor
+LAYER = "{}"  # stands for the index of a layer in the name of a tensor
 IGNORED = ("position_ids", "attn_mask")
 """Ends of the names of constants, not weights, that old releases stored in checkpoints; they are not loaded."""
 
@@ -71,7 +71,7 @@ class TableRow:
     Attributes:
       ours: name of our parameter.
       theirs: name of their tensor, or names of several that are concatenated along the outputs to form ours. "{}"
-        stands for the number of a layer; layers are the first axis of ours.
+        stands for the index of a layer; layers are the first axis of ours.
       conversion: converts between their tensor and ours.
       resize: (their tensor (positions, width), our shape) -> ours, for position embeddings, whose number may differ;
         otherwise None.
