@@ -17,7 +17,7 @@ class Columns:
 
     id: str = key(
         "",
-        "column of the product's identifier; '' = found by its usual names, or else made from the product's position in the catalogue",
+        "column of the product's identifier; '' = found by its usual names, or else made from the row's position",
     )
     image: str = key("", "column of the picture; '' = found by its usual names; not for webdataset")
     caption: str = key(
