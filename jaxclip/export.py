@@ -13,7 +13,7 @@ from jaxclip.errors import UserError
 from jaxclip.runtime import startup
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
-OUTPUT = flags.DEFINE_string("output", None, "new folder to write")
+OUTPUT = flags.DEFINE_string("output", None, "new or empty folder to write")
 STEP = flags.DEFINE_string(
     "step", "latest", "the checkpoint: latest, best (highest hit@1 during training) or the number of a step"
 )

@@ -188,7 +188,7 @@ def webdataset(folder: Path, size: int, batches: int) -> Callable[[], Iterator[d
 
 
 def grain(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Returns a function that starts a grain dataset, read and decoded by one thread per core."""
+    """Returns a function that starts an endless iterator of grain; one thread per core decodes pictures from memory."""
     import grain as library
 
     pairs, tokenizer = _pairs(folder), _tokenizer(folder)

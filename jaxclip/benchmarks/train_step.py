@@ -118,7 +118,11 @@ def make_config(preset: str, batch: int, dtype: str) -> Config:
 
 
 def ours(config: Config) -> dict[str, Callable[[], Any]]:
-    """Returns the calls of this package: the step that `train` compiles, and the two encoders."""
+    """Returns the calls of this package by name: those in MEASURED and those that describe them.
+
+    "train step" is the step that `train` compiles, "images" and "texts" are the two encoders, "product" is the matrix
+    product that sets the limit, "description" and "memory" report shapes and peak memory.
+    """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peers' processes share the GPU's memory
     towers, device = _towers(config), jax.devices()[0]
     chip = hardware.chip(device)

@@ -93,7 +93,7 @@ def normalise(caption: str) -> str:
 
 
 def _pieces(template: str) -> list[_Piece]:
-    """Returns pairs (text, the field after it) in order; if the template ends with text, the last field is None."""
+    """Returns pairs (text, the field after it) in order; the field is None at the end and after an escaped brace."""
     return [(text, field) for text, field, _, _ in string.Formatter().parse(template)]
 
 

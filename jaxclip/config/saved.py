@@ -34,7 +34,10 @@ def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
 
 
 def of_runs(workdirs: Sequence[Path], overrides: Mapping[str, str]) -> list[Config]:
-    """Returns `of_run` of each workdir; if one is a re-ranker, towers get only the overrides in `for_towers`."""
+    """Returns the configuration of each run, as `of_run` does.
+
+    If one of them is a re-ranker, overrides that only re-rankers read are kept from the towers.
+    """
     rerankers = [load_config(workdir).task == "rerank" for workdir in workdirs]
     return [
         of_run(workdir, overrides if reranker or not any(rerankers) else for_towers(overrides))

@@ -33,7 +33,7 @@ def training(curve: Sequence[Mapping], key: str, label: str) -> dict | None:
 
 
 def hit_curve(best_ranks: Mapping[str, np.ndarray], gallery: int) -> dict:
-    """Returns the line chart of hit@k over k, with k on a logarithmic axis and one line per evaluated run.
+    """Returns the coordinates of the chart of text-to-image hit@k over k (logarithmic), with a line per evaluated run.
 
     `best_ranks` maps each run's name to the (Q,) ranks of its queries' first relevant items. The axis ends at 1,000 or
     at the number of items in the gallery, whichever is less.

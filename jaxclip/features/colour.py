@@ -165,7 +165,7 @@ def colour_histogram(rgb_histogram: Tally, bins: tuple[int, int, int] = BINS) ->
     if min(bins) < 1:
         raise ValueError(f"expected at least 1 hue, 1 saturation and 1 value, got {bins}")
     hues, saturations, values = bins
-    hsv = rgb2hsv(rgb_histogram.means / 255)  # (bins of the RGB histogram, 3)
+    hsv = rgb2hsv(rgb_histogram.means / 255)  # (B, 3), a row per non-empty bin
     hue = np.floor(hsv[:, 0] * hues + 0.5).astype(np.intp) % hues
     saturation = (hsv[:, 1] - _MIN_SATURATION) / (1 - _MIN_SATURATION)
     saturation = (saturation * saturations).astype(np.intp).clip(0, saturations - 1)

@@ -7,7 +7,6 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxclip.models.forms import per_backend
 from jaxclip.models.linear import Linear
 from jaxclip.models.transformer import activate
 
@@ -79,7 +78,6 @@ class Residual(nnx.Module):
         return x + 0.5 * activate(convolved, "gelu_tanh")
 
 
-@per_backend
 def convolve(x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"], *, stride: int) -> Float[Array, "B T U D"]:
     """Returns the 3x3 convolution of stride 1 or 2 with one pixel of zero padding on each side.
 

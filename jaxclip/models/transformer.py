@@ -10,7 +10,6 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxclip.models.forms import per_backend
 from jaxclip.models.linear import Linear
 from jaxclip.runtime import compiler
 from jaxclip.runtime.mesh import BATCH_AXES
@@ -106,17 +105,6 @@ def normal(std: float) -> Callable:
     return nnx.initializers.normal(stddev=std)
 
 
-@per_backend
-def attend(
-    query: Float[Array, "B Q H D"], key: Float[Array, "B T H D"], value: Float[Array, "B T H D"], **options
-) -> Float[Array, "B Q H D"]:
-    """Returns softmax(query key^T / sqrt(D)) value for each of H heads.
-
-    `options` are those of `jax.nn.dot_product_attention`.
-    """
-    return jax.nn.dot_product_attention(query, key, value, **options)
-
-
 def activate(x: Array, name: str) -> Array:
     """Returns the activation `name` of ACTIVATIONS, computed in float32 and rounded once to the type of x.
 
@@ -169,7 +157,7 @@ class Attention(nnx.Module):
         in_rng, out_rng = (None, None) if rng is None else split_each(rng, 2)
         qkv = self.qkv(x, rng=in_rng)  # (B, T, 3, H, D)
         mask = None if mask is None else mask[:, None, None, :]
-        mixed = attend(*jnp.unstack(qkv, axis=2), mask=mask, is_causal=causal)  # (B, T, H, D)
+        mixed = jax.nn.dot_product_attention(*jnp.unstack(qkv, axis=2), mask=mask, is_causal=causal)  # (B, T, H, D)
         return self.out(mixed, rng=out_rng)
 
 
@@ -237,7 +225,7 @@ class AttentionPool(nnx.Module):
         probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
         query = self.attention.qkv(probe)[:, :, 0]  # (B, 1, H, D)
         qkv = self.attention.qkv(x)  # (B, T, 3, H, D)
-        mixed = attend(query, qkv[:, :, 1], qkv[:, :, 2])  # (B, 1, H, D)
+        mixed = jax.nn.dot_product_attention(query, qkv[:, :, 1], qkv[:, :, 2])  # (B, 1, H, D)
         pooled = self.attention.out(mixed)[:, 0]  # (B, W)
         return pooled + self.mlp_out(activate(self.mlp_in(self.norm(pooled)), self.activation))
 

@@ -1,4 +1,4 @@
-"""Exact ranks of the relevant items, by counting; the same computation of the scores serves both directions."""
+"""Exact ranks of relevant items for queries and, from the same scores, of queries for items; by counting."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

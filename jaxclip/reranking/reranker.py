@@ -230,7 +230,7 @@ def take_lists(batch: Tables) -> tuple[jax.Array, ...]:
 
 
 def look_up(batch: Tables, items: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Returns the features (B, K, ...) of items (B, K) in float32, and whether each item has each feature, (B, K)."""
+    """Returns name -> feature, (B, K, ...) float32, of the products `items` (B, K), and name -> who has it, (B, K)."""
     features = {name: table[items].astype(jnp.float32) for name, table in batch["features"].items()}
     return features, {name: table[items] for name, table in batch["present"].items()}
 

@@ -86,4 +86,6 @@ def batch_multiple(mesh: Mesh) -> int:
 def check_divides(mesh: Mesh, key: str, rows: int) -> None:
     """Raises a UserError unless `batch_multiple` divides the number of rows, the value of a configuration key."""
     if rows % batch_multiple(mesh):
-        raise UserError(f"config.{key} = {rows} is not a multiple of mesh data x fsdp = {batch_multiple(mesh)}")
+        raise UserError(
+            f"config.{key} = {rows} is not a multiple of mesh data x fsdp = {batch_multiple(mesh)}: change one"
+        )

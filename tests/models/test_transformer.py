@@ -15,7 +15,6 @@ from jaxclip.models.transformer import (
     Transformer,
     TransformerConfig,
     activate,
-    attend,
     dropout,
 )
 
@@ -141,10 +140,3 @@ def test_a_bfloat16_activation_and_its_gradient_are_computed_in_float32_and_roun
     ours = lambda x: activate(x, name)  # noqa: E731
     wide = lambda x: ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)  # noqa: E731
     jax.tree.map(np.testing.assert_array_equal, *(value_and_gradients(f, x) for f in (ours, wide)))
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only CPUs compute attention in float32")
-def test_on_a_cpu_bfloat16_attention_and_its_gradients_are_computed_in_float32_and_rounded_once():
-    parts = jax.random.normal(jax.random.key(0), (3, 2, 7, 2, 8), jnp.bfloat16)
-    wide = lambda *parts: attend(*(part.astype(jnp.float32) for part in parts)).astype(jnp.bfloat16)  # noqa: E731
-    jax.tree.map(np.testing.assert_array_equal, *(value_and_gradients(f, *parts) for f in (attend, wide)))

@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxclip.models import forms
 from jaxclip.models.linear import contract
-from jaxclip.models.stem import ConvStem, convolve
+from jaxclip.models.stem import ConvStem
 from jaxclip.runtime import compiler
 
 
@@ -22,7 +22,7 @@ def compile_quickly(quick_compilation):
 
 
 ROWS = {row.name: row for row in compiler.TABLE}
-NO_YNNPACK, YNNPACK = ROWS["no YNNPACK"].options, ROWS["YNNPACK for products and sums"].options
+NO_YNNPACK, YNNPACK = ROWS["no YNNPACK"].options, ROWS["YNNPACK for products"].options
 SCHEDULER, WIDE = ROWS["memory scheduler"].options, ROWS["wide vectors"].options
 
 
@@ -54,7 +54,7 @@ def test_without_ynnpack_xla_compiles_matrix_products_itself():
 
 
 @pytest.mark.parametrize("differentiated", [False, True])
-def test_ynnpack_runs_the_products_and_sums_of_a_stem_but_no_convolution(differentiated):
+def test_ynnpack_runs_the_products_of_a_stem_but_no_convolution(differentiated):
     graph, params = nnx.split(ConvStem(16, 256, residual=True, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     forward = lambda params, x: nnx.merge(graph, params)(x)  # noqa: E731
     function = jax.grad(lambda params, x: (forward(params, x) ** 2).sum()) if differentiated else forward
@@ -62,7 +62,7 @@ def test_ynnpack_runs_the_products_and_sums_of_a_stem_but_no_convolution(differe
     program = compiled.lower(params, jax.ShapeDtypeStruct((256, 64, 64, 3), jnp.float32)).compile().as_text()
     bodies = dict(re.findall(r"^%?([\w.-]+) \([^\n]*\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL))
     delegated = [bodies[name] for name in re.findall(r"kind=kCustom, calls=%?([\w.-]+)[^\n]*__ynn_fusion", program)]
-    assert any(" dot(" in body for body in delegated) and any(" reduce(" in body for body in delegated)
+    assert any(" dot(" in body for body in delegated)
     assert program.count(" convolution(") >= 6 and not any(" convolution(" in body for body in delegated)
 
 
@@ -88,9 +88,7 @@ def test_a_program_is_traced_with_the_special_operations_of_its_target():
         with compiler.compiling_for(backend):
             assert (compiler.towers() is not None) == compiler.on_cpu() == (backend == "cpu")
             product = str(jax.make_jaxpr(lambda x, k: contract(x, k))(half, half[0, 0].T))
-            stem = str(jax.make_jaxpr(lambda x, k: convolve(x, k, stride=2))(half, jnp.ones((3, 3, 4, 4), half.dtype)))
         assert ("preferred_element_type=float32" in product) == (backend == "cpu")
-        assert ("custom_vjp" in stem) == (backend == "cpu")
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux has this file")

@@ -77,7 +77,7 @@ _LINEAR, _ROOT = _linear_table(), _root_table()
 
 
 def approximate_lab(image: np.ndarray) -> np.ndarray:
-    """Returns (height, width, 3) float32, an sRGB picture in CIELAB, from look-up tables that are accurate to 0.3."""
+    """Converts an sRGB picture to CIELAB, (height, width, 3) float32, by look-up tables; errors are at most 0.3."""
     roots = _ROOT[(_LINEAR[image] @ _TO_XYZ.T + 0.5).astype(np.int32)]
     x, y, z = roots[..., 0], roots[..., 1], roots[..., 2]
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)

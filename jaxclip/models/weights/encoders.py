@@ -35,7 +35,7 @@ def load_vit(folder: Path) -> ImageTower:
     path = folder / "preprocessor_config.json"
     preprocessing = read_json(path)
     if not {"image_mean", "image_std"} <= preprocessing.keys():
-        raise UserError(f"{path} must contain image_mean and image_std")
+        raise UserError(f"{path} must contain image_mean and image_std: add both, or give a complete checkpoint")
     config = vit_config(
         theirs.image_size,
         theirs.patch_size,
