@@ -93,8 +93,7 @@ def _evaluate_one(run: "EvaluatedRun") -> None:
 
 
 def _name(run: "EvaluatedRun") -> str:
-    default = config.evaluation_name(run.workdir, run.config)
-    return NAME.value or default
+    return NAME.value or config.evaluation_name(run.workdir, run.config)
 
 
 def _show_files(folder: Path, *names: str) -> None:
@@ -106,16 +105,14 @@ def _evaluate(run: "EvaluatedRun", name: str) -> tuple[dict[str, Any], Path]:
     from jaxclip.evaluation.evaluator import evaluate_checkpoint
     from jaxclip.reranking.run import evaluate_reranker
 
-    evaluate = evaluate_checkpoint
-    if run.config.task == "rerank":
-        evaluate = evaluate_reranker
+    evaluate = evaluate_reranker if run.config.task == "rerank" else evaluate_checkpoint
     return evaluate(run, STEP.value, run.workdir / "eval" / name, parameters=PARAMETERS.value, say=cli.say)
 
 
 def _command(arguments: list[str], overrides: dict[str, str]) -> str:
-    arguments = [*arguments, *(f"--config.{name}={value}" for name, value in overrides.items())]
-    arguments += [f"--name={NAME.value}"] if NAME.value else []
-    return shlex.join(["python", "-m", "jaxclip.evaluate", *arguments])
+    fields = [f"--config.{name}={value}" for name, value in overrides.items()]
+    name = [f"--name={NAME.value}"] if NAME.value else []
+    return shlex.join(["python", "-m", "jaxclip.evaluate", *arguments, *fields, *name])
 
 
 if __name__ == "__main__":

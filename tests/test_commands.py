@@ -107,7 +107,7 @@ def test_fields_fixed_by_training_cannot_be_overridden_afterwards(refuse, tmp_pa
     fixed = ["--config.model.patch=8", "--config.data.image_size=32", "--config.optimizer.ema=0.9"]
     arguments = [f"--workdir={tmp_path}", *fixed, "--config.data.split=all"]
     output = [f"--output={tmp_path / 'out'}"] if command == "export" else []
-    message = "--config.model.patch, --config.data.image_size, --config.optimizer.ema would change nothing"
+    message = "--config.model.patch, --config.data.image_size, --config.optimizer.ema cannot be changed after training"
     refuse(command, *arguments, *output, words=[message, str(tmp_path)])
 
 

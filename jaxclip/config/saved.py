@@ -27,8 +27,8 @@ def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
     base = "model.init_from" if config.task == "adapter" else ""  # the base's folder may have moved since training
     if fixed := [f"--config.{name}" for name in overrides if not OVERRIDABLE.fullmatch(name) and name != base]:
         raise UserError(
-            f"{', '.join(fixed)} would change nothing: {workdir} is already trained. You can set the catalogue "
-            "(data.reader, data.path, data.split, ...) and how it is embedded and ranked (evaluation, mesh)"
+            f"{', '.join(fixed)} cannot be changed after training ({workdir}). You can set the catalogue (data.reader, "
+            "data.path, data.split, ...) and how it is embedded and ranked (evaluation, mesh)"
         )
     return config
 

@@ -22,10 +22,12 @@ def not_one_of(value: str, choices: Sequence[str]) -> str:
 
 
 def caption_template(name: str, template: str) -> list[str]:
+    """Returns a sentence for each problem: the template's fields or braces are invalid."""
     return [f"{name}: {problem}" for problem in captions.check(template)]
 
 
 def detector(name: str, spec: str) -> list[str]:
+    """Returns a sentence for each problem: the spec names no detector."""
     detectors = (NO_DETECTOR, *DETECTORS)
     kind = spec.partition(":")[0]
     if kind in detectors:
@@ -34,6 +36,7 @@ def detector(name: str, spec: str) -> list[str]:
 
 
 def pair_variant(name: str, variant: str) -> list[str]:
+    """Returns a sentence for each problem: the rule for incorrect pairs is unknown."""
     if variant in ("clustered", "random"):
         return []
     from jaxclip.features import incorrect_pairs  # takes a second to load
@@ -46,6 +49,7 @@ def pair_variant(name: str, variant: str) -> list[str]:
 
 
 def pair_features(name: str, features: str) -> list[str]:
+    """Returns a sentence for each problem: the features for mining are unknown."""
     kind, _, source = features.partition(":")
     two_encoders = kind == "encoders" and all(source.split(",")) and source.count(",") == 1
     if features == "classical" or two_encoders or (kind == "towers" and source):
@@ -57,22 +61,27 @@ def pair_features(name: str, features: str) -> list[str]:
 
 
 def interval(name: str, ends: tuple[float, float]) -> list[str]:
+    """Returns a sentence for each problem: the ends are in descending order."""
     return [] if ends[0] <= ends[1] else [f"{name} = {ends} must be an interval, the lower number first"]
 
 
 def depths(name: str, ks: tuple[int, ...]) -> list[str]:
+    """Returns a sentence for each problem: 1 is missing or a depth is below 1."""
     return [] if 1 in ks and min(ks) >= 1 else [f"{name} = {ks} must be depths >= 1 that include 1"]
 
 
 def not_empty(name: str, numbers: tuple[float, ...]) -> list[str]:
+    """Returns a sentence for each problem: there are no numbers."""
     return [] if numbers else [f"{name} = {numbers} must hold at least one number"]
 
 
 def rates(name: str, pairs: tuple[tuple[str, float], ...]) -> list[str]:
+    """Returns a sentence for each problem: a factor is negative."""
     return [f"{name} = {pairs}: no factor may be negative"] if any(factor < 0 for _, factor in pairs) else []
 
 
 def rerank_features(name: str, features: str) -> list[str]:
+    """Returns a sentence for each problem: a feature is unknown, repeated, or none is named."""
     names = [part.strip() for part in features.split(",") if part.strip()]
     problems = [
         f"{name}: {part!r} {not_one_of(part, RERANK_FEATURES)}" for part in names if part not in RERANK_FEATURES
@@ -83,4 +92,5 @@ def rerank_features(name: str, features: str) -> list[str]:
 
 
 def rerank_ablation(name: str, subsets: tuple[tuple[str, str], ...]) -> list[str]:
+    """Returns a sentence for each problem: a subset has such a problem; see `rerank_features`."""
     return [problem for part, features in subsets for problem in rerank_features(f"{name}[{part!r}]", features)]

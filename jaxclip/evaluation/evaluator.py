@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxclip.catalog.product import Product
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.evaluation import labels, marqo, protocols
 from jaxclip.evaluation.metrics_file import results_folder, settings, write
 from jaxclip.evaluation.protocols import GroupedEmbeddings, Result
+from jaxclip.evaluation.queries import read_queries
 from jaxclip.pipeline import text
 from jaxclip.pipeline.records import Records
 from jaxclip.runtime.progress import bar
@@ -25,23 +25,6 @@ from jaxclip.towers.store import EmbeddingStore
 from jaxclip.towers.towers import Towers
 
 Embedded = tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Queries:
-    """The captions of a split, which are the queries, and its products, whose pictures are the gallery.
-
-    Attributes:
-      products: the G products, in the order of the records.
-      product_groups: (G,) the group of each product; products of one group are relevant to the same queries.
-      captions: the Q captions, as `pipeline.text.caption` words them.
-      caption_products: (Q,) the index into `products` of each caption's product.
-    """
-
-    products: list[Product]
-    product_groups: np.ndarray
-    captions: list[str]
-    caption_products: np.ndarray
 
 
 class Evaluator:
@@ -142,18 +125,6 @@ class Evaluator:
             figures["label_queries"][field.name] = labels.retrieve(field, embeddings, images)
             figures["zero_shot"][field.name] = labels.classify(field, embeddings, images)
         return figures, details
-
-
-def read_queries(records: Records, towers: Towers) -> Queries:
-    """Returns the products of a split and all their captions, worded by `pipeline.text.caption`."""
-    products, product_groups, captions, caption_products = [], [], [], []
-    for product, group in bar(records.products(), total=len(records), desc="reading captions", unit="product"):
-        for caption in product.captions:
-            captions.append(text.caption(caption, product.attributes, towers.preprocess))
-            caption_products.append(len(products))
-        products.append(product)
-        product_groups.append(group)
-    return Queries(products, np.asarray(product_groups), captions, np.asarray(caption_products))
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,32 @@ import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from jaxclip.config import Config
 from jaxclip.evaluation import pages, results
 from jaxclip.evaluation.protocols import Details, Result
+from jaxclip.evaluation.queries import Queries
+from jaxclip.pipeline.records import Records
 from jaxclip.runtime import distributed, metrics_log
 from jaxclip.towers.checkpoints import Checkpoints, resolve_step
 
-if TYPE_CHECKING:
-    from jaxclip.evaluation.evaluator import Evaluator
-
 PROVENANCE = ("parameters", "config_fingerprint", "data_fingerprint", "first_stage_fingerprint")
 """The keys of metrics.json that, together with the step, identify what was evaluated."""
+
+
+class EvaluatedSplit(Protocol):
+    """The parts of an evaluator that the results folder is written from.
+
+    Attributes:
+      queries: the split's captions and products.
+      records: the split's records.
+      settings: the result of `settings`.
+    """
+
+    queries: Queries
+    records: Records
+    settings: dict[str, Any]
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -32,7 +45,7 @@ def settings(config: Config) -> dict[str, Any]:
 def write(
     folder: Path,
     result: Result,
-    evaluator: "Evaluator",
+    evaluator: EvaluatedSplit,
     *,
     workdir: Path,
     step: int,
@@ -66,7 +79,7 @@ def write(
 
 
 def _write(
-    folder: Path, metrics: dict[str, Any], details: Details, evaluator: "Evaluator", workdir: Path, command: str
+    folder: Path, metrics: dict[str, Any], details: Details, evaluator: EvaluatedSplit, workdir: Path, command: str
 ) -> dict[str, Any]:
     queries, baseline = evaluator.queries, None
 

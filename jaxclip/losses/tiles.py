@@ -11,8 +11,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-BATCH_AXES = ("data", "fsdp")
-"""The mesh axes that a batch is split over."""
+from jaxclip.runtime.mesh import BATCH_AXES
 
 
 class Side(NamedTuple):

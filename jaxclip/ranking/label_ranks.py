@@ -3,8 +3,7 @@
 import numpy as np
 
 from jaxclip.ranking import kernel
-from jaxclip.ranking.ranks import order_relevant
-from jaxclip.ranking.relevance import Relevance
+from jaxclip.ranking.relevance import Relevance, order_relevant
 
 BLOCK, TILE = 64, 4096
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxclip.ranking import kernel
 from jaxclip.ranking.layout import PRECISIONS, TILE, Layout, orders
-from jaxclip.ranking.relevance import Relevance
+from jaxclip.ranking.relevance import Relevance, order_relevant
 
 _SMALL_TILE = 256  # side of the tiles from which the relevant pairs' scores are first computed
 
@@ -45,15 +44,37 @@ def make_mesh(queries: int = -1, gallery: int = 1) -> Mesh:
     return jax.make_mesh(sizes, kernel.AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def ranks(queries, gallery, relevance: Relevance, **options: Any) -> Ranks:
+def ranks(
+    queries,
+    gallery,
+    relevance: Relevance,
+    *,
+    top_k: int = 0,
+    tile: int = TILE,
+    products: str = "float32",
+    mesh: Mesh | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Ranks:
     """Returns the rank of each relevant item for each query, and each query's best items.
 
     The arguments are those of `both_ways`, but an item may be relevant to no query.
     """
-    return _search(queries, gallery, [relevance], **options)[0]
+    return _search(
+        queries, gallery, [relevance], top_k=top_k, tile=tile, products=products, mesh=mesh, progress=progress
+    )[0]
 
 
-def both_ways(queries, gallery, relevance: Relevance, **options: Any) -> tuple[Ranks, Ranks]:
+def both_ways(
+    queries,
+    gallery,
+    relevance: Relevance,
+    *,
+    top_k: int = 0,
+    tile: int = TILE,
+    products: str = "float32",
+    mesh: Mesh | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> tuple[Ranks, Ranks]:
     """Returns the ranks of gallery items for queries, and of queries for gallery items, from the same scores.
 
     Ties are pessimistic: a non-relevant item ranks above a relevant item with an equal score. Relevant items with equal
@@ -79,7 +100,10 @@ def both_ways(queries, gallery, relevance: Relevance, **options: Any) -> tuple[R
       ValueError: the shapes or the relevance do not match; an item is relevant to no query; `products` is not a key of
         PRECISIONS; or, with "bfloat16_3x", embeddings are not finite or so large that a score might not be finite.
     """
-    forth, back = _search(queries, gallery, [relevance, relevance.transpose(len(gallery))], **options)
+    directions = [relevance, relevance.transpose(len(gallery))]
+    forth, back = _search(
+        queries, gallery, directions, top_k=top_k, tile=tile, products=products, mesh=mesh, progress=progress
+    )
     return forth, back
 
 
@@ -88,11 +112,11 @@ def _search(
     gallery,
     directions: Sequence[Relevance],
     *,
-    top_k: int = 0,
-    tile: int = TILE,
-    products: str = "float32",
-    mesh: Mesh | None = None,
-    progress: Callable[[Iterable], Iterable] = iter,
+    top_k: int,
+    tile: int,
+    products: str,
+    mesh: Mesh | None,
+    progress: Callable[[Iterable], Iterable],
 ) -> list[Ranks]:
     """Returns the ranks in each direction: items for queries, then queries for items if a second relevance is given."""
     relevance, reverse = directions[0], directions[1] if len(directions) > 1 else None
@@ -311,24 +335,6 @@ def _result(scores, swept, relevance, order, nan_count):
     values = np.where(values == kernel.NAN, np.nan, np.where(values == kernel.MINUS_INFINITY, -np.inf, values))
     ranks = order_relevant(scores, counts, relevance)
     return Ranks(ranks, values.astype(np.float32), order[slots].astype(np.int64), nan_count)
-
-
-def order_relevant(scores: np.ndarray, at_or_above: np.ndarray, relevance: Relevance) -> np.ndarray:
-    """Returns (nnz,) ranks from the pairs' scores and the counts of scores at or above each of them.
-
-    The counts include the query's relevant items; this function orders these by score, ties by index.
-    """
-    rows = relevance.rows
-    order = np.lexsort((relevance.indices, -scores, rows))  # (nnz,)
-    score, row = scores[order], rows[order]
-    tied = (row[1:] == row[:-1]) & (score[1:] == score[:-1])
-    ends = np.flatnonzero(np.append(~tied, True)) + 1  # where each run of equal scores of one query ends
-    run = np.cumsum(np.append(0, ~tied))[: len(order)]  # the run of each pair
-    relevant_at_or_above = ends[run] - relevance.indptr[row]
-    position = np.arange(len(order)) - relevance.indptr[row]
-    result = np.empty(len(order), np.int64)
-    result[order] = at_or_above[order] - relevant_at_or_above + position + 1
-    return result
 
 
 def _check(queries, gallery, relevance):

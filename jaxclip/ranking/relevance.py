@@ -76,3 +76,21 @@ class Relevance:
         order = np.argsort(self.indices, kind="stable")  # (nnz,) by item, then by query
         counts = np.bincount(self.indices, minlength=gallery)
         return Relevance(np.concatenate([[0], np.cumsum(counts)]), self.rows[order])
+
+
+def order_relevant(scores: np.ndarray, at_or_above: np.ndarray, relevance: Relevance) -> np.ndarray:
+    """Returns (nnz,) ranks from the pairs' scores and the counts of scores at or above each of them.
+
+    The counts include the query's relevant items; this function orders these by score, ties by index.
+    """
+    rows = relevance.rows
+    order = np.lexsort((relevance.indices, -scores, rows))  # (nnz,)
+    score, row = scores[order], rows[order]
+    tied = (row[1:] == row[:-1]) & (score[1:] == score[:-1])
+    ends = np.flatnonzero(np.append(~tied, True)) + 1  # where each run of equal scores of one query ends
+    run = np.cumsum(np.append(0, ~tied))[: len(order)]  # the run of each pair
+    relevant_at_or_above = ends[run] - relevance.indptr[row]
+    position = np.arange(len(order)) - relevance.indptr[row]
+    result = np.empty(len(order), np.int64)
+    result[order] = at_or_above[order] - relevant_at_or_above + position + 1
+    return result

@@ -33,7 +33,7 @@ Vocabulary = dict[str, list[str]]
 """Column of the catalogue -> its values that have an entry in the multi-hot features."""
 
 
-def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -> FirstStage:
+def find_first_stage(config: Config, workdir: Path, towers_config: Config | None = None) -> FirstStage:
     """Returns the configured first stage on the configured mesh.
 
     If the re-ranker's workdir already has a first_stage.json, the step that it names is loaded, and the fingerprint is
@@ -42,38 +42,39 @@ def find_first_stage(config: Config, workdir: Path, own: Config | None = None) -
     Args:
       config: configuration of the re-ranker.
       workdir: workdir of the re-ranker.
-      own: configuration of the towers; by default the one in their workdir.
+      towers_config: configuration of the towers; by default the one in their workdir.
 
     Raises:
       UserError: the fingerprint differs from that in first_stage.json; the configuration sets other preprocessing than
         that of the towers; or for the reasons given in `first_stage.load`.
     """
-    where = Path(config.first_stage).expanduser()
-    own = replace(own or load_config(where), mesh=config.mesh)
-    if other := [name for name in SEEN_BY_TOWERS if getattr(config.data, name) != getattr(own.data, name)]:
-        fields = ", ".join(f"data.{name}" for name in other)
+    towers = Path(config.first_stage).expanduser()
+    towers_config = replace(towers_config or load_config(towers), mesh=config.mesh)
+    different = [name for name in SEEN_BY_TOWERS if getattr(config.data, name) != getattr(towers_config.data, name)]
+    if different:
+        fields = ", ".join(f"data.{name}" for name in different)
         raise UserError(
-            f"{fields} would change nothing: the towers in {where} get pictures and captions as in the training of the "
-            f"towers; leave {fields} out"
+            f"{fields} cannot be changed after the training of the towers in {towers}, which get pictures and captions "
+            f"as in training; leave {fields} out"
         )
     path = workdir / FILENAME
     if not path.exists():
-        return first_stage.load(where, own)
-    begun = json.loads(path.read_text())
+        return first_stage.load(towers, towers_config)
+    saved = json.loads(path.read_text())
     try:
-        found = first_stage.load(where, own, begun["step"])
+        stage = first_stage.load(towers, towers_config, saved["step"])
     except UserError as error:
-        raise UserError(f"{workdir} re-ranks step {begun['step']} of {begun['path']}: {error}") from None
-    if found.fingerprint != begun["fingerprint"]:
+        raise UserError(f"{workdir} re-ranks step {saved['step']} of {saved['path']}: {error}") from None
+    if stage.fingerprint != saved["fingerprint"]:
         raise UserError(
-            f"{workdir} was trained on the first stage {begun['fingerprint']} ({begun['path']}, step {begun['step']}), "
-            f"but first_stage = {where} is {found.fingerprint}, whose scores differ; set --config.first_stage to the "
+            f"{workdir} was trained on the first stage {saved['fingerprint']} ({saved['path']}, step {saved['step']}), "
+            f"but first_stage = {towers} is {stage.fingerprint}, whose scores differ; set --config.first_stage to the "
             "workdir that the re-ranker was trained on"
         )
-    return found
+    return stage
 
 
-def save_first_stage(first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary, workdir: Path) -> None:
+def save_first_stage(stage: FirstStage, bank: np.ndarray, vocabulary: Vocabulary, workdir: Path) -> None:
     """Writes querybank.npy, attributes.json and first_stage.json (path, step and fingerprint of the towers).
 
     first_stage.json is written last, so that its presence means that the other files are complete. If the workdir
@@ -83,11 +84,11 @@ def save_first_stage(first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary
         return
     np.save(workdir / QUERYBANK, bank)
     (workdir / VOCABULARY).write_text(json.dumps(vocabulary, indent=1, ensure_ascii=False) + "\n")
-    facts = {"path": str(first.workdir.resolve()), "step": first.step, "fingerprint": first.fingerprint}
+    facts = {"path": str(stage.workdir.resolve()), "step": stage.step, "fingerprint": stage.fingerprint}
     files.write_json(workdir / FILENAME, facts)
 
 
-def find_querybank(config: Config, first: FirstStage, workdir: Path) -> np.ndarray:
+def find_querybank(config: Config, stage: FirstStage, workdir: Path) -> np.ndarray:
     """Returns the workdir's query bank, or else a new one: (M, D) embeddings of captions of the towers' training data.
 
     Raises:
@@ -96,10 +97,10 @@ def find_querybank(config: Config, first: FirstStage, workdir: Path) -> np.ndarr
     """
     if (workdir / FILENAME).exists():
         return np.load(workdir / QUERYBANK)
-    return first_stage.querybank(first, segments=config.rerank.segments, batch_size=config.evaluation.batch_size)
+    return first_stage.querybank(stage, segments=config.rerank.segments, batch_size=config.evaluation.batch_size)
 
 
-def training_split(config: Config, first: FirstStage, prepared: Path) -> Split:
+def training_split(config: Config, stage: FirstStage, prepared: Path) -> Split:
     """Returns the products to train a re-ranker on: training products that the towers never saw.
 
     On their own training products the towers mostly rank the answer first already, so a re-ranker trained on these
@@ -111,31 +112,31 @@ def training_split(config: Config, first: FirstStage, prepared: Path) -> Split:
         of the towers; or the training split of the other dataset contains pictures that the towers were trained on, or
         the towers' dataset, which is needed to check this, is missing or has changed.
     """
-    if prepared_data.data_fingerprint(prepared) != first_stage.data_fingerprint(first):
+    if prepared_data.data_fingerprint(prepared) != first_stage.data_fingerprint(stage):
         records = Records(prepared, "train", config.data.train)
-        _check_unseen(first, records)
-        return embedded(config, first, prepared, records, wordings=config.rerank.wordings)
-    configured, held_back = config.data.second_stage, first.config.data.second_stage
-    if not held_back or configured != held_back or config.data.split_seed != first.config.data.split_seed:
-        towers_values = f"data.second_stage={held_back:g} and data.split_seed={first.config.data.split_seed}"
+        _check_unseen(stage, records)
+        return embedded(config, stage, prepared, records, wordings=config.rerank.wordings)
+    configured, held_back = config.data.second_stage, stage.config.data.second_stage
+    if not held_back or configured != held_back or config.data.split_seed != stage.config.data.split_seed:
+        towers_values = f"data.second_stage={held_back:g} and data.split_seed={stage.config.data.split_seed}"
         remedy = (
             f"set {towers_values}" if held_back else "train the towers with --config.data.second_stage=0.1, or more"
         )
         raise UserError(
             f"data.second_stage = {configured:g} (split_seed {config.data.split_seed}), but first_stage = "
-            f"{first.workdir} held back {held_back:g} (split_seed {first.config.data.split_seed}): a re-ranker is "
+            f"{stage.workdir} held back {held_back:g} (split_seed {stage.config.data.split_seed}): a re-ranker is "
             f"trained on exactly the products that its towers did not see; {remedy}"
         )
-    _, unseen = prepared_data.training_records(first.config, prepared)
-    return embedded(config, first, prepared, unseen, wordings=config.rerank.wordings)
+    _, unseen = prepared_data.training_records(stage.config, prepared)
+    return embedded(config, stage, prepared, unseen, wordings=config.rerank.wordings)
 
 
-def _check_unseen(first: FirstStage, records: Records) -> None:
+def _check_unseen(stage: FirstStage, records: Records) -> None:
     """Raises UserError if a record has a picture that the towers were trained on."""
-    seen = _pictures(first_stage.training_records(first))
+    seen = _pictures(first_stage.training_records(stage))
     if count := sum(picture in seen for picture in _pictures(records)):
         raise UserError(
-            f"{count} of the {len(records)} products to train on have pictures that the towers in {first.workdir} were "
+            f"{count} of the {len(records)} products to train on have pictures that the towers in {stage.workdir} were "
             "trained on: remove these products, as a re-ranker needs products that the towers never saw"
         )
 
@@ -148,11 +149,11 @@ def _pictures(records: Records) -> set[bytes]:
     }
 
 
-def embedded(config: Config, first: FirstStage, prepared: Path, records: Records, *, wordings: int = 1) -> Split:
+def embedded(config: Config, stage: FirstStage, prepared: Path, records: Records, *, wordings: int = 1) -> Split:
     """Returns the records as a split: embedded by the first stage, or read from the cache; features not computed."""
-    with jax.set_mesh(first.towers.mesh):
+    with jax.set_mesh(stage.towers.mesh):
         return first_stage.embed_split(
-            first,
+            stage,
             prepared,
             records,
             wordings=wordings,
@@ -177,7 +178,7 @@ def find_vocabulary(split: Split, workdir: Path) -> Vocabulary:
     return vocabulary
 
 
-def with_features(split: Split, first: FirstStage, bank: np.ndarray, vocabulary: Vocabulary) -> Split:
+def with_features(split: Split, stage: FirstStage, bank: np.ndarray, vocabulary: Vocabulary) -> Split:
     """Returns the split with every feature of `features.rerank`, and with its image tokens, if any, as a feature."""
     sources = rerank.FeatureSources(
         images=split.images,
@@ -186,9 +187,9 @@ def with_features(split: Split, first: FirstStage, bank: np.ndarray, vocabulary:
         columns=split.columns,
         attributes=[json.loads(str(attributes)) for attributes in split.attributes],
         bank=bank,
-        logit_scale=first.logit_scale,
+        logit_scale=stage.logit_scale,
         vocabulary=vocabulary,
-        in_captions=captions.fields(first.towers.preprocess.caption_template),
+        in_captions=captions.fields(stage.towers.preprocess.caption_template),
     )
     features, present = rerank.compute(sources)
     if split.image_tokens is not None:

@@ -128,13 +128,13 @@ def load(workdir: Path, config: Config, step: int | None = None) -> FirstStage:
     return FirstStage(workdir, step, digest.hexdigest()[:12], config, towers, params)
 
 
-def data_fingerprint(first: FirstStage) -> str:
+def data_fingerprint(stage: FirstStage) -> str:
     """Returns the fingerprint of the dataset that the towers were trained on."""
-    return Checkpoints(first.workdir, read_only=True).metadata(first.step)["data_fingerprint"]
+    return Checkpoints(stage.workdir, read_only=True).metadata(stage.step)["data_fingerprint"]
 
 
 def embed_split(
-    first: FirstStage,
+    stage: FirstStage,
     prepared: Path,
     records: Records,
     *,
@@ -147,7 +147,7 @@ def embed_split(
     """Returns the records as a split without features: read from the cache if it is there, else embedded and cached.
 
     Args:
-      first: the towers.
+      stage: the towers.
       prepared: folder of the dataset that the records are from; it must have been prepared with features.
       records: the products.
       wordings: versions per caption: the first as in evaluation, the others augmented as in the towers' training.
@@ -162,7 +162,7 @@ def embed_split(
     facts = builder.metadata(prepared)
     key = {
         "format": FORMAT,
-        "first_stage": first.fingerprint,
+        "first_stage": stage.fingerprint,
         "data": facts["fingerprint"],
         "features": facts["source"].get(builder.DESCRIBER_KEY),
         "columns": rerank.COLUMNS,
@@ -170,12 +170,12 @@ def embed_split(
         "records": hashlib.sha256(records.numbers.tobytes()).hexdigest(),
         "tokens": tokens,
         "segments": segments,
-        "wordings": [wordings, asdict(first.config.augmentation)] if wordings > 1 else 1,
+        "wordings": [wordings, asdict(stage.config.augmentation)] if wordings > 1 else 1,
     }
     name = files.fingerprint(key, 16)
-    path = library.cache() / "embeddings" / first.fingerprint / f"{name}.npz"
+    path = library.cache() / "embeddings" / stage.fingerprint / f"{name}.npz"
     if not path.exists():
-        split = _embed(first, records, wordings, segments, tokens, batch_size, workers)
+        split = _embed(stage, records, wordings, segments, tokens, batch_size, workers)
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomically(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **_flat(split))
@@ -183,48 +183,48 @@ def embed_split(
         return _unflat(dict(stored))
 
 
-def training_records(first: FirstStage) -> Records:
+def training_records(stage: FirstStage) -> Records:
     """Returns the records that the towers were trained on.
 
     Raises:
       UserError: the prepared dataset has changed since the training.
     """
-    prepared = prepared_data.prepared_dataset(first.config, whole=False, say=lambda line: None)
-    trained_on, here = data_fingerprint(first), prepared_data.data_fingerprint(prepared)
+    prepared = prepared_data.prepared_dataset(stage.config, whole=False, say=lambda line: None)
+    trained_on, here = data_fingerprint(stage), prepared_data.data_fingerprint(prepared)
     if trained_on != here:
         raise UserError(
-            f"{prepared} has the fingerprint {here}, but the towers in {first.workdir} were trained on {trained_on}: "
+            f"{prepared} has the fingerprint {here}, but the towers in {stage.workdir} were trained on {trained_on}: "
             "restore the catalogue that the towers were trained on"
         )
-    return prepared_data.training_records(first.config, prepared)[0]
+    return prepared_data.training_records(stage.config, prepared)[0]
 
 
-def querybank(first: FirstStage, *, segments: int, batch_size: int) -> np.ndarray:
+def querybank(stage: FirstStage, *, segments: int, batch_size: int) -> np.ndarray:
     """Returns the query bank, (M, D): embeddings of at most 4,096 captions of random products of `training_records`."""
-    records = training_records(first)
+    records = training_records(stage)
     random = np.random.default_rng(BANK_SEED)
     records = records.take(np.sort(random.choice(len(records), min(BANK, len(records)), replace=False)))
-    captions, _ = _wordings([product for product, _ in records.products()], first, 1)
-    with jax.set_mesh(first.towers.mesh):
-        return _embed_texts(first, Encoders(first.towers, batch_size=batch_size), captions[:BANK], segments)
+    captions, _ = _wordings([product for product, _ in records.products()], stage, 1)
+    with jax.set_mesh(stage.towers.mesh):
+        return _embed_texts(stage, Encoders(stage.towers, batch_size=batch_size), captions[:BANK], segments)
 
 
-def _embed(first, records, wordings, segments, tokens, batch_size, workers) -> Split:
+def _embed(stage, records, wordings, segments, tokens, batch_size, workers) -> Split:
     """Returns what `embed_split` returns, without the cache."""
     products = list(bar(_products(records), total=len(records), desc="reading captions", unit="product"))
-    captions, owners = _wordings(products, first, wordings)
+    captions, owners = _wordings(products, stage, wordings)
     if not captions:
         raise UserError(f"none of the {len(records):,} products has a caption: there are no queries to rank for")
-    encoders = Encoders(first.towers, batch_size=batch_size, workers=workers)
-    gallery = embed_gallery(first, records, products, encoders, tokens=tokens)
-    queries, query_tokens = _embed_texts(first, encoders, captions, segments), None
+    encoders = Encoders(stage.towers, batch_size=batch_size, workers=workers)
+    gallery = embed_gallery(stage, records, products, encoders, tokens=tokens)
+    queries, query_tokens = _embed_texts(stage, encoders, captions, segments), None
     if tokens:
-        query_tokens = _embed_texts(first, encoders, captions, segments, tokens=True).astype(np.float16)
+        query_tokens = _embed_texts(stage, encoders, captions, segments, tokens=True).astype(np.float16)
     return replace(gallery, captions=np.asarray(captions), queries=queries, owners=owners, query_tokens=query_tokens)
 
 
 def embed_gallery(
-    first: FirstStage,
+    stage: FirstStage,
     records: Records,
     products: Sequence[Product],
     encoders: Encoders,
@@ -236,7 +236,7 @@ def embed_gallery(
     """Returns the products of the records as a split without queries; its features are not computed yet.
 
     Args:
-      first: the towers.
+      stage: the towers.
       records: the products as stored.
       products: the same products, decoded.
       encoders: the compiled encoders of the towers.
@@ -248,16 +248,16 @@ def embed_gallery(
       UserError: the dataset was prepared without features.
     """
     columns = {name: np.asarray(values) for name, values in records.columns(rerank.COLUMNS).items()}
-    images = encoders.pictures(first.params, records, store=store, keys=keys[0])
-    crops = encoders.pictures(first.params, records, crops=True, store=store, keys=keys[1])
+    images = encoders.pictures(stage.params, records, store=store, keys=keys[0])
+    crops = encoders.pictures(stage.params, records, crops=True, store=store, keys=keys[1])
     image_tokens = None
     if tokens:
-        image_tokens = encoders.pictures(first.params, records, tokens=True).astype(np.float16)
+        image_tokens = encoders.pictures(stage.params, records, tokens=True).astype(np.float16)
     return Split(
         groups=np.asarray([int(product.group) for product in products]),
         images=images,
         crops=crops,
-        colour_names=_embed_texts(first, encoders, rerank.COLOUR_NAMES),
+        colour_names=_embed_texts(stage, encoders, rerank.COLOUR_NAMES),
         columns=columns,
         attributes=np.array([json.dumps(dict(product.attributes)) for product in products]),
         captions=np.empty(0, str),
@@ -272,21 +272,21 @@ def _products(records: Records) -> Iterator[Product]:
 
 
 def _embed_texts(
-    first: FirstStage, encoders: Encoders, texts: Sequence[str], segments: int = 1, *, tokens: bool = False
+    stage: FirstStage, encoders: Encoders, texts: Sequence[str], segments: int = 1, *, tokens: bool = False
 ) -> np.ndarray:
     """Returns the embeddings (or with `tokens` the output tokens) of the texts; equal texts are embedded once."""
     different, back = np.unique(np.asarray(texts), return_inverse=True)
     if segments > 1:
-        return encoders.segmented(first.params, different.tolist(), segments, tokens=tokens)[back]
-    return encoders.captions(first.params, different.tolist(), tokens=tokens)[back]
+        return encoders.segmented(stage.params, different.tolist(), segments, tokens=tokens)[back]
+    return encoders.captions(stage.params, different.tolist(), tokens=tokens)[back]
 
 
-def _wordings(products: Sequence[Product], first: FirstStage, wordings: int) -> tuple[list[str], np.ndarray]:
+def _wordings(products: Sequence[Product], stage: FirstStage, wordings: int) -> tuple[list[str], np.ndarray]:
     """Returns the captions of all products, in `wordings` versions, and the index of each caption's product.
 
     The first version has all captions as in evaluation. Each further version has them augmented as in training.
     """
-    augmentation, preprocess = first.config.augmentation, first.towers.preprocess
+    augmentation, preprocess = stage.config.augmentation, stage.towers.preprocess
     random = np.random.default_rng(WORDINGS_SEED)
     captions, owners = [], []
     for wording in range(wordings):

@@ -13,9 +13,10 @@ from jaxclip import config as configs
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.evaluation import protocols
-from jaxclip.evaluation.evaluator import EvaluatedRun, Queries
+from jaxclip.evaluation.evaluator import EvaluatedRun
 from jaxclip.evaluation.metrics_file import settings, write
 from jaxclip.evaluation.protocols import GroupedEmbeddings, Result
+from jaxclip.evaluation.queries import Queries
 from jaxclip.pipeline import prepared_data
 from jaxclip.pipeline.records import Records
 from jaxclip.ranking.candidates import Candidates
@@ -64,14 +65,14 @@ class RerankEvaluator:
       last: result of the last evaluation; None before the first one.
     """
 
-    def __init__(self, config: Config, first: FirstStage, prepared: Path, workdir: Path):
+    def __init__(self, config: Config, stage: FirstStage, prepared: Path, workdir: Path):
         self.records = Records(prepared, config.data.split)
-        bank = find_querybank(config, first, workdir)
-        split = embedded(config, first, prepared, self.records)
-        self.split = with_features(split, first, bank, find_vocabulary(split, workdir))
+        bank = find_querybank(config, stage, workdir)
+        split = embedded(config, stage, prepared, self.records)
+        self.split = with_features(split, stage, bank, find_vocabulary(split, workdir))
         products = [product for product, _ in self.records.products()]
         self.queries = Queries(products, split.groups, split.captions.tolist(), split.owners)
-        self.towers = first.towers
+        self.towers = stage.towers
         self.settings = settings(config)
         self.last: Result | None = None
         self._config, self._scorer = config, None
@@ -134,19 +135,19 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
         finite.
     """
     distributed.require_one_process("a re-ranker")
-    first = find_first_stage(config, workdir)
+    stage = find_first_stage(config, workdir)
     prepared = prepared_data.prepared_dataset(config, whole=False, say=say)
-    say(f"re-ranking step {first.step} of {first.workdir} ({first.fingerprint})")
-    bank = find_querybank(config, first, workdir)
-    lists = _training_lists(config, first, prepared, bank, workdir, say)
+    say(f"re-ranking step {stage.step} of {stage.workdir} ({stage.fingerprint})")
+    bank = find_querybank(config, stage, workdir)
+    lists = _training_lists(config, stage, prepared, bank, workdir, say)
     count = len(lists.queries)
     steps = config.steps or max(1, round(config.epochs * count / config.batch_size))
-    model = make_reranker(config, lists.split, mesh=first.towers.mesh, logit_scale=first.logit_scale)
+    model = make_reranker(config, lists.split, mesh=stage.towers.mesh, logit_scale=stage.logit_scale)
     recipe = make_recipe(config, model, steps)
     metadata = {
         "data_fingerprint": prepared_data.data_fingerprint(prepared),
         "config_fingerprint": configs.fingerprint(config),
-        "first_stage_fingerprint": first.fingerprint,
+        "first_stage_fingerprint": stage.fingerprint,
         "parameters": "raw",
     }
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
@@ -154,8 +155,8 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
         begin = partial(_begin, config, model, recipe)
         state, metadata, _ = begin_or_resume(recipe, checkpoints, metadata, begin, say)
         configs.save_config(config, workdir)
-        save_first_stage(first, bank, lists.vocabulary, workdir)
-        evaluator = RerankEvaluator(config, first, prepared, workdir)
+        save_first_stage(stage, bank, lists.vocabulary, workdir)
+        evaluator = RerankEvaluator(config, stage, prepared, workdir)
         stopped = None
         if int(state.step) < steps:
             step, flops, place = _compile(config, model, recipe, lists.tables(config, model), say)
@@ -184,11 +185,11 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
 
 
 def _training_lists(
-    config: Config, first: FirstStage, prepared: Path, bank: np.ndarray, workdir: Path, say: Say
+    config: Config, stage: FirstStage, prepared: Path, bank: np.ndarray, workdir: Path, say: Say
 ) -> _TrainingLists:
-    split = training_split(config, first, prepared)
+    split = training_split(config, stage, prepared)
     vocabulary = find_vocabulary(split, workdir)
-    split = with_features(split, first, bank, vocabulary)
+    split = with_features(split, stage, bank, vocabulary)
     candidates = retrieve(config, split)
     queries = np.flatnonzero(candidates.found & ~candidates.relevant.all(axis=1))
     say(
@@ -248,15 +249,15 @@ def evaluate_reranker(
         raise UserError(f"{workdir} is a re-ranker, which keeps no moving average: leave --parameters out")
     checkpoints = Checkpoints(workdir, read_only=True)
     number = resolve_step(step, checkpoints)
-    first = find_first_stage(config, workdir)
+    stage = find_first_stage(config, workdir)
     prepared = prepared_data.prepared_dataset(config, say=say)
-    evaluator = RerankEvaluator(config, first, prepared, workdir)
-    model = make_reranker(config, evaluator.split, mesh=first.towers.mesh, logit_scale=first.logit_scale)
+    evaluator = RerankEvaluator(config, stage, prepared, workdir)
+    model = make_reranker(config, evaluator.split, mesh=stage.towers.mesh, logit_scale=stage.logit_scale)
     provenance = {
         "parameters": "raw",
         "config_fingerprint": run.fingerprint,
         "data_fingerprint": prepared_data.data_fingerprint(prepared),
-        "first_stage_fingerprint": first.fingerprint,
+        "first_stage_fingerprint": stage.fingerprint,
     }
     with jax.set_mesh(model.mesh):
         params = checkpoints.restore_params(model.shapes, number)

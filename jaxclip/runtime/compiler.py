@@ -45,7 +45,7 @@ class Tuning:
       name: name of the row, unique in TABLE.
       target: the programs that are compiled with the options ("towers" or "ranks"), or the operation that has a special
         form: a function of `models/cpu.py`, or "unroll" for transformers with unrolled instead of scanned layers.
-      time_ratio: time with the optimisation / time without it; None if it was not measured.
+      time_ratio: time with the optimisation / time without it; rows with a ratio of 1 save memory.
       measured: what was measured, with the preset of the towers, the processor and what it was compared with if noted.
       backend: "cpu", "gpu" or "tpu".
       processors: whether the row applies to CPUs of this vendor and family.
@@ -55,7 +55,7 @@ class Tuning:
 
     name: str
     target: str
-    time_ratio: float | None
+    time_ratio: float
     measured: str
     backend: str = "cpu"
     processors: Callable[[str, int], bool] = _any_processor

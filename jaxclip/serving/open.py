@@ -69,29 +69,29 @@ def open_searcher(
     """
     distributed.require_one_process("a search")
     if rerank is None:
-        first = load_checkpoint(config, workdir, step, prepared=prepared, say=say)
+        loaded = load_checkpoint(config, workdir, step, prepared=prepared, say=say)
     else:
-        first = second_stage.find_first_stage(rerank[1], rerank[0], config, workdir, step)
+        loaded = second_stage.find_first_stage(rerank[1], rerank[0], config, workdir, step)
     records = Records(prepared, config.data.split)
     if not len(records):
         raise UserError(
             f"{prepared} has no products in the split {config.data.split}, so there is nothing to search: "
             "choose another --config.data.split"
         )
-    encoders = Encoders(first.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
+    encoders = Encoders(loaded.towers, batch_size=config.evaluation.batch_size, workers=config.data.workers)
     products, *keys = _read_products(records, encoders)
-    store = encoders.store(workdir, first.params, first.step, say=say)
-    with jax.set_mesh(first.towers.mesh):
-        vectors = encoders.pictures(first.params, records, store=store, keys=keys[0])
+    store = encoders.store(workdir, loaded.params, loaded.step, say=say)
+    with jax.set_mesh(loaded.towers.mesh):
+        vectors = encoders.pictures(loaded.params, records, store=store, keys=keys[0])
     if not np.isfinite(vectors).all():
-        raise UserError(f"step {first.step} of {workdir} gives vectors that are not finite: choose another --step")
+        raise UserError(f"step {loaded.step} of {workdir} gives vectors that are not finite: choose another --step")
     second, depth = None, MAX_RESULTS + 1  # one more, because a product that is itself the query is left out
     if rerank is not None:
         folder, reranker_config = rerank
         tokens = second_stage.needs_tokens(reranker_config)
-        with jax.set_mesh(first.towers.mesh):
-            split = embed_gallery(first, records, products, encoders, tokens=tokens, store=store, keys=keys)
-        second = second_stage.open_second_stage(reranker_config, folder, first, split, encoders)
+        with jax.set_mesh(loaded.towers.mesh):
+            split = embed_gallery(loaded, records, products, encoders, tokens=tokens, store=store, keys=keys)
+        second = second_stage.open_second_stage(reranker_config, folder, loaded, split, encoders)
         depth = max(depth, second.candidates + 1)
     gallery = Gallery(
         Path(builder.metadata(prepared)["source"]["path"]).name,
@@ -102,7 +102,7 @@ def open_searcher(
     return Searcher(
         gallery,
         NearestNeighbours(vectors, max_k=depth),
-        query_encoders(encoders, first.params, make_describer(config)),
+        query_encoders(encoders, loaded.params, make_describer(config)),
         second,
     )
 

@@ -256,7 +256,7 @@ class Searcher:
     def _number(self, id: str) -> int:
         number = self.gallery.number(id)
         if number is None:
-            raise UserError(f"the gallery has no product {id!r}")
+            raise UserError(f"the gallery has no product {id!r}: give the id of one of its products")
         return number
 
     def _make_results(self, result: QueryResult) -> Results:

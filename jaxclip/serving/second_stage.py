@@ -24,13 +24,13 @@ from jaxclip.towers.encoders import Encoders
 from jaxclip.towers.params import Params, replicated
 
 
-def find_first_stage(config: Config, workdir: Path, own: Config, towers: Path, step: str) -> FirstStage:
+def find_first_stage(config: Config, workdir: Path, towers_config: Config, towers: Path, step: str) -> FirstStage:
     """Returns the towers of a workdir at the step that a re-ranker was trained on.
 
     Args:
       config: configuration of the re-ranker.
       workdir: workdir of the re-ranker.
-      own: configuration of the towers.
+      towers_config: configuration of the towers.
       towers: workdir of the towers.
       step: "latest" for the step that the re-ranker was trained on; any other value must name that step.
 
@@ -43,25 +43,27 @@ def find_first_stage(config: Config, workdir: Path, own: Config, towers: Path, s
             "give the workdir of a re-ranker"
         )
     try:
-        first = reranking_data.find_first_stage(replace(config, first_stage=str(towers), mesh=own.mesh), workdir, own)
+        stage = reranking_data.find_first_stage(
+            replace(config, first_stage=str(towers), mesh=towers_config.mesh), workdir, towers_config
+        )
     except UserError as error:
         raise UserError(f"--rerank={workdir}: {error}") from None
-    if step != "latest" and resolve_step(step, Checkpoints(towers, read_only=True)) != first.step:
+    if step != "latest" and resolve_step(step, Checkpoints(towers, read_only=True)) != stage.step:
         raise UserError(
-            f"--step={step}: --rerank={workdir} re-orders the results of step {first.step}; leave --step out"
+            f"--step={step}: --rerank={workdir} re-orders the results of step {stage.step}; leave --step out"
         )
-    return first
+    return stage
 
 
 def open_second_stage(
-    config: Config, workdir: Path, first: FirstStage, gallery: Split, encoders: Encoders
+    config: Config, workdir: Path, stage: FirstStage, gallery: Split, encoders: Encoders
 ) -> SecondStage:
     """Returns the second stage of a gallery: a re-ranker's newest checkpoint, with the features on every device.
 
     Args:
       config: configuration of the re-ranker.
       workdir: workdir of the re-ranker.
-      first: the towers.
+      stage: the towers.
       gallery: the products, embedded by the towers (`first_stage.embed_gallery`).
       encoders: the compiled encoders of the towers.
 
@@ -69,8 +71,8 @@ def open_second_stage(
       UserError: there is no checkpoint.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
-    step, towers = resolve_step("latest", checkpoints), first.towers
-    reads_tokens, tower_params = needs_tokens(config), cache(lambda: towers.cast_kernels(first.params))
+    step, towers = resolve_step("latest", checkpoints), stage.towers
+    reads_tokens, tower_params = needs_tokens(config), cache(lambda: towers.cast_kernels(stage.params))
 
     def tokens(sentences: Sequence[str]) -> jax.Array:
         captions = [text.caption(sentence, {}, towers.preprocess) for sentence in sentences]
@@ -82,10 +84,10 @@ def open_second_stage(
     with jax.set_mesh(towers.mesh):
         if reads_tokens:
             gallery = replace(gallery, query_tokens=np.asarray(tokens([""] * multiple))[:0])
-        bank = reranking_data.find_querybank(config, first, workdir)
+        bank = reranking_data.find_querybank(config, stage, workdir)
         vocabulary = reranking_data.find_vocabulary(gallery, workdir)
-        gallery = reranking_data.with_features(gallery, first, bank, vocabulary)
-        model = make_reranker(config, gallery, mesh=towers.mesh, logit_scale=first.logit_scale)
+        gallery = reranking_data.with_features(gallery, stage, bank, vocabulary)
+        model = make_reranker(config, gallery, mesh=towers.mesh, logit_scale=stage.logit_scale)
         params = checkpoints.restore_params(model.shapes, step)
         tables = {
             "features": {name: gallery.features[name] for name in model.features},

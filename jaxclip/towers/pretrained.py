@@ -70,7 +70,11 @@ def open_pretrained(config: Config, step: int | None = None) -> Pretrained:
     image = replace(own.image, size=size or own.image.size, mean=source.preprocess.mean, std=source.preprocess.std)
     text_config = replace(own.text, context_length=length or own.text.context_length)
     if image.size % image.patch:
-        raise UserError(f"data.image_size = {image.size} is not a multiple of the checkpoint's patch, {image.patch}")
+        nearest = max(1, round(image.size / image.patch)) * image.patch
+        raise UserError(
+            f"data.image_size = {image.size} is not a multiple of the checkpoint's patch, {image.patch}: set it to "
+            f"{nearest}"
+        )
     if own.text.pooling == "last" and text_config.context_length < own.text.context_length:
         raise UserError(
             f"data.context_length = {length} is less than the checkpoint's {own.text.context_length}, whose text tower "

@@ -21,13 +21,13 @@ def test_fields_fixed_by_training_cannot_be_overridden_afterwards(tmp_path):
     workdir = make_workdir(tmp_path / "run")
     overrides = {"data.split": "all", "evaluation.zooms": "1,1.2", "mesh.fsdp": "2", "data.columns.id": ""}
     assert config.of_run(workdir, overrides).evaluation.zooms == (1.0, 1.2)
-    with pytest.raises(UserError, match=r"^--config\.seed, --config\.data\.lowercase would change nothing: .*run is"):
+    with pytest.raises(UserError, match=r"^--config\.seed, --config\.data\.lowercase cannot be changed .*run"):
         config.of_run(workdir, {**overrides, "seed": "3", "data.lowercase": "false"})
     with pytest.raises(UserError, match="did you mean data.split"):
         config.of_run(workdir, {"data.splt": "all"})
     adapters = make_workdir(tmp_path / "adapters", task="adapter", model={"init_from": "base"})
     assert config.of_run(adapters, {"model.init_from": "moved"}).model.init_from == "moved"
-    with pytest.raises(UserError, match="--config.model.init_from would change nothing"):
+    with pytest.raises(UserError, match="--config.model.init_from cannot be changed after training"):
         config.of_run(workdir, {"model.init_from": "moved"})
 
 

@@ -203,12 +203,12 @@ def test_a_moved_first_stage_is_named_again_and_other_towers_are_refused(run, re
     assert done.returncode == 0, done.stderr
     metrics = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
     assert metrics == json.loads((reranked / "eval" / "test" / "metrics.json").read_text())
-    wanted = configs.load_config(reranked, {"first_stage": str(trained)})
-    begun = json.loads((reranked / FILENAME).read_text())["fingerprint"]
-    with pytest.raises(UserError) as told:
-        find_first_stage(wanted, reranked)
+    config = configs.load_config(reranked, {"first_stage": str(trained)})
+    saved = json.loads((reranked / FILENAME).read_text())["fingerprint"]
+    with pytest.raises(UserError) as error:
+        find_first_stage(config, reranked)
     other = first_stage.load(trained, configs.load_config(trained)).fingerprint
-    assert begun in str(told.value) and other in str(told.value) and begun != other
+    assert saved in str(error.value) and other in str(error.value) and saved != other
 
 
 def test_splits_with_equally_many_records_have_caches_of_their_own(evaluator, prepared):
@@ -230,7 +230,7 @@ def test_the_towers_are_placed_on_the_configured_mesh(evaluator, reranked, prepa
 def test_preprocessing_that_differs_from_the_towers_is_refused(reranked):
     config = configs.load_config(reranked)
     other = replace(config, data=replace(config.data, image_size=64, lowercase=False))
-    with pytest.raises(UserError, match=r"data\.image_size, data\.lowercase would change nothing"):
+    with pytest.raises(UserError, match=r"data\.image_size, data\.lowercase cannot be changed after the training"):
         find_first_stage(other, reranked)
 
 

@@ -64,7 +64,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
                 _review_attributes(entry, ratings, asin),
             )
     if not seen:
-        raise UserError(f"{path} has no product with a title in meta_*.json.gz.")
+        raise UserError(f"{path} has no product with a title in meta_*.json.gz: give the complete metadata")
 
 
 def _find_problem(asin: str, title: str, seen: set[str]) -> str:

@@ -57,7 +57,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         id_ = photo_path.with_suffix("").as_posix()
         yield Product(id_, images / photo_path, tuple(texts), category.replace("_", " "), attributes, item)
     if empty:
-        raise UserError(f"{path / PARTITION} has no photo with a description.")
+        raise UserError(f"{path / PARTITION} lists no photo that has a description: give the whole dataset")
 
 
 def _descriptions(file: Path) -> dict[str, tuple[list[str], list[str]]]:

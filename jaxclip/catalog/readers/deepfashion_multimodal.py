@@ -74,7 +74,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         category = parts.get("category", "").replace("_", " ")
         yield Product(Path(file).stem, path / "images" / file, (text,), category, attributes, parts.get("item", ""))
     if not captions:
-        raise UserError(f"{path / 'captions.json'} has no captions.")
+        raise UserError(f"{path / 'captions.json'} has no captions: give the whole dataset")
 
 
 def _read_labels(file: Path, meanings: Mapping[str, Sequence[str]], labels: dict[str, dict[str, str]]):

@@ -77,7 +77,10 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         ids.add(unique)
         entries[id_, image] = _Entry(unique, image, [caption] if caption else [], row_values)
     if not entries:
-        raise UserError(f"no row of {table} has an image (and a caption, if the table has a caption column).")
+        raise UserError(
+            f"no row of {table} has an image (and a caption, if the table has a caption column): name the columns with "
+            "--config.data.columns.image and --config.data.columns.caption"
+        )
     role_columns = {roles.get("id"), roles["image"], roles.get("caption"), ""}
     for entry in entries.values():
         attributes = {column: value for column, value in entry.values.items() if column not in role_columns}
