@@ -13,7 +13,7 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while
 SLICES = {"dynamic-slice", "slice", "gather"}
 
 _HEADER = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>[\w.-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^  (?P<root>ROOT )?%(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<opcode>[\w-]+)\((?P<rest>.*)$")
+_INSTRUCTION = re.compile(r"^  (?:ROOT )?%(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<opcode>[\w-]+)\((?P<rest>.*)$")
 _ARRAY = re.compile(r"\b(?P<type>\w+)\[(?P<sizes>[\d,]*)\](?P<layout>\{[^}]*\})?")
 _CALLS = re.compile(r"(?:calls|body|to_apply|branch_computations)=\{?(%[\w.-]+(?:, %[\w.-]+)*)")
 
@@ -39,7 +39,6 @@ class _Instruction:
     arrays: list[tuple[float, bool]]  # bytes of each output array, and whether it is in main memory
     operands: list[str]
     text: str
-    root: bool
 
     def bytes(self) -> float:
         return sum(size for size, _ in self.arrays)
@@ -96,7 +95,6 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
                 list(_arrays(match["shape"])),
                 re.findall(r"%([\w.-]+)", operands),
                 match["rest"],
-                bool(match["root"]),
             )
             current.instructions[instruction.name] = instruction
     return computations, entry

@@ -13,13 +13,13 @@ FILENAME = "metrics.jsonl"
 class MetricsLog:
     """Appends to the workdir's metrics.jsonl, and writes a new TensorBoard event file.
 
-    A killed run may have logged steps after its newest checkpoint. Rows of steps after `first`, the step from which the
+    A killed run may have logged steps after its newest checkpoint. Rows of steps after `start`, the step from which the
     run resumes, are removed from metrics.jsonl, since they will be written again.
     """
 
-    def __init__(self, workdir: Path, *, first: int):
+    def __init__(self, workdir: Path, *, start: int):
         self._path = workdir / FILENAME
-        rows = [row for row in read(workdir) if row["step"] <= first]
+        rows = [row for row in read(workdir) if row["step"] <= start]
         files.write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = self._path.open("a")
         self._events = tf.summary.create_file_writer(str(workdir / "tensorboard"))

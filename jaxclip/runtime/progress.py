@@ -25,19 +25,19 @@ class Progress:
     """Counts the steps and seconds of training, without the time of evaluations and saves.
 
     Args:
-      first: the step from which training starts or resumes.
+      start: the step from which training starts or resumes.
       steps: the number of the last step.
       batch_size: pairs per step, over all devices.
       flops: FLOPs of the model in one step, per device; None if they are unknown.
       saved: `to_json` from the checkpoint of a resumed run, whose seconds are continued; else {}.
     """
 
-    def __init__(self, *, first: int, steps: int, batch_size: int, flops: float | None, saved: dict[str, Any]):
+    def __init__(self, *, start: int, steps: int, batch_size: int, flops: float | None, saved: dict[str, Any]):
         self.batch_size, self.flops = batch_size, flops
         self.trained_seconds = float(saved.get("trained_seconds", 0.0))
         device = hardware.chip(jax.devices()[0])
         self._peak = device.peak if device else None
-        self._bar = bar(total=steps, initial=first, desc="training", unit="step", smoothing=0.05)
+        self._bar = bar(total=steps, initial=start, desc="training", unit="step", smoothing=0.05)
         self._since = self._mark = time.perf_counter()
         self._steps = 0
         self._waited = 0.0

@@ -81,10 +81,10 @@ def train(run: Run) -> tuple[TrainState, int | None]:
       UserError: the loss or a gradient is not finite (the error names the step and the last good checkpoint), or a
         checkpoint cannot be written.
     """
-    first = int(run.state.step)
-    log = MetricsLog(run.workdir, first=first) if distributed.is_primary() else NoMetricsLog()
+    start = int(run.state.step)
+    log = MetricsLog(run.workdir, start=start) if distributed.is_primary() else NoMetricsLog()
     saved = run.metadata.get("progress", {})
-    progress = Progress(first=first, steps=run.cadence.steps, batch_size=run.batch_size, flops=run.flops, saved=saved)
+    progress = Progress(start=start, steps=run.cadence.steps, batch_size=run.batch_size, flops=run.flops, saved=saved)
     profile = Profile(run.workdir / "tensorboard", run.profiled)
     try:
         return _run_steps(run, progress, log, profile)
@@ -98,11 +98,11 @@ def _run_steps(
     run: Run, progress: Progress, log: MetricsLog | NoMetricsLog, profile: Profile
 ) -> tuple[TrainState, int | None]:
     state, cadence, checkpoints = run.state, run.cadence, run.checkpoints
-    first = number = int(state.step)
+    start = number = int(state.step)
     previous: Metrics | None = None
     batches = prefetch(run.batches, run.place)
     with stop_on_signals() as stop:
-        for number in range(first + 1, cadence.steps + 1):
+        for number in range(start + 1, cadence.steps + 1):
             with profile.step(number):
                 wait_start = time.perf_counter()
                 with trace_section("wait for data"):

@@ -27,7 +27,7 @@ SECONDS = [
 def cloth(pattern, ground=GROUNDS[0], second=SECONDS[0], size=100, height=160):
     """Returns a picture of a piece of drawn cloth, and its mask."""
     canvas = Canvas(np.full((height, height * 3 // 4, 3), 255, np.int32), Placement())
-    canvas.part("body", [rectangle(-400, -500, 400, 500)], ground, Cloth(pattern, ground, second, size))
+    canvas.part("body", [rectangle(-400, -500, 400, 500)], ground, Cloth(pattern, second, size))
     return canvas.pixels.astype(np.uint8), canvas.covered >= 128
 
 

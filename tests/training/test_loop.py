@@ -131,7 +131,7 @@ def test_slow_data_increases_the_share_of_time_spent_waiting(tmp_path):
 def test_rows_after_the_restored_step_are_removed_and_a_row_cut_off_by_a_kill_is_left_out(tmp_path):
     rows = [{"step": step, "loss": 1.0 / step} for step in range(1, 7)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 7, "lo')
-    log = MetricsLog(tmp_path, first=4)
+    log = MetricsLog(tmp_path, start=4)
     log.write(5, {"loss": 9.0})
     log.close()
     assert read(tmp_path) == [*rows[:4], {"step": 5, "loss": 9.0}]

@@ -30,17 +30,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Cloth:
-    """A pattern in a second colour over a ground that is drawn first.
+    """A pattern in a second colour, drawn over the part's own colour.
 
     Attributes:
       pattern: SOLID, which has no figures, or one of PATTERNS.
-      ground: the colour under the pattern.
       second: the pattern's own colour.
       size: the pattern's size in percent.
     """
 
     pattern: str
-    ground: PaletteColour
     second: PaletteColour
     size: int = 100
 

@@ -92,7 +92,7 @@ def _item(kind: Kind, chance: Chance) -> DrawnItem:
         gender=chance.pick(kind.genders),
         brand=chance.pick(BRANDS),
         main=main,
-        cloth=Cloth(pattern, main, dyed(another(CLOTH, main, chance), chance), chance.between(85, 125)),
+        cloth=Cloth(pattern, dyed(another(CLOTH, main, chance), chance), chance.between(85, 125)),
         traits={trait: chance.pick(words) for trait, words in kind.traits.items()},
         colours={role: dyed(another(palette, main, chance), chance) for role, palette in kind.roles.items()},
     )
