@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxclip.losses.contrastive import Queue
-from jaxclip.losses.tiles import Side, Tile, dot, meet, on_mesh, padded, sides, walk
+from jaxclip.losses.tiles import Side, Tile, dot, on_mesh, padded, sides, visit_ring, visit_tiles
 
 TILE = 1024
 """Default rows and columns of a tile, which is 4 MiB of float32: small enough for a CPU's cache, yet not too small for
@@ -128,11 +128,11 @@ def _log_sums(ring, split, whole, *, size, tile):
 
     empty = jnp.full(len(image.number), _NONE)
     rows, columns = ((empty, jnp.zeros_like(empty)), empty), (empty, jnp.zeros_like(empty))
-    (row, positive), column = walk(ring, tile, image, text, rows, columns, visit)
+    (row, positive), column = visit_ring(ring, tile, image, text, rows, columns, visit)
     if queue is not None:
         queued_image, queued_text = _queued(queue)
-        row, _ = meet(tile, image, queued_text, row, (), visit_queue)
-        column, _ = meet(tile, text, queued_image, column, (), visit_queue)
+        row, _ = visit_tiles(tile, image, queued_text, row, (), visit_queue)
+        column, _ = visit_tiles(tile, text, queued_image, column, (), visit_queue)
     real = image.number >= 0
     row_log, column_log = (jnp.where(real, top + jnp.log(total), 0.0) for top, total in (row, column))
     means = [
@@ -160,12 +160,12 @@ def _softmax_gradients(ring, split, whole, *, size, tile):
         return (slope + dot(jnp.exp(_logits(at, scale) - log[:, None]), at.right, 1, 0), log), ()
 
     rows, columns = (jnp.zeros_like(image_rows), row_log), (jnp.zeros_like(text_rows), column_log)
-    (image_slope, _), (text_slope, _) = walk(ring, tile, image, text, rows, columns, visit)
+    (image_slope, _), (text_slope, _) = visit_ring(ring, tile, image, text, rows, columns, visit)
     towards_scale = 0.0
     if queue is not None:
         queued_image, queued_text = _queued(queue)
-        (image_slope, _), _ = meet(tile, image, queued_text, (image_slope, row_log), (), visit_queue)
-        (more, _), _ = meet(tile, text, queued_image, (jnp.zeros_like(text_rows), column_log), (), visit_queue)
+        (image_slope, _), _ = visit_tiles(tile, image, queued_text, (image_slope, row_log), (), visit_queue)
+        (more, _), _ = visit_tiles(tile, text, queued_image, (jnp.zeros_like(text_rows), column_log), (), visit_queue)
         text_slope, towards_scale = text_slope + more, jnp.sum(more * text_rows)
     share = 0.5 * cotangent / size
     scale_slope = share * ring.total(jnp.sum(image_slope * image_rows) + towards_scale)
@@ -210,7 +210,7 @@ def _sigmoid_pass(ring, split, whole, *, size, tile):
 
     nothing = jnp.zeros(len(text.number))
     columns = (jnp.zeros_like(split[1]), nothing, nothing)
-    image_slope, (text_slope, cost, bias_slope) = walk(
+    image_slope, (text_slope, cost, bias_slope) = visit_ring(
         ring, tile, image, text, jnp.zeros_like(split[0]), columns, visit
     )
     sums = (jnp.sum(cost), jnp.sum(image_slope * split[0]), jnp.sum(bias_slope))

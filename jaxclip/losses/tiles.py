@@ -72,8 +72,10 @@ class Ring(NamedTuple):
         return lax.ppermute(tree, self.axes, [(i, (i + 1) % self.size) for i in range(self.size)])
 
 
-def walk(ring: Ring, tile: int, image: Side, text: Side, rows: Any, columns: Any, visit: Callable) -> tuple:
-    """Returns (rows, columns) after each of this device's images met all texts of the batch, and each text all images.
+def visit_ring(ring: Ring, tile: int, image: Side, text: Side, rows: Any, columns: Any, visit: Callable) -> tuple:
+    """Visits every tile of this device's images and all texts of the batch; returns the updated (rows, columns).
+
+    The texts and their accumulators travel around the ring, so each text is also combined with all images.
 
     Args:
       ring: the devices.
@@ -84,33 +86,33 @@ def walk(ring: Ring, tile: int, image: Side, text: Side, rows: Any, columns: Any
       visit: (a `Tile`, its part of `rows`, its part of `columns`) -> both parts, updated.
     """
     if ring.size == 1:
-        return meet(tile, image, text, rows, columns, visit)
+        return visit_tiles(tile, image, text, rows, columns, visit)
 
-    def stop(_, carry):
+    def step(_, carry):
         rows, text, columns = carry
-        following = ring.pass_on(text)  # before `meet`, so that sending overlaps with the computation
-        rows, columns = meet(tile, image, text, rows, columns, visit)
+        following = ring.pass_on(text)  # before `visit_tiles`, so that sending overlaps with the computation
+        rows, columns = visit_tiles(tile, image, text, rows, columns, visit)
         return rows, following, ring.pass_on(columns)
 
-    rows, _, columns = lax.fori_loop(0, ring.size, stop, (rows, text, columns))
+    rows, _, columns = lax.fori_loop(0, ring.size, step, (rows, text, columns))
     return rows, columns
 
 
-def meet(tile: int, left: Side, right: Side, rows: Any, columns: Any, visit: Callable) -> tuple:
+def visit_tiles(tile: int, left: Side, right: Side, rows: Any, columns: Any, visit: Callable) -> tuple:
     """Returns (rows, columns) after visiting every combination of a left and a right row, one tile at a time.
 
-    The arguments are those of `walk`, with `left` for the images and `right` for the texts, but only rows on this
+    The arguments are those of `visit_ring`, with `left` for the images and `right` for the texts, but only rows on this
     device are visited.
     """
     height, width = min(tile, len(left.number)), min(tile, len(right.number))
 
     def row_of_tiles(i, carry):
         rows, columns = carry
-        some = _slice(left, i, height)
+        left_rows = _slice(left, i, height)
 
         def one_tile(j, carry):
             row, columns = carry
-            row, column = visit(_tile(some, _slice(right, j, width)), row, _part(columns, j, width))
+            row, column = visit(_tile(left_rows, _slice(right, j, width)), row, _part(columns, j, width))
             return row, _put(columns, column, j, width)
 
         steps = -(-len(right.number) // width)
@@ -126,8 +128,8 @@ def _tile(left: Side, right: Side) -> Tile:
     left_out = (left.number < 0)[:, None] | (right.number < 0)
     if left.group is not None:
         left_out |= (left.group[:, None] == right.group) & ~pairs
-    apart = jnp.abs(left.number.max() - right.number.max())
-    near = apart < max(len(left.number), len(right.number))
+    distance = jnp.abs(left.number.max() - right.number.max())
+    near = distance < max(len(left.number), len(right.number))
     return Tile(left.embedding, right.embedding, cosines, pairs & ~left_out, left_out, near)
 
 
