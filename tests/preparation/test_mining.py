@@ -130,7 +130,7 @@ def test_prepare_completes_the_card_and_a_second_rule_only_adds_a_table(run, con
     assert done.returncode == 0, done.stderr
     page = (folder / builder.CARD).read_text()
     assert all(f"<h2>{title}" in page for title in ("Captions in tokens", "Measured colours", "Incorrect pairs"))
-    assert page.count('class="crop"') == 48 and page.count("similarity ") == 24
+    assert page.count('class="crop"') == 48 and page.count('<p class="quiet">similarity ') == 24
     before = checksums(folder)
     done = run("prepare", *settings, "--config.incorrect_pairs.variant=random")
     assert done.returncode == 0, done.stderr

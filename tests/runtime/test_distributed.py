@@ -47,9 +47,9 @@ def test_a_single_process_joins_no_others_and_agrees_with_itself(no_scheduler):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("localhost:1", None, None), "--num_processes and --process_id missing"),
-        (("localhost:1", 2, None), "--process_id missing"),
-        ((None, 2, 0), "--coordinator_address missing"),
+        (("localhost:1", None, None), "--num_processes and --process_id are missing"),
+        (("localhost:1", 2, None), "--process_id is missing"),
+        ((None, 2, 0), "--coordinator_address is missing"),
         (("localhost:1", 2, 2), "--process_id=2 must be from 0 to 1"),
     ],
 )
