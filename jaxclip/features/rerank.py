@@ -183,4 +183,4 @@ FEATURES: dict[str, CandidateFeature] = {
         "The catalogue's attributes of the product that captions mention",
     ),
 }
-"""Name in `rerank.features` -> the feature. A new feature is a new entry here; nothing else lists them."""
+"""Name in `rerank.features` -> the feature. A new feature is a new entry here; `rerank.features` selects from them."""

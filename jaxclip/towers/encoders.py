@@ -170,20 +170,19 @@ class Encoders:
         Equal rows are embedded once: at different places of a batch, their embeddings could differ in rounding.
         """
         _, first, inverse = np.unique(ids, axis=0, return_index=True, return_inverse=True)
-        if len(first) < len(ids):
-            distinct = np.sort(first)
-            rows = self._tokenized(params, ids[distinct], tokens=tokens, store=store)
-            return rows[np.searchsorted(distinct, first[inverse])]
+        kept = np.sort(first)  # the first of equal rows, in the order of `ids`
+        distinct = ids[kept]
 
         def batches(positions: np.ndarray) -> Iterable[np.ndarray]:
-            for block in padded_blocks(ids[positions], self.batch_size):
+            for block in padded_blocks(distinct[positions], self.batch_size):
                 yield block[self._rows]
 
         def keys() -> Sequence[bytes]:
-            return [content_key(row.tobytes()) for row in ids]
+            return [content_key(row.tobytes()) for row in distinct]
 
         encoder = self.text_tokens if tokens else self.text
-        return self._embed(encoder, params, batches, len(ids), "captions", store, keys)
+        rows = self._embed(encoder, params, batches, len(distinct), "captions", store, keys)
+        return rows if len(distinct) == len(ids) else rows[np.searchsorted(kept, first[inverse])]
 
     def _embed(
         self,
