@@ -223,6 +223,7 @@ def test_a_catalogue_without_a_readable_picture_is_refused(refuse, tmp_path):
     [
         ("--config.optimizer.rates={'(': 0.1}", ["config.optimizer.rates", "not a regular expression"]),
         ("--config.mesh.data=3", ["config.mesh", "3 x 1 x 1", "1 devices"]),
+        ("--config.mesh.slices=2", ["config.mesh.data = 1", "number of slices, 2"]),
         ("--config.batch_size=4000", ["batch_size = 4000", "training products"]),
     ],
 )

@@ -1,6 +1,5 @@
 """Checks of a configuration: each value by its field's declaration, and the values that contradict each other."""
 
-import dataclasses
 from collections.abc import Collection
 from typing import Any
 
@@ -155,11 +154,13 @@ def _check_rerank(config: Config) -> list[str]:
 
 
 def _check_mesh(config: Config) -> list[str]:
-    sizes = list(dataclasses.astuple(config.mesh))
+    sizes, slices = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor], config.mesh.slices
     if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
         return [
             f"mesh = {sizes} (data, fsdp, tensor): each must be >= 1; at most one may be -1, for all remaining devices"
         ]
+    if slices > 0 and sizes[0] % slices and sizes[0] != -1:
+        return [f"mesh.data = {sizes[0]} is not a multiple of mesh.slices = {slices}, over which it is split"]
     return []
 
 

@@ -276,11 +276,12 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Number of devices along each axis of the mesh; at most one number may be -1, for all remaining devices."""
+    """Number of devices along each axis of the mesh, one of which may be -1 (all remaining devices), and of slices."""
 
     data: int = key(-1, "devices over which only the batch is split")
     fsdp: int = key(1, "devices over which the batch and the parameters are split")
     tensor: int = key(1, "devices over which each layer's computation is split")
+    slices: int = key(0, "TPU slices or GPU machines that data is split over; 0 = all there are", limits=at_least(0))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from jaxclip.ranking import kernel
+from jaxclip.runtime.mesh import mesh_of
 
 
 class NearestNeighbours:
@@ -27,7 +28,7 @@ class NearestNeighbours:
 
     def __init__(self, vectors: Float[np.ndarray, "G D"], *, max_k: int, devices: Sequence[jax.Device] | None = None):
         devices = jax.devices() if devices is None else devices
-        mesh = jax.make_mesh((len(devices),), ("gallery",), axis_types=(AxisType.Auto,), devices=devices)
+        mesh = mesh_of({"gallery": len(devices)}, devices)
         self._sharding = NamedSharding(mesh, PartitionSpec("gallery"))
         self.size, self.dimension = vectors.shape
         self.max_k = min(max_k, self.size)

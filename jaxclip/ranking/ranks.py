@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxclip.ranking import kernel
 from jaxclip.ranking.layout import PRECISIONS, TILE, Layout, orders
 from jaxclip.ranking.relevance import Relevance, order_relevant
+from jaxclip.runtime.mesh import mesh_of
 
 _SMALL_TILE = 256  # side of the tiles from which the relevant pairs' scores are first computed
 
@@ -41,7 +42,7 @@ def make_mesh(queries: int = -1, gallery: int = 1) -> Mesh:
     """Returns all devices of all processes as a mesh of `queries` x `gallery`; -1 means as many as fit."""
     count = jax.device_count()
     sizes = (count // gallery if queries == -1 else queries, count // queries if gallery == -1 else gallery)
-    return jax.make_mesh(sizes, kernel.AXES, axis_types=(AxisType.Auto,) * 2)
+    return mesh_of(dict(zip(kernel.AXES, sizes, strict=True)))
 
 
 def ranks(

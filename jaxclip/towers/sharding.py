@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxclip.runtime.mesh import slices_of
+
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 
@@ -73,7 +75,9 @@ def sharding_table(params: Any, mesh: Mesh) -> str:
         spec = ", ".join(str(axis or "-") for axis in leaf.sharding.spec) or "replicated"
         lines.append(f"{name:44}{str(leaf.shape):>24}  {spec:34}{size / 2**10:>8,.1f} KiB")
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    lines.append(f"mesh {sizes}: {total / 2**20:,.2f} MiB of parameters per device")
+    count = len(set(slices_of(mesh)))
+    where = f" in {count} slices" if count > 1 else ""
+    lines.append(f"mesh {sizes}{where}: {total / 2**20:,.2f} MiB of parameters per device")
     return "\n".join(lines)
 
 

@@ -128,7 +128,8 @@ def make_towers(
     if not config.loss.learned_temperature:
         rates = ((r"^logit_scale$", 0.0), *rates)
     graph, shapes = make_model(towers)
-    mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    sizes = config.mesh
+    mesh = meshes.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices, slices=sizes.slices)
     trainable = make_trainable(shapes, rates, layer_decay=config.optimizer.layer_decay)
     views = Views(config.evaluation.zooms, config.evaluation.mirror)
     return Towers(preprocess, tokenizer, towers, graph, place_shapes(shapes, mesh), mesh, trainable, views)

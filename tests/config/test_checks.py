@@ -44,6 +44,8 @@ RUN = {"steps": 1}
         ({**RUN, "augmentation": {"crop_aspect": (0.0, 1.0)}}, "augmentation.crop_aspect"),
         ({**RUN, "mesh": {"data": -1, "fsdp": -1}}, "mesh = .* at most one may be -1"),
         ({**RUN, "mesh": {"tensor": 0}}, "mesh = .* each must be >= 1;"),
+        ({**RUN, "mesh": {"slices": -1}}, "mesh.slices = -1 must be at least 0"),
+        ({**RUN, "mesh": {"data": 6, "slices": 4}}, "mesh.data = 6 is not a multiple of mesh.slices = 4"),
         ({**RUN, "seed": 2**31}, r"seed = 2147483648 must be in \[-2147483648, 2147483647\]"),
         ({**RUN, "batch_size": 0}, "batch_size = 0 must be at least 1"),
         ({**RUN, "model": {"dropout": 1.5}}, "model.dropout = 1.5 must be in"),
