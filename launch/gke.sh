@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Submits a run to GKE as a JobSet on GPUs or a TPU slice. Arguments: gpu or tpu, then the arguments of jaxclip.train.
+# Submits a run to GKE as a JobSet on GPUs or TPU slices. Arguments: gpu or tpu, then the arguments of jaxclip.train.
 #   IMAGE=REGION-docker.pkg.dev/PROJECT/REPO/jaxclip CLAIM=shared NODES=4 launch/gke.sh gpu --config=... --workdir=/shared/W
 # If a pod fails or is evicted, all pods restart and the run resumes from its newest checkpoint.
 set -euo pipefail
@@ -9,6 +9,9 @@ shift
 : "${CLAIM:?set it to a ReadWriteMany volume claim, which is mounted at /shared}"
 export IMAGE CLAIM NAME="${NAME:-jaxclip}" NODES="${NODES:-2}" RESTARTS="${RESTARTS:-20}"
 export GPUS="${GPUS:-8}" ACCELERATOR="${ACCELERATOR:-}" TOPOLOGY="${TOPOLOGY:-4x4}" CHIPS="${CHIPS:-4}"
+export SLICES="${SLICES:-1}" HOST_NETWORK=false
+# Several slices communicate over the network of their hosts, without the detour through the pods' own.
+[ "$SLICES" = 1 ] || HOST_NETWORK=true
 if [ -z "$ACCELERATOR" ]; then
   [ "$kind" = gpu ] && ACCELERATOR=nvidia-h100-80gb || ACCELERATOR=tpu-v5-lite-podslice
 fi

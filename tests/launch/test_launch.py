@@ -69,10 +69,11 @@ def test_slurm_starts_a_process_per_gpu_and_stops_all_if_one_fails(launch):
     assert words[words.index("python") :] == ["python", "-m", "jaxclip.train", *ARGUMENTS]
 
 
-@pytest.mark.parametrize("kind", ["gpu", "tpu"])
-def test_gke_applies_a_jobset_with_a_valid_pod_template(launch, kind):
+@pytest.mark.parametrize(("kind", "slices"), [("gpu", 1), ("tpu", 1), ("tpu", 3)])
+def test_gke_applies_a_jobset_with_a_valid_pod_template(launch, kind, slices):
     yaml = pytest.importorskip("yaml")
     settings = {"IMAGE": "example.com/jaxclip:1", "CLAIM": "shared", "NODES": "4", "NAME": "run-7"}
+    settings |= {"SLICES": str(slices)} if slices > 1 else {}
     (record,), done = launch("gke.sh", kind, *ARGUMENTS, **settings)
     assert done.returncode == 0, done.stderr
     assert record["arguments"] == ["apply", "-f", "-"]
@@ -80,6 +81,7 @@ def test_gke_applies_a_jobset_with_a_valid_pod_template(launch, kind):
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 20
     (jobs,) = manifest["spec"]["replicatedJobs"]
+    assert jobs["replicas"] == slices
     job = jobs["template"]["spec"]
     assert job["parallelism"] == job["completions"] == 4 and job["completionMode"] == "Indexed"
     (container,) = job["template"]["spec"]["containers"]
@@ -93,6 +95,10 @@ def test_gke_applies_a_jobset_with_a_valid_pod_template(launch, kind):
             "--num_processes=4",
             "--process_id=$(JOB_COMPLETION_INDEX)",
         ]
+    if kind == "tpu":
+        # A slice has a node pool of its own, and slices communicate over their hosts' network.
+        assert manifest["metadata"]["annotations"].popitem()[1] == "cloud.google.com/gke-nodepool"
+        assert job["template"]["spec"]["hostNetwork"] == (slices > 1)
     assert job["template"]["spec"]["terminationGracePeriodSeconds"] >= 60
     validate = pytest.importorskip("kubernetes_validate")
     job_manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "run-7"}, "spec": job}
