@@ -1,8 +1,8 @@
 """Plan a training run: python -m jaxclip.plan --config=configs/pretrain_large_batch.py:vit_l_14 --topology=v5e:16x16
 
-Compiles the training step for TPUs that this machine does not have (pip install jaxclip[plan]). Prints the memory,
-FLOPs and traffic per device and the step time of the roofline model. For GPUs (h100:64) these are estimates from the
-same program. Nothing is trained.
+Compiles the training step for TPUs or GPUs that this machine does not have, with their own compilers (pip install
+jaxclip[plan] for TPUs, jaxclip[plan_gpu] for GPUs). Prints memory, FLOPs and traffic per device, and the step time that
+they allow. Nothing is trained.
 """
 
 import dataclasses
@@ -22,13 +22,16 @@ from jaxclip.runtime import startup
 if TYPE_CHECKING:
     from jaxclip.planning.fit import Plan
 
-TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, such as v5e:16x16, v5p:4x4x4 or h100:64 (an estimate)")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "KIND:SHAPE of a slice of TPUs, such as v5e:16x16, or KIND:COUNT of GPUs, such as h100:64"
+)
 COMPARE = flags.DEFINE_list(
     "compare", [], "more topologies, or meshes DATAxFSDPxTENSOR of --topology, to show side by side"
 )
 MAX_BATCH = flags.DEFINE_bool(
     "max_batch", False, "find nearly the largest global batch that fits in memory, by compiling several"
 )
+OPERATIONS = flags.DEFINE_integer("operations", 0, "also list so many operations that move the most bytes (up to 20)")
 JSON = flags.DEFINE_string("json", None, "file to write the plans to")
 
 ROWS: Sequence[tuple[str, Callable[["Plan"], str]]] = (
@@ -41,19 +44,24 @@ ROWS: Sequence[tuple[str, Callable[["Plan"], str]]] = (
     ("temporaries", lambda p: _gib(p.temporaries)),
     ("total / memory", lambda p: f"{_gib(p.needed)} / {_gib(p.memory)}"),
     ("fits", lambda p: "yes" if p.fits else "NO"),
+    ("model FLOPs", lambda p: f"{p.model_flops / 1e12:,.3g} T"),
     ("FLOPs", lambda p: f"{p.flops / 1e12:,.3g} T"),
     ("memory traffic", lambda p: _gib(p.traffic)),
-    ("all-reduce", lambda p: _gib(p.sent.get("all-reduce", 0))),
-    ("all-gather", lambda p: _gib(p.sent.get("all-gather", 0))),
-    ("reduce-scatter", lambda p: _gib(p.sent.get("reduce-scatter", 0))),
-    ("other collectives", lambda p: _gib(sum(p.sent.get(k, 0) for k in ("all-to-all", "collective-permute")))),
+    ("all-reduce", lambda p: _sent(p, "all-reduce")),
+    ("all-gather", lambda p: _sent(p, "all-gather")),
+    ("reduce-scatter", lambda p: _sent(p, "reduce-scatter")),
+    ("all-to-all", lambda p: _sent(p, "all-to-all")),
+    ("permute", lambda p: _sent(p, "collective-permute")),
     ("compute time", lambda p: _ms(p.seconds["compute"])),
     ("memory time", lambda p: _ms(p.seconds["memory"])),
     ("network time", lambda p: _ms(p.seconds["network"])),
-    ("roofline step", lambda p: _ms(p.step_seconds)),
-    ("MFU of roofline", lambda p: f"{p.mfu:.0%}"),
+    ("  not overlapped", lambda p: _ms(p.exposed)),
+    ("roofline step", lambda p: f"{_ms(p.step_seconds)} ({p.bound})"),
+    ("MFU allowed", lambda p: f"{p.mfu:.0%}"),
     ("pairs/s, total", lambda p: f"{p.pairs_per_second:,.0f}"),
 )
+FROM_COMPILER = ROWS[[name for name, _ in ROWS].index("FLOPs") :]
+"""Rows that are unknown for a program that does not fit into memory, which its compiler refuses."""
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -82,8 +90,11 @@ def main(overrides: dict[str, str]) -> None:
             cli.say(f"compiling for {topology}")
             plans.append(fit.plan(config, topology))
     print(table(plans))
+    for plan in plans if OPERATIONS.value else ():
+        print(f"\n{operations(plan, OPERATIONS.value)}")
     if JSON.value:
-        rows = [{**dataclasses.asdict(p), "fits": p.fits, "step_seconds": p.step_seconds} for p in plans]
+        derived = ("fits", "step_seconds", "bound")
+        rows = [{**dataclasses.asdict(p), **{name: getattr(p, name) for name in derived}} for p in plans]
         Path(JSON.value).write_text(json.dumps(rows, indent=2) + "\n")
         print(f"\n{'plans':18}{JSON.value}")
 
@@ -101,13 +112,32 @@ def _variant(item: str, config: Config) -> tuple[str, Config]:
 
 def table(plans: Sequence["Plan"]) -> str:
     """Returns a table with one column per plan; values are per device and step, except the batch and the last row."""
-    lines = [f"{'per device':18}" + "".join(f"{plan.topology:>24}" for plan in plans)]
-    lines += [f"{name:18}" + "".join(f"{show(plan):>24}" for plan in plans) for name, show in ROWS]
+    names = [f"{plan.slices} x {plan.topology}" if plan.slices > 1 else plan.topology for plan in plans]
+    lines = [f"{'per device':18}" + "".join(f"{name:>24}" for name in names)]
+    for row in ROWS:
+        shown = ("unknown" if plan.flops is None and row in FROM_COMPILER else row[1](plan) for plan in plans)
+        lines.append(f"{row[0]:18}" + "".join(f"{value:>24}" for value in shown))
+    return "\n".join(lines)
+
+
+def operations(plan: "Plan", count: int) -> str:
+    """Returns a list of the operations of a plan that move the most bytes, with their runs per step and bytes."""
+    lines = [f"{plan.topology}: the operations that move the most bytes"]
+    for operation in plan.operations[:count]:
+        lines.append(
+            f"{_gib(operation.bytes):>14} {operation.times:>8,.0f} x {operation.kind:14} {operation.name[-80:]}"
+        )
     return "\n".join(lines)
 
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:,.2f} GiB" if size >= 2**27 else f"{size / 2**20:,.1f} MiB"
+
+
+def _sent(plan: "Plan", collective: str) -> str:
+    """Returns the bytes that a collective sends, and how many of them leave the slice or the machine."""
+    between = plan.between.get(collective)
+    return _gib(plan.sent.get(collective, 0)) + (f" ({_gib(between)} out)" if between else "")
 
 
 def _ms(seconds: float) -> str:

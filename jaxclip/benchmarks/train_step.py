@@ -21,7 +21,7 @@ from jaxclip.runtime import compiler, hardware
 from jaxclip.runtime.flops import model_flops
 from jaxclip.towers.params import Params, cast_kernels
 from jaxclip.towers.towers import Towers, make_preprocess, make_towers
-from jaxclip.training.recipe import abstract_batch, make_recipe
+from jaxclip.training.recipe import abstract_batch, make_recipe, step_model_flops
 from jaxclip.training.state import initial_state
 from jaxclip.training.step import compile_step
 
@@ -50,10 +50,9 @@ def measure(*, preset: str, batch: int, dtype: str, repeats: int = 5) -> list[di
       seconds: median time of `repeats` calls.
       per_second: pairs, pictures or captions per second.
       time_ratio: `seconds` divided by this package's.
-      flops_per_second: FLOPs of this package's matrix products and convolutions, without the optimizer's, divided by
-        `seconds`, for every implementation.
+      flops_per_second: model FLOPs (see `recipe.step_model_flops`) divided by `seconds`, for every implementation.
       limit: FLOP/s of the fastest product of two 2048 x 2048 matrices of `dtype` in any of the processes.
-      mfu: `flops_per_second` as a share of the device's bfloat16 peak; absent if the peak is unknown.
+      mfu: `flops_per_second` as a share of the device's peak for `dtype`; absent if the peak is unknown.
       memory: the process's peak bytes: of device memory if there is an accelerator, else of main memory.
     """
     config = make_config(preset, batch, dtype)
@@ -130,7 +129,7 @@ def ours(config: Config) -> dict[str, Callable[[], Any]]:
     shapes, recipe = abstract_batch(config, towers), make_recipe(config, towers, config.steps)
     state = initial_state(towers.config, recipe.optimizer, recipe.state, towers.trainable, seed=config.seed)
     jax.block_until_ready(state)  # frees the temporary memory of initialisation before compiling
-    step, _ = compile_step(recipe.step, recipe.state, shapes)
+    step = compile_step(recipe.step, recipe.state, shapes)
     batch = {name: jax.device_put(rows, shapes[name].sharding) for name, rows in _batch(config, towers.config).items()}
     options = compiler.towers()
     encode_image, encode_text = (jax.jit(encode, compiler_options=options) for encode in _encoders(towers))
@@ -154,7 +153,7 @@ def ours(config: Config) -> dict[str, Callable[[], Any]]:
         return float(metrics["loss"])
 
     return {
-        "description": lambda: (towers.config, _flops(config, towers), chip.peak if chip else None),
+        "description": lambda: (towers.config, _flops(config, towers), chip.peak(config.model.dtype) if chip else None),
         "images": lambda: np.asarray(encode_image(params(), batch["image"])).sum(),
         "texts": lambda: np.asarray(encode_text(params(), batch["text"])).sum(),
         "train step": train,
@@ -177,17 +176,15 @@ def _encoders(towers: Towers) -> tuple[Callable, Callable]:
 
 
 def _flops(config: Config, towers: Towers) -> dict[str, float]:
-    """Returns, for each of MEASURED, the FLOPs of its matrix products and convolutions, without the optimizer's."""
-    batch, recipe = abstract_batch(config, towers), make_recipe(config, towers, config.steps)
-    image, text = _encoders(towers)
-    params = towers.shapes
+    """Returns the model FLOPs of each of MEASURED (see `recipe.step_model_flops`)."""
+    batch, (image, text) = abstract_batch(config, towers), _encoders(towers)
     with jax.set_mesh(towers.mesh):
         traced = {
-            "train step": jax.make_jaxpr(recipe.step)(recipe.state, batch),
-            "images": jax.make_jaxpr(image)(params, batch["image"]),
-            "texts": jax.make_jaxpr(text)(params, batch["text"]),
+            "images": jax.make_jaxpr(image)(towers.shapes, batch["image"]),
+            "texts": jax.make_jaxpr(text)(towers.shapes, batch["text"]),
         }
-    return {name: model_flops(jaxpr) for name, jaxpr in traced.items()}
+    encoders = {name: model_flops(jaxpr) for name, jaxpr in traced.items()}
+    return {"train step": step_model_flops(config, towers), **encoders}
 
 
 def _batch(config: Config, shape: CLIPConfig) -> dict[str, np.ndarray]:

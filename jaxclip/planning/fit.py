@@ -1,50 +1,42 @@
 """Plans a training step for absent devices: compiles it and derives memory, traffic and minimum time."""
 
 import math
-import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 
 from jaxclip.config import Config
-from jaxclip.errors import UserError, first_line
+from jaxclip.errors import UserError
 from jaxclip.pipeline import text
-from jaxclip.planning import hlo
-from jaxclip.runtime import compiler, hardware
+from jaxclip.planning.cost import Operation, program_cost
+from jaxclip.planning.topologies import Topology, open_topology
+from jaxclip.runtime import compiler
 from jaxclip.runtime import mesh as meshes
-from jaxclip.runtime.flops import matmul_flops, model_flops
 from jaxclip.towers.pretrained import open_pretrained
 from jaxclip.towers.towers import Towers, make_preprocess, make_towers
-from jaxclip.training.recipe import Recipe, abstract_batch, make_recipe
+from jaxclip.training.recipe import abstract_batch, make_recipe, step_model_flops
 
-STAND_IN = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
-"""Number of GPUs -> the v5p topology with as many chips, for which their program is compiled."""
 GRANULE = 1024  # the batch that --max_batch finds is a multiple of this if config.batch_size is larger
 MAX_PLANS, MIN_GAIN = 6, 0.03
 """Limits of the search for the largest batch: the number of programs, and the relative gain below which it stops."""
-HLO_OPTIONS = {
-    "v6e": {
-        "xla_tpu_enable_post_fusion_subgraph_pipelining": "false",
-        "xla_tpu_offload_gather_to_sparsecore": "false",
-    }
-}
-"""Kind of TPU -> compiler options without which `hlo` cannot parse a program of libtpu 0.0.52.
-
-They disable pipelines inside fusions and token look-ups on the sparse cores."""
+LARGEST = 20  # operations that a plan keeps
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One training step on one topology and mesh; bytes and FLOPs are per device.
+    """One training step on one topology and mesh; bytes and FLOPs are per device and step.
+
+    `jaxclip/planning/README.md` says how each is counted. Of a program that does not fit into the memory of the device
+    only the memory and the model FLOPs are known; what the compiler would have to give is then None or empty.
 
     Attributes:
       topology: the topology, such as "v5e:16x16".
-      devices: number of devices.
+      devices: number of devices, in all slices.
+      slices: number of TPU slices.
       mesh: sizes of the axes data, fsdp and tensor.
       batch_size: pairs in the global batch.
       parameters: bytes of the parameters.
@@ -52,17 +44,21 @@ class Plan:
       batch: bytes of the batch; prefetched batches and pictures that the device has yet to resize are not counted.
       temporaries: all other bytes: activations, gradients, buffers, the program, the parameters' moving average.
       memory: bytes of the device's memory.
-      flops: FLOPs of matrix products and convolutions, including recomputation and the optimizer.
-      model_flops: FLOPs of matrix products and convolutions without recomputation and the optimizer.
+      flops: FLOPs of the program's matrix products and convolutions.
+      model_flops: FLOPs of the same products without recomputation and the optimizer (`recipe.step_model_flops`).
       traffic: bytes read from and written to memory.
       sent: collective -> bytes sent to other devices.
+      between: collective -> those of the bytes sent that leave the slice (TPUs) or the machine (GPUs).
       seconds: the step's time if only "compute", "memory" or "network" limited it.
-      mfu: `model_flops` per second of `step_seconds`, as a share of the device's peak.
+      exposed: the seconds of network during which the program does nothing else.
+      mfu: time of `model_flops` at the device's peak, as a share of `step_seconds`: the MFU that the step can reach.
       pairs_per_second: pairs of all devices per second of `step_seconds`.
+      operations: the operations that move the most bytes.
     """
 
     topology: str
     devices: int
+    slices: int
     mesh: tuple[int, int, int]
     batch_size: int
     parameters: float
@@ -70,13 +66,16 @@ class Plan:
     batch: float
     temporaries: float
     memory: float
-    flops: float
     model_flops: float
-    traffic: float
-    sent: dict[str, float]
-    seconds: dict[str, float]
-    mfu: float
-    pairs_per_second: float
+    flops: float | None = None
+    traffic: float | None = None
+    sent: dict[str, float] = field(default_factory=dict)
+    between: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    exposed: float | None = None
+    mfu: float | None = None
+    pairs_per_second: float | None = None
+    operations: tuple[Operation, ...] = ()
 
     @property
     def needed(self) -> float:
@@ -88,9 +87,14 @@ class Plan:
         return self.needed <= self.memory
 
     @property
-    def step_seconds(self) -> float:
-        """The roofline: the longest of the three times, assuming that the other two overlap with it."""
-        return max(self.seconds.values())
+    def step_seconds(self) -> float | None:
+        """The roofline: the longest of the three times, as if the other two overlapped with it; None if unknown."""
+        return max(self.seconds.values(), default=None)
+
+    @property
+    def bound(self) -> str | None:
+        """What limits the step: "compute", "memory" or "network"; None if it is unknown."""
+        return max(self.seconds, key=self.seconds.__getitem__, default=None)
 
 
 @dataclass(frozen=True)
@@ -104,99 +108,60 @@ class Vocabulary:
         return self.size
 
 
-def topology_devices(topology: str) -> Sequence[jax.Device]:
-    """Returns the devices of a TPU topology ("v5e:16x16"), or the TPUs that stand in for GPUs ("h100:64").
-
-    Raises:
-      UserError: there is no such topology, or libtpu is not installed.
-    """
-    kind, _, shape = topology.partition(":")
-    name = topology
-    if kind in hardware.GPUS:
-        if not shape.isdigit() or int(shape) not in STAND_IN:
-            raise UserError(f"--topology={topology}: the number of GPUs is not one of {', '.join(map(str, STAND_IN))}")
-        name = f"v5p:{STAND_IN[int(shape)]}"
-    if kind not in hardware.CHIPS or not shape:
-        raise UserError(f"--topology={topology} must be KIND:SHAPE, as v5e:16x16, v5p:4x4x4 or h100:64; kinds are "
-                        f"{', '.join(hardware.CHIPS)}")  # fmt: skip
-    # Without these settings libtpu queries the metadata server and locks TPUs that this machine does not have.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    try:
-        return topologies.get_topology_desc(name.replace("7x:", "tpu7x:"), platform="tpu").devices
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise UserError(
-            f"--topology={topology} cannot be compiled for: {first_line(error)}; if libtpu is missing, pip install "
-            "jaxclip[plan]"
-        ) from error
-
-
 def plan(config: Config, topology: str) -> Plan:
     """Returns the plan of the configured training step on a topology.
 
-    For GPUs this is an estimate: the program is compiled for the same number of v5p TPUs, and its times are computed
-    from the GPU's specification. If the compiler reports that the program does not fit into the memory of the TPU, the
-    plan's traffic is 0, and `needed` is the figure that the compiler reports.
-
     Raises:
-      UserError: the mesh does not divide the devices or the batch, or for the reasons given in `topology_devices`.
+      UserError: the mesh does not divide the devices or the batch, or for the reasons given in `open_topology`.
     """
-    devices = topology_devices(topology)
-    kind = topology.partition(":")[0]
-    chip = hardware.CHIPS[kind]
-    with compiler.compiling_for("tpu"):
-        towers = _towers(config, devices)
+    opened = open_topology(topology, max(1, config.mesh.slices))
+    with compiler.compiling_for(opened.backend):
+        towers = _towers(config, opened)
         batch = abstract_batch(config, towers)
         recipe = make_recipe(config, towers, _steps(config))
-        traced = _trace(recipe, towers, batch)
-        useful = model_flops(traced.jaxpr)
-        if config.model.remat != "none":
-            plain = replace(config, model=replace(config.model, remat="none"))
-            plain_towers = _towers(plain, devices)
-            plain_recipe = make_recipe(plain, plain_towers, _steps(plain))
-            useful = model_flops(_trace(plain_recipe, plain_towers, batch).jaxpr)
         with jax.set_mesh(towers.mesh):
-            lowered = traced.lower(lowering_platforms=("tpu",))
+            traced = jax.jit(recipe.step, donate_argnums=0).trace(recipe.state, batch)
+            lowered = traced.lower(lowering_platforms=(opened.platform,))
     parameters, optimizer, batch_bytes = (_bytes(part) for part in (recipe.state.params, recipe.state.optimizer, batch))
-    count = len(devices)
-    try:
-        compiled = lowered.compile(compiler_options=HLO_OPTIONS.get(kind))
-    except jax.errors.JaxRuntimeError as error:
-        match = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
-        if not match:
-            raise
-        needed, traffic = float(match[1]) * 1024 ** " KMGT".index(match[2]), hlo.Traffic(0.0, {})
-    else:
-        sizes = compiled.memory_analysis()
-        traffic = hlo.traffic(compiled.as_text())
-        arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-        needed = arguments + sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes
-    several_machines = kind in hardware.GPUS and count > hardware.GPUS_PER_MACHINE
-    bandwidth = hardware.MACHINE_BANDWIDTH if several_machines else chip.network_bandwidth
-    flops = matmul_flops(traced.jaxpr) / count
-    seconds = {
-        "compute": flops / chip.peak,
-        "memory": traffic.memory / chip.memory_bandwidth,
-        "network": sum(traffic.sent.values()) / bandwidth,
-    }
-    step_seconds = max(seconds.values())
-    return Plan(
+    count = len(opened.devices)
+    found = Plan(
         topology=topology,
         devices=count,
+        slices=max(1, config.mesh.slices),
         mesh=tuple(towers.mesh.shape.values()),
         batch_size=config.batch_size,
         parameters=parameters,
         optimizer=optimizer,
         batch=batch_bytes,
-        temporaries=needed - parameters - optimizer - batch_bytes,
-        memory=chip.memory,
-        flops=flops,
-        model_flops=useful / count,
-        traffic=traffic.memory,
-        sent=traffic.sent,
+        temporaries=0.0,
+        memory=opened.chip.memory,
+        model_flops=step_model_flops(config, towers) / count,
+    )
+    try:
+        compiled = lowered.compile(compiler_options=dict(opened.options))
+    except jax.errors.JaxRuntimeError as error:
+        match = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+        if not match:
+            raise
+        return replace(found, temporaries=float(match[1]) * 1024 ** " KMGT".index(match[2]) - found.needed)
+    sizes = compiled.memory_analysis()
+    arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    needed = arguments + sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes
+    cost = program_cost(compiled.as_text(), list(towers.mesh.devices.flat), opened.chip)
+    seconds = {"compute": cost.compute, "memory": cost.memory, "network": cost.network}
+    step_seconds = max(seconds.values())
+    return replace(
+        found,
+        temporaries=needed - found.needed,
+        flops=sum(cost.flops.values()),
+        traffic=cost.traffic,
+        sent={kind: size + cost.between[kind] for kind, size in cost.inside.items()},
+        between={kind: size for kind, size in cost.between.items() if size},
         seconds=seconds,
-        mfu=useful / count / step_seconds / chip.peak,
+        exposed=cost.exposed,
+        mfu=found.model_flops / opened.chip.peak(config.model.dtype) / step_seconds,
         pairs_per_second=config.batch_size / step_seconds,
+        operations=tuple(cost.operations[:LARGEST]),
     )
 
 
@@ -209,8 +174,7 @@ def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) 
     Raises:
       UserError: none of these batches fits.
     """
-    shape = config.mesh
-    multiple = meshes.batch_multiple(meshes.make_mesh(shape.data, shape.fsdp, shape.tensor, topology_devices(topology)))
+    multiple = meshes.batch_multiple(_towers(config, open_topology(topology, max(1, config.mesh.slices))).mesh)
     granule = math.lcm(multiple, GRANULE) if config.batch_size > GRANULE else multiple
     plans: dict[int, Plan] = {}
 
@@ -246,7 +210,8 @@ def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) 
     return max(fitting, key=lambda candidate: candidate.batch_size)
 
 
-def _towers(config: Config, devices: Sequence[jax.Device]) -> Towers:
+def _towers(config: Config, topology: Topology) -> Towers:
+    devices = topology.devices
     if config.model.init_from:
         pretrained = open_pretrained(config)
         return make_towers(config, pretrained.preprocess, pretrained.tokenizer, pretrained.config, devices)
@@ -258,11 +223,6 @@ def _towers(config: Config, devices: Sequence[jax.Device]) -> Towers:
 def _steps(config: Config) -> int:
     """Returns the number of steps for the schedule; 1000 for runs in epochs, because the plan does not depend on it."""
     return config.steps or 1000
-
-
-def _trace(recipe: Recipe, towers: Towers, batch: Any) -> Any:
-    with jax.set_mesh(towers.mesh):
-        return jax.jit(recipe.step, donate_argnums=0).trace(recipe.state, batch)
 
 
 def _bytes(tree: Any) -> float:

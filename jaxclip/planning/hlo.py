@@ -1,210 +1,221 @@
-"""Memory traffic of a compiled program and the bytes it sends between devices, computed from its HLO text."""
+"""Reads a compiled program from its HLO text: computations, instructions, arrays, and how often each runs."""
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
-         "u64": 8, "f64": 8}  # fmt: skip
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
-SLICES = {"dynamic-slice", "slice", "gather"}
+BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32,
+        "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "token": 0, "opaque": 0}  # fmt: skip
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+        "opt-barrier", "add-dependency", "partition-id", "replica-id"}  # fmt: skip
+"""Opcodes that move no bytes themselves."""
 
-_HEADER = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>[\w.-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^  (?:ROOT )?%(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<opcode>[\w-]+)\((?P<rest>.*)$")
-_ARRAY = re.compile(r"\b(?P<type>\w+)\[(?P<sizes>[\d,]*)\](?P<layout>\{[^}]*\})?")
-_CALLS = re.compile(r"(?:calls|body|to_apply|branch_computations)=\{?(%[\w.-]+(?:, %[\w.-]+)*)")
+_HEADER = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^  (?P<root>ROOT )?%(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<opcode>[\w-]+)\((?P<rest>.*)$")
+_ARRAY = re.compile(r"\b(?P<type>[a-z]\w*)\[(?P<sizes>[\d,<=]*)\](?:\{(?P<order>[\d,]*)(?P<layout>[^}]*)\})?")
+_TILE = re.compile(r"\((\d+(?:,\d+)*)\)")
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """Bytes that one device moves in one run of a program.
+class Array:
+    """An operand or a result as it lies in memory.
 
     Attributes:
-      memory: read from and written to its main memory.
-      sent: sent to other devices, by collective, assuming ring algorithms: (n - 1) / n of the full array's bytes in a
-        group of n devices, twice that for an all-reduce, and all of the array's bytes for a collective-permute.
+      dtype: XLA's name of the type, such as "bf16".
+      sizes: the size of each axis.
+      bytes: bytes in memory, including the padding to whole tiles that a TPU's layout adds.
+      main: whether it is in the device's main memory rather than, for example, in a TPU's vector memory. Scalars never
+        are, wherever the program puts them.
     """
 
-    memory: float
-    sent: dict[str, float]
+    dtype: str
+    sizes: tuple[int, ...]
+    bytes: float
+    main: bool
 
 
-@dataclass
-class _Instruction:
+@dataclass(eq=False)
+class Instruction:
+    """One line of a program.
+
+    Attributes:
+      name: its name, unique in the program.
+      opcode: XLA's name of the operation.
+      arrays: the results; several if the result is a tuple.
+      operands: the instructions whose results it takes.
+      users: the instructions of the same computation that take its result.
+      text: operands and attributes as XLA prints them.
+    """
+
     name: str
     opcode: str
-    arrays: list[tuple[float, bool]]  # bytes of each output array, and whether it is in main memory
-    operands: list[str]
+    arrays: tuple[Array, ...]
+    operands: tuple["Instruction", ...]
     text: str
+    users: list["Instruction"] = field(default_factory=list, repr=False)
 
+    @property
     def bytes(self) -> float:
-        return sum(size for size, _ in self.arrays)
+        return sum(array.bytes for array in self.arrays)
 
-    def memory(self) -> float:
-        return sum(size for size, main in self.arrays if main)
+    @property
+    def main_bytes(self) -> float:
+        return sum(array.bytes for array in self.arrays if array.main)
+
+    def attribute(self, pattern: str) -> str | None:
+        """Returns the first group of the first match of a regular expression in the text, or None."""
+        match = re.search(pattern, self.text)
+        return match[1] if match else None
+
+
+@dataclass(eq=False)
+class Computation:
+    """Instructions in the order in which they run; `root` is the one that gives the result."""
+
+    name: str
+    instructions: list[Instruction] = field(default_factory=list)
+    root: Instruction | None = None
+
+    def parameters(self) -> dict[int, Instruction]:
+        """Returns the parameters by their number."""
+        found = (i for i in self.instructions if i.opcode == "parameter")
+        return {int(instruction.attribute(r"^(\d+)")): instruction for instruction in found}
 
 
 @dataclass
-class _Computation:
-    instructions: dict[str, _Instruction] = field(default_factory=dict)
+class Program:
+    """The computations of a compiled program by name, and the name of the one that is run."""
+
+    computations: Mapping[str, Computation]
+    entry: str
+
+    def called(self, instruction: Instruction, key: str = "calls") -> list[Computation]:
+        """Returns the computations named by an attribute of an instruction, such as calls, body or condition."""
+        match = re.search(rf"\b{key}=\{{?(%[\w.-]+(?:, ?%[\w.-]+)*)", instruction.text)
+        return [self.computations[name] for name in re.findall(r"%([\w.-]+)", match[1])] if match else []
+
+    def executed(self) -> Iterator[tuple[Instruction, float]]:
+        """Yields every instruction that runs outside of fusions, and how often it runs.
+
+        An instruction inside a loop runs once per iteration. Of a conditional, the branch with the most bytes of
+        results runs.
+        """
+        yield from self._executed(self.computations[self.entry], 1.0)
+
+    def _executed(self, computation: Computation, times: float) -> Iterator[tuple[Instruction, float]]:
+        for instruction in computation.instructions:
+            yield instruction, times
+            for inner, count in self.parts(instruction):
+                yield from self._executed(inner, times * count)
+
+    def parts(self, instruction: Instruction) -> list[tuple[Computation, int]]:
+        """Returns the computations that an instruction runs, and how often: those of a loop, a call or a conditional.
+
+        Raises:
+          ValueError: a loop has no known number of iterations.
+        """
+        if instruction.opcode == "while":
+            count = self._trip_count(instruction)
+            return [(inner, count) for key in ("body", "condition") for inner in self.called(instruction, key)]
+        if instruction.opcode in ("call", "async-start"):
+            return [(inner, 1) for inner in self.called(instruction, "to_apply") or self.called(instruction)]
+        if instruction.opcode == "conditional":
+            return [(self._costliest_branch(instruction), 1)]
+        return []
+
+    def _costliest_branch(self, conditional: Instruction) -> Computation:
+        branches = self.called(conditional, "branch_computations") or [
+            *self.called(conditional, "true_computation"),
+            *self.called(conditional, "false_computation"),
+        ]
+        return max(branches, key=lambda branch: sum(i.bytes * times for i, times in self._executed(branch, 1.0)))
+
+    def _trip_count(self, loop: Instruction) -> int:
+        """Returns how often a loop runs: XLA's own count if the text has it, else from its condition counter < limit.
+
+        Raises:
+          ValueError: the condition is of another form.
+        """
+        if known := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
+            return int(known)
+        (condition,) = self.called(loop, "condition")
+        compare = next((i for i in condition.instructions if i.opcode == "compare"), None)
+        if compare is not None and compare.attribute(r"direction=(\w+)") == "LT":
+            counter, limit = map(_source, compare.operands)
+            index, initial = counter.attribute(r"index=(\d+)"), _source(loop.operands[0])
+            if index is not None and initial.opcode == "tuple":
+                start = _source(initial.operands[int(index)])
+                if start.opcode == limit.opcode == "constant":
+                    return _integer(limit) - _integer(start)
+        raise ValueError(f"cannot tell how often the loop {loop.name} runs: {condition.name} is not counter < limit")
 
 
-def traffic(text: str) -> Traffic:
-    """Returns the traffic of a program from its HLO text; a loop's body is counted once per iteration.
+def parse(text: str) -> Program:
+    """Returns the program of an HLO text, as `jax.stages.Compiled.as_text` gives it.
 
-    All branches of a conditional are counted. A fusion that uses only a slice of an array counts as reading only that
-    slice. Arrays outside of the main memory, such as those in a TPU's vector memory (S(1)), are not counted.
+    Raises:
+      ValueError: the text has no entry computation, or an array of an unknown type.
     """
-    computations, entry = _parse(text)
-    runs = _count_runs(computations, entry)
-    memory = 0.0
-    # Keyed by channel, because an asynchronous collective appears in every computation that overlaps with it. Permutes
-    # are keyed by name: they all share one channel, and each appears once.
-    collectives: dict[str, tuple[str, float]] = {}
-    for name, computation in computations.items():
-        for instruction in computation.instructions.values():
-            if runs.get(name, (0, True))[1] is False and instruction.opcode not in FREE:
-                memory += runs[name][0] * _memory_bytes(instruction, computation, computations)
-            kind = instruction.opcode.removesuffix("-start")
-            if kind in COLLECTIVES and name in runs:
-                channel = re.search(r"channel_id=(\d+)", instruction.text)
-                key = channel[1] if channel and kind != "collective-permute" else instruction.name
-                sent = runs[name][0] * _sent_bytes(kind, instruction)
-                collectives[key] = kind, min(sent, collectives.get(key, (kind, sent))[1])
-    sent: dict[str, float] = defaultdict(float)
-    for kind, size in collectives.values():
-        sent[kind] += size
-    return Traffic(memory, dict(sent))
-
-
-def _parse(text: str) -> tuple[dict[str, _Computation], str]:
-    computations: dict[str, _Computation] = {}
-    entry, current = "", _Computation()
+    computations: dict[str, Computation] = {}
+    entry, current, local = "", None, {}
     for line in text.splitlines():
         if header := _HEADER.match(line):
-            current = computations[header["name"]] = _Computation()
-            entry = header["name"] if header["entry"] else entry
-        elif match := _INSTRUCTION.match(line):
-            operands = match["rest"].split(")", 1)[0]
-            instruction = _Instruction(
-                match["name"],
-                match["opcode"],
-                list(_arrays(match["shape"])),
-                re.findall(r"%([\w.-]+)", operands),
-                match["rest"],
+            current, local = Computation(header["name"]), {}
+            computations[current.name] = current
+            entry = current.name if header["entry"] else entry
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            names = re.findall(r"%([\w.-]+)", match["rest"].split(")", 1)[0])
+            operands = tuple(local[name] for name in names)
+            instruction = Instruction(
+                match["name"], match["opcode"], tuple(arrays(match["shape"])), operands, match["rest"]
             )
-            current.instructions[instruction.name] = instruction
-    return computations, entry
+            current.instructions.append(instruction)
+            local[instruction.name] = instruction
+            for operand in dict.fromkeys(operands):
+                operand.users.append(instruction)
+            if match["root"]:
+                current.root = instruction
+    if not entry:
+        raise ValueError("the HLO text has no ENTRY computation")
+    return Program(computations, entry)
 
 
-def _arrays(shape: str) -> Iterator[tuple[float, bool]]:
-    """Yields the bytes of each array in a shape or tuple of shapes, and whether it is in main memory."""
+def arrays(shape: str) -> Iterator[Array]:
+    """Yields the arrays of a shape or of nested tuples of shapes, as HLO text prints them."""
     for match in _ARRAY.finditer(shape):
-        sizes = [int(size) for size in match["sizes"].split(",") if size]
-        yield BYTES.get(match["type"], 1) * math.prod(sizes), not re.search(r"S\([1-9]", match["layout"] or "")
+        dtype, layout = match["type"], match["layout"] or ""
+        sizes = tuple(int(size.lstrip("<=")) for size in match["sizes"].split(",") if size)
+        if dtype not in BITS and not dtype.startswith("f8"):
+            raise ValueError(f"the HLO text has an array of unknown type, {match[0]}")
+        order = [int(axis) for axis in (match["order"] or "").split(",") if axis]
+        physical = [sizes[axis] for axis in reversed(order)] if order else list(sizes)
+        size = _padded_elements(physical, layout) * BITS.get(dtype, 8) / 8
+        yield Array(dtype, sizes, size, main=bool(sizes) and not re.search(r"S\([1-9]", layout))
 
 
-def _count_runs(computations: dict[str, _Computation], entry: str) -> dict[str, tuple[float, bool]]:
-    """Returns for each computation how often it runs, and whether it is part of one instruction, such as a fusion."""
-    runs: dict[str, tuple[float, bool]] = {}
+def _padded_elements(sizes: list[int], layout: str) -> int:
+    """Returns the number of elements that an array occupies; `sizes` are in the order from major to minor.
 
-    def visit(name: str, times: float, fused: bool) -> None:
-        before = runs.get(name, (0.0, fused))
-        runs[name] = before[0] + times, fused
-        for instruction in computations[name].instructions.values():
-            inner_times = times * (_trip_count(instruction, computations) if instruction.opcode == "while" else 1)
-            for called in _CALLS.findall(instruction.text):
-                for part in re.findall(r"%([\w.-]+)", called):
-                    visit(part, inner_times, fused or instruction.opcode not in ("while", "conditional", "call"))
-
-    visit(entry, 1.0, False)
-    return runs
-
-
-def _trip_count(loop: _Instruction, computations: dict[str, _Computation]) -> int:
-    """Returns a loop's trip count: XLA's if stated, else the largest constant in its condition, else 1."""
-    if match := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text):
-        return int(match[1])
-    condition = re.search(r"condition=%([\w.-]+)", loop.text)
-    instructions = computations[condition[1]].instructions.values() if condition else ()
-    constants = [re.match(r"(\d+)\)", i.text) for i in instructions if i.opcode == "constant"]
-    return max((int(constant[1]) for constant in constants if constant), default=1)
+    The layout T(8,128)(2,1) cuts the two minor axes into tiles of 8 x 128, which lie in memory as wholes, and each of
+    these into tiles of 2 x 1 (https://openxla.org/xla/tiled_layout).
+    """
+    tiles = re.search(r"T((?:\(\d+(?:,\d+)*\))+)", layout)
+    for tile in _TILE.findall(tiles[1]) if tiles else ():
+        tile_sizes = [int(size) for size in tile.split(",")]
+        sizes = [1] * (len(tile_sizes) - len(sizes)) + sizes
+        split = len(sizes) - len(tile_sizes)
+        counts = [-(-size // width) for size, width in zip(sizes[split:], tile_sizes, strict=True)]
+        sizes = [*sizes[:split], *counts, *tile_sizes]
+    return math.prod(sizes)
 
 
-def _memory_bytes(instruction: _Instruction, computation: _Computation, computations: dict[str, _Computation]) -> float:
-    """Returns the bytes of main memory that one instruction outside of fusions reads and writes."""
-    if instruction.opcode.endswith("-done") or instruction.opcode.endswith("-update"):
-        return 0.0  # counted at the instruction that starts it
-    operands = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
-    if instruction.opcode in SLICES:
-        return 2 * instruction.memory()
-    if instruction.opcode.removesuffix("-start") in SLICES:
-        size, main = instruction.arrays[len(instruction.operands)]  # the outputs follow the operands
-        return 2 * size if main else size
-    if instruction.opcode == "dynamic-update-slice":
-        return 2 * operands[1].memory()
-    if instruction.opcode == "dynamic-update-slice-start":
-        return operands[1].memory() + (operands[1].bytes() if operands[0].memory() else 0.0)
-    called = _CALLS.search(instruction.text)
-    if instruction.opcode != "fusion" or not called:
-        written = 0.0 if instruction.opcode.endswith("-start") else instruction.memory()
-        return written + sum(operand.memory() for operand in operands)
-    inside = computations[re.findall(r"%([\w.-]+)", called[1])[0]]
-    return _fusion_bytes(instruction, operands, inside)
+def _source(instruction: Instruction) -> Instruction:
+    """Returns the instruction whose value this one passes on unchanged, or itself."""
+    while instruction.opcode in ("copy", "bitcast", "convert") and instruction.operands:
+        (instruction,) = instruction.operands
+    return instruction
 
 
-def _fusion_bytes(fusion: _Instruction, operands: list[_Instruction], inside: _Computation) -> float:
-    """Returns the bytes of main memory that a fusion reads and writes; `inside` is its computation."""
-    users: dict[str, list[_Instruction]] = defaultdict(list)
-    for instruction in inside.instructions.values():
-        for operand in instruction.operands:
-            users[operand].append(instruction)
-    collectives = (i for i in inside.instructions.values() if i.opcode.removesuffix("-start") in COLLECTIVES)
-    # A collective inside the fusion only overlaps with its work: the fusion neither reads nor writes its arrays. They
-    # are recognised by their size.
-    collective_sizes = {size for instruction in collectives for size, _ in instruction.arrays}
-    total, not_written = 0.0, sum(size for size, main in fusion.arrays if main and size in collective_sizes)
-    for instruction in inside.instructions.values():
-        if instruction.opcode != "parameter":
-            continue
-        number = int(re.match(r"(\d+)", instruction.text)[1])
-        if number >= len(operands) or not operands[number].memory() or operands[number].bytes() in collective_sizes:
-            continue
-        its_users = users[instruction.name]
-        if its_users and all(user.opcode in SLICES for user in its_users):
-            total += sum(user.bytes() for user in its_users)
-        elif its_users and all(user.opcode == "dynamic-update-slice" for user in its_users):
-            updates = sum(inside.instructions[user.operands[1]].bytes() for user in its_users)
-            total, not_written = total + updates, not_written + instruction.bytes() - updates
-        else:
-            total += operands[number].memory()
-    return total + max(0.0, fusion.memory() - not_written)
-
-
-def _sent_bytes(kind: str, instruction: _Instruction) -> float:
-    """Returns the bytes that one device sends in one run of a collective."""
-    size = max((size for size, _ in instruction.arrays), default=0.0)
-    if kind != "all-gather" and not instruction.opcode.endswith("-start"):
-        size = instruction.bytes()
-    count = _group_size(instruction.text)
-    factor = (count - 1) / count
-    if kind == "all-reduce":
-        return 2 * factor * size
-    if kind == "reduce-scatter":
-        return factor * size * count
-    return size if kind == "collective-permute" else factor * size
-
-
-def _group_size(text: str) -> int:
-    """Returns a collective's group size, 2 if none is found in mesh axes, [groups,size]<=[...] or lists of ids."""
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", match[2]))
-    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
-        return int(match[2])
-    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
-        return match[1].count(",") + 1
-    return 2
+def _integer(constant: Instruction) -> int:
+    return int(constant.attribute(r"^(-?\d+)\)"))

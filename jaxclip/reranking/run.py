@@ -44,10 +44,11 @@ from jaxclip.reranking.reranker import (
 )
 from jaxclip.runtime import distributed
 from jaxclip.runtime import mesh as meshes
+from jaxclip.runtime.flops import model_flops
 from jaxclip.towers.checkpoints import Checkpoints, resolve_step
 from jaxclip.towers.params import Params
 from jaxclip.training import loop
-from jaxclip.training.recipe import Recipe
+from jaxclip.training.recipe import Recipe, model_seconds
 from jaxclip.training.run import Outcome, Say, begin_or_resume, cadence, logged_metrics
 from jaxclip.training.state import TrainState, initial_state
 from jaxclip.training.step import compile_step
@@ -159,7 +160,7 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
         evaluator = RerankEvaluator(config, stage, prepared, workdir)
         stopped = None
         if int(state.step) < steps:
-            step, flops, place = _compile(config, model, recipe, lists.tables(config, model), say)
+            step, seconds, place = _compile(config, model, recipe, lists.tables(config, model), say)
             run = loop.Run(
                 workdir=workdir,
                 state=state,
@@ -167,7 +168,7 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
                 batches=batch_rows(count, config.batch_size, config.seed, range(int(state.step), steps)),
                 place=place,
                 batch_size=config.batch_size,
-                flops=flops,
+                model_seconds=seconds,
                 cadence=cadence(config, steps),
                 checkpoints=checkpoints,
                 metadata=metadata,
@@ -213,8 +214,11 @@ def _begin(config: Config, model: Reranker, recipe: Recipe) -> tuple[TrainState,
 
 def _compile(
     config: Config, model: Reranker, recipe: Recipe, tables: Tables, say: Say
-) -> tuple[Callable, float, Callable]:
-    """Returns the compiled step, the model's FLOPs per device, and a function that puts row indices on the devices."""
+) -> tuple[Callable, float | None, Callable]:
+    """Returns the compiled step, the seconds of its FLOPs at the devices' peak, and a function that places a batch.
+
+    A batch is given as indices of rows. The seconds are None if the peak is unknown.
+    """
     say(f"compiling the step of {config.batch_size} lists of {tables['items'].shape[1]} candidates")
     sharding = meshes.batch_sharding(model.mesh)
     meshes.check_divides(model.mesh, "batch_size", config.batch_size)
@@ -223,8 +227,10 @@ def _compile(
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
     rows = jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=sharding)
-    compiled, flops = compile_step(recipe.step, recipe.state, {"rows": rows, **jax.tree.map(shape, tables)})
-    return compiled, flops, lambda rows: {"rows": jax.device_put(rows, sharding), **tables}
+    batch = {"rows": rows, **jax.tree.map(shape, tables)}
+    compiled = compile_step(recipe.step, recipe.state, batch)
+    seconds = model_seconds(lambda: model_flops(jax.make_jaxpr(recipe.step)(recipe.state, batch)), "float32")
+    return compiled, seconds, lambda rows: {"rows": jax.device_put(rows, sharding), **tables}
 
 
 def evaluate_reranker(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from jaxclip.runtime import distributed, hardware
+from jaxclip.runtime import distributed
 
 
 def bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
@@ -28,15 +28,13 @@ class Progress:
       start: the step from which training starts or resumes.
       steps: the number of the last step.
       batch_size: pairs per step, over all devices.
-      flops: FLOPs of the model in one step, per device; None if they are unknown.
+      model_seconds: seconds of one step's model FLOPs at the devices' peak, for the MFU; None if it is unknown.
       saved: `to_json` from the checkpoint of a resumed run, whose seconds are continued; else {}.
     """
 
-    def __init__(self, *, start: int, steps: int, batch_size: int, flops: float | None, saved: dict[str, Any]):
-        self.batch_size, self.flops = batch_size, flops
+    def __init__(self, *, start: int, steps: int, batch_size: int, model_seconds: float | None, saved: dict[str, Any]):
+        self.batch_size, self.model_seconds = batch_size, model_seconds
         self.trained_seconds = float(saved.get("trained_seconds", 0.0))
-        device = hardware.chip(jax.devices()[0])
-        self._peak = device.peak if device else None
         self._bar = bar(total=steps, initial=start, desc="training", unit="step", smoothing=0.05)
         self._since = self._mark = time.perf_counter()
         self._steps = 0
@@ -68,7 +66,7 @@ class Progress:
         """Returns pairs_per_second, step_seconds, data_wait and mfu since the last call, and device_hours of the run.
 
         pairs_per_second counts the pairs of all devices. data_wait is the share of time spent waiting for batches. mfu
-        is relative to the device's bfloat16 peak; it is left out on unknown devices or if `flops` is unknown.
+        is `model_seconds` as a share of step_seconds; it is left out if `model_seconds` is unknown.
         """
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         steps = max(self._steps, 1)
@@ -78,8 +76,8 @@ class Progress:
             "data_wait": min(1.0, self._waited / elapsed),
             "device_hours": self.trained_seconds * jax.device_count() / 3600,
         }
-        if self._peak and self.flops:
-            measures["mfu"] = self.flops / (elapsed / steps) / self._peak
+        if self.model_seconds is not None:
+            measures["mfu"] = self.model_seconds / measures["step_seconds"]
         self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
         return measures
 

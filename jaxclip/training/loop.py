@@ -48,7 +48,7 @@ class Run:
       batches: host batches, one for each step after `state.step`.
       place: puts a host batch on the devices.
       batch_size: pairs (towers) or lists (re-ranker) per step, over all devices.
-      flops: FLOPs of the model in one step, per device; None if they are unknown.
+      model_seconds: seconds of one step's model FLOPs at the devices' peak; None if the peak is unknown.
       cadence: when to log, evaluate and save.
       checkpoints: checkpoints of the workdir.
       metadata: saved with each state, together with `Progress.to_json`.
@@ -62,7 +62,7 @@ class Run:
     batches: Iterator[Any]
     place: Callable[[Any], Batch]
     batch_size: int
-    flops: float | None
+    model_seconds: float | None
     cadence: Cadence
     checkpoints: Checkpoints
     metadata: dict[str, Any]
@@ -84,7 +84,9 @@ def train(run: Run) -> tuple[TrainState, int | None]:
     start = int(run.state.step)
     log = MetricsLog(run.workdir, start=start) if distributed.is_primary() else NoMetricsLog()
     saved = run.metadata.get("progress", {})
-    progress = Progress(start=start, steps=run.cadence.steps, batch_size=run.batch_size, flops=run.flops, saved=saved)
+    progress = Progress(
+        start=start, steps=run.cadence.steps, batch_size=run.batch_size, model_seconds=run.model_seconds, saved=saved
+    )
     profile = Profile(run.workdir / "tensorboard", run.profiled)
     try:
         return _run_steps(run, progress, log, profile)

@@ -1,7 +1,7 @@
 """The length, batch, loss, optimizer and step of a configured training run. Does not import TensorFlow."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import jax
@@ -11,7 +11,11 @@ import optax
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.losses.objective import Objective
+from jaxclip.models.presets import with_execution
+from jaxclip.runtime import compiler, hardware
 from jaxclip.runtime import mesh as meshes
+from jaxclip.runtime.flops import model_flops
+from jaxclip.towers.params import make_model
 from jaxclip.towers.towers import Towers
 from jaxclip.training.negative_queue import with_queue
 from jaxclip.training.optimizer import make_optimizer, make_schedule
@@ -56,6 +60,35 @@ def make_recipe(config: Config, towers: Towers, steps: int) -> Recipe:
     )
     step = make_step(loss, optimizer, schedule, towers.trainable, seed=config.seed, ema=ema)
     return Recipe(optimizer, schedule, state, step)
+
+
+def step_model_flops(config: Config, towers: Towers) -> float:
+    """Returns the model FLOPs of one step of these towers, over all devices: the numerator of MFU everywhere.
+
+    They are the matrix products and convolutions of one forward and one backward pass over the batch, with the dense
+    loss and without the optimizer. They do not depend on how the step is executed: recomputation of any kind
+    (`model.remat`, `loss.microbatch`, the tiled loss) does not count (Chowdhery et al. 2022, arXiv:2204.02311,
+    appendix B).
+    """
+    plain = replace(config, loss=replace(config.loss, microbatch=0, implementation="dense"))
+    transformer = towers.config.image.transformer
+    execution = {name: getattr(transformer, name) for name in ("dropout", "stochastic_depth", "dtype")}
+    shape = with_execution(
+        towers.config, patch_dropout=towers.config.image.patch_dropout, execution="scan", **execution
+    )
+    recipe = make_recipe(plain, replace(towers, graph=make_model(shape)[0]), steps=1000)
+    with jax.set_mesh(towers.mesh), compiler.compiling_for("tpu"):  # special forms for CPUs have more products
+        return model_flops(jax.make_jaxpr(recipe.step)(recipe.state, abstract_batch(plain, towers)))
+
+
+def model_seconds(flops: Callable[[], float], dtype: str) -> float | None:
+    """Returns the shortest time of one step's model FLOPs on all devices, or None on devices of unknown peak.
+
+    `flops` counts them; it is called on known devices only, because it traces the step. `dtype` is the type that the
+    products are computed in.
+    """
+    chip = hardware.chip(jax.devices()[0])
+    return None if chip is None else flops() / jax.device_count() / chip.peak(dtype)
 
 
 def number_of_steps(config: Config, train: "Records") -> int:

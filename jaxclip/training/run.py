@@ -25,7 +25,14 @@ from jaxclip.towers.sharding import sharding_table
 from jaxclip.towers.towers import Towers, make_or_load_towers, save_towers, vocabulary_fingerprint
 from jaxclip.training import device_resize, inputs, loop
 from jaxclip.training.optimizer import capped_warmup
-from jaxclip.training.recipe import Recipe, abstract_batch, make_recipe, number_of_steps
+from jaxclip.training.recipe import (
+    Recipe,
+    abstract_batch,
+    make_recipe,
+    model_seconds,
+    number_of_steps,
+    step_model_flops,
+)
 from jaxclip.training.state import TrainState, initial_state
 from jaxclip.training.step import compile_step
 
@@ -125,7 +132,7 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
             _evaluate_before_training(config, workdir, evaluator, state, metadata, say)
         stopped = None
         if int(state.step) < setup.steps:
-            step, flops, batches, place = _compile(config, setup, recipe, range(int(state.step), setup.steps), say)
+            step, batches, place = _compile(config, setup, recipe, range(int(state.step), setup.steps), say)
             run = loop.Run(
                 workdir=workdir,
                 state=state,
@@ -133,7 +140,7 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
                 batches=batches,
                 place=place,
                 batch_size=config.batch_size,
-                flops=flops,
+                model_seconds=model_seconds(lambda: step_model_flops(config, towers), config.model.dtype),
                 cadence=cadence(config, setup.steps),
                 checkpoints=checkpoints,
                 metadata=metadata,
@@ -246,22 +253,20 @@ def _begin(config: Config, towers: Towers, recipe: Recipe, say: Say) -> tuple[Tr
     return state, metadata
 
 
-def _compile(
-    config: Config, setup: _Setup, recipe: Recipe, steps: range, say: Say
-) -> tuple[Callable, float, Any, Callable]:
-    """Returns the compiled step, its FLOPs per device, the host batches, and the function that places a host batch."""
+def _compile(config: Config, setup: _Setup, recipe: Recipe, steps: range, say: Say) -> tuple[Callable, Any, Callable]:
+    """Returns the compiled step, the host batches, and the function that places a host batch."""
     towers = setup.towers
     cache = jax.config.jax_compilation_cache_dir
     say(
         f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind "
         f"{jax.devices()[0].device_kind}" + (f", or taking it from {cache}" if cache else "")
     )
-    compiled, flops = compile_step(recipe.step, recipe.state, abstract_batch(config, towers))
+    compiled = compile_step(recipe.step, recipe.state, abstract_batch(config, towers))
     resize = device_resize.make_device_resize(towers.preprocess, towers.mesh, setup.canvas)
     batches, place = inputs.device_batches(
         config, towers, setup.records, setup.partners, steps=steps, canvas=setup.canvas
     )
-    return lambda state, batch: compiled(state, resize(batch)), flops, batches, place
+    return lambda state, batch: compiled(state, resize(batch)), batches, place
 
 
 def _write_results(

@@ -14,7 +14,6 @@ from jaxclip.losses.objective import Incorrect, Objective
 from jaxclip.models.clip import MAX_LOGIT_SCALE
 from jaxclip.models.transformer import example_keys, shard_batch, split_each
 from jaxclip.runtime import compiler
-from jaxclip.runtime.flops import model_flops
 from jaxclip.towers.params import Params
 from jaxclip.towers.trainable import EVERYTHING, Trainable
 from jaxclip.training.negative_queue import OptimizerWithQueue, push
@@ -185,12 +184,11 @@ def _clip_logit_scale(params: Params) -> Params:
     return {**params, "logit_scale": jnp.minimum(params["logit_scale"], jnp.log(MAX_LOGIT_SCALE))}
 
 
-def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> tuple[Callable, float]:
-    """Returns the step, compiled ahead of time with the state donated, and its FLOPs (`model_flops`) per device.
+def compile_step(step: Callable, abstract: TrainState, batch: Batch) -> Callable:
+    """Returns the step, compiled ahead of time with the state donated.
 
     Batches of another shape are an error, since they would need a second compilation.
     """
-    traced = jax.jit(step, donate_argnums=0).trace(abstract, batch)
-    compiled = traced.lower().compile(compiler_options=compiler.towers())
+    compiled = jax.jit(step, donate_argnums=0).lower(abstract, batch).compile(compiler_options=compiler.towers())
     compiler.release_memory()
-    return compiled, model_flops(traced.jaxpr) / jax.device_count()
+    return compiled

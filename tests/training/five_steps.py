@@ -143,7 +143,7 @@ def train(case, sizes):
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed[0])
         jax.monitoring.register_event_duration_secs_listener(count)
         try:
-            compiled, _ = compile_step(step, abstract, shapes)
+            compiled = compile_step(step, abstract, shapes)
             figures = []
             for batch in placed:
                 state, metrics = compiled(state, batch)

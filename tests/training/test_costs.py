@@ -48,7 +48,7 @@ def compiled_step(preset, **training):
     towers = make_towers(config, preprocess, None, shape, jax.devices("cpu")[:1])
     with jax.set_mesh(towers.mesh):
         batch, recipe = abstract_batch(config, towers), make_recipe(config, towers, config.steps)
-        return compile_step(recipe.step, recipe.state, batch)[0]
+        return compile_step(recipe.step, recipe.state, batch)
 
 
 def compiled_loss(loss):

@@ -58,7 +58,7 @@ def train(
         batches=host_batches,
         place=lambda batch: jax.tree.map(jnp.asarray, batch),
         batch_size=4,
-        flops=None,
+        model_seconds=None,
         cadence=loop.Cadence(STEPS, log, evaluate, save),
         checkpoints=checkpoints,
         metadata={},
