@@ -2,9 +2,13 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from jaxclip.models.forms import per_backend
+
+PRODUCT = "linear product"
+"""The name by which a rematerialisation policy can save the products of linear maps, however they are computed."""
 
 
 class Linear(nnx.LinearGeneral):
@@ -15,7 +19,7 @@ class Linear(nnx.LinearGeneral):
     def __call__(self, x: Array, *, rng: Key[Array, ""] | None = None) -> Array:
         kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
         x, kernel, bias = self.promote_dtype((x, kernel, bias), dtype=self.dtype)
-        y = contract(x, kernel, len(self.in_features))
+        y = checkpoint_name(contract(x, kernel, len(self.in_features)), PRODUCT)
         if bias is not None:
             y = add_bias(y, bias)
         return y if self.lora is None else y + self.lora(x, rng=rng)

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxclip.models.linear import Linear
+from jaxclip.models.linear import PRODUCT, Linear
 from jaxclip.runtime import compiler
 from jaxclip.runtime.mesh import BATCH_AXES
 
@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),  # not the products of attention
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 EXECUTIONS = ("auto", "scan", "unroll")
