@@ -96,16 +96,16 @@ class _Schedule:
     def _run(self, computation: Computation) -> tuple[float, float]:
         """Returns the seconds of work of one run of a computation, and those of collectives that it does not hide."""
         busy = exposed = 0.0
-        started: dict[Instruction, float] = {}
+        started: dict[Instruction | str, tuple[Instruction, float]] = {}
         for instruction in computation.instructions:
             kind = collective(instruction)
             if kind and (instruction.opcode == kind or '"is_sync":true' in instruction.text):
                 exposed += self._network.transfer(instruction).seconds
-            elif kind and instruction.opcode.endswith("-start"):
-                started[instruction] = busy
-            elif kind and instruction.operands[0] in started:
-                start = instruction.operands[0]
-                exposed += max(0.0, self._network.transfer(start).seconds - (busy - started[start]))
+            elif kind and not instruction.opcode.endswith("-done"):
+                started[_meeting(instruction) or instruction] = instruction, busy
+            elif instruction.opcode.endswith("-done") and (key := _start(instruction)) in started:
+                start, before = started[key]
+                exposed += max(0.0, self._network.transfer(start).seconds - (busy - before))
             else:
                 for inner, times in self._program.parts(instruction):
                     more_busy, more_exposed = self._run(inner)
@@ -117,3 +117,16 @@ class _Schedule:
         """Returns the shortest time of an instruction outside of loops, at the rates of the data sheet."""
         compute = _compute_seconds(product_flops(instruction, self._program), self._chip)
         return max(compute, moved_bytes(instruction, self._program) / self._chip.memory_bandwidth)
+
+
+def _start(done: Instruction) -> Instruction | str | None:
+    """Returns the key in `_Schedule._run` of the collective that an instruction ends."""
+    start = done.operands[0]
+    if start.opcode == "recv":
+        return _meeting(start)
+    return start if collective(start) else None
+
+
+def _meeting(instruction: Instruction) -> str | None:
+    """Returns the name that a send to another slice shares with the recv of its answer."""
+    return instruction.attribute(r'_xla_host_transfer_rendezvous="([^"]+)"')

@@ -132,23 +132,28 @@ class Program:
         return max(branches, key=lambda branch: sum(i.bytes * times for i, times in self._executed(branch, 1.0)))
 
     def _trip_count(self, loop: Instruction) -> int:
-        """Returns how often a loop runs: XLA's own count if the text has it, else from its condition counter < limit.
+        """Returns how often a loop runs: XLA's own count if the text has it, else that of `counter < limit`.
+
+        Start, step and limit of the counter must be constants.
 
         Raises:
-          ValueError: the condition is of another form.
+          ValueError: the loop is of another form.
         """
         if known := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
             return int(known)
-        (condition,) = self.called(loop, "condition")
+        (condition,), (body,), initial = self.called(loop, "condition"), self.called(loop, "body"), loop.operands[0]
         compare = next((i for i in condition.instructions if i.opcode == "compare"), None)
         if compare is not None and compare.attribute(r"direction=(\w+)") == "LT":
             counter, limit = map(_source, compare.operands)
-            index, initial = counter.attribute(r"index=(\d+)"), _source(loop.operands[0])
-            if index is not None and initial.opcode == "tuple":
-                start = _source(initial.operands[int(index)])
-                if start.opcode == limit.opcode == "constant":
-                    return _integer(limit) - _integer(start)
-        raise ValueError(f"cannot tell how often the loop {loop.name} runs: {condition.name} is not counter < limit")
+            index = counter.attribute(r"index=(\d+)")
+            if index is not None and initial.opcode == body.root.opcode == "tuple":
+                start, following = (_source(values.operands[int(index)]) for values in (initial, body.root))
+                step = next((part for part in following.operands if part.opcode == "constant"), None)
+                if start.opcode == limit.opcode == "constant" and following.opcode == "add" and step is not None:
+                    return -(-(_integer(limit) - _integer(start)) // _integer(step))
+        raise ValueError(
+            f"cannot tell how often the loop {loop.name} runs: its counter has no constant start, step and limit"
+        )
 
 
 def parse(text: str) -> Program:

@@ -26,6 +26,10 @@ def moved_bytes(instruction: Instruction, program: Program) -> float:
         return 0.0
     if target(instruction) in NO_TRAFFIC:
         return 0.0
+    if opcode == "send":
+        return operands[0].main_bytes
+    if opcode == "recv":  # the results are what arrives, a flag and a token
+        return instruction.arrays[0].bytes * instruction.arrays[0].main
     if opcode == "copy-start":  # the results are the copy, the original and a flag
         copy = instruction.arrays[0]
         return copy.bytes * (copy.main + operands[0].arrays[0].main)
@@ -126,6 +130,12 @@ def _update_bytes(update: Instruction) -> float:
 
 
 def collective(instruction: Instruction) -> str | None:
-    """Returns the kind of a collective, also of the halves of an asynchronous one; None for other instructions."""
+    """Returns the kind of a collective, also of the halves of an asynchronous one; None for other instructions.
+
+    Between TPU slices it is a `send` to the host, which names the kind of collective that the hosts carry out.
+    """
+    if instruction.opcode == "send":
+        kind = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"')
+        return kind and kind.lower().replace("_", "-").replace("one-to-one", "collective-permute")
     kind = instruction.opcode.removesuffix("-start").removesuffix("-done")
     return kind if kind in COLLECTIVES else None

@@ -57,6 +57,8 @@ class Network:
         inside of them and (m - 1) / m x S / k between them. A permute sends the whole array.
         """
         kind = collective(instruction)
+        if instruction.opcode == "send":
+            return self._between_slices(kind, instruction.operands[0].bytes)
         size = _size(kind, instruction)
         if kind == "collective-permute":
             return self._permute(size, instruction)
@@ -77,6 +79,13 @@ class Network:
         inside, between = float(size * (not crossing.all())), float(size * crossing.any())
         seconds = max(inside / self._chip.link, between / self._chip.between)  # different devices, at the same time
         return Transfer("collective-permute", inside, between, seconds)
+
+    def _between_slices(self, kind: str, size: float) -> Transfer:
+        """Returns the transfer of what a TPU hands to its host for the other slices, an array of `size` bytes."""
+        slices = self.domains
+        shares = {"all-reduce": 2 * (slices - 1) / slices, "all-gather": slices - 1, "collective-permute": 1}
+        between = size * shares.get(kind, (slices - 1) / slices)
+        return Transfer(kind, 0.0, between, between / self._chip.between)
 
     def _links(self, group: np.ndarray) -> int:
         """Returns how many links a device of a group can use: two per axis of a torus along which the group extends.

@@ -70,7 +70,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
 
 
 def _tpus(name: str, slices: int) -> Sequence[jax.Device]:
-    if importlib.util.find_spec("libtpu") is None:
+    if not _installed("libtpu"):
         raise UserError(f"--topology={name} needs the TPU compiler: pip install jaxclip[plan]")
     # Without these settings libtpu queries the metadata server and locks TPUs that this machine does not have.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}
@@ -85,7 +85,7 @@ def _tpus(name: str, slices: int) -> Sequence[jax.Device]:
 def _gpus(name: str, chip: Chip, count: str) -> Sequence[jax.Device]:
     if not count.isdigit() or not int(count) or (int(count) > GPUS_PER_MACHINE and int(count) % GPUS_PER_MACHINE):
         raise UserError(f"--topology={name}: give 1 to {GPUS_PER_MACHINE} GPUs, or a multiple of {GPUS_PER_MACHINE}")
-    if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
+    if not _installed("jax_plugins.xla_cuda13"):
         raise UserError(f"--topology={name} needs XLA's GPU compiler: pip install jaxclip[plan_gpu]")
     machines = max(1, int(count) // GPUS_PER_MACHINE)
     shape = f"1x{machines}x{int(count) // machines}"
@@ -94,6 +94,13 @@ def _gpus(name: str, chip: Chip, count: str) -> Sequence[jax.Device]:
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise UserError(f"--topology={name} cannot be compiled for: {first_line(error)}") from error
     return found.devices
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package of the module is missing
+        return False
 
 
 def _target_config(chip: Chip) -> str:

@@ -195,8 +195,8 @@ LOOP = """
   %x = f32[64,32]{1,0} get-tuple-element(%s), index=1
   %y = f32[1,32]{1,0} get-tuple-element(%s), index=2
   %f = f32[64,32]{1,0} fusion(%x, %n, %y), kind=kLoop, calls=%update
-  %one = s32[] constant(1)
-  %m = s32[] add(%n, %one)
+  %step = s32[] constant(STEP)
+  %m = s32[] add(%n, %step)
   ROOT %t = (s32[], f32[64,32]{1,0}, f32[1,32]{1,0}) tuple(%m, %f, %y)
 }
 
@@ -218,14 +218,19 @@ ENTRY %main (a: f32[64,32], b: f32[1,32]) -> f32[64,32] {
 """
 
 
-def test_a_loop_runs_from_its_start_to_its_limit_and_an_update_in_place_moves_one_row():
-    program = hlo.parse(LOOP.replace("LIMIT", "10").replace("DIRECTION", "LT"))
+def loop(limit, step, direction="LT"):
+    return hlo.parse(LOOP.replace("LIMIT", str(limit)).replace("STEP", str(step)).replace("DIRECTION", direction))
+
+
+@pytest.mark.parametrize(("limit", "step", "runs"), [(10, 1, 7), (11, 2, 4), (10, 2, 4)])
+def test_a_loop_runs_from_start_to_limit_by_its_step_and_an_update_in_place_moves_one_row(limit, step, runs):
+    program = loop(limit, step)
     moved = sum(moved_bytes(instruction, program) * times for instruction, times in program.executed())
-    assert moved == (10 - 3) * 2 * 32 * 4
+    assert moved == runs * 2 * 32 * 4
 
 
 def test_a_loop_of_unknown_length_is_an_error():
-    program = hlo.parse(LOOP.replace("LIMIT", "10").replace("DIRECTION", "NE"))
+    program = loop(10, 1, "NE")
     with pytest.raises(ValueError, match="cannot tell how often the loop w runs"):
         list(program.executed())
 

@@ -1,4 +1,4 @@
-"""A plan's FLOPs, loop counts and bytes sent equal known values, and stored plans can be reproduced."""
+"""Plans of large steps equal the stored ones, and the search for the largest batch needs few of them."""
 
 import importlib.util
 import json
@@ -11,131 +11,46 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.sharding import PartitionSpec
 
 from jaxclip import config as configuration
 from jaxclip import plan
 from jaxclip.config.schema import Optimizer
 from jaxclip.errors import UserError
 from jaxclip.models.presets import Preset, clip_config, with_execution
-from jaxclip.planning import fit, hlo
-from jaxclip.runtime import hardware, mesh
-from jaxclip.runtime.flops import matmul_flops, model_flops
+from jaxclip.planning import fit, topologies
+from jaxclip.runtime import compiler, hardware, mesh
 from jaxclip.towers.params import make_model
+from jaxclip.towers.towers import make_preprocess, make_towers
 from jaxclip.training.optimizer import make_optimizer
+from jaxclip.training.recipe import abstract_batch, make_recipe
 from jaxclip.training.state import abstract_state
 from jaxclip.training.step import make_loss, make_step
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "goldens" / "plans"
-LAYERS, WIDTH, ROWS = 5, 64, 32
-WEIGHTS = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.float32)
-INPUT = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32)
-ONE_LAYER = 2 * ROWS * WIDTH * WIDTH
+COMPILERS = {"tpu": "libtpu", "gpu": "jax_plugins.xla_cuda13"}
 
 
-def network(weights, x):
-    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0].sum()
+def installed(topology: str) -> bool:
+    """Returns whether the compiler for a topology is installed; libtpu is not imported, it would break the profiler."""
+    gpu = hardware.CHIPS[topology.partition(":")[0]].gpu
+    try:
+        return importlib.util.find_spec(COMPILERS["gpu" if gpu else "tpu"]) is not None
+    except ModuleNotFoundError:
+        return False
 
 
-def test_products_in_a_loop_count_once_per_iteration():
-    assert matmul_flops(jax.make_jaxpr(network)(WEIGHTS, INPUT)) == LAYERS * ONE_LAYER
-    backward = jax.make_jaxpr(jax.grad(network, argnums=(0, 1)))(WEIGHTS, INPUT)
-    assert matmul_flops(backward) == 3 * LAYERS * ONE_LAYER
-
-
-def test_recomputed_products_count_again():
-    def recomputing(weights, x):
-        layer = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None), policy=jax.checkpoint_policies.nothing_saveable)
-        return jax.lax.scan(layer, x, weights)[0].sum()
-
-    backward = jax.make_jaxpr(jax.grad(recomputing, argnums=(0, 1)))(WEIGHTS, INPUT)
-    assert matmul_flops(backward) == 4 * LAYERS * ONE_LAYER
-
-
-def test_a_convolution_counts_its_window_and_a_conditional_its_costliest_branch():
-    image, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 16))
-
-    def convolve(x, k):
-        return jax.lax.conv_general_dilated(x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    forward = 2 * (2 * 4 * 4 * 16) * (3 * 3 * 3)
-    assert matmul_flops(jax.make_jaxpr(convolve)(image, kernel)) == forward
-    gradients = jax.make_jaxpr(jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1)))(image, kernel)
-    assert matmul_flops(gradients) == 3 * forward  # zeros inserted between the output's gradients are free
-
-    def conditional(condition, x):
-        return jax.lax.cond(condition, lambda x: x @ x, lambda x: x, x)
-
-    assert matmul_flops(jax.make_jaxpr(conditional)(True, jnp.zeros((8, 8)))) == 2 * 8**3
-
-
-def test_collectives_in_a_loop_count_once_per_iteration():
-    devices = mesh.make_mesh(8, 1, 1, jax.devices("cpu")[:8])
-    with jax.set_mesh(devices):
-        weights = jax.ShapeDtypeStruct(WEIGHTS.shape, jnp.float32, sharding=jax.NamedSharding(devices, PartitionSpec()))
-        x = jax.ShapeDtypeStruct(INPUT.shape, jnp.float32, sharding=mesh.batch_sharding(devices))
-        traffic = hlo.traffic(jax.jit(jax.value_and_grad(network)).lower(weights, x).compile().as_text())
-    assert traffic.sent.keys() == {"all-reduce"}
-    gradient = LAYERS * WIDTH * WIDTH * 4
-    assert traffic.sent["all-reduce"] == pytest.approx(2 * 7 / 8 * gradient, rel=0.01)
-    assert traffic.memory > 3 * gradient
-
-
-def test_every_permute_of_a_ring_counts_although_they_share_a_channel():
-    devices = mesh.make_mesh(8, 1, 1, jax.devices("cpu")[:8])
-    ring = [(n, (n + 1) % 8) for n in range(8)]
-
-    def rotate(_, blocks):
-        return jax.tree.map(lambda block: jax.lax.ppermute(block, "data", ring) * 2, blocks)
-
-    step = jax.shard_map(
-        lambda a, b: jax.lax.fori_loop(0, 8, rotate, (a, b)),
-        mesh=devices,
-        in_specs=PartitionSpec("data"),
-        out_specs=PartitionSpec("data"),
-    )
-    blocks = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8 * 16,), (8 * 16, 32))]
-    traffic = hlo.traffic(jax.jit(step).lower(*blocks).compile().as_text())
-    assert traffic.sent == {"collective-permute": 8 * (16 + 16 * 32) * 4}
-
-
-@pytest.mark.parametrize(
-    ("line", "count"),
-    [
-        ("replica_groups=mesh['data'=16,'fsdp'=4,'tensor'=2] {'data','tensor'}, x", 32),
-        ("replica_groups=[4,64]<=[256], x", 64),
-        ("replica_groups={{0,1,2,3},{4,5,6,7}}, x", 4),
-    ],
-)
-def test_the_size_of_a_device_group_is_read_from_every_notation(line, count):
-    text = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  %p = f32[8]{{0}} parameter(0)\n  ROOT %r = f32[8]{{0}} all-reduce(%p), channel_id=1, {line}\n}}\n"  # noqa: E501
-    assert hlo.traffic(text).sent["all-reduce"] == pytest.approx(2 * (count - 1) / count * 32)
-
-
-# Asynchronous slices as libtpu writes them: blocks are copied in and out while other instructions run.
-ASYNCHRONOUS_SLICES = """
-ENTRY %main (p: f32[64,32]) -> f32[64,32] {
-  %p = f32[64,32]{1,0} parameter(0)
-  %i = s32[]{:S(2)} constant(0)
-  %s = ((f32[64,32]{1,0}, s32[], s32[]), f32[8,32]{1,0:S(1)}, s32[]{:S(2)}) dynamic-slice-start(%p, %i, %i)
-  %d = f32[8,32]{1,0:S(1)} dynamic-slice-done(%s)
-  %t = ((f32[64,32]{1,0}), f32[16,32]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:16], [0:32]}
-  %e = f32[16,32]{1,0:S(1)} slice-done(%t)
-  %u = ((f32[64,32]{1,0}, f32[8,32]{1,0:S(1)}, s32[], s32[]), f32[64,32]{1,0}, s32[]{:S(2)}) dynamic-update-slice-start(%p, %d, %i, %i)
-  ROOT %v = f32[64,32]{1,0} dynamic-update-slice-done(%u)
-}
-"""  # noqa: E501
-
-
-def test_an_asynchronous_slice_counts_the_bytes_of_the_slice_only():
-    assert hlo.traffic(ASYNCHRONOUS_SLICES).memory == (8 + 16 + 8) * 32 * 4
-
-
-@pytest.mark.parametrize("topology", ["v5e", "v9:4x4", "h100:7", "16x16"])
+@pytest.mark.parametrize("topology", ["v5e", "v9:4x4", "h100:12", "h100:0", "16x16"])
 def test_an_unknown_topology_is_refused(topology):
     with pytest.raises(UserError, match="--topology="):
-        fit.topology_devices(topology)
+        topologies.open_topology(topology)
+
+
+@pytest.mark.parametrize(("topology", "extra"), [("v5e:4x4", "plan"), ("h200:8", "plan_gpu")])
+def test_a_missing_compiler_is_named(monkeypatch, topology, extra):
+    monkeypatch.setattr(topologies, "_installed", lambda module: False)
+    with pytest.raises(UserError, match=rf"pip install jaxclip\[{extra}\]$"):
+        topologies.open_topology(topology)
 
 
 def test_every_chip_has_a_device_kind():
@@ -145,6 +60,7 @@ def test_every_chip_has_a_device_kind():
 PLAN = fit.Plan(
     topology="",
     devices=4,
+    slices=1,
     mesh=(4, 1, 1),
     batch_size=0,
     parameters=100.0,
@@ -152,13 +68,7 @@ PLAN = fit.Plan(
     batch=0.0,
     temporaries=0.0,
     memory=0.0,
-    flops=1.0,
     model_flops=1.0,
-    traffic=1.0,
-    sent={},
-    seconds={"compute": 1.0},
-    mfu=0.5,
-    pairs_per_second=1.0,
 )
 
 
@@ -178,7 +88,8 @@ def test_the_largest_batch_is_found_with_few_compilations(monkeypatch, memory, t
         size = config.batch_size
         return replace(PLAN, batch_size=size, memory=memory, temporaries=float(temporaries(size)))
 
-    monkeypatch.setattr(fit, "topology_devices", lambda topology: jax.devices("cpu")[:4])
+    four = topologies.Topology("v5e:2x2", hardware.CHIPS["v5e"], jax.devices("cpu")[:4], {})
+    monkeypatch.setattr(fit, "open_topology", lambda topology, slices: four)
     monkeypatch.setattr(fit, "plan", plan)
     config = configuration.build({"steps": 1, "batch_size": 64})
     if largest is None:
@@ -197,6 +108,7 @@ PLANS = {
     "tiny_v5e_2x2": ("quickstart.py", "v5e:2x2", ("model.preset=tiny", "model.dtype=bfloat16", "model.remat=full")),
     "vit_l_14_v5e_16x16": (f"{LARGE_BATCH}:vit_l_14", "v5e:16x16", ()),
     "vit_l_14_v6e_16x16": (f"{LARGE_BATCH}:vit_l_14", "v6e:16x16", ()),
+    "vit_l_14_v5e_2_slices_16x8": (f"{LARGE_BATCH}:vit_l_14", "v5e:16x8", ("mesh.slices=2",)),
     "vit_b_16_cached_v5e_16x16": (f"{LARGE_BATCH}:vit_b_16,1048576", "v5e:16x16", ()),
     **{
         f"vit_b_16_v5e_{shape}": (
@@ -206,53 +118,55 @@ PLANS = {
         )
         for shape, chips in (("4x4", 16), ("8x8", 64), ("16x16", 256))
     },
+    "vit_b_16_h200_1": (f"{LARGE_BATCH}:vit_b_16", "h200:1", ("batch_size=512",)),
+    "vit_l_14_h200_8": (f"{LARGE_BATCH}:vit_l_14", "h200:8", ("batch_size=4096",)),
+    "vit_l_14_h200_8_fsdp": (f"{LARGE_BATCH}:vit_l_14", "h200:8", ("batch_size=4096", "mesh.fsdp=8")),
+    "vit_l_14_h100_64": (f"{LARGE_BATCH}:vit_l_14", "h100:64", ()),
 }
-# Fields that do not depend on the version of libtpu.
-EXACT = ("topology", "devices", "mesh", "batch_size", "parameters", "optimizer", "batch", "flops", "model_flops")
+ALWAYS = ("tiny_v5e_2x2", "vit_b_16_v5e_4x4", "vit_b_16_h200_1")  # the others take minutes each
+# Fields that do not depend on the version of the compiler.
+EXACT = ("topology", "devices", "slices", "mesh", "batch_size", "parameters", "optimizer", "batch", "model_flops")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 def test_a_new_plan_equals_the_stored_one(run, tmp_path, name):
     """JAXCLIP_EVERY_PLAN=1 includes the large plans, minutes each; JAXCLIP_WRITE_GOLDENS=1 stores the new plans."""
-    if importlib.util.find_spec("libtpu") is None:  # not imported, because it would break this process's profiler
-        pytest.skip("libtpu is not installed")
-    if name != "tiny_v5e_2x2" and os.environ.get("JAXCLIP_EVERY_PLAN") != "1":
-        pytest.skip("takes minutes; set JAXCLIP_EVERY_PLAN=1 to run it")
     config, topology, overrides = PLANS[name]
+    if not installed(topology):
+        pytest.skip("the compiler is not installed")
+    if name not in ALWAYS and os.environ.get("JAXCLIP_EVERY_PLAN") != "1":
+        pytest.skip("takes minutes; set JAXCLIP_EVERY_PLAN=1 to run it")
     output, golden = tmp_path / "plan.json", GOLDENS / f"{name}.json"
     arguments = [f"--config={ROOT / 'configs' / config}", f"--topology={topology}", f"--json={output}"]
     done = run("plan", *arguments, *(f"--config.{override}" for override in overrides))
     assert done.returncode == 0, done.stderr
     (new,) = json.loads(output.read_text())
+    assert new.pop("operations")
     if os.environ.get("JAXCLIP_WRITE_GOLDENS") == "1":
         golden.write_text(json.dumps(new, indent=2) + "\n")
     stored = json.loads(golden.read_text())
     assert {field: new[field] for field in EXACT} == {field: stored[field] for field in EXACT}
     assert new["fits"] and new["flops"] > new["model_flops"]
-    # Versions of libtpu differ in memory layout and schedule.
-    for field in ("temporaries", "traffic"):
-        assert new[field] == pytest.approx(stored[field], rel=0.25), field
-    assert sum(new["sent"].values()) == pytest.approx(sum(stored["sent"].values()), rel=0.1)
+    for field in ("temporaries", "traffic", "flops"):
+        assert new[field] == pytest.approx(stored[field], rel=0.03), field
+    assert sum(new["sent"].values()) == pytest.approx(sum(stored["sent"].values()), rel=0.03)
     assert "roofline step" in done.stdout and topology in done.stdout
 
 
 @pytest.mark.slow
-def test_compare_adds_plans_for_another_mesh_and_for_gpus(run, tmp_path):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed")
+@pytest.mark.skipif(not installed("v5e:2x2"), reason="libtpu is not installed")
+def test_compare_adds_plans_for_other_meshes_and_topologies(run, tmp_path):
     output, config = tmp_path / "plans.json", f"--config={ROOT / 'configs' / 'quickstart.py'}"
-    arguments = ["--topology=v5e:2x2", "--compare=2x2x1,h100:16", "--config.model.preset=tiny", f"--json={output}"]
-    done = run("plan", config, *arguments)
+    arguments = ["--topology=v5e:2x2", "--compare=2x2x1,v6e:2x2", "--config.model.preset=tiny", f"--json={output}"]
+    done = run("plan", config, *arguments, "--operations=3")
     assert done.returncode == 0, done.stderr
-    data_parallel, split, gpus = json.loads(output.read_text())
-    assert [plan["mesh"] for plan in (data_parallel, split, gpus)] == [[4, 1, 1], [2, 2, 1], [16, 1, 1]]
+    data_parallel, split, other = json.loads(output.read_text())
+    assert [plan["mesh"] for plan in (data_parallel, split, other)] == [[4, 1, 1], [2, 2, 1], [4, 1, 1]]
     assert split["parameters"] < 0.6 * data_parallel["parameters"]
-    # The program is compiled for 16 TPUs; its times follow from the GPU's specification and the network's.
-    h100 = hardware.CHIPS["h100"]
-    assert gpus["memory"] == h100.memory and gpus["seconds"]["compute"] == pytest.approx(gpus["flops"] / h100.peak)
-    assert gpus["seconds"]["network"] == pytest.approx(sum(gpus["sent"].values()) / hardware.MACHINE_BANDWIDTH)
-    assert all(name in done.stdout.splitlines()[0] for name in ("v5e:2x2", "h100:16"))
+    assert split["sent"]["all-gather"] > 0 and other["memory"] == hardware.CHIPS["v6e"].memory
+    assert all(name in done.stdout.splitlines()[0] for name in ("v5e:2x2", "v6e:2x2"))
+    assert done.stdout.count("the operations that move the most bytes") == 3
 
 
 @pytest.mark.parametrize("item", ["16x16", "v5e", "axbxc"])
@@ -294,10 +208,20 @@ def traced_step(layers, name="adamw"):
     return jax.jit(step).trace(abstract, batch)
 
 
-def test_model_flops_exclude_the_optimizers_products():
-    adamw, muon = (traced_step(2, name).jaxpr for name in ("adamw", "muon"))
-    assert matmul_flops(muon) > matmul_flops(adamw)
-    assert model_flops(muon) == model_flops(adamw) == matmul_flops(adamw)
+def test_the_step_for_gpus_multiplies_in_bfloat16_and_its_loss_in_float32():
+    """The program that is lowered for CUDA, before XLA compiles it; no GPU and no compiler for GPUs is needed."""
+    config = configuration.build({"steps": 1, "batch_size": 8, "model": {"preset": "tiny", "dtype": "bfloat16"}})
+    towers = make_towers(config, make_preprocess(config), fit.Vocabulary(512, 511), devices=jax.devices()[:1])
+    recipe = make_recipe(config, towers, steps=1)
+    with jax.set_mesh(towers.mesh), compiler.compiling_for("gpu"):
+        lowered = jax.jit(recipe.step).trace(recipe.state, abstract_batch(config, towers))
+        text = lowered.lower(lowering_platforms=("cuda",)).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    of_loss = [line for line in products if "HIGHEST" in line]
+    assert len(of_loss) == 3 and all("bf16" not in line for line in of_loss)  # forward, and towards both sides
+    of_towers = [line for line in products if line not in of_loss]
+    assert len(of_towers) > 20 and all("bf16" in line.rsplit(" : ", 1)[1].split("->")[0] for line in of_towers)
+    assert "while" in text and "custom_call" not in text  # scanned layers, attention by XLA
 
 
 def test_the_time_to_compile_does_not_grow_with_depth(quick_compilation):
@@ -318,9 +242,12 @@ def test_the_time_to_compile_does_not_grow_with_depth(quick_compilation):
 @pytest.mark.parametrize("name", [path.stem for path in GOLDENS.glob("*.json") if "tiny" not in path.stem])
 def test_a_stored_plan_is_consistent_and_fits(name):
     stored = json.loads((GOLDENS / f"{name}.json").read_text())
-    plan = fit.Plan(**{key: value for key, value in stored.items() if key not in ("fits", "step_seconds")})
-    assert plan.fits
+    derived = {field: stored.pop(field) for field in ("fits", "step_seconds", "bound")}
+    plan = fit.Plan(**stored)
+    assert {field: getattr(plan, field) for field in derived} == derived and plan.fits
     chip = hardware.CHIPS[plan.topology.partition(":")[0]]
-    assert plan.seconds["compute"] == pytest.approx(plan.flops / chip.peak)
-    assert plan.mfu == pytest.approx(plan.model_flops / plan.step_seconds / chip.peak)
+    assert plan.seconds["compute"] >= plan.flops / chip.peak("bfloat16")
+    assert plan.seconds["memory"] == pytest.approx(plan.traffic / chip.memory_bandwidth)
+    assert plan.exposed <= plan.seconds["network"]
+    assert plan.mfu == pytest.approx(plan.model_flops / plan.step_seconds / chip.peak("bfloat16"))
     assert plan.mfu < plan.model_flops / plan.flops <= 1
