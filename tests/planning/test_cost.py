@@ -235,6 +235,7 @@ def test_a_loop_of_unknown_length_is_an_error():
         list(program.executed())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tpu", "gpu"])
 def test_the_stored_programs_are_those_that_the_compiler_makes(kind, tmp_path):
     """Costs are compared, because names and order may differ between versions."""
