@@ -42,7 +42,7 @@ from jaxclip.reranking.reranker import (
     make_reranker,
     make_tables,
 )
-from jaxclip.runtime import distributed
+from jaxclip.runtime import compiler, distributed
 from jaxclip.runtime import mesh as meshes
 from jaxclip.towers.checkpoints import Checkpoints, resolve_step
 from jaxclip.towers.params import Params
@@ -215,6 +215,8 @@ def _compile(
     config: Config, model: Reranker, recipe: Recipe, tables: Tables, say: Say
 ) -> tuple[Callable, float, Callable]:
     """Returns the compiled step, the model's FLOPs per device, and a function that puts row indices on the devices."""
+    for line in compiler.report():
+        say(line)
     say(f"compiling the step of {config.batch_size} lists of {tables['items'].shape[1]} candidates")
     sharding = meshes.batch_sharding(model.mesh)
     meshes.check_divides(model.mesh, "batch_size", config.batch_size)

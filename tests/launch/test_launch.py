@@ -84,7 +84,8 @@ def test_the_slurm_job_passes_the_cpus_of_a_process_and_the_settings_of_the_user
 def test_gke_applies_a_jobset_with_a_valid_pod_template(launch, kind):
     yaml = pytest.importorskip("yaml")
     settings = {"IMAGE": "example.com/jaxclip:1", "CLAIM": "shared", "NODES": "4", "NAME": "run-7"}
-    settings["VARIABLES"] = """XLA_CLIENT_MEM_FRACTION=0.8 XLA_FLAGS='--xla_a="1" --xla_b=$2'"""
+    flags = """--xla_a='1' --xla_b="$2" """
+    settings["VARIABLES"] = f"XLA_CLIENT_MEM_FRACTION=0.8 XLA_FLAGS={shlex.quote(flags)}"
     (record,), done = launch("gke.sh", kind, *ARGUMENTS, **settings)
     assert done.returncode == 0, done.stderr
     assert record["arguments"] == ["apply", "-f", "-"]
@@ -100,7 +101,7 @@ def test_gke_applies_a_jobset_with_a_valid_pod_template(launch, kind):
     assert container["command"] == ["python", "-m", "jaxclip.train"]
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
     assert variables["JAXCLIP_CACHE"] == "/shared/cache" and variables["XLA_CLIENT_MEM_FRACTION"] == "0.8"
-    assert variables["XLA_FLAGS"] == '--xla_a="1" --xla_b=$2'
+    assert variables["XLA_FLAGS"] == flags
     if kind == "gpu":
         # The driver's libraries, and memory that the processes of NCCL share.
         assert variables["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
