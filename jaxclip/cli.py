@@ -97,6 +97,7 @@ def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
     """
     startup.reuse_memory()
     startup.avoid_loading_libtpu()
+    startup.set_variables()
     startup.cache_compiled_programs()
     argv, overrides = split_overrides(sys.argv)
     if (word := requested_help(argv[1:])) is not None:

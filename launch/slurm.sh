@@ -5,7 +5,9 @@
 set -euo pipefail
 : "${NODES:=2}" "${GPUS:=8}" "${CPUS:=12}" "${TIME:=24:00:00}" "${NAME:=jaxclip}" "${SETUP:=:}"
 
+# Since Slurm 22.05 srun does not take over sbatch's --cpus-per-task (https://slurm.schedmd.com/sbatch.html): without
+# SRUN_CPUS_PER_TASK a process may get one CPU, too few to feed a GPU.
 exec sbatch --job-name="$NAME" --nodes="$NODES" --ntasks-per-node="$GPUS" --gpus-per-node="$GPUS" \
   --cpus-per-task="$CPUS" --time="$TIME" --dependency=singleton --requeue --open-mode=append \
   --output="$NAME-%j.log" --signal=TERM@120 \
-  --wrap="$SETUP && exec srun --kill-on-bad-exit=1 --wait=60 python -m jaxclip.train $(printf '%q ' "$@")"
+  --wrap="$SETUP && export SRUN_CPUS_PER_TASK=$CPUS && exec srun --kill-on-bad-exit=1 --wait=60 python -m jaxclip.train $(printf '%q ' "$@")"

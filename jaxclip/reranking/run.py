@@ -42,7 +42,7 @@ from jaxclip.reranking.reranker import (
     make_reranker,
     make_tables,
 )
-from jaxclip.runtime import distributed
+from jaxclip.runtime import compiler, distributed
 from jaxclip.runtime import mesh as meshes
 from jaxclip.runtime.flops import model_flops
 from jaxclip.towers.checkpoints import Checkpoints, resolve_step
@@ -219,6 +219,8 @@ def _compile(
 
     A batch is given as indices of rows. The seconds are None if the peak is unknown.
     """
+    for line in compiler.report():
+        say(line)
     say(f"compiling the step of {config.batch_size} lists of {tables['items'].shape[1]} candidates")
     sharding = meshes.batch_sharding(model.mesh)
     meshes.check_divides(model.mesh, "batch_size", config.batch_size)

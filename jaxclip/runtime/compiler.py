@@ -1,156 +1,44 @@
-"""XLA options and special implementations of operations, in one table by back end and processor."""
+"""XLA options and special implementations of operations for the back end and processor that programs are traced for."""
 
 import ctypes
+import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
 
-Option = str | bool | int
+from jaxclip.runtime.tunings import EFFORT_LEVELS, TABLE, VARIABLES, Option, Tuning
+
 Options = dict[str, Option]
 
-YNNPACK_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
-"""Name of the option that lists the operations XLA delegates to YNNPACK, a library of CPU kernels."""
-ZEN_5 = 26
-"""CPU family of AMD's Zen 5 in /proc/cpuinfo; older AMD processors have lower numbers."""
-
-
-def _any_processor(vendor: str, family: int) -> bool:
-    return True
-
-
-def _intel(vendor: str, family: int) -> bool:
-    return vendor == "GenuineIntel"
-
-
-def _amd_before_zen_5(vendor: str, family: int) -> bool:
-    return vendor == "AuthenticAMD" and family < ZEN_5
-
-
-def _not_amd_before_zen_5(vendor: str, family: int) -> bool:
-    return not _amd_before_zen_5(vendor, family)
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """One optimisation: XLA options or a special implementation that save time or memory on a back end.
-
-    Attributes:
-      name: name of the row, unique in TABLE.
-      target: the programs that are compiled with the options ("towers" or "ranks"), or the operation that has a special
-        form: a function of `models/cpu.py`, or "unroll" for transformers with unrolled instead of scanned layers.
-      time_ratio: time with the optimisation / time without it; rows with a ratio of 1 save memory.
-      measured: what was measured, with the preset of the towers, the processor and what it was compared with if noted.
-      backend: "cpu", "gpu" or "tpu".
-      processors: whether the row applies to CPUs of this vendor and family.
-      dtype: dtype of the first operand for which the special form is used; None for all.
-      options: options for XLA; empty if the row describes a special form of an operation.
-    """
-
-    name: str
-    target: str
-    time_ratio: float
-    measured: str
-    backend: str = "cpu"
-    processors: Callable[[str, int], bool] = _any_processor
-    dtype: str | None = None
-    options: Mapping[str, Option] = field(default_factory=dict)
-
-
-TABLE = (
-    Tuning(
-        name="memory scheduler",  # orders operations to free memory early instead of to keep more threads busy
-        target="towers",
-        time_ratio=1.0,
-        measured="step of tiny, float32, AMD before Zen 5; temporaries of vit_b_32's step: 3.0 GB instead of 3.7",
-        options={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
-    ),
-    Tuning(
-        name="no YNNPACK",
-        target="towers",
-        time_ratio=0.84,
-        measured="step of tiny, float32, AMD before Zen 5, against XLA's defaults; bfloat16 0.73",
-        processors=_amd_before_zen_5,
-        options={YNNPACK_LIBRARY: ""},
-    ),
-    Tuning(
-        # Convolutions are left out, because YNNPACK's are slower than XLA's own, and with them sums: a fusion that
-        # starts at the sum of a layer norm would include the convolution before it.
-        name="YNNPACK for products",
-        target="towers",
-        time_ratio=0.83,
-        measured="step of laptop, float32, Intel Sapphire Rapids, sums included, against no YNNPACK",
-        processors=_not_amd_before_zen_5,
-        options={YNNPACK_LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"},
-    ),
-    Tuning(
-        name="wide vectors",  # 512 bits, as in AVX-512; XLA's default is 256
-        target="towers",
-        time_ratio=0.93,
-        measured="step of vit_b_32, Intel Sapphire Rapids; no gain on Zen 5",
-        processors=_intel,
-        options={"xla_cpu_prefer_vector_width": 512},
-    ),
-    Tuning(
-        name="older emitters",  # they generate equally fast code; JAX 0.12 no longer has them
-        target="ranks",
-        time_ratio=1.0,
-        measured="ranks; compilation takes 80 MB less",
-        options={"xla_cpu_use_fusion_emitters": False},
-    ),
-    Tuning(
-        name="wide vectors in ranks",
-        target="ranks",
-        time_ratio=0.80,
-        measured="lists of the best 100, AMD Zen 5",
-        options={"xla_cpu_prefer_vector_width": 512},
-    ),
-    Tuning(
-        name="unrolled layers",
-        target="unroll",
-        time_ratio=0.83,
-        measured="step of tiny, float32, AMD before Zen 5; bfloat16 0.86",
-    ),
-    Tuning(
-        name="matrices of rows",
-        target="contract",
-        time_ratio=0.94,
-        measured="step of tiny, float32, AMD before Zen 5; on Zen 5 tiny 0.91, laptop 0.86",
-        dtype="float32",
-    ),
-    Tuning(
-        name="bfloat16 products into float32",
-        target="contract",
-        time_ratio=0.40,
-        measured="step of vit_b_32, bfloat16, Intel Sapphire Rapids with AMX; tiny on AMD before Zen 5: 0.96",
-        dtype="bfloat16",
-    ),
-    Tuning(
-        name="bias gradient as a product",
-        target="add_bias",
-        time_ratio=0.86,
-        measured="step of tiny, bfloat16, AMD before Zen 5",
-        dtype="bfloat16",
-    ),
-)
+FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+"""Environment variables in which users set XLA's flags; libtpu reads the second, other compilers the first."""
+OFF = ("false", "0", "off", "disabled")
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
+_absent: ContextVar[tuple[jax.Device, ...]] = ContextVar("absent", default=())
 
 
 @contextmanager
-def compiling_for(platform: str) -> Iterator[None]:
-    """Sets the platform ("cpu", "gpu", "tpu") that programs traced in the context are for; this machine may lack it."""
-    token = _platform.set(platform)
+def compiling_for(platform: str, devices: Sequence[jax.Device] = ()) -> Iterator[None]:
+    """Sets the platform ("cpu", "gpu", "tpu") that programs traced in the context are for; this machine may lack it.
+
+    `devices`: the devices of a topology that programs are compiled for. Without devices of the platform, here or in a
+    topology, rows of TABLE for several devices apply, and options are assumed to be known to the compiler.
+    """
+    tokens = _platform.set(platform), _absent.set(tuple(devices))
     try:
         yield
     finally:
-        _platform.reset(token)
+        _platform.reset(tokens[0])
+        _absent.reset(tokens[1])
 
 
 def backend() -> str:
@@ -178,32 +66,117 @@ def ranks() -> Options | None:
     return _options("ranks")
 
 
+def report() -> list[str]:
+    """Returns lines that name the settings of the towers' programs, and the user's own settings that replace some.
+
+    On CPUs only the latter are named. Variables are named if `startup.set_variables` or the user has set them.
+    """
+    settings = list(_settings())
+    applied = [setting for setting, own, in_force in settings if in_force and not own]
+    lines = [f"settings for {backend().upper()}s: {', '.join(applied)}"] if applied and not on_cpu() else []
+    return lines + [f"your setting {' '.join(own)} replaces {setting}" for setting, own, _ in settings if own]
+
+
+def _settings() -> Iterator[tuple[str, list[str], bool]]:
+    """Yields each setting of the towers' programs, the user's settings that replace it, and whether it is in force."""
+    for variable in VARIABLES if backend() == "gpu" else ():
+        names = [name for name in (variable.name, *variable.replaced_by) if name in os.environ]
+        in_force = os.environ.get(variable.name) == variable.value
+        own = [f"{name}={os.environ[name]}" for name in names if not (in_force and name == variable.name)]
+        yield f"{variable.name}={variable.value}", own, in_force
+    for row in _rows("towers"):
+        if row.options:
+            options = " ".join(f"{name}={value}" for name, value in row.options.items())
+            yield options, _own_settings(row), _are_known(row)
+
+
+def _user_flags() -> dict[str, tuple[str, str]]:
+    """Returns the flags that the user set for XLA: name -> (value, environment variable)."""
+    flags = {}
+    for variable in FLAG_VARIABLES:
+        text = os.environ.get(variable, "").strip()
+        if text and not text.startswith("-") and Path(text).is_file():  # XLA reads the flags from such a file
+            text = Path(text).read_text()
+        for word in shlex.split(text):
+            name, equals, value = word.lstrip("-").partition("=")
+            flags[name] = (value if equals else "true"), variable
+    return flags
+
+
 def _rows(target: str) -> Iterator[Tuning]:
-    """Yields the rows of TABLE for the target that apply to the back end and to this machine's processor."""
+    """Yields the rows of TABLE for the target that apply to the back end, its devices and this machine's processor."""
     current = backend()
     for row in TABLE:
         if (
             row.target == target
             and row.backend == current
             and (current != "cpu" or row.processors(*_vendor_and_family()))
+            and (not row.several_devices or _device_count() > 1)
         ):
             yield row
 
 
 def _options(target: str) -> Options | None:
-    """Returns the merged options of the target's rows, leaving out rows that this version of XLA does not support."""
+    """Returns the merged options of the target's rows.
+
+    Rows that this version of XLA does not support, or that the user's own settings replace, are left out.
+    """
     merged: Options = {}
     for row in _rows(target):
-        if all(is_known(name, value) for name, value in row.options.items()):
-            merged |= row.options
+        if not _own_settings(row) and _are_known(row):
+            merged |= {name: _xla_value(name, value) for name, value in row.options.items()}
     return merged or None
 
 
-@cache
+def _own_settings(row: Tuning) -> list[str]:
+    """Returns the user's settings that replace a row, as VARIABLE=VALUE or FLAG=VALUE of a variable."""
+    flags = _user_flags()
+    own = [f"{name}={os.environ[name]}" for name in row.variables if name in os.environ]
+    for name, (value, variable) in flags.items():
+        if name in row.options or (name in row.switches and value.lower() in OFF):
+            own.append(f"{variable}=--{name}={value}")
+    return own
+
+
+def _are_known(row: Tuning) -> bool:
+    return all(is_known(name, _xla_value(name, value)) for name, value in row.options.items())
+
+
+def _xla_value(name: str, value: Option) -> Option:
+    return EFFORT_LEVELS[value] if name == "optimization_level" else value
+
+
+def _local_device() -> jax.Device | None:
+    """Returns a device of those that programs are compiled for; None if there is none, only the name of a platform."""
+    if _absent.get():
+        return _absent.get()[0]
+    return jax.local_devices()[0] if backend() == jax.default_backend() else None
+
+
+def _device_count() -> float:
+    if _absent.get():
+        return len(_absent.get())
+    return jax.device_count() if backend() == jax.default_backend() else float("inf")
+
+
 def is_known(name: str, value: Option) -> bool:
-    """Returns whether this version of XLA supports the option."""
+    """Returns whether the compiler of the back end that programs are traced for supports the option.
+
+    True if that compiler cannot be asked, because neither this machine nor `compiling_for` has a device for it.
+    """
+    device = _local_device()
+    return device is None or _is_known(name, value, device)
+
+
+@cache
+def _is_known(name: str, value: Option, device: jax.Device) -> bool:
+    program = jax.jit(lambda: 0, out_shardings=SingleDeviceSharding(device)).trace()
+    if device.platform == jax.default_backend():
+        lowered = program.lower()
+    else:  # the device is part of a topology
+        lowered = program.lower(lowering_platforms=("cuda" if device.platform == "gpu" else device.platform,))
     try:
-        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+        lowered.compile(compiler_options={name: value})
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""Settings of the process at start-up: memory allocator, compilation cache, platforms, quiet imports."""
+"""Settings of the process at start-up: memory, compilation cache, platforms, quiet imports."""
 
 import errno
 import glob
@@ -12,12 +12,13 @@ from contextlib import contextmanager
 
 import jax
 
-from jaxclip.runtime import compiler, folders
+from jaxclip.runtime import compiler, folders, tunings
 
 CACHE_BYTES = 2 * 2**30  # size limit of the cache of compiled programs
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """Error numbers of a full, read-only or forbidden disk, which any write may raise."""
-ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
+GPUS = "/dev/nvidia[0-9]*"
+ACCELERATORS = (GPUS, "/dev/accel*", "/dev/vfio/[0-9]*")
 """Device files of GPUs and TPUs."""
 MALLOC = {"hugetlb": 1, "mmap_threshold": 10**11, "trim_threshold": 10**11, "top_pad": 2**28, "arena_max": 1}
 """Settings of glibc's malloc; `reuse_memory` gives the reasons."""
@@ -61,6 +62,21 @@ def avoid_loading_libtpu() -> None:
     absent = not any(glob.glob(pattern) for pattern in ACCELERATORS)
     if absent and "JAX_PLATFORMS" not in os.environ and importlib.util.find_spec("libtpu"):
         jax.config.update("jax_platforms", "cpu")
+
+
+def set_variables() -> None:
+    """Sets the environment variables of `tunings.VARIABLES` on a machine with GPUs that JAX may use.
+
+    Call this before JAX starts its back ends, which read the variables. A variable that the user has set, or replaced
+    by another one, is not changed.
+    """
+    platforms = (jax.config.jax_platforms or "cuda").split(",")
+    if not glob.glob(GPUS) or not {"cuda", "gpu"} & set(platforms):
+        return
+    for variable in tunings.VARIABLES:
+        own = {variable.name, *variable.replaced_by} & os.environ.keys()
+        if not own and jax.__version_info__ < variable.before:
+            os.environ[variable.name] = variable.value
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from jaxclip.evaluation.metrics_file import read, results_folder, write
 from jaxclip.pipeline import prepared_data
 from jaxclip.pipeline.batches import Partners
 from jaxclip.pipeline.records import Records
-from jaxclip.runtime import distributed
+from jaxclip.runtime import compiler, distributed
 from jaxclip.runtime import mesh as meshes
 from jaxclip.towers.adapter_base import initial_params, with_base_params
 from jaxclip.towers.checkpoints import BASE, BEST_BY, Checkpoints
@@ -256,6 +256,8 @@ def _begin(config: Config, towers: Towers, recipe: Recipe, say: Say) -> tuple[Tr
 def _compile(config: Config, setup: _Setup, recipe: Recipe, steps: range, say: Say) -> tuple[Callable, Any, Callable]:
     """Returns the compiled step, the host batches, and the function that places a host batch."""
     towers = setup.towers
+    for line in compiler.report():
+        say(line)
     cache = jax.config.jax_compilation_cache_dir
     say(
         f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind "

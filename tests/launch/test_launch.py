@@ -20,7 +20,7 @@ ARGUMENTS = [
 ]
 RECORDER = """#!/usr/bin/env python3
 import json, os, sys
-names = ("CUDA_VISIBLE_DEVICES",)
+names = ("CUDA_VISIBLE_DEVICES", "SRUN_CPUS_PER_TASK", "XLA_CLIENT_MEM_FRACTION", "LIBTPU_INIT_ARGS")
 record = {"program": os.path.basename(sys.argv[0]), "arguments": sys.argv[1:], **{n: os.environ.get(n) for n in names}}
 record["stdin"] = sys.stdin.read() if record["program"] == "kubectl" else ""
 with open(os.environ["RECORD"], "a") as file:
@@ -32,7 +32,7 @@ sys.exit(int(os.environ.get("STATUS", 0)))
 @pytest.fixture
 def launch(tmp_path):
     """Runs a launcher with fake programs in PATH; returns their records and the completed process."""
-    for name in ("sbatch", "kubectl", "gcloud", "python"):
+    for name in ("sbatch", "srun", "kubectl", "gcloud", "python"):
         (tmp_path / name).write_text(RECORDER)
         (tmp_path / name).chmod(0o755)
 
@@ -59,14 +59,25 @@ def test_shellcheck_reports_no_problems():
 
 
 def test_slurm_starts_a_process_per_gpu_and_stops_all_if_one_fails(launch):
-    (record,), done = launch("slurm.sh", *ARGUMENTS, NODES="4", GPUS="8", TIME="1:00:00")
+    (record,), done = launch("slurm.sh", *ARGUMENTS, NODES="4", GPUS="8", CPUS="14", TIME="1:00:00")
     assert done.returncode == 0 and record["program"] == "sbatch"
     options, wrap = record["arguments"][:-1], record["arguments"][-1].removeprefix("--wrap=")
     expected = {"--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=1:00:00", "--signal=TERM@120"}
-    assert expected | {"--requeue", "--dependency=singleton"} <= set(options)
+    assert expected | {"--cpus-per-task=14", "--requeue", "--dependency=singleton"} <= set(options)
     words = shlex.split(wrap)
-    assert words[: words.index("python")] == [":", "&&", "exec", "srun", "--kill-on-bad-exit=1", "--wait=60"]
+    srun = words.index("srun")
+    assert words[srun - 1 : words.index("python")] == ["exec", "srun", "--kill-on-bad-exit=1", "--wait=60"]
     assert words[words.index("python") :] == ["python", "-m", "jaxclip.train", *ARGUMENTS]
+
+
+def test_the_slurm_job_passes_the_cpus_of_a_process_and_the_settings_of_the_user_on_to_srun(launch, tmp_path):
+    (record,), _ = launch("slurm.sh", *ARGUMENTS, CPUS="14", SETUP="export XLA_CLIENT_MEM_FRACTION=0.8")
+    variables = {name: value for name, value in os.environ.items() if name != "SRUN_CPUS_PER_TASK"}
+    variables |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORD": str(tmp_path / "job")}
+    subprocess.run(["sh", "-c", record["arguments"][-1].removeprefix("--wrap=")], env=variables, check=True)
+    job = json.loads((tmp_path / "job").read_text())
+    assert job["program"] == "srun" and job["arguments"][-3:] == ARGUMENTS
+    assert (job["SRUN_CPUS_PER_TASK"], job["XLA_CLIENT_MEM_FRACTION"]) == ("14", "0.8")
 
 
 @pytest.mark.parametrize(("kind", "slices"), [("gpu", 1), ("tpu", 1), ("tpu", 3)])
@@ -74,6 +85,8 @@ def test_gke_applies_a_jobset_with_a_valid_pod_template(launch, kind, slices):
     yaml = pytest.importorskip("yaml")
     settings = {"IMAGE": "example.com/jaxclip:1", "CLAIM": "shared", "NODES": "4", "NAME": "run-7"}
     settings |= {"SLICES": str(slices)} if slices > 1 else {}
+    flags = """--xla_a='1' --xla_b="$2" """
+    settings["VARIABLES"] = f"XLA_CLIENT_MEM_FRACTION=0.8 XLA_FLAGS={shlex.quote(flags)}"
     (record,), done = launch("gke.sh", kind, *ARGUMENTS, **settings)
     assert done.returncode == 0, done.stderr
     assert record["arguments"] == ["apply", "-f", "-"]
@@ -88,7 +101,14 @@ def test_gke_applies_a_jobset_with_a_valid_pod_template(launch, kind, slices):
     # With status 0, an evicted pod would count as finished.
     assert container["args"][-4:] == ["--stopped_status=75", *ARGUMENTS]
     assert container["command"] == ["python", "-m", "jaxclip.train"]
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert variables["JAXCLIP_CACHE"] == "/shared/cache" and variables["XLA_CLIENT_MEM_FRACTION"] == "0.8"
+    assert variables["XLA_FLAGS"] == flags
     if kind == "gpu":
+        # The driver's libraries, and memory that the processes of NCCL share.
+        assert variables["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
+        assert {"name": "memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
+        assert {"name": "memory", "emptyDir": {"medium": "Memory"}} in job["template"]["spec"]["volumes"]
         # JobSet names pods NAME-JOB-INDEX-POD.NAME.
         assert container["args"][:3] == [
             "--coordinator_address=run-7-train-0-0.run-7:12355",
@@ -113,12 +133,26 @@ def test_gke_names_a_missing_variable(launch):
     assert not records and done.returncode != 0 and "IMAGE" in done.stderr
 
 
+def test_gke_refuses_variables_without_a_value(launch):
+    records, done = launch("gke.sh", "gpu", IMAGE="a", CLAIM="b", VARIABLES="NCCL_DEBUG=WARN XLA_FLAGS")
+    assert not records and done.returncode != 0 and "XLA_FLAGS" in done.stderr
+
+
 def test_tpu_vm_runs_the_command_on_all_workers(launch):
     (record,), done = launch("tpu_vm.sh", *ARGUMENTS, TPU="slice", ZONE="us-west4-a")
     assert done.returncode == 0 and record["program"] == "gcloud"
     assert {"--zone=us-west4-a", "--worker=all", "slice"} <= set(record["arguments"])
     words = shlex.split(record["arguments"][-1].removeprefix("--command="))
     assert words[-3:] == ARGUMENTS and words[-6:-3] == ["python", "-m", "jaxclip.train"]
+
+
+def test_the_setup_of_tpu_vm_can_set_variables(launch, tmp_path):
+    setup = "export LIBTPU_INIT_ARGS='--xla_a=1 --xla_b=2'"
+    (record,), _ = launch("tpu_vm.sh", *ARGUMENTS, TPU="slice", ZONE="us-west4-a", SETUP=setup)
+    variables = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORD": str(tmp_path / "host")}
+    subprocess.run(["bash", "-c", record["arguments"][-1].removeprefix("--command=")], env=variables, check=True)
+    host = json.loads((tmp_path / "host").read_text())
+    assert host["LIBTPU_INIT_ARGS"] == "--xla_a=1 --xla_b=2" and host["arguments"][-3:] == ARGUMENTS
 
 
 def test_local_starts_processes_with_their_ids_and_gpus_and_returns_a_failure_status(launch):
