@@ -4,6 +4,7 @@ Every function runs in a process of its own and yields one row per measurement. 
 "error". Times exclude compilation and transfers, unless stated otherwise.
 """
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -33,6 +34,17 @@ CAPTION, SPREAD, WORDS = 12, 3, 2000
 """Mean number of tokens in a realistic caption, its standard deviation, and the number of different words."""
 HEAD = 64  # features of an attention head in every ViT preset
 SCALE = 1 / 0.07  # logit scale of the losses
+
+
+def run(function: str, sizes: Row, toy: Row) -> Iterator[Row]:
+    """Returns the rows of function(**sizes), where the toy sizes replace others if JAX has only CPUs.
+
+    `function` is "module:function". Its module is imported here, because those of training steps take seconds.
+    """
+    if jax.default_backend() == "cpu":
+        sizes = sizes | toy
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)(**sizes)
 
 
 def attempt(fields: Row, measure: Callable[[], Row]) -> Row:
