@@ -23,9 +23,8 @@ from jaxclip.benchmarks.limited import Row, command, name_of
 from jaxclip.benchmarks.train_step import make_config, one_device_towers
 from jaxclip.config import Config
 from jaxclip.runtime import hardware
-from jaxclip.runtime.flops import model_flops
-from jaxclip.towers.towers import Towers, make_towers
-from jaxclip.training.recipe import abstract_batch, make_recipe
+from jaxclip.towers.towers import Towers
+from jaxclip.training.recipe import abstract_batch, make_recipe, step_model_flops
 from jaxclip.training.state import TrainState, initial_state
 from jaxclip.training.step import compile_step
 
@@ -59,7 +58,7 @@ def make_training(config: Config) -> Training:
     state = initial_state(towers.config, recipe.optimizer, recipe.state, towers.trainable, seed=config.seed)
     jax.block_until_ready(state)  # frees the temporary memory of initialisation before compiling
     start = time.perf_counter()
-    step, _ = compile_step(recipe.step, recipe.state, shapes)
+    step = compile_step(recipe.step, recipe.state, shapes)
     compile_seconds = time.perf_counter() - start
     rows, size, text = config.batch_size, towers.config.image.size, towers.config.text
     batch = {
@@ -82,9 +81,8 @@ def step(
 ) -> Iterator[Row]:
     """Yields the median seconds of `steps` training steps after two untimed ones, their MFU and peak memory.
 
-    Compilation includes tracing; with `cached` the program may come from JAX's compilation cache. `model_flops` are
-    those of one forward and one backward pass without recomputation; MFU is relative to the peak of `dtype`, and null
-    if the device is unknown.
+    Compilation includes tracing; with `cached` the program may come from JAX's compilation cache. `model_flops` and
+    MFU are those of `recipe.step_model_flops`, over the peak of `dtype`; MFU is null if the device is unknown.
     """
     jax.config.update("jax_enable_compilation_cache", cached)
     config = make_config(preset, pairs, dtype)
@@ -103,7 +101,7 @@ def _measured(training: Training, steps: int) -> Row:
         seconds.append(time.perf_counter() - start)
     median, device, config = float(np.median(seconds)), jax.devices()[0], training.config
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    flops, peak = step_model_flops(config, training.towers), peak_flops(device, config.model.dtype)
+    flops, chip = step_model_flops(config, training.towers), hardware.chip(device)
     return {
         "compile_seconds": training.compile_seconds,
         "seconds": median,
@@ -113,29 +111,9 @@ def _measured(training: Training, steps: int) -> Row:
         "temporaries": training.step.memory_analysis().temp_size_in_bytes,
         "model_flops": flops,
         "flops_per_second": flops / median,
-        "mfu": flops / median / peak if peak else None,
+        "mfu": flops / median / chip.peak(config.model.dtype) if chip else None,
         "loss": float(loss),
     }
-
-
-def step_model_flops(config: Config, towers: Towers) -> float:
-    """Returns the FLOPs of the plain step: no recomputation, no microbatches, dense loss."""
-    plain = replace(
-        config,
-        model=replace(config.model, remat="none"),
-        loss=replace(config.loss, implementation="dense", microbatch=0),
-    )
-    devices = list(towers.mesh.devices.flat)
-    plain_towers = make_towers(plain, towers.preprocess, towers.tokenizer, towers.config, devices)
-    recipe = make_recipe(plain, plain_towers, plain.steps)
-    with jax.set_mesh(plain_towers.mesh):
-        return model_flops(jax.make_jaxpr(recipe.step)(recipe.state, abstract_batch(plain, plain_towers)))
-
-
-def peak_flops(device: jax.Device, dtype: str) -> float | None:
-    """Returns the device's peak FLOP/s in a dtype, or None if it is unknown."""
-    chip = hardware.chip(device)
-    return chip.peak if chip and dtype == "bfloat16" else None
 
 
 def losses(preset: str, pairs: int, steps: int) -> Iterator[Row]:

@@ -1,9 +1,12 @@
 """`bench device` runs each part in a process of its own: failures become rows, and the rows so far are always kept."""
 
+import ast
 import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -47,7 +50,7 @@ def is_not_finite():
 
 def hangs():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    yield {"child": child.pid}
+    yield {"process": os.getpid(), "child": child.pid}
     time.sleep(600)
 """
 
@@ -187,6 +190,19 @@ def test_closing_the_rows_early_kills_the_process(fakes):
     assert alive(child)
     rows.close()
     assert not alive(child)
+
+
+def test_a_part_dies_with_the_command_that_is_killed(fakes):
+    code = "from jaxclip.benchmarks import limited\nfor row in limited.rows('fake_parts:hangs', {}, 120): print(row)"
+    command = subprocess.Popen([sys.executable, "-uc", code], stdout=subprocess.PIPE, text=True)
+    row = ast.literal_eval(command.stdout.readline())
+    command.kill()
+    command.communicate()
+    deadline = time.monotonic() + 10
+    while alive(row["process"]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(row["child"], signal.SIGKILL)  # only the part itself hears of the death
+    assert not alive(row["process"])
 
 
 def test_an_archive_that_is_too_large_leaves_out_the_largest_files(tmp_path):
