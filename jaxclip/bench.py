@@ -7,6 +7,7 @@ loss         value and gradient of InfoNCE: dense, tiled, in strips and by open_
 ranks        ranks and top 20 in both directions, compared with faiss, open_clip, torchmetrics and a full sort
 search       `python -m jaxclip.search` under 1, 8 and 64 clients, compared with faiss and transformers in PyTorch
 rerank       re-rankers over the candidates of queries, per 1,000 queries, compared with retrieving the candidates
+device       a GPU or TPU within --minutes=8: products, training steps, attention, gradients, losses, ranks, a trace
 
 Implementations take turns. Each benchmark prints medians (times, or requests per second) and ratios between the rows.
 `NAME --help` lists the flags of a benchmark. Other libraries are measured if installed: pip install -e '.[bench]'
@@ -14,26 +15,32 @@ Implementations take turns. Each benchmark prints medians (times, or requests pe
 
 import argparse
 import importlib
-import json
 import platform
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from jaxclip import cli
 from jaxclip.errors import UserError
-from jaxclip.runtime import startup
+from jaxclip.runtime import files, startup
 
-NAMES = ("train_step", "input", "start", "loss", "ranks", "rerank", "search")
+NAMES = ("train_step", "input", "start", "loss", "ranks", "rerank", "search", "device")
 """Modules of jaxclip.benchmarks. Each has FLAGS (name -> default value and help text), `measure(**flags)`, which
-returns one dict per measured implementation, and `table`, which formats these dicts for the terminal."""
+returns or yields one dict per measured implementation, and `table`, which formats these dicts for the terminal. The
+JSON file is written after each of the dicts. `machine`, if there is one, returns its description of the machine from
+the dicts so far."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmark named on the command line and returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m jaxclip.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m jaxclip.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=argv[:1] not in [[name] for name in NAMES],  # `NAME --help` is for the parser of the benchmark
     )
     parser.add_argument("name", choices=sorted(NAMES), help="the benchmark to run")
     parser.add_argument("--json", type=Path, help="file to write the results to")
@@ -47,22 +54,38 @@ def main(argv: Sequence[str]) -> int:
         kind = _positive if isinstance(default, int) else str
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} ({default})")
     flags = vars(parser.parse_args(benchmark_arguments))
+    if "json" in flags:
+        flags["json"] = str(arguments.json or "")
     # SIGTERM must raise, so that context managers stop the processes that the benchmark started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        rows = module.measure(**flags)
+        return _run(module, arguments.name, flags, arguments.json)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.USER_ERROR
-    print(f"\n{module.table(rows)}\n")
-    if arguments.json:
-        results = {"benchmark": arguments.name, "machine": _machine(), "rows": rows}
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
-        print(f"{'json':10}{arguments.json}")
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _run(module: ModuleType, name: str, flags: dict[str, Any], path: Path | None) -> int:
+    """Measures, writes the JSON file after each row and prints the table, also of the rows before an interruption."""
+    rows: list[dict[str, Any]] = []
+    measured = module.measure(**flags)
+    machine = getattr(module, "machine", _machine)
+    try:
+        for row in measured:
+            rows.append(row)
+            if path:
+                files.write_json(path, {"benchmark": name, "machine": machine(rows), "rows": rows})
+    finally:
+        if rows:
+            print(f"\n{module.table(rows)}\n")
+            if path:
+                print(f"{'json':10}{path}")
     return 0
 
 
-def _machine() -> dict[str, str]:
+def _machine(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     import jax
 
     device = jax.devices()[0].device_kind

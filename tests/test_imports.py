@@ -62,11 +62,15 @@ assert not {"tensorflow", "tensorflow_datasets", "array_record", "transformers"}
 
 BENCHMARKING = """
 from jaxclip.planning import fit
-from jaxclip.benchmarks import loss, ranks, train_step
+from jaxclip.benchmarks import device, device_parts, limited, loss, ranks, train_step
 
 calls = train_step.ours(train_step.make_config(preset="tiny", batch=4, dtype="float32"))
 assert calls["train step"]() > 0 and calls["images"]() and calls["texts"]()
-assert "tensorflow" not in sys.modules
+parts = [part for part in device.PARTS if part.function.__name__ in ("step", "ranks")][-2:]
+for part in parts:
+    rows = list(device_parts.run(limited.name_of(part.function), part.sizes, part.toy))
+    assert rows and not any("error" in row for row in rows), rows
+assert len(parts) == 2 and "tensorflow" not in sys.modules
 """
 
 

@@ -123,7 +123,7 @@ def ours(config: Config) -> dict[str, Callable[[], Any]]:
     product that sets the limit, "description" and "memory" report shapes and peak memory.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peers' processes share the GPU's memory
-    towers, device = _towers(config), jax.devices()[0]
+    towers, device = one_device_towers(config), jax.devices()[0]
     chip = hardware.chip(device)
     jax.set_mesh(towers.mesh)
     shapes, recipe = abstract_batch(config, towers), make_recipe(config, towers, config.steps)
@@ -162,7 +162,8 @@ def ours(config: Config) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _towers(config: Config) -> Towers:
+def one_device_towers(config: Config) -> Towers:
+    """Returns the configured towers on one device, for a vocabulary whose last id is the end token."""
     vocabulary = Vocabulary(config.data.vocab_size, config.data.vocab_size - 1)
     return make_towers(config, make_preprocess(config), vocabulary, devices=jax.devices()[:1])
 
