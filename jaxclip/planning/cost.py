@@ -110,7 +110,7 @@ class _Schedule:
                 for inner, times in self._program.parts(instruction):
                     more_busy, more_exposed = self._run(inner)
                     busy, exposed = busy + times * more_busy, exposed + times * more_exposed
-                busy += self._seconds(instruction)
+                busy += self._seconds(instruction) if instruction.opcode != "recv" else 0.0  # writes when data arrive
         return busy, exposed
 
     def _seconds(self, instruction: Instruction) -> float:

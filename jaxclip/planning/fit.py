@@ -115,13 +115,14 @@ def plan(config: Config, topology: str) -> Plan:
       UserError: the mesh does not divide the devices or the batch, or for the reasons given in `open_topology`.
     """
     opened = open_topology(topology, max(1, config.mesh.slices))
-    with compiler.compiling_for(opened.backend):
+    with compiler.compiling_for(opened.backend, opened.devices):
         towers = _towers(config, opened)
         batch = abstract_batch(config, towers)
         recipe = make_recipe(config, towers, _steps(config))
         with jax.set_mesh(towers.mesh):
             traced = jax.jit(recipe.step, donate_argnums=0).trace(recipe.state, batch)
             lowered = traced.lower(lowering_platforms=(opened.platform,))
+        options = {**(compiler.towers() or {}), **opened.options}
     parameters, optimizer, batch_bytes = (_bytes(part) for part in (recipe.state.params, recipe.state.optimizer, batch))
     count = len(opened.devices)
     found = Plan(
@@ -138,7 +139,7 @@ def plan(config: Config, topology: str) -> Plan:
         model_flops=step_model_flops(config, towers) / count,
     )
     try:
-        compiled = lowered.compile(compiler_options=dict(opened.options))
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         match = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
         if not match:

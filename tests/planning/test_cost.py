@@ -146,15 +146,99 @@ FOOTER = "  ROOT %r = (f32[512,512]{1,0}, f32[65536,512]{1,0}) tuple(%f, %g)\n}\
 
 def test_a_collective_is_hidden_only_by_work_between_its_start_and_its_end():
     chip = CHIPS["v5e"]
-    synchronous, overlapped, nothing_between = (
+    marked = OVERLAPPED.replace(GROUPS, GROUPS + ', backend_config={"is_sync":true}')
+    synchronous, overlapped, nothing_between, marked_synchronous = (
         program_cost(HEADER + body + FOOTER, devices("tpu"), chip)
-        for body in (SYNCHRONOUS, OVERLAPPED, NOTHING_BETWEEN)
+        for body in (SYNCHRONOUS, OVERLAPPED, NOTHING_BETWEEN, marked)
     )
     work = max(2 * 512**3 / 197e12, 2 * 512 * 512 * 4 / chip.memory_bandwidth)
     assert synchronous.network == overlapped.network == nothing_between.network > work
-    assert synchronous.exposed == nothing_between.exposed == synchronous.network
+    assert synchronous.exposed == nothing_between.exposed == marked_synchronous.exposed == synchronous.network
     assert overlapped.exposed == pytest.approx(overlapped.network - work)
     assert overlapped.traffic == synchronous.traffic
+
+
+# Asynchronous slices as libtpu writes them: blocks are copied in and out while other instructions run.
+ASYNCHRONOUS_SLICES = """
+ENTRY %main (p: f32[64,32]) -> f32[64,32] {
+  %p = f32[64,32]{1,0} parameter(0)
+  %i = s32[]{:S(2)} constant(0)
+  %s = ((f32[64,32]{1,0}, s32[], s32[]), f32[8,32]{1,0:S(1)}, s32[]{:S(2)}) dynamic-slice-start(%p, %i, %i)
+  %d = f32[8,32]{1,0:S(1)} dynamic-slice-done(%s)
+  %t = ((f32[64,32]{1,0}), f32[16,32]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:16], [0:32]}
+  %e = f32[16,32]{1,0:S(1)} slice-done(%t)
+  %u = ((f32[64,32]{1,0}, f32[8,32]{1,0:S(1)}, s32[], s32[]), f32[64,32]{1,0}, s32[]{:S(2)}) dynamic-update-slice-start(%p, %d, %i, %i)
+  ROOT %v = f32[64,32]{1,0} dynamic-update-slice-done(%u)
+}
+"""  # noqa: E501
+
+
+def test_an_asynchronous_slice_moves_only_the_slice():
+    program = hlo.parse(ASYNCHRONOUS_SLICES)
+    assert sum(moved_bytes(i, program) * times for i, times in program.executed()) == (8 + 16 + 8) * 32 * 4
+
+
+# What a program of several TPU slices hands to its host: the sums of this slice, for those of the other ones.
+BETWEEN_SLICES = """
+ENTRY %main (p: f32[64,128]) -> f32[64,128] {
+  %p = f32[64,128]{1,0} parameter(0)
+  %token = token[] after-all()
+  %s = (f32[64,128]{1,0}, u32[], token[]) send(%p, %token), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="a_0",_xla_megascale_target="{1,2,3,4}x{0:3}",_xla_megascale_transfer_type="KIND"}
+  %r = (f32[64,128]{1,0}, u32[], token[]) recv(%token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="a_0",_xla_megascale_target="{1,2,3,4}x{0:3}",_xla_megascale_transfer_type="KIND"}
+  %w = f32[64,128]{1,0} copy(%p)
+  %e = token[] send-done(%s), channel_id=3, is_host_transfer=true
+  %d = (f32[64,128]{1,0}, token[]) recv-done(%r), channel_id=2, is_host_transfer=true
+  ROOT %v = f32[64,128]{1,0} get-tuple-element(%d), index=0
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "share"),
+    [
+        ("ALL_REDUCE", "all-reduce", 2 * 3 / 4),
+        ("ALL_GATHER", "all-gather", 3),
+        ("REDUCE_SCATTER", "reduce-scatter", 3 / 4),
+        ("ONE_TO_ONE", "collective-permute", 1),
+    ],
+)
+def test_sends_to_other_slices_take_the_network_of_the_data_centre(kind, name, share):
+    found = devices("tpu")
+    for device in found:
+        device.slice_index = device.id // 4
+    size, chip = 64 * 128 * 4, CHIPS["v5e"]
+    cost = program_cost(BETWEEN_SLICES.replace("KIND", kind), found, chip)
+    assert cost.between == {name: share * size} and not cost.inside[name]
+    assert cost.network == pytest.approx(share * size / chip.between)
+    assert cost.exposed == pytest.approx(cost.network - 2 * size / chip.memory_bandwidth)  # the copy overlaps
+    assert cost.traffic == 4 * size  # sent, received, copied
+
+
+CONVOLUTION = """
+ENTRY %main (x: bf16[2,8,8,3], k: bf16[3,3,3,16]) -> bf16[2,8,8,16] {
+  %x = bf16[2,8,8,3]{3,2,1,0} parameter(0)
+  %k = bf16[3,3,3,16]{3,2,1,0} parameter(1)
+  ROOT %c = bf16[2,8,8,16]{3,2,1,0} convolution(%x, %k), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f
+}
+"""
+BATCHED_PRODUCT = """
+ENTRY %main (q: bf16[6,77,64], k: bf16[6,77,64]) -> bf16[6,77,77] {
+  %q = bf16[6,77,64]{2,1,0} parameter(0)
+  %k = bf16[6,77,64]{2,1,0} parameter(1)
+  ROOT %c = bf16[6,77,77]{2,1,0} convolution(%q, %k), window={size=6 stride=5 lhs_dilate=6}, dim_labels=0bf_0oi->0bf
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "flops"),
+    [
+        (CONVOLUTION, 2 * 2 * (3 * 8 - 2) ** 2 * 3 * 16),  # at each edge, one position of the window is padding
+        (BATCHED_PRODUCT, 2 * 6 * 77 * 77 * 64),  # of each window of 6 positions, one meets an element
+    ],
+)
+def test_a_convolution_counts_only_the_elements_that_its_window_meets(text, flops):
+    assert program_cost(text, devices("tpu"), CHIPS["v5e"]).flops == {("bfloat16", "default"): flops}
 
 
 @pytest.mark.parametrize(
