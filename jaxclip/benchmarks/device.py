@@ -5,7 +5,6 @@ fails, hangs or runs out of memory is a row with "error" and the others still ru
 itself can be tested, the parts have toy sizes.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from jaxclip.benchmarks import device_parts, device_steps, limited
 from jaxclip.benchmarks.limited import Row
+from jaxclip.runtime import startup
 from jaxclip.runtime.progress import bar
 
 FLAGS = {
@@ -24,8 +24,6 @@ FLAGS = {
 }
 LEAST = 15.0
 """Seconds; a part is left out if less of the run remains, because it would hardly start."""
-MEMORY_FRACTION = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
-"""Share of a GPU's memory that a part may use; JAX's default, 0.75, would end the larger steps early."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def measure(*, minutes: float, json: str = "", patience: float = 1, parts: Seque
       patience: factor of the time limits.
       parts: what is measured.
     """
-    os.environ.setdefault(*MEMORY_FRACTION)
+    startup.set_variables()  # the parts inherit them
     end = time.monotonic() + 60 * minutes
     progress = bar(parts, desc="measuring", unit="part", mininterval=0)
     for part in progress:

@@ -141,10 +141,10 @@ def plan(config: Config, topology: str) -> Plan:
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        match = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
-        if not match:
+        temporaries = refused_temporaries(str(error), found.needed)
+        if temporaries is None:
             raise
-        return replace(found, temporaries=float(match[1]) * 1024 ** " KMGT".index(match[2]) - found.needed)
+        return replace(found, temporaries=temporaries)
     sizes = compiled.memory_analysis()
     arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     needed = arguments + sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes
@@ -164,6 +164,19 @@ def plan(config: Config, topology: str) -> Plan:
         pairs_per_second=config.batch_size / step_seconds,
         operations=tuple(cost.operations[:LARGEST]),
     )
+
+
+def refused_temporaries(error: str, others: float) -> float | None:
+    """Returns the bytes of temporaries that XLA's error names as too many, or None if it is another error.
+
+    `others` is the number of all other bytes, which the error may include.
+    """
+    total = re.search(r"Used ([\d.]+)([KMGT]) of", error)
+    match = total or re.search(r"required for HLO temporaries \(([\d.]+)([KMGT])\) exceeds", error)
+    if match is None:
+        return None
+    size = float(match[1]) * 1024 ** " KMGT".index(match[2])
+    return size - others if total else size
 
 
 def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) -> Plan:

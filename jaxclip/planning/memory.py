@@ -28,8 +28,6 @@ def moved_bytes(instruction: Instruction, program: Program) -> float:
         return 0.0
     if opcode == "send":
         return operands[0].main_bytes
-    if opcode == "recv":  # the results are what arrives, a flag and a token
-        return instruction.arrays[0].bytes * instruction.arrays[0].main
     if opcode == "copy-start":  # the results are the copy, the original and a flag
         copy = instruction.arrays[0]
         return copy.bytes * (copy.main + operands[0].arrays[0].main)

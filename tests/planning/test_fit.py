@@ -102,13 +102,40 @@ def test_the_largest_batch_is_found_with_few_compilations(monkeypatch, memory, t
     assert len(compiled) == len(set(compiled)) <= fit.MAX_PLANS
 
 
+@pytest.mark.parametrize(
+    ("error", "temporaries"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 19.50G of 15.75G hbm.", 19.5 * 2**30 - 1e9),
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (17.43G) exceeds available HBM (15.75G). HLO module: jit_step.",
+            17.43 * 2**30,
+        ),
+        ("INTERNAL: something else", None),
+    ],
+)
+def test_the_memory_of_a_refused_program_is_read_from_the_error(error, temporaries):
+    assert fit.refused_temporaries(error, 1e9) == temporaries
+
+
+def test_a_table_says_what_is_unknown_of_a_plan_that_does_not_fit():
+    fitting = replace(
+        PLAN, memory=1000.0, flops=2e12, traffic=1.0, seconds={"compute": 2.0, "memory": 1.0, "network": 0.0}
+    )
+    fitting = replace(fitting, exposed=0.0, mfu=0.5, pairs_per_second=1.0, topology="v5e:2x2")
+    lines = plan.table([fitting, PLAN]).splitlines()
+    rows = {line[:18].strip(): line[18:].split() for line in lines}
+    assert rows["fits"] == ["yes", "NO"] and rows["MFU allowed"] == ["50%", "unknown"]
+    assert rows["roofline step"] == ["2,000.0", "ms", "(compute)", "unknown"]
+
+
 LARGE_BATCH = "pretrain_large_batch.py"
 # Name of the stored plan -> configuration, topology, overrides.
 PLANS = {
     "tiny_v5e_2x2": ("quickstart.py", "v5e:2x2", ("model.preset=tiny", "model.dtype=bfloat16", "model.remat=full")),
     "vit_l_14_v5e_16x16": (f"{LARGE_BATCH}:vit_l_14", "v5e:16x16", ()),
     "vit_l_14_v6e_16x16": (f"{LARGE_BATCH}:vit_l_14", "v6e:16x16", ()),
-    "vit_l_14_v5e_2_slices_16x8": (f"{LARGE_BATCH}:vit_l_14", "v5e:16x8", ("mesh.slices=2",)),
+    "vit_l_14_v5e_2_slices_16x8": (f"{LARGE_BATCH}:vit_l_14", "v5e:16x8", ("mesh.slices=2", "mesh.fsdp=8")),
     "vit_b_16_cached_v5e_16x16": (f"{LARGE_BATCH}:vit_b_16,1048576", "v5e:16x16", ()),
     **{
         f"vit_b_16_v5e_{shape}": (
@@ -248,6 +275,6 @@ def test_a_stored_plan_is_consistent_and_fits(name):
     chip = hardware.CHIPS[plan.topology.partition(":")[0]]
     assert plan.seconds["compute"] >= plan.flops / chip.peak("bfloat16")
     assert plan.seconds["memory"] == pytest.approx(plan.traffic / chip.memory_bandwidth)
-    assert plan.exposed <= plan.seconds["network"]
+    assert plan.exposed <= plan.seconds["network"] * (1 + 1e-9)
     assert plan.mfu == pytest.approx(plan.model_flops / plan.step_seconds / chip.peak("bfloat16"))
     assert plan.mfu < plan.model_flops / plan.flops <= 1
