@@ -7,7 +7,7 @@ The argument after the colon is PRESET or PRESET,BATCH: vit_b_32, vit_b_16 (defa
 global batch (default: 65,536; a larger one must be a multiple of it). With a larger batch the towers process 65,536
 pairs at a time; the gradients are still exact for the whole batch. PATH is a folder of webdataset tars (`data.reader`).
 Run the plan first: on any machine with `pip install jaxclip[plan]` it computes in minutes whether the step fits into
-memory, and a lower bound of its time. On v5e:16x16, vit_l_14 needs 13.97 of 15.75 GiB and at least 1.28 s;
+memory, and a lower bound of its time. On v5e:16x16, vit_l_14 needs 14.44 of 15.75 GiB and at least 1.42 s;
 `--config.mesh.fsdp=16` shards parameters and optimizer state.
 """
 

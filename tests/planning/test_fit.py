@@ -278,3 +278,19 @@ def test_a_stored_plan_is_consistent_and_fits(name):
     assert plan.exposed <= plan.seconds["network"] * (1 + 1e-9)
     assert plan.mfu == pytest.approx(plan.model_flops / plan.step_seconds / chip.peak("bfloat16"))
     assert plan.mfu < plan.model_flops / plan.flops <= 1
+
+
+def test_the_published_tables_show_the_stored_plans():
+    table = (ROOT / "jaxclip" / "benchmarks" / "README.md").read_text().partition("\n## Plans\n")[2]
+    for path in GOLDENS.glob("vit_*.json"):
+        plan = json.loads(path.read_text())
+        needed = sum(plan[part] for part in ("parameters", "optimizer", "batch", "temporaries"))
+        if "v5e_4x4" in path.stem or "v5e_8x8" in path.stem:  # only in the table of weak scaling
+            assert f"| {plan['batch_size']:,} | {plan['sent']['all-reduce'] / 1e6:,.0f} MB |" in table, path.stem
+        else:
+            assert f"| {needed / 2**30:.2f} of {plan['memory'] / 2**30:.2f} GiB |" in table, path.stem
+            assert f"| {plan['pairs_per_second']:,.0f} | {plan['mfu']:.0%} |" in table, path.stem
+    docstring = (ROOT / "configs" / LARGE_BATCH).read_text()
+    plan = json.loads((GOLDENS / "vit_l_14_v5e_16x16.json").read_text())
+    needed = sum(plan[part] for part in ("parameters", "optimizer", "batch", "temporaries")) / 2**30
+    assert f"{needed:.2f} of 15.75 GiB and at least {plan['step_seconds']:.2f} s" in docstring
