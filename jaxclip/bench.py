@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         module = importlib.import_module(f"jaxclip.benchmarks.{arguments.name}")
     parser = argparse.ArgumentParser(prog=f"python -m jaxclip.bench {arguments.name}")
     for name, (default, meaning) in module.FLAGS.items():
-        kind = _positive if isinstance(default, int) else str
+        kind = positive_integer if isinstance(default, int) else str
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} ({default})")
     flags = vars(parser.parse_args(benchmark_arguments))
     if "json" in flags:
@@ -92,7 +92,7 @@ def _machine(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {"device": device, "devices": str(jax.device_count()), "host": platform.machine(), "jax": jax.__version__}
 
 
-def _positive(text: str) -> int:
+def positive_integer(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} must be at least 1")

@@ -128,7 +128,16 @@ def run(main: Callable[[dict[str, str]], int | None], help: str) -> None:
             _processes().leave()
         return status
 
-    app.run(run_main, argv=argv)
+    app.run(run_main, argv=argv, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments that are not flags; exits with status 2 and one sentence if a flag is wrong."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {error}; --help lists the flags", file=sys.stderr)
+        sys.exit(USER_ERROR)
 
 
 def say(line: str) -> None:

@@ -76,7 +76,9 @@ PARTS = (
         {"examples": 4096, "length": 77, "vocabulary": 49408, "width": 512},
         {"examples": 8, "length": 32, "vocabulary": 512, "width": 16},
     ),
-    Part("losses", device_steps.losses, 60, {"preset": "tiny", "pairs": 32, "steps": 20}, {"pairs": 8}),
+    Part(
+        "losses on device and CPU", device_steps.losses, 60, {"preset": "tiny", "pairs": 32, "steps": 20}, {"pairs": 8}
+    ),
     _step("vit_b_32", 4096, remat="dots"),  # the first step part is remat none, and scans its layers
     _step("vit_b_32", 4096, remat="full"),
     _step("vit_b_32", 4096, execution="unroll"),
@@ -84,7 +86,7 @@ PARTS = (
         "bias gradient", device_parts.bias_gradient, 40, {"rows": 4096 * 50, "width": 3072}, {"rows": 512, "width": 32}
     ),
     Part(
-        "loss",
+        "InfoNCE",
         device_parts.loss,
         60,
         {"pairs": 32768, "dimension": 512, "tiles": [1024, 2048, 4096, 8192]},

@@ -32,6 +32,7 @@ class Cost:
       traffic: bytes read from and written to main memory.
       inside: collective -> bytes sent to other devices of the slice or machine.
       between: collective -> bytes sent to other slices or machines.
+      sent: collective -> bytes sent altogether. A permute sends its array either inside or between, not both.
       compute, memory, network: seconds of each at the peak rates of the data sheet.
       exposed: seconds of the network during which the program does nothing else.
       operations: every instruction that moves bytes, largest first.
@@ -41,6 +42,7 @@ class Cost:
     traffic: float = 0.0
     inside: Counter[str] = field(default_factory=Counter)
     between: Counter[str] = field(default_factory=Counter)
+    sent: dict[str, float] = field(default_factory=dict)
     compute: float = 0.0
     memory: float = 0.0
     network: float = 0.0
@@ -62,6 +64,9 @@ def program_cost(text: str, devices: Sequence[jax.Device], chip: Chip) -> Cost:
         cost.inside[transfer.kind] += transfer.inside * times
         cost.between[transfer.kind] += transfer.between * times
         cost.network += transfer.seconds * times
+    for kind in cost.inside:
+        both = cost.inside[kind], cost.between[kind]
+        cost.sent[kind] = max(both) if kind == "collective-permute" else sum(both)
     cost.operations.sort(key=lambda operation: -operation.bytes)
     cost.traffic = sum(operation.bytes for operation in cost.operations)
     cost.memory = cost.traffic / chip.memory_bandwidth
@@ -75,7 +80,7 @@ def _compute_seconds(flops: Counter[Kind], chip: Chip) -> float:
 
 
 class _Schedule:
-    """Follows a program in the order in which it runs, to find which collectives wait for nothing but the network."""
+    """Follows a program in the order in which it runs, to find how long it does nothing but wait for collectives."""
 
     def __init__(self, program: Program, network: Network, chip: Chip):
         self._program, self._network, self._chip = program, network, chip

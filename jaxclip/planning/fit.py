@@ -30,8 +30,8 @@ LARGEST = 20  # operations that a plan keeps
 class Plan:
     """One training step on one topology and mesh; bytes and FLOPs are per device and step.
 
-    `jaxclip/planning/README.md` says how each is counted. Of a program that does not fit into the memory of the device
-    only the memory and the model FLOPs are known; what the compiler would have to give is then None or empty.
+    `jaxclip/planning/README.md` says how each is counted. If the compiler for TPUs refuses the program, because it does
+    not fit into memory, only its memory and the model FLOPs are known; the other figures are then None or empty.
 
     Attributes:
       topology: the topology, such as "v5e:16x16".
@@ -43,7 +43,7 @@ class Plan:
       optimizer: bytes of the optimizer state.
       batch: bytes of the batch; prefetched batches and pictures that the device has yet to resize are not counted.
       temporaries: all other bytes: activations, gradients, buffers, the program, the parameters' moving average.
-      memory: bytes of the device's memory.
+      memory: bytes of the device's memory that a run can use.
       flops: FLOPs of the program's matrix products and convolutions.
       model_flops: FLOPs of the same products without recomputation and the optimizer (`recipe.step_model_flops`).
       traffic: bytes read from and written to memory.
@@ -54,6 +54,7 @@ class Plan:
       mfu: time of `model_flops` at the device's peak, as a share of `step_seconds`: the MFU that the step can reach.
       pairs_per_second: pairs of all devices per second of `step_seconds`.
       operations: the operations that move the most bytes.
+      settings: the settings of a run on these devices (see `compiler.report`).
     """
 
     topology: str
@@ -76,6 +77,7 @@ class Plan:
     mfu: float | None = None
     pairs_per_second: float | None = None
     operations: tuple[Operation, ...] = ()
+    settings: tuple[str, ...] = ()
 
     @property
     def needed(self) -> float:
@@ -108,13 +110,19 @@ class Vocabulary:
         return self.size
 
 
+def check(config: Config, topology: str) -> None:
+    """Raises the UserErrors of `plan` for a wrong topology, mesh or batch, without compiling anything."""
+    opened = _open(config, topology)
+    abstract_batch(config, _towers(config, opened))
+
+
 def plan(config: Config, topology: str) -> Plan:
     """Returns the plan of the configured training step on a topology.
 
     Raises:
       UserError: the mesh does not divide the devices or the batch, or for the reasons given in `open_topology`.
     """
-    opened = open_topology(topology, max(1, config.mesh.slices))
+    opened = _open(config, topology)
     with compiler.compiling_for(opened.backend, opened.devices):
         towers = _towers(config, opened)
         batch = abstract_batch(config, towers)
@@ -122,21 +130,22 @@ def plan(config: Config, topology: str) -> Plan:
         with jax.set_mesh(towers.mesh):
             traced = jax.jit(recipe.step, donate_argnums=0).trace(recipe.state, batch)
             lowered = traced.lower(lowering_platforms=(opened.platform,))
-        options = {**(compiler.towers() or {}), **opened.options}
+        options, settings = {**(compiler.towers() or {}), **opened.options}, tuple(compiler.report())
     parameters, optimizer, batch_bytes = (_bytes(part) for part in (recipe.state.params, recipe.state.optimizer, batch))
     count = len(opened.devices)
     found = Plan(
         topology=topology,
         devices=count,
-        slices=max(1, config.mesh.slices),
+        slices=opened.slices,
         mesh=tuple(towers.mesh.shape.values()),
         batch_size=config.batch_size,
         parameters=parameters,
         optimizer=optimizer,
         batch=batch_bytes,
         temporaries=0.0,
-        memory=opened.chip.memory,
+        memory=opened.memory,
         model_flops=step_model_flops(config, towers) / count,
+        settings=settings,
     )
     try:
         compiled = lowered.compile(compiler_options=options)
@@ -148,7 +157,10 @@ def plan(config: Config, topology: str) -> Plan:
     sizes = compiled.memory_analysis()
     arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     needed = arguments + sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes
-    cost = program_cost(compiled.as_text(), list(towers.mesh.devices.flat), opened.chip)
+    try:
+        cost = program_cost(compiled.as_text(), list(towers.mesh.devices.flat), opened.chip)
+    except ValueError as error:
+        raise UserError(f"the program that was compiled for {topology} cannot be read: {error}") from error
     seconds = {"compute": cost.compute, "memory": cost.memory, "network": cost.network}
     step_seconds = max(seconds.values())
     return replace(
@@ -156,7 +168,7 @@ def plan(config: Config, topology: str) -> Plan:
         temporaries=needed - found.needed,
         flops=sum(cost.flops.values()),
         traffic=cost.traffic,
-        sent={kind: size + cost.between[kind] for kind, size in cost.inside.items()},
+        sent=cost.sent,
         between={kind: size for kind, size in cost.between.items() if size},
         seconds=seconds,
         exposed=cost.exposed,
@@ -171,7 +183,7 @@ def refused_temporaries(error: str, others: float) -> float | None:
 
     `others` is the number of all other bytes, which the error may include.
     """
-    total = re.search(r"Used ([\d.]+)([KMGT]) of", error)
+    total = re.search(r"memory space hbm\. Used ([\d.]+)([KMGT]) of", error)
     match = total or re.search(r"required for HLO temporaries \(([\d.]+)([KMGT])\) exceeds", error)
     if match is None:
         return None
@@ -188,7 +200,9 @@ def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) 
     Raises:
       UserError: none of these batches fits.
     """
-    multiple = meshes.batch_multiple(_towers(config, open_topology(topology, max(1, config.mesh.slices))).mesh)
+    multiple = math.lcm(
+        meshes.batch_multiple(_towers(config, _open(config, topology)).mesh), config.loss.microbatch or 1
+    )
     granule = math.lcm(multiple, GRANULE) if config.batch_size > GRANULE else multiple
     plans: dict[int, Plan] = {}
 
@@ -196,7 +210,8 @@ def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) 
         batch = max(granule, batch // granule * granule)
         if batch not in plans:
             say(f"compiling a batch of {batch:,} for {topology}")
-            plans[batch] = plan(replace(config, batch_size=batch), topology)
+            tried = plans[batch] = plan(replace(config, batch_size=batch), topology)
+            say(f"needs {tried.needed / 2**30:,.2f} of {tried.memory / 2**30:,.2f} GiB")
 
     compile_plan(config.batch_size // 2)
     compile_plan(config.batch_size)
@@ -219,12 +234,18 @@ def largest_batch(config: Config, topology: str, *, say: Callable[[str], None]) 
     if not fitting:
         raise UserError(
             f"none of the batches tried, of {min(plans):,} pairs or more, fits {topology}: raise config.mesh.fsdp or "
-            "set config.model.remat=full, which need less memory"
+            "set config.model.remat=full, or a smaller config.loss.microbatch, which need less memory"
         )
     return max(fitting, key=lambda candidate: candidate.batch_size)
 
 
+def _open(config: Config, topology: str) -> Topology:
+    return open_topology(topology, max(1, config.mesh.slices))
+
+
 def _towers(config: Config, topology: Topology) -> Towers:
+    """Returns the towers; GPUs, whose topology has all machines, leave out `mesh.slices`."""
+    config = replace(config, mesh=replace(config.mesh, slices=0)) if topology.chip.gpu else config
     devices = topology.devices
     if config.model.init_from:
         pretrained = open_pretrained(config)

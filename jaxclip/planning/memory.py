@@ -1,6 +1,8 @@
 """Bytes of main memory that one instruction of a compiled program reads and writes."""
 
-from jaxclip.planning.hlo import FREE, Instruction, Program
+from collections.abc import Sequence
+
+from jaxclip.planning.hlo import FREE, Array, Instruction, Program
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 SLICES = ("dynamic-slice", "slice", "gather")
@@ -78,16 +80,21 @@ def _share_used(value: Instruction, program: Program) -> float:
 
 def _written(instruction: Instruction, program: Program) -> float:
     """Returns the bytes of its results that an instruction writes to main memory."""
-    results, count = instruction.arrays, sum(len(operand.arrays) for operand in instruction.operands)
     if instruction.opcode == "fusion":
         return _written_by_fusion(instruction, program)
     if instruction.opcode in UPDATES:
         return _update_bytes(instruction) if instruction.main_bytes else 0.0
+    return sum(array.bytes for array in results(instruction) if array.main)
+
+
+def results(instruction: Instruction) -> Sequence[Array]:
+    """Returns the results of an instruction, without operands that it passes on and without scratch memory."""
+    arrays, count = instruction.arrays, sum(len(operand.arrays) for operand in instruction.operands)
     if collective(instruction) and instruction.opcode.endswith("-start"):
-        results = results[:count] if instruction.opcode == "all-reduce-start" else results[count : 2 * count]
-    elif (target(instruction) or "").startswith(LIBRARIES):
-        results = [array for array in results if array.dtype not in ("s8", "u8")]
-    return sum(array.bytes for array in results if array.main)
+        return arrays[:count] if instruction.opcode == "all-reduce-start" else arrays[count : 2 * count]
+    if (target(instruction) or "").startswith(LIBRARIES):
+        return [array for array in arrays if array.dtype not in ("s8", "u8")]
+    return arrays
 
 
 def _written_by_fusion(fusion: Instruction, program: Program) -> float:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxclip.planning.hlo import Instruction, Program
-from jaxclip.planning.memory import collective
+from jaxclip.planning.memory import collective, results
 from jaxclip.runtime.hardware import Chip
 from jaxclip.runtime.mesh import slice_of
 
@@ -41,6 +41,8 @@ class Network:
     def __init__(self, devices: Sequence[jax.Device], chip: Chip):
         self._chip = chip
         self._domain = np.array([slice_of(device) for device in devices])
+        # XLA compiles one program for each slice of TPUs, whose collectives are those of the slice.
+        self._program_devices = len(devices) if chip.gpu else len(devices) // self.domains
         self._position = None if chip.gpu else np.array([d.coords for d in devices])  # (devices, 3)
         self._shape = None if chip.gpu else self._position.max(axis=0) + 1
 
@@ -62,7 +64,7 @@ class Network:
         size = _size(kind, instruction)
         if kind == "collective-permute":
             return self._permute(size, instruction)
-        groups = device_groups(instruction.text, len(self._domain))
+        groups = device_groups(instruction.text, self._program_devices)
         group = groups[0]
         domains = len(np.unique(self._domain[group]))
         local = len(group) // domains
@@ -174,7 +176,4 @@ def _size(kind: str, instruction: Instruction) -> float:
     """Returns the bytes of the whole array of a collective: the result, or what a reduce-scatter starts from."""
     if kind in ("reduce-scatter", "all-to-all"):
         return sum(operand.bytes for operand in instruction.operands)
-    if not instruction.opcode.endswith("-start") or kind == "all-reduce":
-        return instruction.bytes
-    count = sum(len(operand.arrays) for operand in instruction.operands)
-    return sum(array.bytes for array in instruction.arrays[count : 2 * count])
+    return sum(array.bytes for array in results(instruction))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from jax.experimental import topologies
 
 from jaxclip.errors import UserError, first_line
 from jaxclip.runtime.hardware import CHIPS, GPUS_PER_MACHINE, Chip
+from jaxclip.runtime.tunings import VARIABLES
 
 TPU_OPTIONS = {
     "v6e": {
@@ -24,6 +26,8 @@ GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 """Compiler options for absent GPUs. Nothing can be timed for them, so products are left to cuBLAS: Triton's tiles are
 meant to be chosen by timing, and the default ones do not exist for all shapes."""
 
+(GPU_MEMORY_FRACTION,) = (variable for variable in VARIABLES if variable.name == "XLA_CLIENT_MEM_FRACTION")
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -33,13 +37,20 @@ class Topology:
       name: KIND:SHAPE of a slice of TPUs ("v5e:16x16"), or KIND:COUNT of GPUs ("h100:64").
       chip: the data sheet of one device.
       devices: the devices, of all slices.
+      slices: the number of TPU slices; 1 for GPUs.
       options: compiler options.
     """
 
     name: str
     chip: Chip
     devices: Sequence[jax.Device]
+    slices: int
     options: Mapping[str, str | int | bool]
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a device's memory that a program may use: of a GPU, the share that a run reserves."""
+        return self.chip.memory * (float(GPU_MEMORY_FRACTION.value) if self.chip.gpu else 1)
 
     @property
     def platform(self) -> str:
@@ -53,46 +64,50 @@ class Topology:
 
 
 def open_topology(name: str, slices: int = 1) -> Topology:
-    """Returns the devices of a topology by its name; with `slices`, those of several TPU slices of this shape.
+    """Returns the devices of a topology by its name; of TPUs, those of `slices` slices of this shape.
 
     Raises:
       UserError: there is no such topology, or its compiler is not installed.
     """
     kind, _, shape = name.partition(":")
-    if kind not in CHIPS or not shape:
+    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){0,2}", shape, re.ASCII):
         raise UserError(
-            f"--topology={name} must be KIND:SHAPE, as v5e:16x16, v5p:4x4x4 or h100:64; kinds are {', '.join(CHIPS)}"
+            f"the topology {name} must be KIND:SHAPE, as v5e:16x16, v5p:4x4x4 or h100:64; kinds are {', '.join(CHIPS)}"
         )
     chip = CHIPS[kind]
     if chip.gpu:
-        return Topology(name, chip, _gpus(name, chip, shape), GPU_OPTIONS)
-    return Topology(name, chip, _tpus(name, slices), TPU_OPTIONS.get(kind, {}))
+        return Topology(name, chip, _gpus(name, chip, shape), 1, GPU_OPTIONS)
+    return Topology(name, chip, _tpus(name, slices), slices, TPU_OPTIONS.get(kind, {}))
 
 
 def _tpus(name: str, slices: int) -> Sequence[jax.Device]:
     if not _installed("libtpu"):
-        raise UserError(f"--topology={name} needs the TPU compiler: pip install jaxclip[plan]")
+        raise UserError(f"the topology {name} needs the compiler for TPUs: pip install -e '.[plan]'")
     # Without these settings libtpu queries the metadata server and locks TPUs that this machine does not have.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    several = {"num_slices": slices} if slices > 1 else {}
+    options = {"num_slices": slices} if slices > 1 else {}
+    if name.startswith("v4:"):
+        options["chip_config_name"] = "megacore"  # one device per chip, as in a run
     try:
-        return topologies.get_topology_desc(name.replace("7x:", "tpu7x:"), platform="tpu", **several).devices
+        return topologies.get_topology_desc(name.replace("7x:", "tpu7x:"), platform="tpu", **options).devices
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise UserError(f"--topology={name} cannot be compiled for: {first_line(error)}") from error
+        raise UserError(f"the topology {name} cannot be compiled for: {first_line(error)}") from error
 
 
 def _gpus(name: str, chip: Chip, count: str) -> Sequence[jax.Device]:
-    if not count.isdigit() or not int(count) or (int(count) > GPUS_PER_MACHINE and int(count) % GPUS_PER_MACHINE):
-        raise UserError(f"--topology={name}: give 1 to {GPUS_PER_MACHINE} GPUs, or a multiple of {GPUS_PER_MACHINE}")
+    if not count.isdecimal() or not int(count) or (int(count) > GPUS_PER_MACHINE and int(count) % GPUS_PER_MACHINE):
+        raise UserError(
+            f"the topology {name} is impossible: give 1 to {GPUS_PER_MACHINE} GPUs, or a multiple of {GPUS_PER_MACHINE}"
+        )
     if not _installed("jax_plugins.xla_cuda13"):
-        raise UserError(f"--topology={name} needs XLA's GPU compiler: pip install jaxclip[plan_gpu]")
+        raise UserError(f"the topology {name} needs the compiler for GPUs: pip install -e '.[plan_gpu]'")
     machines = max(1, int(count) // GPUS_PER_MACHINE)
     shape = f"1x{machines}x{int(count) // machines}"
     try:
         found = topologies.get_topology_desc(platform="cuda", target_config=_target_config(chip), topology=shape)
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise UserError(f"--topology={name} cannot be compiled for: {first_line(error)}") from error
+        raise UserError(f"the topology {name} cannot be compiled for: {first_line(error)}") from error
     return found.devices
 
 

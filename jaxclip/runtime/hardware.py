@@ -1,5 +1,6 @@
 """Data sheets of accelerators: peak FLOP/s by type, memory and networks, for plans, benchmarks and MFU."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ class Chip:
         "tf32" and "float32".
       memory: bytes of device memory that a program may use.
       memory_bandwidth: bytes/s to and from the device's memory.
-      link: bytes/s of one link to a neighbour, in one direction.
+      link: bytes/s in one direction of one link to a neighbour (TPUs), or of all of NVLink (GPUs).
       between: bytes/s that a device can send to another slice (TPUs) or machine (GPUs).
       wraps: for TPUs, an axis of the topology is closed to a ring if its length is a multiple of this.
       gpu: for GPUs, what the compiler must know in addition.
@@ -89,8 +90,8 @@ def _gpu(
 GIB = 2**30
 GPUS_PER_MACHINE = 8
 
-# TPUs: docs.cloud.google.com/tpu/docs (system architecture of each version). A v5e reserves 0.25 GiB of its 16 GiB of
-# memory, a v6e 0.75 GiB of its 32 GiB. The pages of v5p, v6e and 7x give the bandwidth of all links of a chip in both
+# TPUs: docs.cloud.google.com/tpu/docs (system architecture of each version). libtpu reserves 1.25 GiB of the memory of
+# a v4, 0.25 of a v5e and 0.75 of a v6e. The pages of v5p, v6e and 7x give the bandwidth of all links of a chip in both
 # directions (1,200, 800 and 1,200 GB/s); one link has 50 GB/s in v4 and v5e (1,600 Gb/s over four ports) and 100 GB/s
 # in v5p and v6e. `between` is the data-centre bandwidth per chip; for v4, whose page has none, that of v5p. A 7x chip
 # is two devices, each with half of the chip's figures. An axis of a v5e or v6e is a ring if it has 16 chips, one of the
@@ -99,11 +100,11 @@ GPUS_PER_MACHINE = 8
 # print twice as much, with sparsity. NVLink has half of the printed sum of both directions. `between` is one network
 # adapter per GPU, as in DGX systems: 200 Gb/s (DGX A100) or 400 Gb/s.
 CHIPS = {
-    "v4": _tpu(275e12, 32e9, 1.2e12, 50e9, 6.25e9, wraps=4),
+    "v4": _tpu(275e12, 30.75 * GIB, 1.2e12, 50e9, 6.25e9, wraps=4),
     "v5e": _tpu(197e12, 15.75 * GIB, 819e9, 50e9, 3.125e9, wraps=16),
-    "v5p": _tpu(459e12, 95e9, 2765e9, 100e9, 6.25e9, wraps=4),
+    "v5p": _tpu(459e12, 95 * GIB, 2765e9, 100e9, 6.25e9, wraps=4),
     "v6e": _tpu(918e12, 31.25 * GIB, 1638e9, 100e9, 12.5e9, wraps=16),
-    "7x": _tpu(1153.5e12, 96e9, 3690e9, 50e9, 6.25e9, wraps=4),
+    "7x": _tpu(1153.5e12, 96 * GIB, 3690e9, 50e9, 6.25e9, wraps=4),
     "a100": _gpu((312e12, 156e12, 19.5e12), 80e9, 2039e9, 300e9, 25e9,
                  GPU("NVIDIA A100-SXM4-80GB", 8, 108, 64, 167936, 166912, 41943040, 1.41)),
     "h100": _gpu((989e12, 494.5e12, 67e12), 80e9, 3350e9, 450e9, 50e9,
@@ -119,9 +120,12 @@ KINDS = {
     "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5p": "v5p", "TPU v5": "v5p", "TPU v6 lite": "v6e",
     "TPU v6e": "v6e", "TPU7x": "7x", "A100": "a100", "H100": "h100", "H200": "h200", "B200": "b200",
 }  # fmt: skip
-"""Part of JAX's `device_kind` -> key of CHIPS; the first part that `device_kind` contains is used."""
+"""Words of JAX's `device_kind` -> key of CHIPS; the first that `device_kind` contains is used."""
 
 
 def chip(device: jax.Device) -> Chip | None:
-    """Returns the data sheet of a device, or None for an unknown kind of device."""
-    return next((CHIPS[name] for kind, name in KINDS.items() if kind in device.device_kind), None)
+    """Returns the data sheet of a device, or None for an unknown kind, such as the PCIe and NVL variants of GPUs."""
+    if re.search(r"PCIe|NVL", device.device_kind):
+        return None
+    known = (name for kind, name in KINDS.items() if re.search(rf"\b{kind}\b", device.device_kind))
+    return CHIPS[name] if (name := next(known, None)) else None

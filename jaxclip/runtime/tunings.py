@@ -52,7 +52,7 @@ def _not_amd_before_zen_5(vendor: str, family: int) -> bool:
 
 @dataclass(frozen=True)
 class Tuning:
-    """XLA options for one program, or a special implementation of an operation, that pay on a back end.
+    """XLA options for one program, or a special implementation of an operation, that are worth using on a back end.
 
     Attributes:
       name: name of the row, unique in TABLE.
