@@ -82,7 +82,8 @@ def step(
     """Yields the median seconds of `steps` training steps after two untimed ones, their MFU and peak memory.
 
     Compilation includes tracing; with `cached` the program may come from the cache in JAX_COMPILATION_CACHE_DIR, which
-    tests set. `model_flops` and MFU are those of `recipe.step_model_flops`, over the peak of `dtype`; MFU is null if the device is unknown.
+    tests set. `model_flops` and MFU are those of `recipe.step_model_flops`, over the peak of `dtype`; MFU is null if
+    the device is unknown.
     """
     jax.config.update("jax_enable_compilation_cache", cached)
     config = make_config(preset, pairs, dtype)
