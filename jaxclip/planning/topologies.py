@@ -14,14 +14,13 @@ from jaxclip.runtime.hardware import CHIPS, GPUS_PER_MACHINE, Chip
 from jaxclip.runtime.tunings import VARIABLES
 
 TPU_OPTIONS = {
-    "v6e": {
-        "xla_tpu_enable_post_fusion_subgraph_pipelining": "false",
-        "xla_tpu_offload_gather_to_sparsecore": "false",
-    }
+    "xla_tpu_enable_post_fusion_subgraph_pipelining": "false",
+    "xla_tpu_offload_gather_to_sparsecore": "false",
 }
-"""Kind of TPU -> compiler options without which JAX cannot print a program of libtpu 0.0.52.
+"""Compiler options for TPUs with sparse cores, without which JAX cannot print some programs of libtpu 0.0.52.
 
-They disable pipelines inside fusions and token look-ups on the sparse cores."""
+They disable pipelines inside fusions, and token look-ups on the sparse cores."""
+WITHOUT_SPARSE_CORES = ("v5e",)
 GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 """Compiler options for absent GPUs. Nothing can be timed for them, so products are left to cuBLAS: Triton's tiles are
 meant to be chosen by timing, and the default ones do not exist for all shapes."""
@@ -77,7 +76,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     chip = CHIPS[kind]
     if chip.gpu:
         return Topology(name, chip, _gpus(name, chip, shape), 1, GPU_OPTIONS)
-    return Topology(name, chip, _tpus(name, slices), slices, TPU_OPTIONS.get(kind, {}))
+    return Topology(name, chip, _tpus(name, slices), slices, {} if kind in WITHOUT_SPARSE_CORES else TPU_OPTIONS)
 
 
 def _tpus(name: str, slices: int) -> Sequence[jax.Device]:

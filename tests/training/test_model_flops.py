@@ -1,5 +1,7 @@
 """FLOPs counted in traced programs equal known values, and those of the model do not depend on how a step runs."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -53,6 +55,7 @@ def test_a_convolution_counts_its_window_and_a_conditional_its_costliest_branch(
     assert matmul_flops(jax.make_jaxpr(conditional)(True, jnp.zeros((8, 8)))) == 2 * 8**3
 
 
+@cache
 def step_of(platform="tpu", *, dtype="bfloat16", optimizer="adamw", microbatch=0, loss="dense", remat="none"):
     """Returns (step_model_flops, the FLOPs of the step's products and convolutions as it is run on the platform)."""
     config = configs.build(
