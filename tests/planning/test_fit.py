@@ -184,7 +184,7 @@ PLANS = {
     "vit_l_14_h200_8_fsdp": (f"{LARGE_BATCH}:vit_l_14", "h200:8", ("batch_size=4096", "mesh.fsdp=8")),
     "vit_l_14_h100_64": (f"{LARGE_BATCH}:vit_l_14", "h100:64", ()),
 }
-ALWAYS = ("tiny_v5e_2x2", "vit_b_16_v5e_4x4", "vit_b_16_h200_1")  # the others take minutes each
+ALWAYS = ("tiny_v5e_2x2", "vit_l_14_v5e_16x16", "vit_b_16_h200_1")  # the others take minutes each
 # Fields that do not depend on the version of the compiler.
 EXACT = ("topology", "devices", "slices", "mesh", "batch_size", "parameters", "optimizer", "batch", "model_flops")
 
