@@ -12,7 +12,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
+import numpy as np
+from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
 from jaxclip.runtime.tunings import EFFORT_LEVELS, TABLE, VARIABLES, Option, Tuning
 
@@ -170,11 +171,12 @@ def is_known(name: str, value: Option) -> bool:
 
 @cache
 def _is_known(name: str, value: Option, device: jax.Device) -> bool:
-    program = jax.jit(lambda: 0, out_shardings=SingleDeviceSharding(device)).trace()
-    if device.platform == jax.default_backend():
-        lowered = program.lower()
-    else:  # the device is part of a topology
-        lowered = program.lower(lowering_platforms=("cuda" if device.platform == "gpu" else device.platform,))
+    with jax.set_mesh(Mesh(np.array([device]), ("device",), axis_types=(AxisType.Auto,))):  # not that of the caller
+        program = jax.jit(lambda: 0, out_shardings=SingleDeviceSharding(device)).trace()
+        if device.platform == jax.default_backend():
+            lowered = program.lower()
+        else:  # the device is part of a topology
+            lowered = program.lower(lowering_platforms=("cuda" if device.platform == "gpu" else device.platform,))
     try:
         lowered.compile(compiler_options={name: value})
     except jax.errors.JaxRuntimeError as error:

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxclip.models import forms
 from jaxclip.models.linear import contract
 from jaxclip.models.stem import ConvStem
-from jaxclip.runtime import compiler
+from jaxclip.runtime import compiler, mesh
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,6 +38,13 @@ def test_xla_supports_the_options():
         assert all(compiler.is_known(name, value) for name, value in options.items())
     older = ROWS["older emitters"].options if jax.__version_info__ < (0, 11) else {}
     assert compiler.ranks() == {**WIDE, **older}
+
+
+def test_options_are_asked_for_under_any_mesh():
+    compiler._is_known.cache_clear()
+    with jax.set_mesh(mesh.make_mesh(8, 1, 1, jax.devices("cpu")[:8])):
+        assert compiler.is_known("xla_cpu_prefer_vector_width", 512)
+        assert not compiler.is_known("xla_cpu_no_such_option", True)
 
 
 def test_a_row_with_an_option_that_xla_does_not_support_is_left_out(monkeypatch):
