@@ -64,6 +64,32 @@ def environment(cache, tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def run_for_tpus() -> Callable[[str], str]:
+    """Runs a Python program with libtpu, which needs no TPU to compile for one, and returns what it prints.
+
+    It is a process of its own, because a loaded libtpu breaks the profiler of this one.
+    """
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_LOG_DIR": "disabled",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another process may be compiling for TPUs too
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+
+    def run(program: str) -> str:
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def config_file(tmp_path_factory) -> Path:
     """A configuration with dropout, stochastic depth and augmentation that trains in seconds."""
     path = tmp_path_factory.mktemp("configs") / "tiny_run.py"

@@ -20,7 +20,7 @@ from jaxclip.runtime.progress import bar
 FLAGS = {
     "minutes": (8, "length of the whole run; parts that do not fit are left out"),
     "patience": (1, "factor of the parts' time limits, for a slow or busy machine"),
-    "json": ("", "file that holds the results so far after every part; the profiler's trace is packed beside it"),
+    "json": ("", "file to write the results to, after every part; the profiler's trace goes into the same folder"),
 }
 LEAST = 15.0
 """Seconds; a part is left out if less of the run remains, because it would hardly start."""
@@ -36,7 +36,8 @@ class Part:
       limit: seconds after which the process is killed.
       sizes: arguments of the function on GPUs and TPUs.
       toy: arguments that replace some of `sizes` on CPUs.
-      archive: ending of the file that the function writes beside the JSON file, passed to it as `archive`.
+      archive: extension of a file that the function also writes, next to the JSON file; its argument `archive` is the
+        path.
     """
 
     name: str
@@ -118,8 +119,8 @@ def measure(*, minutes: float, json: str = "", patience: float = 1, parts: Seque
 
     Args:
       minutes: length of the run.
-      json: path beside which parts write their archives; without it, such parts are left out.
-      patience: factor of the time limits.
+      json: path of the JSON file; parts write their archives to its folder, and are left out if it is empty.
+      patience: the time limits are multiplied by this.
       parts: what is measured.
     """
     startup.set_variables()  # the parts inherit them
@@ -129,7 +130,10 @@ def measure(*, minutes: float, json: str = "", patience: float = 1, parts: Seque
         remaining = end - time.monotonic()
         limit = min(patience * part.limit, remaining)
         if part.archive and not json:
-            yield {"part": part.name, "left_out": f"it writes {part.archive} beside the JSON file: give --json"}
+            yield {
+                "part": part.name,
+                "left_out": f"it writes {part.archive} to the folder of the JSON file: give --json",
+            }
         elif remaining < LEAST:
             reason = f"the {minutes:g} minutes of the run were over: give more with --minutes"
             yield {"part": part.name, "left_out": reason}

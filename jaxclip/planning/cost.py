@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import jax
 
-from jaxclip.planning.hlo import Computation, Instruction, Program, parse
-from jaxclip.planning.memory import collective, moved_bytes
+from jaxclip.planning.hlo import Computation, Instruction, Program, collective, parse
+from jaxclip.planning.memory import moved_bytes
 from jaxclip.planning.network import Network, collectives
 from jaxclip.planning.products import Kind, product_flops
 from jaxclip.runtime.hardware import Chip

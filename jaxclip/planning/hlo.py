@@ -10,6 +10,7 @@ BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
         "opt-barrier", "add-dependency", "partition-id", "replica-id"}  # fmt: skip
 """Opcodes that move no bytes themselves."""
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 _HEADER = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^  (?P<root>ROOT )?%(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<opcode>[\w-]+)\((?P<rest>.*)$")
@@ -197,6 +198,18 @@ def arrays(shape: str) -> Iterator[Array]:
         physical = [sizes[axis] for axis in reversed(order)] if order else list(sizes)
         size = _padded_elements(physical, layout) * BITS.get(dtype, 8) / 8
         yield Array(dtype, sizes, size, main=bool(sizes) and not re.search(r"S\([1-9]", layout))
+
+
+def collective(instruction: Instruction) -> str | None:
+    """Returns the kind of a collective, also of the halves of an asynchronous one; None for other instructions.
+
+    Between TPU slices it is a `send` to the host, which names the kind of collective that the hosts carry out.
+    """
+    if instruction.opcode == "send":
+        kind = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"')
+        return kind and kind.lower().replace("_", "-").replace("one-to-one", "collective-permute")
+    kind = instruction.opcode.removesuffix("-start").removesuffix("-done")
+    return kind if kind in COLLECTIVES else None
 
 
 def _padded_elements(sizes: list[int], layout: str) -> int:

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from jaxclip.planning.hlo import FREE, Array, Instruction, Program
+from jaxclip.planning.hlo import FREE, Array, Instruction, Program, collective
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 SLICES = ("dynamic-slice", "slice", "gather")
 UPDATES = ("dynamic-update-slice", "scatter")
 VIEWS = ("bitcast", "reshape", "transpose", "copy", "convert")
@@ -132,15 +131,3 @@ def _update_bytes(update: Instruction) -> float:
         update.operands[1:2] if update.opcode == "dynamic-update-slice" else update.operands[len(update.arrays) + 1 :]
     )
     return sum(part.bytes for part in parts)
-
-
-def collective(instruction: Instruction) -> str | None:
-    """Returns the kind of a collective, also of the halves of an asynchronous one; None for other instructions.
-
-    Between TPU slices it is a `send` to the host, which names the kind of collective that the hosts carry out.
-    """
-    if instruction.opcode == "send":
-        kind = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"')
-        return kind and kind.lower().replace("_", "-").replace("one-to-one", "collective-permute")
-    kind = instruction.opcode.removesuffix("-start").removesuffix("-done")
-    return kind if kind in COLLECTIVES else None

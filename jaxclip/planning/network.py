@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jaxclip.planning.hlo import Instruction, Program
-from jaxclip.planning.memory import collective, results
+from jaxclip.planning.hlo import Instruction, Program, collective
+from jaxclip.planning.memory import results
 from jaxclip.runtime.hardware import Chip
 from jaxclip.runtime.mesh import slice_of
 

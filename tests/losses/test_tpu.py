@@ -2,10 +2,7 @@
 
 import importlib.util
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,18 +32,8 @@ print(compiled.as_text())
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu, which compiles for TPUs, is not installed")
-def test_a_million_rows_compile_for_v5e_16x16_as_a_ring_without_a_large_buffer():
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_LOG_DIR": "disabled",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another process may be compiling for TPUs too
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    temporaries, program = done.stdout.split("\n", 1)
+def test_a_million_rows_compile_for_v5e_16x16_as_a_ring_without_a_large_buffer(run_for_tpus):
+    temporaries, program = run_for_tpus(COMPILE).split("\n", 1)
     assert int(temporaries.split()[1]) < 2**28  # 256 MiB of a chip's 16 GiB
     rows_per_chip = ROWS // CHIPS
     assert re.search(rf"f32\[{rows_per_chip},{DIMENSION}\]\S* collective-permute", program)

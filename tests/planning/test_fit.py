@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -57,16 +55,14 @@ def test_a_missing_compiler_is_named(monkeypatch, topology, extra):
 
 
 @pytest.mark.skipif(not installed("v5e:2x2"), reason="libtpu is not installed")
-def test_a_topology_has_the_devices_that_a_run_would_have():
+def test_a_topology_has_the_devices_that_a_run_would_have(run_for_tpus):
     """In a process of its own, because a loaded libtpu breaks the profiler of this one."""
     script = """
 from jaxclip.planning.topologies import open_topology
 print([len(open_topology(name).devices) for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "7x:2x2x1")])
 print(len(open_topology("v5e:2x2", slices=2).devices))
 """
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines() == ["[4, 4, 4, 4, 8]", "8"], done.stderr  # a 7x chip is two devices
+    assert run_for_tpus(script).splitlines() == ["[4, 4, 4, 4, 8]", "8"]  # a 7x chip is two devices
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,31 +205,14 @@ print(json.dumps({
 )
 
 
-def run_for_tpus(program):
-    """Returns the JSON value that a program prints, with libtpu but without TPUs."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5p-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_LOG_DIR": "disabled",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another process may be compiling for TPUs too
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 needs_libtpu = pytest.mark.skipif(
     not importlib.util.find_spec("libtpu"), reason="libtpu, which compiles for TPUs, is not installed"
 )
 
 
 @needs_libtpu
-def test_a_mesh_of_two_tpu_slices_is_one_slice_after_the_other_each_ordered_as_if_alone():
-    found = run_for_tpus(PLACEMENT)
+def test_a_mesh_of_two_tpu_slices_is_one_slice_after_the_other_each_ordered_as_if_alone(run_for_tpus):
+    found = json.loads(run_for_tpus(PLACEMENT).splitlines()[-1])
     halves = [0] * 16 + [1] * 16
     assert found["ordered"] == [halves] * 8  # 5 meshes of the towers, 3 of the ranks
     for both, single in zip(found["coordinates"], found["single"], strict=True):
@@ -244,8 +224,8 @@ def test_a_mesh_of_two_tpu_slices_is_one_slice_after_the_other_each_ordered_as_i
 
 @needs_libtpu
 @pytest.mark.slow
-def test_a_step_on_two_tpu_slices_gathers_parameters_inside_slices_and_its_ring_crosses_them_twice():
-    found = run_for_tpus(STEP)
+def test_a_step_on_two_tpu_slices_gathers_parameters_inside_slices_and_its_ring_crosses_them_twice(run_for_tpus):
+    found = json.loads(run_for_tpus(STEP).splitlines()[-1])
     assert found["slices"] == [0] * 16 + [1] * 16
     over_fsdp = [list(range(start, start + 4)) for start in range(0, 16, 4)]
     assert over_fsdp in found["gathers"]
