@@ -6,11 +6,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from jaxclip.ranking import kernel
+from jaxclip.ranking import kernel, selection
 from jaxclip.runtime.mesh import mesh_of
 
 
@@ -78,10 +77,10 @@ def _find_nearest(queries, gallery, allowed, *, devices, k):
     scores = jnp.where(allowed, scores, -jnp.inf).reshape(len(queries), devices, -1)
     # Each device selects its k best scores, so that only these are transferred between devices.
     tile = scores.shape[-1]
-    scores, rows = lax.top_k(scores, min(k, tile))  # (B, N, k)
+    scores, rows = selection.top_k(scores, min(k, tile))  # (B, N, k)
     rows += tile * jnp.arange(devices, dtype=rows.dtype)[:, None]
     if devices > 1:
-        scores, best = lax.top_k(scores.reshape(len(queries), -1), k)
+        scores, best = selection.top_k(scores.reshape(len(queries), -1), k)
         return scores, jnp.take_along_axis(rows.reshape(len(queries), -1), best, axis=1)
     return scores[:, 0], rows[:, 0]
 

@@ -1,5 +1,6 @@
 """Ranks for queries with many relevant items (a colour, a category), by sorting each query's scores once."""
 
+import jax
 import numpy as np
 
 from jaxclip.ranking import kernel
@@ -12,7 +13,7 @@ def label_ranks(queries, gallery, relevance: Relevance) -> np.ndarray:
     """Returns (nnz,) the same ranks as `ranks.ranks`, without a pass over the scores for each relevant item.
 
     It is meant for a few hundred queries, because it sorts the scores of the whole gallery for each. It holds the
-    scores of 64 queries at a time.
+    gallery on the device, and the scores of 64 queries at a time.
 
     Args:
       queries: (Q, D) embeddings.
@@ -21,13 +22,11 @@ def label_ranks(queries, gallery, relevance: Relevance) -> np.ndarray:
     """
     queries, gallery = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)
     scores, at_or_above = np.empty(len(relevance.indices), np.float32), np.empty(len(relevance.indices), np.int64)
+    tiles = [jax.device_put(_pad(gallery[first : first + TILE])) for first in range(0, len(gallery), TILE)]
     for start in range(0, len(queries), BLOCK):
         block = np.pad(queries[start : start + BLOCK], ((0, max(0, start + BLOCK - len(queries))), (0, 0)))
-        parts = [
-            kernel.product_keys(block, _pad(gallery[first : first + TILE]), finite=False)
-            for first in range(0, len(gallery), TILE)
-        ]
-        block_scores = np.concatenate([np.asarray(part) for part in parts], axis=1)[:, : len(gallery)]  # (BLOCK, G)
+        parts = jax.device_get([kernel.product_keys(block, tile, finite=False) for tile in tiles])
+        block_scores = np.concatenate(parts, axis=1)[:, : len(gallery)]  # (BLOCK, G)
         for row in range(start, min(start + BLOCK, len(queries))):
             pairs = slice(relevance.indptr[row], relevance.indptr[row + 1])
             scores[pairs] = block_scores[row - start, relevance.indices[pairs]]

@@ -7,8 +7,13 @@ import numpy as np
 
 from jaxclip.ranking import kernel
 from jaxclip.ranking.relevance import Relevance
+from jaxclip.ranking.selection import Thresholds
 
-TILE = 2048  # default of the largest number of lines in a tile
+TILES = {"cpu": 2048, "gpu": 8192, "tpu": 2048}
+"""Back end -> default of the largest number of lines in a tile.
+
+On TPUs the scores of such a tile, 16 MiB, stay in vector memory. GPUs keep larger tiles busy with fewer programs."""
+LINES = 2048  # lines that are converted at a time
 PRECISIONS = {"float32": (None, None), "bfloat16": ((0,), (0,)), "bfloat16_3x": ((0, 0, 1), (0, 1, 0))}
 """Precision -> the pairs of bfloat16 parts (0 = high, 1 = low) that are multiplied and summed; None = float32 itself.
 
@@ -73,8 +78,8 @@ class Layout:
         """
         rows = self.order[start : start + size]
         lines = np.zeros((size, self.width), np.float32 if self.parts is None else jnp.bfloat16)
-        for first in range(0, len(rows), TILE):  # converted in blocks, to keep the temporary copy small
-            block = self.embeddings[rows[first : first + TILE]]
+        for first in range(0, len(rows), LINES):  # converted in blocks, to keep the temporary copy small
+            block = self.embeddings[rows[first : first + LINES]]
             if self.parts is not None:
                 block = _bfloat16_parts(block, self.parts)
             lines[first : first + len(block)] = block
@@ -91,7 +96,7 @@ class Layout:
         slots[self.order] = np.arange(len(self.order))
         return slots
 
-    def thresholds(self, slots: np.ndarray, within: np.ndarray, scores: np.ndarray) -> kernel.Thresholds:
+    def thresholds(self, slots: np.ndarray, within: np.ndarray, scores: np.ndarray) -> Thresholds:
         """Returns the scores of each line's pairs as its thresholds.
 
         Their limits are (shards, blocks, R, tile), their widths (shards, blocks).
@@ -106,7 +111,7 @@ class Layout:
         limits.reshape(-1, limits.shape[-1])[slots, within] = scores
         widths = np.ones(self.shape[:2], np.int32)
         np.maximum.at(widths.reshape(-1), slots // self.tile, within.astype(np.int32) + 1)
-        return kernel.Thresholds(limits.swapaxes(2, 3), widths)
+        return Thresholds(limits.swapaxes(2, 3), widths)
 
 
 def _bfloat16_parts(lines: np.ndarray, parts: tuple[int, ...]) -> np.ndarray:

@@ -5,16 +5,15 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from jaxclip.ranking import kernel
-from jaxclip.ranking.layout import PRECISIONS, TILE, Layout, orders
+from jaxclip.ranking.cpu_selection import WORD
+from jaxclip.ranking.layout import PRECISIONS, TILES, Layout, orders
 from jaxclip.ranking.relevance import Relevance, order_relevant
+from jaxclip.ranking.sweep import Sweep, initial_scores
+from jaxclip.runtime import compiler
 from jaxclip.runtime.mesh import mesh_of
-
-_SMALL_TILE = 256  # side of the tiles from which the relevant pairs' scores are first computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +50,7 @@ def ranks(
     relevance: Relevance,
     *,
     top_k: int = 0,
-    tile: int = TILE,
+    tile: int | None = None,
     products: str = "float32",
     mesh: Mesh | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
@@ -71,7 +70,7 @@ def both_ways(
     relevance: Relevance,
     *,
     top_k: int = 0,
-    tile: int = TILE,
+    tile: int | None = None,
     products: str = "float32",
     mesh: Mesh | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
@@ -87,9 +86,10 @@ def both_ways(
       relevance: the relevant items of the Q queries; its transpose gives the relevant queries of the G items.
       top_k: the number of best items to return for each query, and of best queries for each item; fewer if there are
         fewer.
-      tile: the largest number of queries and of gallery items in a tile; it is raised to 16 * `top_k` if it is smaller,
-        and rounded as in `Layout.tile`. In addition to the embeddings, each device needs memory mainly for its shard of
-        the gallery, a few tiles of floats, and 8 bytes for each of the best scores.
+      tile: the largest number of queries and of gallery items in a tile; by default the back end's of `layout.TILES`.
+        It is raised to 16 * `top_k` if it is smaller, and rounded as in `Layout.tile`. In addition to the embeddings,
+        each device needs memory mainly for its shard of the gallery, a few tiles of floats, and 8 bytes for each of the
+        best scores.
       products: the precision of the scores, a key of `layout.PRECISIONS`; all are summed in float32. "bfloat16" rounds
         the embeddings. A score of "bfloat16_3x" has an error of less than 2^-16 of the product of both vectors'
         lengths, apart from the error of its sum; it is faster than "float32" where bfloat16 products are more than
@@ -114,7 +114,7 @@ def _search(
     directions: Sequence[Relevance],
     *,
     top_k: int,
-    tile: int,
+    tile: int | None,
     products: str,
     mesh: Mesh | None,
     progress: Callable[[Iterable], Iterable],
@@ -126,9 +126,9 @@ def _search(
     if products not in PRECISIONS:
         raise ValueError(f"products = {products!r} must be one of {', '.join(PRECISIONS)}")
     mesh = make_mesh() if mesh is None else mesh
-    min_tile = kernel.WORD * min(top_k, max(len(queries), len(gallery)))
+    min_tile = WORD * min(top_k, max(len(queries), len(gallery)))
     layouts = [
-        Layout(embeddings, order, shards, min_tile, max(tile, min_tile), parts)
+        Layout(embeddings, order, shards, min_tile, max(tile or TILES[compiler.backend()], min_tile), parts)
         for embeddings, order, shards, parts in zip(
             (queries, gallery),
             orders(relevance, reverse, len(gallery)),
@@ -151,11 +151,11 @@ def _search(
             f'the precision of dot products, products = "{products}", needs finite embeddings, none so large that a '
             'score could overflow: use "float32"'
         )
-    sweep = _Sweep(mesh, layouts, slots, pair_numbers, ks, back=reverse is not None, finite=finite)
+    sweep = Sweep(mesh, layouts, slots, pair_numbers, ks, back=reverse is not None, finite=finite)
     # A pair's threshold must be bit for bit the score that the sweep computes for it. On CPUs small tiles give the same
-    # bits as large ones. The sweep returns the pairs' scores that it computed; while they differ from the thresholds,
-    # they become the thresholds of another sweep.
-    scores = _initial_scores(layouts, slots, finite)
+    # bits as large ones; elsewhere the sweep's own tiles do. The sweep returns the pairs' scores that it computed;
+    # while they differ from the thresholds, they become the thresholds of another sweep.
+    scores = initial_scores(layouts, slots, finite)
     with jax.set_mesh(mesh):  # replaces the mesh that the calling code may have set, whose axes may be others
         swept = sweep.run(scores, progress)
         while not np.array_equal(swept.scores, scores):
@@ -166,162 +166,6 @@ def _search(
         return [forth]
     columns = (swept.columns[0][by_item], *swept.columns[1:])
     return [forth, _result(scores[by_item], columns, reverse, layouts[0].order, swept.nan_count)]
-
-
-@dataclass(frozen=True)
-class _SweepResult:
-    """The result of a sweep.
-
-    Attributes:
-      scores: (nnz,) the scores of the relevant pairs.
-      rows: for the queries: how many of a query's scores are at or above that of each of its pairs (nnz,), and each
-        query's best scores and the slots of their items, (Q, k) each.
-      columns: the same for the gallery items; equal to `rows` if queries are not ranked for items.
-      nan_count: number of NaN scores.
-    """
-
-    scores: np.ndarray
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray]
-    columns: tuple[np.ndarray, np.ndarray, np.ndarray]
-    nan_count: int
-
-
-class _Sweep:
-    """Passes over all tiles: block by block, each device scores its queries against its shard of the gallery.
-
-    Args:
-      mesh: the devices.
-      layouts: of the queries (the rows of a tile) and of the gallery (its columns).
-      slots: for each layout, (nnz,) the slot of each relevant pair's line.
-      pair_numbers: for each layout, (nnz,) the index of each pair among the pairs of its line.
-      ks: the number of best scores to keep for each row and for each column.
-      back: whether to rank queries for gallery items too.
-      finite: whether every score is certain to be finite.
-    """
-
-    def __init__(self, mesh, layouts, slots, pair_numbers, ks, *, back, finite):
-        self.mesh, self.layouts, self.ks, self.back = mesh, layouts, ks, back
-        self.slots, self.pair_numbers = slots, pair_numbers
-        self.visit = kernel.make_visit(mesh, blocks=layouts[0].blocks, ks=ks, back=back, finite=finite)
-
-    def run(self, scores: np.ndarray, progress) -> _SweepResult:
-        """Returns the result of a sweep with `scores` (nnz,) as the relevant pairs' thresholds."""
-        rows, columns = self.layouts
-        (query_shards, blocks, _), (gallery_shards, tiles_per_shard, _) = rows.shape, columns.shape
-        tiles = gallery_shards * tiles_per_shard
-        row_limits, row_widths = rows.thresholds(self.slots[0], self.pair_numbers[0], scores)
-        column_limits, column_widths = columns.thresholds(self.slots[1], self.pair_numbers[1], scores)
-        shard, block_numbers, row = np.unravel_index(self.slots[0], rows.shape)
-        tile_numbers, column = np.divmod(self.slots[1], columns.tile)
-        by_query, by_item, by_both = P(kernel.AXES[0]), P(kernel.AXES[1]), P(*kernel.AXES)
-
-        def first_slot(index):
-            return index[0].indices(tiles)[0] * columns.tile
-
-        gallery = self._place_lines((tiles, columns.tile), by_item, columns, first_slot)
-        column_thresholds = kernel.Thresholds(
-            *(self._place(part.reshape(tiles, *part.shape[2:]), by_item) for part in (column_limits, column_widths))
-        )
-        state = kernel.empty_state(self.mesh, query_shards, tiles, column_limits.shape[2], columns.tile, self.ks[1])
-        pair_scores, parts = np.empty_like(scores), []
-        for block in progress(range(blocks)):
-            pairs = np.flatnonzero(block_numbers == block)
-            cell = shard[pairs] * tiles + tile_numbers[pairs]  # the tile of scores that contains each pair
-            spot = _number_repeats(cell)
-            spots = np.zeros((query_shards, tiles, 1 << int(spot.max(initial=63)).bit_length(), 2), np.int32)
-            spots.reshape(query_shards * tiles, -1, 2)[cell, spot] = np.stack([row[pairs], column[pairs]], axis=1)
-            state, *block_result = self.visit(
-                np.int32(block),
-                np.array([len(rows.order), len(columns.order)], np.int32),
-                self._place_lines(
-                    (query_shards, rows.tile), by_query, rows, lambda index, block=block: self._first_slot(index, block)
-                ),
-                gallery,
-                kernel.Thresholds(self._place(row_limits[:, block], by_query), row_widths[:, block].max()),
-                column_thresholds,
-                self._place(spots, by_both),
-                state,
-            )
-            counts, values, items, spot_scores, nan_counts = map(_fetch, block_result)
-            pair_scores[pairs] = spot_scores.reshape(query_shards * tiles, -1)[cell, spot]
-            parts.append((counts.sum(axis=1), values, items, int(nan_counts.sum(dtype=np.int64))))
-        del gallery, column_thresholds  # free their memory before the results are gathered
-        counts, values, items, nan_counts = zip(*parts, strict=True)
-        # One row per slot of the queries; each query's best are concatenated over the shards of the gallery.
-        by_slot = np.stack(counts, axis=1).swapaxes(2, 3).reshape(rows.shape[0] * blocks * rows.tile, -1)
-        best = [np.stack(p, axis=1).transpose(0, 1, 4, 2, 3).reshape(len(by_slot), -1) for p in (values, items)]
-        row_result = by_slot[self.slots[0], self.pair_numbers[0]], *_merge_best(*best, rows.order, self.ks[0])
-        if not self.back:
-            return _SweepResult(pair_scores, row_result, row_result, sum(nan_counts))
-        counts, values, items = map(_fetch, state)
-        by_slot = counts.sum(axis=0).swapaxes(1, 2).reshape(tiles * columns.tile, -1)
-        best = [p.transpose(1, 3, 0, 2).reshape(len(by_slot), -1) for p in (values, items)]
-        column_result = by_slot[self.slots[1], self.pair_numbers[1]], *_merge_best(*best, columns.order, self.ks[1])
-        return _SweepResult(pair_scores, row_result, column_result, sum(nan_counts))
-
-    def _first_slot(self, index, block: int) -> int:
-        """Returns the first slot of a block of the shard of queries that `index` selects."""
-        shards, blocks, tile = self.layouts[0].shape
-        return (index[0].indices(shards)[0] * blocks + block) * tile
-
-    def _place_lines(self, shape: tuple[int, int], spec: P, layout: Layout, first: Callable) -> jax.Array:
-        """Returns the factors as a global array (*shape, width); the part at an index starts with slot first(index)."""
-
-        def part(index):
-            start, stop, _ = index[0].indices(shape[0])
-            return layout.lines(first(index), (stop - start) * shape[1]).reshape(stop - start, shape[1], -1)
-
-        whole = (*shape, layout.width)
-        return jax.make_array_from_callback(whole, NamedSharding(self.mesh, spec), part)
-
-    def _place(self, array: np.ndarray, spec: P) -> jax.Array:
-        """Returns the array on the devices, sharded by `spec`."""
-        return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), array.__getitem__)
-
-
-def _fetch(array: jax.Array) -> np.ndarray:
-    """Returns the whole array on every process."""
-    return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
-
-
-def _number_repeats(cells: np.ndarray) -> np.ndarray:
-    """Returns for each entry the number of equal entries before it."""
-    order = np.argsort(cells, kind="stable")
-    ordered = cells[order]
-    numbers = np.empty(len(cells), np.int64)
-    numbers[order] = np.arange(len(cells)) - np.searchsorted(ordered, ordered)
-    return numbers
-
-
-def _merge_best(values, items, order, k):
-    """Returns each line's k best values and their items, (lines, k) each; items are given as slots of the other layout.
-
-    Args:
-      values, items: (slots, n * k), n sorted lists of k for each slot, one from each shard of the other layout.
-      order: (lines,) the line in each slot.
-    """
-    lines = np.empty(len(order), np.int64)
-    lines[order] = np.arange(len(order))
-    values, items = values[lines], items[lines]
-    if values.shape[1] == k:
-        return values, items
-    by_item = np.argsort(items, axis=1, kind="stable")
-    values, items = np.take_along_axis(values, by_item, axis=1), np.take_along_axis(items, by_item, axis=1)
-    by_value = np.argsort(-values, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(values, by_value, axis=1), np.take_along_axis(items, by_value, axis=1)
-
-
-def _initial_scores(layouts, slots, finite) -> np.ndarray:
-    """Returns (nnz,) the scores of the relevant pairs, computed from the small tiles that contain them."""
-    tile_of, place = zip(*(np.divmod(side_slots, _SMALL_TILE) for side_slots in slots), strict=True)
-    tile_number = tile_of[0] * (1 + tile_of[1].max()) + tile_of[1]
-    order = np.argsort(tile_number, kind="stable")
-    scores = np.empty(len(tile_number), np.float32)
-    for group in np.split(order, np.flatnonzero(np.diff(tile_number[order])) + 1):
-        starts = [tile[group[0]] * _SMALL_TILE for tile in tile_of]
-        parts = [layout.lines(start, _SMALL_TILE) for layout, start in zip(layouts, starts, strict=True)]
-        scores[group] = np.asarray(kernel.product_keys(*parts, finite=finite))[place[0][group], place[1][group]]
-    return scores
 
 
 def _all_finite(queries, gallery) -> bool:

@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -18,8 +18,16 @@ from jaxclip.ranking.label_ranks import label_ranks
 from jaxclip.ranking.layout import PRECISIONS
 from jaxclip.ranking.ranks import both_ways, make_mesh, ranks
 from jaxclip.ranking.relevance import Relevance
+from jaxclip.runtime import compiler
 
 ONE_DEVICE = jax.make_mesh((1, 1), kernel.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def backend(request):
+    """The back end whose form of the kernel is used; all forms run on CPUs."""
+    with compiler.compiling_for(request.param):
+        yield request.param
 
 
 def brute_force(queries, gallery, relevance):
@@ -43,9 +51,10 @@ def brute_force(queries, gallery, relevance):
 
 @st.composite
 def cases(draw):
-    """Returns queries, gallery and relevance, with many equal scores and perhaps NaN."""
+    """Returns queries, gallery and relevance, with many equal scores and perhaps infinite numbers and NaN."""
     size, queries = draw(st.sampled_from([1, 3, 8, 9, 13])), draw(st.integers(1, 11))
-    elements = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0] + ([np.nan] if draw(st.booleans()) else []))
+    others = [np.nan, np.inf, -np.inf] if draw(st.booleans()) else []
+    elements = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, *others])
     gallery_groups = draw(hnp.arrays(np.int64, size, elements=st.integers(0, draw(st.integers(0, 5)))))
     query_groups = draw(hnp.arrays(np.int64, queries, elements=st.sampled_from(sorted(set(gallery_groups.tolist())))))
     return (
@@ -65,18 +74,19 @@ def assert_equals_a_sort(result, expected, scores, k):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
-@given(cases())
-def test_ranks_equal_a_sort_in_float64_in_both_directions(case):
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"], indirect=True)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cases(), st.sampled_from([3, 20]))
+def test_ranks_equal_a_sort_in_float64_in_both_directions(backend, case, k):
     queries, gallery, relevance = case
-    forth = ranks(queries, gallery, relevance, top_k=3, mesh=ONE_DEVICE)
+    forth = ranks(queries, gallery, relevance, top_k=k, mesh=ONE_DEVICE)
     expected, scores = brute_force(queries, gallery, relevance)
-    assert_equals_a_sort(forth, expected, scores, 3)
+    assert_equals_a_sort(forth, expected, scores, k)
     if len(set(relevance.indices.tolist())) == len(gallery):
-        forth, back = both_ways(queries, gallery, relevance, top_k=3, mesh=ONE_DEVICE)
-        assert_equals_a_sort(forth, expected, scores, 3)
+        forth, back = both_ways(queries, gallery, relevance, top_k=k, mesh=ONE_DEVICE)
+        assert_equals_a_sort(forth, expected, scores, k)
         reverse = relevance.transpose(len(gallery))
-        assert_equals_a_sort(back, brute_force(gallery, queries, reverse)[0], scores.T, 3)
+        assert_equals_a_sort(back, brute_force(gallery, queries, reverse)[0], scores.T, k)
 
 
 def integer_embeddings(seed, queries, items, per_group):
@@ -104,12 +114,27 @@ def test_ranks_do_not_depend_on_the_tile(per_group, tile):
 
 @pytest.mark.parametrize("layout", [(8, 1), (4, 2), (2, 4), (1, 8)])
 def test_any_layout_of_eight_devices_equals_one_device(layout):
+    equals_a_sort_on_any_devices(*layout)
+
+
+@pytest.mark.parametrize(("backend", "layout"), [("gpu", (8, 1)), ("gpu", (2, 4)), ("gpu", (1, 8)), ("tpu", (2, 4))])
+def test_the_form_for_accelerators_equals_a_sort_on_one_and_eight_devices(backend, layout):
+    with compiler.compiling_for(backend):
+        equals_a_sort_on_any_devices(*layout)
+
+
+def equals_a_sort_on_any_devices(*layout):
+    """Checks ranks on one device against a sort, and those of a layout of eight devices against one device."""
     queries, gallery, relevance = integer_embeddings(2, 530, 470, 3)
     queries[3], gallery[7] = np.nan, np.inf
     one_device, eight_devices = (
         both_ways(queries, gallery, relevance, top_k=5, tile=128, mesh=mesh)
         for mesh in (ONE_DEVICE, make_mesh(*layout))
     )
+    expected, scores = brute_force(queries, gallery, relevance)
+    reverse = relevance.transpose(len(gallery))
+    assert_equals_a_sort(one_device[0], expected, scores, 5)
+    assert_equals_a_sort(one_device[1], brute_force(gallery, queries, reverse)[0], scores.T, 5)
     for one, many in zip(one_device, eight_devices, strict=True):
         np.testing.assert_array_equal(many.ranks, one.ranks)
         np.testing.assert_array_equal(many.top_scores, one.top_scores)
@@ -129,7 +154,7 @@ def test_the_best_items_of_real_scores_equal_a_full_sort():
         np.testing.assert_array_equal(result.top_items, np.argsort(-scores, axis=1)[:, :20])
 
 
-def test_long_lists_of_best_items_with_many_ties_equal_a_stable_sort():
+def test_long_lists_of_best_items_with_many_ties_equal_a_stable_sort(backend):
     random = np.random.default_rng(6)
     queries, gallery = random.integers(-3, 4, (2000, 6)), random.integers(-3, 4, (2000, 6))
     relevance = Relevance.from_groups(np.arange(2000), np.arange(2000))
@@ -140,14 +165,14 @@ def test_long_lists_of_best_items_with_many_ties_equal_a_stable_sort():
     np.testing.assert_array_equal(forth.top_scores, np.take_along_axis(queries @ gallery.T, order, axis=1))
 
 
-def test_the_sweep_is_repeated_if_an_initial_score_is_one_bit_off(monkeypatch):
+def test_the_sweep_is_repeated_if_an_initial_score_is_one_bit_off(backend, monkeypatch):
     queries, gallery, relevance = integer_embeddings(4, 210, 200, 2)
-    initial_scores = ranks_module._initial_scores
+    initial_scores = ranks_module.initial_scores
 
     def one_bit_too_high(*arguments):
         return np.nextafter(initial_scores(*arguments), np.float32(np.inf))
 
-    monkeypatch.setattr(ranks_module, "_initial_scores", one_bit_too_high)
+    monkeypatch.setattr(ranks_module, "initial_scores", one_bit_too_high)
     expected, _ = brute_force(queries, gallery, relevance)
     np.testing.assert_array_equal(ranks(queries, gallery, relevance, mesh=ONE_DEVICE).ranks, expected)
 
@@ -174,6 +199,13 @@ def test_embeddings_exact_in_bfloat16_have_equal_ranks_at_every_precision(produc
     np.testing.assert_array_equal(result.ranks, expected)
 
 
+def test_the_form_for_accelerators_multiplies_bfloat16_parts():
+    queries, gallery, relevance = integer_embeddings(9, 210, 200, 2)
+    with compiler.compiling_for("gpu"):
+        result = ranks(queries, gallery, relevance, products="bfloat16_3x", mesh=ONE_DEVICE)
+    np.testing.assert_array_equal(result.ranks, brute_force(queries, gallery, relevance)[0])
+
+
 def test_an_unknown_precision_and_infinite_embeddings_in_bfloat16_3x_are_refused():
     queries, gallery, relevance = integer_embeddings(9, 21, 20, 2)
     with pytest.raises(ValueError, match="'half' must be one of float32, bfloat16, bfloat16_3x"):
@@ -198,7 +230,7 @@ def test_equal_embeddings_have_bitwise_equal_scores_in_any_position():
     assert (result.ranks == 1500).all()
 
 
-def test_infinite_scores_rank_before_nan():
+def test_infinite_scores_rank_before_nan(backend):
     gallery = np.array([[np.nan], [-np.inf], [0.0], [np.inf]])
     result = ranks(np.ones((4, 1)), gallery, Relevance.from_groups(range(4), range(4)), top_k=4)
     assert result.ranks.tolist() == [4, 3, 2, 1]
