@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.benchmarks.timing import REPEATS, available_memory, interleaved
+from jaxclip.errors import UserError
 from jaxclip.losses import contrastive, tiled
+from jaxclip.losses.products import PRODUCTS
 
 FLAGS = {
     "rows": (16384, "pairs in the batch"),
     "dimension": (512, "dimension of the embeddings"),
-    "tile": (tiled.TILE, "rows and columns of a tile"),
+    "tile": (0, "rows and columns of a tile; 0 = chosen by back end"),
+    "products": ("float32", "precision of the dense and the tiled loss's products, as in loss.products"),
     "repeats": (5, REPEATS),
 }
 SCALE = 1 / 0.07
@@ -25,19 +28,26 @@ OPEN_CLIP_MATRICES = 6
 """Estimated number of B x B arrays that PyTorch holds at a time: logits, log-probabilities and gradients, both ways."""
 
 
-def measure(*, rows: int, dimension: int, tile: int = tiled.TILE, repeats: int = 5) -> list[dict[str, Any]]:
+def measure(
+    *, rows: int, dimension: int, tile: int = 0, products: str = "float32", repeats: int = 5
+) -> list[dict[str, Any]]:
     """Returns a row for each implementation: temporaries in bytes, median seconds, FLOP/s, and the ratios to dense.
 
     The FLOPs are those of the dense loss's three products of B x B x D (B `rows`, D `dimension`) for every
     implementation, so that FLOP/s compare their speeds. An implementation whose temporaries would take 90% or more of
     the available main memory is not run, and its seconds are None. open_clip, whose temporaries are not reported but
     estimated, has no row in that case. Strips are left out if `rows` is not a multiple of 256.
+
+    Raises:
+      UserError: `products` is not one of PRODUCTS.
     """
+    if products not in PRODUCTS:
+        raise UserError(f"--products={products} must be one of {', '.join(PRODUCTS)}")
     images, texts = _unit_vectors(rows, dimension)
     arguments = (jnp.asarray(images), jnp.asarray(texts), jnp.float32(SCALE))
     losses = {
-        "dense": lambda *args: contrastive.info_nce(*args)[0],
-        "tiled": lambda *args: tiled.info_nce(*args, tile=tile)[0],
+        "dense": lambda *args: contrastive.info_nce(*args, products=products)[0],
+        "tiled": lambda *args: tiled.info_nce(*args, tile=tile, products=products)[0],
         "checkpointed strips": by_strips,
     }
     compiled = {

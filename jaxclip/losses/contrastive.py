@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxclip.losses.products import cosines
+
 
 class Queue(NamedTuple):
     """Q pairs of earlier batches, used as additional negatives in both directions.
@@ -27,6 +29,8 @@ def info_nce(
     logit_scale: Float[Array, ""],
     groups: Int[Array, " B"] | None = None,
     queue: Queue | None = None,
+    *,
+    products: str = "float32",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the loss and metrics {"image_to_text_accuracy", "text_to_image_accuracy"}.
 
@@ -42,8 +46,9 @@ def info_nce(
       groups: group of each row. Rows of one group show the same product and are not used as each other's negatives.
       queue: additional negatives, of which those from other groups are used (the memory bank of Wu et al. 2018,
         arXiv:1805.01978); no gradient flows through them. It requires `groups`.
+      products: precision of the matrix products, one of `products.PRODUCTS`.
     """
-    logits = logit_scale * _cosines(image_embedding, text_embedding)  # (B, B) images x texts
+    logits = logit_scale * cosines(image_embedding, text_embedding, products)  # (B, B) images x texts
     pairs = jnp.eye(len(logits), dtype=bool)
     if groups is not None:
         same = groups[:, None] == groups[None, :]
@@ -54,9 +59,9 @@ def info_nce(
     if queue is not None:
         usable = (groups[:, None] != queue.group) & (queue.group >= 0)  # (B, Q)
         images, texts, _ = jax.lax.stop_gradient(queue)
-        further = jnp.where(usable, logit_scale * _cosines(image_embedding, texts), -jnp.inf)  # (B, Q)
+        further = jnp.where(usable, logit_scale * cosines(image_embedding, texts, products), -jnp.inf)  # (B, Q)
         of_images = jnp.concatenate([logits, further], axis=1)
-        further = jnp.where(usable.T, logit_scale * _cosines(images, text_embedding), -jnp.inf)  # (Q, B)
+        further = jnp.where(usable.T, logit_scale * cosines(images, text_embedding, products), -jnp.inf)  # (Q, B)
         of_texts = jnp.concatenate([logits, further], axis=0)
     image_to_text = jax.nn.logsumexp(of_images, axis=1) - positives
     text_to_image = jax.nn.logsumexp(of_texts, axis=0) - positives
@@ -65,7 +70,3 @@ def info_nce(
         "text_to_image_accuracy": jnp.mean(positives >= of_texts.max(axis=0)),
     }
     return 0.5 * (image_to_text.mean() + text_to_image.mean()), accuracy
-
-
-def _cosines(rows: Float[Array, "B D"], others: Float[Array, "N D"]) -> Float[Array, "B N"]:
-    return jnp.matmul(rows, others.T, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

@@ -1,6 +1,8 @@
 """The training objective: a loss selected by name, in its dense or its tiled implementation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -40,7 +42,9 @@ class Objective:
       implementation: "dense" computes all similarities of the batch at once, "tiled" one tile at a time; "auto" is
         dense for batches of up to DENSE_ROWS pairs, else tiled. With "incorrect_pairs" it is the implementation of the
         InfoNCE loss that is added.
-      tile: rows and columns of a tile of the tiled implementation.
+      tile: rows and columns of a tile of the tiled implementation; 0 = those of the back end.
+      exchange: how devices exchange texts in the tiled implementation; one of `exchange.EXCHANGES`.
+      products: precision of the matrix products; one of `products.PRODUCTS`.
       alpha: weight of the correct pairs' term of `incorrect_pairs`.
       beta: weight of the incorrect pairs' term of `incorrect_pairs`.
       weighting: how `incorrect_pairs` weights each pair; one of `incorrect_pairs.WEIGHTINGS`.
@@ -49,7 +53,9 @@ class Objective:
 
     name: str = "info_nce"
     implementation: str = "auto"
-    tile: int = tiled.TILE
+    tile: int = 0
+    exchange: str = "gather"
+    products: str = "float32"
     alpha: float = 1.0
     beta: float = 1.0
     weighting: str = "similarity"
@@ -92,16 +98,14 @@ class Objective:
         raise ValueError(f"loss {self.name!r} is not one of {', '.join(NAMES)}")
 
     def _sigmoid(self, image, text, logit_scale, logit_bias, groups):
-        if self._tiled(len(image)):
-            value = tiled.sigmoid(image, text, logit_scale, logit_bias, groups, tile=self.tile)
-        else:
-            value = pairwise.sigmoid(image, text, logit_scale, logit_bias, groups)
-        return value, {"logit_bias": logit_bias}
+        run = self._implementation(len(image), pairwise.sigmoid, tiled.sigmoid)
+        return run(image, text, logit_scale, logit_bias, groups), {"logit_bias": logit_bias}
 
     def _info_nce(self, image, text, logit_scale, groups, queue):
-        if self._tiled(len(image)):
-            return tiled.info_nce(image, text, logit_scale, groups, queue, tile=self.tile)
-        return contrastive.info_nce(image, text, logit_scale, groups, queue)
+        run = self._implementation(len(image), contrastive.info_nce, tiled.info_nce)
+        return run(image, text, logit_scale, groups, queue)
 
-    def _tiled(self, rows: int) -> bool:
-        return self.implementation == "tiled" or (self.implementation == "auto" and rows > DENSE_ROWS)
+    def _implementation(self, rows: int, in_one: Callable, by_tiles: Callable) -> Callable:
+        if self.implementation == "tiled" or (self.implementation == "auto" and rows > DENSE_ROWS):
+            return partial(by_tiles, tile=self.tile, exchange=self.exchange, products=self.products)
+        return partial(in_one, products=self.products)

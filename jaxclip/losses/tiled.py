@@ -8,32 +8,26 @@ and gradient need four matrix products of size B x B x D; the dense loss needs t
 arrays. The sigmoid loss has no normalising sums, so a single pass with three products computes its value and its
 gradient.
 
-On a mesh, each device holds its own rows of images and texts. The blocks of texts, together with their accumulators,
-travel once around the ring formed by the mesh's batch axes and return to the device where they started. In addition to
-its own rows, a device therefore holds only a visiting block and the next one, which arrives during the computation.
-Devices along the other mesh axes repeat the same computation.
+On a mesh, each device holds its own rows of images and texts, and combines its images with the texts of all devices,
+which it receives in blocks or one device's at a time (`exchange`). Devices along the mesh axes that do not split the
+batch repeat the same computation.
 """
 
-import math
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxclip.losses.contrastive import Queue
-from jaxclip.losses.tiles import Side, Tile, dot, on_mesh, padded, sides, visit_ring, visit_tiles
-
-TILE = 1024
-"""Default rows and columns of a tile, which is 4 MiB of float32: small enough for a CPU's cache, yet not too small for
-fast matrix products."""
+from jaxclip.losses.exchange import ONLINE_SOFTMAX, SUMS, on_mesh, padded, sides, visit_all
+from jaxclip.losses.products import dot
+from jaxclip.losses.tiles import Settings, Side, Tile, visit_tiles
+from jaxclip.runtime import compiler
 
 _NONE = -1e30
 """Logit of a masked entry: relative to any real logit its exponential is 0, and unlike -inf it never produces a NaN."""
 _BEHIND = 2**30  # `Side.number` of the queue's first row; larger than any row of a batch, so that no entry is a pair
-_LANES = 128  # columns of a partial reduction of a row
 
 
 def info_nce(
@@ -43,7 +37,9 @@ def info_nce(
     groups: Int[Array, " B"] | None = None,
     queue: Queue | None = None,
     *,
-    tile: int = TILE,
+    tile: int = 0,
+    exchange: str = "gather",
+    products: str = "float32",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the same loss and metrics as `contrastive.info_nce`, up to rounding, computed on the current mesh.
 
@@ -52,14 +48,16 @@ def info_nce(
     Args:
       image_embedding, text_embedding, logit_scale, groups: see `contrastive.info_nce`.
       queue: see `contrastive.info_nce`; it is replicated on every device.
-      tile: rows and columns of a tile.
+      tile: rows and columns of a tile; 0 = those of the back end (`compiler.loss_tile`).
+      exchange: how devices exchange texts, one of `exchange.EXCHANGES`.
+      products: precision of the matrix products, one of `products.PRODUCTS`.
 
     Raises:
       ValueError: image and text embeddings are not (B, D) arrays of the same shape with B > 0.
     """
-    size, scale = len(image_embedding), jnp.asarray(logit_scale, jnp.float32)
+    settings = Settings(len(image_embedding), tile or compiler.loss_tile(), exchange, products)
     rows = padded(image_embedding, text_embedding, groups)
-    value, accuracy = _info_nce(*rows, jax.lax.stop_gradient(queue), scale, size, tile)
+    value, accuracy = _info_nce(*rows, jax.lax.stop_gradient(queue), jnp.asarray(logit_scale, jnp.float32), settings)
     return value, {"image_to_text_accuracy": accuracy[0], "text_to_image_accuracy": accuracy[1]}
 
 
@@ -70,33 +68,37 @@ def sigmoid(
     logit_bias: Float[Array, ""],
     groups: Int[Array, " B"] | None = None,
     *,
-    tile: int = TILE,
+    tile: int = 0,
+    exchange: str = "gather",
+    products: str = "float32",
 ) -> Float[Array, ""]:
     """Returns the same loss as `sigmoid.sigmoid`, up to rounding, computed on the current mesh.
 
-    The number of rows need not be a multiple of the number of devices. A tile has `tile` rows and columns.
+    The number of rows need not be a multiple of the number of devices. `tile`, `exchange` and `products` are those of
+    `info_nce`.
 
     Raises:
       ValueError: image and text embeddings are not (B, D) arrays of the same shape with B > 0.
     """
-    size, scale, bias = len(image_embedding), jnp.float32(logit_scale), jnp.float32(logit_bias)
-    return _sigmoid(*padded(image_embedding, text_embedding, groups), scale, bias, size, tile)
+    settings = Settings(len(image_embedding), tile or compiler.loss_tile(), exchange, products)
+    rows = padded(image_embedding, text_embedding, groups)
+    return _sigmoid(*rows, jnp.float32(logit_scale), jnp.float32(logit_bias), settings)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _info_nce(image, text, groups, queue, scale, size, tile):
-    return _info_nce_forward(image, text, groups, queue, scale, size, tile)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _info_nce(image, text, groups, queue, scale, settings):
+    return _info_nce_forward(image, text, groups, queue, scale, settings)[0]
 
 
-def _info_nce_forward(image, text, groups, queue, scale, size, tile):
-    run = on_mesh(partial(_log_sums, size=size, tile=tile), split_in=3, split_out=2)
+def _info_nce_forward(image, text, groups, queue, scale, settings):
+    run = on_mesh(partial(_log_sums, settings=settings), split_in=3, split_out=2)
     (row, column), (value, accuracy) = run((image, text, groups), (scale, queue))
     return (value, accuracy), (image, text, groups, queue, scale, row, column)
 
 
-def _info_nce_backward(size, tile, residuals, cotangents):
+def _info_nce_backward(settings, residuals, cotangents):
     image, text, groups, queue, scale, row, column = residuals
-    run = on_mesh(partial(_softmax_gradients, size=size, tile=tile), split_in=5, split_out=2)
+    run = on_mesh(partial(_softmax_gradients, settings=settings), split_in=5, split_out=2)
     (image_slope, text_slope), scale_slope = run((image, text, groups, row, column), (scale, queue, cotangents[0]))
     return image_slope, text_slope, None, None, scale_slope
 
@@ -104,86 +106,78 @@ def _info_nce_backward(size, tile, residuals, cotangents):
 _info_nce.defvjp(_info_nce_forward, _info_nce_backward)
 
 
-def _log_sums(ring, split, whole, *, size, tile):
+def _log_sums(ring, split, whole, *, settings):
     """Returns the log-sum-exp of the logits of this device's images and texts, then the batch's (loss, accuracies)."""
     scale, queue = whole
-    image, text = sides(ring, *split, size)
-
-    def along_rows(row, logits):
-        return _online(row, logits, partial(_along_rows, jnp.max), partial(_along_rows, jnp.sum), 1)
+    image, text = sides(ring, settings, split)
 
     def visit(at: Tile, rows, column):
         row, positive = rows
         logits = _logits(at, scale)
-        found = lax.cond(
-            at.near,
-            lambda: jnp.max(jnp.where(at.pairs, logits, _NONE), axis=1),
-            lambda: jnp.full_like(positive, _NONE),
-        )
-        column = _online(column, logits, partial(jnp.max, axis=0), partial(jnp.sum, axis=0), 0)
-        return (along_rows(row, logits), jnp.maximum(positive, found)), column
+        found = jnp.max(jnp.where(at.pairs, logits, _NONE), axis=1)
+        return (_online(row, logits, 1), jnp.maximum(positive, found)), _online(column, logits, 0)
 
     def visit_queue(at: Tile, row, _):
-        return along_rows(row, _logits(at, scale)), ()
+        return _online(row, _logits(at, scale), 1), ()
 
     empty = jnp.full(len(image.number), _NONE)
     rows, columns = ((empty, jnp.zeros_like(empty)), empty), (empty, jnp.zeros_like(empty))
-    (row, positive), column = visit_ring(ring, tile, image, text, rows, columns, visit)
+    (row, positive), column = visit_all(ring, settings, (image, text), rows, columns, visit, ONLINE_SOFTMAX)
     if queue is not None:
         queued_image, queued_text = _queued(queue)
-        row, _ = visit_tiles(tile, image, queued_text, row, (), visit_queue)
-        column, _ = visit_tiles(tile, text, queued_image, column, (), visit_queue)
+        row, _ = visit_tiles(settings, image, queued_text, row, (), visit_queue)
+        column, _ = visit_tiles(settings, text, queued_image, column, (), visit_queue)
     real = image.number >= 0
     row_log, column_log = (jnp.where(real, top + jnp.log(total), 0.0) for top, total in (row, column))
     means = [
-        ring.total(jnp.sum(jnp.where(real, x, 0.0))) / size
+        ring.total(jnp.sum(jnp.where(real, x, 0.0))) / settings.size
         for x in (0.5 * (row_log + column_log) - positive, positive >= row[0], positive >= column[0])
     ]
     return (row_log, column_log), (means[0], tuple(means[1:]))
 
 
-def _softmax_gradients(ring, split, whole, *, size, tile):
+def _softmax_gradients(ring, split, whole, *, settings):
     """Returns the gradients with respect to this device's (images, texts), then that with respect to the scale."""
-    image_rows, text_rows, groups, row_log, column_log = split
+    *split, row_log, column_log = split
     scale, queue, cotangent = whole
-    image, text = sides(ring, image_rows, text_rows, groups, size)
+    image, text = sides(ring, settings, split, (row_log, column_log))
 
-    def visit(at: Tile, rows, columns):
-        (image_slope, row_log), (text_slope, column_log) = rows, columns
+    def visit(at: Tile, image_slope, text_slope):
         logits = _logits(at, scale)
-        slopes = jnp.exp(logits - row_log[:, None]) + jnp.exp(logits - column_log)
-        image_more, text_more = _products(at, jnp.where(at.pairs, slopes - 2.0, slopes))
-        return (image_slope + image_more, row_log), (text_slope + text_more, column_log)
+        slopes = jnp.exp(logits - at.left.log_sum[:, None]) + jnp.exp(logits - at.right.log_sum)
+        image_more, text_more = _products(at, jnp.where(at.pairs, slopes - 2.0, slopes), settings.products)
+        return image_slope + image_more, text_slope + text_more
 
-    def visit_queue(at: Tile, rows, _):
-        slope, log = rows
-        return (slope + dot(jnp.exp(_logits(at, scale) - log[:, None]), at.right, 1, 0), log), ()
+    def visit_queue(at: Tile, slope, _):
+        slopes = jnp.exp(_logits(at, scale) - at.left.log_sum[:, None])
+        return slope + dot(slopes, at.right.embedding, 1, 0, settings.products), ()
 
-    rows, columns = (jnp.zeros_like(image_rows), row_log), (jnp.zeros_like(text_rows), column_log)
-    (image_slope, _), (text_slope, _) = visit_ring(ring, tile, image, text, rows, columns, visit)
+    image_rows, text_rows = split[:2]
+    rows, columns = jnp.zeros_like(image_rows), jnp.zeros_like(text_rows)
+    image_slope, text_slope = visit_all(ring, settings, (image, text), rows, columns, visit, SUMS)
     towards_scale = 0.0
     if queue is not None:
         queued_image, queued_text = _queued(queue)
-        (image_slope, _), _ = visit_tiles(tile, image, queued_text, (image_slope, row_log), (), visit_queue)
-        (more, _), _ = visit_tiles(tile, text, queued_image, (jnp.zeros_like(text_rows), column_log), (), visit_queue)
+        image_slope, _ = visit_tiles(settings, image, queued_text, image_slope, (), visit_queue)
+        more, _ = visit_tiles(settings, text, queued_image, columns, (), visit_queue)
         text_slope, towards_scale = text_slope + more, jnp.sum(more * text_rows)
-    share = 0.5 * cotangent / size
+    share = 0.5 * cotangent / settings.size
     scale_slope = share * ring.total(jnp.sum(image_slope * image_rows) + towards_scale)
     return (image_slope * (share * scale), text_slope * (share * scale)), scale_slope
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _sigmoid(image, text, groups, scale, bias, size, tile):
-    return _sigmoid_forward(image, text, groups, scale, bias, size, tile)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _sigmoid(image, text, groups, scale, bias, settings):
+    return _sigmoid_forward(image, text, groups, scale, bias, settings)[0]
 
 
-def _sigmoid_forward(image, text, groups, scale, bias, size, tile):
-    run = on_mesh(partial(_sigmoid_pass, size=size, tile=tile), split_in=3, split_out=2)
+def _sigmoid_forward(image, text, groups, scale, bias, settings):
+    run = on_mesh(partial(_sigmoid_pass, settings=settings), split_in=3, split_out=2)
     slopes, (value, *scalar_slopes) = run((image, text, groups), (scale, bias))
     return value, (*slopes, *scalar_slopes)
 
 
-def _sigmoid_backward(size, tile, slopes, cotangent):
+def _sigmoid_backward(settings, slopes, cotangent):
     image_slope, text_slope, scale_slope, bias_slope = (cotangent * slope for slope in slopes)
     return image_slope, text_slope, None, scale_slope, bias_slope
 
@@ -191,29 +185,28 @@ def _sigmoid_backward(size, tile, slopes, cotangent):
 _sigmoid.defvjp(_sigmoid_forward, _sigmoid_backward)
 
 
-def _sigmoid_pass(ring, split, whole, *, size, tile):
+def _sigmoid_pass(ring, split, whole, *, settings):
     """Returns the gradients for this device's (images, texts), then (loss, gradients for scale and bias) of the batch.
 
     If only the loss is used, the compiler removes the computation of the gradients.
     """
     scale, bias = whole
-    image, text = sides(ring, *split, size)
+    size, (image_rows, text_rows, _) = settings.size, split
 
     def visit(at: Tile, image_slope, columns):
         text_slope, cost, bias_slope = columns
         logits = _logits(at, scale, bias)
         right = at.pairs.astype(jnp.float32)
         slopes = jax.nn.sigmoid(logits) - right
-        image_more, text_more = _products(at, slopes)
+        image_more, text_more = _products(at, slopes, settings.products)
         cost += jnp.sum(jax.nn.softplus(logits) - right * jnp.where(at.pairs, logits, 0.0), axis=0)
         return image_slope + image_more, (text_slope + text_more, cost, bias_slope + jnp.sum(slopes, axis=0))
 
-    nothing = jnp.zeros(len(text.number))
-    columns = (jnp.zeros_like(split[1]), nothing, nothing)
-    image_slope, (text_slope, cost, bias_slope) = visit_ring(
-        ring, tile, image, text, jnp.zeros_like(split[0]), columns, visit
-    )
-    sums = (jnp.sum(cost), jnp.sum(image_slope * split[0]), jnp.sum(bias_slope))
+    nothing = jnp.zeros(len(text_rows))
+    rows, columns = jnp.zeros_like(image_rows), (jnp.zeros_like(text_rows), nothing, nothing)
+    image_slope, columns = visit_all(ring, settings, sides(ring, settings, split), rows, columns, visit, SUMS)
+    text_slope, cost, bias_slope = columns
+    sums = (jnp.sum(cost), jnp.sum(image_slope * image_rows), jnp.sum(bias_slope))
     return (image_slope * (scale / size), text_slope * (scale / size)), tuple(ring.total(x) / size for x in sums)
 
 
@@ -227,23 +220,13 @@ def _queued(queue: Queue) -> tuple[Side, Side]:
     return tuple(Side(side.astype(jnp.float32), queue.group, number) for side in (queue.image, queue.text))
 
 
-def _online(state, logits, largest, total, axis):
+def _online(state: tuple[Array, Array], logits: Float[Array, "R C"], axis: int) -> tuple[Array, Array]:
     """Returns the state of an online softmax, (maximum, sum of exponentials relative to it), after more logits."""
-    top, summed = state
-    new = jnp.maximum(top, largest(logits))
-    return new, summed * jnp.exp(top - new) + total(jnp.exp(logits - jnp.expand_dims(new, axis)))
+    top, total = state
+    new = jnp.maximum(top, jnp.max(logits, axis=axis))
+    return new, total * jnp.exp(top - new) + jnp.sum(jnp.exp(logits - jnp.expand_dims(new, axis)), axis=axis)
 
 
-def _along_rows(reduce: Callable, x: Float[Array, "R C"]) -> Float[Array, " R"]:
-    """Returns the reduction of each row.
-
-    It reduces blocks of at most _LANES columns elementwise before it reduces across columns, which vectorises better on
-    CPUs.
-    """
-    lanes = math.gcd(x.shape[1], _LANES)
-    return reduce(reduce(x.reshape(len(x), -1, lanes), axis=1), axis=1)
-
-
-def _products(at: Tile, slopes: Float[Array, "R C"]) -> tuple[Float[Array, "R D"], Float[Array, "C D"]]:
+def _products(at: Tile, slopes: Float[Array, "R C"], products: str) -> tuple[Float[Array, "R D"], Float[Array, "C D"]]:
     """Returns the gradients with respect to the tile's rows and columns, given those with respect to its cosines."""
-    return dot(slopes, at.right, 1, 0), dot(slopes, at.left, 0, 0)
+    return dot(slopes, at.right.embedding, 1, 0, products), dot(slopes, at.left.embedding, 0, 0, products)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxclip.losses import contrastive, tiled
+from jaxclip.losses import contrastive, exchange, tiled
 from jaxclip.losses import sigmoid as pairwise
 from jaxclip.runtime.mesh import make_mesh
 
@@ -91,28 +92,39 @@ def chain_rule(slopes, images, texts, scale):
     return scale * slopes @ texts, scale * slopes.T @ images, (slopes * (images @ texts.T)).sum()
 
 
-@partial(jax.jit, static_argnames="tile")
-def run_softmax(images, texts, scale, groups, tile):
+STATIC = ("tile", "gathered", "exchange_name", "products")
+
+
+@partial(jax.jit, static_argnames=STATIC)
+def run_softmax(
+    images, texts, scale, groups, tile, exchange_name="gather", products="float32", gathered=exchange.BLOCK
+):
     def loss(images, texts, scale):
-        return tiled.info_nce(images, texts, scale, groups, tile=tile)[0]
+        settings = {"tile": tile, "exchange": exchange_name, "products": products}
+        return tiled.info_nce(images, texts, scale, groups, **settings)[0]
 
-    return jax.value_and_grad(loss, argnums=(0, 1, 2))(images, texts, jnp.float32(scale))
+    with patch.object(exchange, "BLOCK", gathered):
+        return jax.value_and_grad(loss, argnums=(0, 1, 2))(images, texts, jnp.float32(scale))
 
 
-@partial(jax.jit, static_argnames="tile")
-def run_sigmoid(images, texts, scale, groups, tile):
+@partial(jax.jit, static_argnames=STATIC)
+def run_sigmoid(
+    images, texts, scale, groups, tile, exchange_name="gather", products="float32", gathered=exchange.BLOCK
+):
     def loss(images, texts, scale, bias):
-        return tiled.sigmoid(images, texts, scale, bias, groups, tile=tile)
+        settings = {"tile": tile, "exchange": exchange_name, "products": products}
+        return tiled.sigmoid(images, texts, scale, bias, groups, **settings)
 
-    return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(images, texts, jnp.float32(scale), jnp.float32(BIAS))
+    with patch.object(exchange, "BLOCK", gathered):
+        return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(images, texts, jnp.float32(scale), jnp.float32(BIAS))
 
 
 LOSSES = {"info_nce": (run_softmax, softmax_oracle), "sigmoid": (run_sigmoid, sigmoid_oracle)}
 
 
-def assert_equals_oracle(name, images, texts, scale, groups, tile):
+def assert_equals_oracle(name, images, texts, scale, groups, tile, **options):
     run, oracle = LOSSES[name]
-    value, gradients = run(images, texts, scale, groups, tile)
+    value, gradients = run(images, texts, scale, groups, tile, **options)
     expected, expected_gradients = oracle(images, texts, scale, groups)
     # float32 has seven significant digits of a logit. The error of a probability p is p (1 - p) <= 1/4 of the logit's,
     # and a row's gradient is scale / size times probabilities times differences of unit vectors (<= 2), summed over
@@ -132,13 +144,74 @@ def test_value_and_gradients_equal_the_oracle_at_any_size_and_tile(name, size, t
     assert_equals_oracle(name, *unit_vectors(size, seed=seed), scale, groups, tile)
 
 
+EXCHANGES = {
+    "gather": {"exchange_name": "gather"},
+    "gather, in blocks": {"exchange_name": "gather", "gathered": 16},  # two texts of each device, which has five
+    "ring": {"exchange_name": "ring"},
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("options", EXCHANGES.values(), ids=EXCHANGES)
+def test_value_and_gradients_equal_the_oracle_on_eight_devices_in_every_exchange(name, options):
+    with jax.set_mesh(make_mesh(2, 4, 1, jax.devices("cpu"))):
+        assert_equals_oracle(name, *unit_vectors(37), 100.0, random_groups(37), 3, **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_value_and_gradients_equal_the_oracle_on_any_mesh(name, sizes):
+@pytest.mark.parametrize("options", EXCHANGES.values(), ids=EXCHANGES)
+def test_value_and_gradients_equal_the_oracle_on_any_mesh(name, sizes, options):
     with jax.set_mesh(make_mesh(*sizes, jax.devices("cpu")[: int(np.prod(sizes))])):
         for size, scale, groups in ((1, 14.3, None), (37, 100.0, random_groups(37)), (64, 14.3, random_groups(64))):
-            assert_equals_oracle(name, *unit_vectors(size), scale, groups, 3)
+            assert_equals_oracle(name, *unit_vectors(size), scale, groups, 3, **options)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "exchange_name"), [((1, 1, 1), "gather"), ((2, 4, 1), "gather"), ((8, 1, 1), "ring")]
+)
+@pytest.mark.parametrize("name", LOSSES)
+def test_bfloat16_products_round_embeddings_and_slopes_but_nothing_else(name, sizes, exchange_name):
+    # Embeddings that are bfloat16 numbers already have exact products, so that only slopes are rounded.
+    images, texts = (np.float32(x.astype(jnp.bfloat16)) for x in unit_vectors(37, seed=1))
+    groups, (run, oracle) = random_groups(37, seed=1), LOSSES[name]
+    with jax.set_mesh(make_mesh(*sizes, jax.devices("cpu")[: int(np.prod(sizes))])):
+        value, gradients = run(images, texts, 14.3, groups, 8, exchange_name, "bfloat16")
+    expected, expected_gradients = oracle(images, texts, 14.3, groups)
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    # A slope's error is at most 2**-9 of it, but the sum of the products of slopes and embeddings partly cancels.
+    for gradient, exact in zip(gradients[:2], expected_gradients[:2], strict=True):
+        assert 2**-14 < np.linalg.norm(gradient - exact) / np.linalg.norm(exact) < 2**-7
+    # The scale's gradient is the product of the images and their gradient, over the scale.
+    largest = np.linalg.norm(images) * np.linalg.norm(expected_gradients[0]) / 14.3
+    assert abs(gradients[2] - expected_gradients[2]) < 2**-7 * largest
+    if name == "sigmoid":  # the bias's gradient is no product
+        assert float(gradients[3]) == pytest.approx(expected_gradients[3], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["dense", "tiled"])
+@pytest.mark.parametrize(("products", "tolerance"), [("float32", 5e-6), ("bfloat16_3x", 1e-4), ("bfloat16", 2e-2)])
+def test_the_precision_of_products_bounds_the_errors_of_value_and_gradients(loss, products, tolerance):
+    images, texts = unit_vectors(96)
+
+    def info_nce(images, texts, scale):
+        if loss == "dense":
+            return contrastive.info_nce(images, texts, scale, products=products)[0]
+        return tiled.info_nce(images, texts, scale, tile=64, products=products)[0]
+
+    def sigmoid(images, texts, scale):
+        if loss == "dense":
+            return pairwise.sigmoid(images, texts, scale, jnp.float32(BIAS), products=products)
+        return tiled.sigmoid(images, texts, scale, jnp.float32(BIAS), tile=64, products=products)
+
+    for function, oracle in ((info_nce, softmax_oracle), (sigmoid, sigmoid_oracle)):
+        value, gradients = jax.jit(jax.value_and_grad(function, argnums=(0, 1)))(images, texts, jnp.float32(14.3))
+        expected, expected_gradients = oracle(images, texts, 14.3, None)
+        assert float(value) == pytest.approx(expected, rel=tolerance)
+        pairs = zip(gradients, expected_gradients[:2], strict=True)
+        errors = [np.linalg.norm(gradient - exact) / np.linalg.norm(exact) for gradient, exact in pairs]
+        assert tolerance / 100 < max(errors) < tolerance, errors
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)], ids=str)
@@ -153,7 +226,8 @@ def test_a_queue_adds_negatives_of_other_groups_only(sizes, filled):
     expected, expected_gradients = queued_oracle(images, texts, 14.3, groups, queue)
     if not filled:
         assert expected == pytest.approx(softmax_oracle(images, texts, 14.3, groups)[0], rel=1e-9)
-    for loss in (contrastive.info_nce, partial(tiled.info_nce, tile=4)):
+    by_tiles = [partial(tiled.info_nce, tile=4, exchange=name) for name in exchange.EXCHANGES]
+    for loss in (contrastive.info_nce, *by_tiles[: 1 if sizes == (1, 1, 1) else 2]):
         run = jax.jit(jax.value_and_grad(lambda x, y, s, loss=loss: loss(x, y, s, groups, queue)[0], argnums=(0, 1, 2)))
         with jax.set_mesh(make_mesh(*sizes, jax.devices("cpu")[: int(np.prod(sizes))])):
             value, gradients = run(images, texts, jnp.float32(14.3))
