@@ -3,6 +3,8 @@
 import string
 import unicodedata
 from collections.abc import Collection, Mapping
+from functools import lru_cache
+from itertools import chain
 
 DEFAULT_TEMPLATE = "{name} {baseColour} {pattern} {materialType} {season} {usage}"
 """The name and the attributes that the fit-aware paper appends to it; `build` leaves repeated words out."""
@@ -29,7 +31,7 @@ PROMPTS = (
 """OpenFashionCLIP's prompts (Cartella et al. 2023, arXiv 2309.05551), as its authors print them in Multimodal Garment
 Designer (Baldrati et al. 2023, arXiv 2304.02051, appendix A.1)."""
 
-_Piece = tuple[str, str | None]
+_Piece = tuple[str, str | None, bool]
 
 
 def build(name: str, attributes: Mapping[str, str], template: str, keep: Collection[str] | None = None) -> str:
@@ -45,29 +47,34 @@ def build(name: str, attributes: Mapping[str, str], template: str, keep: Collect
       template: see `fields`; it must have passed `check`.
       keep: names of the attributes to use, None for all; training can drop some at random.
     """
-    pieces = list(_pieces(template))
-    used = {_key(word) for text, _ in pieces for word in text.split()} | {_key(word) for word in name.split()}
+    pieces, template_keys, spaced = _pieces(template)
+    name_words = name.split()
+    used = {*template_keys, *map(_key, name_words)}
     values = []
-    for _, field in pieces:
+    for _, field, _ in pieces:
         if field is None or field == "name":
-            values.append(name if field else "")
+            values.append(name_words if field else [])
         elif keep is not None and field not in keep:
-            values.append("")
+            values.append([])
         else:
             values.append(_new_words(attributes.get(field, ""), used))
+    if spaced:
+        return " ".join(chain.from_iterable(values))
     caption, absent_before = "", False
-    for (text, field), value in zip(pieces, values, strict=True):
+    for (text, field, punctuation), words in zip(pieces, values, strict=True):
+        value = name if field == "name" else " ".join(words)
         absent = field is not None and not value
-        punctuation = not any(map(str.isalnum, text))
-        caption += " " if text and punctuation and (absent_before or absent) else text
+        caption += " " if punctuation and (absent_before or absent) else text
         caption += value
         absent_before = absent
     return " ".join(caption.split())
 
 
+@lru_cache(maxsize=64)
 def fields(template: str) -> tuple[str, ...]:
     """Returns the attributes that a template such as "{name} in {baseColour}" names, each once and without `name`."""
-    return tuple(dict.fromkeys(field for _, field in _pieces(template) if field not in (None, "name")))
+    pieces, _, _ = _pieces(template)
+    return tuple(dict.fromkeys(field for _, field, _ in pieces if field not in (None, "name")))
 
 
 def check(template: str) -> list[str]:
@@ -92,22 +99,34 @@ def normalise(caption: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded.casefold()).split())
 
 
-def _pieces(template: str) -> list[_Piece]:
-    """Returns pairs (text, the field after it) in order; the field is None at the end and after an escaped brace."""
-    return [(text, field) for text, field, _, _ in string.Formatter().parse(template)]
+@lru_cache(maxsize=64)
+def _pieces(template: str) -> tuple[tuple[_Piece, ...], frozenset[str], bool]:
+    """Returns a template's pieces in order, the keys of its own words, and whether its fields are separated by spaces.
+
+    A piece is (text, the field after it, whether the text is only punctuation or white space); the field is None at the
+    end and after an escaped brace. Fields are separated by spaces if there is nothing else in the template.
+    """
+    parsed = [(text, field) for text, field, _, _ in string.Formatter().parse(template)]
+    pieces = tuple((text, field, bool(text) and not any(map(str.isalnum, text))) for text, field in parsed)
+    spaced = all(text.isspace() for text, _ in parsed[1:]) and not parsed[0][0].strip()
+    return pieces, frozenset(_key(word) for text, _ in parsed for word in text.split()), spaced
 
 
-def _new_words(value: str, used: set[str]) -> str:
-    """Returns the words of an attribute whose `_key` is not in `used`, "" if there are none; adds their keys to it."""
-    kept = []
+def _new_words(value: str, used: set[str]) -> list[str]:
+    """Returns the words of an attribute whose `_key` is not in `used`, [] if there are none; adds their keys to it."""
+    kept, new = [], False
     for word in value.split():
         key = _key(word)
-        if not key or key not in used:
+        if not key:
+            kept.append(word)
+        elif key not in used:
             kept.append(word)
             used.add(key)
-    return " ".join(kept) if any(map(_key, kept)) else ""
+            new = True
+    return kept if new else []
 
 
+@lru_cache(maxsize=1 << 16)
 def _key(word: str) -> str:
     """Returns a word casefolded and without punctuation at its ends, for comparison."""
     folded = word.casefold()

@@ -78,8 +78,9 @@ class Data:
     )
     resize_on: str = key(
         "auto",
-        "where training scales pictures: host (Pillow), device, or auto: the device if it is a GPU or TPU and can. It "
-        "cannot if a picture's side exceeds six times image_size, or with resize = crop without random crops",
+        "where training scales pictures: host (Pillow), device, or auto: the device if it is a GPU or TPU, except with "
+        "resize = crop without random crops, or if most pictures exceed three times image_size. With device, the host "
+        "scales only crops that do not fit the squares that devices receive, which hold 95% of them where possible",
         choices=("auto", "host", "device"),
     )
     mean: RGB = key(

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
-from jaxclip.config.schema import Augmentation, Config
+from jaxclip.config.schema import Config
 from jaxclip.errors import UserError
 from jaxclip.pipeline import images, text
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.pipeline.records import Records
+from jaxclip.pipeline.tokens import StoredTokens
+from jaxclip.pipeline.words import CaptionTokenizer
 from jaxclip.runtime.tensorflow import tf
 
 Batch = dict[str, np.ndarray]
@@ -56,7 +57,7 @@ class Partners:
 
 def training_batches(
     records: Records,
-    tokenizer: PreTrainedTokenizerFast,
+    tokens: StoredTokens | CaptionTokenizer,
     preprocess: Preprocess,
     config: Config,
     partners: Partners | None = None,
@@ -80,6 +81,8 @@ def training_batches(
     incorrect text is another augmentation of its own text and the similarity is 1.
 
     Args:
+      tokens: the tokens of the captions of `records`, if captions are not augmented; or what tokenizes captions. Both
+        give the same batches.
       config: batch_size, seed, augmentation and data.workers are used.
       partners: the partner of each of the `records`; None for batches without incorrect pairs.
       rows: the rows of the global batch that this process reads; None for all of them.
@@ -94,25 +97,83 @@ def training_batches(
             f"the table of incorrect pairs has {len(partners.partner)} products, but the split has {len(records)}: "
             "delete incorrect_pairs/ in the folder of the prepared dataset, and the next training mines the pairs again"
         )
+    if isinstance(tokens, StoredTokens):
+        expected = len(records), preprocess.context_length, False
+        found = len(tokens), tokens.context_length, config.augmentation.changes_captions
+        if found != expected:
+            raise ValueError(f"records, context length and augmentation of the tokens are {found}, not {expected}")
+        texts = _StoredTexts(tokens)
+    else:
+        texts = _AugmentedTexts(records, tokens, preprocess, config)
 
     def positions(step: tf.Tensor) -> tf.Tensor:
         return step * config.batch_size + tf.constant(rows, tf.int64)
 
     dataset = _map(tf.data.Dataset.range(steps.start, steps.stop), positions, parallel=1)
-    dataset = _map(dataset, _make_reader(records, partners, config.seed, len(rows)), parallel=2)
-    augment = _make_augmenter(records, preprocess, config, canvas)
+    dataset = _map(dataset, _make_reader(records, texts, partners, config.seed, len(rows)), parallel=2)
+    augment = _make_augmenter(records, texts, preprocess, config, canvas)
     dataset = _map(dataset.unbatch(), augment, parallel=config.data.workers or tf.data.AUTOTUNE)
-    tokenize = _make_batch_tokenizer(tokenizer, preprocess, config.augmentation, len(rows))
+    tokenize = _make_batch_tokenizer(texts, len(rows), preprocess.context_length)
     dataset = _map(dataset.batch(len(rows), drop_remainder=True), tokenize, parallel=2)
     return dataset.prefetch(2).as_numpy_iterator()
 
 
-def _make_augmenter(records: Records, preprocess: Preprocess, config: Config, canvas: int) -> Callable:
+class _AugmentedTexts:
+    """Draws captions from the records, augments and tokenizes them."""
+
+    def __init__(self, records: Records, encode: CaptionTokenizer, preprocess: Preprocess, config: Config):
+        self._records, self._encode, self._preprocess, self._config = records, encode, preprocess, config
+
+    def sources(self, numbers: tf.Tensor, load: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        """Returns what `parse` needs of the records with these numbers, (b, ...): the serialized records."""
+        return load(numbers)
+
+    def parse(self, source: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns what `draw` needs of one record."""
+        return self._records.parse(source)
+
+    def draw(self, record: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Returns a random caption of a record, its attributes, and the uniform draws for their augmentation."""
+        captions = record["captions"]
+        chosen = _draw_index(seed, tf.shape(captions)[0])
+        return captions[chosen], record["attributes"], tf.random.stateless_uniform([text.MAX_DRAWS], seed + 1)
+
+    def tokens(self, names: np.ndarray, attributes: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Returns the token ids of a batch of results of `draw`, (b, T) int32."""
+        return self._encode(
+            text.augmented_captions(names, attributes, self._preprocess, self._config.augmentation, draws)
+        )
+
+
+class _StoredTexts:
+    """Draws captions of which the tokens are stored; methods as in `_AugmentedTexts`."""
+
+    def __init__(self, stored: StoredTokens):
+        self._stored = stored
+        self.tokens = stored.read
+
+    def sources(self, numbers: tf.Tensor, load: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        counts = tf.numpy_function(self._stored.counts, [numbers], tf.int64, stateful=False)
+        return tf.stack([numbers, tf.ensure_shape(counts, numbers.shape)], axis=1)
+
+    def parse(self, source: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"number": source[0], "count": tf.cast(source[1], tf.int32)}
+
+    def draw(self, record: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return record["number"], _draw_index(seed, record["count"])
+
+
+_Texts = _AugmentedTexts | _StoredTexts
+
+
+def _make_augmenter(
+    records: Records, texts: _Texts, preprocess: Preprocess, config: Config, canvas: int
+) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
     """Returns the function that parses, decodes and augments one example; texts are tokenized later, by batch."""
     crop = _trained_on_crops(records, preprocess)
 
-    def augment(position: tf.Tensor, serialized: tf.Tensor, *incorrect: tf.Tensor) -> dict[str, tf.Tensor]:
-        record = records.parse(serialized)
+    def augment(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        record, position = records.parse(example["record"]), example["position"]
         # A position has four seeds: crop, flip, choice of the caption, and draws for `text.augmented_caption`.
         seed = tf.stack([tf.constant(config.seed, tf.int64), 4 * position])
         picture, extent = images.augment(
@@ -127,56 +188,62 @@ def _make_augmenter(records: Records, preprocess: Preprocess, config: Config, ca
         )
         fields = {
             "image": picture,
-            "text": _draw_caption(record, seed + 2),
+            "text": texts.draw(texts.parse(example["text"]) if "text" in example else record, seed + 2),
             "group": tf.cast(record["group"], tf.int32),
         }
         if canvas:
             fields |= {"extent": extent}
-        if incorrect:
-            partner, similarity, has_partner = incorrect
+        if "incorrect_text" in example:
             partner_seed = tf.stack([tf.constant(config.seed, tf.int64), -4 * (position + 1)])
-            fields |= {"incorrect_text": _draw_caption(records.parse(partner), partner_seed)}
-            fields |= {"similarity": similarity, "has_incorrect": has_partner}
+            fields |= {"incorrect_text": texts.draw(texts.parse(example["incorrect_text"]), partner_seed)}
+            fields |= {name: example[name] for name in ("similarity", "has_incorrect")}
         return fields
 
     return augment
 
 
-def _make_reader(records: Records, partners: Partners | None, seed: int, size: int) -> Callable:
+def _make_reader(
+    records: Records, texts: _Texts, partners: Partners | None, seed: int, size: int
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """Returns the function that reads a batch.
 
-    It maps b positions, (b,), to (positions, serialized records) and, with `partners`, also to the partners' serialized
-    records, the similarities, and whether each record has a partner; all (b,).
+    It maps b positions, (b,), to "position", the serialized "record" and, if tokens are stored, the source of its
+    "text"; and with `partners` also to the source of the "incorrect_text", the "similarity", and "has_incorrect",
+    whether the record has a partner.
     """
 
     def load(numbers: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.numpy_function(records.read, [numbers], tf.string, stateful=False), [size])
 
-    def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def read(positions: tf.Tensor) -> dict[str, tf.Tensor]:
         numbers = _shuffled(positions, len(records), seed)
+        record = load(numbers)
+        batch = {"position": positions, "record": record}
+        if isinstance(texts, _StoredTexts):
+            batch |= {"text": texts.sources(numbers, load)}
         if partners is None:
-            return positions, load(numbers)
+            return batch
         partner = tf.gather(tf.constant(partners.partner, tf.int64), numbers)
         similarity = tf.gather(tf.constant(partners.similarity, tf.float32), numbers)
         has_partner = partner >= 0
-        partner_records = load(tf.where(has_partner, partner, numbers))
-        return positions, load(numbers), partner_records, tf.where(has_partner, similarity, 1.0), has_partner
+        return batch | {
+            "incorrect_text": texts.sources(tf.where(has_partner, partner, numbers), load),
+            "similarity": tf.where(has_partner, similarity, 1.0),
+            "has_incorrect": has_partner,
+        }
 
     return read
 
 
 def _make_batch_tokenizer(
-    tokenizer: PreTrainedTokenizerFast, preprocess: Preprocess, augmentation: Augmentation, size: int
-) -> Callable:
-    """Returns the function that replaces the texts of a batch, the results of `_draw_caption`, by their token ids."""
-
-    def encode(names, attributes, draws):
-        return text.augmented_tokens(tokenizer, names, attributes, preprocess, augmentation, draws)
+    texts: _Texts, size: int, context_length: int
+) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+    """Returns the function that replaces the texts of a batch, the results of `draw`, by their token ids."""
 
     def tokenize(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         tokens = {
             name: tf.ensure_shape(
-                tf.numpy_function(encode, fields, tf.int32, stateful=False), [size, preprocess.context_length]
+                tf.numpy_function(texts.tokens, fields, tf.int32, stateful=False), [size, context_length]
             )
             for name, fields in batch.items()
             if name.endswith("text")
@@ -196,11 +263,9 @@ def _shuffled(positions: tf.Tensor, total: int, seed: int) -> tf.Tensor:
     )
 
 
-def _draw_caption(record: dict[str, tf.Tensor], seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """Returns a random caption of a record, its attributes, and the uniform draws for their augmentation."""
-    captions = record["captions"]
-    chosen = tf.random.stateless_uniform([], seed, 0, tf.shape(captions)[0], tf.int32)
-    return captions[chosen], record["attributes"], tf.random.stateless_uniform([text.MAX_DRAWS], seed + 1)
+def _draw_index(seed: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Returns the index of one of `count` captions."""
+    return tf.random.stateless_uniform([], seed, 0, count, tf.int32)
 
 
 def image_batches(

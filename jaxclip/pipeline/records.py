@@ -27,7 +27,6 @@ class Records:
     Attributes:
       split: the name of the split, or "all".
       features: the TFDS features of a record.
-      largest_side: longest side of any picture in the dataset, in pixels; 0 if preparation did not record it.
       numbers: (N,) index of each record within the split; 0..N-1 unless `take` selected a subset.
     """
 
@@ -41,7 +40,7 @@ class Records:
                 "the dataset was prepared as a whole; set --config.data.split=all"
             )
         self.split = split
-        self.features, self.largest_side = info.features, builder.metadata(prepared).get("largest_side", 0)
+        self.features = info.features
         paths = [path for name in names for path in info.splits[name].filepaths]
         lengths = [length for name in names for length in info.splits[name].shard_lengths]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -114,6 +113,23 @@ class Records:
                 f"the prepared dataset has no {', '.join(missing)}{purpose}: prepare the dataset with "
                 "--config.features.detector=foreground or another detector"
             )
+
+    def texts(self) -> Iterator[tuple[list[bytes], np.ndarray, list[bytes]]]:
+        """Yields the texts of all records in order, a block of n records at a time.
+
+        A block is (all captions of its records, the number of captions of each, their attributes as JSON): lists, and
+        an array (n,) int64.
+        """
+        wanted = {
+            "captions": tf.io.RaggedFeature(tf.string, row_splits_dtype=tf.int64),
+            "attributes": tf.io.FixedLenFeature([], tf.string),
+        }
+        for start in range(0, len(self), READ_BLOCK):
+            serialized = self.read(np.arange(start, min(start + READ_BLOCK, len(self))))
+            parsed = tf.io.parse_example(tf.constant(serialized, tf.string), wanted)
+            captions = parsed["captions"]
+            attributes = parsed["attributes"].numpy().tolist()
+            yield captions.flat_values.numpy().tolist(), captions.row_lengths().numpy(), attributes
 
     def products(self) -> Iterator[tuple[Product, int]]:
         """Yields (product without its picture, its group as an integer) for every record, in order."""

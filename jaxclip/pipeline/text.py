@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, SiglipTokenizer
 
@@ -20,6 +21,7 @@ from jaxclip.pipeline.preprocess import Preprocess
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_DRAWS = 40  # random numbers per caption, see `augmented_caption`
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
+PUNCTUATION = f"[{re.escape(string.punctuation)}]"  # regular expression
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 SINGLE_FILE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes that tokenizer.json describes completely; the second is the new name of the first."""
@@ -114,7 +116,7 @@ def add_cleaning(tokenizer: PreTrainedTokenizerBase, cleaning: str) -> PreTraine
     if cleaning == "canonicalize":
         steps = [
             normalizers.Replace("_", " "),
-            normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
+            normalizers.Replace(Regex(PUNCTUATION), ""),
             *steps,
             normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Strip(),
@@ -198,33 +200,46 @@ def augmented_caption(
     numbers in [0, 1): one that chooses the prompt, then one for each attribute of the template, then one for each word
     of the name. Words without a draw are kept, and at least one word is always kept.
     """
-    template = preprocess.caption_template
-    if augmentation.prompts:
-        template = captions.PROMPTS[int(draws[0] * len(captions.PROMPTS))]
-    fields = captions.fields(template)
-    kept = [f for f, draw in zip(fields, draws[1:], strict=False) if draw < augmentation.keep_attributes]
-    words = name.split()
-    if augmentation.keep_words < 1:
-        word_draws = draws[1 + len(fields) :]
-        kept_words = [w for i, w in enumerate(words) if i >= len(word_draws) or word_draws[i] < augmentation.keep_words]
-        words = kept_words or words[int(draws[0] * len(words)) :][:1]
-    return _apply_case(captions.build(" ".join(words), attributes, template, kept), preprocess)
+    kept = [(draws < keep).tolist() for keep in (augmentation.keep_attributes, augmentation.keep_words)]
+    return _augmented_caption(name, attributes, preprocess, augmentation, draws, *kept)
 
 
-def augmented_tokens(
-    tokenizer: PreTrainedTokenizerFast,
+def augmented_captions(
     names: Sequence[bytes],
     attributes: Sequence[bytes],
     preprocess: Preprocess,
     augmentation: Augmentation,
-    draws: np.ndarray,
-) -> np.ndarray:
-    """Returns the token ids of a batch's augmented captions, (n, context_length) int32."""
-    texts = [
-        augmented_caption(name.decode(), json.loads(values), preprocess, augmentation, row)
-        for name, values, row in zip(names, attributes, draws, strict=True)
+    draws: Float[np.ndarray, "n D"],
+) -> list[str]:
+    """Returns the augmented captions of n names, each with its attributes as a JSON object."""
+    kept = [(draws < keep).tolist() for keep in (augmentation.keep_attributes, augmentation.keep_words)]
+    return [
+        _augmented_caption(name.decode(), json.loads(values), preprocess, augmentation, *row)
+        for name, values, *row in zip(names, attributes, draws, *kept, strict=True)
     ]
-    return encode(tokenizer, texts, preprocess.context_length)
+
+
+def _augmented_caption(
+    name: str,
+    attributes: Mapping[str, str],
+    preprocess: Preprocess,
+    augmentation: Augmentation,
+    draws: np.ndarray,
+    keep_attribute: Sequence[bool],
+    keep_word: Sequence[bool],
+) -> str:
+    """Returns the augmented caption; `keep_attribute` and `keep_word` say which draws keep an attribute or a word."""
+    template = preprocess.caption_template
+    if augmentation.prompts:
+        template = captions.PROMPTS[int(draws[0] * len(captions.PROMPTS))]
+    fields = captions.fields(template)
+    kept = [field for field, keep in zip(fields, keep_attribute[1:], strict=False) if keep]
+    words = name.split()
+    if augmentation.keep_words < 1:
+        keep_word = keep_word[1 + len(fields) :]
+        kept_words = [word for i, word in enumerate(words) if i >= len(keep_word) or keep_word[i]]
+        words = kept_words or words[int(draws[0] * len(words)) :][:1]
+    return _apply_case(captions.build(" ".join(words), attributes, template, kept), preprocess)
 
 
 def _apply_case(text: str, preprocess: Preprocess) -> str:

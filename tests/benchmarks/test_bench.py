@@ -79,6 +79,13 @@ def test_a_wrong_command_line_is_reported(capsys, arguments, message):
     assert exited.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_an_unknown_precision_is_reported(capsys):
+    from jaxclip import bench
+
+    assert bench.main(["loss", "--rows=8", "--dimension=4", "--products=float16"]) == 2
+    assert "--products=float16 must be one of float32, bfloat16, bfloat16_3x" in capsys.readouterr().err
+
+
 def test_the_loss_by_strips_equals_info_nce():
     import jax
     import jax.numpy as jnp
@@ -163,8 +170,13 @@ def test_the_input_pipeline_is_compared_with_other_loaders(run, tmp_path):
     installed = {
         name for name, packages in input_benchmark.PEERS.items() if all(map(importlib.util.find_spec, packages))
     }
-    assert rows.keys() == {"jaxclip", "jaxclip, resize_on=device", "Pillow in threads"} | installed
-    assert all(row["per_second"] == pytest.approx(128 / row["seconds"]) for row in rows.values())
+    own = {*input_benchmark.VARIANTS, *input_benchmark.TEXTS, input_benchmark.DECODING}
+    assert rows.keys() == own | {"Pillow in threads"} | installed
+    for name, row in rows.items():
+        assert row["per_second"] == pytest.approx(128 / row["seconds"])
+        assert row["cores"] is None if name == "webdataset" else row["cores"] * row["per_core"] == pytest.approx(9000)
+    per_gpu = [rows[name]["cores"] for name in (input_benchmark.ON_DEVICE, input_benchmark.AUGMENTED)]
+    assert f"A host of 8 needs {8 * per_gpu[0]:.0f}, or {8 * per_gpu[1]:.0f} if captions" in done.stdout
 
 
 @pytest.mark.slow

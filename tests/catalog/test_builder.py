@@ -70,7 +70,7 @@ def prepared(raw, tmp_path_factory):
 def test_the_longest_side_of_any_picture_is_recorded(prepared):
     records = Records(prepared, "all")
     sizes = [Image.open(BytesIO(records.picture(number))).size for number in range(len(records))]
-    assert builder.metadata(prepared)["largest_side"] == records.largest_side == max(map(max, sizes))
+    assert builder.metadata(prepared)["largest_side"] == max(map(max, sizes))
 
 
 def test_dropped_products_are_counted_by_kind(prepared):

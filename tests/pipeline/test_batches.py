@@ -15,6 +15,7 @@ from jaxclip.models.resampling import scale
 from jaxclip.pipeline import images
 from jaxclip.pipeline.batches import Partners, image_batches, training_batches
 from jaxclip.pipeline.records import Records
+from jaxclip.pipeline.words import TokenizedByCaption
 
 TOTAL, BATCH = 19, 4
 AUGMENTED = Augmentation((0.3, 0.9), (0.5, 2.0), flip=True, keep_attributes=0.5, keep_words=0.5)
@@ -28,9 +29,15 @@ def batches(prepared, preprocess, tokenizer):
 
     def load(first, last, *, batch=BATCH, seed=3, rows=None, augmentation=AUGMENTED):
         config = Config(seed=seed, batch_size=batch, augmentation=augmentation)
-        return list(training_batches(records, tokenizer, preprocess, config, steps=range(first, last), rows=rows))
+        return list(
+            training_batches(records, by_caption(tokenizer), preprocess, config, steps=range(first, last), rows=rows)
+        )
 
     return load
+
+
+def by_caption(tokenizer, context_length=16):
+    return TokenizedByCaption(tokenizer, context_length)
 
 
 def assert_same(actual, expected):
@@ -165,10 +172,10 @@ def test_towers_trained_on_crops_get_the_prepared_crops_in_training_and_evaluati
         part = images.cut(images.decode(picture), box)
         expected[int(product.group)] = images.resize(part, crops.image_size, crops.resize).numpy()
     config = Config(seed=0, batch_size=TOTAL, augmentation=PLAIN)
-    (batch,) = training_batches(records, tokenizer, crops, config, steps=range(1))
+    (batch,) = training_batches(records, by_caption(tokenizer), crops, config, steps=range(1))
     for group, picture in zip(batch["group"], batch["image"], strict=True):
         np.testing.assert_array_equal(picture, expected[int(group)])
-    (unscaled,) = training_batches(records, tokenizer, crops, config, steps=range(1), canvas=96)
+    (unscaled,) = training_batches(records, by_caption(tokenizer), crops, config, steps=range(1), canvas=96)
     scaled = np.asarray(scale(unscaled["image"], unscaled["extent"], crops.image_size, "bicubic"), int)
     assert (unscaled["extent"] != crops.image_size).any() and np.abs(scaled - batch["image"]).mean() < 0.5
     (seen,) = image_batches(records, crops, batch_size=TOTAL)
@@ -234,7 +241,7 @@ def test_context_length_and_picture_size_follow_the_preprocessing(prepared, prep
     other = replace(preprocess, image_size=16, context_length=6, resize="crop")
     records = Records(prepared, "train")
     config = Config(seed=0, batch_size=2, augmentation=AUGMENTED)
-    (batch,) = training_batches(records, tokenizer, other, config, steps=range(1))
+    (batch,) = training_batches(records, by_caption(tokenizer, 6), other, config, steps=range(1))
     assert batch["image"].shape == (2, 16, 16, 3) and batch["text"].shape == (2, 6)
 
 
@@ -251,7 +258,7 @@ def test_partners_add_texts_and_similarities_and_change_nothing_else(batches, pr
     products = list(records.products())
     number_of = {group: number for number, (_, group) in enumerate(products)}
     config = Config(seed=3, batch_size=BATCH, augmentation=PLAIN)
-    paired = list(training_batches(records, tokenizer, preprocess, config, table, steps=range(1, 11)))
+    paired = list(training_batches(records, by_caption(tokenizer), preprocess, config, table, steps=range(1, 11)))
     left_out = 0
     for batch, without in zip(paired, batches(1, 11, augmentation=PLAIN), strict=True):
         for name in without:
@@ -278,7 +285,9 @@ def test_incorrect_texts_are_augmented_independently_and_resume_exactly(prepared
 
     def load(first, last, rows=None):
         config, steps = Config(seed=3, batch_size=BATCH, augmentation=AUGMENTED), range(first, last)
-        return list(training_batches(records, tokenizer, preprocess, config, itself, steps=steps, rows=rows))
+        return list(
+            training_batches(records, by_caption(tokenizer), preprocess, config, itself, steps=steps, rows=rows)
+        )
 
     whole = load(0, 10)
     different = [(batch["text"] != batch["incorrect_text"]).any(axis=1).mean() for batch in whole]
@@ -301,4 +310,4 @@ def test_an_empty_non_finite_or_mismatched_table_of_pairs_is_an_error(prepared, 
         Partners(np.asarray([1, 0, 3, -1]), np.asarray([0.1, 0.1, np.inf, np.nan], np.float32))
     records, other = Records(prepared, "train"), make_partners(7)
     with pytest.raises(UserError, match=f"has 7 products, but the split has {TOTAL}: delete incorrect_pairs/"):
-        training_batches(records, tokenizer, preprocess, Config(batch_size=2), other, steps=range(1))
+        training_batches(records, by_caption(tokenizer), preprocess, Config(batch_size=2), other, steps=range(1))
