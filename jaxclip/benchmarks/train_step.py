@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxclip.benchmarks.captions import captions
 from jaxclip.benchmarks.timing import REPEATS, rounds
 from jaxclip.benchmarks.workers import Worker
 from jaxclip.config import Config, build
@@ -189,13 +190,11 @@ def _flops(config: Config, towers: Towers) -> dict[str, float]:
 
 
 def _batch(config: Config, shape: CLIPConfig) -> dict[str, np.ndarray]:
-    """Returns a random batch of pairs."""
+    """Returns a batch of random pictures with captions as long, and with ids as frequent, as real ones."""
     random = np.random.default_rng(0)
     rows, size = config.batch_size, shape.image.size
-    text = random.integers(0, shape.text.end_token, (rows, shape.text.context_length), np.int32)
-    text[:, -1] = shape.text.end_token
     return {
         "image": random.integers(0, 256, (rows, size, size, 3), np.uint8),
-        "text": text,
+        "text": captions(rows, shape.text.context_length, shape.text.end_token + 1),
         "group": np.arange(rows, dtype=np.int32),
     }

@@ -1,15 +1,15 @@
 """Operations of the towers, written so that XLA's CPU back end compiles them to faster programs.
 
-Each public function equals, up to rounding, the plain definition of the same name in `models.linear`. `models.forms`
+Each public function equals, up to rounding, the plain definition of the same name in another module. `models.forms`
 chooses between the two; `runtime.compiler.TABLE` lists the gain of each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 
 def contract(x: Array, kernel: Array, axes: int = 1) -> Array:
@@ -48,26 +48,30 @@ def _contract_backward(axes: int, operands: tuple[Array, Array], gradient: Array
 _contract_bfloat16.defvjp(_contract_forward, _contract_backward)
 
 
-@jax.custom_vjp
-def add_bias(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns x + bias. The gradient of the bias is the product of a vector of ones and the gradient of the sum.
+def sum_rows(x: Array, axes: int, dtype: jnp.dtype) -> Array:
+    """Returns the sum over the first `axes` axes of x, computed in `dtype`, as the product of ones and x.
 
-    XLA computes the usual gradient, a sum over rows, in several passes, which is slower than the product.
+    XLA computes a sum over rows in several passes, which is slower than the product.
     """
-    return x + bias
+    leading = list(range(axes))
+    return jnp.tensordot(jnp.ones(x.shape[:axes], x.dtype), x, (leading, leading), preferred_element_type=dtype)
 
 
-def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, Array]:
-    return add_bias(x, bias), bias
+def sum_by_id(x: Array, ids: Array, shared: Array, zeros: Array) -> Array:
+    """Returns, for each id below V, the sum of the rows of x that have it, in the dtype of `zeros`, (V, W).
+
+    One thread adds all rows, so that ids that many rows have need no special care.
+    """
+    return zeros.at[ids].add(x.astype(zeros.dtype), mode="drop")
 
 
-def _add_bias_backward(bias: Array, gradient: Array) -> tuple[Array, Array]:
-    leading = list(range(gradient.ndim - bias.ndim))
-    ones = jnp.ones(gradient.shape[: len(leading)], gradient.dtype)
-    return gradient, _sum_in_float32(ones, gradient, (leading, leading))
+def recompute(x: Array, function: Callable[..., Array], *parameters: Array) -> Array:
+    """Returns function(x, *parameters). In bfloat16 only the arguments are stored for the gradient.
 
-
-add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+    Layers are unrolled on CPUs, where XLA would merge what is computed again with the first computation, and store its
+    float32 values, but for the barrier that `jax.checkpoint` adds by default.
+    """
+    return (jax.checkpoint(function) if x.dtype == jnp.bfloat16 else function)(x, *parameters)
 
 
 def _sum_in_float32(x: Array, y: Array, axes: int | Sequence[Sequence[int]]) -> Array:

@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxclip.models.linear import Linear
+from jaxclip.models.recompute import LayerNorm
 from jaxclip.models.transformer import activate
 
 
@@ -59,7 +60,7 @@ class Halving(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (3, 3, inputs, outputs)))
-        self.norm = nnx.LayerNorm(outputs, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(outputs, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B S S C"]) -> Float[Array, "B S/2 S/2 D"]:
         x = convolve(x, self.kernel[...].astype(x.dtype), stride=2)
@@ -70,7 +71,7 @@ class Residual(nnx.Module):
     """x + 0.5 * GELU(convolution(norm(x))), with a 3x3 convolution of stride 1."""
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (3, 3, width, width)))
 
     def __call__(self, x: Float[Array, "B S S C"]) -> Float[Array, "B S S C"]:
