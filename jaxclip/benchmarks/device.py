@@ -80,9 +80,10 @@ PARTS = (
     Part(
         "losses on device and CPU", device_steps.losses, 60, {"preset": "tiny", "pairs": 32, "steps": 20}, {"pairs": 8}
     ),
-    _step("vit_b_32", 4096, remat="dots"),  # the first step part is remat none, and scans its layers
+    _step("vit_b_32", 4096, attention="xla"),  # the first step part has the fused one, and remat none
+    _step("vit_b_32", 4096, remat="qkv,mixed,attended,hidden"),
     _step("vit_b_32", 4096, remat="full"),
-    _step("vit_b_32", 4096, execution="unroll"),
+    _step("vit_b_32", 4096, execution="scan"),  # the first step part unrolls its layers on GPUs
     Part(
         "bias gradient", device_parts.bias_gradient, 40, {"rows": 4096 * 50, "width": 3072}, {"rows": 512, "width": 32}
     ),
@@ -90,7 +91,7 @@ PARTS = (
         "InfoNCE",
         device_parts.loss,
         60,
-        {"pairs": 32768, "dimension": 512, "tiles": [1024, 2048, 4096, 8192]},
+        {"pairs": 32768, "dimension": 512, "tiles": [1024, 2048, 4096, 8192], "products": ["float32", "bfloat16"]},
         {"pairs": 64, "dimension": 16, "tiles": [8, 16, 32, 64]},
     ),
     Part(

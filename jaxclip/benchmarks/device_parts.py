@@ -6,6 +6,7 @@ Every function runs in a process of its own and yields one row per measurement. 
 
 import importlib
 import importlib.metadata
+import itertools
 import os
 import platform
 import shutil
@@ -19,9 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclip.benchmarks.captions import captions
 from jaxclip.benchmarks.limited import Row, one_line
 from jaxclip.losses import contrastive, tiled
 from jaxclip.models import cpu
+from jaxclip.models.attention import attend, choose
+from jaxclip.models.embedding import embed_tokens
 from jaxclip.ranking.ranks import both_ways
 from jaxclip.ranking.relevance import Relevance
 from jaxclip.runtime import mesh as meshes
@@ -30,8 +34,6 @@ ROUNDS, ROUND_SECONDS, MOST_CALLS = 5, 0.1, 100
 """Timed rounds of each measurement, the least seconds of a round, and the most calls in it."""
 PACKAGES = ("jaxlib", "flax", "optax", "numpy", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 CUDA_PACKAGES = ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
-CAPTION, SPREAD, WORDS = 12, 3, 2000
-"""Mean number of tokens in a realistic caption, its standard deviation, and the number of different words."""
 HEAD = 64  # features of an attention head in every ViT preset
 SCALE = 1 / 0.07  # logit scale of the losses
 
@@ -77,22 +79,6 @@ def _seconds(run: Callable, arguments: Sequence[Any], calls: int) -> float:
         result = run(*arguments)
     jax.block_until_ready(result)
     return (time.perf_counter() - start) / calls
-
-
-def captions(count: int, length: int, vocabulary: int) -> np.ndarray:
-    """Returns token ids, (count, length) int32, as of real captions: start, words, then end tokens as padding.
-
-    As in CLIP's vocabulary, the start token has the last id but one and the end token the last. Captions have about
-    CAPTION tokens. The n-th most frequent of WORDS words has a probability in proportion to 1 / n.
-    """
-    random = np.random.default_rng(0)
-    words = random.permutation(vocabulary - 2)[:WORDS].astype(np.int32)
-    weights = 1 / np.arange(1, len(words) + 1)
-    ids = random.choice(words, (count, length), p=weights / weights.sum())
-    ids[:, 0] = vocabulary - 2
-    lengths = np.clip(np.rint(random.normal(CAPTION, SPREAD, count)), 3, length).astype(int)  # with start and end
-    ids[np.arange(length) >= lengths[:, None] - 1] = vocabulary - 1
-    return ids
 
 
 def machine(matrix: int, copied: int) -> Iterator[Row]:
@@ -150,96 +136,119 @@ def _nvidia_driver() -> str | None:
 
 
 def attention(shapes: Sequence[tuple[int, int, bool, int]]) -> Iterator[Row]:
-    """Yields forward pass, and forward and backward pass, of attention in bfloat16: XLA's and the fused one of cuDNN.
+    """Yields forward pass, and forward and backward pass, of attention in bfloat16: XLA's and the device's fused one.
 
-    A shape is (tokens, heads, whether the mask is causal, examples). The fused rows also hold "difference", the largest
-    absolute difference of an output from XLA's; outputs are of the order of 1.
+    A shape is (tokens, heads, whether the mask is causal, examples). The rows of the fused one also hold "difference",
+    the largest absolute difference of a result from XLA's: of outputs, which are of the order of 1, or of gradients.
     """
+    fused = choose(jnp.bfloat16, queries=2, head=HEAD)
     for tokens, heads, causal, examples in shapes:
         keys = jax.random.split(jax.random.key(0), 4)
         shape = (examples, tokens, heads, HEAD)
         *qkv, slope = (jax.random.normal(key, shape, jnp.bfloat16) for key in keys)
         forward_flops = 2 * 2 * examples * heads * tokens**2 * HEAD  # a causal mask saves none of XLA's
-        for implementation in ("xla", "cudnn"):
-            attend = partial(jax.nn.dot_product_attention, is_causal=causal, implementation=implementation)
 
-            def both(q, k, v, slope, attend=attend):
-                return jax.vjp(attend, q, k, v)[1](slope)
+        def forward(implementation, q, k, v, causal=causal):
+            return attend(q, k, v, causal=causal, implementation=implementation)
 
-            fields = {"tokens": tokens, "heads": heads, "causal": causal, "examples": examples}
+        def both(implementation, q, k, v, slope, forward=forward):
+            return jax.vjp(partial(forward, implementation), q, k, v)[1](slope)
+
+        for implementation in ("xla", *({"cudnn", "pallas"} & {fused})):
             for measured, function, arguments, flops in (
-                ("forward", attend, qkv, forward_flops),
+                ("forward", forward, qkv, forward_flops),
                 ("forward and backward", both, (*qkv, slope), 3 * forward_flops),
             ):
-                row = {"measured": measured, "implementation": implementation, **fields}
-                if implementation == "cudnn" and jax.default_backend() != "gpu":
-                    yield row | {"left_out": "cuDNN's attention needs an NVIDIA GPU"}
-                else:
-                    yield attempt(row, partial(_attention, function, arguments, flops, implementation))
+                row = {"measured": measured, "implementation": implementation, "tokens": tokens, "heads": heads}
+                row |= {"causal": causal, "examples": examples}
+                yield attempt(row, partial(_attention, function, arguments, flops, implementation))
 
 
 def _attention(function: Callable, arguments: Sequence[jax.Array], flops: float, implementation: str) -> Row:
-    row = timed(function, *arguments)
+    row = timed(partial(function, implementation), *arguments)
     row["flops_per_second"] = flops / row["seconds"]
-    if implementation == "cudnn" and len(arguments) == 3:
-        reference = partial(function, implementation="xla")
-        difference = jax.jit(lambda *qkv: jnp.max(jnp.abs(function(*qkv) - reference(*qkv))))
-        row["difference"] = float(difference(*arguments))
+    if implementation != "xla":
+
+        def largest(*arguments):
+            pairs = zip(*(jax.tree.leaves(function(i, *arguments)) for i in (implementation, "xla")), strict=True)
+            return jnp.max(jnp.stack([jnp.max(jnp.abs(x - y)) for x, y in pairs]))
+
+        row["difference"] = float(jax.jit(largest)(*arguments))
     return row
 
 
 def token_embedding(examples: int, length: int, vocabulary: int, width: int) -> Iterator[Row]:
     """Yields the gradient of the table of token embeddings with realistic (see `captions`) and with uniform ids.
 
-    As in the text tower, the table is float32 and cast to `dtype` before the look-up.
+    The forms are "scatter", that of a plain look-up in a table that is cast to `dtype`, and "ours", that of the text
+    tower, whose sums are float32; "reached" also leaves out what follows a caption's end token.
     """
     uniform = np.random.default_rng(0).integers(0, vocabulary, (examples, length), np.int32)
+    end = vocabulary - 1
     for name, ids in (("realistic", captions(examples, length, vocabulary)), ("uniform", uniform)):
+        inside = np.arange(length) <= np.argmax(ids == end, axis=1)[:, None]
         for dtype in ("bfloat16", "float32"):
             table = jnp.zeros((vocabulary, width), jnp.float32)
             slope = jax.random.normal(jax.random.key(0), (examples, length, width), dtype)
-
-            def gradient(table, ids, slope, dtype=dtype):
-                return jax.vjp(lambda table: jnp.take(table.astype(dtype), ids, axis=0), table)[1](slope)[0]
-
+            forms = {
+                "scatter": lambda table, ids, reached, dtype=dtype: jnp.take(table.astype(dtype), ids, axis=0),
+                "ours": lambda table, ids, reached, dtype=dtype: embed_tokens(table, ids, end_token=end, dtype=dtype),
+                "reached": partial(embed_tokens, end_token=end, dtype=dtype),
+            }
             share = float(np.bincount(ids.ravel()).max() / ids.size)
             fields = {"ids": name, "dtype": dtype, "tokens": ids.size, "width": width, "most_frequent": share}
-            yield attempt(fields, partial(timed, gradient, table, jnp.asarray(ids), slope))
+            for form, look_up in forms.items():
+                if name == "uniform" and form == "reached":
+                    continue
+
+                def gradient(table, ids, reached, slope, look_up=look_up):
+                    return jax.vjp(lambda table: look_up(table, ids, reached=reached), table)[1](slope)[0]
+
+                arguments = table, jnp.asarray(ids), jnp.asarray(inside), slope
+                yield attempt({"form": form, **fields}, partial(timed, gradient, *arguments))
 
 
 def bias_gradient(rows: int, width: int) -> Iterator[Row]:
-    """Yields the gradient of a bias, as XLA's sum over rows and as the product with a vector of ones (`models.cpu`)."""
+    """Yields the gradient of a bias.
+
+    The forms are "sum", XLA's sum over rows in `dtype`, "float32", the one in `models.linear`, and "product", the
+    product with a vector of ones in `models.cpu`.
+    """
+    forms = {
+        "sum": lambda slope: jax.lax.reduce(slope, jnp.zeros((), slope.dtype), jax.lax.add, (0,)),
+        "float32": lambda slope: jnp.sum(slope, 0, jnp.float32),
+        "product": lambda slope: cpu.sum_rows(slope, 1, jnp.float32),
+    }
     for dtype in ("bfloat16", "float32"):
         slope = jax.random.normal(jax.random.key(0), (rows, width), dtype)
-        bias = jnp.zeros(width, dtype)
-        for form, add in (("sum", jnp.add), ("product", cpu.add_bias)):
+        for form, gradient in forms.items():
 
-            def gradient(bias, slope, add=add):
-                return jax.vjp(lambda bias: add(jnp.zeros_like(slope), bias), bias)[1](slope)[0]
-
-            def measure(gradient=gradient, bias=bias, slope=slope) -> Row:
-                row = timed(gradient, bias, slope)
+            def measure(gradient=gradient, slope=slope) -> Row:
+                row = timed(gradient, slope)
                 return row | {"bytes_per_second": slope.nbytes / row["seconds"]}
 
             yield attempt({"form": form, "dtype": dtype, "rows": rows, "width": width}, measure)
 
 
-def loss(pairs: int, dimension: int, tiles: Sequence[int]) -> Iterator[Row]:
-    """Yields value and gradient of InfoNCE, tiled with tiles of each size, then dense, on one device.
+def loss(pairs: int, dimension: int, tiles: Sequence[int], products: Sequence[str]) -> Iterator[Row]:
+    """Yields value and gradient of InfoNCE on one device: for each precision tiled, with tiles of each size, and dense.
 
     FLOPs are those of the dense loss's three products of pairs x pairs x dimension for both implementations.
     """
     jax.set_mesh(meshes.make_mesh(1, 1, 1, jax.devices()[:1]))
     arguments = (*_related(pairs, dimension), np.float32(SCALE))
     arguments = [jnp.asarray(argument) for argument in arguments]
-    losses = {("tiled", tile): partial(tiled.info_nce, tile=tile) for tile in tiles}
-    for (implementation, tile), function in (losses | {("dense", None): contrastive.info_nce}).items():
+    kinds = [*(("tiled", tile) for tile in tiles), ("dense", None)]
+    for precision, (implementation, tile) in itertools.product(products, kinds):
+        function = contrastive.info_nce if tile is None else partial(tiled.info_nce, tile=tile)
+        function = partial(function, products=precision)
 
         def measure(function=function) -> Row:
             row = timed(jax.value_and_grad(lambda *args: function(*args)[0], argnums=(0, 1, 2)), *arguments)
             return row | {"flops_per_second": 3 * 2 * pairs**2 * dimension / row["seconds"]}
 
-        yield attempt({"implementation": implementation, "tile": tile, "pairs": pairs, "dimension": dimension}, measure)
+        settings = {"implementation": implementation, "tile": tile, "products": precision}
+        yield attempt(settings | {"pairs": pairs, "dimension": dimension}, measure)
 
 
 def ranks(items: int, dimension: int, top: int, products: Sequence[str]) -> Iterator[Row]:

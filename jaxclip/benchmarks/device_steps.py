@@ -18,7 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxclip.benchmarks.device_parts import attempt, captions
+from jaxclip.benchmarks.captions import captions
+from jaxclip.benchmarks.device_parts import attempt
 from jaxclip.benchmarks.limited import Row, command, name_of
 from jaxclip.benchmarks.train_step import make_config, one_device_towers
 from jaxclip.config import Config
@@ -77,6 +78,7 @@ def step(
     dtype: str,
     remat: str = "none",
     execution: str = "auto",
+    attention: str = "auto",
     cached: bool = False,
 ) -> Iterator[Row]:
     """Yields the median seconds of `steps` training steps after two untimed ones, their MFU and peak memory.
@@ -87,8 +89,9 @@ def step(
     """
     jax.config.update("jax_enable_compilation_cache", cached)
     config = make_config(preset, pairs, dtype)
-    config = replace(config, model=replace(config.model, remat=remat, execution=execution))
-    fields = {"preset": preset, "pairs": pairs, "dtype": dtype, "remat": remat, "execution": execution}
+    options = {"remat": remat, "execution": execution, "attention": attention}
+    config = replace(config, model=replace(config.model, **options))
+    fields = {"preset": preset, "pairs": pairs, "dtype": dtype, **options}
     yield attempt(fields, lambda: _measured(make_training(config), steps))
 
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.benchmarks.timing import REPEATS, interleaved
-from jaxclip.ranking.layout import TILE
+from jaxclip.ranking.layout import TILES
 from jaxclip.ranking.ranks import both_ways, ranks
 from jaxclip.ranking.relevance import Relevance
+from jaxclip.runtime import compiler
 
 ITEMS, DIMENSION, TOP = 41_446, 512, 20
 SMALL, FEW = 4096, 512  # items of the small comparisons, and texts of the smallest
@@ -139,8 +140,9 @@ def _pairs(items: int) -> Relevance:
 
 def _product(texts: np.ndarray, images: np.ndarray) -> None:
     """Computes all scores, block by block, and discards them: the least that an exact search in float32 must do."""
-    for first in range(0, len(texts), TILE):
-        jax.block_until_ready(_scores(texts[first : first + TILE], images))
+    tile = TILES[compiler.backend()]
+    for first in range(0, len(texts), tile):
+        jax.block_until_ready(_scores(texts[first : first + tile], images))
 
 
 @jax.jit

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxclip.benchmarks.timing import REPEATS, interleaved
 from jaxclip.config import Config
-from jaxclip.config.schema import Rerank
+from jaxclip.config.rerank_section import Rerank
 from jaxclip.ranking.candidates import Candidates, retrieve
 from jaxclip.reranking.first_stage import IMAGE_TOKENS, Split
 from jaxclip.reranking.reranker import Scorer, feature_names, make_recipe, make_reranker

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxclip.errors import UserError
 
 OVERRIDABLE = re.compile(
     r"data\.(reader|path|prepared|split|test|split_seed|drawn_products|drawn_seed|workers|columns\..*)|features\..*"
-    r"|evaluation\.(batch_size|ks|zooms|mirror)|mesh\..*|model\.(dtype|execution)"
+    r"|evaluation\.(batch_size|ks|zooms|mirror)|mesh\..*|model\.(dtype|execution|attention)"
     r"|first_stage|rerank\.(candidates|segments)"
 )
 """Fields that select the products and say how they are embedded and ranked; training has fixed all others."""
@@ -24,6 +25,8 @@ def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
       UserError: `parse.load_config` raises it, or training fixed some of the overridden fields; it names all of these.
     """
     config = load_config(workdir, overrides)
+    if "model.attention" not in overrides:  # this machine may not have what the machine of the training had
+        config = replace(config, model=replace(config.model, attention="auto"))
     base = "model.init_from" if config.task == "adapter" else ""  # the base's folder may have moved since training
     if fixed := [f"--config.{name}" for name in overrides if not OVERRIDABLE.fullmatch(name) and name != base]:
         raise UserError(

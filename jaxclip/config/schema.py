@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from jaxclip.config import values
 from jaxclip.config.catalogue_sections import Data, Features, PairMining
 from jaxclip.config.declare import ABOVE_ZERO, BELOW_ONE, ZERO_TO_ONE, Interval, Only, at_least, key, section
+from jaxclip.config.rerank_section import Rerank
 from jaxclip.losses import objective
+from jaxclip.losses.exchange import EXCHANGES
 from jaxclip.losses.incorrect_pairs import WEIGHTINGS
-from jaxclip.losses.tiled import TILE
+from jaxclip.losses.products import PRODUCTS
+from jaxclip.models.attention import IMPLEMENTATIONS
 from jaxclip.models.presets import PRESETS
-from jaxclip.models.transformer import EXECUTIONS, REMAT_POLICIES
+from jaxclip.models.transformer import EXECUTIONS, SAVED
 
 TOWERS: Only = ("task", ("towers", "adapter"))
 INCORRECT_PAIRS: Only = ("loss.name", ("incorrect_pairs",))
-GATED: Only = ("rerank.preset", ("gated",))
-PAPER: Only = ("rerank.preset", ("paper",))
-CROSS_ATTENTION: Only = ("rerank.preset", ("cross_attention",))
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Augmentation:
     )
     keep_words: float = key(1.0, "probability with which a caption keeps a word of the name", limits=ZERO_TO_ONE)
     prompts: bool = key(False, "whether one of OpenFashionCLIP's prompts, at random, replaces data.caption_template")
+
+    @property
+    def changes_captions(self) -> bool:
+        return self.prompts or self.keep_attributes < 1 or self.keep_words < 1
 
     @property
     def keeps_whole_picture(self) -> bool:
@@ -77,13 +81,21 @@ class Model:
     )
     execution: str = key(
         "auto",
-        "how a tower's layers are compiled: scan (one layer, looped), unroll (each layer) or auto (unroll on CPUs)",
+        "how a tower's layers are compiled: scan (one layer, looped), unroll (each layer), or auto (scan on TPUs, and "
+        "on GPUs with remat)",
         choices=EXECUTIONS,
+    )
+    attention: str = key(
+        "auto",
+        "attention of the towers: xla; cudnn (NVIDIA GPUs, bfloat16) and pallas (TPUs), which keep its matrices out of "
+        "memory; auto = the fastest on this back end",
+        choices=IMPLEMENTATIONS,
     )
     remat: str = key(
         "none",
-        "what the backward pass recomputes of a block, to save memory: none, dots (all but linear maps) or full (all)",
-        choices=REMAT_POLICIES,
+        "what the backward pass recomputes of a block, to save memory: none, dots (all but linear maps), full (all) or "
+        f"all but the values named, comma-separated: {', '.join(SAVED)}",
+        check=values.remat,
     )
 
 
@@ -114,7 +126,21 @@ class Loss:
         f"{objective.DENSE_ROWS:,} pairs)",
         choices=objective.IMPLEMENTATIONS,
     )
-    tile: int = key(TILE, "rows and columns of a tile of similarities in the tiled loss", limits=at_least(1))
+    tile: int = key(
+        0, "rows and columns of a tile of similarities in the tiled loss; 0 = chosen by back end", limits=at_least(0)
+    )
+    exchange: str = key(
+        "gather",
+        "how devices exchange texts in the tiled loss: gather (in blocks, over all links of a device) or ring (from "
+        "each device to the next, with the least memory)",
+        choices=EXCHANGES,
+    )
+    products: str = key(
+        "float32",
+        "precision of the loss's matrix products, which are summed in float32: float32, bfloat16 (six times faster on "
+        "TPUs) or bfloat16_3x (three bfloat16 products, twice as fast)",
+        choices=PRODUCTS,
+    )
     microbatch: int = key(
         0,
         "pairs that the towers process at a time, while the loss is still that of the whole batch; 0 = all pairs",
@@ -148,84 +174,6 @@ class Loss:
         only=INCORRECT_PAIRS,
     )
     info_nce: float = key(0.0, "weight with which InfoNCE is added", limits=at_least(0), only=INCORRECT_PAIRS)
-
-
-@dataclass(frozen=True)
-class Rerank:
-    """The second stage, which re-ranks the products that the towers retrieve."""
-
-    preset: str = key(
-        "gated",
-        "gated, paper (the fit-aware paper's network) or cross_attention (over tokens of text and picture)",
-        choices=("gated", "paper", "cross_attention"),
-    )
-    candidates: int = key(100, "K, the products that the first stage retrieves for each query", limits=at_least(2))
-    features: str = key(
-        "hubness,image,crop,colour,geometry,texture,attributes",
-        f"features of a candidate that the network reads, comma-separated: any of {', '.join(values.RERANK_FEATURES)}",
-        check=values.rerank_features,
-        only=GATED,
-    )
-    wordings: int = key(
-        4,
-        "wordings of each training caption: the first as in evaluation, the others augmented as for the towers",
-        limits=at_least(1),
-    )
-    segments: int = key(
-        1,
-        "largest number of parts into which a query longer than the context length is split; their embeddings are "
-        "averaged, and cross_attention reads the tokens of all; 1 = the query is cut off",
-        limits=at_least(1),
-    )
-    loss: str = key(
-        "softmax",
-        "softmax or lambda: over the candidates of a query; binary: over one relevant and one other candidate of each "
-        "query; contrastive: over one relevant candidate of every query of the batch",
-        choices=("softmax", "lambda", "binary", "contrastive"),
-    )
-    sampled: int = key(
-        0,
-        "candidates per query drawn for a step, at least one of them relevant; 0 = all",
-        limits=at_least(2),
-        only=("rerank.loss", ("softmax", "lambda")),
-    )
-    negatives: str = key(
-        "top",
-        "which irrelevant candidate is taken: random (any), worst (the last, as in the paper), top (one of the first "
-        "ten) or mixed (one of these rules, drawn for each query)",
-        choices=("random", "worst", "top", "mixed"),
-        only=("rerank.loss", ("binary",)),
-    )
-    hidden: int = key(
-        256,
-        "width of the query's hidden layer (gated) or of the transformer (cross_attention)",
-        limits=at_least(1),
-        only=("rerank.preset", ("gated", "cross_attention")),
-    )
-    matching: int = key(
-        64,
-        "number of dimensions in which a query is compared with a feature of a candidate",
-        limits=at_least(1),
-        only=GATED,
-    )
-    layers: int = key(6, "number of transformer layers", limits=at_least(1), only=CROSS_ATTENTION)
-    heads: int = key(
-        8, "number of attention heads; must divide rerank.hidden", limits=at_least(1), only=CROSS_ATTENTION
-    )
-    dropout: float = key(0.1, "share of hidden features zeroed in training", limits=BELOW_ONE)
-    combine: str = key(
-        "add", "how the embeddings of crop and colour are combined", choices=("add", "concatenate"), only=PAPER
-    )
-    batch_norm: bool = key(False, "whether hidden features are normalised over the batch", only=PAPER)
-    ablation: tuple[tuple[str, str], ...] = key(
-        (),
-        "name -> features: train and compare a re-ranker for each of these, instead of one with rerank.features",
-        check=values.rerank_ablation,
-        only=GATED,
-    )
-    seeds: int = key(
-        1, "number of runs of each subset of rerank.ablation, with seeds seed, seed + 1, ...", limits=at_least(1)
-    )
 
 
 @dataclass(frozen=True)

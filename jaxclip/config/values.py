@@ -10,6 +10,7 @@ from jaxclip.catalog import captions
 from jaxclip.errors import UserError
 from jaxclip.features.detect import DETECTORS
 from jaxclip.features.rerank import FEATURES
+from jaxclip.models.transformer import remat_policy
 
 NO_DETECTOR = "none"
 RERANK_FEATURES = tuple(FEATURES)
@@ -78,6 +79,15 @@ def not_empty(name: str, numbers: tuple[float, ...]) -> list[str]:
 def rates(name: str, pairs: tuple[tuple[str, float], ...]) -> list[str]:
     """Returns a sentence for each problem: a factor is negative."""
     return [f"{name} = {pairs}: no factor may be negative"] if any(factor < 0 for _, factor in pairs) else []
+
+
+def remat(name: str, policy: str) -> list[str]:
+    """Returns a sentence for each problem: there is no such policy."""
+    try:
+        remat_policy(policy)
+    except ValueError as error:
+        return [f"{name} = {policy!r} is not a policy: {error}"]
+    return []
 
 
 def rerank_features(name: str, features: str) -> list[str]:

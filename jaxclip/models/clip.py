@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from jaxclip.models.linear import Linear
+from jaxclip.models.embedding import embed_tokens
+from jaxclip.models.linear import Linear, add_bias
 from jaxclip.models.lora import LoRAConfig, add_adapters
+from jaxclip.models.recompute import LayerNorm
 from jaxclip.models.stem import ConvStem, PatchStem
 from jaxclip.models.transformer import (
     AttentionPool,
@@ -118,7 +120,7 @@ class ImageTower(nnx.Module):
 
     def __init__(self, config: ImageConfig, embedding: int, *, rngs: nnx.Rngs):
         width, dtype = config.transformer.width, jnp.dtype(config.transformer.dtype)
-        norm = partial(nnx.LayerNorm, width, epsilon=config.transformer.epsilon, dtype=dtype, rngs=rngs)
+        norm = partial(LayerNorm, width, epsilon=config.transformer.epsilon, dtype=dtype, rngs=rngs)
         if config.stem == "patch":
             self.stem = PatchStem(config.patch, width, bias=config.stem_bias, dtype=dtype, rngs=rngs)
         else:
@@ -163,15 +165,13 @@ class ImageTower(nnx.Module):
         mean, std = (jnp.asarray(v, jnp.float32) * 255.0 for v in (self.config.mean, self.config.std))
         normalised = (pixels.astype(jnp.float32) - mean) / std
         x = self.stem(normalised.astype(self.config.transformer.dtype))  # (B, P, W)
-        positions = self.positions[...].astype(x.dtype)
-        x = x + positions[-x.shape[1] :]
+        positions = self.positions[...]  # (T, W)
+        x = add_bias(x, positions[-x.shape[1] :])
         if patch_rng is not None:
             x = keep_patches(x, self.config.patch_dropout, patch_rng)
         if self.config.pooling == "class":
-            class_token = jnp.broadcast_to(
-                self.class_token[...].astype(x.dtype) + positions[0], (x.shape[0], 1, x.shape[-1])
-            )
-            x = jnp.concatenate([class_token, x], axis=1)  # (B, 1 + P, W)
+            class_token = jnp.broadcast_to(self.class_token[...] + positions[0], (x.shape[0], 1, x.shape[-1]))
+            x = jnp.concatenate([class_token.astype(x.dtype), x], axis=1)  # (B, 1 + P, W)
         x = self.first_norm(x) if self.config.first_norm else x
         return self.transformer(shard_batch(x), rng=block_rng)
 
@@ -181,10 +181,10 @@ class TextTower(nnx.Module):
 
     def __init__(self, config: TextConfig, embedding: int, *, rngs: nnx.Rngs):
         width, dtype = config.transformer.width, jnp.dtype(config.transformer.dtype)
-        self.token_embedding = nnx.Embed(config.vocab_size, width, embedding_init=normal(0.02), dtype=dtype, rngs=rngs)
+        self.token_embedding = nnx.Embed(config.vocab_size, width, embedding_init=normal(0.02), rngs=rngs)
         self.positions = nnx.Param(normal(0.01)(rngs.params(), (config.context_length, width)))
         self.transformer = Transformer(config.transformer, rngs=rngs)
-        self.last_norm = nnx.LayerNorm(width, epsilon=config.transformer.epsilon, dtype=dtype, rngs=rngs)
+        self.last_norm = LayerNorm(width, epsilon=config.transformer.epsilon, dtype=dtype, rngs=rngs)
         self.projection = Linear(
             width,
             embedding,
@@ -213,9 +213,16 @@ class TextTower(nnx.Module):
         """Returns the output of the last block, and True at the caption's tokens up to and including its end token."""
         end = jnp.argmax(tokens == self.config.end_token, axis=1)  # (B,)
         inside = jnp.arange(tokens.shape[1]) <= end[:, None]  # (B, T)
-        x = self.token_embedding(tokens) + self.positions[...].astype(self.config.transformer.dtype)  # (B, T, W)
-        causal, mask = self.config.pooling == "end", inside if self.config.pooling == "mean" else None
-        return self.transformer(shard_batch(x), causal=causal, mask=mask, rng=rng), inside
+        x = embed_tokens(
+            self.token_embedding.embedding[...],
+            tokens,
+            end_token=self.config.end_token,
+            reached=None if self.config.pooling == "last" else inside,
+            dtype=self.config.transformer.dtype,
+        )
+        x = add_bias(x, self.positions[...])  # (B, T, W)
+        causal, lengths = self.config.pooling == "end", end + 1 if self.config.pooling == "mean" else None
+        return self.transformer(shard_batch(x), causal=causal, lengths=lengths, rng=rng), inside
 
 
 class CLIP(nnx.Module):

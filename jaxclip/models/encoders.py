@@ -45,7 +45,7 @@ class BERT(nnx.Module):
     def __call__(self, tokens: Int[Array, "B T"], inside: Bool[Array, "B T"]) -> Float[Array, "B T W"]:
         """Returns the tokens after all layers; `inside` must be False at padding, where the output has no meaning."""
         x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]] + self.types[0]
-        return self.transformer(self.first_norm(x), mask=inside)
+        return self.transformer(self.first_norm(x), lengths=inside.sum(axis=1))
 
     def features(self, tokens: Int[Array, "B T"], inside: Bool[Array, "B T"]) -> Float[Array, "B W"]:
         """Returns one float32 vector per caption, not normalised: its first token, [CLS], after all layers."""

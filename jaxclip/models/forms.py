@@ -5,10 +5,10 @@ from functools import wraps
 
 from jaxtyping import Array
 
-from jaxclip.models import cpu
+from jaxclip.models import cpu, gpu
 from jaxclip.runtime import compiler
 
-MODULES = {"cpu": cpu}
+MODULES = {"cpu": cpu, "gpu": gpu}
 """Back end -> the module of its forms; a form has the name of the plain definition that it replaces."""
 
 

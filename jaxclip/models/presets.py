@@ -93,6 +93,7 @@ def with_execution(
     dtype: str = "float32",
     execution: str = "auto",
     remat: str = "none",
+    attention: str = "auto",
 ) -> CLIPConfig:
     """Returns the configuration with another regularisation, dtype and execution of both towers.
 
@@ -107,6 +108,7 @@ def with_execution(
             dtype=dtype,
             execution=execution,
             remat=remat,
+            attention=attention,
         )
         for tower in (config.image, config.text)
     )

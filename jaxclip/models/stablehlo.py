@@ -1,6 +1,7 @@
 """Towers as portable programs (jax.export): StableHLO with a symbolic batch, parameters in a separate file."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import nnx
 from jax import export
 
 from jaxclip.models import exported
-from jaxclip.models.clip import CLIPConfig, ImageTower, TextTower, normalise
+from jaxclip.models.clip import CLIPConfig, ImageConfig, ImageTower, TextConfig, TextTower, normalise
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOADER = "load_towers.py"
@@ -33,7 +34,7 @@ def write(config: CLIPConfig, params: dict[str, Any], folder: Path) -> list[str]
         "image": jax.ShapeDtypeStruct((batch, config.image.size, config.image.size, 3), jnp.uint8),
         "text": jax.ShapeDtypeStruct((batch, config.text.context_length), jnp.int32),
     }
-    towers = {"image": (ImageTower, config.image), "text": (TextTower, config.text)}
+    towers = {"image": (ImageTower, _portable(config.image)), "text": (TextTower, _portable(config.text))}
     stored = {"logit_scale": params["logit_scale"], "logit_bias": params.get("logit_bias", np.float32(0))}
     for name, (tower, shape) in towers.items():
         graph, _ = nnx.split(nnx.eval_shape(lambda: tower(shape, config.embedding, rngs=nnx.Rngs(0))))  # noqa: B023
@@ -44,6 +45,11 @@ def write(config: CLIPConfig, params: dict[str, Any], folder: Path) -> list[str]
     np.savez(folder / exported.PARAMS, **{name: np.asarray(value) for name, value in stored.items()})
     shutil.copyfile(exported.__file__, folder / LOADER)
     return [*exported.TOWERS.values(), exported.PARAMS, LOADER]
+
+
+def _portable(tower: ImageConfig | TextConfig) -> ImageConfig | TextConfig:
+    """Returns the tower with attention by XLA: kernels are for one platform, and for a known number of examples."""
+    return replace(tower, transformer=replace(tower.transformer, attention="xla"))
 
 
 def _flatten(tower: str, params: dict[str, Any]) -> tuple[dict[str, Any], Any]:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
+from jaxclip.models.attention import attend, even_tokens, is_cudnn, self_attend
 from jaxclip.models.linear import PRODUCT, Linear
+from jaxclip.models.recompute import LayerNorm, recompute, write_gradient_once
 from jaxclip.runtime import compiler
 from jaxclip.runtime.mesh import BATCH_AXES
 
@@ -27,6 +30,9 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),  # not the products of attention
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+SAVED = ("qkv", "mixed", "attended", "hidden")
+"""Values of a block that the backward pass can keep, in their order: the projection to queries, keys and values, the
+result of attention, the sum after attention, and the MLP's hidden features before the activation."""
 EXECUTIONS = ("auto", "scan", "unroll")
 
 
@@ -47,8 +53,9 @@ class TransformerConfig:
         training; it rises linearly over the blocks from 0 at the first (Huang et al. 2016).
       dtype: dtype of the computation; parameters are float32.
       execution: "scan" compiles one layer and loops over it, "unroll" compiles all layers; "auto" unrolls on the
-        back ends for which `compiler.TABLE` says so.
-      remat: key of REMAT_POLICIES, which say what the backward pass recomputes.
+        back ends for which `compiler.TABLE` says so, on GPUs only if nothing is recomputed.
+      remat: what the backward pass recomputes; see `remat_policy`.
+      attention: implementation of `models.attention.attend`.
     """
 
     width: int
@@ -63,6 +70,26 @@ class TransformerConfig:
     dtype: str = "float32"
     execution: str = "auto"
     remat: str = "none"
+    attention: str = "auto"
+
+
+def remat_policy(remat: str) -> Callable[..., bool]:
+    """Returns which values of a block are kept for the backward pass.
+
+    `remat` is a key of REMAT_POLICIES, or the names of the values to keep: some of SAVED, separated by commas.
+
+    Raises:
+      ValueError: there is no such policy.
+    """
+    if remat in REMAT_POLICIES:
+        return REMAT_POLICIES[remat]
+    names = [name.strip() for name in remat.split(",") if name.strip()]
+    if not names or set(names) - set(SAVED):
+        raise ValueError(f"give one of {', '.join(REMAT_POLICIES)}, or some of {', '.join(SAVED)}, separated by commas")
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    if "mixed" not in names:
+        return policy
+    return jax.checkpoint_policies.save_from_both_policies(policy, is_cudnn)
 
 
 def shard_batch(x: Array) -> Array:
@@ -108,12 +135,9 @@ def normal(std: float) -> Callable:
 def activate(x: Array, name: str) -> Array:
     """Returns the activation `name` of ACTIVATIONS, computed in float32 and rounded once to the type of x.
 
-    In bfloat16 some back ends round after each operation of the formula, which is slower and less precise. Unless x is
-    float32, only x is stored for the backward pass.
+    In bfloat16 some back ends round after each operation of the formula, which is slower and less precise.
     """
-    if x.dtype == jnp.float32:
-        return ACTIVATIONS[name](x)
-    return jax.checkpoint(lambda x: ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype))(x)
+    return recompute(x, lambda x: ACTIVATIONS[name](x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype))
 
 
 class Segments(tuple):
@@ -150,15 +174,18 @@ class Attention(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
+        self.implementation = config.attention
 
     def __call__(
-        self, x: Float[Array, "B T W"], *, causal: bool, mask: Bool[Array, "B T"] | None, rng: Array | None = None
+        self, x: Float[Array, "B T W"], *, causal: bool, lengths: Int[Array, " B"] | None, rng: Array | None = None
     ) -> Array:
         in_rng, out_rng = (None, None) if rng is None else split_each(rng, 2)
-        qkv = self.qkv(x, rng=in_rng)  # (B, T, 3, H, D)
-        mask = None if mask is None else mask[:, None, None, :]
-        mixed = jax.nn.dot_product_attention(*jnp.unstack(qkv, axis=2), mask=mask, is_causal=causal)  # (B, T, H, D)
-        return self.out(mixed, rng=out_rng)
+
+        def project(**options) -> Array:
+            return checkpoint_name(self.qkv(x, rng=in_rng, **options), "qkv")
+
+        mixed = self_attend(project, causal=causal, lengths=lengths, implementation=self.implementation)  # (B, T, H, D)
+        return self.out(checkpoint_name(mixed, "mixed"), rng=out_rng)
 
 
 class Block(nnx.Module):
@@ -169,9 +196,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         width, hidden, dtype = config.width, round(config.width * config.mlp_ratio), jnp.dtype(config.dtype)
-        self.attention_norm = nnx.LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
+        self.attention_norm = LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = nnx.LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
+        self.mlp_norm = LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
         self.mlp_in = Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
         self.mlp_out = Linear(
             hidden, width, kernel_init=normal((2 * config.layers * width) ** -0.5), dtype=dtype, rngs=rngs
@@ -181,21 +208,23 @@ class Block(nnx.Module):
         self.stochastic_depth = config.stochastic_depth
         self.post_norm = config.post_norm
 
-    def __call__(self, x: Array, *, causal: bool, mask: Array | None, skip_rate: Array, rng: Array | None) -> Array:
+    def __call__(self, x: Array, *, causal: bool, lengths: Array | None, skip_rate: Array, rng: Array | None) -> Array:
         rngs = (None,) * 7 if rng is None else split_each(rng, 7)
 
         def attention_update(x: Array) -> Array:
-            update = self.attention(x, causal=causal, mask=mask, rng=rngs[4])
+            update = self.attention(x, causal=causal, lengths=lengths, rng=rngs[4])
             return self._regularise(update, skip_rate, rngs[0], rngs[1])
 
         def mlp_update(x: Array) -> Array:
-            hidden = activate(self.mlp_in(x, rng=rngs[5]), self.activation)
-            return self._regularise(self.mlp_out(hidden, rng=rngs[6]), skip_rate, rngs[2], rngs[3])
+            hidden = write_gradient_once(checkpoint_name(self.mlp_in(x, rng=rngs[5]), "hidden"))
+            return self._regularise(
+                self.mlp_out(activate(hidden, self.activation), rng=rngs[6]), skip_rate, rngs[2], rngs[3]
+            )
 
         if self.post_norm:
-            x = self.attention_norm(x + attention_update(x))
+            x = self.attention_norm(checkpoint_name(x + attention_update(x), "attended"))
             return self.mlp_norm(x + mlp_update(x))
-        x = x + attention_update(self.attention_norm(x))
+        x = checkpoint_name(x + attention_update(self.attention_norm(x)), "attended")
         return x + mlp_update(self.mlp_norm(x))
 
     def _regularise(self, update: Array, skip_rate: Array, dropout_rng: Array | None, skip_rng: Array | None) -> Array:
@@ -216,16 +245,16 @@ class AttentionPool(nnx.Module):
         width, hidden, dtype = config.width, round(config.width * config.mlp_ratio), jnp.dtype(config.dtype)
         self.probe = nnx.Param(normal(width**-0.5)(rngs.params(), (width,)))
         self.attention = Attention(config, rngs=rngs)
-        self.norm = nnx.LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
         self.mlp_in = Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
         self.mlp_out = Linear(hidden, width, kernel_init=normal(hidden**-0.5), dtype=dtype, rngs=rngs)
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B W"]:
-        probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+        probe = jnp.broadcast_to(self.probe[...], (x.shape[0], 1, x.shape[-1])).astype(x.dtype)
         query = self.attention.qkv(probe)[:, :, 0]  # (B, 1, H, D)
         qkv = self.attention.qkv(x)  # (B, T, 3, H, D)
-        mixed = jax.nn.dot_product_attention(query, qkv[:, :, 1], qkv[:, :, 2])  # (B, 1, H, D)
+        mixed = attend(query, qkv[:, :, 1], qkv[:, :, 2], implementation=self.attention.implementation)  # (B, 1, H, D)
         pooled = self.attention.out(mixed)[:, 0]  # (B, W)
         return pooled + self.mlp_out(activate(self.mlp_in(self.norm(pooled)), self.activation))
 
@@ -247,15 +276,18 @@ class Transformer(nnx.Module):
         x: Float[Array, "B T W"],
         *,
         causal: bool = False,
-        mask: Bool[Array, "B T"] | None = None,
+        lengths: Int[Array, " B"] | None = None,
         rng: Key[Array, "..."] | None = None,
     ) -> Float[Array, "B T W"]:
         """Returns the tokens after all layers.
 
-        `causal` lets each token attend only to itself and the tokens before it. `mask` is True at tokens that may be
-        attended to. `rng` (one key, or one per example) switches on dropout and stochastic depth.
+        `causal` lets each token attend only to itself and the tokens before it. `lengths` are the numbers of tokens of
+        each example that are attended to; None = all. `rng` (one key, or one per example) switches on dropout and
+        stochastic depth.
         """
-        config = self.config
+        config, tokens = self.config, x.shape[1]
+        head = config.width // config.heads
+        x, lengths = even_tokens(x, head=head, causal=causal, lengths=lengths, implementation=config.attention)
         graph, stacked = nnx.split(self.blocks)
         skip_rates = jnp.linspace(0.0, config.stochastic_depth, config.layers)  # (L,)
         keys = None if rng is None else split_each(example_keys(rng, x.shape[0]), config.layers)  # (L, B)
@@ -263,23 +295,24 @@ class Transformer(nnx.Module):
         def run_block(x, layer):
             state, skip_rate, key = layer
             block = nnx.merge(graph, state)
-            return shard_batch(block(x, causal=causal, mask=mask, skip_rate=skip_rate, rng=key)), None
+            return shard_batch(block(x, causal=causal, lengths=lengths, skip_rate=skip_rate, rng=key)), None
 
+        scanned = _uses_scan(config)
         if config.remat != "none":
-            run_block = jax.checkpoint(run_block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+            run_block = jax.checkpoint(run_block, policy=remat_policy(config.remat), prevent_cse=not scanned)
         leaves, tree = jax.tree.flatten((stacked, skip_rates, keys))
-        if _uses_scan(config.execution):
+        if scanned:
             cuts = {0, config.layers}.union(*(leaf.bounds for leaf in leaves if isinstance(leaf, Segments)))
             for first, last in itertools.pairwise(sorted(cuts)):
                 x, _ = jax.lax.scan(run_block, x, tree.unflatten([_slice_layers(leaf, first, last) for leaf in leaves]))
-            return x
+            return x[:, :tokens]
         # The gradient of jnp.unstack is one concatenation; that of indexing is a sum of as many arrays as there are
         # layers, each as large as the stack.
         unstacked = [_unstack(leaf) for leaf in leaves]
         for index in range(config.layers):
             layer = tree.unflatten([parts[index] for parts in unstacked])
             x, _ = run_block(x, layer)
-        return x
+        return x[:, :tokens]
 
 
 def _slice_layers(leaf: Array | Segments, first: int, last: int) -> Array:
@@ -291,5 +324,8 @@ def _unstack(leaf: Array | Segments) -> list[Array]:
     return [layer for part in parts for layer in jnp.unstack(part, axis=0)]
 
 
-def _uses_scan(execution: str) -> bool:
-    return execution == "scan" or (execution == "auto" and not compiler.has_form("unroll"))
+def _uses_scan(config: TransformerConfig) -> bool:
+    if config.execution != "auto":
+        return config.execution == "scan"
+    # XLA's scheduler for GPUs moves the recomputation of unrolled layers far ahead of its use, so it saves no memory.
+    return not compiler.has_form("unroll") or (compiler.backend() == "gpu" and config.remat != "none")

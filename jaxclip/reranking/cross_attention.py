@@ -93,8 +93,10 @@ class CrossAttention(nnx.Module):
             start = jnp.broadcast_to(start[...], (count, 1, self.config.width))
             parts += [start, project(_unit(tokens) * tokens.shape[-1] ** 0.5)]
         x = jnp.concatenate(parts, axis=1) + self.positions[...]  # (N, 2 + P + T, D)
-        mask = jnp.concatenate([jnp.ones((count, patches + 2), bool), inside], axis=1)
-        x = self.transformer(x, mask=mask, rng=rng)
+        # The text's padding, which may be between segments, moves to the end: the order of tokens has no effect.
+        last = jnp.argsort(~inside, axis=1, stable=True)[..., None] + patches + 2  # (N, T, 1)
+        x = jnp.concatenate([x[:, : patches + 2], jnp.take_along_axis(x, last, axis=1)], axis=1)
+        x = self.transformer(x, lengths=patches + 2 + inside.sum(axis=1), rng=rng)
         return x[:, 0], x[:, 1 + patches]
 
     def __call__(

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from jaxclip.catalog import captions
-from jaxclip.config import Config, load_config
+from jaxclip.config import Config
+from jaxclip.config.saved import of_run
 from jaxclip.errors import UserError
 from jaxclip.features import rerank
 from jaxclip.pipeline import prepared_data
@@ -49,7 +50,7 @@ def find_first_stage(config: Config, workdir: Path, towers_config: Config | None
         that of the towers; or for the reasons given in `first_stage.load`.
     """
     towers = Path(config.first_stage).expanduser()
-    towers_config = replace(towers_config or load_config(towers), mesh=config.mesh)
+    towers_config = replace(towers_config or of_run(towers, {}), mesh=config.mesh)
     different = [name for name in SEEN_BY_TOWERS if getattr(config.data, name) != getattr(towers_config.data, name)]
     if different:
         fields = ", ".join(f"data.{name}" for name in different)

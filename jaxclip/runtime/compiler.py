@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
-from jaxclip.runtime.tunings import EFFORT_LEVELS, TABLE, VARIABLES, Option, Tuning
+from jaxclip.runtime.tunings import EFFORT_LEVELS, LOSS_TILES, TABLE, VARIABLES, Option, Tuning
 
 Options = dict[str, Option]
 
@@ -65,6 +65,11 @@ def towers() -> Options | None:
 def ranks() -> Options | None:
     """Returns the compiler options for the rank kernel; None for XLA's defaults."""
     return _options("ranks")
+
+
+def loss_tile() -> int:
+    """Returns the default rows and columns of a tile of the tiled loss on this back end."""
+    return LOSS_TILES.get(backend(), LOSS_TILES["cpu"])
 
 
 def report() -> list[str]:
@@ -147,7 +152,7 @@ def _xla_value(name: str, value: Option) -> Option:
     return EFFORT_LEVELS[value] if name == "optimization_level" else value
 
 
-def _local_device() -> jax.Device | None:
+def local_device() -> jax.Device | None:
     """Returns a device of those that programs are compiled for; None if there is none, only the name of a platform."""
     if _absent.get():
         return _absent.get()[0]
@@ -165,7 +170,7 @@ def is_known(name: str, value: Option) -> bool:
 
     True if that compiler cannot be asked, because neither this machine nor `compiling_for` has a device for it.
     """
-    device = _local_device()
+    device = local_device()
     return device is None or _is_known(name, value, device)
 
 

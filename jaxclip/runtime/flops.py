@@ -13,7 +13,8 @@ def matmul_flops(jaxpr: Any, *, without: str = "") -> float:
 
     A multiplication and an addition count as two operations. The body of a scan is counted once per iteration, and that
     of a loop of unknown length once. Recomputation in a backward pass is counted again. Only the most expensive branch
-    of a conditional is counted. Jitted functions named `without` are left out.
+    of a conditional is counted. A Pallas kernel has the FLOPs of its cost estimate. Jitted functions named `without`
+    are left out.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     counted = (eqn for eqn in jaxpr.eqns if not without or eqn.params.get("name") != without)
@@ -53,4 +54,8 @@ def _jaxprs(value: Any) -> list[Any]:
     return [item for item in values if hasattr(getattr(item, "jaxpr", item), "eqns")]
 
 
-_COUNTS = {"dot_general": _dot, "conv_general_dilated": _convolution}
+def _kernel(eqn: Any) -> float:
+    return eqn.params["cost_estimate"].flops
+
+
+_COUNTS = {"dot_general": _dot, "conv_general_dilated": _convolution, "pallas_call": _kernel}

@@ -9,6 +9,14 @@ YNNPACK_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 """Name of the option that lists the operations XLA delegates to YNNPACK, a library of CPU kernels."""
 ZEN_5 = 26
 """CPU family of AMD's Zen 5 in /proc/cpuinfo; older AMD processors have lower numbers."""
+LOSS_TILES = {"cpu": 1024, "gpu": 4096, "tpu": 2048}
+"""Back end -> rows and columns of a tile of the tiled loss.
+
+On CPUs a tile of 4 MiB fits into a core's cache, yet its products are large enough to be fast. The others move the
+fewest bytes of main memory in compiled programs with bfloat16 products. For tiles of 1,024, 2,048 and 4,096, these are
+28.1, 15.3 and 16.4 GB per chip for 1,048,576 x 512 on TPU v5e:16x16, and 10.6, 8.6 and 7.3 GB for 32,768 x 512 on
+h200:8 (30 Nov 2026, libtpu 0.0.52, jax-cuda13-plugin 0.10.2).
+"""
 EFFORT_LEVELS = {"O0": 9, "O1": 19, "O2": 29, "O3": 39}
 """Values of the option optimization_level -> XLA's numbers, the only form that JAX before 0.11 takes."""
 
@@ -57,7 +65,8 @@ class Tuning:
     Attributes:
       name: name of the row, unique in TABLE.
       target: the programs that are compiled with the options ("towers" or "ranks"), or the operation that has a special
-        form: a function of `models/cpu.py`, or "unroll" for transformers with unrolled instead of scanned layers.
+        form: a function of `models/cpu.py`, `models/gpu.py`, `ranking/cpu_selection.py` or `ranking/gpu_selection.py`,
+        or "unroll" for transformers with unrolled instead of scanned layers.
       evidence: the measurement or the document that the row is based on.
       backend: "cpu", "gpu" or "tpu".
       processors: whether the row applies to CPUs of this vendor and family.
@@ -149,6 +158,21 @@ TABLE = (
         evidence=Measured(0.83, "step of tiny, float32, AMD before Zen 5; bfloat16 0.86"),
     ),
     Tuning(
+        name="unrolled layers on GPUs",  # a scan copies what it keeps for the backward pass into and out of stacks
+        target="unroll",
+        evidence=Measured(0.59, "memory traffic of vit_b_16's step, 512 pairs, H200, nothing recomputed, by its plan"),
+        backend="gpu",
+    ),
+    Tuning(
+        # The gradient of the hidden features is added up for a bias and read by two products.
+        name="gradients written once",
+        target="write_gradient_once",
+        evidence=Measured(
+            0.93, "memory traffic of two layers of vit_b_16's image tower, 512 pictures, H200, by its plan"
+        ),
+        backend="gpu",
+    ),
+    Tuning(
         name="matrices of rows",
         target="contract",
         evidence=Measured(0.94, "step of tiny, float32, AMD before Zen 5; on Zen 5 tiny 0.91, laptop 0.86"),
@@ -164,9 +188,39 @@ TABLE = (
     ),
     Tuning(
         name="bias gradient as a product",
-        target="add_bias",
+        target="sum_rows",
         evidence=Measured(0.86, "step of tiny, bfloat16, AMD before Zen 5"),
         dtype="bfloat16",
+    ),
+    Tuning(
+        name="packed candidates",
+        target="count_and_select",
+        evidence=Measured(
+            0.38, "ranks and the best 20 of 8,192 items in both directions, AMD before Zen 5; 0.79 without the best"
+        ),
+    ),
+    Tuning(
+        name="top k by groups",
+        target="top_k",
+        evidence=Documented(
+            "XLA sorts whole lines for chlo.top_k, here several times as many scores as by groups",
+            "https://github.com/openxla/xla/issues/25487",
+        ),
+        backend="gpu",
+    ),
+    Tuning(
+        # In float32 XLA chooses what it stores of activations and norms; in bfloat16 a barrier keeps it from storing
+        # float32 values.
+        name="barrier before recomputation",
+        target="recompute",
+        evidence=Measured(
+            0.91, "step of tiny, bfloat16, AMD before Zen 5, against norms that store float32 values; float32 unchanged"
+        ),
+    ),
+    Tuning(
+        name="one scatter of token gradients",
+        target="sum_by_id",
+        evidence=Measured(0.74, "gradient of 64 x 32 tokens, bfloat16, AMD before Zen 5; 0.1 ms of a step of tiny"),
     ),
     Tuning(
         # On a single device, which has no collectives, O1 would only lengthen compilation. Thresholds that combine

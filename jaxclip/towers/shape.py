@@ -41,4 +41,5 @@ def run_as_configured(towers: CLIPConfig, config: Config) -> CLIPConfig:
         dtype=model.dtype,
         execution=model.execution,
         remat=model.remat,
+        attention=model.attention,
     )

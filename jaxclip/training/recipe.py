@@ -74,7 +74,11 @@ def step_model_flops(config: Config, towers: Towers) -> float:
     transformer = towers.config.image.transformer
     execution = {name: getattr(transformer, name) for name in ("dropout", "stochastic_depth", "dtype")}
     shape = with_execution(
-        towers.config, patch_dropout=towers.config.image.patch_dropout, execution="scan", **execution
+        towers.config,
+        patch_dropout=towers.config.image.patch_dropout,
+        execution="scan",
+        attention="xla",
+        **execution,
     )
     recipe = make_recipe(plain, replace(towers, graph=make_model(shape)[0]), steps=1000)
     with jax.set_mesh(towers.mesh), compiler.compiling_for("tpu"):  # special forms for CPUs have more products

@@ -14,6 +14,7 @@ from jaxclip.errors import UserError
 from jaxclip.evaluation import tables
 from jaxclip.evaluation.evaluator import Evaluator
 from jaxclip.evaluation.metrics_file import read, results_folder, write
+from jaxclip.models.attention import resolve
 from jaxclip.pipeline import prepared_data
 from jaxclip.pipeline.batches import Partners
 from jaxclip.pipeline.records import Records
@@ -34,7 +35,7 @@ from jaxclip.training.recipe import (
     step_model_flops,
 )
 from jaxclip.training.state import TrainState, initial_state
-from jaxclip.training.step import compile_step
+from jaxclip.training.step import Batch, Metrics, compile_step
 
 LOGGED = (BEST_BY, "hit@5", "hit@10", "mrr")
 """Text-to-image metrics that are logged after each evaluation."""
@@ -218,17 +219,19 @@ def _set_up(config: Config, workdir: Path, say: Say) -> _Setup:
     if warmup < configured:
         say(f"optimizer.warmup_steps = {configured} is more than half of this run's {steps} steps: {warmup} are used")
     abstract_batch(config, towers)
+    _attention(towers)
     partners = _partners(config, prepared, records, say)
-    canvas = device_resize.canvas_of(
-        config.data.resize_on,
-        towers.preprocess,
-        config.augmentation,
-        records.largest_side,
-        prepared=str(prepared),
-    )
-    if canvas:
-        say(f"training pictures are scaled on the device, where they arrive in squares of {canvas} pixels")
-    return _Setup(prepared, records, test, partners, towers, steps, canvas)
+    canvas = device_resize.choose_canvas(config.data.resize_on, records, towers.preprocess, config.augmentation)
+    if canvas.line:
+        say(canvas.line)
+    return _Setup(prepared, records, test, partners, towers, steps, canvas.side)
+
+
+def _attention(towers: Towers) -> str:
+    """Returns the implementation of attention in the towers; raises UserError if it does not exist on this machine."""
+    blocks = (towers.config.image.transformer, towers.config.text.transformer)
+    found = (resolve(x.attention, x.dtype, queries=2, head=x.width // x.heads) for x in blocks)
+    return ", ".join(dict.fromkeys(found))
 
 
 def _partners(config: Config, prepared: Path, records: Records, say: Say) -> Partners | None:
@@ -258,6 +261,8 @@ def _compile(config: Config, setup: _Setup, recipe: Recipe, steps: range, say: S
     towers = setup.towers
     for line in compiler.report():
         say(line)
+    if not compiler.on_cpu():
+        say(f"attention by {_attention(towers)}")
     cache = jax.config.jax_compilation_cache_dir
     say(
         f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind "
@@ -265,10 +270,16 @@ def _compile(config: Config, setup: _Setup, recipe: Recipe, steps: range, say: S
     )
     compiled = compile_step(recipe.step, recipe.state, abstract_batch(config, towers))
     resize = device_resize.make_device_resize(towers.preprocess, towers.mesh, setup.canvas)
+    captions = inputs.caption_tokens(config, towers, setup.records, setup.prepared, steps=setup.steps, say=say)
     batches, place = inputs.device_batches(
-        config, towers, setup.records, setup.partners, steps=steps, canvas=setup.canvas
+        config, towers, setup.records, setup.partners, captions=captions, steps=steps, canvas=setup.canvas
     )
-    return lambda state, batch: compiled(state, resize(batch)), batches, place
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        state, metrics = compiled(state, resize(batch))
+        return state, metrics | {"bytes_per_pair": inputs.bytes_per_pair(batch, config.batch_size)}
+
+    return step, batches, place
 
 
 def _write_results(

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxclip.models.transformer import (
     ACTIVATIONS,
     REMAT_POLICIES,
+    SAVED,
     Transformer,
     TransformerConfig,
     activate,
@@ -30,11 +31,11 @@ def parameters(layers=SHAPE.layers):
 
 @functools.cache
 def apply(config, causal=False):
-    """Returns a compiled function (x, mask, rng) -> tokens; only config.layers affects the parameters."""
+    """Returns a compiled function (x, lengths, rng) -> tokens; only config.layers affects the parameters."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
 
-    def run(params, x, mask, rng):
-        return nnx.merge(graph, params)(x, causal=causal, mask=mask, rng=rng)
+    def run(params, x, lengths, rng):
+        return nnx.merge(graph, params)(x, causal=causal, lengths=lengths, rng=rng)
 
     return functools.partial(jax.jit(run), parameters(config.layers))
 
@@ -68,7 +69,7 @@ def test_scanned_layers_have_the_outputs_and_gradients_of_unrolled_layers(regula
 
 
 @pytest.mark.parametrize("execution", ["scan", "unroll"])
-@pytest.mark.parametrize("remat", sorted(set(REMAT_POLICIES) - {"none"}))
+@pytest.mark.parametrize("remat", [*sorted(set(REMAT_POLICIES) - {"none"}), "qkv,mixed", "attended", ",".join(SAVED)])
 def test_every_remat_policy_gives_the_same_gradients(execution, remat):
     config = replace(SHAPE, dropout=0.2, stochastic_depth=0.5, execution=execution, remat=remat)
     assert_close(gradients(config, jax.random.key(7)), expected_gradients(True))
@@ -83,6 +84,9 @@ def test_a_remat_policy_stores_less_for_the_backward_pass():
         return sum(leaf.size for leaf in jax.tree.leaves(pullback))
 
     assert stored_values("full") < stored_values("dots") < stored_values("none")
+    of_layers = 8 * 8 * 16 * 16
+    features = {name: (stored_values(name) - stored_values("full")) / of_layers for name in SAVED}
+    assert features == pytest.approx({"qkv": 3, "mixed": 1, "attended": 1, "hidden": 4}, rel=0.02)  # less the biases
 
 
 def test_under_a_causal_mask_a_token_does_not_depend_on_later_tokens():
@@ -92,11 +96,12 @@ def test_under_a_causal_mask_a_token_does_not_depend_on_later_tokens():
     assert not np.allclose(plain(X, None, None)[:, :3], plain(changed, None, None)[:, :3])
 
 
-def test_other_tokens_do_not_depend_on_a_masked_token():
-    mask = jnp.arange(5) < jnp.asarray([[5], [3], [1], [4]])
-    changed = jnp.where(mask[..., None], X, 9.0)
-    run, inside = apply(SHAPE), np.asarray(mask)
-    np.testing.assert_array_equal(run(X, mask, None)[inside], run(changed, mask, None)[inside])
+def test_other_tokens_do_not_depend_on_tokens_behind_the_length():
+    lengths = jnp.asarray([5, 3, 1, 4])
+    inside = np.arange(5) < np.asarray(lengths)[:, None]
+    changed = jnp.where(inside[..., None], X, 9.0)
+    run = apply(SHAPE)
+    np.testing.assert_array_equal(run(X, lengths, None)[inside], run(changed, lengths, None)[inside])
 
 
 @pytest.mark.parametrize("setting", ["dropout", "stochastic_depth"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxclip import config as configs
-from jaxclip.config.schema import Rerank
+from jaxclip.config.rerank_section import Rerank
 from jaxclip.errors import UserError
 from jaxclip.pipeline import prepared_data, text
 from jaxclip.pipeline.records import Records

@@ -56,13 +56,15 @@ def test_a_convolution_counts_its_window_and_a_conditional_its_costliest_branch(
 
 
 @cache
-def step_of(platform="tpu", *, dtype="bfloat16", optimizer="adamw", microbatch=0, loss="dense", remat="none"):
+def step_of(
+    platform="tpu", *, dtype="bfloat16", optimizer="adamw", microbatch=0, loss="dense", remat="none", attention="xla"
+):
     """Returns (step_model_flops, the FLOPs of the step's products and convolutions as it is run on the platform)."""
     config = configs.build(
         {
             "steps": 10,
             "batch_size": 64,
-            "model": {"preset": "tiny", "dtype": dtype, "remat": remat},
+            "model": {"preset": "tiny", "dtype": dtype, "remat": remat, "attention": attention},
             "loss": {"microbatch": microbatch, "implementation": loss},
             "optimizer": {"name": optimizer},
         }
@@ -81,6 +83,8 @@ def test_model_flops_do_not_depend_on_recomputation():
     assert plain[0] == plain[1] > 0  # the plain step has nothing else
     assert plain[0] == dots[0] == full[0] == cached[0]
     assert plain[1] < dots[1] < full[1] < cached[1]
+    fused = step_of(attention="pallas")
+    assert fused[0] == plain[0] and 1 < fused[1] / plain[1] < 1.01  # its backward pass computes scores again
 
 
 def test_model_flops_are_those_of_the_dense_loss_without_the_optimizer():
