@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ GRANULE = 1024  # the batch that --max_batch finds is a multiple of this if conf
 MAX_PLANS, MIN_GAIN = 6, 0.03
 """Limits of the search for the largest batch: the number of programs, and the relative gain below which it stops."""
 LARGEST = 20  # operations that a plan keeps
+NO_TILES = "Couldn't find output tile sizes"  # in XLA's error if it has no tiles of Triton's for a product
+WITHOUT_TRITON = {"xla_gpu_enable_triton_gemm": False}  # all products by cuBLAS
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def plan(config: Config, topology: str) -> Plan:
         settings=settings,
     )
     try:
-        compiled = lowered.compile(compiler_options=options)
+        compiled, cublas = _compile(lowered, options)
     except jax.errors.JaxRuntimeError as error:
         temporaries = refused_temporaries(str(error), found.needed)
         if temporaries is None:
@@ -175,7 +177,21 @@ def plan(config: Config, topology: str) -> Plan:
         mfu=found.model_flops / opened.chip.peak(config.model.dtype) / step_seconds,
         pairs_per_second=config.batch_size / step_seconds,
         operations=tuple(cost.operations[:LARGEST]),
+        settings=settings + (("all products are cuBLAS's: XLA has no Triton tiles for one of them",) if cublas else ()),
     )
+
+
+def _compile(lowered: jax.stages.Lowered, options: Mapping) -> tuple[jax.stages.Compiled, bool]:
+    """Returns the compiled program, and whether it is without Triton's products, for one of which XLA has no tiles.
+
+    On a real GPU XLA chooses tiles by timing them. Without one it does not find any for attention by XLA.
+    """
+    try:
+        return lowered.compile(compiler_options=options), False
+    except jax.errors.JaxRuntimeError as error:
+        if NO_TILES not in str(error):
+            raise
+    return lowered.compile(compiler_options={**options, **WITHOUT_TRITON}), True
 
 
 def refused_temporaries(error: str, others: float) -> float | None:

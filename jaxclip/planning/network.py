@@ -76,7 +76,10 @@ class Network:
 
     def _permute(self, size: float, instruction: Instruction) -> Transfer:
         """Returns the transfer of a permute, which uses one link of a device, not all of them."""
-        pairs = np.array(_id_lists(instruction.attribute(r"source_target_pairs=\{(.*?\})\}")))  # (pairs, 2)
+        text = instruction.attribute(
+            r"source_target_pairs=(\{\}|\{\{.*?\}\})"
+        )  # some permutes only synchronise a device
+        pairs = np.array(_id_lists(text), int).reshape(-1, 2)
         crossing = self._domain[pairs[:, 0]] != self._domain[pairs[:, 1]]
         inside, between = float(size * (not crossing.all())), float(size * crossing.any())
         seconds = max(inside / self._chip.link, between / self._chip.between)  # different devices, at the same time

@@ -14,6 +14,9 @@ ATTENTION = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
 
 The backward pass computes the scores again."""
 
+PALLAS = "tpu_custom_call"
+"""Target of the call of a Pallas kernel; the FLOPs of its products are those that its cost estimate states."""
+
 Kind = tuple[str, str]  # dtype and precision, the arguments of `hardware.Chip.peak`
 
 
@@ -39,12 +42,15 @@ def product_flops(instruction: Instruction, program: Program) -> Counter[Kind]:
         if name.startswith(beginning):
             query, key = (operand.arrays[0] for operand in instruction.operands[:2])
             return Counter({_kind(instruction): count * _attention(query, key)})
+    if name == PALLAS:
+        return Counter({_kind(instruction): _stated(instruction)})
     return Counter()
 
 
 def _kind(instruction: Instruction) -> Kind:
     """Returns (dtype, precision) of a product: the wider type and the higher precision of its two operands."""
-    dtypes = {operand.arrays[0].dtype for operand in instruction.operands[:2]}
+    dtypes = [operand.arrays[0].dtype for operand in instruction.operands]
+    dtypes = [dtype for dtype in dtypes if dtype in DTYPES][:2]  # a kernel's operands may begin with integers
     dtype = DTYPES["f32" if "f32" in dtypes else sorted(dtypes)[0]]
     text = instruction.text.lower()
     precision = next((name for name in ("highest", "high") if re.search(rf'[{{",\[]{name}[}}",\]]', text)), "default")
@@ -63,6 +69,10 @@ def _cublas(call: Instruction) -> float:
     sizes = call.operands[0].arrays[0].sizes
     contracted = config["dot_dimension_numbers"]["lhs_contracting_dimensions"]
     return 2.0 * math.prod(call.arrays[0].sizes) * math.prod(sizes[int(axis)] for axis in contracted)
+
+
+def _stated(call: Instruction) -> float:
+    return float(call.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)') or 0)
 
 
 def _attention(query: Array, key: Array) -> float:

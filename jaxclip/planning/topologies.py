@@ -21,9 +21,8 @@ TPU_OPTIONS = {
 
 They disable pipelines inside fusions, and token look-ups on the sparse cores."""
 WITHOUT_SPARSE_CORES = ("v5e",)
-GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-"""Compiler options for absent GPUs. Nothing can be timed for them, so products are left to cuBLAS: Triton's tiles are
-meant to be chosen by timing, and the default ones do not exist for all shapes."""
+GPU_OPTIONS = {"xla_gpu_autotune_level": 0}
+"""Compiler options for absent GPUs, because nothing can be timed for them."""
 
 (GPU_MEMORY_FRACTION,) = (variable for variable in VARIABLES if variable.name == "XLA_CLIENT_MEM_FRACTION")
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 TOPOLOGIES = {"tpu": "v5e:4x4", "gpu": "h200:16"}
+CUBLAS = {"tpu": {}, "gpu": {"xla_gpu_enable_triton_gemm": False}}  # so that a product is a call of cuBLAS
 LAYERS, ROWS, WIDTH, COLUMNS = 24, 1024, 512, 256
 
 
@@ -19,6 +20,9 @@ def programs(mesh) -> dict[str, tuple[Callable, tuple]]:
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
+
+    from jaxclip.models import tpu
+    from jaxclip.runtime import compiler
 
     everywhere, rows, fsdp = PartitionSpec(), PartitionSpec(("data", "fsdp")), PartitionSpec("fsdp")
     neighbours = [(i, (i + 1) % 16) for i in range(16)]
@@ -56,8 +60,14 @@ def programs(mesh) -> dict[str, tuple[Callable, tuple]]:
         "gather": (gather, (array((ROWS, WIDTH), jnp.bfloat16, fsdp),)),
         "ring": (ring, (array((16 * 64, WIDTH), jnp.float32, rows),)),
     }
+
+    def kernel(qkv):
+        with compiler.compiling_for("tpu"):
+            return tpu.self_attention(qkv, heads=12, causal=False, lengths=None)
+
     if mesh.devices.flat[0].platform == "tpu":
-        return found | {"padded": (padded, (array((64, 257, 257), jnp.float32),))}
+        qkv = array((16 * 2, 198, 3 * 12 * 64), jnp.bfloat16, rows)
+        return found | {"padded": (padded, (array((64, 257, 257), jnp.float32),)), "kernel": (kernel, (qkv,))}
 
     def attention(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
@@ -78,8 +88,10 @@ def main(kind: str, folder: Path) -> None:
     topology = open_topology(TOPOLOGIES[kind])
     mesh = mesh_of({"data": 2, "fsdp": 8}, topology.devices)
     for name, (function, arguments) in programs(mesh).items():
-        lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=(topology.platform,))
-        text = lowered.compile(compiler_options=dict(topology.options)).as_text()
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=(topology.platform,))
+        text = lowered.compile(compiler_options={**topology.options, **CUBLAS[kind]}).as_text()
+        text = re.sub(r'"body":"[^"]*"', '"body":""', text)  # the code of a Pallas kernel
         lines = [re.sub(r", metadata=\{[^}]*\}", "", line) for line in text.splitlines()]
         kept = [line for line in lines if not re.match(r"\d+ |[A-Z]\w+s$|$", line)]
         (folder / f"{kind}_{name}.hlo").write_text("\n".join(kept) + "\n")

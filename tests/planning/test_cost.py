@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,8 @@ def cost_of(program: str):
         # A copy before the loop. Each iteration copies a layer, multiplies, and applies tanh.
         ("gpu_scan", 2 * X + LAYERS * (2 * LAYER + (X + LAYER + X) + 2 * X), LAYERS * 2 * ROWS * WIDTH * WIDTH),
         ("tpu_padded", 2 * 257 * 64 * 384 * 4, 0),  # laid out as (257, 64, 257), the last axis padded to 3 x 128
+        # Copies into and out of vector memory, and 512 bytes of lengths that are not used.
+        ("tpu_kernel", 4 * QUERIES + 512, 2 * 2 * HEADS * 198 * 198 * 64),
         ("gpu_attention", 4 * QUERIES, 2 * 2 * HEADS * 198 * 198 * 64),
         # Forward 2 products, backward 5. Forward writes the results and a float32 sum per query; backward reads q, k,
         # v, the gradient, the results and the sums, and writes three gradients.
@@ -89,6 +92,14 @@ def test_a_permute_uses_one_link_and_an_all_gather_those_of_its_axes():
     # 8 of the 4 x 4 devices extend over both axes, neither of which is a ring: one link of each.
     assert gathered.network == pytest.approx(7 / 8 * whole / (2 * chip.link))
     assert gathered.traffic == whole / 8 + whole
+
+
+def test_a_permute_without_pairs_sends_nothing():
+    """The compiler for TPUs uses them to synchronise slices."""
+    text = (PROGRAMS / "tpu_ring.hlo").read_text()
+    text = re.sub(r"source_target_pairs=\{\{.*?\}\}", "source_target_pairs={}", text)
+    cost = program_cost(text, devices("tpu"), CHIPS["v5e"])
+    assert cost.network == 0 and not any(cost.inside.values()) and not any(cost.between.values())
 
 
 def test_what_leaves_a_machine_of_eight_gpus_takes_the_network_between_machines():

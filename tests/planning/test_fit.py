@@ -161,9 +161,11 @@ def test_a_table_says_what_is_unknown_of_a_plan_that_does_not_fit():
 
 LARGE_BATCH = "pretrain_large_batch.py"
 # Name of the stored plan -> configuration, topology, overrides.
+KEEP_PRODUCTS = "model.remat=qkv,mixed,attended,hidden"  # recomputes nothing that takes matrix products
 PLANS = {
     "tiny_v5e_2x2": ("quickstart.py", "v5e:2x2", ("model.preset=tiny", "model.dtype=bfloat16", "model.remat=full")),
     "vit_l_14_v5e_16x16": (f"{LARGE_BATCH}:vit_l_14", "v5e:16x16", ()),
+    "vit_l_14_v5e_16x16_fsdp": (f"{LARGE_BATCH}:vit_l_14", "v5e:16x16", ("mesh.fsdp=16",)),
     "vit_l_14_v6e_16x16": (f"{LARGE_BATCH}:vit_l_14", "v6e:16x16", ()),
     "vit_l_14_v5e_2_slices_16x8": (f"{LARGE_BATCH}:vit_l_14", "v5e:16x8", ("mesh.slices=2", "mesh.fsdp=8")),
     "vit_b_16_cached_v5e_16x16": (f"{LARGE_BATCH}:vit_b_16,1048576", "v5e:16x16", ()),
@@ -175,9 +177,9 @@ PLANS = {
         )
         for shape, chips in (("4x4", 16), ("8x8", 64), ("16x16", 256))
     },
-    "vit_b_16_h200_1": (f"{LARGE_BATCH}:vit_b_16", "h200:1", ("batch_size=512",)),
-    "vit_l_14_h200_8": (f"{LARGE_BATCH}:vit_l_14", "h200:8", ("batch_size=4096",)),
-    "vit_l_14_h200_8_fsdp": (f"{LARGE_BATCH}:vit_l_14", "h200:8", ("batch_size=4096", "mesh.fsdp=8")),
+    "vit_b_16_h200_1": (f"{LARGE_BATCH}:vit_b_16", "h200:1", ("batch_size=512", "model.remat=none")),
+    "vit_l_14_h200_8": (f"{LARGE_BATCH}:vit_l_14", "h200:8", ("batch_size=4096", KEEP_PRODUCTS)),
+    "vit_l_14_h200_8_fsdp": (f"{LARGE_BATCH}:vit_l_14", "h200:8", ("batch_size=4096", "mesh.fsdp=8", KEEP_PRODUCTS)),
     "vit_l_14_h100_64": (f"{LARGE_BATCH}:vit_l_14", "h100:64", ()),
 }
 ALWAYS = ("tiny_v5e_2x2", "vit_l_14_v5e_16x16", "vit_b_16_h200_1")  # the others take minutes each
@@ -278,7 +280,7 @@ def test_the_step_for_gpus_multiplies_in_bfloat16_and_its_loss_in_float32():
     assert len(of_loss) == 3 and all("bf16" not in line for line in of_loss)  # forward, and towards both sides
     of_towers = [line for line in products if line not in of_loss]
     assert len(of_towers) > 20 and all("bf16" in line.rsplit(" : ", 1)[1].split("->")[0] for line in of_towers)
-    assert "while" in text and "custom_call" not in text  # scanned layers, attention by XLA
+    assert "custom_call" not in text  # attention by XLA, as on a machine without JAX's plugin for CUDA
 
 
 def test_the_time_to_compile_does_not_grow_with_depth(quick_compilation):
@@ -307,7 +309,7 @@ def test_a_stored_plan_is_consistent_and_fits(name):
     assert plan.seconds["memory"] == pytest.approx(plan.traffic / chip.memory_bandwidth)
     assert plan.exposed <= plan.seconds["network"] * (1 + 1e-9)
     assert plan.mfu == pytest.approx(plan.model_flops / plan.step_seconds / chip.peak("bfloat16"))
-    assert plan.mfu < plan.model_flops / plan.flops <= 1
+    assert plan.mfu <= plan.model_flops / plan.flops * (1 + 1e-9) and plan.model_flops <= plan.flops
 
 
 def test_the_published_tables_show_the_stored_plans():
