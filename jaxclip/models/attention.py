@@ -126,12 +126,9 @@ def even_tokens(
 
     cuDNN's attention would otherwise copy queries, keys and values of every layer to add it.
     """
-    tokens = x.shape[1]
-    if resolve(implementation, x.dtype, queries=tokens, head=head) != "cudnn" or tokens % 2 == 0:
+    if resolve(implementation, x.dtype, queries=x.shape[1], head=head) != "cudnn":
         return x, lengths
-    if lengths is None and not causal:  # under a causal mask the last token is not attended to by the others
-        lengths = jnp.full(len(x), tokens, jnp.int32)
-    return jnp.pad(x, ((0, 0), (0, 1), (0, 0))), lengths
+    return _even(x), _lengths_without_padding(x, causal, lengths)
 
 
 def is_cudnn(primitive, *_, **__) -> bool:
@@ -155,13 +152,8 @@ def _has_cudnn() -> bool:
 
 
 def _cudnn(query: Array, key: Array, value: Array, causal: bool, lengths: Array | None) -> Array:
-    """Returns cuDNN's attention. It needs even numbers of tokens, so that one that is masked may be added.
-
-    Under a causal mask a token at the end is not attended to by those before it, and lengths are not needed.
-    """
-    queries, keys = query.shape[1], key.shape[1]
-    if keys % 2 and lengths is None and not causal:
-        lengths = jnp.full(len(key), keys, jnp.int32)
+    """Returns cuDNN's attention. It needs even numbers of tokens, so that one that is masked may be added."""
+    queries, lengths = query.shape[1], _lengths_without_padding(key, causal, lengths)
     query, key, value = (_even(x) for x in (query, key, value))
     mixed = jax.nn.dot_product_attention(
         query, key, value, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
@@ -169,6 +161,18 @@ def _cudnn(query: Array, key: Array, value: Array, causal: bool, lengths: Array 
     return mixed[:, :queries]
 
 
-def _even(x: Float[Array, "B T H D"]) -> Float[Array, "B U H D"]:
+def _even(x: Float[Array, "B T ..."]) -> Float[Array, "B U ..."]:
     """Returns x, with a token of zeros added if the number of its tokens is odd."""
-    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), *((0, 0),) * (x.ndim - 2)))
+
+
+def _lengths_without_padding(
+    x: Float[Array, "B T ..."], causal: bool, lengths: Int[Array, " B"] | None
+) -> Int[Array, " B"] | None:
+    """Returns the lengths with which the token that `_even` adds is not attended to; None if none are needed.
+
+    Under a causal mask a token at the end is not attended to by those before it.
+    """
+    if x.shape[1] % 2 == 0 or causal or lengths is not None:
+        return lengths
+    return jnp.full(len(x), x.shape[1], jnp.int32)

@@ -130,7 +130,7 @@ def augment(
     extent = tf.shape(picture)[:2]
     if not canvas:
         return tf.ensure_shape(picture, (size, size, 3)), extent
-    rows = tf.reshape(picture, extent * [1, 3])  # TensorFlow pads long rows at a tenth of the time of pixels
+    rows = tf.reshape(picture, extent * [1, 3])  # tf.pad is ten times as fast on rows of bytes as on pixels
     rows = tf.pad(rows, [[0, canvas - extent[0]], [0, 3 * (canvas - extent[1])]])
     return tf.reshape(rows, (canvas, canvas, 3)), extent
 
