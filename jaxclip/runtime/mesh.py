@@ -63,7 +63,7 @@ def _check_slices(sizes: Sequence[int], devices: Sequence[jax.Device], slices: i
         )
     wanted = slices or (present if tpus else 1)
     data, inner, size = sizes[0], math.prod(sizes[1:]), len(devices) // wanted
-    if data % wanted and inner > size:
+    if data % wanted and inner > max(1, size):
         raise UserError(
             f"config.mesh: fsdp x tensor = {inner} is more than the {size} devices of each of {wanted} slices: lower "
             "fsdp or tensor, because only data may cross slices"

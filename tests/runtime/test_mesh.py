@@ -184,8 +184,9 @@ from jaxclip.towers.towers import make_preprocess, make_towers
 from jaxclip.training.recipe import abstract_batch, make_recipe
 
 settings = config.build({
-    "batch_size": 256, "steps": 10, "mesh": {"fsdp": 4, "slices": 2}, "loss": {"implementation": "tiled"},
-    "model": {"preset": "tiny"}, "data": {"image_size": 32, "context_length": 12, "vocab_size": 300},
+    "batch_size": 256, "steps": 10, "mesh": {"fsdp": 4, "slices": 2}, "model": {"preset": "tiny"},
+    "loss": {"implementation": "tiled", "exchange": "EXCHANGE"},
+    "data": {"image_size": 32, "context_length": 12, "vocab_size": 300},
 }, {})
 with compiler.compiling_for("tpu"):
     towers = make_towers(settings, make_preprocess(settings), Vocabulary(300), devices=devices(2))
@@ -224,13 +225,20 @@ def test_a_mesh_of_two_tpu_slices_is_one_slice_after_the_other_each_ordered_as_i
 
 @needs_libtpu
 @pytest.mark.slow
-def test_a_step_on_two_tpu_slices_gathers_parameters_inside_slices_and_its_ring_crosses_them_twice(run_for_tpus):
-    found = json.loads(run_for_tpus(STEP).splitlines()[-1])
+@pytest.mark.parametrize(
+    ("exchange", "crossing", "borders"),
+    [("ring", {"ALL_REDUCE", "ONE_TO_ONE"}, 2), ("gather", {"ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER"}, 0)],
+)
+def test_a_step_on_two_tpu_slices_gathers_parameters_inside_slices_and_only_its_loss_and_sums_cross_them(
+    run_for_tpus, exchange, crossing, borders
+):
+    found = json.loads(run_for_tpus(STEP.replace("EXCHANGE", exchange)).splitlines()[-1])
     assert found["slices"] == [0] * 16 + [1] * 16
     over_fsdp = [list(range(start, start + 4)) for start in range(0, 16, 4)]
     assert over_fsdp in found["gathers"]
     assert all(group[-1] < 16 for groups in found["gathers"] for group in groups)  # positions within a slice
-    # Gradients are summed, and the ring passes on its embeddings; nothing is gathered from another slice.
-    assert set(found["crossing"]) == {"ALL_REDUCE", "ONE_TO_ONE"}
+    # Gradients are summed, and the loss passes on or gathers its embeddings; no parameter comes from another slice.
+    assert set(found["crossing"]) == crossing
     ids = found["ids"]
-    assert set(found["hops"]) == {f"{{{ids[15]}->{ids[16]}}},{{{ids[31]}->{ids[0]}}}"}
+    ends = f"{{{ids[15]}->{ids[16]}}},{{{ids[31]}->{ids[0]}}}"
+    assert set(found["hops"]) == ({ends} if borders else set())
