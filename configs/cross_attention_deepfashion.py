@@ -1,15 +1,15 @@
 """Re-rank DeepFashion-MultiModal by cross-attention over the tokens of the query and of a candidate's picture.
 
     python -m jaxclip.train --config=configs/pretrain_fashion_products.py --workdir=W --config.data.path=PATH \\
-      --config.data.reader=deepfashion_multimodal --config.data.test=0.2 --config.data.second_stage=0.2 \\
-      --config.data.context_length=77
+      --config.data.reader=deepfashion_multimodal --config.data.product=photo --config.data.test=0.2 \\
+      --config.data.second_stage=0.2 --config.data.context_length=77
     python -m jaxclip.train --config=configs/cross_attention_deepfashion.py --config.first_stage=W --workdir=R
     python -m jaxclip.train --config=configs/cross_attention_deepfashion.py:truncated --config.first_stage=W --workdir=T
 
-The paper's transformer (6 layers, 8 heads) scores each (query, candidate) pair of the first stage's top 100. It is
-trained with a contrastive loss within the batch. Captions of more than 77 tokens are split into up to three segments;
-`truncated` truncates them, as the paper does. A search scores 100 pairs for each query, which is slow on a CPU, so use
-an accelerator.
+With data.product=photo each photo with its own caption is a product, as the paper counts. The paper's transformer (6
+layers, 8 heads) scores each (query, candidate) pair of the first stage's top 100. It is trained with a contrastive loss
+within the batch. Captions of more than 77 tokens are split into up to three segments; `truncated` truncates them, as
+the paper does. A search scores 100 pairs for each query, which is slow on a CPU, so use an accelerator.
 """
 
 from ml_collections import ConfigDict

@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = ConfigDict()
     config.batch_size = 128
-    config.epochs = 14.0
+    config.epochs = 16.0
     config.data = ConfigDict(
         {"reader": "drawn", "drawn_products": 3000, "image_size": 64, "context_length": 24, "vocab_size": 1024}
     )

@@ -13,9 +13,9 @@ import apache_beam as beam
 import tensorflow_datasets as tfds
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from jaxclip.catalog.dataset import example
+from jaxclip.catalog.dataset import Label, example
 from jaxclip.catalog.describe import Describer
-from jaxclip.catalog.execution import Collected, dropped, mended
+from jaxclip.catalog.execution import Collected, mended
 from jaxclip.catalog.parts import PART, LazySelection, Parts
 from jaxclip.catalog.product import Oddity, Product
 from jaxclip.catalog.spool import Spool
@@ -62,34 +62,34 @@ class BeamExecution:
                 _ = pipeline | _distribute(range(count)) | beam.Map(partial(parts.examine, describer=describer))
             with Spool[Product](parts.folder) as products:
                 pictures, descriptions = (
-                    LazySelection(parts.picture, numbers),
+                    LazySelection(parts.pictures, numbers),
                     LazySelection(parts.description, numbers),
                 )
                 collected = Collected(products, pictures, descriptions if describer else (), oddities=oddities)
-                for number, product, verdict in parts.verdicts(count):
-                    if verdict.dropped:
-                        oddities.append(dropped(product, verdict.dropped))
+                for number, verdict in parts.verdicts(count):
+                    oddities += [Oddity(*found, dropped=True) for found in verdict.left_out]
+                    if not verdict.pixels:
                         continue
                     numbers.append(number)
-                    products.append(product)
-                    collected.sizes.append(verdict.size)
+                    products.append(verdict.product)
+                    collected.sizes.append(verdict.sizes)
                     collected.hashes.append(verdict.pixels)
-                    oddities += [mended(product, kind) for kind in verdict.oddities]
+                    oddities += [mended(verdict.product, kind) for kind in verdict.oddities]
                 yield collected
         finally:
             shutil.rmtree(parts.folder, ignore_errors=True)
 
     def examples(
-        self, collected: Collected, groups: Sequence[int], splits: Mapping[str, Sequence[int]]
+        self, collected: Collected, labels: Sequence[Label], splits: Mapping[str, Sequence[int]]
     ) -> Mapping[str, beam.PTransform]:
-        split_of = [""] * len(groups)
+        split_of = [""] * len(labels)
         for split, rows in splits.items():
             for row in rows:
                 split_of[row] = split
         parts = []
-        assignments = zip(self._numbers, split_of, groups, strict=True)
+        assignments = zip(self._numbers, split_of, labels, strict=True)
         for part, members in itertools.groupby(assignments, lambda assignment: assignment[0] // PART):
-            self._parts.write_assignments(part, {number % PART: (split, group) for number, split, group in members})
+            self._parts.write_assignments(part, {number % PART: (split, label) for number, split, label in members})
             parts.append(part)
         return {
             split: _distribute(parts) | beam.FlatMap(partial(_split_examples, self._parts, split)) for split in splits

@@ -1,6 +1,7 @@
 """The data card: one self-contained HTML file that describes a prepared catalogue."""
 
 import base64
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.catalog import card_figures
+from jaxclip.catalog.describe import described_pictures
 from jaxclip.catalog.product import Oddity, Product
 from jaxclip.runtime import files
 
@@ -23,9 +25,9 @@ SECTIONS = ("tokens", "colours", "pairs")
 
 
 class EncodedPictures(Protocol):
-    """The encoded picture, JPEG or PNG, of each kept product, by the product's index."""
+    """The encoded pictures, JPEG or PNG, of each kept product, by the product's index."""
 
-    def __getitem__(self, index: int) -> bytes: ...
+    def __getitem__(self, index: int) -> Sequence[bytes]: ...
 
 
 def write(
@@ -33,7 +35,7 @@ def write(
     facts: Mapping[str, Any],
     products: Sequence[Product],
     pictures: EncodedPictures,
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[Sequence[tuple[int, int]]],
     descriptions: Sequence[Mapping[str, Any]] | None,
     oddities: Sequence[Oddity],
 ) -> None:
@@ -41,17 +43,18 @@ def write(
 
     Args:
       path: the HTML file; its folder is created.
-      facts: "source" (its settings), "products", "groups", "splits" (name -> number of products), "dropped" and
-        "mended" (kind of oddity -> count) and "fingerprint", as `builder.prepare` records them.
+      facts: "source" (its settings), "products", "pictures", "groups", "splits" (name -> number of products), "dropped"
+        and "mended" (kind of oddity -> count) and "fingerprint", as `builder.prepare` records them.
       products: the kept products with their groups; at least one.
-      pictures: the picture of each product.
-      sizes: (width, height) of each picture.
+      pictures: the pictures of each product; the first one is shown.
+      sizes: (width, height) of each product's pictures.
       descriptions: boxes, crops and colours of each product as `features.describe` stores them; None without a
         describer.
       oddities: everything that was dropped or mended.
     """
     categories = Counter(product.category for product in products).most_common()
     attributes = _attributes(products)
+    counted_sizes = Counter(itertools.chain.from_iterable(sizes)).most_common()
     html = (
         _environment()
         .get_template("card.html.j2")
@@ -70,8 +73,8 @@ def write(
             more_attributes=attributes[SHOWN_ROWS:],
             groups=_groups(products),
             captions=card_figures.histogram([len(text.split()) for product in products for text in product.captions]),
-            sizes=Counter(sizes).most_common(SHOWN_SIZES),
-            more_sizes=max(0, len(set(sizes)) - SHOWN_SIZES),
+            sizes=counted_sizes[:SHOWN_SIZES],
+            more_sizes=max(0, len(counted_sizes) - SHOWN_SIZES),
             sections=SECTIONS,
         )
     )
@@ -149,7 +152,7 @@ class _Sample:
 def _samples(
     products: Sequence[Product],
     pictures: EncodedPictures,
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[Sequence[tuple[int, int]]],
     descriptions: Sequence[Mapping[str, Any]] | None,
 ) -> list[_Sample]:
     random = np.random.default_rng(SAMPLE_SEED)
@@ -158,11 +161,11 @@ def _samples(
         boxes, crops, swatches = [], [], []
         if descriptions is not None:
             description = descriptions[row]
-            boxes, crops = (_in_pixels(description[name], sizes[row]) for name in ("boxes", "crops"))
-            columns = (description[name] for name in ("colour_rgb", "colour_shares", "colour_names"))
-            colours = zip(*columns, strict=True)
-            swatches = [(f"#{bytes(rgb).hex()}", float(share), name) for rgb, share, name in colours if share]
-        samples.append(_Sample(products[row], data_uri(pictures[row]), *sizes[row], boxes, crops, swatches))
+            main = described_pictures(description)[0]
+            boxes = _in_pixels(main.boxes, sizes[row][0])
+            crops = _in_pixels(np.stack([crop.box for crop in main.crops]), sizes[row][0])
+            swatches = [(f"#{bytes(rgb).hex()}", share, name) for name, rgb, share in main.crops[0].colours if share]
+        samples.append(_Sample(products[row], data_uri(pictures[row][0]), *sizes[row][0], boxes, crops, swatches))
     return samples
 
 

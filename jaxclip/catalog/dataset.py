@@ -1,7 +1,8 @@
 """The TFDS builder of the prepared dataset, and the conversion of products to its examples."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,23 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxclip.catalog.describe import TEXT, Column
-from jaxclip.catalog.product import Product
+from jaxclip.catalog.product import Product, picture_name
 
-NAME, VERSION = "catalogue", "1.0.0"
+NAME, VERSION = "catalogue", "2.0.0"
+SOURCE = "source"
+COMPACT = (",", ":")
+"""Separators of the shortest JSON."""
+OUTDATED = ("1.0.0",)
+"""Versions of the format that earlier versions of the program wrote, and that this one does not read."""
 
 
 class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes products with id, picture, captions, category, attributes (a JSON object), group and described values."""
+    """Writes products with their pictures, texts, group and described values.
+
+    `pictures` is a JSON list with the name of each picture, or [name, role] if pictures have roles; `attributes` is a
+    JSON object; SOURCE, the name of the catalogue that the product is from, exists only in datasets of several
+    catalogues.
+    """
 
     name = NAME
     VERSION = tfds.core.Version(VERSION)
@@ -40,7 +51,8 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "id": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(None, None, 3)),
+            "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3))),
+            "pictures": tfds.features.Text(),
             "captions": tfds.features.Sequence(tfds.features.Text()),
             "category": tfds.features.Text(),
             "attributes": tfds.features.Text(),
@@ -60,15 +72,36 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return self._examples[split]
 
 
-def example(product: Product, group: int, picture: bytes, description: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Returns the key of a product, by whose hash TFDS orders the dataset, and its example."""
-    return product.id, {
-        "id": product.id,
-        "image": picture,
+@dataclass(frozen=True)
+class Label:
+    """What is known of a product only when all products are known.
+
+    Attributes:
+      number: its number among the kept products, in the reader's order; TFDS orders the dataset by the number's hash.
+      id: its id, which no other product has.
+      group: its group, an integer.
+    """
+
+    number: int
+    id: str
+    group: int
+
+
+def example(
+    product: Product, label: Label, pictures: Sequence[bytes], description: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Returns the key by whose hash TFDS orders the dataset, and the example."""
+    names: list = [picture_name(location) for location in product.pictures]
+    names = list(zip(names, product.roles, strict=True)) if any(product.roles) else names
+    return str(label.number), {
+        "id": label.id,
+        "images": list(pictures),
+        "pictures": json.dumps(names, separators=COMPACT),  # ASCII, as file names need not be UTF-8
         "captions": list(product.captions),
         "category": product.category,
-        "attributes": json.dumps(dict(product.attributes), ensure_ascii=False),
-        "group": group,
+        "attributes": json.dumps(dict(product.attributes), ensure_ascii=False, separators=COMPACT),
+        "group": label.group,
+        **({SOURCE: product.source} if product.source else {}),
         **description,
     }
 

@@ -1,5 +1,6 @@
-"""Checks and optionally describes the picture of every product, in threads or processes."""
+"""Checks and optionally describes the pictures of every product, in threads or processes."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -8,11 +9,12 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from jaxclip.catalog.describe import Describer, Description
+from jaxclip.catalog.ids import clean
 from jaxclip.catalog.pictures import Picture, inspect
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
@@ -21,6 +23,7 @@ BLOCK = 64  # products per task of a worker, at most
 BLOCK_BYTES = 2**24  # a block also ends when its encoded pictures reach this size
 MIN_FOR_PROCESSES = 1000  # by default, no processes are started for fewer products
 QUEUED_BLOCKS = 2  # per worker; bounds memory
+REPEATED = "picture repeated in its product"
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,15 @@ class Examined:
     """The result for one product.
 
     Attributes:
-      product: the product.
-      picture: its picture, or the reason why it has none.
+      product: the product, with those of its pictures that can be stored; none of them if it is to be dropped.
+      pictures: its pictures, each once.
+      left_out: (location, reason) of each picture that was left out.
       description: its description; None if it has no picture or there is no describer.
     """
 
     product: Product
-    picture: Picture | str
+    pictures: tuple[Picture, ...]
+    left_out: tuple[tuple[str, str], ...]
     description: Description | None
 
 
@@ -82,15 +87,31 @@ def examine(products: Collection[Product], describer: Describer | None, workers:
 
 def examine_block(products: Sequence[Product], describer: Describer | None) -> list[Examined]:
     """Returns the result of each product, computed in the calling thread."""
-    pictures = [inspect(product.image) for product in products]
-    if describer is None:
-        return [Examined(*pair, None) for pair in zip(products, pictures, strict=True)]
-    readable = [(p, picture) for p, picture in zip(products, pictures, strict=True) if isinstance(picture, Picture)]
-    descriptions = iter(describer([p for p, _ in readable], [picture for _, picture in readable]) if readable else [])
-    return [
-        Examined(product, picture, next(descriptions) if isinstance(picture, Picture) else None)
-        for product, picture in zip(products, pictures, strict=True)
-    ]
+    results = [_examine_product(product) for product in products]
+    readable = [result for result in results if result.pictures]
+    if describer is None or not readable:
+        return results
+    descriptions = iter(describer([result.product for result in readable], [result.pictures for result in readable]))
+    return [replace(result, description=next(descriptions)) if result.pictures else result for result in results]
+
+
+def _examine_product(product: Product) -> Examined:
+    """Returns the result of one product without a description."""
+    kept: dict[str, tuple[int, Picture]] = {}  # hash of the pixels -> index and picture
+    left_out = []
+    for index, location in enumerate(product.pictures):
+        picture = inspect(location)
+        if isinstance(picture, str):
+            left_out.append((clean(str(location)), picture))
+        elif picture.pixels in kept:
+            left_out.append((clean(str(location)), REPEATED))
+        else:
+            kept[picture.pixels] = index, picture
+    indices = [index for index, _ in kept.values()]
+    locations = tuple(product.pictures[index] for index in indices)
+    roles = tuple(product.roles[index] for index in indices) if product.roles else ()
+    pictures = tuple(picture for _, picture in kept.values())
+    return Examined(replace(product, pictures=locations, roles=roles), pictures, tuple(left_out), None)
 
 
 def blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
@@ -107,11 +128,13 @@ def blocks(products: Iterable[Product]) -> Iterator[list[Product]]:
 
 
 def _size(product: Product) -> int:
-    """Returns the size of a product's encoded picture in bytes (see `Embedded.size`); 0 if the file is missing."""
-    try:
-        return product.image.stat().st_size if isinstance(product.image, Path) else product.image.size
-    except OSError:
-        return 0
+    """Returns the size of a product's encoded pictures in bytes (see `Embedded.size`); missing files count as 0."""
+    size = 0
+    for location in product.pictures:
+        # ValueError: a path with a NUL, which names no file.
+        with contextlib.suppress(OSError, ValueError):
+            size += location.stat().st_size if isinstance(location, Path) else location.size
+    return size
 
 
 def _processes(workers: int) -> Executor:

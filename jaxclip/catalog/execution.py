@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
 
-from jaxclip.catalog.dataset import example
+from jaxclip.catalog.dataset import Label, example
 from jaxclip.catalog.describe import Describer
 from jaxclip.catalog.examine import examine
 from jaxclip.catalog.product import Oddity, Product
@@ -24,19 +24,19 @@ class Collected:
     All fields but `oddities` have one entry per kept product, in the same order.
 
     Attributes:
-      products: the products as the reader yielded them.
-      pictures: the encoded pictures as they will be stored.
+      products: the products as the reader yielded them, without pictures that cannot be stored.
+      pictures: the encoded pictures of each product as they will be stored.
       descriptions: the describer's values of each product; empty without a describer.
-      sizes: (width, height) of the pictures in pixels.
-      hashes: `Picture.pixels` of the pictures.
+      sizes: (width, height), in pixels, of each product's pictures.
+      hashes: `Picture.pixels` of each product's pictures.
       oddities: everything that was dropped or mended, by the reader or later.
     """
 
     products: Sequence[Product]
-    pictures: Sequence[bytes]
+    pictures: Sequence[tuple[bytes, ...]]
     descriptions: Sequence[Mapping[str, Any]]
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    hashes: list[str] = field(default_factory=list)
+    sizes: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
+    hashes: list[tuple[str, ...]] = field(default_factory=list)
     oddities: list[Oddity] = field(default_factory=list)
 
 
@@ -50,13 +50,13 @@ class Execution(Protocol):
         ...
 
     def examples(
-        self, collected: Collected, groups: Sequence[int], splits: Mapping[str, Sequence[int]]
+        self, collected: Collected, labels: Sequence[Label], splits: Mapping[str, Sequence[int]]
     ) -> Mapping[str, Any]:
         """Returns split -> the examples of the split, in the form that `CatalogueBuilder` expects.
 
         Args:
           collected: the result of `collect`, whose context must still be open.
-          groups: the group of each kept product, an integer.
+          labels: the label of each kept product.
           splits: split -> indices of its products among the kept products.
         """
         ...
@@ -84,7 +84,7 @@ class LocalExecution:
     def collect(self, rows: Iterable[Product | Oddity], describer: Describer | None) -> Iterator[Collected]:
         with (
             Spool[Product](self.folder) as products,
-            Spool[bytes](self.folder) as pictures,
+            Spool[tuple[bytes, ...]](self.folder) as pictures,
             Spool[Mapping[str, Any]](self.folder) as descriptions,
         ):
             collected = Collected(products, pictures, descriptions)
@@ -93,38 +93,33 @@ class LocalExecution:
                     (collected.oddities if isinstance(row, Oddity) else read).append(row)
                 task = "describing" if describer else "checking pictures"
                 examined = examine(read, describer, self.workers)
-                for result in self.progress(examined, total=len(read), desc=task, unit="img"):
-                    if isinstance(result.picture, str):
-                        collected.oddities.append(dropped(result.product, result.picture))
+                for result in self.progress(examined, total=len(read), desc=task, unit="product"):
+                    collected.oddities += [Oddity(*found, dropped=True) for found in result.left_out]
+                    if not result.pictures:
                         continue
                     products.append(result.product)
-                    pictures.append(result.picture.encoded)
-                    collected.sizes.append((result.picture.width, result.picture.height))
-                    collected.hashes.append(result.picture.pixels)
+                    pictures.append(tuple(picture.encoded for picture in result.pictures))
+                    collected.sizes.append(tuple((picture.width, picture.height) for picture in result.pictures))
+                    collected.hashes.append(tuple(picture.pixels for picture in result.pictures))
                     if result.description:
                         descriptions.append(dict(result.description.values))
                         collected.oddities += [mended(result.product, kind) for kind in result.description.oddities]
             yield collected
 
     def examples(
-        self, collected: Collected, groups: Sequence[int], splits: Mapping[str, Sequence[int]]
+        self, collected: Collected, labels: Sequence[Label], splits: Mapping[str, Sequence[int]]
     ) -> Mapping[str, Iterator[tuple[str, dict[str, Any]]]]:
-        return {split: self._examples(collected, groups, split, rows) for split, rows in splits.items()}
+        return {split: self._examples(collected, labels, split, rows) for split, rows in splits.items()}
 
     def download_config(self) -> tfds.download.DownloadConfig:
         return tfds.download.DownloadConfig()
 
     def _examples(
-        self, collected: Collected, groups: Sequence[int], split: str, rows: Sequence[int]
+        self, collected: Collected, labels: Sequence[Label], split: str, rows: Sequence[int]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         for row in self.progress(rows, total=len(rows), desc=f"writing {split}", unit="product"):
             description = collected.descriptions[row] if collected.descriptions else {}
-            yield example(collected.products[row], groups[row], collected.pictures[row], description)
-
-
-def dropped(product: Product, reason: str) -> Oddity:
-    """Returns the oddity of a product that was dropped."""
-    return Oddity(str(product.image), reason, dropped=True)
+            yield example(collected.products[row], labels[row], collected.pictures[row], description)
 
 
 def mended(product: Product, kind: str) -> Oddity:

@@ -8,24 +8,43 @@ would test on captions seen in training.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from jaxclip.catalog.captions import normalise
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 
 
-def assign(products: Iterable[Product], pixel_hashes: Sequence[str]) -> list[str]:
-    """Returns the group of each product, named by the smallest id in it; the order of the products does not matter.
+@dataclass(frozen=True)
+class Groups:
+    """The groups of N products.
+
+    Attributes:
+      names: name of each product's group: the smallest id in it, N strings.
+      keys: (K,) uint64 hashes of all captions and pictures. A product of any catalogue that has one of a group's keys
+        belongs to this group. The groups that readers state are not among them: their names mean nothing elsewhere.
+      owners: (K,) int64 index of a product that has the key.
+    """
+
+    names: list[str]
+    keys: np.ndarray
+    owners: np.ndarray
+
+
+def assign(products: Iterable[Product], ids: Sequence[str], pixel_hashes: Sequence[Sequence[str]]) -> Groups:
+    """Returns the groups of products; the order of the products does not matter.
 
     Products are in one group if they share a caption (see `normalise`), identical pixels or the group that their reader
     set, also indirectly: if A shares a caption with B and B shares a picture with C, then A and C are in one group.
 
     Args:
-      products: products with unique ids.
-      pixel_hashes: `Picture.pixels` of each product, "" if it has no picture.
+      products: the products; their own ids are not read.
+      ids: an id of each product that no other product has.
+      pixel_hashes: `Picture.pixels` of each product's pictures.
     """
     parents = list(range(len(pixel_hashes)))
-    ids: list[str] = []
 
     def root(index: int) -> int:
         while parents[index] != index:
@@ -34,16 +53,25 @@ def assign(products: Iterable[Product], pixel_hashes: Sequence[str]) -> list[str
         return index
 
     first: dict[bytes, int] = {}
+    stated: set[bytes] = set()
     for index, (product, pixels) in enumerate(zip(products, pixel_hashes, strict=True)):
-        ids.append(product.id)
         keys = [("caption", normalise(caption)) for caption in product.captions]
-        keys += [(kind, value) for kind, value in (("pixels", pixels), ("group", product.group)) if value]
-        for key in keys:
-            parents[root(index)] = root(first.setdefault(_digest(*key), index))
+        digests = [_digest(*key) for key in [*keys, *(("pixels", hash_) for hash_ in pixels)]]
+        if product.group:
+            digests.append(_digest("group", product.group))
+            stated.add(digests[-1])
+        for digest in digests:
+            parents[root(index)] = root(first.setdefault(digest, index))
     names: dict[int, str] = {}
     for index, id_ in enumerate(ids):
         names[root(index)] = min(names.get(root(index), id_), id_)
-    return [names[root(index)] for index in range(len(ids))]
+    shared = {digest: index for digest, index in first.items() if digest not in stated}
+    keys = np.frombuffer(b"".join(shared), "<u8").reshape(-1, 2)[:, 0]
+    return Groups(
+        [names[root(index)] for index in range(len(ids))],
+        keys.astype(np.uint64),
+        np.fromiter(shared.values(), np.int64, len(shared)),
+    )
 
 
 def _digest(kind: str, value: str) -> bytes:
@@ -51,26 +79,27 @@ def _digest(kind: str, value: str) -> bytes:
     return hashlib.blake2b(f"{kind}:{value}".encode("utf-8", errors="surrogatepass"), digest_size=16).digest()
 
 
-def split(groups: Sequence[str], test: int | float, seed: int) -> list[bool]:
-    """Returns whether each product is a test product; all products of a group have the same value.
+def split(groups: Sequence[str], test: int | float, seed: int, field: str = "data.test") -> list[bool]:
+    """Returns whether each product is held out; all products of a group have the same value.
 
-    The choice depends only on `test`, the seed and the names and sizes of the groups, not on their order. The test
-    split is as large as whole groups allow, and never larger than requested.
+    The choice depends only on `test`, the seed and the names and sizes of the groups, not on their order. What is held
+    out is as large as whole groups allow, and never larger than requested.
 
     Args:
       groups: the name of each product's group.
-      test: number of test products, or their share, rounded to whole products, if it is a float below 1.
+      test: number of products to hold out, or their share, rounded to whole products, if it is a float below 1.
       seed: seed of the order in which groups are chosen.
+      field: the field of the configuration that says how many, for messages.
 
     Raises:
-      UserError: `test` leaves no products for training or no products for testing.
+      UserError: `test` holds out no product, or leaves none.
     """
     total = len(groups)
     target = round(test * total) if isinstance(test, float) and test < 1 else int(test)
     if not 0 < target < total:
         raise UserError(
-            f"cannot hold out {test}, which is {target} of {total} products: set data.test or data.second_stage to a "
-            "share or a number that holds out at least 1 product and leaves at least 1 for training."
+            f"cannot hold out {test:g}, which is {target} of {total} products: set {field} to a share or a number that "
+            "holds out at least 1 product and leaves at least 1 for training."
         )
     sizes = Counter(groups)
     order = sorted(sizes, key=lambda group: (_sort_key(group, seed), group))
@@ -78,11 +107,11 @@ def split(groups: Sequence[str], test: int | float, seed: int) -> list[bool]:
     if not chosen:
         raise UserError(
             f"cannot hold out {target} products: the smallest group has {min(sizes.values())} products that share a "
-            "caption, a picture or an article, and groups are not divided; set data.test or data.second_stage to hold "
-            "out at least as many products as that group has."
+            f"caption, a picture or an article, and groups are not divided; set {field} to hold out at least as many "
+            "products as that group has" + (", or 0 for none." if field == "data.validation" else ".")
         )
-    test_groups = {order[index] for index in chosen}
-    return [group in test_groups for group in groups]
+    held_out = {order[index] for index in chosen}
+    return [group in held_out for group in groups]
 
 
 def _sort_key(group: str, seed: int) -> bytes:

@@ -1,12 +1,14 @@
 """Finds the prepared dataset of a raw catalogue, and prepares it on first use."""
 
-from collections.abc import Callable, Iterable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jaxclip.catalog import builder
-from jaxclip.catalog.builder import DESCRIBER_KEY, Source
+from jaxclip.catalog.builder import DESCRIBER_KEY, PARTS, Source
 from jaxclip.catalog.drawn import draw_catalogue
 from jaxclip.errors import UserError
 from jaxclip.runtime.folders import cache, make_once
@@ -46,7 +48,9 @@ def find_or_prepare(
       UserError: there is no catalogue at the path, the dataset in the folder was prepared with other settings, or
         preparing fails (see `builder.prepare`).
     """
-    if source.reader == "drawn":
+    if prepared:
+        check_format(Path(prepared), source)
+    if source.reader == "drawn" and not source.parts:
         products, seed = drawn
         source = replace(source, path=drawn_path(products, seed))
 
@@ -58,16 +62,19 @@ def find_or_prepare(
     if prepared and builder.is_prepared(Path(prepared)):
         _check_source(source, Path(prepared))
         return Path(prepared)
-    if source.path == Path():
+    if source.path == Path() and not source.parts:
         raise UserError(
             f"there is no prepared dataset in {prepared}: set --config.data.path to the catalogue to prepare"
         )
-    if not source.path.exists():
-        raise UserError(f"there is no catalogue at {source.path}; set --config.data.path to one that exists")
+    for path in source.paths:
+        if not path.exists():
+            field = "data.sources" if source.parts else "data.path"
+            raise UserError(f"there is no catalogue at {path}; set --config.{field} to one that exists")
     target = Path(prepared) if prepared else cache() / "prepared" / f"{source.path.name}-{source.key()}"
 
     def prepare() -> None:
-        say(f"preparing {source.path} ({source.reader}) into {target}")
+        which = ", ".join(map(str, source.paths)) if source.parts else f"{source.path} ({source.reader})"
+        say(f"preparing {which} into {target}")
         builder.prepare(source, target, progress=progress, workers=workers, runner=runner, beam_options=beam_options)
         say(summary(target))
 
@@ -75,6 +82,32 @@ def find_or_prepare(
     if prepared:  # another process may have prepared it with other settings meanwhile
         _check_source(source, target)
     return target
+
+
+def check_format(prepared: Path, source: Source | None = None) -> None:
+    """Raises UserError, with the command that prepares it again, if an earlier version prepared the dataset.
+
+    With the source from which that version prepared it, it can be prepared anew, and nothing is raised.
+    """
+    recorded = builder.outdated(prepared)
+    if recorded is None or (source is not None and _is_source(source, recorded)):
+        return
+    names = ("reader", "path", "test", "split_seed")
+    fields = {name: recorded[name] for name in names if recorded["reader"] != "drawn" or name != "path"}
+    fields |= {f"columns.{role}": column for role, column in recorded["columns"].items()}
+    values = [f"--config.data.{name}={value}" for name, value in fields.items()]
+    values.append(f"--config.features.detector={recorded.get(DESCRIBER_KEY, {}).get('detector', 'none')}")
+    command = ["python", "-m", "jaxclip.prepare", *values, f"--config.data.prepared={prepared}"]
+    raise UserError(
+        f"{prepared} was prepared by an earlier version of jaxclip, whose format has one picture for each product: "
+        f"prepare it again with {shlex.join(command)}"
+    )
+
+
+def _is_source(source: Source, recorded: Mapping[str, Any]) -> bool:
+    """Returns whether a dataset with these recorded settings was prepared from a catalogue of this reader and path."""
+    names = ("reader",) if source.reader == "drawn" else ("reader", "path")
+    return not source.parts and all(source.settings()[name] == recorded[name] for name in names)
 
 
 def reader_of(path: Path, default: str) -> str:
@@ -95,6 +128,7 @@ def summary(prepared: Path) -> str:
     oddities = [f"{count:,} {kind}" for kind in ("dropped", "mended") if (count := sum(facts[kind].values()))]
     return (
         f"{facts['products']:,} products in {facts['groups']:,} groups ({splits})"
+        + (f", {facts['pictures']:,} pictures" if facts["pictures"] > facts["products"] else "")
         + (f"; {', '.join(oddities)}: listed in" if oddities else "; data card:")
         + f" {prepared / builder.CARD}"
     )
@@ -102,16 +136,26 @@ def summary(prepared: Path) -> str:
 
 def _check_source(source: Source, prepared: Path) -> None:
     recorded, current = builder.metadata(prepared)["source"], source.settings()
-    if source.path == Path() or not source.path.exists():
-        recorded, current = ({k: v for k, v in d.items() if k != "path"} for d in (recorded, current))
+    if source.path == Path() or not all(path.exists() for path in source.paths):
+        recorded, current = _without_paths(recorded), _without_paths(current)
     if source.test == 0:
-        current = {**current, "test": recorded["test"], "split_seed": recorded["split_seed"]}
+        current |= {name: recorded[name] for name in ("test", "validation", "split_seed")}
     if differing := [key for key in current if current[key] != recorded.get(key)]:
         raise UserError(
             f"{prepared} was prepared with other settings: "
-            + ", ".join(
-                f"{'' if key == DESCRIBER_KEY else 'data.'}{key} was {recorded.get(key)!r}, is {current[key]!r}"
-                for key in differing
-            )
+            + ", ".join(f"{_field(key)} was {recorded.get(key)!r}, is {current[key]!r}" for key in differing)
             + "; give another folder as --config.data.prepared, or leave data.prepared out"
         )
+
+
+def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a source, of whose catalogues only the names and the readers are left."""
+    kept = {key: value for key, value in settings.items() if key != "path"}
+    if PARTS in kept:
+        kept[PARTS] = {name: reader for name, (reader, _) in kept[PARTS].items()}
+    return kept
+
+
+def _field(key: str) -> str:
+    """Returns the field of the configuration that a setting of a source comes from."""
+    return {DESCRIBER_KEY: key, PARTS: "data.sources", "unit": "data.product"}.get(key, f"data.{key}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jaxclip.catalog.dataset import Label
 from jaxclip.catalog.describe import Describer
 from jaxclip.catalog.examine import BLOCK, blocks, examine_block
 from jaxclip.catalog.product import Product
@@ -20,22 +21,22 @@ PART = 4 * BLOCK
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of examining a product; if it was dropped, all other fields have their defaults.
+    """The result of examining a product, which is dropped if it has no picture.
 
     Attributes:
-      dropped: the reason why the product was dropped, "" if it was kept.
-      size: width and height of its picture in pixels.
-      pixels: `Picture.pixels`.
-      start: byte offset of its picture in the part's file of pictures.
-      stop: byte offset of the end of its picture.
+      product: the product, with those of its pictures that are stored.
+      left_out: (location, reason) of each picture that was left out.
+      sizes: width and height of its pictures in pixels.
+      pixels: `Picture.pixels` of its pictures.
+      offsets: byte offsets of its pictures in the part's file of pictures, and of the end of the last one.
       oddities: the kinds of oddity that were mended.
     """
 
-    dropped: str = ""
-    size: tuple[int, int] = (0, 0)
-    pixels: str = ""
-    start: int = 0
-    stop: int = 0
+    product: Product
+    left_out: tuple[tuple[str, str], ...]
+    sizes: tuple[tuple[int, int], ...]
+    pixels: tuple[str, ...]
+    offsets: tuple[int, ...]
     oddities: tuple[str, ...] = ()
 
 
@@ -67,45 +68,44 @@ class Parts:
             for block in blocks(products):
                 for result in examine_block(block, describer):
                     descriptions.append(result.description.values if result.description else {})
-                    if isinstance(result.picture, str):
-                        verdicts.append(Verdict(result.picture))
-                        continue
-                    start = file.tell()
-                    file.write(result.picture.encoded)
+                    offsets = [file.tell()]
+                    for picture in result.pictures:
+                        file.write(picture.encoded)
+                        offsets.append(file.tell())
+                    sizes = tuple((picture.width, picture.height) for picture in result.pictures)
+                    pixels = tuple(picture.pixels for picture in result.pictures)
                     mended = result.description.oddities if result.description else ()
-                    size = result.picture.width, result.picture.height
-                    verdicts.append(Verdict("", size, result.picture.pixels, start, file.tell(), mended))
+                    verdicts.append(Verdict(result.product, result.left_out, sizes, pixels, tuple(offsets), mended))
         self._dump(part, "descriptions", descriptions)
         self._dump(part, "verdicts", verdicts)
 
-    def verdicts(self, parts: int) -> Iterator[tuple[int, Product, Verdict]]:
-        """Yields the number, product and verdict of each product of the first `parts` parts, in order."""
+    def verdicts(self, parts: int) -> Iterator[tuple[int, Verdict]]:
+        """Yields the number and verdict of each product of the first `parts` parts, in order."""
         for part in range(parts):
-            pairs = zip(self._load(part, "products"), self._load(part, "verdicts"), strict=True)
-            for row, (product, verdict) in enumerate(pairs):
-                yield part * PART + row, product, verdict
+            for row, verdict in enumerate(self._load(part, "verdicts")):
+                yield part * PART + row, verdict
 
-    def write_assignments(self, part: int, assignments: Mapping[int, tuple[str, int]]) -> None:
-        """Writes row in the part -> (split, group as an integer), for the kept products of a part."""
+    def write_assignments(self, part: int, assignments: Mapping[int, tuple[str, Label]]) -> None:
+        """Writes row in the part -> (split, label), for the kept products of a part."""
         self._dump(part, "assignments", dict(assignments))
 
-    def assigned_products(self, part: int, split: str) -> Iterator[tuple[Product, int, bytes, Mapping[str, Any]]]:
-        """Yields (product, group, encoded picture, description) for each product of a part that is in the split."""
-        assignments, *columns = (
-            self._load(part, kind) for kind in ("assignments", "products", "verdicts", "descriptions")
-        )
+    def assigned_products(
+        self, part: int, split: str
+    ) -> Iterator[tuple[Product, Label, tuple[bytes, ...], Mapping[str, Any]]]:
+        """Yields (product, label, encoded pictures, description) for each product of a part that is in the split."""
+        assignments, *columns = (self._load(part, kind) for kind in ("assignments", "verdicts", "descriptions"))
         rows = list(zip(*columns, strict=True))
         with self._path(part, "pictures").open("rb") as file:
-            for row, (assigned_split, group) in assignments.items():
+            for row, (assigned_split, label) in assignments.items():
                 if assigned_split == split:
-                    product, verdict, description = rows[row]
-                    yield product, group, _read_picture(file, verdict), description
+                    verdict, description = rows[row]
+                    yield verdict.product, label, _read_pictures(file, verdict), description
 
-    def picture(self, number: int) -> bytes:
-        """Returns the encoded picture of product `number`, which must be a kept one."""
+    def pictures(self, number: int) -> tuple[bytes, ...]:
+        """Returns the encoded pictures of product `number`, which must be a kept one."""
         part, row = divmod(number, PART)
         with self._path(part, "pictures").open("rb") as file:
-            return _read_picture(file, self._load(part, "verdicts")[row])
+            return _read_pictures(file, self._load(part, "verdicts")[row])
 
     def description(self, number: int) -> Mapping[str, Any]:
         """Returns the describer's values for product `number`, numbered as in `Parts`; empty for a dropped product."""
@@ -149,6 +149,6 @@ def _write_atomically(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _read_picture(file: BinaryIO, verdict: Verdict) -> bytes:
-    file.seek(verdict.start)
-    return file.read(verdict.stop - verdict.start)
+def _read_pictures(file: BinaryIO, verdict: Verdict) -> tuple[bytes, ...]:
+    file.seek(verdict.offsets[0])
+    return tuple(file.read(stop - start) for start, stop in itertools.pairwise(verdict.offsets))

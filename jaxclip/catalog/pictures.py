@@ -86,7 +86,7 @@ def inspect(image: Path | Embedded, max_pixels: int = MAX_PIXELS) -> Picture | s
         if not isinstance(image, Path) and image.size > limit:
             return f"image file over {limit} bytes"
         data = _read(image, limit + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # ValueError: a path with a NUL, which names no file
         return "image missing"
     except OSError:
         return "image unreadable"

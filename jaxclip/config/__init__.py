@@ -15,6 +15,7 @@ from jaxclip.config.parse import (
     load_config,
     save_config,
     with_first_stage_catalogue,
+    without_checkpoint_fields,
 )  # fmt: skip
 from jaxclip.config.saved import evaluation_name, for_towers, of_run, of_runs, same_catalogue
 from jaxclip.config.schema import Config
@@ -22,4 +23,5 @@ from jaxclip.config.schema import Config
 __all__ = [
     "Config", "build", "differences", "dump", "evaluation_name", "fields", "fingerprint", "flat", "for_towers",
     "load_config", "of_run", "of_runs", "read_file", "same_catalogue", "save_config", "with_first_stage_catalogue",
+    "without_checkpoint_fields",
 ]  # fmt: skip

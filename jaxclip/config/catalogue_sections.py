@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from jaxclip.catalog import captions
+from jaxclip.catalog.product import AS_TEST, UNITS
 from jaxclip.catalog.readers import READERS
 from jaxclip.config import values
 from jaxclip.config.declare import ABOVE_ZERO, at_least, key, section
@@ -24,6 +25,11 @@ class Columns:
         "", "column of the caption; '' = found by its usual names; for webdataset, used if a sample has no text file"
     )
     category: str = key("", "column of the category; '' = found by its usual names")
+    product: str = key(
+        "",
+        "column whose equal values make rows one product, with several pictures and captions; '' = rows with the same "
+        "id and picture; only for table",
+    )
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,41 @@ class Data:
         "drawn", "layout of the raw catalogue; drawn: a catalogue that the program draws", choices=READERS
     )
     path: str = key("", "file or folder of the raw catalogue; '' for the drawn catalogue, or if data.prepared exists")
+    sources: tuple[tuple[str, str, float], ...] = key(
+        (),
+        "several catalogues prepared as one, in place of data.reader and data.path: (reader, path, weight) of each; "
+        "training draws products from each in proportion to its weight",
+        check=values.sources,
+    )
     prepared: str = key(
         "",
         "folder of the prepared dataset; '' = under $JAXCLIP_CACHE (default ~/.cache/jaxclip), reused for the same "
         "catalogue and settings",
     )
-    split: str = key("test", "products that an evaluation ranks: one split, or all", choices=("train", "test", "all"))
+    queries: str = key(
+        "",
+        "file or folder of queries with judged products (CSV, JSON lines, Parquet, TREC, BEIR, ESCI, WANDS): evaluated "
+        "as the protocol judged, and trained on with augmentation.queries",
+    )
+    product: str = key(
+        "article",
+        "what one product is in catalogues with several photos of an article: article (a product with all its photos) "
+        "or photo (each photo is a product, as papers count; photos of an article are one group)",
+        choices=UNITS,
+    )
+    split: str = key(
+        "test",
+        "products that an evaluation ranks: one split, or all",
+        choices=("train", "validation", "test", "all"),
+    )
     test: float = key(
         0.1, "products held back for testing, in whole groups: a number (>= 1) or a share (< 1)", limits=ABOVE_ZERO
+    )
+    validation: float = key(
+        AS_TEST,
+        "products held back for choosing checkpoints and settings, in whole groups: a number (>= 1) or a share (< 1); "
+        "-1 = as many as for testing, 0 = none, and then there is no best checkpoint",
+        limits=at_least(0),
     )
     train: int = key(
         0, "number of training products to use, always the same random choice; 0 = all of them", limits=at_least(0)

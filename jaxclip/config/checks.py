@@ -23,7 +23,11 @@ def find_problems(config: Config, wrong_types: Collection[str] = ()) -> list[str
     fields = [key for key in keys(Config) if key.name not in wrong_types]
     problems = [problem for key in fields for problem in _check_value(key, value_of(config, key.name))]
     if not {"steps", "epochs"} & set(wrong_types) and (config.steps > 0) == (config.epochs > 0):
-        problems.append("set exactly one of steps and epochs" + (": both are set" if config.steps else ": neither is"))
+        neither = (
+            ": neither is; to evaluate a checkpoint without training, use python -m jaxclip.evaluate with --config and "
+            "--config.model.init_from"
+        )
+        problems.append("set exactly one of steps and epochs" + (": both are set" if config.steps else neither))
     problems += _check_unused(config)
     problems += _check_data(config)
     problems += _check_features(config)
@@ -84,6 +88,9 @@ def _check_unused(config: Config, cls: type = Config, prefix: str = "") -> list[
 
 def _check_data(config: Config) -> list[str]:
     data, problems = config.data, []
+    if data.sources and (data.path or data.reader != "drawn"):
+        remedy = "leave data.path out and data.reader at drawn, or set data.sources=() for one catalogue"
+        problems.append(f"data.sources names several catalogues: {remedy}")
     if data.reader in READERS.keys() - {"drawn"} and not data.path and not data.prepared:
         problems.append(f"data.reader = {data.reader!r} needs data.path, the file or folder of the raw catalogue")
     if data.reader == "drawn" and data.path:

@@ -139,6 +139,8 @@ def describe_type(kind: Any) -> str:
             if Ellipsis in inner:
                 return "numbers in brackets, such as (1, 5, 10)"
             return f"{len(inner)} numbers, such as {(0.5, 1.0, 0.5)[: len(inner)]}"
+        if inner[0] == tuple[str, str, float]:
+            return "triples, such as (('folder', 'a/shop', 1.0), ('table', 'b/shop.csv', 0.5))"
         if inner[0] == tuple[str, str]:
             return "pairs, such as (('all', 'image,colour'), ('one', 'image')), or a mapping, such as {'one': 'image'}"
         return "pairs, such as (('^image/stem', 0.0), ('bias$', 0.5)), or a mapping, such as {'^image/stem': 0.0}"

@@ -66,7 +66,17 @@ def load_config(workdir: Path, overrides: Mapping[str, str] | None = None) -> Co
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path} is not a configuration: it must hold a JSON object, not {type(settings).__name__}")
+    if isinstance(data := settings.get("data"), dict):
+        data.setdefault("validation", 0)  # runs of earlier versions had no validation split
     return build(settings, overrides)
+
+
+def without_checkpoint_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a config file without the fields that model.init_from can determine."""
+    kinds = fields()
+    determined = {key.name for key in keys(Config) if key.declaration.from_checkpoint}
+    determined |= {"model.preset", "data.image_size", "data.context_length", "data.picture", "data.tokenizer"}
+    return {name: value for name, value in _flatten(settings, kinds) if name not in determined}
 
 
 def save_config(config: Config, workdir: Path) -> None:

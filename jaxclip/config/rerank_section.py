@@ -79,7 +79,8 @@ class Rerank:
     batch_norm: bool = key(False, "whether hidden features are normalised over the batch", only=PAPER)
     ablation: tuple[tuple[str, str], ...] = key(
         (),
-        "name -> features: train and compare a re-ranker for each of these, instead of one with rerank.features",
+        "name -> features: train and compare a re-ranker for each of these, instead of one with rerank.features; they "
+        "rank the validation split if there is one and data.split is test",
         check=values.rerank_ablation,
         only=GATED,
     )

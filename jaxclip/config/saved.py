@@ -11,11 +11,16 @@ from jaxclip.config.schema import Config, Data
 from jaxclip.errors import UserError
 
 OVERRIDABLE = re.compile(
-    r"data\.(reader|path|prepared|split|test|split_seed|drawn_products|drawn_seed|workers|columns\..*)|features\..*"
-    r"|evaluation\.(batch_size|ks|zooms|mirror)|mesh\..*|model\.(dtype|execution|attention)"
+    r"data\.(reader|path|sources|product|prepared|split|test|validation|split_seed|queries|drawn_products|drawn_seed"
+    r"|workers|columns\..*)|features\..*"
+    r"|evaluation\.(batch_size|ks|trial_size|zooms|mirror)|mesh\..*|model\.(dtype|execution|attention)"
     r"|first_stage|rerank\.(candidates|segments)"
 )
 """Fields that select the products and say how they are embedded and ranked; training has fixed all others."""
+TRAINED_GROUPS = "trained_groups.npy"
+"""File of a workdir by which products that the run was trained on are recognised (see `pipeline.trained_groups`)."""
+SPLIT = ("test", "validation", "split_seed")
+"""Fields of the section data that choose the products of each split."""
 
 
 def of_run(workdir: Path, overrides: Mapping[str, str]) -> Config:
@@ -54,11 +59,14 @@ def for_towers(overrides: Mapping[str, str]) -> dict[str, str]:
 
 
 def evaluation_name(workdir: Path, config: Config) -> str:
-    """Returns the name of an evaluation of a run: its split, prefixed with the catalogue if that is not the run's own.
+    """Returns the name of an evaluation of a run.
+
+    It is the split, followed by the fields that split the run's own catalogue in another way, or prefixed with the name
+    of another catalogue.
 
     Raises:
-      UserError: the catalogue of the run, or of its first stage, would be split differently, so that training products
-        would count as unseen.
+      UserError: the catalogue of the run, or of its first stage, would be split differently, and an earlier version
+        trained the run, so that training products would not be recognised.
     """
     trained = load_config(workdir)
     _check_split(workdir, trained, config)
@@ -66,7 +74,10 @@ def evaluation_name(workdir: Path, config: Config) -> str:
         towers = Path(config.first_stage).expanduser()
         _check_split(towers, load_config(towers), config)
     if same_catalogue(trained, config):
-        return config.data.split
+        changed = [name for name in SPLIT if getattr(trained.data, name) != getattr(config.data, name)]
+        return "-".join([config.data.split, *(f"{name}-{getattr(config.data, name):g}" for name in changed)])
+    if config.data.sources:
+        return f"mixture-{config.data.split}"
     if config.data.reader == "drawn":
         return f"drawn-{config.data.drawn_products}-seed-{config.data.drawn_seed}-{config.data.split}"
     return f"{Path(_origin(config.data)).name}-{config.data.split}"
@@ -76,7 +87,13 @@ def same_catalogue(one: Config, other: Config) -> bool:
     """Returns whether two configurations name the same catalogue, perhaps with other splits or other features."""
 
     def identity(data: Data) -> tuple[Any, ...]:
-        return _origin(data), data.reader, data.columns, data.drawn_products if data.reader == "drawn" else 0
+        return (
+            _origin(data),
+            data.reader,
+            data.product,
+            data.columns,
+            data.drawn_products if data.reader == "drawn" else 0,
+        )
 
     return identity(one.data) == identity(other.data)
 
@@ -84,20 +101,25 @@ def same_catalogue(one: Config, other: Config) -> bool:
 def _check_split(workdir: Path, trained: Config, config: Config) -> None:
     if config.data.split == "all" or _origin(trained.data) != _origin(config.data):
         return
+    if (workdir / TRAINED_GROUPS).exists():
+        return  # training products are recognised and left out
     names = ["test", "split_seed", "reader", "columns", *(["drawn_products"] if trained.data.reader == "drawn" else [])]
     changed = [f"data.{name}" for name in names if getattr(trained.data, name) != getattr(config.data, name)]
     if changed:
         fields = " and ".join(changed)
         raise UserError(
             f"{fields} would split the catalogue that {workdir} was trained on in another way: "
-            f"training products would be in the split {config.data.split}; leave {fields} out, or rank the whole "
-            "catalogue with --config.data.split=all"
+            f"training products would be in the split {config.data.split}, and {workdir} has no {TRAINED_GROUPS} by "
+            f"which they could be recognised; leave {fields} out, or rank the whole catalogue with "
+            "--config.data.split=all"
         )
 
 
 def _origin(data: Data) -> str:
     """Returns where the products come from: the path of the catalogue, or the seed of a drawn one."""
     # The size of a drawn catalogue is left out: a larger one begins with the products of a smaller one with its seed.
+    if data.sources:
+        return ", ".join(f"{reader}:{Path(path).expanduser().resolve()}" for reader, path, _ in data.sources)
     if data.reader == "drawn":
         return f"drawn, seed {data.drawn_seed}"
     return str(Path(data.path or data.prepared).expanduser().resolve())

@@ -42,6 +42,12 @@ class Augmentation:
     )
     keep_words: float = key(1.0, "probability with which a caption keeps a word of the name", limits=ZERO_TO_ONE)
     prompts: bool = key(False, "whether one of OpenFashionCLIP's prompts, at random, replaces data.caption_template")
+    queries: float = key(
+        0.0,
+        "share of the training pairs whose text is a judged query of the product (data.queries, split train) in place "
+        "of a caption, weighted by its grade and weight; products without one keep their captions",
+        limits=ZERO_TO_ONE,
+    )
 
     @property
     def changes_captions(self) -> bool:
@@ -242,12 +248,15 @@ class Checkpointing:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """When the products of data.split are ranked during training, and how evaluations embed and measure."""
+    """When the validation split is ranked during training, and how evaluations embed and measure."""
 
     every: int = key(0, "steps between evaluations; 0 = only after the last step", limits=at_least(0))
     batch_size: int = key(256, "pictures or texts embedded at a time", limits=at_least(1))
     ks: tuple[int, ...] = key(
         (1, 5, 10), "depths k of hit@k, recall@k, precision@k and nDCG@k; 1 must be among them", check=values.depths
+    )
+    trial_size: int = key(
+        100, "products in each of the 100 trials; papers take 100 or another number", limits=at_least(2)
     )
     zooms: tuple[float, ...] = key(
         (1.0,),

@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Sequence
 
 from jaxclip.catalog import captions
+from jaxclip.catalog.readers import READERS
 from jaxclip.errors import UserError
 from jaxclip.features.detect import DETECTORS
 from jaxclip.features.rerank import FEATURES
@@ -74,6 +75,19 @@ def depths(name: str, ks: tuple[int, ...]) -> list[str]:
 def not_empty(name: str, numbers: tuple[float, ...]) -> list[str]:
     """Returns a sentence for each problem: there are no numbers."""
     return [] if numbers else [f"{name} = {numbers} must hold at least one number"]
+
+
+def sources(name: str, triples: tuple[tuple[str, str, float], ...]) -> list[str]:
+    """Returns a sentence for each problem: no such reader, no path, or a weight that is not above 0."""
+    problems, readers = [], [reader for reader in READERS if reader != "drawn"]
+    for reader, path, weight in triples:
+        if reader not in readers:
+            problems.append(f"{name}: the reader {reader!r} {not_one_of(reader, readers)}")
+        if not path:
+            problems.append(f"{name}: a catalogue of {reader} has no path")
+        if weight <= 0:
+            problems.append(f"{name}: the weight of {path} is {weight}, but must be greater than 0")
+    return problems
 
 
 def rates(name: str, pairs: tuple[tuple[str, float], ...]) -> list[str]:

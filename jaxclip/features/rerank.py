@@ -7,10 +7,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import logsumexp
 
+from jaxclip.features import geometry
 from jaxclip.features.palette import PROTOTYPES
 
-COLUMNS = ("geometry", "texture", "colour_shares", "colour_names")
-"""The columns of a prepared dataset that features are computed from."""
+COLUMNS = ("crops", "texture", "colour_shares", "colour_names")
+"""The columns of a prepared dataset that features are computed from: those of the main picture's first crop."""
 COLOUR_NAMES = tuple(PROTOTYPES)
 SHARPNESS = (0.5, 1.0, 2.0)
 """Inverse temperatures of the hubness columns, in units of the logit scale."""
@@ -27,8 +28,8 @@ class FeatureSources:
     """What the features of G products are computed from.
 
     Attributes:
-      images: (G, D) float32 unit vectors of the pictures.
-      crops: (G, D) float32 unit vectors of each picture's best crop.
+      images: (G, D) float32 unit vectors of the main pictures.
+      crops: (G, D) float32 unit vectors of their best crops.
       colour_names: (C, D) float32 unit vectors of COLOUR_NAMES as captions.
       columns: name in COLUMNS -> the G values of the prepared dataset.
       attributes: the attributes of each product, by the catalogue's column.
@@ -106,7 +107,11 @@ def _always(sources: FeatureSources) -> Present:
 
 def _was_cropped(sources: FeatureSources) -> Present:
     """Returns whether each product's crop is only a part of the picture; a crop of the whole adds no information."""
-    return sources.columns["geometry"][:, 2] < 1.0
+    return _geometry(sources)[:, 2] < 1.0
+
+
+def _geometry(sources: FeatureSources) -> Values:
+    return geometry.box_geometry(sources.columns["crops"])
 
 
 def _colours(sources: FeatureSources) -> Values:
@@ -163,7 +168,7 @@ FEATURES: dict[str, CandidateFeature] = {
         "The name of the crop's main colour compared with the words",
     ),
     "geometry": CandidateFeature(
-        lambda sources: (sources.columns["geometry"], _was_cropped(sources)),
+        lambda sources: (_geometry(sources), _was_cropped(sources)),
         "Proportions",
         "Size and shape of the crop box",
     ),

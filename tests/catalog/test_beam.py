@@ -108,4 +108,6 @@ def test_the_prepare_command_accepts_a_runner_and_its_options(raw, tmp_path, run
     assert done.returncode == 0, done.stderr
     assert builder.metadata(prepared)["products"] == PRODUCTS - 3
     wrong = run("prepare", *catalogue, f"--config.data.prepared={tmp_path / 'q'}", "--runner=Dirct")
-    assert wrong.returncode == 2 and wrong.stderr.splitlines()[-1].startswith("error: --runner=Dirct is not a runner")
+    assert wrong.returncode == 2 and wrong.stderr.splitlines()[-1].startswith(
+        "error: --runner=Dirct is not an installed Apache Beam runner"
+    )

@@ -67,12 +67,6 @@ def prepared(raw, tmp_path_factory):
     return folder
 
 
-def test_the_longest_side_of_any_picture_is_recorded(prepared):
-    records = Records(prepared, "all")
-    sizes = [Image.open(BytesIO(records.picture(number))).size for number in range(len(records))]
-    assert builder.metadata(prepared)["largest_side"] == max(map(max, sizes))
-
-
 def test_dropped_products_are_counted_by_kind(prepared):
     facts = builder.metadata(prepared)
     assert facts["dropped"] == {"image missing": 1, "image truncated": 1, "not an image": 1}
@@ -109,14 +103,14 @@ def test_records_equal_the_products_of_the_reader(prepared, raw):
     records = Records(prepared, "all")
     for number, (product, group) in enumerate(records.products()):
         original = read[product.id]
-        assert product == replace(original, image=product.image, group=str(group))
-        picture = records.picture(number)
+        assert product == replace(original, pictures=(Path(original.pictures[0].name),), group=str(group))
+        (picture,) = records.pictures(number)
         if product.id == cmyk:
             assert Image.open(BytesIO(picture)).mode == "RGB"
         else:
-            assert picture == original.image.read_bytes()
+            assert picture == original.pictures[0].read_bytes()
         parsed = records.parse(records.read(np.asarray([number]))[0])
-        assert parsed["image"].numpy() == picture and parsed["id"].numpy().decode() == product.id
+        assert parsed["images"].numpy().tolist() == [picture] and parsed["id"].numpy().decode() == product.id
         assert [caption.decode() for caption in parsed["captions"].numpy()] == list(original.captions)
         assert json.loads(parsed["attributes"].numpy()) == original.attributes
 

@@ -4,6 +4,7 @@ import base64
 import io
 from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def some_products(number):
     return [
         Product(
             id=f"id-{i}",
-            image=None,
+            pictures=(Path(f"{i}.jpg"),),
             captions=(" ".join(["word"] * (1 + i % 7)),),
             category="Shoes" if i % 10 < 4 else "Bags",
             attributes={"colour": "Red" if i % 8 else "Blue"} if i % 2 == 0 else {},
@@ -79,14 +80,16 @@ def write(path, products, oddities=(), pictures=None, sizes=None, descriptions=N
     facts = {
         "source": {"reader": "table", "path": "/somewhere/shop", "test": 0.1, "split_seed": 7, "columns": {}},
         "products": len(products),
+        "pictures": len(products),
         "groups": len({p.group for p in products}),
         "splits": {"train": len(products) - 1, "test": 1},
         "dropped": count(True),
         "mended": count(False),
         "fingerprint": "abcdef012345",
     } | facts
-    pictures = pictures or [picture()] * len(products)
-    card.write(path, facts, products, pictures, sizes or [(30, 40)] * len(products), descriptions, oddities)
+    pictures = [(one,) for one in pictures or [picture()] * len(products)]
+    sizes = [(one,) for one in sizes or [(30, 40)] * len(products)]
+    card.write(path, facts, products, pictures, sizes, descriptions, oddities)
     return path.read_text(encoding="utf-8")
 
 
@@ -100,7 +103,7 @@ def test_every_oddity_is_listed_and_every_kind_counted(tmp_path):
     assert page.row("duplicate id") == ["duplicate id", "30"]
     assert page.row("image truncated") == ["image truncated", "5"]
     assert page.row("no name, built from attributes") == ["no name, built from attributes", "7"]
-    assert "All 42 oddities" in page.text and "135 read" in page.text
+    assert "All 42 oddities" in page.text and "100 pictures" in page.text
 
 
 def test_a_truncated_list_states_its_total_and_keeps_rare_oddities(tmp_path):
@@ -127,7 +130,7 @@ def test_counts_match_the_products(tmp_path):
 
 
 def test_histogram_counts_every_caption_despite_a_very_long_one():
-    products = some_products(700) + [Product("long", None, ("word " * 5000,))]
+    products = some_products(700) + [Product("long", (), ("word " * 5000,))]
     captions = card_figures.histogram([len(product.captions[0].split()) for product in products])
     assert sum(column["count"] for column in captions["columns"]) == 701
     assert [column["count"] for column in captions["columns"]][:6] == [100] * 6
@@ -136,7 +139,7 @@ def test_histogram_counts_every_caption_despite_a_very_long_one():
 
 
 def test_markup_in_names_is_text_and_nothing_is_requested(tmp_path):
-    products = [Product(HOSTILE, None, (HOSTILE,), HOSTILE, {HOSTILE: HOSTILE}, HOSTILE) for _ in range(3)]
+    products = [Product(HOSTILE, (), (HOSTILE,), HOSTILE, {HOSTILE: HOSTILE}, HOSTILE) for _ in range(3)]
     source = {"reader": HOSTILE, "path": HOSTILE, "test": 0, "split_seed": 0, "columns": {"id": HOSTILE}}
     oddities = [Oddity(HOSTILE, HOSTILE, True), Oddity(HOSTILE, HOSTILE, False)]
     page = Elements(write(tmp_path / "card.html", products, oddities, source=source, splits={"whole": 3}))
@@ -161,7 +164,9 @@ def test_samples_are_deterministic_and_have_their_own_pictures(tmp_path):
     pictures = [picture(size) for size in sizes]
     first = write(tmp_path / "a.html", products, pictures=pictures, sizes=sizes)
     assert first == write(tmp_path / "b.html", products, pictures=pictures, sizes=sizes)
-    shown = [sample.product for sample in card._samples(products, pictures, sizes, None)]
+    shown = [
+        sample.product for sample in card._samples(products, [(p,) for p in pictures], [(s,) for s in sizes], None)
+    ]
     assert len({product.id for product in shown}) == 48
     for product in shown:
         encoded = base64.b64encode(pictures[products.index(product)]).decode()
@@ -180,7 +185,7 @@ def test_large_pictures_are_scaled_down_and_small_ones_unchanged(form, size, mim
 
 
 def test_a_minimal_product_and_a_file_name_that_is_not_unicode_are_shown(tmp_path):
-    page = write(tmp_path / "new" / "card.html", [Product("1", None, ("shirt",))], [Oddity("a\udcff.jpg", "odd", True)])
+    page = write(tmp_path / "new" / "card.html", [Product("1", (), ("shirt",))], [Oddity("a\udcff.jpg", "odd", True)])
     assert "a\\udcff.jpg" in page and "without a category" in page and "The catalogue has no attributes." in page
 
 
@@ -197,9 +202,12 @@ def test_shares_are_0_or_100_percent_only_if_exact():
 def test_boxes_and_crops_are_drawn_at_their_places_with_colours(tmp_path):
     described = {
         "boxes": np.array([[0.1, 0.2, 0.5, 0.7], [0, 0, 0.2, 0.1]], np.float32),
+        "box_labels": ["shirt", "bag"],
         "crops": np.array([[0.05, 0.1, 0.55, 0.8]], np.float32),
-        "colour_rgb": np.array([[255, 0, 16], [0, 0, 0]], np.uint8),
-        "colour_shares": np.array([1.0, 0.0], np.float32),
+        "crop_labels": ["shirt"],
+        "colour_rgb": np.array([[[255, 0, 16], [0, 0, 0]]], np.uint8),
+        "colour_shares": np.array([[1.0, 0.0]], np.float32),
+        "counts": np.zeros((0, 2), np.int64),
         "colour_names": ["Red", "Red"],
     }
     source = {

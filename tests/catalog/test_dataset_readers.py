@@ -17,9 +17,9 @@ from jaxclip.catalog.readers import READERS
 from jaxclip.errors import UserError
 
 
-def read(name, path, **columns):
+def read(name, path, unit="article", **columns):
     """Returns (products by id, oddities as (location, kind, dropped))."""
-    items = list(READERS[name](path, columns))
+    items = list(READERS[name](path, columns, unit))
     products = {item.id: item for item in items if isinstance(item, Product)}
     assert len(products) == sum(isinstance(item, Product) for item in items), "ids must be unique"
     return products, [(item.location, item.kind, item.dropped) for item in items if isinstance(item, Oddity)]
@@ -37,13 +37,14 @@ def put(path, content):
 
 
 def is_picture(product):
-    """Returns whether a product's picture can be decoded; checks the declared size of a picture inside another file."""
-    if not isinstance(product.image, Path):
-        assert 0 < product.image.size <= len(product.image.read()) + 200
-    return isinstance(inspect(product.image), Picture)
+    """Returns whether all pictures can be decoded; checks the declared size of a picture inside another file."""
+    for image in product.pictures:
+        if not isinstance(image, Path):
+            assert 0 < image.size <= len(image.read()) + 200
+    return bool(product.pictures) and all(isinstance(inspect(image), Picture) for image in product.pictures)
 
 
-def test_deepfashion_multimodal_photos_of_one_article_are_one_group(tmp_path):
+def test_deepfashion_multimodal_photos_as_products_of_one_article_are_one_group(tmp_path):
     names = [f"WOMEN-Blouses_Shirts-id_00000002-02_{view}.jpg" for view in ("1_front", "2_side")]
     for name in [*names, "MEN-Denim-id_00000080-01_7_additional.jpg"]:
         put(tmp_path / "images" / name, picture())
@@ -52,7 +53,7 @@ def test_deepfashion_multimodal_photos_of_one_article_are_one_group(tmp_path):
     put(tmp_path / "captions.json", json.dumps(captions))
     put(tmp_path / "labels/shape/shape_anno_all.txt", f"{names[0]} 1 4 0 1 4 0 0 0 4 5 1 0\n{names[1]} 1 4\n")
     put(tmp_path / "labels/texture/fabric_ann.txt", f"{names[0]} 1 7 0\n")
-    products, oddities = read("deepfashion_multimodal", tmp_path)
+    products, oddities = read("deepfashion_multimodal", tmp_path, "photo")
     front = products["WOMEN-Blouses_Shirts-id_00000002-02_1_front"]
     assert front.captions == ("The shirt this woman wears has short sleeves.",)
     assert (front.category, front.group) == ("Blouses Shirts", "WOMEN-Blouses_Shirts-id_00000002")
@@ -64,7 +65,7 @@ def test_deepfashion_multimodal_photos_of_one_article_are_one_group(tmp_path):
         ("captions.json: odd.jpg", "photo without a caption", True),
     ]
     assert all(map(is_picture, products.values()))
-    assigned = groups.assign(list(products.values()), ["a", "b", "c"])
+    assigned = groups.assign(list(products.values()), list(products), [["a"], ["b"], ["c"]]).names
     assert assigned[0] == assigned[1] != assigned[2]
 
 
@@ -78,11 +79,11 @@ def test_deepfashion_multimodal_necklines_are_numbered_with_or_without_the_docum
     put(tmp_path / "captions.json", json.dumps(dict.fromkeys(names, "denim")))
     lines = [f"{name} 5 4 3 2 4 2 2 2 4 {row} 2 2" for name, row in zip(names, rows, strict=True)]
     put(tmp_path / "labels/shape/shape_anno_all.txt", "\n".join(lines))
-    products, _ = read("deepfashion_multimodal", tmp_path)
+    products, _ = read("deepfashion_multimodal", tmp_path, "photo")
     assert products[names[0].removesuffix(".jpg")].attributes.get("neckline") == meaning
 
 
-def test_deepfashion_inshop_articles_have_several_photos_and_a_partition(tmp_path):
+def test_deepfashion_inshop_photos_as_products_have_a_view_and_a_partition(tmp_path):
     entries = [
         {"item": "id_00000001", "color": "Purple", "description": ["A knit top.", " ", "100%  cotton"]},
         {"item": "id_00000001", "color": "Blue", "description": ["A knit top.", "100% cotton"]},
@@ -97,7 +98,7 @@ def test_deepfashion_inshop_articles_have_several_photos_and_a_partition(tmp_pat
     put(tmp_path / "Eval/list_eval_partition.txt", "\n".join(rows))
     for n in (1, 2):
         put(tmp_path / f"Img/img/WOMEN/Tees_Tanks/id_00000001/0{n}_1_front.jpg", picture())
-    products, oddities = read("deepfashion_inshop", tmp_path)
+    products, oddities = read("deepfashion_inshop", tmp_path, "photo")
     first = products["WOMEN/Tees_Tanks/id_00000001/01_1_front"]
     assert first.captions == ("A knit top. 100% cotton",) and first.group == "id_00000001"
     assert (first.category, first.attributes["partition"]) == ("Tees Tanks", "query")
@@ -125,7 +126,7 @@ def fashion_gen(path, count, **more):
 def test_fashion_gen_rows_are_read_one_at_a_time(tmp_path):
     fashion_gen(tmp_path / "fashiongen_256_256_train.h5", 5, input_gender=np.array([[b"Women"]] * 5))
     fashion_gen(tmp_path / "fashiongen_256_256_validation.h5", 2)
-    products, oddities = read("fashion_gen", tmp_path)
+    products, oddities = read("fashion_gen", tmp_path, "photo")
     assert oddities == [] and len(products) == 7
     product = products["train-3"]
     assert product.captions == ("Jupe plissée 3 in noir",) and product.category == "SKIRTS"
@@ -133,10 +134,10 @@ def test_fashion_gen_rows_are_read_one_at_a_time(tmp_path):
     assert product.group == products["train-2"].group != products["train-4"].group
     with (
         h5py.File(tmp_path / "fashiongen_256_256_train.h5") as file,
-        Image.open(io.BytesIO(product.image.read())) as decoded,
+        Image.open(io.BytesIO(product.pictures[0].read())) as decoded,
     ):
         np.testing.assert_array_equal(np.asarray(decoded), file["input_image"][3])
-    assert is_picture(product) and "input_image[3]" in str(product.image)
+    assert is_picture(product) and "input_image[3]" in str(product.pictures[0])
 
 
 def test_a_fashion_gen_file_that_is_truncated_or_lacks_a_dataset_is_named(tmp_path):
@@ -171,8 +172,8 @@ def test_amazon_photos_are_found_by_url_or_asin_and_ratings_are_counted(tmp_path
     products, oddities = read("amazon_reviews", tmp_path)
     assert products["A1"].captions == ("Wool & silk scarf",) and products["A1"].category == "Scarves"
     assert products["A1"].attributes == {"reviews": "2", "rating": "3.50"}
-    assert products["A2"].image.name == "41+abc.jpg" and is_picture(products["A1"])
-    assert inspect(products["A3"].image) == "image missing" and products["A3"].attributes == {"brand": "Acme"}
+    assert products["A2"].pictures[0].name == "41+abc.jpg" and is_picture(products["A1"])
+    assert inspect(*products["A3"].pictures) == "image missing" and products["A3"].attributes == {"brand": "Acme"}
     assert [kind for _, kind, _ in oddities] == [
         "product without a title",
         "duplicate ASIN",
@@ -201,7 +202,7 @@ def test_digikala_is_a_gallery_without_captions_whose_colours_are_attributes(tmp
     products, _ = read("digikala", tmp_path)
     assert {p.attributes["baseColour"] for p in products.values()} == {"red", "navy blue"}
     assert all(p.captions == () and p.category == "" for p in products.values())
-    assert len(set(groups.assign(list(products.values()), ["a", "b", "c"]))) == 3
+    assert len(set(groups.assign(list(products.values()), list(products), [["a"], ["b"], ["c"]]).names)) == 3
 
 
 @pytest.mark.parametrize(

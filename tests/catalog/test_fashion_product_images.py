@@ -43,7 +43,7 @@ def test_a_row_becomes_a_product_with_the_datasets_attribute_names(tmp_path):
     assert oddities == []
     assert products["1"] == Product(
         id="1",
-        image=tmp_path / "images" / "1.jpg",
+        pictures=(tmp_path / "images" / "1.jpg",),
         captions=("Turtle Check Shirt",),
         category="Topwear",
         attributes={
@@ -200,7 +200,7 @@ real_data = pytest.mark.skipif(not REAL, reason="JAXCLIP_REAL_DATA is not set")
 def test_the_real_catalogue_is_read_with_its_known_oddities():
     products, oddities = read_styles(Path(REAL) / "fashion-products")
     assert len(products) == 6000
-    assert all(product.image.is_file() for product in products.values())
+    assert all(product.pictures[0].is_file() for product in products.values())
     assert Counter(kind for _, kind, _ in oddities) == {"no name, built from attributes": 7}
     lines = (Path(REAL) / "fashion-products" / "styles.csv").read_text().splitlines()
     nameless = {lines[int(location.removeprefix("styles.csv:")) - 1].split(",")[0] for location, _, _ in oddities}

@@ -1,19 +1,26 @@
 """Interchangeable products form one group, and no split divides a group."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxclip.catalog.groups import assign, split
+from jaxclip.catalog import groups
+from jaxclip.catalog.groups import split
 from jaxclip.catalog.product import Product
 from jaxclip.errors import UserError
 
 
+def assign(products, pixel_hashes):
+    return groups.assign(products, [product.id for product in products], pixel_hashes)
+
+
 def product(id_, *captions):
-    return Product(id_, Path(f"{id_}.jpg"), captions)
+    return Product(id_, (Path(f"{id_}.jpg"),), captions)
 
 
 def test_products_with_the_same_caption_or_pixels_are_a_group_named_by_its_smallest_id():
@@ -25,17 +32,39 @@ def test_products_with_the_same_caption_or_pixels_are_a_group_named_by_its_small
         product("1", "Third one"),
         product("0", "Alone"),
     ]
-    assert assign(products, ["a", "b", "c", "d", "d", ""]) == ["3", "3", "1", "1", "1", "0"]
-    assert assign([product("1", "x"), product("2", "y")], ["", ""]) == ["1", "2"], (
+    pixels = [["a"], ["b"], ["c"], ["e", "d"], ["d"], []]
+    assert assign(products, pixels).names == ["3", "3", "1", "1", "1", "0"]
+    assert assign([product("1", "x"), product("2", "y")], [[], []]).names == ["1", "2"], (
         "products without pictures must not be grouped"
     )
 
 
+def test_a_product_of_another_catalogue_shares_a_key_with_its_group_whatever_its_id():
+    def keys_of(products, pixels):
+        found = assign(products, pixels)
+        return {name: {k for k, o in zip(found.keys.tolist(), found.owners, strict=True) if found.names[o] == name}
+                for name in found.names}  # fmt: skip
+
+    ours = keys_of([product("1", "Puma Shoe"), product("2", "Bag"), product("3", "Hat")], [["a"], ["b"], ["c"]])
+    theirs = keys_of([product("x", "PUMA shoe"), product("y", "Renamed"), product("3", "Scarf")], [["z"], ["b"], ["d"]])
+    assert ours["1"] & theirs["x"] and ours["2"] & theirs["y"]
+    assert not theirs["3"] & set.union(*ours.values())
+
+
+def test_the_name_of_a_readers_group_means_nothing_in_another_catalogue():
+    ours, theirs = (
+        assign([replace(product(name, name), group="1"), replace(product(name + "2", name * 2), group="1")], [[], []])
+        for name in ("a", "b")
+    )
+    assert len(set(ours.names)) == len(set(theirs.names)) == 1 and not np.isin(ours.keys, theirs.keys).any()
+    assert len(ours.keys) == len(ours.owners) == 2
+
+
 def test_images_of_a_class_folder_are_one_group_and_a_split_takes_whole_classes():
     products = [product(f"{name}/{i}", name) for name in ("dress", "hat", "shoe") for i in range(10)]
-    groups = assign(products, [str(i) for i in range(30)])
-    assert Counter(groups) == {"dress/0": 10, "hat/0": 10, "shoe/0": 10}
-    assert sum(split(groups, 0.4, seed=0)) == 10
+    names = assign(products, [[str(i)] for i in range(30)]).names
+    assert Counter(names) == {"dress/0": 10, "hat/0": 10, "shoe/0": 10}
+    assert sum(split(names, 0.4, seed=0)) == 10
 
 
 CAPTIONS = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=2)
@@ -59,7 +88,7 @@ def test_groups_are_connected_components_in_any_order(items, random):
     order = list(range(len(items)))
     random.shuffle(order)
     products = [product(f"{index:02}", *items[index][0]) for index in order]
-    names = assign(products, [items[index][1] for index in order])
+    names = assign(products, [[items[index][1]] if items[index][1] else [] for index in order]).names
     actual = {frozenset(index for index, name in zip(order, names, strict=True) if name == one) for one in names}
     assert actual == connected(items)
     assert set(names) == {f"{min(group):02}" for group in actual}

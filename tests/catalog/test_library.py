@@ -1,5 +1,6 @@
 """Datasets are prepared once, reused, and never confused with datasets prepared with other settings."""
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import jaxclip
+from jaxclip import config as configs
 from jaxclip.catalog import builder, library
 from jaxclip.catalog.builder import Source
 from jaxclip.errors import UserError
@@ -151,3 +154,55 @@ def test_dropped_and_mended_products_are_reported(source):
     (source.path / "3.txt").write_text("")
     _, lines = find(source)
     assert lines[-1].startswith("7 products in 7 groups (train 5, test 2); 1 dropped, 2 mended: listed in ")
+
+
+def write_outdated(folder, source, **changes):
+    """Writes what remains to be read of a dataset in the format of an earlier version."""
+    old = folder / "catalogue" / "1.0.0"
+    old.mkdir(parents=True)
+    recorded = {"reader": source.reader, "path": str(source.path.resolve()), "test": 2.0, "split_seed": 7}
+    recorded |= {"columns": {"caption": "the title"}, "features": {"detector": "onnx:a.onnx"}, **changes}
+    (old / "dataset_info.json").write_text("{}")
+    (old / "metadata.json").write_text(json.dumps({"source": recorded}))
+    return folder
+
+
+def test_a_dataset_of_an_earlier_version_is_prepared_anew_from_its_source(source, home):
+    prepared = write_outdated(home / "mine", source)
+    folder, lines = find(source, prepared)
+    assert folder == prepared and builder.is_prepared(folder) and lines[0].startswith("preparing ")
+    assert not (prepared / "catalogue" / "1.0.0").exists() and builder.outdated(prepared) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"path": Path()}, {"reader": "drawn", "path": Path()}, {"reader": "webdataset"}, {"path": Path("/shops/other")}],
+    ids=["no path", "the default, drawn", "another reader", "another path"],
+)
+def test_a_dataset_of_an_earlier_version_from_another_or_unknown_source_is_refused_with_the_command_that_renews_it(
+    source, home, other
+):
+    prepared = write_outdated(home / "mine here", source)
+    with pytest.raises(UserError) as error:
+        find(replace(source, **other), prepared)
+    assert "was prepared by an earlier version of jaxclip" in str(error.value)
+    assert str(error.value).endswith(
+        f"prepare it again with python -m jaxclip.prepare --config.data.reader=folder --config.data.path={source.path} "
+        "--config.data.test=2.0 --config.data.split_seed=7 '--config.data.columns.caption=the title' "
+        f"--config.features.detector=onnx:a.onnx '--config.data.prepared={prepared}'"
+    )
+    assert (prepared / "catalogue" / "1.0.0" / "metadata.json").exists() and not builder.is_prepared(prepared)
+
+
+def test_a_drawn_dataset_of_an_earlier_version_is_prepared_anew_wherever_it_was_drawn(source, home):
+    prepared = write_outdated(home / "mine", source, reader="drawn", path="/gone/6-products-seed-0")
+    folder, _ = find(replace(source, reader="drawn", path=Path(), test=2), prepared)
+    assert builder.metadata(folder)["source"]["reader"] == "drawn"
+
+
+def test_searching_a_gallery_that_an_earlier_version_prepared_is_refused(source, home):
+    prepared = write_outdated(home / "mine", source)
+    (home / "run").mkdir()
+    configs.save_config(configs.build({"steps": 1}), home / "run")
+    with pytest.raises(UserError, match=r"mine was prepared by an earlier version .* python -m jaxclip\.prepare"):
+        jaxclip.load(home / "run", prepared)

@@ -15,7 +15,10 @@ RUN = {"steps": 1}
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({}, "set exactly one of steps and epochs: neither is"),
+        (
+            {},
+            "set exactly one of steps and epochs: neither is; to evaluate a checkpoint without training, use ",
+        ),
         ({"steps": 1, "epochs": 1.0}, "set exactly one of steps and epochs: both are set"),
         ({**RUN, "data": {"reader": "table"}}, "data.reader = 'table' needs data.path"),
         (
@@ -39,6 +42,10 @@ RUN = {"steps": 1}
         ({**RUN, "model": {"init_from": "W", "patch": 8}}, "model.patch comes from model.init_from: leave it out"),
         ({**RUN, "data": {"resize_on": "gpu"}}, "data.resize_on = 'gpu' is not one of auto, host, device"),
         ({**RUN, "data": {"caption_template": "{season}"}}, "data.caption_template: .* lacks {name}"),
+        (
+            {**RUN, "augmentation": {"queries": 1.5}, "data": {"queries": "q.csv"}},
+            r"augmentation.queries = 1.5 must be in \[0, 1\]",
+        ),
         ({**RUN, "augmentation": {"crop_area": (0.9, 0.5)}}, r"augmentation.crop_area = \(0.9, 0.5\) must be an"),
         ({**RUN, "augmentation": {"crop_area": (0.5, 1.5)}}, "augmentation.crop_area"),
         ({**RUN, "augmentation": {"crop_aspect": (0.0, 1.0)}}, "augmentation.crop_aspect"),
@@ -113,13 +120,18 @@ def test_every_default_is_one_of_the_choices_and_passes_its_check():
         assert not (key.declaration.check and key.declaration.check(key.name, key.default)), key.name
 
 
-def test_a_default_outside_its_limits_is_a_zero_that_means_unset():
+def test_a_default_outside_its_limits_means_unset():
     outside = []
     for key in keys(Config):
         values = key.default if isinstance(key.default, tuple) else (key.default,)
         if key.declaration.limits and any(value not in key.declaration.limits for value in values):
             outside.append((key.name, key.default))
-    assert outside == [("data.image_size", 0), ("data.context_length", 0), ("rerank.sampled", 0)]
+    assert outside == [
+        ("data.validation", -1.0),
+        ("data.image_size", 0),
+        ("data.context_length", 0),
+        ("rerank.sampled", 0),
+    ]
 
 
 def test_a_field_depends_only_on_choices_of_another_field():

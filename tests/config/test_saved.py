@@ -76,3 +76,28 @@ def test_the_catalogue_of_a_run_cannot_be_split_differently(tmp_path, overrides)
     config.evaluation_name(workdir, config.of_run(workdir, {**overrides, "data.split": "all"}))
     elsewhere = config.of_run(workdir, {**overrides, "data.path": "/shops/two"})
     assert config.evaluation_name(workdir, elsewhere) == "two-test"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ({"data.split_seed": "7"}, "test-split_seed-7"),
+        ({"data.test": "0.5", "data.validation": "0", "data.split": "all"}, "all-test-0.5-validation-0"),
+        ({"data.path": "/shops/./one", "data.test": "24", "data.split": "validation"}, "validation-test-24"),
+        ({"data.columns.caption": "title"}, "one-test"),
+        ({"data.path": "/shops/two", "data.split_seed": "7"}, "two-test"),
+    ],
+)
+def test_a_run_that_knows_its_training_groups_may_have_its_catalogue_split_in_another_way(tmp_path, overrides, name):
+    workdir = make_workdir(tmp_path / "run", data={"reader": "table", "path": "/shops/one"})
+    (workdir / "trained_groups.npy").touch()
+    assert config.evaluation_name(workdir, config.of_run(workdir, overrides)) == name
+    reranker = make_workdir(tmp_path / "reranker", task="rerank", first_stage=str(workdir),
+                            data={"reader": "table", "path": "/shops/two"})  # fmt: skip
+    (reranker / "trained_groups.npy").touch()
+    own = {**overrides, "data.path": "/shops/one"}
+    config.evaluation_name(reranker, config.of_run(reranker, own))
+    (workdir / "trained_groups.npy").unlink()
+    if overrides.get("data.split") != "all":
+        with pytest.raises(UserError, match=rf"{workdir} has no trained_groups.npy by which they could be recognised"):
+            config.evaluation_name(reranker, config.of_run(reranker, own))

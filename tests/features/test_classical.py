@@ -139,7 +139,7 @@ def drawn(tmp_path_factory):
 
 
 def test_captions_and_pictures_of_one_category_are_more_similar_than_those_of_others(drawn):
-    pictures = [np.asarray(Image.open(product.image).convert("RGB").resize((30, 40))) for product in drawn]
+    pictures = [np.asarray(Image.open(product.pictures[0]).convert("RGB").resize((30, 40))) for product in drawn]
     histograms = np.stack(
         [np.histogramdd(pixels.reshape(-1, 3), bins=4, range=[(0, 256)] * 3)[0].ravel() for pixels in pictures]
     )

@@ -5,10 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxclip.catalog import builder
 from jaxclip.catalog.builder import Source
+from jaxclip.catalog.describe import described_pictures
 from jaxclip.catalog.drawn import draw_catalogue
+from jaxclip.catalog.pictures import inspect
+from jaxclip.catalog.product import Product
 from jaxclip.features.describe import FELL_BACK, ProductDescriber
 from jaxclip.pipeline.records import Records
 
@@ -60,8 +64,9 @@ def test_the_stored_values_are_consistent_and_in_range(prepared):
     for values in prepared.values():
         left, top, right, bottom = values["crops"][0]
         assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
-        np.testing.assert_allclose(values["geometry"][:2], [right - left, bottom - top], atol=1e-6)
-        assert np.isclose(values["colour_shares"].sum(), 1, atol=1e-5) and (np.diff(values["colour_shares"]) <= 0).all()
+        assert not len(values["counts"])
+        (shares,) = values["colour_shares"]
+        assert np.isclose(shares.sum(), 1, atol=1e-5) and (np.diff(shares) <= 0).all()
         assert np.isclose(values["colour_histogram"].sum(), 1, atol=1e-4) and np.isfinite(values["texture"]).all()
 
 
@@ -81,3 +86,33 @@ def test_the_key_of_a_source_depends_on_the_describer_and_its_settings(raw):
         for describer in (None, ProductDescriber(), ProductDescriber(colours=5))
     }
     assert len(keys) == 3
+
+
+def test_each_picture_of_a_product_has_its_own_boxes_and_crops_with_labels_and_colours(tmp_path):
+    """Two pictures, red with two boxes and blue with one; the policy keeps two crops of each picture."""
+    boxes = {"red.png": [("shirt", [0, 0, 20, 30]), ("shoe", [20, 30, 20, 30])], "blue.png": [("bag", [0, 0, 40, 30])]}
+    names = {name: number for number, name in enumerate(("shirt", "shoe", "bag"))}
+    for name in boxes:
+        Image.new("RGB", (40, 60), name.partition(".")[0]).save(tmp_path / name)
+    stored = {
+        "images": [{"id": n, "file_name": name, "width": 40, "height": 60} for n, name in enumerate(boxes)],
+        "annotations": [
+            {"image_id": n, "category_id": names[label], "bbox": box, "score": 1 - 0.1 * rank}
+            for n, found in enumerate(boxes.values())
+            for rank, (label, box) in enumerate(found)
+        ],
+        "categories": [{"id": number, "name": name} for name, number in names.items()],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(stored))
+    describe = ProductDescriber(detector=f"boxes:{tmp_path / 'boxes.json'}", policy="all:2", padding=0.0)
+    paths = tuple(tmp_path / name for name in boxes)
+    (description,) = describe([Product("1", paths, ())], [[inspect(path) for path in paths]])
+    red, blue = described_pictures(description.values)
+    assert red.box_labels == ["shirt", "shoe"] and blue.box_labels == ["bag"]
+    assert [[crop.label for crop in picture.crops] for picture in (red, blue)] == [["shirt", "shoe"], ["bag"]]
+    np.testing.assert_allclose(red.crops[1].box, [0.5, 0.5, 1, 1])
+    np.testing.assert_allclose(blue.boxes, [[0, 0, 1, 0.5]])
+    assert {crop.colours[0][0] for crop in red.crops} == {"Red"} and blue.crops[0].colours[0][0] == "Blue"
+    (alone,) = describe([Product("2", paths[1:], ())], [[inspect(paths[1])]])
+    (only,) = described_pictures(alone.values)
+    assert not len(alone.values["counts"]) and only.box_labels == ["bag"] and len(only.crops) == 1

@@ -290,8 +290,8 @@ def describe_drawn(spec, folder, indices):
     for index, path in zip(indices, paths, strict=True):
         Image.fromarray(drawn(index)[0][: 60 + 20 * index]).save(path)
     describe = pickle.loads(pickle.dumps(ProductDescriber(detector=spec, policy="category")))
-    products = [Product(path.stem, path, (), category="Dials") for path in paths]
-    return [description.values for description in describe(products, [inspect(path) for path in paths])]
+    products = [Product(path.stem, (path,), (), category="Dials") for path in paths]
+    return [description.values for description in describe(products, [[inspect(path)] for path in paths])]
 
 
 class TestFasterRCNN:
@@ -305,7 +305,7 @@ class TestFasterRCNN:
         torch.save(model.state_dict(), tmp_path / "mine.pth")
         (tmp_path / "mine.names").write_text("sleeve\ndial\n")
         (values,) = describe_drawn(f"faster_rcnn:{tmp_path / 'mine.pth'}", tmp_path, [0])
-        assert set(values["box_labels"]) == {"dial"} and values["crop_label"] == "dial"
+        assert set(values["box_labels"]) == {"dial"} and values["crop_labels"] == ["dial"]
         np.testing.assert_allclose(values["box_scores"], np.exp(2) / (2 + np.exp(2)), rtol=1e-5)
         assert ((values["boxes"] >= 0) & (values["boxes"] <= 1)).all() and len(values["boxes"])
         (tmp_path / "mine.names").write_text("sleeve\n")

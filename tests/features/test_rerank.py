@@ -22,7 +22,7 @@ def sources():
         crops=random.normal(size=(3, 8)).astype(np.float32),
         colour_names=random.normal(size=(len(colours), 8)).astype(np.float32),
         columns={
-            "geometry": np.asarray([[0.5, 0.5, 1.0], [0.5, 0.5, 0.4], [0.5, 0.5, 0.2]], np.float32),
+            "crops": np.asarray([[0, 0, 1, 1], [0.1, 0, 0.5, 1], [0, 0.4, 1, 0.6]], np.float32),
             "texture": np.tile(np.float32([0.25] * 10 + [225.0] * 4), (3, 1)),
             "colour_names": np.asarray([[colours[5], colours[1]], [colours[0], colours[2]], [colours[3], colours[3]]]),
             "colour_shares": np.asarray([[0.7, 0.3], [0.6, 0.4], [1.0, 0.0]], np.float32),

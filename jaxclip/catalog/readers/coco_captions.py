@@ -14,7 +14,7 @@ SOURCE = (
 )
 
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+def read(path: Path, columns: Mapping[str, str], unit: str = "article") -> Iterator[Product | Oddity]:
     """Yields the photos in the order of the caption files, with all their captions, and each oddity where it occurs.
 
     The attribute `partition` is the end of the caption file's name: `val2017` for `captions_val2017.json`. Photos are
@@ -40,7 +40,7 @@ def _photos(file: Path, path: Path) -> Iterator[Product | Oddity]:
     images = path / partition if (path / partition).is_dir() else path / "images"
     sentences: dict[int, list[str]] = {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(layout.read_text(file))
         for annotation in content["annotations"]:
             sentences.setdefault(annotation["image_id"], []).append(layout.collapse(annotation["caption"]))
         photos = [(photo["id"], photo["file_name"]) for photo in content["images"]]
@@ -52,6 +52,6 @@ def _photos(file: Path, path: Path) -> Iterator[Product | Oddity]:
     for number, name in photos:
         captions = tuple(dict.fromkeys(filter(None, sentences.get(number, []))))
         if captions:
-            yield Product(Path(name).stem, images / name, captions, attributes={"partition": partition})
+            yield Product(Path(name).stem, (images / name,), captions, attributes={"partition": partition})
         else:
             yield Oddity(f"{file.name}: {name}", "photo without a caption", dropped=True)

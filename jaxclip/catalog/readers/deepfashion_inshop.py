@@ -14,16 +14,22 @@ SOURCE = (
     "into it."
 )
 DESCRIPTIONS, PARTITION = "Anno/list_description_inshop.json", "Eval/list_eval_partition.txt"
+ROLES = ("query", "gallery")
 MIN_LINE_LENGTH = 3  # characters; shorter lines of a description are left out, as they carry no information
 
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the photos in the order of the partition list, and each oddity where it occurs.
+def read(path: Path, columns: Mapping[str, str], unit: str = "article") -> Iterator[Product | Oddity]:
+    """Yields the articles with all their photos, and the oddities before them.
 
-    The caption is the article's description with its lines joined; different descriptions are several captions. The
-    category is the folder above the article, such as Dresses in `img/WOMEN/Dresses/id_00000002/02_1_front.jpg`. Photos
-    of one article are one group. Attributes: gender, view, colours (all colours of the article, joined by commas) and
-    `partition` (train, query or gallery).
+    Articles are in the order of their first photos in the partition list; an article's id is the list's own, such as
+    id_00000002. The caption is the description with its lines joined; different descriptions are several captions. The
+    category is the folder above the article, such as Dresses in `img/WOMEN/Dresses/id_00000002/02_1_front.jpg`.
+    Attributes: gender, colours (all colours of the article, joined by commas) and `partition` (train, or test for the
+    articles of the benchmark's queries and gallery). `roles` says which photos the benchmark takes as queries and which
+    as gallery.
+
+    With `unit` = "photo", each photo is a product in the order of the list, the photos of an article are one group,
+    `view` is an attribute, and `partition` is train, query or gallery.
 
     Raises:
       UserError: a file is missing or malformed, no photo has a description, or `columns` is not empty.
@@ -33,9 +39,16 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     images = next((folder for folder in (path / "img", path / "Img" / "img") if folder.is_dir()), None)
     if images is None:
         raise UserError(f"{path} is not a copy of the DeepFashion In-shop dataset: it lacks img/. {SOURCE}")
-    described = _descriptions(path / DESCRIPTIONS)
+    photos = _photos(path / PARTITION, images, _descriptions(path / DESCRIPTIONS), unit)
+    yield from photos if unit == "photo" else layout.articles(photos)
+
+
+def _photos(
+    file: Path, images: Path, described: Mapping[str, tuple[list[str], list[str]]], unit: str
+) -> Iterator[Product | Oddity]:
+    """Yields the photos in a partition list; `described` is article -> (descriptions, colours)."""
     empty = True
-    for number, line in enumerate((path / PARTITION).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(layout.read_text(file).splitlines(), start=1):
         fields = line.split()
         if number <= 2 or not fields:  # the first two lines are the number of photos and the header
             continue
@@ -50,20 +63,29 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
             continue
         photo_path = Path(photo).relative_to("img")
         gender, category = (photo_path.parts[0], photo_path.parts[1]) if len(photo_path.parts) > 3 else ("", "")
-        attributes = {"partition": partition, "view": photo_path.stem.rpartition("_")[2]}
+        role = partition if partition in ROLES else ""
+        attributes = {"partition": "test" if role and unit == "article" else partition}
+        attributes["view"] = photo_path.stem.rpartition("_")[2]
         attributes |= {"gender": gender} if gender else {}
         attributes |= {"colours": ", ".join(colours)} if colours else {}
         empty = False
-        id_ = photo_path.with_suffix("").as_posix()
-        yield Product(id_, images / photo_path, tuple(texts), category.replace("_", " "), attributes, item)
+        yield Product(
+            photo_path.with_suffix("").as_posix(),
+            (images / photo_path,),
+            tuple(texts),
+            category.replace("_", " "),
+            attributes,
+            item,
+            (role,) if role else (),
+        )
     if empty:
-        raise UserError(f"{path / PARTITION} lists no photo that has a description: give the whole dataset")
+        raise UserError(f"{file} lists no photo that has a description: give the whole dataset")
 
 
 def _descriptions(file: Path) -> dict[str, tuple[list[str], list[str]]]:
     """Returns article -> (descriptions, colours), without duplicates, in file order."""
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = json.loads(layout.read_text(file))
         described: dict[str, tuple[list[str], list[str]]] = {}
         for entry in entries:
             texts, colours = described.setdefault(entry["item"], ([], []))

@@ -40,19 +40,23 @@ LABELS = {
 _NAME = re.compile(r"(?P<item>(?P<gender>[^-]+)-(?P<category>.+)-id_\d+)-\d+_\d+_(?P<view>\w+)")
 
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the photos of `captions.json` in file order, and each oddity where it occurs.
+def read(path: Path, columns: Mapping[str, str], unit: str = "article") -> Iterator[Product | Oddity]:
+    """Yields the articles with all photos and captions that `captions.json` has of them, and the oddities before them.
 
-    Photos of one article are one group. Article, category, gender and view come from the file name, such as
-    `WOMEN-Dresses-id_00000002-02_1_front.jpg`, and other attributes from the files in `labels/` that exist; a part that
-    is labelled as not visible has no attribute.
+    Articles are in the order of their first photos. Article, category and gender come from the file name: the article
+    of `WOMEN-Dresses-id_00000002-02_1_front.jpg` is WOMEN-Dresses-id_00000002. Other attributes come from the files in
+    `labels/` that exist, each from the first photo that has it; a part that is labelled as not visible has none.
+    A photo whose file name has no article is a product of its own.
+
+    With `unit` = "photo", each photo is a product, in the order of the file, with its own caption and attributes, among
+    them `view`. Photos of one article are then one group.
 
     Raises:
       UserError: `captions.json` or `images/` is missing, the captions are malformed, or `columns` is not empty.
     """
     layout.check(path, columns, ["captions.json", "images/"], dataset="DeepFashion-MultiModal", source=SOURCE)
     try:
-        captions = json.loads((path / "captions.json").read_text(encoding="utf-8"))
+        captions = json.loads(layout.read_text(path / "captions.json"))
     except ValueError as error:
         raise UserError(f"{path / 'captions.json'} is not JSON: {error}.") from error
     if not isinstance(captions, dict):
@@ -61,20 +65,29 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     for name, meanings in LABELS.items():
         if (path / "labels" / name).is_file():
             yield from _read_labels(path / "labels" / name, meanings, labels)
+    photos = _photos(captions, labels, path / "images", unit)
+    yield from photos if unit == "photo" else layout.articles(photos)
+    if not captions:
+        raise UserError(f"{path / 'captions.json'} has no captions: give the whole dataset")
+
+
+def _photos(
+    captions: Mapping[str, object], labels: Mapping[str, Mapping[str, str]], images: Path, unit: str
+) -> Iterator[Product | Oddity]:
+    """Yields the photos; those of an article may lack a caption if `unit` is "article"."""
     for file, caption in captions.items():
         text = layout.collapse(caption) if isinstance(caption, str) else ""
-        if not text:
+        match = _NAME.fullmatch(Path(file).stem)
+        if not text and (unit == "photo" or match is None):
             yield Oddity(f"captions.json: {file}", "photo without a caption", dropped=True)
             continue
-        match = _NAME.fullmatch(Path(file).stem)
         if match is None:
             yield Oddity(f"captions.json: {file}", "file name without article and category", dropped=False)
         parts = match.groupdict() if match else {}
-        attributes = {name: parts[name] for name in ("gender", "view") if name in parts} | labels.get(file, {})
+        attributes = {name: parts[name] for name in ("gender", "view") if name in parts} | dict(labels.get(file, {}))
         category = parts.get("category", "").replace("_", " ")
-        yield Product(Path(file).stem, path / "images" / file, (text,), category, attributes, parts.get("item", ""))
-    if not captions:
-        raise UserError(f"{path / 'captions.json'} has no captions: give the whole dataset")
+        texts = (text,) if text else ()
+        yield Product(Path(file).stem, (images / file,), texts, category, attributes, parts.get("item", ""))
 
 
 def _read_labels(file: Path, meanings: Mapping[str, Sequence[str]], labels: dict[str, dict[str, str]]):

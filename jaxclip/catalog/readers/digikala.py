@@ -10,7 +10,7 @@ from jaxclip.catalog.readers import folder, layout
 SOURCE = "Fetch Digikala's colour classification photos from Kaggle and unpack them into one folder per colour."
 
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+def read(path: Path, columns: Mapping[str, str], unit: str = "article") -> Iterator[Product | Oddity]:
     """Yields the photos in the order of `folder.read`, without captions: the gallery can be searched, not trained on.
 
     The name of a photo's folder becomes its attribute `baseColour`. Photos of one colour do not form a group, because

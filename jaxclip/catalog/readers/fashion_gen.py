@@ -2,8 +2,9 @@
 
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -30,6 +31,8 @@ ATTRIBUTES = {
     "input_pose": "view",
 }
 """HDF5 dataset -> the attribute under which its values are stored."""
+GROUP = "article-"
+"""What the group of a row starts with; the product id follows."""
 BLOCK = 4096  # rows of text per read
 
 
@@ -54,11 +57,15 @@ class HDF5Image:
         return f"{self.file.name}: {self.dataset}[{self.row}]"
 
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
-    """Yields the photos of an HDF5 file, or of all `*.h5` in a folder sorted by name, and each oddity where it occurs.
+def read(path: Path, columns: Mapping[str, str], unit: str = "article") -> Iterator[Product | Oddity]:
+    """Yields the products of an HDF5 file, or of all `*.h5` in a folder sorted by name, and each oddity.
 
-    The caption is the description without HTML line breaks. Photos with the same product id are one group. The
-    attribute `partition` is the end of the file's name, such as train in `fashiongen_256_256_train.h5`.
+    Rows with one product id, in any place and file, are one product, which is yielded after its last row. The captions
+    are the descriptions without HTML line breaks. The attribute `partition` is the end of the name of the file with the
+    first row, such as train in `fashiongen_256_256_train.h5`. A row without a product id is a product of its own.
+
+    With `unit` = "photo", each row is a product, with its pose as the attribute `view`, and rows with the same product
+    id are one group.
 
     Raises:
       UserError: there is no file, a file is not HDF5 or lacks the pictures or descriptions, or `columns` is not empty.
@@ -67,41 +74,71 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     files = [path] if path.is_file() else sorted(path.glob("*.h5"))
     if not files:
         raise UserError(f"{path} is not a copy of Fashion-Gen: it has no .h5 file. {SOURCE}")
-    for file in files:
-        yield from _rows(file)
+    rows = (row for file in files for row in _rows(file))
+    if unit == "article":
+        yield from layout.articles(map(_of_article, rows), Counter(id_ for file in files for id_ in _articles(file)))
+        return
+    for row in rows:
+        yield row if row.captions else _without_description(row)
 
 
-def _rows(file: Path) -> Iterator[Product | Oddity]:
-    partition = file.stem.rpartition("_")[2]
+def _of_article(row: Product) -> Product | Oddity:
+    """Returns a row as a photo for `layout.articles`: its group is its product's id."""
+    article = row.group.removeprefix(GROUP)
+    return replace(row, group=article) if article or row.captions else _without_description(row)
+
+
+def _without_description(row: Product) -> Oddity:
+    picture = row.pictures[0]
+    return Oddity(f"{picture.file.name}: row {picture.row}", "row without a description", dropped=True)
+
+
+def _articles(file: Path) -> Iterator[str]:
+    """Yields the product id of each row; nothing if the file has none."""
+    with _open(file) as opened:
+        if ARTICLE in opened:
+            yield from map(_id, opened[ARTICLE][:].reshape(-1))
+
+
+def _open(file: Path) -> h5py.File:
     try:
-        opened = h5py.File(file, "r")
+        return h5py.File(file, "r")
     except OSError as error:
         raise UserError(f"{file} is not an HDF5 file or is truncated: {error}.") from error
-    with opened:
+
+
+def _rows(file: Path) -> Iterator[Product]:
+    """Yields each row as a product, without captions if it has no description."""
+    partition = file.stem.rpartition("_")[2]
+    with _open(file) as opened:
         missing = [name for name in (IMAGE, TEXT) if name not in opened]
         if missing:
             raise UserError(f"{file} has no dataset {' and '.join(missing)}: it has {', '.join(sorted(opened))}.")
         present = [name for name in (TEXT, CATEGORY, ARTICLE, *ATTRIBUTES) if name in opened]
+        texts = [name for name in present if name != ARTICLE]
         total = len(opened[IMAGE])
         size = math.prod(opened[IMAGE].shape[1:])  # bytes of the raw pixels; a PNG is usually smaller
         for start in range(0, total, BLOCK):
             block = {name: opened[name][start : start + BLOCK].reshape(-1) for name in present}
             for offset in range(min(BLOCK, total - start)):
                 row = start + offset
-                values = {name: _text(block[name][offset]) for name in present}
-                if not values[TEXT]:
-                    yield Oddity(f"{file.name}: row {row}", "row without a description", dropped=True)
-                    continue
+                values = {name: _text(block[name][offset]) for name in texts}
                 attributes = {ours: values[name] for name, ours in ATTRIBUTES.items() if values.get(name)}
-                article = values.get(ARTICLE, "")
+                article = _id(block[ARTICLE][offset]) if ARTICLE in block else ""
                 yield Product(
                     f"{partition}-{row}",
-                    HDF5Image(file, IMAGE, row, size),
-                    (values[TEXT],),
+                    (HDF5Image(file, IMAGE, row, size),),
+                    (values[TEXT],) if values[TEXT] else (),
                     values.get(CATEGORY, ""),
                     {**attributes, "partition": partition},
-                    f"article-{article}" if article else "",
+                    GROUP + article if article else "",
                 )
+
+
+def _id(value: bytes | np.generic) -> str:
+    """Returns a product id, which is Latin-1 bytes or a number, as text; "" if it is blank."""
+    text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    return text if text.strip() else ""
 
 
 def _text(value: bytes | np.generic) -> str:

@@ -22,13 +22,13 @@ DETAILS = {
 """Attribute -> possible keys in `articleAttributes` of a JSON file; the first key with a value is used."""
 
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+def read(path: Path, columns: Mapping[str, str], unit: str = "article") -> Iterator[Product | Oddity]:
     """Yields the catalogue's products in the order of `styles.csv`, and each oddity where it occurs.
 
     The category is `subCategory`. Attributes keep the dataset's names; `pattern` and `materialType` come from
     `styles/ID.json`, which also supplies values that the row lacks. If both lack the name, it is built from gender,
     colour and article type; a product that lacks the article type too is dropped. White space in values is stripped
-    and collapsed.
+    and collapsed, but an id is kept as it is written. A row whose id repeats has the same photo and is dropped.
 
     Raises:
       UserError: the folder, `styles.csv`, `images/` or a required column is missing, there are no products, or
@@ -40,6 +40,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
     seen: set[str] = set()
     with table.open("rb") as lines:
         header = _header(lines.readline(), table)
+        id_column, name_column = header.index("id"), header.index(NAME)
         for number, raw in enumerate(lines, start=2):
             line = _decode(raw)
             if not line:
@@ -47,21 +48,22 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
             location = f"{table.name}:{number}"
             if "\ufffd" in line:
                 yield Oddity(location, "broken UTF-8", dropped=False)
-            fields = split_row(line, len(header), header.index(NAME))
+            fields = split_row(line, len(header), name_column)
             if fields is None:
                 yield Oddity(location, "row with too few fields", dropped=True)
                 continue
             row = dict(zip(header, (" ".join(field.split()) for field in fields), strict=True))
             row = {column: value for column, value in row.items() if column and value not in MISSING}
-            id_ = row.pop("id", "")
-            if not id_ or id_ in seen:
-                yield Oddity(location, "duplicate id" if id_ else "row without an id", dropped=True)
+            id_ = fields[id_column]
+            stem = id_.strip() if row.pop("id", "") else ""
+            if not stem or stem in seen:
+                yield Oddity(location, "duplicate id" if stem else "row without an id", dropped=True)
                 continue
-            seen.add(id_)
+            seen.add(stem)
             if has_details:
-                added = _details(details / f"{id_}.json")
+                added = _details(details / f"{stem}.json")
                 if isinstance(added, str):
-                    yield Oddity(f"styles/{id_}.json", added, dropped=False)
+                    yield Oddity(f"styles/{stem}.json", added, dropped=False)
                 else:
                     if NAME in added and NAME not in row:
                         yield Oddity(location, "no name, taken from its JSON file", dropped=False)
@@ -71,7 +73,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
                 yield oddity
             if name:
                 row.pop(NAME, None)
-                yield Product(id_, path / "images" / f"{id_}.jpg", (name,), row.get("subCategory", ""), row)
+                yield Product(id_, (path / "images" / f"{stem}.jpg",), (name,), row.get("subCategory", ""), row)
     if not seen:
         raise UserError(f"{table} has no products: it should have a header and one row for each product.")
 

@@ -15,7 +15,7 @@ SOURCE = (
 FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
 
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+def read(path: Path, columns: Mapping[str, str], unit: str = "article") -> Iterator[Product | Oddity]:
     """Yields the photos in the order of the caption file, with all their captions, and each oddity where it occurs.
 
     `dataset_flickr30k.json` is preferred, because only it has the attribute `partition` (train, val or test).
@@ -46,7 +46,7 @@ def read_karpathy(file: Path, images: Path) -> Iterator[Product | Oddity]:
       UserError: the file is malformed.
     """
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))["images"]
+        entries = json.loads(layout.read_text(file))["images"]
         rows = [
             (
                 entry.get("filepath", ""),
@@ -67,13 +67,16 @@ def read_karpathy(file: Path, images: Path) -> Iterator[Product | Oddity]:
             yield Oddity(f"{file.name}: {name}", "photo without a caption", dropped=True)
             continue
         yield Product(
-            Path(name).stem, images / folder / name, captions, attributes={"partition": partition} if partition else {}
+            Path(name).stem,
+            (images / folder / name,),
+            captions,
+            attributes={"partition": partition} if partition else {},
         )
 
 
 def _read_lines(file: Path, images: Path) -> Iterator[Product | Oddity]:
     captions: dict[str, list[str]] = {}
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if number == 1 and line.startswith("image"):
                 continue
@@ -90,4 +93,4 @@ def _read_lines(file: Path, images: Path) -> Iterator[Product | Oddity]:
     if not captions:
         raise UserError(f"{file} has no captions: each row should have a photo's name and a sentence.")
     for name, sentences in captions.items():
-        yield Product(Path(name).stem, images / name, tuple(dict.fromkeys(sentences)))
+        yield Product(Path(name).stem, (images / name,), tuple(dict.fromkeys(sentences)))

@@ -1,6 +1,5 @@
 """A folder of images: subfolders are categories, and an optional `.txt` file next to an image contains its captions."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,14 +10,15 @@ from jaxclip.errors import UserError
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+def read(path: Path, columns: Mapping[str, str], unit: str = "article") -> Iterator[Product | Oddity]:
     """Yields the images in a folder and its subfolders, and an oddity for every file that is not used.
 
     The files of a folder come before its subfolders; both are sorted by name. The captions are the non-empty lines of
     the `.txt` file with the image's stem. Without such lines, the caption is the name of the image's folder (see
     `humanise`), so that all images of a class are one group (see `catalog.groups`), or the stem for images at the top.
     The category is the image's folder, relative to `path`; the id is the image's relative path without the suffix, or
-    with the suffix if two images differ only in it. Hidden files and folders and `__MACOSX` are ignored.
+    with the suffix if two images differ only in it. Bytes of names that are not UTF-8 are surrogates in both (see
+    `catalog.mend`). Hidden files and folders and `__MACOSX` are ignored.
 
     Raises:
       UserError: `path` is not a folder or has no image, or `columns` is not empty.
@@ -29,11 +29,11 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         raise UserError(f"{path} is not a folder: give the folder of the images.")
     empty = True
     for folder, files in _walk(path, set()):
-        category = "" if folder == path else _text(folder.relative_to(path))
+        category = "" if folder == path else folder.relative_to(path).as_posix()
         images = [file for file in files if file.suffix.lower() in SUFFIXES]
         stems = Counter(image.stem for image in images)
         for file in files:
-            location = _text(file.relative_to(path))
+            location = file.relative_to(path).as_posix()
             if file.suffix.lower() == ".txt":
                 if file.stem not in stems:
                     yield Oddity(location, "caption without an image", dropped=True)
@@ -43,11 +43,11 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
                 empty = False
                 captions, oddity = _captions(file)
                 if oddity:
-                    yield Oddity(_text(file.with_suffix(".txt").relative_to(path)), oddity, dropped=False)
+                    yield Oddity(file.with_suffix(".txt").relative_to(path).as_posix(), oddity, dropped=False)
                 if not captions:
                     captions = (humanise(folder.name if category else file.stem),)
                 id_ = location if stems[file.stem] > 1 else location.removesuffix(file.suffix)
-                yield Product(id_, file, captions, category)
+                yield Product(id_, (file,), captions, category)
     if empty:
         raise UserError(f"{path} has no image: images are files that end in {', '.join(SUFFIXES)}.")
 
@@ -77,8 +77,3 @@ def _captions(image: Path) -> tuple[tuple[str, ...], str]:
     if not captions:
         return (), "empty caption file"
     return captions, "broken UTF-8" if "\ufffd" in text else ""
-
-
-def _text(path: Path) -> str:
-    # A file name may be invalid UTF-8, but an id must be valid.
-    return os.fsencode(path.as_posix()).decode("utf-8", errors="replace")

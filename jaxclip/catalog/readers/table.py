@@ -1,7 +1,7 @@
 """Any CSV or TSV file with one row per (image, caption) pair, or one row per image in a gallery without captions."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,38 +11,63 @@ from jaxclip.errors import UserError
 USUAL_NAMES = {
     "image": ("image", "image_path", "filepath", "file_path", "filename", "file_name", "path", "img", "img_path"),
     "caption": ("caption", "text", "title", "name", "description", "productdisplayname", "product_name"),
+    "product": (),
     "id": ("id", "product_id", "sku", "item_id", "article_id"),
     "category": ("category", "class", "label", "type", "product_type", "subcategory"),
 }
-"""Role -> column names by which it is recognised, the first that exists; case is ignored, and _ matches space and -."""
+"""Role -> column names by which it is recognised, the first that exists; case is ignored, and _ matches space and -.
+
+A product column is never recognised by its name, because rows with one id are often different products.
+"""
 MISSING = {"", "NA", "N/A", "<NA>", "nan", "NaN", "None", "null", "NULL"}
+PROBLEMS = {
+    "product": "row without a product",
+    "caption": "row without a caption",
+    "id": "row without an id",
+}
+"""Role -> the oddity of a row without a value in its column."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Entry:
     id: str
-    image: str
+    images: list[str]
     captions: list[str]
     values: dict[str, str]
 
+    def add(self, image: str, caption: str, values: Mapping[str, str]) -> None:
+        if image not in self.images:
+            self.images.append(image)
+        if caption and caption not in self.captions:
+            self.captions.append(caption)
+        for column, value in values.items():
+            self.values.setdefault(column, value)
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+
+def read(path: Path, columns: Mapping[str, str], unit: str = "article") -> Iterator[Product | Oddity]:
     """Yields the oddities of a table, then its products in the order of their first rows.
 
     `path` is the table, or a folder that contains `metadata.csv` or exactly one table. Image paths are relative to the
-    table's folder. Rows with the same id and image become one product with several captions and the
-    other values of the first row; if an id occurs again with another image, a number is appended to it. Without an id
-    column, the image's path is the id. Columns other than id, image and caption become attributes. A table without a
-    caption column is a gallery: its products have no captions, and an oddity reports this.
+    table's folder. Rows with the same id and image are one product with several captions; rows with the same id and
+    other images are other products with that id. Without an id column, the image's path is the id. Columns other than
+    id, image and caption become attributes, each with the value of the first row that has it. A table without a caption
+    column is a gallery: its products have no captions, and an oddity reports this.
+
+    If `columns` names a `product` column, rows with the same value of it are one product, whose id is that value. It
+    has the images and captions of these rows in their order, each once; some of the rows may lack a caption. With
+    `unit` = "photo", rows are then products as without this column, and a group if they have the same value.
+
+    An id is the text of the cell, with all its white space. Bytes that are not UTF-8 become surrogates, in texts and in
+    image paths (see `catalog.mend`).
 
     Raises:
       UserError: there is no table, the image column or a configured column is missing, a quotation mark is not closed,
         or no row is usable.
     """
     table = _find_table(path)
-    entries: dict[tuple[str, str], _Entry] = {}
-    ids: set[str] = set()
+    entries: dict[str | tuple[str, str], _Entry] = {}
     roles: dict[str, str] = {}
+    merging = bool(columns.get("product")) and unit == "article"
     for location, values in _rows(table):
         if isinstance(values, str):
             yield Oddity(location, values, dropped=True)
@@ -51,41 +76,42 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
             roles = _roles(table, list(values), columns)
             if "caption" not in roles:
                 yield Oddity(table.name, "no caption column (set it with data.columns.caption)", dropped=False)
-        if any("\ufffd" in value for value in values.values()):
-            yield Oddity(location, "broken UTF-8", dropped=False)
+            id_column = roles.get("product" if merging else "id", "")
+            needed = ("product",) if merging else ("caption", "id")
+            required = [(roles[role], PROBLEMS[role]) for role in needed if role in roles]
         row_values = {
             column: " ".join(value.split()) for column, value in values.items() if value.strip() not in MISSING
         }
-        gallery = "caption" not in roles
-        image, caption = values[roles["image"]].strip(), "" if gallery else row_values.get(roles["caption"], "")
-        problem = _find_problem(image, caption, gallery=gallery)
+        image, caption = values[roles["image"]].strip(), row_values.get(roles.get("caption"), "")
+        problem = _find_problem(image, row_values, required)
         if problem:
             yield Oddity(location, problem, dropped=True)
             continue
-        id_ = row_values.get(roles["id"], "") if "id" in roles else image
-        if not id_:
-            yield Oddity(location, "row without an id", dropped=True)
-            continue
-        entry = entries.get((id_, image))
-        if entry:
-            if caption and caption not in entry.captions:
-                entry.captions.append(caption)
-            continue
-        unique = _unique(id_, ids)
-        if unique != id_:
-            yield Oddity(location, "id of another image, made unique by a number", dropped=False)
-        ids.add(unique)
-        entries[id_, image] = _Entry(unique, image, [caption] if caption else [], row_values)
+        id_ = values[id_column] if id_column else image
+        key = id_ if merging else (id_, image)
+        if key in entries:
+            entries[key].add(image, caption, row_values)
+        else:
+            entries[key] = _Entry(id_, [image], [caption] if caption else [], row_values)
     if not entries:
         raise UserError(
             f"no row of {table} has an image (and a caption, if the table has a caption column): name the columns with "
             "--config.data.columns.image and --config.data.columns.caption"
         )
-    role_columns = {roles.get("id"), roles["image"], roles.get("caption"), ""}
+    others = {roles.get(role) for role in ("product", "id", "image", "caption")} | {""}
+    category, group = roles.get("category", ""), "" if merging else roles.get("product", "")
     for entry in entries.values():
-        attributes = {column: value for column, value in entry.values.items() if column not in role_columns}
-        category = entry.values.get(roles.get("category", ""), "")
-        yield Product(entry.id, table.parent / entry.image, tuple(entry.captions), category, attributes)
+        if not entry.captions and "caption" in roles:
+            yield Oddity(entry.id, "product without a caption", dropped=True)
+            continue
+        yield Product(
+            entry.id,
+            tuple([table.parent / image for image in entry.images]),
+            tuple(entry.captions),
+            entry.values.get(category, ""),
+            {column: value for column, value in entry.values.items() if column not in others},
+            entry.values.get(group, ""),
+        )
 
 
 def _find_table(path: Path) -> Path:
@@ -107,7 +133,7 @@ def _find_table(path: Path) -> Path:
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, str] | str]]:
     """Yields (file:line, column -> value) per row; the name of the problem replaces the values of a malformed row."""
-    with table.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         first = lines.readline()
         if "\0" in first:
             raise UserError(f"{table} is not UTF-8 text: save it as CSV in UTF-8.")
@@ -154,17 +180,13 @@ def _roles(table: Path, header: Sequence[str], columns: Mapping[str, str]) -> di
     return roles
 
 
-def _find_problem(image: str, caption: str, *, gallery: bool) -> str:
+def _find_problem(image: str, values: Mapping[str, str], required: Iterable[tuple[str, str]]) -> str:
+    """Returns the kind of oddity of a row; `required` has columns that need a value, each with the kind."""
     if image in MISSING:
         return "row without an image"
     if image.startswith(("http://", "https://")):
         return "image is a URL, not a file"
-    return "" if caption or gallery else "row without a caption"
-
-
-def _unique(id_: str, ids: set[str]) -> str:
-    unique, number = id_, 1
-    while unique in ids:
-        number += 1
-        unique = f"{id_}-{number}"
-    return unique
+    for column, problem in required:
+        if column not in values:
+            return problem
+    return ""

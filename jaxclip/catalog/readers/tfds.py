@@ -14,7 +14,7 @@ from jaxclip.errors import UserError
 
 USUAL_NAMES = {
     "id": ("id", "image_id", "image/id", "image/filename", "filename", "file_name"),
-    "image": ("image",),
+    "image": ("image", "images"),
     "caption": ("caption", "captions", "text", "title", "description"),
     "category": ("category", "label", "class"),
 }
@@ -23,35 +23,44 @@ USUAL_NAMES = {
 
 @dataclass(frozen=True)
 class TFDSImage:
-    """The picture of one example, the one at index `row` of a split of the dataset in `folder`."""
+    """Picture `number` of one example, the one at index `row` of a split of the dataset in `folder`."""
 
     folder: Path
     split: str
     row: int
     feature: str
     size: int
+    number: int = 0
 
     def read(self) -> bytes:
         """Returns the encoded picture as stored."""
-        return bytes(_values(_source(self.folder, self.split, self.feature)[self.row], self.feature))
+        example = _source(self.folder, self.split, self.feature)[self.row]
+        return _pictures(_values(example, self.feature))[self.number]
 
     def __str__(self) -> str:
-        return f"{self.folder.parent.name}: {self.split}[{self.row}]"
+        location = f"{self.folder.parent.name}: {self.split}[{self.row}]"
+        return f"{location}, picture {self.number + 1}" if self.number else location
 
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+def read(path: Path, columns: Mapping[str, str], unit: str = "article") -> Iterator[Product | Oddity]:
     """Yields the examples of all splits, in stored order, and each oddity where it occurs.
 
     `path` is the folder of `dataset_info.json`, for example `DATA_DIR/flickr30k/1.0.0`. Only ArrayRecord is supported,
-    because other formats have no random access. Features other than id, image and caption that are text, class labels
-    or whole numbers become attributes; the split's name becomes the attribute `partition`.
+    because other formats have no random access. If the image is a sequence, the example is a product with several
+    pictures. Features other than id, image and caption that are text, class labels or whole numbers become attributes;
+    the split's name becomes the attribute `partition`. Without an id, an example has the id SPLIT-ROW.
+
+    With `unit` = "photo", each picture is a product. Those of one example have the same captions, are one group, and
+    have their numbers at the end of their ids, such as ID-1.
 
     Raises:
       UserError: there is no prepared dataset, it is not stored as ArrayRecord, a configured feature does not exist, or
-        no feature fits the image or caption.
+        no feature fits the image or caption, or `columns` has a product column.
     """
     import tensorflow_datasets as tfds  # takes seconds to import and is needed by this reader only
 
+    if columns.get("product"):
+        raise UserError("an example of a TFDS dataset is one product: leave --config.data.columns.product out.")
     if not (path / "dataset_info.json").is_file():
         raise UserError(
             f"{path} is not a prepared TFDS dataset: it lacks dataset_info.json. Give the folder DATA_DIR/NAME/VERSION."
@@ -71,16 +80,22 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
         for row, example in enumerate(_source(path, split, roles["image"])):
             location = f"{path.parent.name}: {split}[{row}]"
             captions = _captions(_values(example, roles["caption"]))
-            if not captions:
-                yield Oddity(location, "example without a caption", dropped=True)
+            encoded = _pictures(_values(example, roles["image"]))
+            if not captions or not encoded:
+                missing = "picture" if captions else "caption"
+                yield Oddity(location, f"example without a {missing}", dropped=True)
                 continue
             attributes = {
                 name: text for name, f in attribute_features.items() if (text := _text(_values(example, name), f))
             }
-            id_ = _text(_values(example, roles["id"]), features[roles["id"]]) if "id" in roles else ""
+            id_ = _id(_values(example, roles["id"]), features[roles["id"]]) if "id" in roles else ""
             category = attributes.get(roles.get("category", ""), "")
-            picture = TFDSImage(path, split, row, roles["image"], len(_values(example, roles["image"])))
-            yield Product(id_ or f"{split}-{row}", picture, captions, category, {**attributes, "partition": split})
+            pictures = tuple(
+                TFDSImage(path, split, row, roles["image"], len(picture), n) for n, picture in enumerate(encoded)
+            )
+            product = Product(id_ or f"{split}-{row}", pictures, captions, category, {**attributes, "partition": split})
+            names = [f"-{n}" for n in range(1, len(pictures) + 1)]
+            yield from layout.each_photo(product, names, f"{split}-{row}") if unit == "photo" else [product]
 
 
 @lru_cache(maxsize=8)
@@ -92,7 +107,12 @@ def _source(folder: Path, split: str, image: str) -> Any:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
-    decoders: Any = tfds.decode.SkipDecoding()
+
+    class Encoded(tfds.decode.SkipDecoding):
+        def decode_batch_example_np(self, serialized_example: Any) -> Any:  # TFDS lacks it for sequences
+            return serialized_example
+
+    decoders: Any = Encoded()
     for name in reversed(image.split("/")):
         decoders = {name: decoders}
     return builder.as_data_source(split, decoders=decoders)
@@ -135,10 +155,24 @@ def _values(example: Any, name: str) -> Any:
     return example
 
 
+def _pictures(value: Any) -> list[bytes]:
+    """Returns the encoded pictures of an image, or of a sequence of images."""
+    return [value] if isinstance(value, bytes) else [bytes(picture) for picture in value]
+
+
 def _captions(value: Any) -> tuple[str, ...]:
     values = [value] if isinstance(value, bytes | str) else list(value)
-    texts = (v.decode("utf-8", errors="replace") if isinstance(v, bytes) else str(v) for v in values)
-    return tuple(dict.fromkeys(filter(None, map(layout.collapse, texts))))
+    return tuple(dict.fromkeys(filter(None, map(layout.collapse, map(_decode, values)))))
+
+
+def _decode(value: Any) -> str:
+    return value.decode("utf-8", errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _id(value: Any, feature: Any) -> str:
+    """Returns a text as it is, or the name of a class label or whole number; "" if it is blank or another value."""
+    text = _decode(value) if isinstance(value, bytes | str) else _text(value, feature)
+    return text if text.strip() else ""
 
 
 def _text(value: Any, feature: Any) -> str:

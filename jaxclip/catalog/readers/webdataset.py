@@ -3,7 +3,7 @@
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from jaxclip.catalog.readers.folder import SUFFIXES
 from jaxclip.errors import UserError
 
 TEXTS = (".txt", ".text", ".caption")
-USUAL_NAMES = {"id": (), "caption": ("caption", "text", "title"), "category": ("category", "class")}
-"""Role -> the keys of a sample's JSON by which it is recognised, the first that exists."""
+USUAL_NAMES = {"caption": ("caption", "text", "title"), "category": ("category", "class")}
+"""Role -> the keys of a sample's JSON by which it is recognised, the first that exists; an id has none."""
 MAX_TEXT_BYTES = 2**20  # a larger text or JSON file is read as empty
 
 
@@ -36,33 +36,40 @@ class TarMember:
         return f"{self.tar.name}: {self.name}"
 
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Product | Oddity]:
+def read(path: Path, columns: Mapping[str, str], unit: str = "article") -> Iterator[Product | Oddity]:
     """Yields the samples of a tar file, or of all `*.tar` in a folder sorted by name, and each oddity.
 
-    A sample's picture is its first file with an image suffix. Its captions are the lines of its `.txt`, `.text` and
-    `.caption`, or else the `caption`, `text` or `title` in its `.json`. JSON values that are text or numbers and not
-    used as caption, id or category become attributes. `columns` can name other JSON keys for these three. Pictures are
-    read directly from the tar, without unpacking it.
+    A sample's pictures are its files with an image suffix, with or without a number (`.jpg`, `.png`, `.0.jpg`,
+    `.1.jpg`), in the order of numbers and names. Its captions are the lines of its `.txt`, `.text` and `.caption`, or
+    else the `caption`, `text` or `title` in its `.json`. Its id is the `id` that `columns` names in its JSON, or else
+    its key. JSON values that are text or numbers and not used as caption, id or category become attributes. `columns`
+    can name other JSON keys for these three. Pictures are read directly from the tar, without unpacking it.
+
+    With `unit` = "photo", each picture is a product. Those of one sample have the same captions, are one group, and
+    have the suffix at the end of their ids, such as KEY.1.jpg.
 
     Raises:
       UserError: there is no tar file, a tar file is compressed or damaged, there is no usable sample, or `columns` has
-        an image column.
+        an image or a product column.
     """
     files = [path] if path.is_file() else sorted(path.glob("*.tar"))
     if not files:
         raise UserError(f"{path} has no .tar file: give a .tar file, or the folder of the shards.")
     if columns.get("image"):
         raise UserError("the webdataset reader finds pictures by their suffix: leave --config.data.columns.image out.")
-    seen: set[str] = set()
+    if columns.get("product"):
+        raise UserError("a sample of a webdataset is one product: leave --config.data.columns.product out.")
+    empty = True
     for file in files:
         for key, sample in _samples(file):
-            item = _product(key, sample, columns)
-            if isinstance(item, Product) and item.id in seen:
-                item = Oddity(f"{file.name}: {key}", "duplicate id", dropped=True)
-            if isinstance(item, Product):
-                seen.add(item.id)
-            yield item
-    if not seen:
+            pictures = _pictures(sample)
+            item = _product(key, sample, list(pictures.values()), columns)
+            if isinstance(item, Oddity):
+                yield item
+                continue
+            empty = False
+            yield from layout.each_photo(item, list(pictures), f"{file.name}: {key}") if unit == "photo" else [item]
+    if empty:
         raise UserError(
             f"{path} has no sample with a picture and a caption: a sample is, for example, KEY.jpg and KEY.txt."
         )
@@ -93,12 +100,23 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, TarMember]]]:
         ) from error
 
 
-def _product(key: str, sample: Mapping[str, TarMember], columns: Mapping[str, str]) -> Product | Oddity:
+def _pictures(sample: Mapping[str, TarMember]) -> dict[str, TarMember]:
+    """Returns suffix -> picture, in order; other suffixes, such as .mask.png, are no pictures of the product."""
+    found = []
+    for suffix in sample:
+        number, dot, ending = suffix.removeprefix(".").rpartition(".")
+        if "." + ending in SUFFIXES and (not dot or number.isdecimal()):
+            found.append((int(number or -1), suffix))
+    return {suffix: sample[suffix] for _, suffix in sorted(found)}
+
+
+def _product(
+    key: str, sample: Mapping[str, TarMember], pictures: Sequence[TarMember], columns: Mapping[str, str]
+) -> Product | Oddity:
     location = str(next(iter(sample.values())))
-    picture = next((member for suffix, member in sample.items() if suffix in SUFFIXES), None)
-    if picture is None:
+    if not pictures:
         return Oddity(location, "sample without a picture", dropped=True)
-    values: dict[str, str] = {}
+    id_, values = key, {}
     if ".json" in sample:
         try:
             content = json.loads(_text(sample[".json"]))
@@ -106,15 +124,19 @@ def _product(key: str, sample: Mapping[str, TarMember], columns: Mapping[str, st
             content = None
         if not isinstance(content, dict):
             return Oddity(str(sample[".json"]), "sample's JSON is not an object", dropped=True)
-        values = {name: layout.collapse(str(v)) for name, v in content.items() if isinstance(v, str | int | float)}
+        texts = {name: str(value) for name, value in content.items() if isinstance(value, str | int | float)}
+        values = {name: layout.collapse(text) for name, text in texts.items()}
+        name = columns.get("id", "")
+        id_ = texts[name] if values.pop(name, "") else key
     lines = [_text(sample[suffix]) for suffix in TEXTS if suffix in sample]
     captions = [layout.collapse(line) for text in lines for line in text.splitlines()]
     captions = captions or [_pop_role(values, "caption", columns)]
     captions = list(dict.fromkeys(filter(None, captions)))
     if not captions:
         return Oddity(location, "sample without a caption", dropped=True)
-    id_, category = _pop_role(values, "id", columns) or key, _pop_role(values, "category", columns)
-    return Product(id_, picture, tuple(captions), category, {name: value for name, value in values.items() if value})
+    category = _pop_role(values, "category", columns)
+    attributes = {name: value for name, value in values.items() if value}
+    return Product(id_, tuple(pictures), tuple(captions), category, attributes)
 
 
 def _pop_role(values: dict[str, str], role: str, columns: Mapping[str, str]) -> str:
@@ -126,4 +148,4 @@ def _pop_role(values: dict[str, str], role: str, columns: Mapping[str, str]) -> 
 def _text(member: TarMember) -> str:
     if member.size > MAX_TEXT_BYTES:
         return ""
-    return member.read().decode("utf-8", errors="replace").removeprefix("\ufeff")
+    return member.read().decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
