@@ -78,10 +78,10 @@ class Candidates:
         }
         k = order.shape[1]
         top = {name: np.concatenate([part, getattr(self.first, name)[:, k:]], axis=1) for name, part in top.items()}
-        return replace(self.first, ranks=new_ranks, **top)
+        return replace(self.first, ranks=new_ranks, scores=None, **top)
 
 
-def retrieve(queries, gallery, query_groups, gallery_groups, k: int) -> Candidates:
+def retrieve(queries, gallery, query_groups, gallery_groups, k: int, *, picture_owners=None) -> Candidates:
     """Returns the exact top k of the gallery by dot product for each query.
 
     Args:
@@ -89,13 +89,17 @@ def retrieve(queries, gallery, query_groups, gallery_groups, k: int) -> Candidat
       gallery: (G, D) embeddings, normalised likewise.
       query_groups: (Q,) groups. gallery_groups: (G,) groups; an item is relevant to the queries of its group.
       k: number of candidates; at most G are returned.
+      picture_owners: (P,) ascending item of each picture, if `gallery` has the embeddings (P, D) of the items'
+        pictures, of which the highest score counts; None if each item has one.
 
     Raises:
       UserError: a query's group has no item in the gallery.
     """
     query_groups, gallery_groups = np.asarray(query_groups), np.asarray(gallery_groups)
     relevance = Relevance.from_groups(query_groups, gallery_groups)
-    return Candidates.among(ranks(queries, gallery, relevance, top_k=k), relevance, query_groups, gallery_groups, k)
+    return Candidates.among(
+        ranks(queries, gallery, relevance, top_k=k, owners=picture_owners), relevance, query_groups, gallery_groups, k
+    )
 
 
 def rank_changes(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:

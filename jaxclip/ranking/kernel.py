@@ -47,6 +47,19 @@ def product(queries, gallery):
     )
 
 
+def best_of(scores, segments):
+    """Returns (B, T) the highest score of each product's pictures, from the scores (B, S) at a tile's places.
+
+    `segments` are those of `pictures.PictureLayout`.
+    """
+    first, parts = 0, []
+    for pictures, products in segments:
+        end = first + pictures * products
+        parts.append(scores[:, first:end].reshape(-1, pictures, products).max(axis=1))
+        first = end
+    return jnp.concatenate(parts, axis=1)
+
+
 @partial(jax.jit, static_argnames="finite")
 def product_keys(queries, gallery, *, finite: bool):
     """Returns (B, T) the `keys` of the scores of queries (B, D) and gallery items (T, D)."""
@@ -68,18 +81,28 @@ def empty_state(mesh: Mesh, shards: int, tiles: int, width: int, tile: int, k: i
     return tuple(jax.make_array_from_callback(a.shape, sharding, a.__getitem__) for a in (counts, values, items))
 
 
-def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, finite: bool):
+def make_visit(
+    mesh: Mesh,
+    *,
+    blocks: int,
+    ks: tuple[int, int],
+    back: bool,
+    finite: bool,
+    segments: tuple[tuple[int, int], ...] | None = None,
+):
     """Returns the compiled function that scores one block of queries of each shard against all tiles of the gallery.
 
     A is the number of shards of queries, C that of shards of the gallery; a block has B queries; all shards of the
-    gallery together have N tiles of T items; a line has D factors, a row R and a column V thresholds. Its arguments:
+    gallery together have N tiles of T items; a line has D factors, a row R and a column V thresholds. If the items are
+    products with several pictures, a tile has S places for pictures; else S = T. Its arguments:
       block, sizes: index of the block; counts of queries and of gallery items, beyond which all lines are padding.
-      queries, gallery: (A, B, D), (N, T, D).
+      queries, gallery: (A, B, D), (N, S, D).
       row_thresholds, column_thresholds: limits (A, R, B), width a scalar; limits (N, V, T), width (N,).
-      spots: (A, N, S, 2) row and column, within each tile, of the S scores to return.
+      spots: (A, N, U, 2) row and column, within each tile, of the U scores to return. A pair of such arrays has in the
+        second the row and place of each score that is left out; rows of B or more leave out none.
       state: the columns' state, from `empty_state` or the previous block; donated.
     It returns the new state, the rows' counts (A, C, R, B), the rows' k best values and their items, (A, C, k, B) each,
-    the scores at the spots (A, N, S), and the number of NaN scores (A, C), 0 if `finite`.
+    the scores at the spots (A, N, U), and the number of NaN scores (A, C), 0 if `finite`.
 
     Args:
       mesh: a mesh with the axes "queries" and "gallery".
@@ -87,20 +110,24 @@ def make_visit(mesh: Mesh, *, blocks: int, ks: tuple[int, int], back: bool, fini
       ks: the numbers of best scores to keep for each row and for each column.
       back: whether to rank queries for gallery items (the columns) too.
       finite: whether every score is certain to be finite.
+      segments: those of `pictures.PictureLayout`; None = items have one place each.
     """
-    return _make_visit(mesh, blocks, ks, back, finite, compiler.backend())
+    return _make_visit(mesh, blocks, ks, back, finite, segments, compiler.backend())
 
 
 @cache
-def _make_visit(mesh: Mesh, blocks: int, ks: tuple[int, int], back: bool, finite: bool, backend: str):
+def _make_visit(mesh: Mesh, blocks: int, ks: tuple[int, int], back: bool, finite: bool, segments, backend: str):
     """Returns the function of `make_visit` for a back end; the back end is only a key of the cache."""
     form = cpu_selection if compiler.has_form("count_and_select") else selection
 
     def visit(block, sizes, queries, gallery, row_thresholds, column_thresholds, spots, state):
         (row_limits, row_width), (column_limits, column_widths) = row_thresholds, column_thresholds
         # The first axis, over the shards of queries, has only the entry of this device's shard.
-        queries, row_thresholds, spots = queries[0], Thresholds(row_limits[0], row_width), spots[0]
+        queries, row_thresholds = queries[0], Thresholds(row_limits[0], row_width)
+        spots, *hidden = [part[0] for part in jax.tree.leaves(spots)]
         (rows, _), (count, columns, _) = queries.shape, gallery.shape
+        if segments:
+            columns = sum(products for _, products in segments)
         first_row = (lax.axis_index("queries") * blocks + block) * rows
         best = jnp.full((ks[0], rows), -jnp.inf), jnp.full((ks[0], rows), NOWHERE)
         spot_scores = jnp.zeros(spots.shape[:2], jnp.float32)
@@ -112,9 +139,13 @@ def _make_visit(mesh: Mesh, blocks: int, ks: tuple[int, int], back: bool, finite
             first_column = (lax.axis_index("gallery") * count + number) * columns
             scores = product(queries, gallery[number])  # (B, T)
             real = (first_row + jnp.arange(rows) < sizes[0])[:, None] & (first_column + jnp.arange(columns) < sizes[1])
+            scores = keys(scores, finite=finite)
+            for left_out in hidden:  # as padding
+                scores = scores.at[left_out[number, :, 0], left_out[number, :, 1]].set(-jnp.inf, mode="drop")
+            if segments:
+                scores = best_of(scores, segments)
             if not finite:
-                nans += jnp.sum(jnp.isnan(scores) & real, dtype=jnp.int32)
-                scores = keys(scores, finite=False)
+                nans += jnp.sum((scores == NAN) & real, dtype=jnp.int32)
             has_padding = (first_row + rows > sizes[0]) | (first_column + columns > sizes[1])
             scores = form.mask(scores, real, has_padding)
             spot_scores = spot_scores.at[number].set(scores[spots[number, :, 0], spots[number, :, 1]])

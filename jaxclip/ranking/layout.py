@@ -44,6 +44,7 @@ class Layout:
     min_tile: int
     max_tile: int
     parts: tuple[int, ...] | None
+    segments = None  # `pictures.PictureLayout` has several places for a slot
 
     @property
     def tile(self) -> int:
@@ -55,11 +56,11 @@ class Layout:
         """
         lines = -(-len(self.order) // self.shards)
         if lines <= self.max_tile:
-            return _round_up(max(lines, self.min_tile), kernel.MULTIPLE)
+            return round_up(max(lines, self.min_tile), kernel.MULTIPLE)
         step = kernel.VECTORS if self.max_tile >= 2 * kernel.VECTORS else kernel.MULTIPLE
-        largest = _round_up(self.max_tile, step)
+        largest = round_up(self.max_tile, step)
         sizes = range(largest, max(largest // 2, self.min_tile) - 1, -step)
-        return min(sizes, key=lambda size: _round_up(lines, size))
+        return min(sizes, key=lambda size: round_up(lines, size))
 
     @property
     def blocks(self) -> int:
@@ -71,18 +72,35 @@ class Layout:
         """The numbers of shards, tiles per shard and slots per tile; their product is the number of slots."""
         return self.shards, self.blocks, self.tile
 
+    @property
+    def places(self) -> int:
+        """The number of places in a tile: rows of embeddings that the kernel multiplies, here one for each slot."""
+        return self.tile
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of `embeddings` in each place, from the first tile on; -1 if the place is empty."""
+        return self.order
+
+    def row_places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the places of each of R rows of `embeddings`, ascending, and where each row's start, (R + 1,)."""
+        order = np.argsort(self.rows, kind="stable")
+        starts = np.searchsorted(self.rows[order], np.arange(len(self.embeddings) + 1))
+        return order, starts
+
     def lines(self, start: int, size: int) -> np.ndarray:
-        """Returns (size, width) the factors of the lines in `size` slots from `start` on; zero for empty slots.
+        """Returns (size, width) the factors of the rows in `size` places from `start` on; zero for empty places.
 
         The factors are the numbers that the kernel multiplies: the float32 embedding, or its bfloat16 parts.
         """
-        rows = self.order[start : start + size]
+        rows = self.rows[start : start + size]
         lines = np.zeros((size, self.width), np.float32 if self.parts is None else jnp.bfloat16)
         for first in range(0, len(rows), LINES):  # converted in blocks, to keep the temporary copy small
             block = self.embeddings[rows[first : first + LINES]]
             if self.parts is not None:
                 block = _bfloat16_parts(block, self.parts)
             lines[first : first + len(block)] = block
+        lines[: len(rows)][rows < 0] = 0
         return lines
 
     @property
@@ -122,7 +140,8 @@ def _bfloat16_parts(lines: np.ndarray, parts: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([high_and_low[part] for part in parts], axis=1)
 
 
-def _round_up(number: int, multiple: int) -> int:
+def round_up(number: int, multiple: int) -> int:
+    """Returns the smallest multiple that is not below the number."""
     return -(-number // multiple) * multiple
 
 

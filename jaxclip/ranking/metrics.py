@@ -83,6 +83,52 @@ def chance_hit(relevant_counts: np.ndarray, gallery: int, k: int) -> float:
     return float(np.average(-np.expm1(log_miss), weights=weights))
 
 
+def hit_ceiling(texts, items, k: int) -> float:
+    """Returns the highest mean hit@k of queries that ask for one item each, if equal texts are asked for several items.
+
+    Queries with the same text have the same embedding and so the same top k, in which at most k of their items are.
+    The best ranking of a text therefore has the k items first that most of its queries ask for, and the ceiling is the
+    number of queries that this answers, divided by Q. Items with equal pictures, which tie, can lower it further.
+
+    Args:
+      texts: (Q,) the text of each query, a number or name that is equal for equal texts.
+      items: (Q,) the item that each query asks for.
+      k: at least 1.
+
+    Raises:
+      ValueError: there are no queries, or the lengths differ.
+    """
+    texts, items = np.asarray(texts), np.asarray(items)
+    if texts.ndim != 1 or texts.shape != items.shape or not texts.size:
+        raise ValueError(f"a text and an item for each of Q > 0 queries expected, got {texts.shape} and {items.shape}")
+    text = np.unique(texts, return_inverse=True)[1]
+    item = np.unique(items, return_inverse=True)[1]
+    pairs, queries = np.unique(np.stack([text, item]), axis=1, return_counts=True)  # sorted by text
+    queries = queries[np.lexsort((-queries, pairs[0]))]
+    place = np.arange(len(queries)) - np.searchsorted(pairs[0], pairs[0])
+    return float(queries[place < k].sum() / len(texts))
+
+
+def item_hit_ceiling(texts, items, k: int) -> float:
+    """Returns the highest mean hit@k of items that ask for their own texts, if equal texts belong to several items.
+
+    Equal texts have equal scores, and ties are pessimistic: a text ranks below all equal texts of other items. An item
+    can therefore have a text in the top k only if fewer than k texts of others equal one of its texts.
+
+    Args:
+      texts: (Q,) the text of each caption, a number or name that is equal for equal texts.
+      items: (Q,) the item of each caption; every item that occurs asks once.
+      k: at least 1.
+    """
+    text = np.unique(np.asarray(texts), return_inverse=True)[1]
+    item = np.unique(np.asarray(items), return_inverse=True)[1]
+    _, back, own = np.unique(np.stack([text, item]), axis=1, return_inverse=True, return_counts=True)
+    others = np.bincount(text)[text] - own[back.reshape(-1)]
+    fewest = np.full(item.max() + 1, len(text))
+    np.minimum.at(fewest, item, others)
+    return float((fewest < k).mean())
+
+
 def _sums(values, indptr):
     """Returns (Q,) the sum of each query's values (nnz,)."""
     return np.add.reduceat(values.astype(np.float64), indptr[:-1])

@@ -57,6 +57,30 @@ class Relevance:
         indptr = np.concatenate([[0], np.cumsum(counts)])  # (Q+1,)
         return cls(indptr, order[np.repeat(first - indptr[:-1], counts) + np.arange(indptr[-1])])
 
+    @classmethod
+    def from_pairs(cls, rows, items, queries: int) -> "Relevance":
+        """Returns the relevance of given pairs, in any order; a pair that is given twice counts once.
+
+        Args:
+          rows: (nnz,) the query of each pair. items: (nnz,) the gallery item that is relevant to it.
+          queries: Q, the number of queries.
+
+        Raises:
+          UserError: a query has no relevant item.
+          ValueError: there are not as many items as rows, or a row is not below Q.
+        """
+        rows, items = np.asarray(rows, np.int64), np.asarray(items, np.int64)
+        if rows.ndim != 1 or rows.shape != items.shape or (rows.size and not 0 <= rows.min() <= rows.max() < queries):
+            raise ValueError(f"rows below {queries} and as many items expected, got {rows.shape} and {items.shape}")
+        rows, items = np.unique(np.stack([rows, items]), axis=1)
+        counts = np.bincount(rows, minlength=queries)
+        missing = np.flatnonzero(counts == 0)
+        if missing.size:
+            raise UserError(
+                f"{missing.size} of {queries} queries have no relevant item; the first is query {missing[0]}"
+            )
+        return cls(np.concatenate([[0], np.cumsum(counts)]), items)
+
     @property
     def counts(self) -> np.ndarray:
         """(Q,) the number of items that are relevant to each query."""

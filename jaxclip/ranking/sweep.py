@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,14 +19,14 @@ from jaxclip.runtime import compiler
 SMALL_TILE = 256  # side of the tiles from which CPUs first compute the relevant pairs' scores
 
 
-def initial_scores(layouts, slots, finite) -> np.ndarray:
-    """Returns (nnz,) the scores of the relevant pairs, computed from the tiles that contain them.
+def initial_scores(layouts, places, finite) -> np.ndarray:
+    """Returns (nnz,) the scores of pairs of a query and an item's picture, computed from the tiles that contain them.
 
     CPUs compute small tiles, other devices those of the sweep; they are started one after the other and fetched at the
-    end.
+    end. `places` are, for each layout, (nnz,) the place of each pair's row.
     """
-    sides = [SMALL_TILE if compiler.on_cpu() else layout.tile for layout in layouts]
-    tile_of, place = zip(*(np.divmod(slot, side) for slot, side in zip(slots, sides, strict=True)), strict=True)
+    sides = [SMALL_TILE if compiler.on_cpu() else layout.places for layout in layouts]
+    tile_of, place = zip(*(np.divmod(spot, side) for spot, side in zip(places, sides, strict=True)), strict=True)
     tile_number = tile_of[0] * (1 + tile_of[1].max()) + tile_of[1]
     order = np.argsort(tile_number, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(tile_number[order])) + 1)
@@ -62,23 +63,82 @@ class SweepResult:
     nan_count: int
 
 
+class Pairs(NamedTuple):
+    """The relevant pairs of a sweep.
+
+    Attributes:
+      slots: for each layout, (nnz,) the slot of each pair's line.
+      numbers: for each layout, (nnz,) the index of each pair among the pairs of its line.
+    """
+
+    slots: Sequence[np.ndarray]
+    numbers: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class _Spots:
+    """Where scores are in the tiles of scores.
+
+    Attributes:
+      block: (n,) the block of each score's query.
+      cell: (n,) its tile of scores within the block, counted over the shards of queries.
+      row, column: (n,) its row and column or place in that tile.
+      number: (n,) its number among those in the same tile.
+      size: the first power of two above the largest number, at least 64, for all blocks: each size compiles a program.
+    """
+
+    block: np.ndarray
+    cell: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    number: np.ndarray
+    size: int
+
+    @classmethod
+    def of(cls, rows: Layout, columns: Layout, slots, places, *, side: int) -> "_Spots":
+        """Returns the spots of slots (n,) of queries and slots or places (n,) of the gallery, `side` to a tile."""
+        shard, block, row = np.unravel_index(slots, rows.shape)
+        tile, column = np.divmod(places, side)
+        tiles = columns.shards * columns.blocks
+        cell = shard * tiles + tile
+        number = _number_repeats(block * rows.shards * tiles + cell)
+        return cls(block, cell, row, column, number, 1 << int(number.max(initial=63)).bit_length())
+
+    def in_block(self, block: int, shape: tuple[int, int], empty: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Returns which spots are in a block, and (*shape, size, 2) their rows and columns in each tile.
+
+        `shape` is the number of tiles, as (A, N) in `kernel.make_visit`; `empty` is the row of entries without a spot.
+        """
+        here = np.flatnonzero(self.block == block)
+        spots = np.zeros((*shape, self.size, 2), np.int32)
+        spots[..., 0] = empty
+        entry = self.cell[here], self.number[here]
+        spots.reshape(-1, self.size, 2)[entry] = np.stack([self.row[here], self.column[here]], axis=1)
+        return here, spots
+
+
 class Sweep:
     """Passes over all tiles: block by block, each device scores its queries against its shard of the gallery.
 
     Args:
       mesh: the devices.
       layouts: of the queries (the rows of a tile) and of the gallery (its columns).
-      slots: for each layout, (nnz,) the slot of each relevant pair's line.
-      pair_numbers: for each layout, (nnz,) the index of each pair among the pairs of its line.
+      pairs: the relevant pairs.
       ks: the number of best scores to keep for each row and for each column.
       back: whether to rank queries for gallery items too.
       finite: whether every score is certain to be finite.
+      hidden: the slots of queries and, for each, a place of the gallery whose score is left out; None = none.
     """
 
-    def __init__(self, mesh, layouts, slots, pair_numbers, ks, *, back, finite):
+    def __init__(self, mesh, layouts, pairs: Pairs, ks, *, back, finite, hidden=None):
         self.mesh, self.layouts, self.ks, self.back = mesh, layouts, ks, back
-        self.slots, self.pair_numbers = slots, pair_numbers
-        self.visit = kernel.make_visit(mesh, blocks=layouts[0].blocks, ks=ks, back=back, finite=finite)
+        self.slots, self.pair_numbers = pairs
+        rows, columns = layouts
+        self.read = _Spots.of(rows, columns, *pairs.slots, side=columns.tile)
+        self.hidden = _Spots.of(rows, columns, *hidden, side=columns.places) if hidden else None
+        self.visit = kernel.make_visit(
+            mesh, blocks=rows.blocks, ks=ks, back=back, finite=finite, segments=columns.segments
+        )
 
     def run(self, scores: np.ndarray, progress) -> SweepResult:
         """Returns the result of a sweep with `scores` (nnz,) as the relevant pairs' thresholds."""
@@ -117,51 +177,49 @@ class Sweep:
         tiles = columns.shards * columns.blocks
         row_limits, row_widths = rows.thresholds(self.slots[0], self.pair_numbers[0], scores)
         column_limits, column_widths = columns.thresholds(self.slots[1], self.pair_numbers[1], scores)
-        shard, block_numbers, row = np.unravel_index(self.slots[0], rows.shape)
-        tile_numbers, column = np.divmod(self.slots[1], columns.tile)
         by_query, by_item, by_both = P(kernel.AXES[0]), P(kernel.AXES[1]), P(*kernel.AXES)
 
-        def first_slot(index):
-            return index[0].indices(tiles)[0] * columns.tile
+        def first_place(index):
+            return index[0].indices(tiles)[0] * columns.places
 
-        gallery = self._place_lines((tiles, columns.tile), by_item, columns, first_slot)
+        gallery = self._place_lines(tiles, by_item, columns, first_place)
         column_thresholds = Thresholds(
             *(self._place(part.reshape(tiles, *part.shape[2:]), by_item) for part in (column_limits, column_widths))
         )
         state = kernel.empty_state(self.mesh, query_shards, tiles, column_limits.shape[2], columns.tile, self.ks[1])
         for block in progress(range(blocks)):
-            pairs = np.flatnonzero(block_numbers == block)
-            cell = shard[pairs] * tiles + tile_numbers[pairs]  # the tile of scores that contains each pair
-            spot = _number_repeats(cell)
-            spots = np.zeros((query_shards, tiles, 1 << int(spot.max(initial=63)).bit_length(), 2), np.int32)
-            spots.reshape(query_shards * tiles, -1, 2)[cell, spot] = np.stack([row[pairs], column[pairs]], axis=1)
+            pairs, spots = self.read.in_block(block, (query_shards, tiles))
+            spots = self._place(spots, by_both)
+            if self.hidden:
+                _, left_out = self.hidden.in_block(block, (query_shards, tiles), empty=rows.tile)
+                spots = spots, self._place(left_out, by_both)
             state, *result = self.visit(
                 np.int32(block),
                 np.array([len(rows.order), len(columns.order)], np.int32),
                 self._place_lines(
-                    (query_shards, rows.tile), by_query, rows, lambda index, block=block: self._first_slot(index, block)
+                    query_shards, by_query, rows, lambda index, block=block: self._first_slot(index, block)
                 ),
                 gallery,
                 Thresholds(self._place(row_limits[:, block], by_query), row_widths[:, block].max()),
                 column_thresholds,
-                self._place(spots, by_both),
+                spots,
                 state,
             )
-            yield pairs, (cell, spot), result, state
+            yield pairs, (self.read.cell[pairs], self.read.number[pairs]), result, state
 
     def _first_slot(self, index, block: int) -> int:
         """Returns the first slot of a block of the shard of queries that `index` selects."""
         shards, blocks, tile = self.layouts[0].shape
         return (index[0].indices(shards)[0] * blocks + block) * tile
 
-    def _place_lines(self, shape: tuple[int, int], spec: P, layout: Layout, first: Callable) -> jax.Array:
-        """Returns the factors as a global array (*shape, width); the part at an index starts with slot first(index)."""
+    def _place_lines(self, tiles: int, spec: P, layout: Layout, first: Callable) -> jax.Array:
+        """Returns the factors as a global array (tiles, places, width); its part at an index starts at first(index)."""
+        whole = (tiles, layout.places, layout.width)
 
         def part(index):
-            start, stop, _ = index[0].indices(shape[0])
-            return layout.lines(first(index), (stop - start) * shape[1]).reshape(stop - start, shape[1], -1)
+            start, stop, _ = index[0].indices(tiles)
+            return layout.lines(first(index), (stop - start) * layout.places).reshape(stop - start, *whole[1:])
 
-        whole = (*shape, layout.width)
         return jax.make_array_from_callback(whole, NamedSharding(self.mesh, spec), part)
 
     def _place(self, array: np.ndarray, spec: P) -> jax.Array:

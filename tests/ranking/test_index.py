@@ -23,7 +23,7 @@ def test_neighbours_equal_brute_force_on_any_number_of_devices(devices, size):
     order = np.argsort(-all_scores, axis=1, kind="stable")[:, :20]
     np.testing.assert_array_equal(rows, order)
     np.testing.assert_allclose(scores, np.take_along_axis(all_scores, order, 1), atol=1e-6)
-    np.testing.assert_array_equal(neighbours.vector(size - 1), gallery[-1])
+    np.testing.assert_array_equal(neighbours.of_product(size - 1), gallery[-1:])
     np.testing.assert_array_equal(neighbours.vectors, gallery)
 
 
