@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from jaxclip.losses.labels import Labels
 from jaxclip.losses.tiles import Settings, Side, part, put, take_slice, visit_tiles
 from jaxclip.runtime.mesh import BATCH_AXES
 
@@ -179,7 +180,7 @@ def on_mesh(run: Callable, *, split_in: int, split_out: int) -> Callable:
 
 
 def sides(
-    ring: Ring, settings: Settings, rows: tuple[Array, Array, Array | None], log_sums: tuple = (None, None)
+    ring: Ring, settings: Settings, rows: tuple[Array, Array, Labels], log_sums: tuple = (None, None)
 ) -> tuple[Side, Side]:
     """Returns this device's rows as (image side, text side); beyond the batch's size, rows are padding (number -1).
 
@@ -188,20 +189,20 @@ def sides(
     Args:
       ring: the devices.
       settings: size of the batch and precision of the products.
-      rows: this device's (image embeddings, text embeddings, groups or None).
+      rows: this device's (image embeddings, text embeddings, labels).
       log_sums: `Side.log_sum` of both sides.
     """
-    image, text, groups = rows
+    image, text, labels = rows
     place = ring.place() * len(image) + jnp.arange(len(image), dtype=jnp.int32)
     number = jnp.where(place < settings.size, place, -1)
     dtype = jnp.bfloat16 if settings.products == "bfloat16" else jnp.float32
     return tuple(
-        Side(x.astype(dtype), groups, number, log_sum) for x, log_sum in zip((image, text), log_sums, strict=True)
+        Side(x.astype(dtype), labels, number, log_sum) for x, log_sum in zip((image, text), log_sums, strict=True)
     )
 
 
-def padded(image, text, groups):
-    """Returns (image, text, groups), padded to a multiple of the number of devices; embeddings are float32.
+def padded(image, text, labels: Labels):
+    """Returns (image, text, labels), padded to a multiple of the number of devices; embeddings are float32.
 
     Raises:
       ValueError: image and text embeddings are not (B, D) arrays of the same shape with B > 0.
@@ -210,4 +211,4 @@ def padded(image, text, groups):
         raise ValueError(f"image and text embeddings (B, D) of one shape expected, got {image.shape}, {text.shape}")
     more = -len(image) % _devices().size
     image, text = (jnp.pad(jnp.asarray(x, jnp.float32), ((0, more), (0, 0))) for x in (image, text))
-    return image, text, None if groups is None else jnp.pad(jnp.asarray(groups), (0, more))
+    return image, text, jax.tree.map(lambda x: jnp.pad(jnp.asarray(x), (0, more)), labels)

@@ -1,22 +1,39 @@
 """The weighted loss over correct and incorrect pairs (Tagami et al., section 3)."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from jaxclip.losses.labels import weighted_mean
 
 WEIGHTINGS = ("similarity", "none", "literal")
 _EDGE = 1e-6  # smallest distance of a similarity from 0 and 1, so that logarithms and gradients are finite
 
 
+class Incorrect(NamedTuple):
+    """The incorrect texts of a batch's images.
+
+    Attributes:
+      embedding: unit vectors of the incorrect text of each image.
+      similarity: cosine between each image and the image that its incorrect text belongs to.
+      present: False if the image has no incorrect text.
+    """
+
+    embedding: Float[Array, "B D"]
+    similarity: Float[Array, " B"]
+    present: Bool[Array, " B"]
+
+
 def incorrect_pairs(
     image_embedding: Float[Array, "B D"],
     text_embedding: Float[Array, "B D"],
-    incorrect_embedding: Float[Array, "B D"],
-    similarity: Float[Array, " B"],
-    has_incorrect: Bool[Array, " B"],
+    incorrect: Incorrect,
     *,
     alpha: float = 1.0,
     beta: float = 1.0,
     weighting: str = "similarity",
+    weight: Float[Array, " B"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns alpha L_p + beta L_n (Eq. 3), and metrics {"correct_similarity", "incorrect_similarity"}.
 
@@ -29,13 +46,13 @@ def incorrect_pairs(
 
     Args:
       image_embedding, text_embedding: unit vectors of the correct pairs.
-      incorrect_embedding: unit vectors of the incorrect text of each image.
-      similarity: cosine between each image and the image that its incorrect text belongs to.
-      has_incorrect: False if the image has no incorrect text; it then counts as 0 in the mean L_n, and has weight 1 in
+      incorrect: the incorrect text of each image. An image without one counts as 0 in the mean L_n, and has weight 1 in
         L_p.
       alpha, beta: weights of the two terms.
       weighting: "similarity" uses the weights above; "none" sets all weights to 1; "literal" puts the weights inside
         the logarithm, as Eqs. 4 and 5 are printed, where they only add a constant and do not affect the gradient.
+      weight: further weight of each pair's term of L_p, which is then a weighted mean; L_n is unchanged, because it
+        does not see the correct text.
 
     Raises:
       ValueError: `weighting` is not one of WEIGHTINGS.
@@ -44,16 +61,16 @@ def incorrect_pairs(
         raise ValueError(f"weighting {weighting!r} is not one of {WEIGHTINGS}")
     correct = _likeness(jnp.sum(image_embedding * text_embedding, axis=1))  # (B,)
     # 1 - s_n is computed from the negated cosine, because subtracting from 1 would lose precision if s_n is near 1.
-    unlike = _likeness(-jnp.sum(image_embedding * incorrect_embedding, axis=1))  # (B,)
-    alike, apart = (jnp.where(has_incorrect, _likeness(sign * similarity), 1.0) for sign in (1, -1))
+    unlike = _likeness(-jnp.sum(image_embedding * incorrect.embedding, axis=1))  # (B,)
+    alike, apart = (jnp.where(incorrect.present, _likeness(sign * incorrect.similarity), 1.0) for sign in (1, -1))
     if weighting == "similarity":
         positive, negative = -alike * jnp.log(correct), -apart * jnp.log(unlike)
     elif weighting == "literal":
         positive, negative = -jnp.log(alike * correct), -jnp.log(apart * unlike)
     else:
         positive, negative = -jnp.log(correct), -jnp.log(unlike)
-    present = has_incorrect.astype(jnp.float32)
-    value = alpha * jnp.mean(positive) + beta * jnp.mean(jnp.where(has_incorrect, negative, 0.0))
+    present = incorrect.present.astype(jnp.float32)
+    value = alpha * weighted_mean(positive, weight) + beta * jnp.mean(jnp.where(incorrect.present, negative, 0.0))
     wrong = jnp.sum(present * (1.0 - unlike)) / jnp.maximum(jnp.sum(present), 1.0)
     return value, {"correct_similarity": jnp.mean(correct), "incorrect_similarity": wrong}
 

@@ -3,34 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from jaxclip.losses import contrastive, tiled
 from jaxclip.losses import incorrect_pairs as incorrect
 from jaxclip.losses import sigmoid as pairwise
+from jaxclip.losses.incorrect_pairs import Incorrect
+from jaxclip.losses.labels import NO_LABELS, Labels
 
 NAMES = ("info_nce", "sigmoid", "incorrect_pairs")
 """Values of config.loss.name; each has its case in `Objective.__call__`."""
 IMPLEMENTATIONS = ("auto", "dense", "tiled")
 DENSE_ROWS = 4096
 """The largest batch for which "auto" uses the dense loss, whose float32 B x B matrices take at most 64 MiB each."""
-
-
-class Incorrect(NamedTuple):
-    """The incorrect texts of a batch's images.
-
-    Attributes:
-      embedding: unit vectors of the incorrect text of each image.
-      similarity: cosine between each image and the image that its incorrect text belongs to.
-      present: False if the image has no incorrect text.
-    """
-
-    embedding: Float[Array, "B D"]
-    similarity: Float[Array, " B"]
-    present: Bool[Array, " B"]
 
 
 @dataclass(frozen=True)
@@ -68,9 +55,9 @@ class Objective:
         logit_scale: Float[Array, ""],
         *,
         logit_bias: Float[Array, ""] | None = None,
-        groups: Int[Array, " B"] | None = None,
+        labels: Labels = NO_LABELS,
         incorrect_texts: Incorrect | None = None,
-        queue: contrastive.Queue | None = None,
+        queue: contrastive.Queue | contrastive.QueueWithQueries | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Returns the loss and the metrics to log.
 
@@ -78,32 +65,33 @@ class Objective:
           image, text: unit vectors; row i of both is a pair.
           logit_scale: factor that turns cosines into logits.
           logit_bias: bias of the logits; required by the loss "sigmoid", ignored by others.
-          groups: group of each row; rows of one group are not used as each other's negatives.
+          labels: groups, queries and weights of the rows.
           incorrect_texts: required by the loss "incorrect_pairs", ignored by others.
-          queue: additional negatives for InfoNCE, ignored by other losses; it requires `groups`.
+          queue: additional negatives for InfoNCE, ignored by other losses; it requires `labels.group`.
         """
         match self.name:
             case "info_nce":
-                return self._info_nce(image, text, logit_scale, groups, queue)
+                return self._info_nce(image, text, logit_scale, labels, queue)
             case "sigmoid":
-                return self._sigmoid(image, text, logit_scale, logit_bias, groups)
+                return self._sigmoid(image, text, logit_scale, logit_bias, labels)
             case "incorrect_pairs":
+                settings = {"alpha": self.alpha, "beta": self.beta, "weighting": self.weighting}
                 value, metrics = incorrect.incorrect_pairs(
-                    image, text, *incorrect_texts, alpha=self.alpha, beta=self.beta, weighting=self.weighting
+                    image, text, incorrect_texts, **settings, weight=labels.weight
                 )
                 if self.info_nce:
-                    added, accuracy = self._info_nce(image, text, logit_scale, groups, queue)
+                    added, accuracy = self._info_nce(image, text, logit_scale, labels, queue)
                     value, metrics = value + self.info_nce * added, {**metrics, "info_nce": added, **accuracy}
                 return jnp.asarray(value), metrics
         raise ValueError(f"loss {self.name!r} is not one of {', '.join(NAMES)}")
 
-    def _sigmoid(self, image, text, logit_scale, logit_bias, groups):
+    def _sigmoid(self, image, text, logit_scale, logit_bias, labels):
         run = self._implementation(len(image), pairwise.sigmoid, tiled.sigmoid)
-        return run(image, text, logit_scale, logit_bias, groups), {"logit_bias": logit_bias}
+        return run(image, text, logit_scale, logit_bias, labels), {"logit_bias": logit_bias}
 
-    def _info_nce(self, image, text, logit_scale, groups, queue):
+    def _info_nce(self, image, text, logit_scale, labels, queue):
         run = self._implementation(len(image), contrastive.info_nce, tiled.info_nce)
-        return run(image, text, logit_scale, groups, queue)
+        return run(image, text, logit_scale, labels, queue)
 
     def _implementation(self, rows: int, in_one: Callable, by_tiles: Callable) -> Callable:
         if self.implementation == "tiled" or (self.implementation == "auto" and rows > DENSE_ROWS):

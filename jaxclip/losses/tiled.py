@@ -17,10 +17,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from jaxclip.losses.contrastive import Queue
-from jaxclip.losses.exchange import ONLINE_SOFTMAX, SUMS, on_mesh, padded, sides, visit_all
+from jaxclip.losses.contrastive import Queue, QueueWithQueries
+from jaxclip.losses.exchange import ONLINE_SOFTMAX, SUMS, Ring, on_mesh, padded, sides, visit_all
+from jaxclip.losses.labels import NO_LABELS, Labels, divisor
 from jaxclip.losses.products import dot
 from jaxclip.losses.tiles import Settings, Side, Tile, visit_tiles
 from jaxclip.runtime import compiler
@@ -34,8 +35,8 @@ def info_nce(
     image_embedding: Float[Array, "B D"],
     text_embedding: Float[Array, "B D"],
     logit_scale: Float[Array, ""],
-    groups: Int[Array, " B"] | None = None,
-    queue: Queue | None = None,
+    labels: Labels = NO_LABELS,
+    queue: Queue | QueueWithQueries | None = None,
     *,
     tile: int = 0,
     exchange: str = "gather",
@@ -46,7 +47,7 @@ def info_nce(
     The number of rows need not be a multiple of the number of devices.
 
     Args:
-      image_embedding, text_embedding, logit_scale, groups: see `contrastive.info_nce`.
+      image_embedding, text_embedding, logit_scale, labels: see `contrastive.info_nce`.
       queue: see `contrastive.info_nce`; it is replicated on every device.
       tile: rows and columns of a tile; 0 = those of the back end (`compiler.loss_tile`).
       exchange: how devices exchange texts, one of `exchange.EXCHANGES`.
@@ -56,7 +57,7 @@ def info_nce(
       ValueError: image and text embeddings are not (B, D) arrays of the same shape with B > 0.
     """
     settings = Settings(len(image_embedding), tile or compiler.loss_tile(), exchange, products)
-    rows = padded(image_embedding, text_embedding, groups)
+    rows = padded(image_embedding, text_embedding, labels)
     value, accuracy = _info_nce(*rows, jax.lax.stop_gradient(queue), jnp.asarray(logit_scale, jnp.float32), settings)
     return value, {"image_to_text_accuracy": accuracy[0], "text_to_image_accuracy": accuracy[1]}
 
@@ -66,7 +67,7 @@ def sigmoid(
     text_embedding: Float[Array, "B D"],
     logit_scale: Float[Array, ""],
     logit_bias: Float[Array, ""],
-    groups: Int[Array, " B"] | None = None,
+    labels: Labels = NO_LABELS,
     *,
     tile: int = 0,
     exchange: str = "gather",
@@ -81,25 +82,25 @@ def sigmoid(
       ValueError: image and text embeddings are not (B, D) arrays of the same shape with B > 0.
     """
     settings = Settings(len(image_embedding), tile or compiler.loss_tile(), exchange, products)
-    rows = padded(image_embedding, text_embedding, groups)
+    rows = padded(image_embedding, text_embedding, labels)
     return _sigmoid(*rows, jnp.float32(logit_scale), jnp.float32(logit_bias), settings)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _info_nce(image, text, groups, queue, scale, settings):
-    return _info_nce_forward(image, text, groups, queue, scale, settings)[0]
+def _info_nce(image, text, labels, queue, scale, settings):
+    return _info_nce_forward(image, text, labels, queue, scale, settings)[0]
 
 
-def _info_nce_forward(image, text, groups, queue, scale, settings):
+def _info_nce_forward(image, text, labels, queue, scale, settings):
     run = on_mesh(partial(_log_sums, settings=settings), split_in=3, split_out=2)
-    (row, column), (value, accuracy) = run((image, text, groups), (scale, queue))
-    return (value, accuracy), (image, text, groups, queue, scale, row, column)
+    (row, column), (value, accuracy) = run((image, text, labels), (scale, queue))
+    return (value, accuracy), (image, text, labels, queue, scale, row, column)
 
 
 def _info_nce_backward(settings, residuals, cotangents):
-    image, text, groups, queue, scale, row, column = residuals
+    image, text, labels, queue, scale, row, column = residuals
     run = on_mesh(partial(_softmax_gradients, settings=settings), split_in=5, split_out=2)
-    (image_slope, text_slope), scale_slope = run((image, text, groups, row, column), (scale, queue, cotangents[0]))
+    (image_slope, text_slope), scale_slope = run((image, text, labels, row, column), (scale, queue, cotangents[0]))
     return image_slope, text_slope, None, None, scale_slope
 
 
@@ -129,11 +130,13 @@ def _log_sums(ring, split, whole, *, settings):
         column, _ = visit_tiles(settings, text, queued_image, column, (), visit_queue)
     real = image.number >= 0
     row_log, column_log = (jnp.where(real, top + jnp.log(total), 0.0) for top, total in (row, column))
-    means = [
-        ring.total(jnp.sum(jnp.where(real, x, 0.0))) / settings.size
-        for x in (0.5 * (row_log + column_log) - positive, positive >= row[0], positive >= column[0])
-    ]
-    return (row_log, column_log), (means[0], tuple(means[1:]))
+    weight = image.labels.weight
+    value, *accuracy = (
+        ring.total(jnp.sum(jnp.where(real, x, 0.0)))
+        for x in (_weigh(0.5 * (row_log + column_log) - positive, weight), positive >= row[0], positive >= column[0])
+    )
+    value /= _total_weight(ring, settings, weight)
+    return (row_log, column_log), (value, tuple(x / settings.size for x in accuracy))
 
 
 def _softmax_gradients(ring, split, whole, *, settings):
@@ -144,12 +147,15 @@ def _softmax_gradients(ring, split, whole, *, settings):
 
     def visit(at: Tile, image_slope, text_slope):
         logits = _logits(at, scale)
-        slopes = jnp.exp(logits - at.left.log_sum[:, None]) + jnp.exp(logits - at.right.log_sum)
-        image_more, text_more = _products(at, jnp.where(at.pairs, slopes - 2.0, slopes), settings.products)
+        row_weight, column_weight = _tile_weights(at)
+        slopes = _weigh(jnp.exp(logits - at.left.log_sum[:, None]), row_weight)
+        slopes += _weigh(jnp.exp(logits - at.right.log_sum), column_weight)
+        slopes = jnp.where(at.pairs, slopes - _weigh(2.0, row_weight), slopes)
+        image_more, text_more = _products(at, slopes, settings.products)
         return image_slope + image_more, text_slope + text_more
 
     def visit_queue(at: Tile, slope, _):
-        slopes = jnp.exp(_logits(at, scale) - at.left.log_sum[:, None])
+        slopes = _weigh(jnp.exp(_logits(at, scale) - at.left.log_sum[:, None]), _tile_weights(at)[0])
         return slope + dot(slopes, at.right.embedding, 1, 0, settings.products), ()
 
     image_rows, text_rows = split[:2]
@@ -161,19 +167,19 @@ def _softmax_gradients(ring, split, whole, *, settings):
         image_slope, _ = visit_tiles(settings, image, queued_text, image_slope, (), visit_queue)
         more, _ = visit_tiles(settings, text, queued_image, columns, (), visit_queue)
         text_slope, towards_scale = text_slope + more, jnp.sum(more * text_rows)
-    share = 0.5 * cotangent / settings.size
+    share = 0.5 * cotangent / _total_weight(ring, settings, image.labels.weight)
     scale_slope = share * ring.total(jnp.sum(image_slope * image_rows) + towards_scale)
     return (image_slope * (share * scale), text_slope * (share * scale)), scale_slope
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _sigmoid(image, text, groups, scale, bias, settings):
-    return _sigmoid_forward(image, text, groups, scale, bias, settings)[0]
+def _sigmoid(image, text, labels, scale, bias, settings):
+    return _sigmoid_forward(image, text, labels, scale, bias, settings)[0]
 
 
-def _sigmoid_forward(image, text, groups, scale, bias, settings):
+def _sigmoid_forward(image, text, labels, scale, bias, settings):
     run = on_mesh(partial(_sigmoid_pass, settings=settings), split_in=3, split_out=2)
-    slopes, (value, *scalar_slopes) = run((image, text, groups), (scale, bias))
+    slopes, (value, *scalar_slopes) = run((image, text, labels), (scale, bias))
     return value, (*slopes, *scalar_slopes)
 
 
@@ -191,15 +197,19 @@ def _sigmoid_pass(ring, split, whole, *, settings):
     If only the loss is used, the compiler removes the computation of the gradients.
     """
     scale, bias = whole
-    size, (image_rows, text_rows, _) = settings.size, split
+    image_rows, text_rows, labels = split
+    size = _total_weight(ring, settings, labels.weight)
 
     def visit(at: Tile, image_slope, columns):
         text_slope, cost, bias_slope = columns
         logits = _logits(at, scale, bias)
         right = at.pairs.astype(jnp.float32)
-        slopes = jax.nn.sigmoid(logits) - right
+        row_weight, column_weight = _tile_weights(at)
+        weight = None if row_weight is None else 0.5 * (row_weight + column_weight)
+        slopes = _weigh(jax.nn.sigmoid(logits) - right, weight)
         image_more, text_more = _products(at, slopes, settings.products)
-        cost += jnp.sum(jax.nn.softplus(logits) - right * jnp.where(at.pairs, logits, 0.0), axis=0)
+        costs = jax.nn.softplus(logits) - right * jnp.where(at.pairs, logits, 0.0)
+        cost += jnp.sum(_weigh(costs, weight), axis=0)
         return image_slope + image_more, (text_slope + text_more, cost, bias_slope + jnp.sum(slopes, axis=0))
 
     nothing = jnp.zeros(len(text_rows))
@@ -214,10 +224,26 @@ def _logits(at: Tile, scale: Array, bias: Array | float = 0.0) -> Float[Array, "
     return jnp.where(at.left_out, _NONE, scale * at.cosines + bias)
 
 
-def _queued(queue: Queue) -> tuple[Side, Side]:
+def _weigh(values: Array | float, weight: Array | None) -> Array | float:
+    return values if weight is None else values * weight
+
+
+def _tile_weights(at: Tile) -> tuple[Array, Array] | tuple[None, None]:
+    """Returns the weights of the tile's rows (R, 1) and columns (C,); of the queue's columns there are none."""
+    row = at.left.labels.weight
+    return (None, None) if row is None else (row[:, None], at.right.labels.weight)
+
+
+def _total_weight(ring: Ring, settings: Settings, weight: Array | None) -> Array | int:
+    """Returns the sum of the weights of the batch, of which this device has its part; its size without weights."""
+    return settings.size if weight is None else divisor(ring.total(jnp.sum(weight)))
+
+
+def _queued(queue: Queue | QueueWithQueries) -> tuple[Side, Side]:
     """Returns the queue's image side and text side, in float32; slots that are not filled yet count as padding."""
     number = jnp.where(queue.group < 0, -1, _BEHIND + jnp.arange(len(queue.group), dtype=jnp.int32))
-    return tuple(Side(side.astype(jnp.float32), queue.group, number) for side in (queue.image, queue.text))
+    labels = Labels(queue.group, queue.query)
+    return tuple(Side(side.astype(jnp.float32), labels, number) for side in (queue.image, queue.text))
 
 
 def _online(state: tuple[Array, Array], logits: Float[Array, "R C"], axis: int) -> tuple[Array, Array]:

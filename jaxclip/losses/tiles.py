@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from jaxclip.losses.labels import Labels, is_alike
 from jaxclip.losses.products import dot
 
 
@@ -16,13 +17,13 @@ class Side(NamedTuple):
 
     Attributes:
       embedding: (n, D) unit vectors.
-      group: (n,) group of each row; None if groups are not used.
+      labels: groups, queries and weights of the rows.
       number: (n,) index of each row in the whole batch; negative for padding.
       log_sum: (n,) log-sum-exp of each row's logits; None in the pass that computes it.
     """
 
     embedding: Array
-    group: Array | None
+    labels: Labels
     number: Array
     log_sum: Array | None = None
 
@@ -36,7 +37,7 @@ class Tile(NamedTuple):
       cosines: (R, C) similarities of rows and columns.
       pairs: (R, C) True where row and column are a pair, and not padding.
       left_out: (R, C) True where the entry is masked: its row or column is padding, or they are no pair but of one
-        group.
+        group or query.
     """
 
     left: Side
@@ -101,8 +102,9 @@ def _tile(left: Side, right: Side, products: str) -> Tile:
     cosines = dot(left.embedding, right.embedding, 1, 1, products)  # (R, C)
     pairs = left.number[:, None] == right.number
     left_out = (left.number < 0)[:, None] | (right.number < 0)
-    if left.group is not None:
-        left_out |= (left.group[:, None] == right.group) & ~pairs
+    same = is_alike(left.labels, right.labels)
+    if same is not None:
+        left_out |= same & ~pairs
     return Tile(left, right, cosines, pairs & ~left_out, left_out)
 
 

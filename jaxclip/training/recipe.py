@@ -48,7 +48,8 @@ def make_recipe(config: Config, towers: Towers, steps: int) -> Recipe:
     schedule = make_schedule(config.optimizer, steps)
     optimizer = make_optimizer(config.optimizer, schedule, towers.shapes, towers.trainable)
     if config.loss.queue:
-        optimizer = with_queue(optimizer, config.loss.queue, towers.config.embedding)
+        queries = config.augmentation.queries > 0
+        optimizer = with_queue(optimizer, config.loss.queue, towers.config.embedding, queries=queries)
     ema = config.optimizer.ema
     state = abstract_state(towers.shapes, optimizer, towers.mesh, towers.trainable, ema=ema > 0)
     loss = make_loss(
@@ -127,6 +128,8 @@ def abstract_batch(config: Config, towers: Towers) -> dict[str, jax.ShapeDtypeSt
     shapes = {"image": ((size, size, 3), np.uint8), "text": tokens, "group": ((), np.int32)}
     if config.loss.name == "incorrect_pairs":
         shapes |= {"incorrect_text": tokens, "similarity": ((), np.float32), "has_incorrect": ((), np.bool_)}
+    if config.augmentation.queries:
+        shapes |= {"query": ((), np.int32), "weight": ((), np.float32)}
     sharding = meshes.batch_sharding(towers.mesh)
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)

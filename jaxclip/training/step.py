@@ -9,7 +9,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from jaxclip.losses.contrastive import Queue
+from jaxclip.losses.contrastive import Queue, QueueWithQueries
+from jaxclip.losses.labels import Labels
 from jaxclip.losses.objective import Incorrect, Objective
 from jaxclip.models.clip import MAX_LOGIT_SCALE
 from jaxclip.models.transformer import example_keys, shard_batch, split_each
@@ -34,7 +35,8 @@ def make_loss(
     """Returns loss(params, batch, rng) -> (value, metrics) for batches of image, text and group.
 
     `rng` is the key of dropout and other regularisation, which None switches off. Batches for incorrect pairs also have
-    incorrect_text, similarity and has_incorrect. An optional fourth argument is the queue of earlier embeddings; its
+    incorrect_text, similarity and has_incorrect. Batches with judged queries also have query and weight (`Labels`). An
+    optional fourth argument is the queue of earlier embeddings; its
     pairs are further negatives, and metrics["queue"] is the queue with this batch.
 
     Args:
@@ -58,7 +60,9 @@ def make_loss(
             embedded["incorrect_text"] = model.encode_text(rows["incorrect_text"], rng=incorrect_keys)
         return embedded
 
-    def loss(params: Params, batch: Batch, rng: Array | None, queue: Queue | None = None) -> tuple[Array, Metrics]:
+    def loss(
+        params: Params, batch: Batch, rng: Array | None, queue: Queue | QueueWithQueries | None = None
+    ) -> tuple[Array, Metrics]:
         rows = {name: batch[name] for name in ("image", "text", "incorrect_text") if name in batch}
         keys = None if rng is None else example_keys(rng, len(batch["image"]))
         run = partial(_by_microbatch, embed, size=microbatch) if microbatch else embed
@@ -73,12 +77,12 @@ def make_loss(
             embedded["text"],
             scale,
             logit_bias=model.bias(),
-            groups=batch["group"] if mask_groups else None,
+            labels=Labels(batch["group"] if mask_groups else None, batch.get("query"), batch.get("weight")),
             incorrect_texts=incorrect,
             queue=queue,
         )
         if queue is not None:
-            metrics["queue"] = push(queue, embedded["image"], embedded["text"], batch["group"])
+            metrics["queue"] = push(queue, embedded["image"], embedded["text"], batch["group"], batch.get("query"))
         return value, {"logit_scale": scale, **metrics}
 
     return loss

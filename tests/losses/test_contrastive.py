@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxclip.losses.contrastive import info_nce
+from jaxclip.losses.labels import Labels
 
 compiled_loss = jax.jit(info_nce)
 compiled_gradients = jax.jit(jax.value_and_grad(lambda *args: info_nce(*args)[0], argnums=(0, 1, 2)))
@@ -41,8 +42,8 @@ def random_unit_vectors(size, dimension=8, seed=0):
 
 
 def assert_equals_oracle(images, texts, scale, groups):
-    array_groups = None if groups is None else np.asarray(groups)
-    value, gradients = compiled_gradients(images, texts, np.float32(scale), array_groups)
+    labels = Labels() if groups is None else Labels(np.asarray(groups))
+    value, gradients = compiled_gradients(images, texts, np.float32(scale), labels)
     oracle_groups = np.arange(len(images)) if groups is None else groups
     expected, expected_gradients = oracle(images, texts, np.float32(scale), oracle_groups)
     # float32 has seven significant digits, and no logit exceeds the scale.
@@ -80,11 +81,11 @@ def test_a_duplicate_in_the_same_group_adds_no_loss():
     images = np.concatenate([distinct, distinct[:1]])
     scale, groups = jnp.float32(100.0), np.asarray([*range(11), 0])
     assert float(compiled_loss(images, images, scale)[0]) == pytest.approx(2 * np.log(2) / 12, rel=1e-4)
-    assert float(compiled_loss(images, images, scale, groups)[0]) < 1e-6
+    assert float(compiled_loss(images, images, scale, Labels(groups))[0]) < 1e-6
 
 
 def test_a_batch_of_one_group_has_zero_loss_and_gradients():
-    value, gradients = compiled_gradients(*random_unit_vectors(12), jnp.float32(10.0), np.zeros(12, int))
+    value, gradients = compiled_gradients(*random_unit_vectors(12), jnp.float32(10.0), Labels(np.zeros(12, int)))
     assert value == 0 and all((np.asarray(gradient) == 0).all() for gradient in gradients)
 
 
@@ -101,7 +102,7 @@ def test_at_scale_zero_the_loss_is_the_logarithm_of_the_batch_size():
 
 
 def test_a_single_pair_has_zero_loss_and_gradients():
-    value, gradients = compiled_gradients(*random_unit_vectors(1), jnp.float32(14.0), np.asarray([3]))
+    value, gradients = compiled_gradients(*random_unit_vectors(1), jnp.float32(14.0), Labels(np.asarray([3])))
     assert value == 0 and all((np.asarray(gradient) == 0).all() for gradient in gradients)
 
 
@@ -110,8 +111,8 @@ def test_a_single_pair_has_zero_loss_and_gradients():
 def test_the_order_of_the_pairs_does_not_matter(order):
     images, texts = random_unit_vectors(12)
     groups = np.arange(12) // 2
-    value, (gradient, _, _) = compiled_gradients(images, texts, jnp.float32(10.0), groups)
-    permuted = images[order], texts[order], jnp.float32(10.0), groups[order]
+    value, (gradient, _, _) = compiled_gradients(images, texts, jnp.float32(10.0), Labels(groups))
+    permuted = images[order], texts[order], jnp.float32(10.0), Labels(groups[order])
     permuted_value, (permuted_gradient, _, _) = compiled_gradients(*permuted)
     assert float(permuted_value) == pytest.approx(float(value), rel=1e-6)
     np.testing.assert_allclose(permuted_gradient, np.asarray(gradient)[order], atol=1e-6)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxclip.losses.incorrect_pairs import incorrect_pairs
+from jaxclip.losses.labels import Labels
 from jaxclip.losses.objective import Incorrect, Objective
 
 ROWS = 9
@@ -26,7 +27,7 @@ def gradients(weighting, similarity, **settings):
     images, texts, wrong, _, present = random_batch()
 
     def loss(images, texts, wrong):
-        return incorrect_pairs(images, texts, wrong, similarity, present, weighting=weighting, **settings)[0]
+        return incorrect_pairs(images, texts, Incorrect(wrong, similarity, present), weighting=weighting, **settings)[0]
 
     return jax.grad(loss, argnums=(0, 1, 2))(images, texts, wrong)
 
@@ -35,7 +36,8 @@ def gradients(weighting, similarity, **settings):
 @given(st.integers(0, 999), st.floats(0, 3), st.floats(0, 3), st.sampled_from(["similarity", "none"]))
 def test_the_value_equals_the_equations_row_by_row(seed, alpha, beta, weighting):
     images, texts, wrong, similarity, present = random_batch(seed)
-    value, _ = incorrect_pairs(images, texts, wrong, similarity, present, alpha=alpha, beta=beta, weighting=weighting)
+    incorrect = Incorrect(wrong, similarity, present)
+    value, _ = incorrect_pairs(images, texts, incorrect, alpha=alpha, beta=beta, weighting=weighting)
     expected = 0.0
     for k in range(ROWS):
         correct, incorrect = (1 + np.float64(images[k]) @ texts[k]) / 2, (1 + np.float64(images[k]) @ wrong[k]) / 2
@@ -78,7 +80,7 @@ def test_pairs_of_cosine_one_and_minus_one_have_finite_values_and_gradients():
     images = np.eye(4, dtype=np.float32)
 
     def loss(images, texts, wrong):
-        return incorrect_pairs(images, texts, wrong, np.zeros(4, np.float32), np.ones(4, bool))[0]
+        return incorrect_pairs(images, texts, Incorrect(wrong, np.zeros(4, np.float32), np.ones(4, bool)))[0]
 
     value, gradients = jax.value_and_grad(loss, argnums=(0, 1, 2))(images, -images, images)
     assert np.isfinite(value) and value > 5
@@ -100,7 +102,7 @@ def test_dense_and_tiled_objectives_have_equal_values(name):
     images, texts, *_ = random_batch()
     values = [
         Objective(name, implementation, tile=4)(
-            images, texts, jnp.float32(10.0), logit_bias=jnp.float32(-3.0), groups=np.arange(ROWS) // 2
+            images, texts, jnp.float32(10.0), logit_bias=jnp.float32(-3.0), labels=Labels(np.arange(ROWS) // 2)
         )[0]
         for implementation in ("dense", "tiled", "auto")
     ]

@@ -26,7 +26,7 @@ def loss_value(loss, **options):
 
 def test_every_name_selects_its_loss():
     info_nce = float(contrastive.info_nce(IMAGES, TEXTS, SCALE)[0])
-    pair_loss = float(incorrect_pairs(IMAGES, TEXTS, *INCORRECT, alpha=2.0, beta=0.5, weighting="similarity")[0])
+    pair_loss = float(incorrect_pairs(IMAGES, TEXTS, INCORRECT, alpha=2.0, beta=0.5, weighting="similarity")[0])
     expected = {
         "info_nce": info_nce,
         "sigmoid": float(sigmoid.sigmoid(IMAGES, TEXTS, SCALE, BIAS)),

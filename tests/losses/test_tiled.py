@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from jaxclip.losses import contrastive, exchange, tiled
 from jaxclip.losses import sigmoid as pairwise
+from jaxclip.losses.labels import Labels
 from jaxclip.runtime.mesh import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -101,7 +102,7 @@ def run_softmax(
 ):
     def loss(images, texts, scale):
         settings = {"tile": tile, "exchange": exchange_name, "products": products}
-        return tiled.info_nce(images, texts, scale, groups, **settings)[0]
+        return tiled.info_nce(images, texts, scale, Labels(groups), **settings)[0]
 
     with patch.object(exchange, "BLOCK", gathered):
         return jax.value_and_grad(loss, argnums=(0, 1, 2))(images, texts, jnp.float32(scale))
@@ -113,7 +114,7 @@ def run_sigmoid(
 ):
     def loss(images, texts, scale, bias):
         settings = {"tile": tile, "exchange": exchange_name, "products": products}
-        return tiled.sigmoid(images, texts, scale, bias, groups, **settings)
+        return tiled.sigmoid(images, texts, scale, bias, Labels(groups), **settings)
 
     with patch.object(exchange, "BLOCK", gathered):
         return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(images, texts, jnp.float32(scale), jnp.float32(BIAS))
@@ -228,7 +229,9 @@ def test_a_queue_adds_negatives_of_other_groups_only(sizes, filled):
         assert expected == pytest.approx(softmax_oracle(images, texts, 14.3, groups)[0], rel=1e-9)
     by_tiles = [partial(tiled.info_nce, tile=4, exchange=name) for name in exchange.EXCHANGES]
     for loss in (contrastive.info_nce, *by_tiles[: 1 if sizes == (1, 1, 1) else 2]):
-        run = jax.jit(jax.value_and_grad(lambda x, y, s, loss=loss: loss(x, y, s, groups, queue)[0], argnums=(0, 1, 2)))
+        run = jax.jit(
+            jax.value_and_grad(lambda x, y, s, loss=loss: loss(x, y, s, Labels(groups), queue)[0], argnums=(0, 1, 2))
+        )
         with jax.set_mesh(make_mesh(*sizes, jax.devices("cpu")[: int(np.prod(sizes))])):
             value, gradients = run(images, texts, jnp.float32(14.3))
         assert float(value) == pytest.approx(expected, rel=1e-5)
@@ -240,8 +243,8 @@ def test_a_queue_adds_negatives_of_other_groups_only(sizes, filled):
 def test_accuracies_equal_those_of_the_dense_loss(grouped):
     images, texts = unit_vectors(45)
     groups = random_groups(45) if grouped else None
-    _, expected = contrastive.info_nce(images, texts, jnp.float32(10.0), groups)
-    _, metrics = tiled.info_nce(images, texts, jnp.float32(10.0), groups, tile=7)
+    _, expected = contrastive.info_nce(images, texts, jnp.float32(10.0), Labels(groups))
+    _, metrics = tiled.info_nce(images, texts, jnp.float32(10.0), Labels(groups), tile=7)
     for name, value in expected.items():
         assert float(metrics[name]) == pytest.approx(float(value), rel=1e-6)
     assert 0 < metrics["image_to_text_accuracy"] < 1
@@ -250,7 +253,7 @@ def test_accuracies_equal_those_of_the_dense_loss(grouped):
 def test_the_dense_sigmoid_loss_equals_the_oracle():
     images, texts = unit_vectors(31)
     for groups in (None, random_groups(31)):
-        value = pairwise.sigmoid(images, texts, jnp.float32(14.3), jnp.float32(BIAS), groups)
+        value = pairwise.sigmoid(images, texts, jnp.float32(14.3), jnp.float32(BIAS), Labels(groups))
         assert float(value) == pytest.approx(sigmoid_oracle(images, texts, 14.3, groups)[0], rel=1e-5)
 
 

@@ -18,6 +18,7 @@ import dataclasses, json
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxclip.losses import tiled
+from jaxclip.losses.labels import Labels
 from jaxclip.planning.cost import program_cost
 from jaxclip.planning.topologies import open_topology
 from jaxclip.runtime import compiler
@@ -29,7 +30,7 @@ rows = jax.ShapeDtypeStruct(({rows}, {dimension}), jnp.float32, sharding=batch_s
 groups = jax.ShapeDtypeStruct(({rows},), jnp.int32, sharding=batch_sharding(mesh))
 scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
 with jax.set_mesh(mesh), compiler.compiling_for("tpu", topology.devices):
-    loss = lambda x, y, s, g: tiled.info_nce(x, y, s, g, exchange="{exchange}", products="bfloat16")[0]
+    loss = lambda x, y, s, g: tiled.info_nce(x, y, s, Labels(g), exchange="{exchange}", products="bfloat16")[0]
     program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).trace(rows, rows, scale, groups)
     compiled = program.lower(lowering_platforms=("tpu",)).compile(compiler_options=dict(topology.options))
 cost = program_cost(compiled.as_text(), list(mesh.devices.flat), topology.chip)

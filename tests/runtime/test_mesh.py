@@ -14,6 +14,7 @@ import pytest
 
 from jaxclip.errors import UserError
 from jaxclip.losses import contrastive, tiled
+from jaxclip.losses.labels import Labels
 from jaxclip.runtime.mesh import batch_sharding, make_mesh, mesh_of, slice_of, slices_of
 
 ROOT = Path(__file__).parents[2]
@@ -119,12 +120,12 @@ def test_devices_in_no_slice_can_stand_for_slices_of_consecutive_devices(slices)
 def test_loss_and_gradients_do_not_depend_on_the_number_of_slices(loss):
     rng = np.random.default_rng(0)
     image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 32, 8)).astype(np.float32))
-    groups = jnp.asarray(rng.integers(0, 20, 32), jnp.int32)
-    compute = jax.jit(jax.value_and_grad(lambda sides, groups: loss(*sides, 10.0, groups)[0]))
+    labels = Labels(group=jnp.asarray(rng.integers(0, 20, 32), jnp.int32))
+    compute = jax.jit(jax.value_and_grad(lambda sides, labels: loss(*sides, 10.0, labels)[0]))
 
     def run(mesh):
         with jax.set_mesh(mesh):
-            return jax.device_get(compute(*jax.device_put(((image, text), groups), batch_sharding(mesh))))
+            return jax.device_get(compute(*jax.device_put(((image, text), labels), batch_sharding(mesh))))
 
     expected, expected_gradients = run(make_mesh(1, 1, 1, CPUS[:1]))
     for slices in (1, 2):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -69,6 +70,38 @@ def assert_close(actual, expected):
     assert actual[0] == pytest.approx(expected[0], rel=1e-5)
     assert actual[1].keys() == expected[1].keys()
     for leaf, reference in zip(jax.tree.leaves(actual[1:]), jax.tree.leaves(expected[1:]), strict=True):
+        assert np.linalg.norm(leaf - reference) <= 2e-5 * np.linalg.norm(reference) + 1e-7
+
+
+@pytest.mark.parametrize("microbatch", [0, 8])
+def test_the_objective_gets_the_queries_and_weights_of_its_rows_in_order(microbatch):
+    def objective(image, text, scale, *, labels, **_):
+        return jnp.sum(labels.weight * labels.query * labels.group), {}
+
+    batch = batch_for(INFO_NCE)
+    batch |= {"query": np.arange(BATCH, dtype=np.int32) - 5, "weight": np.linspace(0, 2, BATCH, dtype=np.float32)}
+    loss = make_loss(GRAPH, mask_groups=True, learned_temperature=True, objective=objective, microbatch=microbatch)
+    value, _ = jax.jit(loss)(PARAMS, batch, None)
+    assert float(value) == pytest.approx(np.sum(batch["weight"] * batch["query"] * batch["group"]), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective", [INFO_NCE, TILED, SIGMOID, INCORRECT], ids=lambda o: f"{o.name} {o.implementation}"
+)
+def test_weighted_microbatches_have_the_loss_and_the_gradients_of_the_whole_batch(objective):
+    random = np.random.default_rng(1)
+    query = random.integers(-1, 9, BATCH, dtype=np.int32)
+    batch = batch_for(objective) | {"query": query, "weight": random.uniform(0, 2, BATCH).astype(np.float32)}
+    key = jax.random.key(7)
+    (whole, _), gradients = compile_loss(objective, 0, batch, key)(PARAMS, batch, key)
+    (value, _), by_parts = compile_loss(objective, 8, batch, key)(PARAMS, batch, key)
+    plain = batch_for(objective)
+    (unweighted, _), _ = compile_loss(objective, 0, plain, key)(PARAMS, plain, key)
+    assert float(value) == pytest.approx(float(whole), rel=1e-5) and float(unweighted) != pytest.approx(
+        float(whole), rel=1e-5
+    )
+    for leaf, reference in zip(jax.tree.leaves(by_parts), jax.tree.leaves(gradients), strict=True):
         assert np.linalg.norm(leaf - reference) <= 2e-5 * np.linalg.norm(reference) + 1e-7
 
 

@@ -49,6 +49,15 @@ def test_the_newest_pairs_are_in_front_and_the_oldest_are_dropped():
     np.testing.assert_array_equal(queue.text, -queue.image)
 
 
+def test_the_queue_remembers_the_queries_of_its_pairs():
+    state = with_queue(optax.sgd(0.1), 3, 1, queries=True).init({"w": np.zeros(2, np.float32)})
+    assert state.queue.query.tolist() == [EMPTY] * 3
+    rows = np.ones((2, 1), np.float32)
+    queue = push(state.queue, rows, rows, np.asarray([8, 9], np.int32), np.asarray([5, -1], np.int32))
+    assert with_queue(optax.sgd(0.1), 3, 1).init({"w": rows}).queue._fields == ("image", "text", "group")  # as ever
+    assert queue.group.tolist() == [8, 9, EMPTY] and queue.query.tolist() == [5, -1, EMPTY]
+
+
 @pytest.mark.slow
 def test_training_with_a_queue_resumes_exactly_and_its_pairs_are_negatives(tmp_path):
     graph, shapes = make_model(CONFIG)

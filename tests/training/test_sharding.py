@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxclip.losses.contrastive import info_nce
+from jaxclip.losses.labels import Labels
 from jaxclip.runtime import mesh
 from jaxclip.towers import sharding
 from jaxclip.towers.checkpoints import Checkpoints
@@ -114,7 +115,7 @@ def test_no_collective_of_the_dense_loss_is_inside_a_condition_or_a_loop():
     side = jax.ShapeDtypeStruct((BATCH, 8), jnp.float32, sharding=rows)
     groups = jax.ShapeDtypeStruct((BATCH,), jnp.int32, sharding=rows)
     with jax.set_mesh(devices):
-        gradient = jax.grad(lambda sides, groups: info_nce(*sides, 10.0, groups)[0])
+        gradient = jax.grad(lambda sides, groups: info_nce(*sides, 10.0, Labels(groups))[0])
         program = jax.jit(gradient).lower((side, side), groups).compile().as_text()
     inside, outside = program.split("\nENTRY ")
     assert " all-reduce(" in outside and " all-reduce(" not in inside and " all-gather(" not in inside
