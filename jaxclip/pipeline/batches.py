@@ -8,6 +8,7 @@ import numpy as np
 from jaxclip.config.schema import Config
 from jaxclip.errors import UserError
 from jaxclip.pipeline import images, text
+from jaxclip.pipeline.order import Order, shuffled
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.pipeline.records import Records
 from jaxclip.pipeline.tokens import StoredTokens
@@ -15,6 +16,8 @@ from jaxclip.pipeline.words import CaptionTokenizer
 from jaxclip.runtime.tensorflow import tf
 
 Batch = dict[str, np.ndarray]
+PICTURE_SEED = 0x5A17
+"""Mixed into the seed of a position, to draw one of the record's pictures independently of all else."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,14 @@ def training_batches(
     steps: range,
     rows: np.ndarray | None = None,
     canvas: int = 0,
+    order: Order | None = None,
 ) -> Iterator[Batch]:
     """Yields the batches of consecutive steps, or only `rows` of each batch, without reading the others.
 
-    Row i of step s is the record at position s * config.batch_size + i of an endless stream in which every epoch is a
-    different permutation of the split (TensorFlow's RandomIndexShuffle is a cipher, so nothing is shuffled in memory).
-    The augmentation of a row depends only on config.seed and the row's position.
+    Row i of step s is the record at position s * config.batch_size + i of an endless stream (see `pipeline.order`), in
+    which every epoch is a different permutation of the split.
+    The choice of one of the record's pictures and captions, and their augmentation, depend only on config.seed and the
+    row's position.
 
     Each batch has image (b, S, S, 3) uint8, text (b, T) int32 and group (b,) int32, where b is the number of `rows`, S
     the image size and T the context length of `preprocess`. With a `canvas` the device resizes the pictures: S is then
@@ -87,6 +92,7 @@ def training_batches(
       partners: the partner of each of the `records`; None for batches without incorrect pairs.
       rows: the rows of the global batch that this process reads; None for all of them.
       canvas: side, in pixels, of the squares that hold unscaled pictures; 0 = the pictures are resized here.
+      order: the record at each position; None for `order.shuffled`.
 
     Raises:
       UserError: `partners` and `records` differ in length, or the towers are trained on crops and the dataset has none.
@@ -106,11 +112,13 @@ def training_batches(
     else:
         texts = _AugmentedTexts(records, tokens, preprocess, config)
 
+    order = order or shuffled(len(records), config.seed)
+
     def positions(step: tf.Tensor) -> tf.Tensor:
         return step * config.batch_size + tf.constant(rows, tf.int64)
 
     dataset = _map(tf.data.Dataset.range(steps.start, steps.stop), positions, parallel=1)
-    dataset = _map(dataset, _make_reader(records, texts, partners, config.seed, len(rows)), parallel=2)
+    dataset = _map(dataset, _make_reader(records, texts, partners, order, len(rows)), parallel=2)
     augment = _make_augmenter(records, texts, preprocess, config, canvas)
     dataset = _map(dataset.unbatch(), augment, parallel=config.data.workers or tf.data.AUTOTUNE)
     tokenize = _make_batch_tokenizer(texts, len(rows), preprocess.context_length)
@@ -170,20 +178,22 @@ def _make_augmenter(
     records: Records, texts: _Texts, preprocess: Preprocess, config: Config, canvas: int
 ) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
     """Returns the function that parses, decodes and augments one example; texts are tokenized later, by batch."""
-    crop = _trained_on_crops(records, preprocess)
+    crop, one_picture_each = _trained_on_crops(records, preprocess), records.one_picture_each
 
     def augment(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         record, position = records.parse(example["record"]), example["position"]
         # A position has four seeds: crop, flip, choice of the caption, and draws for `text.augmented_caption`.
         seed = tf.stack([tf.constant(config.seed, tf.int64), 4 * position])
+        chosen = 0 if one_picture_each else _draw_index(seed ^ PICTURE_SEED, tf.shape(record["images"])[0])
+        encoded, part = records.picture(record, chosen)
         picture, extent = images.augment(
-            record["image"],
+            encoded,
             preprocess.image_size,
             preprocess.resize,
             config.augmentation,
             seed,
             preprocess.filter,
-            part=record["crops"][0] if crop else None,
+            part=part if crop else None,
             canvas=canvas,
         )
         fields = {
@@ -203,7 +213,7 @@ def _make_augmenter(
 
 
 def _make_reader(
-    records: Records, texts: _Texts, partners: Partners | None, seed: int, size: int
+    records: Records, texts: _Texts, partners: Partners | None, order: Order, size: int
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """Returns the function that reads a batch.
 
@@ -216,7 +226,7 @@ def _make_reader(
         return tf.ensure_shape(tf.numpy_function(records.read, [numbers], tf.string, stateful=False), [size])
 
     def read(positions: tf.Tensor) -> dict[str, tf.Tensor]:
-        numbers = _shuffled(positions, len(records), seed)
+        numbers = order(positions)
         record = load(numbers)
         batch = {"position": positions, "record": record}
         if isinstance(texts, _StoredTexts):
@@ -253,16 +263,6 @@ def _make_batch_tokenizer(
     return tokenize
 
 
-def _shuffled(positions: tf.Tensor, total: int, seed: int) -> tf.Tensor:
-    """Returns the indices (b,) of the records at these positions (b,) of the endless stream."""
-    epochs = tf.cast(positions // total, tf.int32)
-    seeds = tf.stack([tf.fill(tf.shape(epochs), seed), epochs, tf.zeros_like(epochs)], axis=1)  # (b, 3)
-    # The public wrapper, tf.random.experimental.index_shuffle, does not accept one seed per index.
-    return tf.raw_ops.RandomIndexShuffle(
-        index=positions % total, seed=seeds, max_index=tf.constant(total - 1, tf.int64), rounds=4
-    )
-
-
 def _draw_index(seed: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     """Returns the index of one of `count` captions."""
     return tf.random.stateless_uniform([], seed, 0, count, tf.int32)
@@ -273,11 +273,12 @@ def image_batches(
     preprocess: Preprocess,
     *,
     batch_size: int,
+    places: np.ndarray | None = None,
     rows: np.ndarray | None = None,
     workers: int = 0,
     crops: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yields the records' pictures in order, (b, S, S, 3) uint8; the last batch is padded with black pictures.
+    """Yields pictures in order, (b, S, S, 3) uint8; the last batch is padded with black pictures.
 
     b is the number of `rows` and S the image size of `preprocess`.
 
@@ -285,6 +286,7 @@ def image_batches(
 
     Args:
       batch_size: pictures in each global batch.
+      places: (P, 2) the record of each picture, and its index in it; None for all pictures, record by record.
       rows: the rows of each global batch to yield; None for all of them.
       workers: pictures decoded in parallel; 0 lets tf.data choose.
 
@@ -293,28 +295,30 @@ def image_batches(
     """
     crop = _trained_on_crops(records, preprocess) or crops
     rows = np.arange(batch_size) if rows is None else rows
-    batches = -(-len(records) // batch_size)
+    places = records.picture_places if places is None else places
     parallel = workers or tf.data.AUTOTUNE
 
-    def read(step: tf.Tensor) -> tf.Tensor:
+    def load(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inside = places[numbers[numbers < len(places)]]
+        different, back = np.unique(inside[:, 0], return_inverse=True)  # pictures of one record are read once
+        blank = np.full(len(numbers) - len(inside), b"")
+        return np.concatenate([records.read(different)[back], blank]), np.pad(inside[:, 1], (0, len(blank)))
+
+    def read(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         numbers = step * batch_size + tf.constant(rows, tf.int64)
-        return tf.numpy_function(
-            lambda n: np.concatenate([records.read(n[n < len(records)]), np.full((n >= len(records)).sum(), b"")]),
-            [numbers],
-            tf.string,
-            stateful=False,
-        )
+        return tf.numpy_function(load, [numbers], (tf.string, tf.int64), stateful=False)
 
-    def example(serialized: tf.Tensor) -> tf.Tensor:
+    def example(serialized: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
         blank = tf.zeros([preprocess.image_size, preprocess.image_size, 3], tf.uint8)
-        return tf.cond(tf.strings.length(serialized) == 0, lambda: blank, lambda: picture(serialized))
+        return tf.cond(tf.strings.length(serialized) == 0, lambda: blank, lambda: picture(serialized, index))
 
-    def picture(serialized: tf.Tensor) -> tf.Tensor:
-        record = records.parse(serialized)
-        pixels = images.decode(record["image"])
-        pixels = images.cut(pixels, record["crops"][0]) if crop else pixels
+    def picture(serialized: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        encoded, part = records.picture(records.parse(serialized), index)
+        pixels = images.decode(encoded)
+        pixels = images.cut(pixels, part) if crop else pixels
         return images.resize(pixels, preprocess.image_size, preprocess.resize, preprocess.filter)
 
+    batches = -(-len(places) // batch_size)
     dataset = _map(tf.data.Dataset.range(batches), read, parallel=2).unbatch()
     dataset = _map(dataset, example, parallel=parallel)
     return dataset.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()

@@ -1,5 +1,6 @@
 """Finds or prepares the dataset of the configured catalogue."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,9 +11,13 @@ from jaxclip.catalog.builder import Source
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.features.describe import ProductDescriber
+from jaxclip.pipeline.order import Mixture, Order, shuffled
 from jaxclip.pipeline.records import Records
 from jaxclip.runtime import distributed
 from jaxclip.runtime.progress import bar
+
+MIXTURE = "mixture"
+"""Name of a dataset of several catalogues."""
 
 
 def prepared_dataset(
@@ -38,11 +43,22 @@ def prepared_dataset(
     """
     data = config.data
     columns = {role: name for role, name in vars(data.columns).items() if name}
+    parts = {name: (reader, path) for name, (reader, path, _) in source_names(config).items()}
     path = Path(data.path).expanduser().resolve() if data.path else Path()
     if whole is None:
         whole = data.split == "all"
     test = 0 if whole else data.test
-    source = Source(data.reader, path, test, data.split_seed, columns, make_describer(config))
+    source = Source(
+        data.reader,
+        Path(MIXTURE) if parts else path,
+        test,
+        data.split_seed,
+        columns,
+        make_describer(config),
+        validation=0 if whole else data.validation,
+        unit=data.product,
+        parts=parts,
+    )
     drawn = (data.drawn_products, data.drawn_seed)
 
     def find_or_prepare() -> str:
@@ -58,6 +74,33 @@ def prepared_dataset(
     return prepared
 
 
+def source_names(config: Config) -> dict[str, tuple[str, Path, float]]:
+    """Returns name -> (reader, path, weight) of each catalogue of data.sources; empty if there is only one catalogue.
+
+    The name is that of the file or folder; a number follows it if an earlier catalogue has the same.
+    """
+    named: dict[str, tuple[str, Path, float]] = {}
+    for reader, location, weight in config.data.sources:
+        path = Path(location).expanduser().resolve()
+        name = next(n for n in itertools.chain([path.stem], map(f"{path.stem}-{{}}".format, itertools.count(2)))
+                    if n not in named)  # fmt: skip
+        named[name] = (reader, path, weight)
+    return named
+
+
+def training_order(config: Config, records: Records) -> Order:
+    """Returns the order of the training records: by the weights of data.sources, if there are several catalogues.
+
+    Raises:
+      UserError: as `Mixture.of`.
+    """
+    sources = source_names(config)
+    if not sources:
+        return shuffled(len(records), config.seed)
+    weights = [weight for _, _, weight in sources.values()]
+    return Mixture.of(list(sources), weights, records.sources()).order(config.seed)
+
+
 def training_records(config: Config, prepared: Path) -> tuple[Records, Records | None]:
     """Returns the records on which the towers are trained, and the records reserved for the second stage.
 
@@ -69,8 +112,8 @@ def training_records(config: Config, prepared: Path) -> tuple[Records, Records |
     records = Records(prepared, "train", config.data.train)
     if not config.data.second_stage:
         return records, None
-    names = [product.group for product, _ in bar(records.products(), total=len(records), desc="reading groups")]
-    reserved = np.asarray(groups.split(names, config.data.second_stage, config.data.split_seed))
+    names = [str(group) for group in records.groups()]
+    reserved = np.asarray(groups.split(names, config.data.second_stage, config.data.split_seed, "data.second_stage"))
     return records.take(np.flatnonzero(~reserved)), records.take(np.flatnonzero(reserved))
 
 

@@ -88,23 +88,26 @@ class Encoders:
         store: EmbeddingStore | None = None,
         keys: Sequence[bytes] | None = None,
     ) -> np.ndarray:
-        """Returns the unit vectors of all pictures, (G, D) float32, or the outputs for their tokens, (G, T, W).
+        """Returns the unit vectors of all pictures, (P, D) float32, or the outputs for their tokens, (P, T, W).
 
-        For D, T and W see the class.
+        They are in the order of `Records.picture_places`. For D, T and W see the class.
 
         Args:
           params: parameters of the towers.
-          records: the G products.
+          records: the products, which have P pictures together.
           crops: embed the best crop of each picture. Towers trained on crops (data.picture) always embed the crop.
           tokens: return the last block's output for each token instead; must not be combined with a store.
           store: where embeddings are looked up first and new ones are saved.
           keys: the store's keys of the pictures (`picture_key`), if the caller has computed them already.
         """
 
+        places = records.picture_places
+
         def batches(positions: np.ndarray) -> Iterable[np.ndarray]:
             return image_batches(
-                records.take(positions),
+                records,
                 self.towers.preprocess,
+                places=places[positions],
                 batch_size=self.batch_size,
                 rows=self._rows,
                 workers=self.workers,
@@ -113,11 +116,13 @@ class Encoders:
 
         def own_keys() -> Sequence[bytes]:
             return [
-                self.picture_key(picture, crop, crops=crops) for _, picture, crop in records.products_with_pictures()
+                self.picture_key(picture, crop, crops=crops)
+                for _, pictures in records.products_with_pictures()
+                for picture, crop in pictures
             ]
 
         encoder, content = self.image_tokens if tokens else self.image, "crops" if crops else "pictures"
-        return self._embed(encoder, params, batches, len(records), content, store, lambda: keys or own_keys())
+        return self._embed(encoder, params, batches, len(places), content, store, lambda: keys or own_keys())
 
     def picture_key(self, picture: bytes, crop: np.ndarray | None, *, crops: bool = False) -> bytes:
         """Returns the store's key for the part of a picture that the image tower sees.

@@ -83,11 +83,11 @@ def _longest_sides(records: Records, preprocess: Preprocess, augmentation: Augme
     """Returns the longer side of one random crop of each of the first SAMPLE records, as it is decoded, in pixels."""
 
     def longest_side(position: tf.Tensor, serialized: tf.Tensor) -> tf.Tensor:
-        record = records.parse(serialized)
-        part = record["crops"][0] if preprocess.picture == "crop" else None
+        encoded, part = records.picture(records.parse(serialized), 0)
+        part = part if preprocess.picture == "crop" else None
         seed = tf.stack([tf.zeros_like(position), position])
         size, policy = preprocess.image_size, preprocess.resize
-        extent = images.decoded_extent(record["image"], size, policy, augmentation, seed, part=part)
+        extent = images.decoded_extent(encoded, size, policy, augmentation, seed, part=part)
         return tf.reduce_max(extent)
 
     serialized = records.read(np.arange(min(SAMPLE, len(records))))

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from jaxclip.config import Config
-from jaxclip.pipeline import tokens
+from jaxclip.pipeline import prepared_data, tokens
 from jaxclip.pipeline.batches import Partners, training_batches
+from jaxclip.pipeline.judged_queries import JudgedQueries
 from jaxclip.pipeline.records import Records
 from jaxclip.pipeline.tokens import StoredTokens
 from jaxclip.pipeline.words import CaptionTokenizer, TokenizedByCaption, caption_tokenizer
@@ -27,13 +28,16 @@ def device_batches(
     captions: StoredTokens | CaptionTokenizer,
     steps: range,
     canvas: int = 0,
+    judged: JudgedQueries | None = None,
 ) -> tuple[Any, Callable]:
     """Returns the host batches of `steps`, and the function that places a host batch on the devices.
 
     `captions`: the result of `caption_tokens`. `canvas`: side, in pixels, of the squares that hold unscaled pictures; 0
-    = the host scales them.
+    = the host scales them. `judged`: queries that replace some of the captions.
     """
     sharding = meshes.batch_sharding(towers.mesh)
+    rows = meshes.process_rows(sharding, config.batch_size)
+    order = prepared_data.training_order(config, train)
     batches = training_batches(
         train,
         captions,
@@ -41,9 +45,12 @@ def device_batches(
         config,
         partners,
         steps=steps,
-        rows=meshes.process_rows(sharding, config.batch_size),
+        rows=rows,
         canvas=canvas,
+        order=order,
     )
+    if judged is not None:
+        batches = judged.mixed_into(batches, config, order, steps=steps, rows=rows)
 
     def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return {name: meshes.place_rows(sharding, config.batch_size, rows) for name, rows in batch.items()}

@@ -168,7 +168,7 @@ def test_towers_trained_on_crops_get_the_prepared_crops_in_training_and_evaluati
     builder.prepare(source, tmp_path / "p", progress=lambda items, **_: items, workers=1)
     records, crops = Records(tmp_path / "p", "train"), replace(preprocess, picture="crop")
     expected = {}
-    for product, picture, box in records.products_with_pictures():
+    for product, ((picture, box),) in records.products_with_pictures():
         part = images.cut(images.decode(picture), box)
         expected[int(product.group)] = images.resize(part, crops.image_size, crops.resize).numpy()
     config = Config(seed=0, batch_size=TOTAL, augmentation=PLAIN)

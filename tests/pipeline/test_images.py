@@ -51,7 +51,7 @@ def test_evaluation_pictures_equal_pillows(prepared, preprocess):
     records = Records(prepared, "all")
     pictures = np.concatenate(list(image_batches(records, preprocess, batch_size=24)))
     for number, picture in enumerate(pictures):
-        np.testing.assert_array_equal(picture, resize_with_pillow(records.picture(number), 32))
+        np.testing.assert_array_equal(picture, resize_with_pillow(records.pictures(number)[0], 32))
 
 
 def test_policy_crop_equals_pillows_resize_of_the_shorter_side_and_centre_crop():

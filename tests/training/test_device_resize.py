@@ -130,7 +130,7 @@ def test_a_batch_with_an_oversized_picture_stays_on_the_device(records_of):
     assert sum(oversized) == 1
     for row, big in enumerate(oversized):
         height, width = unscaled["extent"][row]
-        stored = np.asarray(Image.open(BytesIO(records.picture(number_of(records, groups, unscaled, row)))))
+        stored = np.asarray(Image.open(BytesIO(records.pictures(number_of(records, groups, unscaled, row))[0])))
         if big:
             np.testing.assert_array_equal(scaled[row], on_host["image"][row])
             assert (height, width) == (32, 32)
