@@ -15,7 +15,7 @@ from jaxclip.runtime import startup
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 OUTPUT = flags.DEFINE_string("output", None, "new or empty folder to write")
 STEP = flags.DEFINE_string(
-    "step", "latest", "the checkpoint: latest, best (highest hit@1 during training) or the number of a step"
+    "step", "latest", "the checkpoint: latest, best (highest hit@1 on validation) or the number of a step"
 )
 LAYOUTS = flags.DEFINE_list(
     "layouts",

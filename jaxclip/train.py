@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "mesh.",
     "data.path",
     "data.prepared",
+    "data.queries",
     "data.resize_on",
     "data.workers",
     "first_stage",

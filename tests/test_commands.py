@@ -128,6 +128,24 @@ def test_an_impossible_evaluation_is_refused_before_it_starts(refuse, tmp_path, 
     refuse("evaluate", f"--workdir={tmp_path}", *flags, words=words)
 
 
+@pytest.mark.parametrize(
+    ("command", "flags", "words"),
+    [
+        ("evaluate", ["--workdir={0}", "--step=best", "--name=x"], ["--workdir, --name, --step cannot be used with"]),
+        ("evaluate", ["--config.model.init_from="], ["nothing to evaluate", "--workdir", "--config.model.init_from"]),
+        ("train", ["--config.steps=0"], ["neither is", "python -m jaxclip.evaluate", "--config.model.init_from"]),
+    ],
+)
+def test_flags_that_contradict_an_evaluation_without_a_workdir_are_refused(
+    refuse, config_file, tmp_path, command, flags, words
+):
+    refuse(command, f"--config={config_file}", *(flag.format(tmp_path) for flag in flags), words=words)
+
+
+def test_a_folder_for_results_is_refused_with_a_workdir_which_has_its_own(refuse, tmp_path):
+    refuse("evaluate", f"--workdir={tmp_path}", f"--output={tmp_path}", words=["--output is only", "give --name"])
+
+
 def test_an_empty_name_among_workdirs_is_refused(refuse, tmp_path):
     refuse(
         "evaluate",
@@ -144,7 +162,16 @@ def test_help_lists_flags_and_configuration_fields(run, command):
     assert f"python -m jaxclip.{command}" in done.stdout
     expected = {
         "train": ["--workdir", "--config:", "optimizer.learning_rate", "mesh.fsdp", "{'^image/stem': 0.0}"],
-        "evaluate": ["--workdir", "--step", "--name", "optimizer.learning_rate", "data.path"],
+        "evaluate": [
+            "--workdir",
+            "--step",
+            "--name",
+            "--output",
+            "--config:",
+            "--config.model.init_from=CHECKPOINT",
+            "optimizer.learning_rate",
+            "data.path",
+        ],
         "prepare": ["--config:", "data.reader", "data.path"],
         "search": ["--workdir", "--rerank", "--gallery", "--port", "--host", "--token", "data.reader"],
     }[command]

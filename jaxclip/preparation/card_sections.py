@@ -83,7 +83,7 @@ def _pairs(config: Config, prepared: Path, pairs: MinedPairs) -> dict[str, Any]:
     settings = mining.settings(config, prepared)
 
     def example(product: int, partner: int) -> dict[str, Any]:
-        picture, partner_picture = (card.data_uri(records.picture(number)) for number in (product, partner))
+        picture, partner_picture = (card.data_uri(records.pictures(number)[0]) for number in (product, partner))
         texts = {"own": titles[product], "text": titles[partner]}
         return {
             "picture": picture,

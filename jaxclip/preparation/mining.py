@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxclip.catalog import builder, captions
+from jaxclip.catalog.dataset import VERSION
 from jaxclip.config import Config, load_config
 from jaxclip.errors import UserError
 from jaxclip.evaluation.evaluator import Evaluator
@@ -80,6 +81,7 @@ def settings(config: Config, prepared: Path) -> dict[str, Any]:
         "seed": rule.seed,
         "features": rule.features,
         "data_fingerprint": prepared_data.data_fingerprint(prepared),
+        "format": VERSION,  # another format may order the records otherwise
         "caption_template": config.data.caption_template,
         "describer": builder.metadata(prepared)["source"].get(builder.DESCRIBER_KEY),
     }
@@ -136,14 +138,14 @@ def _classical(records: Records, texts: Sequence[str]) -> Features:
 
 
 def _embed_with_towers(config: Config, workdir: Path, records: Records, say: Callable[[str], None]) -> Features:
-    """Returns the embeddings of pictures and of first captions, computed by the newest checkpoint of `workdir`."""
+    """Returns the embeddings of main pictures and of first captions, computed by the newest checkpoint of `workdir`."""
     checkpoints, step = _newest_checkpoint(workdir)
     say(f"embedding {len(records):,} training products with step {step} of {workdir}")
     towers = load_towers(config, workdir)
     meshes.open_collectives(towers.mesh)
     with jax.set_mesh(towers.mesh):
         params = checkpoint_params(config, towers, checkpoints, step)
-        evaluator = Evaluator(towers, records, config)
+        evaluator = Evaluator(towers, records.main_pictures(), config, completed=False)
         texts, images = evaluator.embed(params)
     first_captions = np.unique(evaluator.queries.caption_products, return_index=True)[1]
     if len(first_captions) != len(images):

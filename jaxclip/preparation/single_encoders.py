@@ -23,7 +23,7 @@ LENGTH_MULTIPLE = 16  # numbers of tokens are rounded up to a multiple of this, 
 
 
 def picture_features(folder: Path, records: Records) -> np.ndarray:
-    """Returns the class token of the ViT in a folder for the picture of each product, (products, width).
+    """Returns the class token of the ViT in a folder for the main picture of each product, (products, width).
 
     The pictures are preprocessed as the folder says.
 
@@ -39,7 +39,7 @@ def picture_features(folder: Path, records: Records) -> np.ndarray:
             f"{path} makes pictures of {preprocess.image_size} px, but the ViT needs {vit.config.size} px: "
             "give a ViT whose config.json and preprocessor_config.json have the same size"
         )
-    batches = image_batches(records, preprocess, batch_size=BATCH)
+    batches = image_batches(records.main_pictures(), preprocess, batch_size=BATCH)
     return _embed(vit, lambda model, pixels: model(pixels), batches, len(records), "pictures")
 
 

@@ -13,7 +13,7 @@ from jaxclip.evaluation import protocols, results
 from jaxclip.ranking import significance
 from jaxclip.reranking.run import train_reranker
 from jaxclip.runtime import files
-from jaxclip.training.run import Say
+from jaxclip.training.setup import Say
 
 FILENAME = "ablation.json"
 COMPARED = ("hit@1", "hit@5", "hit@10", "mrr")
@@ -30,7 +30,8 @@ def run(
     """Trains and evaluates a re-ranker for every subset in `rerank.ablation` with each of `rerank.seeds` seeds.
 
     Each re-ranker has its own folder in the workdir. Re-rankers that were evaluated with the same configuration are
-    skipped, and an interrupted one is resumed.
+    skipped, and an interrupted one is resumed. They are evaluated on the validation split, by which features are
+    chosen, instead of the test split, if there is one.
 
     Returns:
       (signal, None) if a signal stopped the ablation, else (None, content of ablation.json). The content has, for each
@@ -41,7 +42,12 @@ def run(
       UserError: see `train_reranker`.
     """
     runs: dict[str, list[dict[str, Values]]] = {}
-    for name, own in _runs(config):
+    split = config.data.split
+    if split == "test" and config.data.validation:
+        split = "validation"
+    elif split == "test":
+        say("there is no validation split: features that are chosen by this ablation are chosen on the split test")
+    for name, own in _runs(replace(config, data=replace(config.data, split=split))):
         folder = workdir / f"{name}-seed-{own.seed}"
         evaluation = folder / "eval" / own.data.split
         if not _is_done(evaluation, fingerprint(own)):
@@ -51,7 +57,7 @@ def run(
                 return outcome.signal, None
         stages = {"first stage": _values(evaluation / results.FIRST_STAGE), "re-ranked": _values(evaluation)}
         runs.setdefault(name, []).append(stages)
-    result = {"seeds": config.rerank.seeds, **_compare(runs, dict(config.rerank.ablation))}
+    result = {"seeds": config.rerank.seeds, "split": split, **_compare(runs, dict(config.rerank.ablation))}
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / FILENAME, result)
     return None, result
@@ -126,7 +132,7 @@ def table(result: Mapping[str, Any]) -> str:
         line += f"{p[reference]['hit@1']:>{len(reference) + 8}.4f}" if reference in p else ""
         lines.append(line)
     lines.append(
-        f"means over {result['seeds']} seed(s), 95% bootstrap intervals over queries, p of the difference in hit@1 by "
-        "paired bootstrap"
+        f"split {result['split']}, means over {result['seeds']} seed(s), 95% bootstrap intervals over queries, p of "
+        "the difference in hit@1 by paired bootstrap"
     )
     return "\n".join(lines)

@@ -101,7 +101,7 @@ def find_querybank(config: Config, stage: FirstStage, workdir: Path) -> np.ndarr
     return first_stage.querybank(stage, segments=config.rerank.segments, batch_size=config.evaluation.batch_size)
 
 
-def training_split(config: Config, stage: FirstStage, prepared: Path) -> Split:
+def training_records(config: Config, stage: FirstStage, prepared: Path) -> Records:
     """Returns the products to train a re-ranker on: training products that the towers never saw.
 
     On their own training products the towers mostly rank the answer first already, so a re-ranker trained on these
@@ -116,7 +116,7 @@ def training_split(config: Config, stage: FirstStage, prepared: Path) -> Split:
     if prepared_data.data_fingerprint(prepared) != first_stage.data_fingerprint(stage):
         records = Records(prepared, "train", config.data.train)
         _check_unseen(stage, records)
-        return embedded(config, stage, prepared, records, wordings=config.rerank.wordings)
+        return records
     configured, held_back = config.data.second_stage, stage.config.data.second_stage
     if not held_back or configured != held_back or config.data.split_seed != stage.config.data.split_seed:
         towers_values = f"data.second_stage={held_back:g} and data.split_seed={stage.config.data.split_seed}"
@@ -128,25 +128,26 @@ def training_split(config: Config, stage: FirstStage, prepared: Path) -> Split:
             f"{stage.workdir} held back {held_back:g} (split_seed {stage.config.data.split_seed}): a re-ranker is "
             f"trained on exactly the products that its towers did not see; {remedy}"
         )
-    _, unseen = prepared_data.training_records(stage.config, prepared)
-    return embedded(config, stage, prepared, unseen, wordings=config.rerank.wordings)
+    return prepared_data.training_records(stage.config, prepared)[1]
 
 
 def _check_unseen(stage: FirstStage, records: Records) -> None:
     """Raises UserError if a record has a picture that the towers were trained on."""
     seen = _pictures(first_stage.training_records(stage))
-    if count := sum(picture in seen for picture in _pictures(records)):
+    if count := len(seen & _pictures(records)):
         raise UserError(
-            f"{count} of the {len(records)} products to train on have pictures that the towers in {stage.workdir} were "
-            "trained on: remove these products, as a re-ranker needs products that the towers never saw"
+            f"{count} pictures of the {len(records)} products to train on are pictures that the towers in "
+            f"{stage.workdir} were trained on: remove these products, as a re-ranker needs products that the towers "
+            "never saw"
         )
 
 
 def _pictures(records: Records) -> set[bytes]:
     """Returns the hashes of the records' encoded pictures."""
     return {
-        hashlib.blake2b(records.picture(number), digest_size=16).digest()
-        for number in bar(range(len(records)), desc="comparing pictures", unit="picture", leave=False)
+        hashlib.blake2b(picture, digest_size=16).digest()
+        for number in bar(range(len(records)), desc="comparing pictures", unit="product", leave=False)
+        for picture in records.pictures(number)
     }
 
 
@@ -182,8 +183,8 @@ def find_vocabulary(split: Split, workdir: Path) -> Vocabulary:
 def with_features(split: Split, stage: FirstStage, bank: np.ndarray, vocabulary: Vocabulary) -> Split:
     """Returns the split with every feature of `features.rerank`, and with its image tokens, if any, as a feature."""
     sources = rerank.FeatureSources(
-        images=split.images,
-        crops=split.crops,
+        images=split.images[split.main],
+        crops=split.crops[split.main],
         colour_names=split.colour_names,
         columns=split.columns,
         attributes=[json.loads(str(attributes)) for attributes in split.attributes],
@@ -194,11 +195,18 @@ def with_features(split: Split, stage: FirstStage, bank: np.ndarray, vocabulary:
     )
     features, present = rerank.compute(sources)
     if split.image_tokens is not None:
-        features[IMAGE_TOKENS], present[IMAGE_TOKENS] = split.image_tokens, np.ones(len(split.images), bool)
+        features[IMAGE_TOKENS], present[IMAGE_TOKENS] = split.image_tokens, np.ones(len(split.groups), bool)
     return replace(split, features=features, present=present)
 
 
 def retrieve(config: Config, split: Split) -> Candidates:
     """Returns the candidates of every query of a split: the `rerank.candidates` products with the highest cosines."""
     owners = split.groups[split.owners]
-    return second_stage.retrieve(split.queries, split.images, owners, split.groups, config.rerank.candidates)
+    return second_stage.retrieve(
+        split.queries,
+        split.images,
+        owners,
+        split.groups,
+        config.rerank.candidates,
+        picture_owners=split.picture_owners,
+    )

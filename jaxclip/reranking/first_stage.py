@@ -30,7 +30,7 @@ from jaxclip.towers.store import EmbeddingStore
 from jaxclip.towers.towers import Towers, load_towers
 
 IMAGE_TOKENS = "image_tokens"
-FORMAT = 4
+FORMAT = 5
 """Version of the cached arrays; raise it when they change, so that older ones are computed again."""
 BANK, BANK_SEED, WORDINGS_SEED = 4096, 0, 0
 COLUMN = "columns/"
@@ -69,8 +69,9 @@ class Split:
 
     Attributes:
       groups: (G,) group of each product; products of one group count as the same answer.
-      images: (G, D) float32 unit vectors of the pictures.
-      crops: (G, D) float32 unit vectors of each picture's best crop.
+      images: (P, D) float32 unit vectors of the products' P pictures.
+      crops: (P, D) float32 unit vectors of each picture's best crop.
+      picture_owners: (P,) the product of each picture, ascending.
       colour_names: (C, D) float32 unit vectors of the palette's C names (`features.rerank.COLOUR_NAMES`).
       columns: name in `features.rerank.COLUMNS` -> the G values of the prepared dataset.
       attributes: (G,) each product's attributes, a JSON object.
@@ -79,8 +80,8 @@ class Split:
       owners: (Q,) index of the product that a caption belongs to.
       query_tokens: (Q, T, V) float16, the text tower's T output tokens of width V for each caption, zeros in the
         padding; None unless tokens were requested.
-      image_tokens: (G, P, W) float16, the image tower's P output tokens of width W for each picture; None unless tokens
-        were requested.
+      image_tokens: (G, M, W) float16, the image tower's M output tokens of width W for each main picture; None unless
+        tokens were requested.
       features: name -> (G, S) float32, the S values of a feature for each product; empty until `data.with_features` has
         computed them. The image tokens, if there are any, are among them as IMAGE_TOKENS, unchanged.
       present: name -> (G,) whether a product has the feature.
@@ -89,6 +90,7 @@ class Split:
     groups: np.ndarray
     images: np.ndarray
     crops: np.ndarray
+    picture_owners: np.ndarray
     colour_names: np.ndarray
     columns: dict[str, np.ndarray]
     attributes: np.ndarray
@@ -99,6 +101,11 @@ class Split:
     image_tokens: np.ndarray | None = None
     features: dict[str, np.ndarray] = field(default_factory=dict)
     present: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def main(self) -> np.ndarray:
+        """(G,) the index of each product's main picture among `images`."""
+        return np.searchsorted(self.picture_owners, np.arange(len(self.groups)))
 
 
 def load(workdir: Path, config: Config, step: int | None = None) -> FirstStage:
@@ -252,11 +259,12 @@ def embed_gallery(
     crops = encoders.pictures(stage.params, records, crops=True, store=store, keys=keys[1])
     image_tokens = None
     if tokens:
-        image_tokens = encoders.pictures(stage.params, records, tokens=True).astype(np.float16)
+        image_tokens = encoders.pictures(stage.params, records.main_pictures(), tokens=True).astype(np.float16)
     return Split(
         groups=np.asarray([int(product.group) for product in products]),
         images=images,
         crops=crops,
+        picture_owners=records.picture_owners,
         colour_names=_embed_texts(stage, encoders, rerank.COLOUR_NAMES),
         columns=columns,
         attributes=np.array([json.dumps(dict(product.attributes)) for product in products]),

@@ -1,5 +1,6 @@
 """The re-ranker: network, loss, the tables that a training step reads, and scoring."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -131,13 +132,20 @@ def make_tables(split: Split, candidates: Candidates, model: Reranker, queries: 
     names = model.features
     tables = {
         "query": (split.query_tokens if IMAGE_TOKENS in names else split.queries)[queries],
-        "items": candidates.items[queries].astype(np.int32),
-        "first_scores": candidates.scores[queries],
-        "relevant": candidates.relevant[queries],
+        **_lists(candidates, queries),
         "features": {name: split.features[name] for name in names},
         "present": {name: split.present[name] for name in names},
     }
     return jax.device_put(tables, replicated(model.mesh))
+
+
+def _lists(candidates: Candidates, queries: np.ndarray) -> Tables:
+    """Returns the tables of `make_tables` that depend on the candidates."""
+    return {
+        "items": candidates.items[queries].astype(np.int32),
+        "first_scores": candidates.scores[queries],
+        "relevant": candidates.relevant[queries],
+    }
 
 
 def contrastive_tables(split: Split, model: Reranker, queries: np.ndarray) -> Tables:
@@ -146,7 +154,7 @@ def contrastive_tables(split: Split, model: Reranker, queries: np.ndarray) -> Ta
     The keys are "embedding", (N, D) of the N `queries`, and "image", (G, D), and "group", (G,), of all G products.
     """
     groups = np.unique(split.groups, return_inverse=True)[1].astype(np.int32)
-    tables = {"embedding": split.queries[queries], "image": split.images, "group": groups}
+    tables = {"embedding": split.queries[queries], "image": split.images[split.main], "group": groups}
     return jax.device_put(tables, replicated(model.mesh))
 
 
@@ -246,13 +254,20 @@ class Scorer:
         self.count, multiple = count or len(split.queries), meshes.batch_multiple(model.mesh)
         self.size = -(-min(batch_size, self.count) // multiple) * multiple
         self.tables = make_tables(split, candidates, model, np.arange(self.count))
-        self._sharding = meshes.batch_sharding(model.mesh)
+        self._mesh, self._sharding = model.mesh, meshes.batch_sharding(model.mesh)
 
         def score(params: Params, batch: Tables) -> jax.Array:
             query, items, first_scores, _ = take_lists(batch)
             return nnx.merge(model.graph, params)(query, first_scores, *look_up(batch, items))
 
         self._score = jax.jit(score, out_shardings=replicated(model.mesh))
+
+    def among(self, candidates: Candidates) -> "Scorer":
+        """Returns a scorer of other candidates, as many, of the same queries; it shares the compiled program."""
+        scorer = copy.copy(self)
+        lists = jax.device_put(_lists(candidates, np.arange(self.count)), replicated(self._mesh))
+        scorer.tables = {**self.tables, **lists}
+        return scorer
 
     def __call__(self, params: Params) -> np.ndarray:
         """Returns the re-ranker's scores, (Q, K) float32, or (count, K)."""

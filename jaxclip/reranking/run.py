@@ -1,6 +1,6 @@
 """A run of a re-ranker in a workdir: sets up or resumes, trains, and evaluates both stages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,12 @@ import numpy as np
 from jaxclip import config as configs
 from jaxclip.config import Config
 from jaxclip.errors import UserError
-from jaxclip.evaluation import protocols
+from jaxclip.evaluation import pairs, protocols
 from jaxclip.evaluation.evaluator import EvaluatedRun
 from jaxclip.evaluation.metrics_file import settings, write
 from jaxclip.evaluation.protocols import GroupedEmbeddings, Result
 from jaxclip.evaluation.queries import Queries
-from jaxclip.pipeline import prepared_data
+from jaxclip.pipeline import prepared_data, trained_groups
 from jaxclip.pipeline.records import Records
 from jaxclip.ranking.candidates import Candidates
 from jaxclip.reranking.data import (
@@ -28,7 +28,7 @@ from jaxclip.reranking.data import (
     find_vocabulary,
     retrieve,
     save_first_stage,
-    training_split,
+    training_records,
     with_features,
 )
 from jaxclip.reranking.first_stage import FirstStage, Split
@@ -46,10 +46,12 @@ from jaxclip.runtime import compiler, distributed
 from jaxclip.runtime import mesh as meshes
 from jaxclip.runtime.flops import model_flops
 from jaxclip.towers.checkpoints import Checkpoints, resolve_step
+from jaxclip.towers.load import chosen_on
 from jaxclip.towers.params import Params
 from jaxclip.training import loop
 from jaxclip.training.recipe import Recipe, model_seconds
-from jaxclip.training.run import Outcome, Say, begin_or_resume, cadence, logged_metrics
+from jaxclip.training.run import Outcome, begin_or_resume, cadence, logged_metrics
+from jaxclip.training.setup import Say
 from jaxclip.training.state import TrainState, initial_state
 from jaxclip.training.step import compile_step
 
@@ -63,16 +65,25 @@ class RerankEvaluator:
       towers: the towers of the first stage.
       split: the split as embedded by the first stage, with its features.
       settings: see `metrics_file.settings`.
+      notes: sentences that must be shown with the metrics.
       last: result of the last evaluation; None before the first one.
     """
 
-    def __init__(self, config: Config, stage: FirstStage, prepared: Path, workdir: Path):
-        self.records = Records(prepared, config.data.split)
+    def __init__(
+        self,
+        config: Config,
+        stage: FirstStage,
+        prepared: Path,
+        workdir: Path,
+        records: Records,
+        notes: Sequence[str] = (),
+    ):
+        self.records, self.notes = records, list(notes)
         bank = find_querybank(config, stage, workdir)
         split = embedded(config, stage, prepared, self.records)
         self.split = with_features(split, stage, bank, find_vocabulary(split, workdir))
         products = [product for product, _ in self.records.products()]
-        self.queries = Queries(products, split.groups, split.captions.tolist(), split.owners)
+        self.queries = Queries(products, split.groups, split.picture_owners, split.captions.tolist(), split.owners)
         self.towers = stage.towers
         self.settings = settings(config)
         self.last: Result | None = None
@@ -86,16 +97,42 @@ class RerankEvaluator:
                 self._scorer = Scorer(model, self.split, candidates, batch_size=self._config.evaluation.batch_size)
             return self._scorer(params)
 
-        split, products = self.split, self.queries.products
+        products = self.queries.products
         self.last = protocols.evaluate(
-            GroupedEmbeddings(split.queries, split.groups[split.owners]),
-            GroupedEmbeddings(split.images, split.groups),
-            [products[owner].category for owner in split.owners],
+            *self._grouped,
+            [products[owner].category for owner in self.split.owners],
             ks=self.settings["ks"],
             second_stage=score,
             candidates=self._config.rerank.candidates,
         )
         return self.last
+
+    def complete(self, model: Reranker, params: Params) -> Result:
+        """Returns the latest result of `rank`, extended by `pairs`; runs `rank` if there is none.
+
+        The latest result must be of the same parameters. The protocols that rank other galleries or other queries than
+        the re-ranker has candidates for say so as their "reason".
+        """
+        figures, details = self.last or self.rank(model, params)
+        split = self.split
+        by_pairs = pairs.evaluate_reranked(
+            *self._grouped,
+            split.owners,
+            split.captions,
+            lambda candidates: self._scorer.among(candidates)(params),
+            ks=self.settings["ks"],
+            candidates=self._config.rerank.candidates,
+        )
+        left_out = ["single", "image_to_image", *["judged"] * bool(self._config.data.queries)]
+        reasons = {name: {"reason": f"its queries {protocols.BY_EMBEDDINGS}"} for name in left_out}
+        return {**figures, "pairs": by_pairs, **reasons}, details
+
+    @property
+    def _grouped(self) -> tuple[GroupedEmbeddings, GroupedEmbeddings]:
+        """The captions and the products of the split."""
+        split = self.split
+        texts = GroupedEmbeddings(split.queries, split.groups[split.owners])
+        return texts, GroupedEmbeddings(split.images, split.groups, split.picture_owners)
 
 
 @dataclass(frozen=True)
@@ -140,7 +177,11 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
     prepared = prepared_data.prepared_dataset(config, whole=False, say=say)
     say(f"re-ranking step {stage.step} of {stage.workdir} ({stage.fingerprint})")
     bank = find_querybank(config, stage, workdir)
-    lists = _training_lists(config, stage, prepared, bank, workdir, say)
+    records = training_records(config, stage, prepared)
+    trained = trained_groups.known_groups(config, workdir, prepared, records, say)
+    trained = np.union1d(trained, trained_groups.of_runs([stage.workdir], say))
+    test, notes, validation = trained_groups.evaluated_records(config, prepared, trained, say)
+    lists = _training_lists(config, stage, prepared, records, bank, workdir, say)
     count = len(lists.queries)
     steps = config.steps or max(1, round(config.epochs * count / config.batch_size))
     model = make_reranker(config, lists.split, mesh=stage.towers.mesh, logit_scale=stage.logit_scale)
@@ -156,8 +197,12 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
         begin = partial(_begin, config, model, recipe)
         state, metadata, _ = begin_or_resume(recipe, checkpoints, metadata, begin, say)
         configs.save_config(config, workdir)
+        trained_groups.write(workdir, trained)
         save_first_stage(stage, bank, lists.vocabulary, workdir)
-        evaluator = RerankEvaluator(config, stage, prepared, workdir)
+        evaluator = RerankEvaluator(config, stage, prepared, workdir, test, notes)
+        chooser = evaluator
+        if validation not in (None, test):
+            chooser = RerankEvaluator(config, stage, prepared, workdir, validation)
         stopped = None
         if int(state.step) < steps:
             step, seconds, place = _compile(config, model, recipe, lists.tables(config, model), say)
@@ -172,7 +217,9 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
                 cadence=cadence(config, steps),
                 checkpoints=checkpoints,
                 metadata=metadata,
-                evaluate=lambda state: logged_metrics({"raw": evaluator.rank(model, state.params)}),
+                evaluate=lambda state: logged_metrics(
+                    {"raw": chooser.rank(model, state.params)}, chosen_by=validation is not None
+                ),
                 profiled=profiled,
             )
             state, stopped = loop.train(run)
@@ -180,15 +227,15 @@ def train_reranker(config: Config, workdir: Path, *, say: Say, profiled: range =
         folder = workdir / "eval" / config.data.split
         if stopped is not None:
             return Outcome(stopped, int(state.step), None, folder)
-        result, step = evaluator.last or evaluator.rank(model, state.params), int(state.step)
+        result, step = evaluator.complete(model, state.params), int(state.step)
         metrics = write(folder, result, evaluator, workdir=workdir, step=step, provenance=metadata)
     return Outcome(None, step, metrics, folder)
 
 
 def _training_lists(
-    config: Config, stage: FirstStage, prepared: Path, bank: np.ndarray, workdir: Path, say: Say
+    config: Config, stage: FirstStage, prepared: Path, records: Records, bank: np.ndarray, workdir: Path, say: Say
 ) -> _TrainingLists:
-    split = training_split(config, stage, prepared)
+    split = embedded(config, stage, prepared, records, wordings=config.rerank.wordings)
     vocabulary = find_vocabulary(split, workdir)
     split = with_features(split, stage, bank, vocabulary)
     candidates = retrieve(config, split)
@@ -259,7 +306,10 @@ def evaluate_reranker(
     number = resolve_step(step, checkpoints)
     stage = find_first_stage(config, workdir)
     prepared = prepared_data.prepared_dataset(config, say=say)
-    evaluator = RerankEvaluator(config, stage, prepared, workdir)
+    trained = trained_groups.of_runs([workdir, stage.workdir, *run.trained_by], say)
+    records, notes = trained_groups.unseen_records(prepared, config.data.split, trained, say)
+    notes += chosen_on(workdir, step, config, say)
+    evaluator = RerankEvaluator(config, stage, prepared, workdir, records, notes)
     model = make_reranker(config, evaluator.split, mesh=stage.towers.mesh, logit_scale=stage.logit_scale)
     provenance = {
         "parameters": "raw",
@@ -269,6 +319,6 @@ def evaluate_reranker(
     }
     with jax.set_mesh(model.mesh):
         params = checkpoints.restore_params(model.shapes, number)
-        result = evaluator.rank(model, params)
+        result = evaluator.complete(model, params)
     metrics = write(folder, result, evaluator, workdir=workdir, step=number, provenance=provenance, command=run.command)
     return metrics, folder

@@ -105,7 +105,7 @@ class Checkpoints:
         Args:
           state: the training state.
           metadata: values that JSON can hold; the checksums are added to them.
-          metrics: with "hit@1" or, for a moving average, "ema/hit@1", the checkpoint may become the best one.
+          metrics: saved if "hit@1" or "ema/hit@1" is among them; the checkpoint may then become the best one.
 
         Raises:
           UserError: the disk is full or not writable, or the parameters are not finite; or the previous write failed.
@@ -134,7 +134,7 @@ class Checkpoints:
         with self._io_errors(f"write the checkpoint of step {step} to"):
             arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
             composite = ocp.args.Composite(**arguments, **{METADATA: ocp.args.JsonSave(metadata)})
-            self._manager.save(step, args=composite, metrics=metrics or {})
+            self._manager.save(step, args=composite, metrics=metrics if _merit(metrics or {}) > -math.inf else {})
 
     def wait(self) -> None:
         """Waits until every started checkpoint is on disk; UserError if one could not be written."""
@@ -271,10 +271,8 @@ class Checkpoints:
 def resolve_step(step: str, checkpoints: Checkpoints) -> int:
     """Returns the step, as an integer, of the checkpoint that `step` ("latest", "best" or a number) names.
 
-    "best" is the newest checkpoint if none was evaluated.
-
     Raises:
-      UserError: there is no such checkpoint.
+      UserError: there is no such checkpoint, or "best" is asked for and none was evaluated on a validation split.
     """
     steps = checkpoints.steps()
     if not steps:
@@ -282,7 +280,12 @@ def resolve_step(step: str, checkpoints: Checkpoints) -> int:
     if step == "latest":
         return steps[-1]
     if step == "best":
-        return checkpoints.best() or steps[-1]
+        if (best := checkpoints.best()) is None:
+            raise UserError(
+                f"--step=best: no checkpoint of {checkpoints.folder} was evaluated on a validation split: train with "
+                f"data.validation and evaluation.every, or give latest or one of {', '.join(map(str, steps))}"
+            )
+        return best
     if not step.isdigit() or int(step) not in steps:
         raise UserError(f"--step={step} is not one of latest, best, {', '.join(map(str, steps))}")
     return int(step)

@@ -17,7 +17,7 @@ from jaxclip.errors import UserError
 from jaxclip.models import lora, stablehlo
 from jaxclip.models.weights import hugging_face, open_clip, peft
 from jaxclip.models.weights.table import save
-from jaxclip.pipeline import processor, text
+from jaxclip.pipeline import processor, text, trained_groups
 from jaxclip.runtime import files
 from jaxclip.towers.adapter_base import checkpoint_params
 from jaxclip.towers.checkpoints import Checkpoints, resolve_step
@@ -68,6 +68,7 @@ def export_checkpoint(
                 LAYOUTS[layout][1](towers, settings[layout], params, folder)
         else:
             _write_adapters(towers, config.model.init_from, params, folder)
+        trained_groups.copy(workdir, folder)
         if output.exists():
             output.rmdir()
     return number, sorted(output.iterdir())

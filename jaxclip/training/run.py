@@ -14,26 +14,22 @@ from jaxclip.errors import UserError
 from jaxclip.evaluation import tables
 from jaxclip.evaluation.evaluator import Evaluator
 from jaxclip.evaluation.metrics_file import read, results_folder, write
-from jaxclip.models.attention import resolve
-from jaxclip.pipeline import prepared_data
-from jaxclip.pipeline.batches import Partners
-from jaxclip.pipeline.records import Records
+from jaxclip.pipeline import prepared_data, trained_groups
 from jaxclip.runtime import compiler, distributed
 from jaxclip.runtime import mesh as meshes
 from jaxclip.towers.adapter_base import initial_params, with_base_params
 from jaxclip.towers.checkpoints import BASE, BEST_BY, Checkpoints
 from jaxclip.towers.sharding import sharding_table
-from jaxclip.towers.towers import Towers, make_or_load_towers, save_towers, vocabulary_fingerprint
+from jaxclip.towers.towers import Towers, save_towers, vocabulary_fingerprint
 from jaxclip.training import device_resize, inputs, loop
-from jaxclip.training.optimizer import capped_warmup
 from jaxclip.training.recipe import (
     Recipe,
     abstract_batch,
     make_recipe,
     model_seconds,
-    number_of_steps,
     step_model_flops,
 )
+from jaxclip.training.setup import Say, Setup, attention_of, set_up
 from jaxclip.training.state import TrainState, initial_state
 from jaxclip.training.step import Batch, Metrics, compile_step
 
@@ -41,7 +37,6 @@ LOGGED = (BEST_BY, "hit@5", "hit@10", "mrr")
 """Text-to-image metrics that are logged after each evaluation."""
 ZERO_SHOT = "zero_shot"
 """Folder in eval/ with the metrics of model.init_from before training."""
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -67,29 +62,6 @@ class Outcome:
     zero_shot: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """What a run needs; everything is validated before the workdir is written to.
-
-    Attributes:
-      prepared: folder of the prepared dataset.
-      records: training records, without products that are held back for a re-ranker.
-      test: records that an evaluation ranks.
-      partners: incorrect pairs of the training records; None if the loss does not need them.
-      towers: towers to train.
-      steps: length of the run in steps.
-      canvas: side, in pixels, of the squares in which devices receive unscaled pictures; 0 = the host scales them.
-    """
-
-    prepared: Path
-    records: Records
-    test: Records
-    partners: Partners | None
-    towers: Towers
-    steps: int
-    canvas: int
-
-
 def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = range(0)) -> Outcome:
     """Trains the towers of a workdir, from its newest intact checkpoint if it has one.
 
@@ -100,19 +72,17 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
     Raises:
       UserError: the configuration or the data is invalid, the disk is full, or the loss or a gradient is not finite.
     """
-    setup = _set_up(config, workdir, say)
+    setup = set_up(config, workdir, say)
     towers = setup.towers
     recipe = make_recipe(config, towers, setup.steps)
-    metadata = {
-        "data_fingerprint": prepared_data.data_fingerprint(setup.prepared),
-        "config_fingerprint": configs.fingerprint(config),
-    }
+    metadata = _metadata(config, setup)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, stored=towers.stored)
     distributed.check_identical(
         "run",
         {
             "data fingerprint": metadata["data_fingerprint"],
             "side of the squares of unscaled pictures": setup.canvas,
+            "judged queries": metadata.get("queries_fingerprint"),
             "vocabulary": vocabulary_fingerprint(towers.tokenizer),
             "steps of checkpoints in the workdir": checkpoints.steps(),
         },
@@ -126,9 +96,11 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
             state = state._replace(params=with_base_params(state.params, config, towers, metadata))
         if distributed.is_primary():
             configs.save_config(config, workdir)
+            trained_groups.write(workdir, setup.trained)
             _write_sharding(towers, workdir, say)
         save_towers(towers, workdir)
-        evaluator = Evaluator(towers, setup.test, config)
+        evaluator = Evaluator(towers, setup.test, config, setup.notes)
+        evaluate = _evaluations(config, setup, evaluator)
         if config.model.init_from and not int(state.step):
             _evaluate_before_training(config, workdir, evaluator, state, metadata, say)
         stopped = None
@@ -145,7 +117,7 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
                 cadence=cadence(config, setup.steps),
                 checkpoints=checkpoints,
                 metadata=metadata,
-                evaluate=lambda state: logged_metrics(evaluator.rank_all(state.parameters())),
+                evaluate=evaluate,
                 profiled=profiled,
             )
             state, stopped = loop.train(run)
@@ -156,6 +128,23 @@ def train_towers(config: Config, workdir: Path, *, say: Say, profiled: range = r
     with jax.set_mesh(towers.mesh):
         results = evaluator.complete_all(state.parameters())
     return _write_results(workdir, folder, results, evaluator, int(state.step), metadata)
+
+
+def _metadata(config: Config, setup: Setup) -> dict[str, Any]:
+    """Returns the metadata of the run's checkpoints, which say what it is trained on."""
+    fingerprints = {
+        "data_fingerprint": prepared_data.data_fingerprint(setup.prepared),
+        "config_fingerprint": configs.fingerprint(config),
+    }
+    return fingerprints | ({"queries_fingerprint": setup.judged.fingerprint()} if setup.judged is not None else {})
+
+
+def _evaluations(config: Config, setup: Setup, evaluator: Evaluator) -> Callable[[TrainState], dict[str, float]]:
+    """Returns the function that ranks a state during training: on validation, or without it with `evaluator`."""
+    chooser = evaluator
+    if setup.validation not in (None, setup.test):
+        chooser = Evaluator(setup.towers, setup.validation, config, completed=False)
+    return lambda state: logged_metrics(chooser.rank_all(state.parameters()), chosen_by=setup.validation is not None)
 
 
 def begin_or_resume(
@@ -170,7 +159,8 @@ def begin_or_resume(
     Args:
       recipe: `recipe.state` has the shapes and shardings of the state.
       checkpoints: checkpoints of the workdir.
-      metadata: metadata of this run, with its data_fingerprint.
+      metadata: metadata of this run, with its data_fingerprint and, if it trains on queries, their
+        queries_fingerprint.
       begin: returns the state of step 0 and additional metadata.
       say: prints a line.
 
@@ -182,11 +172,12 @@ def begin_or_resume(
         state, added = begin()
         return state, metadata | added, False
     state, saved = restored
-    if saved["data_fingerprint"] != metadata["data_fingerprint"]:
-        raise UserError(
-            f"{checkpoints.folder} was trained on other data (fingerprint {saved['data_fingerprint']}, now "
-            f"{metadata['data_fingerprint']}): restore the catalogue or use another --workdir"
-        )
+    for name, source in (("data_fingerprint", "the catalogue"), ("queries_fingerprint", "the file data.queries")):
+        if saved.get(name) != metadata.get(name):
+            raise UserError(
+                f"{checkpoints.folder} was trained on other data ({name} {saved.get(name)}, now {metadata.get(name)}): "
+                f"restore {source} or use another --workdir"
+            )
     say(f"resuming from step {int(state.step)} of {checkpoints.folder}")
     return state, {**saved, **metadata}, True
 
@@ -196,51 +187,20 @@ def cadence(config: Config, steps: int) -> loop.Cadence:
     return loop.Cadence(steps, config.log_every, config.evaluation.every, config.checkpoint.every)
 
 
-def logged_metrics(results: Mapping[str, Any]) -> dict[str, float]:
+def logged_metrics(results: Mapping[str, Any], *, chosen_by: bool) -> dict[str, float]:
     """Returns the metrics in LOGGED by name, with the prefix "ema/" for the moving average.
 
-    `results`: "raw" and, with a moving average, "ema" -> (metrics, rankings) of these parameters.
+    Args:
+      results: "raw" and, with a moving average, "ema" -> (metrics, rankings) of these parameters.
+      chosen_by: whether the best checkpoint may be chosen by them; if not, they also have the prefix "test/".
     """
+    prefix = "" if chosen_by else "test/"
     return {
-        f"{'ema/' if parameters == 'ema' else ''}{name}": metrics["text_to_image"][name]["value"]
+        f"{prefix}{'ema/' if parameters == 'ema' else ''}{name}": metrics["text_to_image"][name]["value"]
         for parameters, (metrics, _) in results.items()
         for name in LOGGED
         if name in metrics["text_to_image"]
     }
-
-
-def _set_up(config: Config, workdir: Path, say: Say) -> _Setup:
-    prepared = prepared_data.prepared_dataset(config, whole=False, say=say)
-    records, _ = prepared_data.training_records(config, prepared)
-    test = Records(prepared, config.data.split)
-    steps = number_of_steps(config, records)
-    towers = make_or_load_towers(config, workdir, records)
-    configured, warmup = config.optimizer.warmup_steps, capped_warmup(config.optimizer.warmup_steps, steps)
-    if warmup < configured:
-        say(f"optimizer.warmup_steps = {configured} is more than half of this run's {steps} steps: {warmup} are used")
-    abstract_batch(config, towers)
-    _attention(towers)
-    partners = _partners(config, prepared, records, say)
-    canvas = device_resize.choose_canvas(config.data.resize_on, records, towers.preprocess, config.augmentation)
-    if canvas.line:
-        say(canvas.line)
-    return _Setup(prepared, records, test, partners, towers, steps, canvas.side)
-
-
-def _attention(towers: Towers) -> str:
-    """Returns the implementation of attention in the towers; raises UserError if it does not exist on this machine."""
-    blocks = (towers.config.image.transformer, towers.config.text.transformer)
-    found = (resolve(x.attention, x.dtype, queries=2, head=x.width // x.heads) for x in blocks)
-    return ", ".join(dict.fromkeys(found))
-
-
-def _partners(config: Config, prepared: Path, records: Records, say: Say) -> Partners | None:
-    if config.loss.name != "incorrect_pairs":
-        return None
-    from jaxclip.preparation import mining  # imports scikit-learn, which only this loss needs
-
-    pairs = mining.find_or_mine(config, prepared, say=say)
-    return Partners(pairs.partner, pairs.similarity).take(records.numbers)
 
 
 def _begin(config: Config, towers: Towers, recipe: Recipe, say: Say) -> tuple[TrainState, dict[str, Any]]:
@@ -256,13 +216,13 @@ def _begin(config: Config, towers: Towers, recipe: Recipe, say: Say) -> tuple[Tr
     return state, metadata
 
 
-def _compile(config: Config, setup: _Setup, recipe: Recipe, steps: range, say: Say) -> tuple[Callable, Any, Callable]:
+def _compile(config: Config, setup: Setup, recipe: Recipe, steps: range, say: Say) -> tuple[Callable, Any, Callable]:
     """Returns the compiled step, the host batches, and the function that places a host batch."""
     towers = setup.towers
     for line in compiler.report():
         say(line)
     if not compiler.on_cpu():
-        say(f"attention by {_attention(towers)}")
+        say(f"attention by {attention_of(towers)}")
     cache = jax.config.jax_compilation_cache_dir
     say(
         f"compiling the step of {config.batch_size} pairs for {jax.device_count()} device(s) of kind "
@@ -271,9 +231,8 @@ def _compile(config: Config, setup: _Setup, recipe: Recipe, steps: range, say: S
     compiled = compile_step(recipe.step, recipe.state, abstract_batch(config, towers))
     resize = device_resize.make_device_resize(towers.preprocess, towers.mesh, setup.canvas)
     captions = inputs.caption_tokens(config, towers, setup.records, setup.prepared, steps=setup.steps, say=say)
-    batches, place = inputs.device_batches(
-        config, towers, setup.records, setup.partners, captions=captions, steps=steps, canvas=setup.canvas
-    )
+    placed = {"captions": captions, "steps": steps, "canvas": setup.canvas, "judged": setup.judged}
+    batches, place = inputs.device_batches(config, towers, setup.records, setup.partners, **placed)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         state, metrics = compiled(state, resize(batch))
@@ -299,7 +258,7 @@ def _evaluate_before_training(
     config: Config, workdir: Path, evaluator: Evaluator, state: TrainState, metadata: dict[str, Any], say: Say
 ) -> None:
     say(f"evaluating {config.model.init_from} before training")
-    result, folder = evaluator.rank(state.params), workdir / "eval" / ZERO_SHOT
+    result, folder = evaluator.complete(state.params), workdir / "eval" / ZERO_SHOT
     provenance = metadata | {"parameters": "raw"}
     metrics = write(folder, result, evaluator, workdir=workdir, step=0, provenance=provenance)
     say(tables.headline(metrics))

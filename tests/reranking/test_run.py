@@ -15,7 +15,7 @@ from jaxclip.errors import UserError
 from jaxclip.pipeline import prepared_data, text
 from jaxclip.pipeline.records import Records
 from jaxclip.reranking import first_stage
-from jaxclip.reranking.data import FILENAME, embedded, find_first_stage, retrieve, training_split
+from jaxclip.reranking.data import FILENAME, embedded, find_first_stage, retrieve, training_records
 from jaxclip.reranking.reranker import Scorer, batch_rows, make_recipe, make_reranker
 from jaxclip.reranking.run import RerankEvaluator
 from jaxclip.towers.encoders import Encoders
@@ -79,14 +79,14 @@ def test_a_reranker_learns_from_exactly_the_products_that_its_towers_never_saw(t
     own = configs.load_config(towers)
     seen, held = prepared_data.training_records(own, prepared)
     everything = Records(prepared, "train")
-    assert len(held) == 40 and len(seen) + len(held) == len(everything) == 120
+    assert len(held) == 40 and len(seen) + len(held) == len(everything) == 90
     assert not groups_of(seen) & groups_of(held)
     assert not groups_of(held) & groups_of(Records(prepared, "test"))
     ids = {product.id for product, _ in seen.products()} | {product.id for product, _ in held.products()}
     assert ids == {product.id for product, _ in everything.products()}
     first = first_stage.load(towers, own)
-    split = training_split(configs.load_config(reranked), first, prepared)
-    assert sorted(split.groups) == sorted(group for _, group in held.products())
+    records = training_records(configs.load_config(reranked), first, prepared)
+    assert sorted(records.groups()) == sorted(group for _, group in held.products())
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def evaluator(towers, reranked, prepared):
     """Returns the test products as a re-ranker evaluates them, its configuration and its towers."""
     config = configs.load_config(reranked)
     first = first_stage.load(towers, configs.load_config(towers))
-    return RerankEvaluator(config, first, prepared, reranked), config, first
+    return RerankEvaluator(config, first, prepared, reranked, Records(prepared, "test")), config, first
 
 
 def test_an_untrained_reranker_gives_the_first_stages_order_bit_for_bit(evaluator):
@@ -158,7 +158,7 @@ def test_towers_train_only_on_the_products_that_are_not_held_back(towers):
     by_epochs = configs.build(configs.dump(own) | {"steps": 0, "epochs": 2.0})
     (prepared,) = {prepared_data.prepared_dataset(own, whole=False, say=print)}
     seen, _ = prepared_data.training_records(own, prepared)
-    assert recipe.number_of_steps(by_epochs, seen) == round(2 * 80 / 16)
+    assert recipe.number_of_steps(by_epochs, seen) == round(2 * 50 / 16)
 
 
 def test_towers_that_saw_every_product_are_refused(run, trained, rerank_file, tmp_path):
@@ -179,8 +179,47 @@ def test_the_first_stages_metrics_are_those_of_its_own_evaluation(towers, rerank
     assert compared["difference"] == pytest.approx(
         both["text_to_image"]["hit@5"]["value"] - both["first_stage"]["hit@5"]["value"]
     )
+    pairs = both["pairs"]
+    expected = {name: figure["value"] for name, figure in own["pairs"]["text_to_image"].items()}
+    assert {name: figure["value"] for name, figure in pairs["first_stage"].items()} == pytest.approx(expected)
+    assert pairs["chance"] == own["pairs"]["chance"] and "image_to_text" not in pairs
+    for name in ("single", "image_to_image", "trials"):
+        assert "this evaluation is re-ranked" in both[name]["reason"]
     page = (reranked / "eval" / "test" / "report.html").read_text()
     assert "Comparison with the first stage" in page and "Improved most" in page
+    assert "pairs, first stage" in page and "pairs, re-ranked" in page
+
+
+def test_pairs_of_a_reranker_equal_sorting_its_candidates(evaluator):
+    evaluated, config, first = evaluator
+    split, mesh = evaluated.split, first.towers.mesh
+    model = make_reranker(config, split, mesh=mesh, logit_scale=first.logit_scale)
+    recipe = make_recipe(config, model, 1)
+    state = initial_state(model.config, recipe.optimizer, recipe.state, model.trainable, seed=3, model=model.model)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, state.params)
+    retrieved = retrieve(config, split)
+    with jax.set_mesh(mesh):
+        figures, _ = evaluated.complete(model, params)
+        scores = Scorer(model, split, retrieved, batch_size=8)(params)
+    found = figures["pairs"]
+    ranks = {"first_stage": [], "text_to_image": []}
+    cosines = split.queries @ split.images.T
+    for query, own in enumerate(split.owners):
+        items = retrieved.items[query]
+        before = 1 + int((cosines[query] > cosines[query, own]).sum())
+        ranks["first_stage"].append(before)
+        inside = np.flatnonzero(items == own)
+        ranks["text_to_image"].append(1 + int((scores[query] > scores[query, inside]).sum()) if len(inside) else before)
+    for stage, places in ranks.items():
+        for k in (1, 5, 10):
+            assert found[stage][f"hit@{k}"]["value"] == pytest.approx(np.mean(np.array(places) <= k)), (stage, k)
+        assert found[stage]["mrr"]["value"] == pytest.approx(np.mean(1 / np.array(places)))
+    assert ranks["first_stage"] != ranks["text_to_image"]
+    compared = found["reranked"]["compared"]["mrr"]
+    assert compared["difference"] == pytest.approx(found["text_to_image"]["mrr"]["value"] - compared["baseline"])
+    assert found["reranked"]["retrieved"]["value"] == pytest.approx(np.mean(np.array(ranks["first_stage"]) <= 20))
+    for name, ceiling in found["ceiling"].items():
+        assert found["text_to_image"][name]["value"] <= ceiling
 
 
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, rerank_file, reranked, read_params, tmp_path):
@@ -257,7 +296,9 @@ def test_an_ablation_compares_its_subsets_and_is_not_done_twice(run, rerank_file
         "first stage",
         "both",
     }
-    assert all(name in done.stdout for name in ("first stage", "both", "colour", "p to both"))
+    assert all(name in done.stdout for name in ("first stage", "both", "colour", "p to both", "split validation, "))
+    assert result["split"] == "validation", "features must not be chosen on the products that are reported"
+    assert sorted(path.name for path in (tmp_path / "a" / "both-seed-0" / "eval").iterdir()) == ["validation"]
     again = run(*arguments)
     assert again.returncode == 0 and again.stdout == done.stdout and "compiling" not in again.stderr
 

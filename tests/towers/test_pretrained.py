@@ -13,11 +13,15 @@ from safetensors.numpy import save_file
 
 from jaxclip import config
 from jaxclip.errors import UserError
+from jaxclip.evaluation import pretrained as evaluation
 from jaxclip.models.clip import CLIP, CLIPConfig, ImageConfig, TextConfig
 from jaxclip.models.transformer import TransformerConfig
 from jaxclip.models.weights import hugging_face, open_clip, table
-from jaxclip.pipeline import processor, text
+from jaxclip.pipeline import processor, text, trained_groups
+from jaxclip.pipeline.batches import image_batches
+from jaxclip.pipeline.prepared_data import prepared_dataset
 from jaxclip.pipeline.preprocess import Preprocess
+from jaxclip.pipeline.records import Records
 from jaxclip.towers import sharding
 from jaxclip.towers.pretrained import open_pretrained, pretrained_params
 from jaxclip.towers.towers import make_towers
@@ -196,3 +200,92 @@ def test_a_run_starts_from_a_checkpoint_and_others_from_its_workdir_and_export(r
 
     refused = run("export", f"--workdir={first}", f"--output={exported}")
     assert refused.returncode == 2 and "is not empty: give a new folder" in refused.stderr
+
+
+DRAWN = {"drawn_products": 48, "test": 16.0, "caption_template": "{name}"}
+
+
+def brute_force(towers, params, records):
+    """Returns the share of captions whose most similar picture is of their group, ties being wrong."""
+    pixels = np.concatenate(list(image_batches(records, towers.preprocess, batch_size=len(records))))
+    products, groups = zip(*records.products(), strict=True)
+    captions = [text.caption(product.captions[0], product.attributes, towers.preprocess) for product in products]
+    tokens = text.encode(towers.tokenizer, captions, towers.preprocess.context_length)
+    with jax.set_mesh(towers.mesh):
+        embeddings = nnx.merge(towers.graph, params)(pixels, tokens)
+    scores = np.asarray(embeddings.text, np.float64) @ np.asarray(embeddings.image, np.float64).T
+    relevant = np.equal.outer(groups, groups)
+    best_relevant, best_other = (np.where(mask, scores, -np.inf).max(axis=1) for mask in (relevant, ~relevant))
+    return float((best_relevant > best_other + 1e-7).mean())
+
+
+def test_a_published_checkpoint_is_evaluated_as_it_is_without_a_workdir(checkpoint, quick_compilation, tmp_path):
+    settings, lines = configured(checkpoint, data=DRAWN), []
+    metrics, folder = evaluation.evaluate_pretrained(
+        settings, tmp_path / "here", command="python -m jaxclip.evaluate", say=lines.append
+    )
+    assert folder == tmp_path / "here" and (folder / "report.html").exists()
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert (metrics["checkpoint_step"], metrics["parameters"], metrics["gallery"]) == (0, "raw", 16)
+    assert metrics["notes"] == [] and not any("trained_groups" in line for line in lines)
+    towers, params = start_from(settings)
+    records = Records(prepared_dataset(settings, say=pytest.fail), "test")
+    assert metrics["text_to_image"]["hit@1"]["value"] == pytest.approx(brute_force(towers, params, records))
+
+
+@pytest.mark.slow
+def test_an_export_is_evaluated_without_the_products_that_its_run_was_trained_on(
+    checkpoint, quick_compilation, tmp_path
+):
+    settings = configured(checkpoint, data=DRAWN)
+    prepared = prepared_dataset(settings, say=print)
+    half = Records(prepared, "test").take(np.arange(5))
+    export = tmp_path / "export"
+    shutil.copytree(checkpoint, export)
+    trained_groups.write(export, trained_groups.keys_of(prepared, half))
+    metrics, _ = evaluation.evaluate_pretrained(
+        configured(export, data=DRAWN), tmp_path / "here", command="", say=lambda line: None
+    )
+    left_out = int(np.isin(Records(prepared, "test").groups(), half.groups()).sum())
+    assert metrics["gallery"] == 16 - left_out <= 11
+    assert metrics["notes"][0].startswith(
+        f"{left_out} of 16 products of the split test are in groups that were trained"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"model": {"init_from": "openai/clip-vit-base-patch32"}}, "openai-clip-vit-base-patch32-drawn-4000-test"),
+        ({"model": {"init_from": "/runs/a run/"}, "data": {"split": "all"}}, "runs-a-run-drawn-4000-all"),
+        ({"model": {"init_from": "x"}, "data": {"reader": "folder", "path": "/shops/one"}}, "x-one-test"),
+    ],
+)
+def test_results_without_a_workdir_are_in_a_folder_named_after_checkpoint_catalogue_and_split(settings, name):
+    assert evaluation.default_folder(config.build({"steps": 1, **settings})) == Path("evaluations") / name
+
+
+def test_without_a_checkpoint_there_is_nothing_to_evaluate(tmp_path):
+    with pytest.raises(UserError, match=r"nothing to evaluate: give the --workdir .* --config\.model\.init_from"):
+        evaluation.evaluate_pretrained(config.build({"steps": 1}), tmp_path, command="", say=print)
+
+
+@pytest.mark.slow
+def test_evaluate_ranks_a_published_checkpoint_and_a_workdir_with_a_config_without_steps(
+    run, trained, checkpoint, tmp_path
+):
+    file = tmp_path / "as_it_is.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        "    return ConfigDict({'data': {'drawn_products': 150, 'test': 0.2}, 'evaluation': {'batch_size': 32}})\n"
+    )
+    for source, output in ((checkpoint, tmp_path / "published"), (trained, tmp_path / "workdir")):
+        arguments = [f"--config={file}", f"--config.model.init_from={source}", f"--output={output}"]
+        done = run("evaluate", *arguments, "--config.steps=0")
+        assert done.returncode == 0, done.stderr
+        assert f"{source}, without training" in done.stdout and str(output / "metrics.json") in done.stdout
+        metrics = json.loads((output / "metrics.json").read_text())
+        assert metrics["queries"] == 30
+        assert "--config.model.init_from=" in (output / "report.html").read_text()
+    of_run = json.loads((trained / "eval" / "test" / "metrics.json").read_text())
+    assert metrics["text_to_image"] == of_run["text_to_image"] and metrics["checkpoint_step"] == 12
