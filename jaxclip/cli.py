@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TextIO
 
@@ -78,8 +79,13 @@ def requested_help(argv: Sequence[str]) -> str | None:
     return None
 
 
-def from_file(overrides: dict[str, str]) -> Config:
+def from_file(overrides: dict[str, str], *, trains: bool = True) -> Config:
     """Returns the configuration of the parsed --config flag with the overrides on top.
+
+    Args:
+      overrides: dotted name of a field -> its value as text.
+      trains: whether the command trains; if not, steps and epochs may be missing, and fields of the file that a
+        checkpoint determines are left out: the command takes the checkpoint of model.init_from as it is.
 
     Raises:
       UserError: --config is missing, or `config.read_file` or `config.build` raises it.
@@ -87,6 +93,10 @@ def from_file(overrides: dict[str, str]) -> Config:
     if not flags.FLAGS["config"].value:
         raise UserError("--config is missing: give a file of configs/, such as --config=configs/quickstart.py")
     settings = config.read_file(flags.FLAGS["config"].value)
+    if not trains and not any(settings.get(name) or overrides.get(name, "0") != "0" for name in ("steps", "epochs")):
+        settings, overrides = {**settings, "steps": 1}, {k: v for k, v in overrides.items() if k != "steps"}
+    if not trains:
+        settings = config.without_checkpoint_fields(settings)
     return config.build(config.with_first_stage_catalogue(settings, overrides), overrides)
 
 
@@ -149,6 +159,12 @@ def show(text: str, *, file: TextIO | None = None) -> None:
     """Prints results; in a run of several processes only process 0 prints."""
     if not _processes() or _processes().is_primary():
         print(text, file=file, flush=True)
+
+
+def show_files(folder: Path, *names: str) -> None:
+    """Prints the path of each file, after its name without suffix."""
+    for name in names:
+        show(f"{Path(name).stem:12}{folder / name}")
 
 
 def _processes() -> ModuleType | None:

@@ -52,7 +52,7 @@ def hit_curve(best_ranks: Mapping[str, np.ndarray], gallery: int) -> dict:
     ticks = [k for k in (1, 3, 10, 30, 100, 300, 1000) if k <= last_k]
     summaries = (f"{name or 'hit@k'}: {v[0]:.3f} at 1, {v[-1]:.3f} at {last_k}" for name, v in shares.items())
     return {
-        "label": "hit@k, text to image",
+        "label": "hit@k, text to image, groups",
         "x_label": "k",
         "lines": lines,
         "summary": "; ".join(summaries),

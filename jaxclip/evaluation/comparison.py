@@ -1,5 +1,6 @@
 """Comparison of two workdirs' evaluations, and of checkpoints on sentences without known relevant pictures."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from jaxclip.errors import UserError
 from jaxclip.evaluation import pages, report, results
 from jaxclip.evaluation.evaluator import EvaluatedRun
 from jaxclip.evaluation.metrics_file import load_if_current, provenance
-from jaxclip.pipeline import prepared_data, text
+from jaxclip.pipeline import prepared_data, text, trained_groups
 from jaxclip.pipeline.records import Records
 from jaxclip.ranking.index import NearestNeighbours
 from jaxclip.runtime import distributed, files, metrics_log
@@ -36,7 +37,7 @@ def compare(
     command: str,
     say: Callable[[str], None],
 ) -> tuple[Mapping[str, Any], Path]:
-    """Returns the result of `results.compare` for two workdirs, and the folder with the comparison's files.
+    """Returns the result of `results.compare` for two workdirs, with "queries", "gallery" and "notes", and the folder.
 
     The first process writes comparison.json and report.html into eval/NAME/against-BASELINE in the workdir of `run`,
     where BASELINE is the name of the baseline's workdir.
@@ -54,11 +55,20 @@ def compare(
     Raises:
       UserError: the runs rank different products, or a workdir has no such checkpoint.
     """
-    folders = baseline.workdir / "eval" / baseline_name, run.workdir / "eval" / name
     prepared, data = _same_catalogue(baseline, run, say)
+    workdirs, split = (baseline.workdir, run.workdir), run.config.data.split
+    baseline, run = (dataclasses.replace(side, trained_by=workdirs) for side in (baseline, run))
+    records, notes = trained_groups.unseen_records(prepared, split, trained_groups.of_runs(workdirs, say), say)
+    titles = _names(workdirs)
+    names = [
+        _evaluation_name(own, prepared, workdir, other, records)
+        for own, workdir, other in zip((baseline_name, name), workdirs, reversed(titles), strict=True)
+    ]
+    folders = tuple(side.workdir / "eval" / own for side, own in zip((baseline, run), names, strict=True))
+    fingerprints = {"data_fingerprint": data, "records_fingerprint": records.fingerprint()}
     both_metrics = []
-    for side, evaluation_name, folder in zip((baseline, run), (baseline_name, name), folders, strict=True):
-        load_stored = partial(load_if_current, side.config, side.workdir, step, folder, data)
+    for side, evaluation_name, folder in zip((baseline, run), names, folders, strict=True):
+        load_stored = partial(load_if_current, side.config, side.workdir, step, folder, **fingerprints)
         metrics = distributed.broadcast("stored_metrics", load_stored)
         if metrics is None:
             say(f"evaluating {side.workdir} first")
@@ -66,19 +76,19 @@ def compare(
         both_metrics.append(metrics)
     before, after = map(results.read_queries, folders)
     figures, page_folder = results.compare(before, after), _folder(folders[1], baseline.workdir)
+    sizes = {"queries": len(after.captions), "gallery": len(after.ids)}
+    shown = {**figures, **sizes, "notes": notes}
     if not distributed.is_primary():
-        return figures, page_folder
+        return shown, page_folder
     baseline_facts, run_facts = map(provenance, both_metrics)
     page_folder.mkdir(parents=True, exist_ok=True)
     content = {
         "baseline": {"workdir": str(baseline.workdir.resolve()), **baseline_facts},
         "run": {"workdir": str(run.workdir.resolve()), **run_facts},
-        **figures,
+        **shown,
     }
     files.write_json(page_folder / COMPARISON, content)
-    titles = _names([baseline.workdir, run.workdir])
     labelled_facts = {f"its {label}": value for label, value in baseline_facts.items()}
-    records = Records(prepared, run.config.data.split)
     pages.write_report(
         page_folder / "report.html",
         both_metrics[1],
@@ -89,7 +99,7 @@ def compare(
         curve=metrics_log.read(run.workdir),
         baseline=(titles[0], before, figures),
     )
-    return figures, page_folder
+    return shown, page_folder
 
 
 def _same_catalogue(baseline: EvaluatedRun, run: EvaluatedRun, say: Callable[[str], None]) -> tuple[Path, str]:
@@ -103,9 +113,20 @@ def _same_catalogue(baseline: EvaluatedRun, run: EvaluatedRun, say: Callable[[st
     if prepared_data.data_fingerprint(first) != data or splits[0] != splits[1]:
         raise UserError(
             f"{baseline.workdir} and {run.workdir} rank different products: {splits[0]} of {first}, and "
-            f"{splits[1]} of {second}; give both one catalogue with --config.data.path and --config.data.split"
+            f"{splits[1]} of {second}; give both one catalogue, split in one way, with --config.data.path, data.split, "
+            "data.test, data.validation and data.split_seed"
         )
     return second, data
+
+
+def _evaluation_name(name: str, prepared: Path, workdir: Path, other: str, records: Records) -> str:
+    """Returns the name of a run's evaluation on `records`, which lack the training products of the run `other`, too.
+
+    It is another name if the run's own evaluation ranks more products, whose figures it must not replace.
+    """
+    keys = trained_groups.of_runs([workdir], lambda line: None)
+    alone, _ = trained_groups.unseen_records(prepared, records.split, keys, lambda line: None)
+    return name if len(alone) == len(records) else f"{name}-unseen-by-{other.replace('/', '-')}"
 
 
 def _folder(evaluation: Path, baseline: Path) -> Path:
@@ -169,7 +190,9 @@ def write_sheet(
             raise UserError(
                 f"step {loaded.step} of {run.workdir} gives vectors that are not finite: choose another --step"
             )
-        nearest = NearestNeighbours(images, max_k=SHOWN_PICTURES, devices=jax.local_devices()[:1])(texts)
+        nearest = NearestNeighbours(
+            images, max_k=SHOWN_PICTURES, owners=loaded.records.picture_owners, devices=jax.local_devices()[:1]
+        )(texts)
         for sentence, scores, numbers in zip(sentences, *nearest, strict=True):
             sheet[sentence][name] = [
                 pages.picture(int(number), gallery, relevant=False, score=float(score))

@@ -54,23 +54,24 @@ def ensemble(prompts: np.ndarray) -> np.ndarray:
     return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
 
 
-def retrieve(field: Field, label_embeddings, images, *, seed: int = 0) -> dict:
+def retrieve(field: Field, label_embeddings, images, *, owners=None, seed: int = 0) -> dict:
     """Returns P@1, P@10, mAP, MRR and nDCG@10, averaged over the labels, with intervals (see `protocols.means`).
 
-    Each label is a query against all images, and the images of products with that label are relevant. The result also
-    counts the labels ("queries") and the images ("gallery").
+    Each label is a query against all products, and the products with that label are relevant. The result also counts
+    the labels ("queries") and the products ("gallery").
 
     Args:
       field: the L labels and the label of each product.
       label_embeddings: (L, D) unit vectors.
-      images: (G, D) unit vectors, in the order of `field.members`.
+      images: (P, D) unit vectors of pictures.
+      owners: (P,) the product of each picture, an index into `field.members`, ascending; None if each has one.
       seed: seeds the bootstrap.
     """
     order = np.argsort(field.members, kind="stable")
     order = order[field.members[order] >= 0]
     counts = np.bincount(field.members[order], minlength=len(field.labels))
     relevance = Relevance(np.concatenate([[0], np.cumsum(counts)]), order)
-    ranks = label_ranks(label_embeddings, images, relevance), relevance.indptr
+    ranks = label_ranks(label_embeddings, images, relevance, owners=owners)[0], relevance.indptr
     values = {
         "precision@1": metrics.precision(*ranks, 1),
         "precision@10": metrics.precision(*ranks, 10),
@@ -78,20 +79,23 @@ def retrieve(field: Field, label_embeddings, images, *, seed: int = 0) -> dict:
         "mrr": metrics.reciprocal_rank(*ranks),
         "ndcg@10": metrics.ndcg(*ranks, 10),
     }
-    return {"queries": len(field.labels), "gallery": len(images)} | means(values, seed)
+    return {"queries": len(field.labels), "gallery": len(field.members)} | means(values, seed)
 
 
-def classify(field: Field, label_embeddings, images, *, seed: int = 0) -> dict:
-    """Returns the accuracy and F1 of zero-shot classification: each image gets the label with the nearest embedding.
+def classify(field: Field, label_embeddings, images, *, owners=None, seed: int = 0) -> dict:
+    """Returns the accuracy and F1 of zero-shot classification: each product gets the label with the highest score.
 
-    "weighted_f1" averages the F1 of the labels, weighted by their numbers of images, as FashionCLIP reports it (Chia
-    et al. 2022); "macro_f1" is the unweighted average. Images without one of the labels are left out. The arguments
-    are the same as for `retrieve`.
+    The score of a product is the highest of its pictures'. "weighted_f1" averages the F1 of the labels, weighted by
+    their numbers of products, as FashionCLIP reports it (Chia et al. 2022); "macro_f1" is the unweighted average.
+    Products without one of the labels are left out ("products" counts the others). The arguments are the same as for
+    `retrieve`.
     """
     known = field.members >= 0
     actual = field.members[known]
-    scores = np.asarray(images, np.float32)[known] @ np.asarray(label_embeddings, np.float32).T
-    predicted = scores.argmax(axis=1)
+    scores = np.asarray(images, np.float32) @ np.asarray(label_embeddings, np.float32).T
+    if owners is not None:
+        scores = np.maximum.reduceat(scores, np.searchsorted(owners, np.arange(len(known))))
+    predicted = scores[known].argmax(axis=1)
     result = means({"accuracy": (predicted == actual).astype(np.float64)}, seed)
     pair = np.stack([actual, predicted]).astype(np.float64)
     for name, weighted in (("weighted_f1", True), ("macro_f1", False)):
@@ -103,7 +107,7 @@ def classify(field: Field, label_embeddings, images, *, seed: int = 0) -> dict:
             seed=seed,
         )
         result[name] = {"value": float(value), "low": float(low[0]), "high": float(high[0])}
-    return {"labels": len(field.labels), "images": int(known.sum())} | result
+    return {"labels": len(field.labels), "products": int(known.sum())} | result
 
 
 def f1(pair: np.ndarray, weights: np.ndarray, labels: int, *, weighted: bool) -> np.ndarray:
@@ -112,8 +116,8 @@ def f1(pair: np.ndarray, weights: np.ndarray, labels: int, *, weighted: bool) ->
     A label's F1 is 2 TP / (actual + predicted). Labels that are neither actual nor predicted are left out of the mean.
 
     Args:
-      pair: (2, n) the actual and the predicted label of each of n images.
-      weights: (S, n) how often each sample contains each image.
+      pair: (2, n) the actual and the predicted label of each of n products.
+      weights: (S, n) how often each sample contains each product.
       labels: the number of labels.
       weighted: whether labels are weighted by their numbers of images.
     """

@@ -19,17 +19,18 @@ def evaluate(texts: GroupedEmbeddings, images: GroupedEmbeddings, titles, *, see
 
     Args:
       texts: the Q texts.
-      images: the G images.
+      images: the G products, each picture of which is a document of its product.
       titles: (G, D) unit vectors of the products' titles, zero for products without a title.
       seed: seeds the sampling of the texts and the bootstrap.
     """
     random = np.random.default_rng(seed)
     sample = np.sort(random.choice(len(texts.embeddings), min(MAX_TEXTS, len(texts.embeddings)), replace=False))
-    documents = IMAGE_WEIGHT * images.embeddings + (1 - IMAGE_WEIGHT) * np.asarray(titles)
+    titles = np.asarray(titles) if images.owners is None else np.asarray(titles)[images.owners]
+    documents = IMAGE_WEIGHT * images.embeddings + (1 - IMAGE_WEIGHT) * titles
     documents = documents / np.maximum(np.linalg.norm(documents, axis=1, keepdims=True), 1e-12)
     relevance = Relevance.from_groups(texts.groups[sample], images.groups)
-    text_ranks = ranks(texts.embeddings[sample], documents, relevance).ranks
+    text_ranks = ranks(texts.embeddings[sample], documents, relevance, owners=images.owners).ranks
     reciprocal = metrics.reciprocal_rank(text_ranks, relevance.indptr)
     values = {f"recall@{k}": metrics.recall(text_ranks, relevance.indptr, k) for k in (1, 10)}
     values["mrr@10"] = np.where(metrics.best_rank(text_ranks, relevance.indptr) <= 10, reciprocal, 0.0)
-    return {"queries": len(sample), "documents": len(documents), "image_weight": IMAGE_WEIGHT} | means(values, seed)
+    return {"queries": len(sample), "documents": len(images.groups), "image_weight": IMAGE_WEIGHT} | means(values, seed)

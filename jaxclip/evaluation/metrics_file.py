@@ -26,20 +26,30 @@ class EvaluatedSplit(Protocol):
       queries: the split's captions and products.
       records: the split's records.
       settings: the result of `settings`.
+      notes: sentences that must be shown with the metrics.
     """
 
     queries: Queries
     records: Records
     settings: dict[str, Any]
+    notes: list[str]
 
 
 def settings(config: Config) -> dict[str, Any]:
     """Returns the settings that the metrics depend on, apart from the checkpoint and the catalogue, as JSON values."""
     evaluation = config.evaluation
     shared = {"split": config.data.split, "ks": sorted(evaluation.ks), "dtype": config.model.dtype}
+    shared |= {"trial_size": evaluation.trial_size, "queries": _stamps(config.data.queries)}
     if config.task == "rerank":
         return shared | {"candidates": config.rerank.candidates, "segments": config.rerank.segments}
     return shared | {"zooms": list(evaluation.zooms), "mirror": evaluation.mirror}
+
+
+def _stamps(location: str) -> list[list]:
+    """Returns path, size and modification time of a file, or of each file in a folder; nothing for ""."""
+    path = Path(location).expanduser()
+    found = [] if not location else [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in found]
 
 
 def write(
@@ -68,7 +78,8 @@ def write(
         this workdir on its own catalogue.
     """
     figures, details = result
-    metrics = {**figures, "checkpoint_step": step, "settings": evaluator.settings}
+    metrics = {**figures, "checkpoint_step": step, "settings": evaluator.settings, "notes": evaluator.notes}
+    metrics |= {"records_fingerprint": evaluator.records.fingerprint()}
     metrics |= {name: provenance[name] for name in PROVENANCE if name in provenance}
     if distributed.is_primary():
         command = command or shlex.join(["python", "-m", "jaxclip.evaluate", f"--workdir={workdir}"])
@@ -128,12 +139,12 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def load_if_current(
-    config: Config, workdir: Path, step: str, folder: Path, data_fingerprint: str
+    config: Config, workdir: Path, step: str, folder: Path, *, data_fingerprint: str, records_fingerprint: str
 ) -> dict[str, Any] | None:
     """Returns the metrics stored in a folder, None if there are none or if they do not match the other arguments.
 
-    The stored step, parameters, settings and data fingerprint must equal those of the checkpoint `step` ("latest",
-    "best" or a number), of the configuration, and `data_fingerprint`.
+    The stored step, parameters, settings and fingerprints must equal those of the checkpoint `step` ("latest", "best"
+    or a number), of the configuration, of the prepared dataset, and of the ranked records (`Records.fingerprint`).
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     number = resolve_step(step, checkpoints)
@@ -142,6 +153,7 @@ def load_if_current(
         "parameters": "ema" if checkpoints.keeps_average(number) else "raw",
         "settings": settings(config),
         "data_fingerprint": data_fingerprint,
+        "records_fingerprint": records_fingerprint,
     }
     stored = read(folder)
     return stored if stored and all(stored.get(name) == value for name, value in current.items()) else None

@@ -88,7 +88,7 @@ def write_report(
 
 def picture(number: int, gallery: ProductPictures, *, relevant: bool, score: float) -> report.Item:
     """Returns the thumbnail of the product at index `number` of the gallery, as an item of a page."""
-    encoded, mime = report.thumbnail(gallery.records.picture(number))
+    encoded, mime = report.thumbnail(gallery.records.pictures(number)[0])
     return report.Item(encoded, mime, gallery.products[number].title, relevant, score)
 
 

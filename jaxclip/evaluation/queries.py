@@ -18,12 +18,14 @@ class Queries:
     Attributes:
       products: the G products, in the order of the records.
       product_groups: (G,) the group of each product; products of one group are relevant to the same queries.
+      picture_owners: (P,) the product of each picture, ascending.
       captions: the Q captions, as `pipeline.text.caption` words them.
       caption_products: (Q,) the index into `products` of each caption's product.
     """
 
     products: list[Product]
     product_groups: np.ndarray
+    picture_owners: np.ndarray
     captions: list[str]
     caption_products: np.ndarray
 
@@ -37,4 +39,5 @@ def read_queries(records: Records, towers: Towers) -> Queries:
             caption_products.append(len(products))
         products.append(product)
         product_groups.append(group)
-    return Queries(products, np.asarray(product_groups), captions, np.asarray(caption_products))
+    groups, owners = np.asarray(product_groups), np.asarray(caption_products)
+    return Queries(products, groups, records.picture_owners, captions, owners)

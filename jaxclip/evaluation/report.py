@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.catalog.pictures import mime
-from jaxclip.evaluation import charts, protocols
+from jaxclip.evaluation import charts, protocols, tables
+from jaxclip.evaluation.rows import RIGHT, rows
 from jaxclip.ranking.candidates import rank_changes
 
 SHOWN_QUERIES, SHOWN_SEED, SHOWN_CATEGORIES = 24, 0, 20
@@ -148,18 +149,30 @@ def report_page(
         charts.training(curve, "loss", "training loss"),
         charts.training(curve, "hit@1", "hit@1, text to image"),
         charts.training(curve, "ema/hit@1", "hit@1 of the moving average"),
+        charts.training(curve, "test/hit@1", "hit@1, text to image, on the split that is reported"),
     ]
     rank_charts = []
     if best_ranks is not None:
         runs = {comparison.name: comparison.best_ranks, "this run": best_ranks} if comparison else {"": best_ranks}
         gallery = metrics["gallery"]
         rank_charts = [charts.hit_curve(runs, gallery), charts.rank_histogram(best_ranks, gallery)]
+    shown = [row for row in rows(metrics) if row.protocol in RIGHT and "hit@1" in row.figures]
+    by_heading: dict[str, list] = {}
+    for row in shown:
+        by_heading.setdefault(tables.title(row), []).append((tables.label(row), row))
     categories = list(metrics["by_category"].items())
     return _render(
         "report.html.j2",
         title=title,
         run=run,
-        metrics=metrics,
+        metrics={"notes": [], **metrics},
+        protocols=by_heading,
+        right={
+            name.replace("_", " "): meaning for name, meaning in RIGHT.items() if name in {r.protocol for r in shown}
+        },
+        reasons=tables.reasons(metrics),
+        judged=next((row.figures for row in shown if row.protocol == "judged"), None),
+        ks=[int(name.removeprefix("hit@")) for name in metrics["text_to_image"] if name.startswith("hit@")],
         directions=(
             ("text_to_image", "Text to image", "chance"),
             ("image_to_text", "Image to text", "chance_image_to_text"),

@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 
 from jaxclip.errors import UserError
-from jaxclip.evaluation.protocols import Details
-from jaxclip.ranking import significance
+from jaxclip.evaluation.protocols import Details, differences
+from jaxclip.evaluation.rows import DIRECTIONS
+from jaxclip.evaluation.rows import rows as figure_rows
 from jaxclip.runtime import files
 
 QUERIES = "queries.npz"
 FIRST_STAGE = "first_stage"
 """Subfolder of a re-ranked evaluation that holds the first stage's queries.npz and queries.csv."""
-DIRECTIONS = ("text_to_image", "image_to_text")
+CSV_HEADER = (
+    *("protocol", "direction", "stage", "catalogue", "queries", "gallery", "metric"),
+    *("value", "low", "high", "chance", "ceiling"),
+)
 _ARRAYS = ("best_ranks", "top_items", "top_relevant", "top_scores")
 
 
@@ -50,14 +54,20 @@ class StoredRankings:
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Writes metrics.json, metrics.csv and by_category.csv; each file is replaced atomically."""
+    """Writes metrics.json, metrics.csv and by_category.csv; each file is replaced atomically.
+
+    metrics.csv has a line for each metric of each row of `evaluation.rows`, and by_category.csv has the figures from
+    text to image by `groups`.
+    """
     _write(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
-    rows = [
-        (direction, name, figure["value"], figure["low"], figure["high"], metrics.get(chance, {}).get(name, ""))
-        for direction, chance in zip(DIRECTIONS, ("chance", "chance_image_to_text"), strict=True)
-        for name, figure in metrics[direction].items()
+    lines = [
+        (row.protocol, row.direction, row.stage, row.source, row.queries or "", row.gallery or "", name)
+        + tuple(figure.get(key, "") for key in ("value", "low", "high"))
+        + (row.chance.get(name, ""), row.ceiling.get(name, ""))
+        for row in figure_rows(metrics)
+        for name, figure in row.figures.items()
     ]
-    _write(folder / "metrics.csv", _table(("direction", "metric", "value", "low", "high", "chance"), rows))
+    _write(folder / "metrics.csv", _table(CSV_HEADER, lines))
     rows = [
         (category, row["queries"], name, figure["value"], figure["low"], figure["high"])
         for category, row in metrics["by_category"].items()
@@ -123,10 +133,7 @@ def read_queries(folder: Path) -> StoredRankings:
 def compare(
     baseline: StoredRankings, other: StoredRankings, *, seed: int = 0
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns direction -> metric -> {"baseline", "value", "difference", "low", "high", "p"}.
-
-    The difference is `other` minus `baseline`; "low" and "high" bound its 95% bootstrap interval over queries, and "p"
-    is the p-value of the paired bootstrap test.
+    """Returns direction -> the `protocols.differences` of `other` to `baseline`, by the protocol `groups`.
 
     Raises:
       UserError: the two evaluations differ in their products or queries.
@@ -137,21 +144,9 @@ def compare(
             f"the two evaluations rank different products (data fingerprints {baseline.data_fingerprint} and "
             f"{other.data_fingerprint}): evaluate both on the same catalogue and split"
         )
-    result = {}
-    for direction in DIRECTIONS:
-        names = [name for name in other.values[direction] if name in baseline.values[direction]]
-        old, new = (
-            np.stack([run.values[direction][name] for name in names], dtype=np.float64) for run in (baseline, other)
-        )
-        low, high = significance.bootstrap_interval(new - old, seed=seed)
-        figures = zip(old.mean(1), new.mean(1), (new - old).mean(1), low, high, strict=True)
-        p_values = significance.paired_bootstrap(new, old, seed=seed)
-        keys = ("baseline", "value", "difference", "low", "high", "p")
-        result[direction] = {
-            name: dict(zip(keys, map(float, (*row, p)), strict=True))
-            for name, row, p in zip(names, figures, p_values, strict=True)
-        }
-    return result
+    return {
+        direction: differences(baseline.values[direction], other.values[direction], seed) for direction in DIRECTIONS
+    }
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence]) -> bytes:

@@ -46,7 +46,7 @@ def test_a_comparison_evaluates_only_the_run_without_stored_metrics(two_runs, co
     assert [side["workdir"] for side in sides] == [str(first.resolve()), str(second.resolve())]
     assert [side["step"] for side in sides] == ["12", "10"] and sides[0]["parameters"] == "raw"
     assert sides[0]["data fingerprint"] == sides[1]["data fingerprint"]
-    assert figures.keys() == {"text_to_image", "image_to_text"}
+    assert figures.pop("notes") == [] and figures.keys() == {"text_to_image", "image_to_text"}
     for direction, rows in figures.items():
         for name, row in rows.items():
             old, new = (
@@ -55,7 +55,7 @@ def test_a_comparison_evaluates_only_the_run_without_stored_metrics(two_runs, co
             )
             assert (row["baseline"], row["value"]) == pytest.approx((old, new), abs=1e-12)
             assert row["difference"] == pytest.approx(new - old, abs=1e-12)
-    assert "text-to-image" in compared.stdout and "hit@1" in compared.stdout
+    assert "text to image, groups" in compared.stdout and "hit@1" in compared.stdout
     assert str(folder / "report.html") in compared.stdout
 
 
@@ -124,18 +124,22 @@ def test_the_reports_of_a_comparison_show_the_command_of_each_run(two_runs, run,
 @pytest.mark.slow
 def test_stored_metrics_are_reused_only_if_checkpoint_settings_and_data_are_unchanged(trained):
     trained_config, folder = config.load_config(trained), trained / "eval" / "test"
-    data = read(folder)["data_fingerprint"]
-    assert load_if_current(trained_config, trained, "latest", folder, data) == read(folder)
+    stored = read(folder)
+    current = {name: stored[name] for name in ("data_fingerprint", "records_fingerprint")}
+    assert load_if_current(trained_config, trained, "latest", folder, **current) == stored
     zoomed = replace(trained_config, evaluation=replace(trained_config.evaluation, zooms=(1.0, 1.2)))
+    fewer = replace(trained_config, evaluation=replace(trained_config.evaluation, trial_size=32))
     other_split = replace(trained_config, data=replace(trained_config.data, split="train"))
-    for changed, step, fingerprint in (
-        (zoomed, "latest", data),
-        (other_split, "latest", data),
-        (trained_config, "10", data),
-        (trained_config, "latest", "another"),
+    for changed, step, fingerprints in (
+        (zoomed, "latest", {}),
+        (fewer, "latest", {}),
+        (other_split, "latest", {}),
+        (trained_config, "10", {}),
+        (trained_config, "latest", {"data_fingerprint": "another"}),
+        (trained_config, "latest", {"records_fingerprint": "another"}),
     ):
-        assert load_if_current(changed, trained, step, folder, fingerprint) is None
-    assert load_if_current(trained_config, trained, "latest", trained / "eval" / "never", data) is None
+        assert load_if_current(changed, trained, step, folder, **current | fingerprints) is None
+    assert load_if_current(trained_config, trained, "latest", trained / "eval" / "never", **current) is None
 
 
 def test_baselines_of_equal_names_get_separate_folders(tmp_path):

@@ -48,7 +48,7 @@ def test_classification_figures_equal_scikit_learns(case):
     predicted = (images @ embeddings.T).argmax(axis=1)[known]
     actual = field.members[known]
     figures = labels.classify(field, embeddings, images)
-    assert figures["images"] == known.sum() < IMAGES
+    assert figures["products"] == known.sum() < IMAGES
     assert figures["accuracy"]["value"] == pytest.approx((predicted == actual).mean(), abs=1e-12)
     for name, average in (("weighted_f1", "weighted"), ("macro_f1", "macro")):
         assert figures[name]["value"] == pytest.approx(f1_score(actual, predicted, average=average), abs=1e-12)

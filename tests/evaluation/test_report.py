@@ -92,6 +92,22 @@ def test_figures_are_shown_with_their_intervals_and_chance(tmp_path, metrics):
     assert "NaN:" not in text and "Training" not in text and "Example queries" not in text
 
 
+def test_each_protocol_is_named_with_its_sizes_ceiling_and_the_reason_if_it_has_no_figures(tmp_path, metrics):
+    pairs = {name: metrics[name] for name in ("text_to_image", "chance", "queries", "gallery")}
+    entry = {"value": 0.625, "low": 0.5, "high": 0.75}
+    names = [f"{name}@{k}" for name in ("ndcg", "hit", "recall", "precision", "judged") for k in (1, 5, 10)]
+    counts = {"queries": 1234, "gallery": 60, "judgements": 7654, "without_answer": 3, "unjudged": 2, "missing": 1}
+    judged = {name: entry for name in [*names, "mrr", "map"]} | counts
+    ceiling = {"hit@1": 0.54321, "hit@5": 0.95, "hit@10": 1.0}
+    further = {"pairs": {**pairs, "ceiling": ceiling}, "single": {"reason": "no reason"}, "judged": judged}
+    text = " ".join(write_page(tmp_path, metrics | further).text.split())
+    assert "at most 54.3%" in text and "only the query's own product is right" in text
+    assert "not evaluated: no reason" in text and "image to image" not in text
+    assert "1,234 queries from data.queries, with 7,654 judgements" in text and "nDCG@k62.5%" in text
+    assert "3 more queries have no answer" in text and "2 have no judged product" in text
+    assert "Judged queries" not in write_page(tmp_path, metrics).text
+
+
 def test_nan_scores_are_reported(tmp_path, metrics):
     assert "120 of 3,600 scores are NaN:" in write_page(tmp_path, metrics | {"nan_scores": 120}).text.replace("\n", " ")
 
