@@ -41,10 +41,12 @@ def load(
     trained = config.load_config(workdir)
     with_gallery = overrides if gallery is None else _with_gallery(Path(gallery), trained.data.reader, overrides)
     configuration = config.of_run(workdir, with_gallery)
-    from jaxclip.catalog import builder
+    from jaxclip.catalog import builder, library
     from jaxclip.pipeline import prepared_data
     from jaxclip.serving.open import open_searcher
 
+    if gallery is not None:
+        library.check_format(Path(gallery))
     if gallery is not None and builder.is_prepared(Path(gallery)):
         prepared = Path(gallery)
     else:
@@ -60,4 +62,4 @@ def _with_gallery(gallery: Path, own_reader: str, overrides: Mapping[str, str]) 
     from jaxclip.catalog import library
 
     reader = library.reader_of(gallery, own_reader)
-    return {"data.path": str(gallery), "data.reader": reader, "data.prepared": "", **overrides}
+    return {"data.path": str(gallery), "data.reader": reader, "data.sources": "()", "data.prepared": "", **overrides}

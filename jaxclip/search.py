@@ -20,7 +20,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 STEP = flags.DEFINE_string(
     "step",
     "latest",
-    "the checkpoint: latest, best (highest hit@1 during training) or the number of a step; not with --rerank",
+    "the checkpoint: latest, best (highest hit@1 on validation) or the number of a step; not with --rerank",
 )
 RERANK = flags.DEFINE_string(
     "rerank", None, "folder of the run of a re-ranker (task = rerank) that was trained on these towers"

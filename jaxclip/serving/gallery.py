@@ -29,7 +29,7 @@ class Facet:
 
 @dataclass(frozen=True)
 class ProductDetails:
-    """Everything stored about a product except its picture.
+    """Everything stored about a product except its pictures.
 
     Attributes:
       product: the product as in the catalogue.
@@ -48,7 +48,7 @@ class Gallery:
       ids: id of each product.
       captions: first caption of each product; "" if it has none.
       categories: category of each product; "" if it is unknown.
-      picture: a product's number -> its encoded picture, JPEG or PNG.
+      pictures: a product's number -> its encoded pictures, JPEG or PNG, the main picture first.
       details: a product's number -> its details.
     """
 
@@ -56,10 +56,10 @@ class Gallery:
         self,
         name: str,
         products: Iterable[Product],
-        picture: Callable[[int], bytes],
+        pictures: Callable[[int], Sequence[bytes]],
         details: Callable[[int], ProductDetails],
     ):
-        self.name, self.picture, self.details = name, picture, details
+        self.name, self.pictures, self.details = name, pictures, details
         self.ids: list[str] = []
         self.captions: list[str] = []
         self.categories: list[str] = []

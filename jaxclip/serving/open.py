@@ -16,7 +16,7 @@ from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.features.agreement import colour_attribute
 from jaxclip.features.describe import ProductDescriber
-from jaxclip.pipeline import images, text
+from jaxclip.pipeline import images, text, trained_groups
 from jaxclip.pipeline.prepared_data import make_describer
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.pipeline.records import Records
@@ -70,9 +70,11 @@ def open_searcher(
     distributed.require_one_process("a search")
     if rerank is None:
         loaded = load_checkpoint(config, workdir, step, prepared=prepared, say=say)
+        records = loaded.records
     else:
         loaded = second_stage.find_first_stage(rerank[1], rerank[0], config, workdir, step)
-    records = Records(prepared, config.data.split)
+        trained = trained_groups.of_runs([workdir, rerank[0]], say)
+        records, _ = trained_groups.unseen_records(prepared, config.data.split, trained, say)
     if not len(records):
         raise UserError(
             f"{prepared} has no products in the split {config.data.split}, so there is nothing to search: "
@@ -96,12 +98,12 @@ def open_searcher(
     gallery = Gallery(
         Path(builder.metadata(prepared)["source"]["path"]).name,
         _with_colours(products, records),
-        records.picture,
+        records.pictures,
         lambda number: ProductDetails(*records.product_with_features(number)),
     )
     return Searcher(
         gallery,
-        NearestNeighbours(vectors, max_k=depth),
+        NearestNeighbours(vectors, max_k=depth, owners=records.picture_owners),
         query_encoders(encoders, loaded.params, make_describer(config)),
         second,
     )
@@ -161,12 +163,13 @@ def read_picture(image: Any, preprocess: Preprocess, describer: ProductDescriber
 def _read_products(records: Records, encoders: Encoders) -> tuple[list[Product], list[bytes], list[bytes]]:
     """Returns the products, and the keys of their pictures and of their crops in an embedding store."""
     products, picture_keys, crop_keys = [], [], []
-    for product, picture, crop in bar(
+    for product, own_pictures in bar(
         records.products_with_pictures(), total=len(records), desc="reading products", unit="product"
     ):
         products.append(product)
-        picture_keys.append(encoders.picture_key(picture, crop))
-        crop_keys.append(encoders.picture_key(picture, crop, crops=True))
+        for picture, crop in own_pictures:
+            picture_keys.append(encoders.picture_key(picture, crop))
+            crop_keys.append(encoders.picture_key(picture, crop, crops=True))
     return products, picture_keys, crop_keys
 
 

@@ -28,13 +28,13 @@ class Row:
 
     Attributes:
       id: id of the product.
-      score: the second stage's score if the product was one of its candidates, else the cosine of its picture with the
-        query.
+      score: the second stage's score if the product was one of its candidates, else the highest cosine of its pictures
+        with the query.
       place: place among the results, from 1.
       before: place in the first stage, from 1; None if no second stage ordered the results.
       why: feature -> its effect in the second stage; empty if the second stage reports no effects for the product.
       details: everything stored about the product.
-      image_bytes: the encoded picture, JPEG or PNG.
+      image_bytes: the encoded main picture, JPEG or PNG.
     """
 
     id: str

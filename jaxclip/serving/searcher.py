@@ -65,7 +65,8 @@ class QueryResult(NamedTuple):
 
     Attributes:
       numbers: gallery indices of the products, best first; k of them, or fewer if fewer pass the filters.
-      scores: the second stage's scores of products that it re-ordered, else cosines of the pictures with the query.
+      scores: the second stage's scores of products that it re-ordered, else the highest cosine of each one's
+        pictures with the query.
       reordered: all products that were passed to the second stage, also those beyond k, in its order; None if it was
         not used.
     """
@@ -95,8 +96,8 @@ class Searcher:
         self.picture_size = encoders.picture_size
 
     @property
-    def vectors(self) -> Float[np.ndarray, "G D"]:
-        """The unit vectors of the gallery's pictures, in the order of `gallery.ids`."""
+    def vectors(self) -> Float[np.ndarray, "P D"]:
+        """The unit vectors of the gallery's pictures, product by product in the order of `gallery.ids`."""
         return self._neighbours.vectors
 
     def search(
@@ -137,7 +138,7 @@ class Searcher:
     def rerank(self, text: str, products: Sequence[str] | Results) -> Results:
         """Returns products (ids, or the results of a search) in the second stage's order for a sentence.
 
-        `Row.before` is a product's place among them by the cosine of its picture with the sentence.
+        `Row.before` is a product's place among them by the highest cosine of its pictures with the sentence.
 
         Raises:
           UserError: there is no second stage, no sentence, no such product, or more products than candidates.
@@ -148,7 +149,7 @@ class Searcher:
             raise UserError(f"rerank: give a sentence and from 1 to {self.second.candidates} products")
         numbers = np.asarray([self._number(id) for id in ids])
         vector = self.encode_text(text)
-        scores = np.stack([self._neighbours.vector(number) for number in numbers]) @ vector
+        scores = np.array([(self._neighbours.of_product(number) @ vector).max() for number in numbers])
         order = np.argsort(-scores, kind="stable")
         (reordered,) = self._reorder([text], vector[None], [(numbers[order], scores[order])])
         return self._make_results(QueryResult(reordered.numbers, reordered.scores, reordered))
@@ -231,14 +232,15 @@ class Searcher:
             total[rows] += self._encode_pictures([queries[row].picture for row in rows])
         for row, query in enumerate(queries):
             if query.like is not None:
-                total[row] += self._neighbours.vector(query.like)
+                mean = self._neighbours.of_product(query.like).mean(axis=0)
+                total[row] += mean / np.maximum(np.linalg.norm(mean), 1e-6)
             elif not query.text.strip() and query.picture is None:
                 raise UserError("the query is empty: give a sentence, a picture or a product")
         return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-6), sentence_vectors
 
     def warm_up(self) -> None:
         """Compiles every batch size, so that the first searches do not wait for compilation."""
-        picture = self._encoders.picture(self.gallery.picture(0))
+        picture = self._encoders.picture(self.gallery.pictures(0)[0])
         for size in PICTURE_BATCHES:
             self._encode_pictures([picture] * size)
         for size in BATCHES:
@@ -266,7 +268,7 @@ class Searcher:
             why = {} if second is None else reasons(self.second, second, place)
             before = None if second is None else int(second.before[place])
             id, details = self.gallery.ids[number], self.gallery.details(int(number))
-            rows.append(Row(id, float(score), place + 1, before, why, details, self.gallery.picture(int(number))))
+            rows.append(Row(id, float(score), place + 1, before, why, details, self.gallery.pictures(int(number))[0]))
         return Results(rows)
 
 

@@ -71,6 +71,7 @@ Rerank = Annotated[
     Query(description="whether the second stage re-orders the results of a sentence; default: yes if there is one"),
 ]
 Identity = Annotated[str, Path(max_length=LIMITS.query, description="id of a product")]
+PictureNumber = Annotated[int, Query(ge=0, le=2**31, description="number of the picture; 0 is the main one")]
 Size = Annotated[
     int | None,
     Query(
@@ -125,9 +126,18 @@ class Service:
         """Returns work(*arguments), computed in a thread so that the event loop stays free for other requests."""
         return await asyncio.get_running_loop().run_in_executor(self.decoders, work, *arguments)
 
-    def picture(self, number: int, size: int | None) -> bytes:
-        """Returns the encoded picture of the product at this index, scaled down if it is large and a size is given."""
-        encoded = self.gallery.picture(number)
+    def picture(self, product: int, number: int, size: int | None) -> bytes:
+        """Returns a picture of the product at this index, encoded, scaled down if it is large and a size is given.
+
+        Raises:
+          HTTPException: 404 if the product has no picture of this number.
+        """
+        encoded_pictures = self.gallery.pictures(product)
+        if number >= len(encoded_pictures):
+            raise HTTPException(
+                404, f"the product has no picture {number}: its last one is {len(encoded_pictures) - 1}"
+            )
+        encoded = encoded_pictures[number]
         if size is None or len(encoded) <= SCALE_ABOVE_BYTES:
             return encoded
         buffer = BytesIO()
@@ -231,12 +241,12 @@ def _add_products(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/images/{id:path}",
-        summary="A product's picture",
+        summary="One of a product's pictures",
         response_class=Response,
         responses=not_found | {200: {"content": {"image/jpeg": {}, "image/png": {}}}},
     )
-    async def image(id: Identity, size: Size = None) -> Response:
-        encoded = await service.run_in_thread(service.picture, service.number(id), size)
+    async def image(id: Identity, size: Size = None, number: PictureNumber = 0) -> Response:
+        encoded = await service.run_in_thread(service.picture, service.number(id), number, size)
         return Response(encoded, media_type=mime(encoded), headers={"Cache-Control": "private, max-age=3600"})
 
 

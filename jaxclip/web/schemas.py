@@ -1,12 +1,13 @@
 """JSON schemas of the API: products, filters and results."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from pydantic import BaseModel, Field
 
+from jaxclip.catalog.describe import described_pictures
 from jaxclip.features.palette import PROTOTYPES
 from jaxclip.features.rerank import FEATURES
 from jaxclip.serving.gallery import Facet, Gallery, ProductDetails
@@ -84,6 +85,15 @@ class ColourSchema(BaseModel):
     share: float = Field(description="share of the crop's product pixels")
 
 
+class CropSchema(BaseModel):
+    """A part of one of a product's pictures."""
+
+    picture: int = Field(description="number of the picture; the main picture is 0")
+    box: list[float] = Field(description="left, top, right, bottom as shares of the picture")
+    label: str = Field(description="what the detector calls it; empty if it found nothing")
+    colours: list[ColourSchema]
+
+
 class ProductSchema(BaseModel):
     """The details of a product."""
 
@@ -92,11 +102,13 @@ class ProductSchema(BaseModel):
     captions: list[str]
     category: str
     attributes: dict[str, str]
-    image: str
+    image: str = Field(description="URL path of the main picture")
+    images: list[str] = Field(description="URL paths of all pictures, the main picture first")
     crop: list[float] | None = Field(
-        description="left, top, right, bottom as shares of the picture; null if there is no crop"
+        description="the first crop of the main picture: left, top, right, bottom as shares; null if there is none"
     )
-    colours: list[ColourSchema]
+    colours: list[ColourSchema] = Field(description="colours of that crop")
+    crops: list[CropSchema] = Field(description="all crops, picture by picture, best first")
 
 
 class Value(BaseModel):
@@ -135,9 +147,9 @@ class GallerySchema(BaseModel):
     )
 
 
-def image_path(id: str) -> str:
-    """Returns the URL path of a product's picture."""
-    return f"/v1/images/{quote(id, safe='')}"
+def image_path(id: str, number: int = 0) -> str:
+    """Returns the URL path of one of a product's pictures, by its number from 0; the main picture is 0."""
+    return f"/v1/images/{quote(id, safe='')}" + (f"?number={number}" if number else "")
 
 
 def results(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | None], matching: int) -> ResultsSchema:
@@ -183,7 +195,7 @@ def _list(gallery: Gallery, numbers: Iterable[int], scores: Iterable[float | Non
 
 def product(details: ProductDetails) -> ProductSchema:
     """Returns the details of a product, with its crop and colours if preparation measured them."""
-    shown, features = details.product, details.features
+    shown, crops = details.product, _crops(details.features)
     return ProductSchema(
         id=shown.id,
         caption=shown.captions[0] if shown.captions else "",
@@ -191,8 +203,10 @@ def product(details: ProductDetails) -> ProductSchema:
         category=shown.category,
         attributes=dict(shown.attributes),
         image=image_path(shown.id),
-        crop=features["crops"][0].tolist() if len(features.get("crops", ())) else None,
-        colours=_colours(features),
+        images=[image_path(shown.id, number) for number in range(len(shown.pictures))],
+        crop=crops[0].box if crops else None,
+        colours=crops[0].colours if crops else [],
+        crops=crops,
     )
 
 
@@ -221,12 +235,18 @@ def _facet(facet: Facet) -> FacetSchema:
     return FacetSchema(name=facet.name, values=values, colour=coloured > len(values) / 2)
 
 
-def _colours(features: dict[str, Any]) -> list[ColourSchema]:
-    if not {"colour_names", "colour_rgb", "colour_shares"} <= features.keys():
-        return []
-    columns = features["colour_names"], features["colour_rgb"], features["colour_shares"]
+def _crops(features: Mapping[str, Any]) -> list[CropSchema]:
     return [
-        ColourSchema(name=name, rgb=f"#{bytes(rgb.tolist()).hex()}", share=round(float(share), 4))
-        for name, rgb, share in zip(*columns, strict=False)
-        if share > 0
+        CropSchema(
+            picture=number,
+            box=crop.box.tolist(),
+            label=crop.label,
+            colours=[
+                ColourSchema(name=name, rgb=f"#{bytes(rgb.tolist()).hex()}", share=round(share, 4))
+                for name, rgb, share in crop.colours
+                if share > 0
+            ],
+        )
+        for number, picture in enumerate(described_pictures(features) if "crops" in features else [])
+        for crop in picture.crops
     ]

@@ -11,7 +11,7 @@ from jaxclip.serving.gallery import Gallery
 def make_gallery(rows):
     """Returns a gallery with a product for each (category, attributes)."""
     products = [
-        Product(str(number), None, (f"product {number}",), category, attributes)
+        Product(str(number), (), (f"product {number}",), category, attributes)
         for number, (category, attributes) in enumerate(rows)
     ]
     return Gallery("shop", products, lambda number: b"", lambda number: None)
@@ -72,6 +72,6 @@ def test_products_are_looked_up_by_their_exact_id():
 
 def test_a_gallery_of_pictures_only_has_no_facets_and_no_captions():
     bare = Gallery(
-        "shop", [Product(str(number), None, ()) for number in range(3)], lambda number: b"", lambda number: None
+        "shop", [Product(str(number), (), ()) for number in range(3)], lambda number: b"", lambda number: None
     )
     assert bare.facets() == [] and bare.captions == [""] * 3

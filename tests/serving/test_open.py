@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def gallery_vectors(searcher):
-    pictures = [searcher.gallery.picture(number) for number in range(len(searcher.gallery))]
+    pictures = [searcher.gallery.pictures(number)[0] for number in range(len(searcher.gallery))]
     return searcher.encode_image(pictures)
 
 
@@ -41,14 +41,14 @@ def test_searches_equal_brute_force(searcher):
 
 def test_a_picture_finds_its_product_and_like_leaves_the_product_out(searcher):
     number = 7
-    picture, id = searcher.gallery.picture(number), searcher.gallery.ids[number]
+    picture, id = searcher.gallery.pictures(number)[0], searcher.gallery.ids[number]
     by_picture, by_product = searcher.search(image=picture, k=9), searcher.search(like=id, k=8)
     assert by_picture[0].id == id and by_picture[0].score == pytest.approx(1, abs=1e-4)
     assert ids(by_product) == ids(by_picture)[1:]
 
 
 def test_a_sentence_and_a_picture_are_averaged(searcher):
-    picture = searcher.gallery.picture(3)
+    picture = searcher.gallery.pictures(3)[0]
     vector = searcher.encode_text("green bag") + searcher.encode_image(picture)
     scores = gallery_vectors(searcher) @ (vector / np.linalg.norm(vector))
     results = searcher.search("green bag", image=picture, k=5)
@@ -145,7 +145,7 @@ def test_a_store_is_reused_extended_and_repaired_but_not_used_for_another_checkp
     shutil.copytree(shop, gallery)
     first = jaxclip.load(workdir, gallery)
     expected = first.search("blue shoes", k=60)
-    assert sum(embedded) == len(set(map(first.gallery.picture, range(60))))
+    assert sum(embedded) == len({first.gallery.pictures(number)[0] for number in range(60)})
     embedded.clear()
     assert ids(jaxclip.load(workdir, gallery).search("blue shoes", k=60)) == ids(expected) and not embedded
 
@@ -159,7 +159,7 @@ def test_a_store_is_reused_extended_and_repaired_but_not_used_for_another_checkp
     assert added.search(like="999999", k=60)[0].id != "999999"
     np.testing.assert_allclose(
         gallery_vectors(added)[added.gallery.number("999999")],
-        added._neighbours.vector(added.gallery.number("999999")),
+        added._neighbours.of_product(added.gallery.number("999999"))[0],
         atol=1e-5,
     )
 
@@ -175,8 +175,8 @@ def test_a_store_is_reused_extended_and_repaired_but_not_used_for_another_checkp
     embedded.clear()
     older = jaxclip.load(workdir, shop, step=str(steps[0]))
     assert sum(embedded) >= 59, "vectors of the newest checkpoint were reused for an older one"
-    vectors = older.encode_image([older.gallery.picture(number) for number in range(5)])
-    np.testing.assert_allclose(vectors, [older._neighbours.vector(number) for number in range(5)], atol=1e-5)
+    vectors = older.encode_image([older.gallery.pictures(number)[0] for number in range(5)])
+    np.testing.assert_allclose(vectors, [older._neighbours.of_product(number)[0] for number in range(5)], atol=1e-5)
 
 
 def test_a_prepared_dataset_can_be_the_gallery(trained, searcher, tmp_path, cache):

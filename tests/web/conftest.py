@@ -1,6 +1,7 @@
 """Real servers for real searchers."""
 
 import contextlib
+import shutil
 import socket
 import threading
 import time
@@ -49,3 +50,16 @@ def reranking_server(reranking_searcher):
 
     with serving(make_app(reranking_searcher)) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def several_pictures_server(trained, inshop, tmp_path_factory):
+    """The address of a server for a gallery of products with several pictures, and its searcher."""
+    import jaxclip
+    from jaxclip.web.app import make_app
+
+    workdir = tmp_path_factory.mktemp("several") / "run"
+    shutil.copytree(trained, workdir)
+    searcher = jaxclip.load(workdir, inshop, overrides={"data.reader": "deepfashion_inshop"})
+    with serving(make_app(searcher)) as address:
+        yield address, searcher

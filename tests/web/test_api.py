@@ -83,7 +83,7 @@ def test_products_are_listed_page_by_page(client, searcher):
 
 @pytest.mark.parametrize("form", [True, False])
 def test_an_uploaded_picture_finds_its_product(client, searcher, form):
-    picture = searcher.gallery.picture(11)
+    picture = searcher.gallery.pictures(11)[0]
     body = (
         {"files": {"image": ("a.jpg", picture)}}
         if form
@@ -101,10 +101,11 @@ def test_a_product_has_its_crop_colours_and_attributes(client, searcher):
     product, details = client.get(f"/v1/products/{id}").json(), searcher.gallery.details(9)
     assert product["attributes"] == dict(details.product.attributes)
     assert product["crop"] == pytest.approx(details.features["crops"][0].tolist())
-    assert [colour["name"] for colour in product["colours"]] == list(details.features["colour_names"])[
-        : len(product["colours"])
-    ]
-    assert product["colours"][0]["rgb"] == "#" + bytes(details.features["colour_rgb"][0].tolist()).hex()
+    names = [colour["name"] for colour in product["colours"]]
+    assert names and names == list(details.features["colour_names"])[: len(names)]
+    assert product["colours"][0]["rgb"] == "#" + bytes(details.features["colour_rgb"][0, 0].tolist()).hex()
+    (crop,) = product["crops"]
+    assert crop["box"] == product["crop"] and crop["colours"] == product["colours"] and crop["picture"] == 0
 
 
 @pytest.mark.parametrize(

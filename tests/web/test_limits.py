@@ -38,7 +38,7 @@ def test_excess_requests_get_a_retry_header_and_the_others_are_answered(searcher
 def test_an_incomplete_upload_occupies_its_slot_until_it_times_out(searcher, serve):
     from jaxclip.web.app import Limits, make_app
 
-    picture = {"content": searcher.gallery.picture(0), "headers": {"content-type": "image/jpeg"}}
+    picture = {"content": searcher.gallery.pictures(0)[0], "headers": {"content-type": "image/jpeg"}}
     with serve(make_app(searcher, limits=Limits(seconds=2, uploads=1))) as address:
         host, _, port = address.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=20) as slow:
@@ -97,7 +97,7 @@ def test_no_request_triggers_compilation_once_the_server_is_up(reranking_server,
     )
     jax.jit(lambda x: x + 1)(1)
     assert compiled, "this version of JAX gives the event another name"
-    jpeg = {"content": reranking_searcher.gallery.picture(0), "headers": {"content-type": "image/jpeg"}}
+    jpeg = {"content": reranking_searcher.gallery.pictures(0)[0], "headers": {"content-type": "image/jpeg"}}
 
     async def ask(count):
         limits = httpx.Limits(max_connections=count)

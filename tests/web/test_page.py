@@ -113,7 +113,7 @@ def test_filters_come_from_the_catalogue_and_are_part_of_the_url(visit, searcher
 
 
 def test_an_uploaded_picture_is_a_query_and_part_of_the_url(visit, searcher, tmp_path):
-    (tmp_path / "query.jpg").write_bytes(searcher.gallery.picture(13))
+    (tmp_path / "query.jpg").write_bytes(searcher.gallery.pictures(13)[0])
     page = visit()
     page.set_input_files("#picture", str(tmp_path / "query.jpg"))
     page.wait_for_url("**#picture=*")
@@ -176,6 +176,29 @@ id => {
   return [path.left - left.right, path.right - right.left, path.top - top, path.bottom - bottom];
 }
 """
+
+
+def test_a_product_dialog_shows_any_of_its_pictures(visit, several_pictures_server):
+    address, searcher = several_pictures_server
+    number = next(n for n, id in enumerate(searcher.gallery.ids) if id == "id_00000003")
+    page = visit("/?open=id_00000003", server=address)
+    page.wait_for_selector("dialog[open]")
+    buttons = page.locator("#thumbnails button")
+    assert buttons.count() == len(searcher.gallery.pictures(number)) == 4
+    until(page, "document.querySelector('#large').complete")
+    assert page.locator("#crop").is_visible() and page.locator("#large").get_attribute("src").count("number=") == 0
+    buttons.nth(2).click()
+    until(page, "document.querySelector('#large').complete && /number=2/.test(document.querySelector('#large').src)")
+    assert page.evaluate("document.querySelector('#large').naturalWidth") > 0 and not page.locator("#crop").is_visible()
+    pressed = [button.get_attribute("aria-pressed") for button in buttons.all()]
+    assert pressed == ["false", "false", "true", "false"]
+    broken = page.eval_on_selector_all("#thumbnails img", "all => all.filter(one => one.complete && !one.naturalWidth)")
+    assert broken == []
+    buttons.nth(0).click()
+    until(page, "document.querySelector('#crop').checkVisibility()")
+    alone = visit("/?open=id_00000004", server=address)
+    alone.wait_for_selector("dialog[open]")
+    assert alone.locator("#thumbnails button").count() == 0
 
 
 def test_both_orders_are_shown_side_by_side_with_moved_products(visit, reranking_server, reranking_searcher):
