@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: eight CPU devices, a separate cache, drawn catalogues, commands as real processes."""
 
 import contextlib
+import csv
 import json
 import os
 import shutil
@@ -196,6 +197,38 @@ def shop(tmp_path_factory) -> Path:
         second.rpartition(",")[0] + ",</title><script>alert(2)</script> dress",
     ]
     (folder / "styles.csv").write_text("\n".join([header, *renamed, *rest]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def inshop(tmp_path_factory) -> Path:
+    """60 drawn articles in the layout of DeepFashion In-shop; article n has 1 + n % 4 photos, which all differ."""
+    from PIL import Image, ImageOps
+
+    from jaxclip.catalog.drawn import draw_catalogue
+
+    drawn, folder = tmp_path_factory.mktemp("drawn"), tmp_path_factory.mktemp("inshop") / "inshop"
+    draw_catalogue(drawn, 60, 7)
+    rows = list(csv.DictReader((drawn / "styles.csv").read_text().splitlines()))
+    articles, photos = [], [str(len(rows)), "image_name item_id evaluation_status"]
+    for number, row in enumerate(rows):
+        item, kind = f"id_{number:08}", ("Dresses", "Tees_Tanks")[number % 2]
+        lines = [f"{row['productDisplayName']} {number}", "100% cotton"]
+        articles.append({"item": item, "color": row["baseColour"], "description": lines})
+        with Image.open(drawn / "images" / f"{row['id']}.jpg") as image:
+            views = image, ImageOps.mirror(image), image.rotate(90), ImageOps.flip(image)
+            for index, view in enumerate(views[: 1 + number % 4]):
+                name = f"img/WOMEN/{kind}/{item}/0{index + 1}_{index + 1}_front.jpg"
+                (folder / "Img" / name).parent.mkdir(parents=True, exist_ok=True)
+                view.save(folder / "Img" / name, quality=90)
+                role = ("gallery" if index else "query") if number % 3 == 0 else "train"
+                photos.append(f"{name} {item} {role}")
+    for file, content in (
+        ("Anno/list_description_inshop.json", json.dumps(articles)),
+        ("Eval/list_eval_partition.txt", "\n".join(photos)),
+    ):
+        (folder / file).parent.mkdir()
+        (folder / file).write_text(content)
     return folder
 
 

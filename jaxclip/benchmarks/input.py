@@ -200,7 +200,7 @@ def decoding(folder: Path, size: int, batches: int) -> Callable[[], Iterator[dic
     records, *_ = _pipeline(folder, size, "stored")
 
     def decode(serialized: tf.Tensor) -> tf.Tensor:
-        return tf.shape(images.decode(records.parse(serialized)["image"]))
+        return tf.shape(images.decode(records.picture(records.parse(serialized), 0)[0]))
 
     def stream() -> Iterator[dict[str, Any]]:
         dataset = tf.data.Dataset.from_tensor_slices(records.read(np.arange(len(records))).tolist()).repeat()

@@ -118,7 +118,7 @@ class _Collate:
 def pairs_of(folder: Path) -> list[tuple[bytes, str]]:
     """Returns the encoded picture and the caption of every product."""
     products = fashion_product_images.read(folder / "raw", {})
-    return [(product.image.read_bytes(), product.title.lower()) for product in products]
+    return [(product.pictures[0].read_bytes(), product.title.lower()) for product in products]
 
 
 def tokenizer_of(folder: Path) -> Any:

@@ -121,6 +121,7 @@ def _split(items: int, dimension: int) -> Split:
         groups=np.arange(items),
         images=image,
         crops=image,
+        picture_owners=np.arange(items),
         colour_names=image[:1],
         columns={},
         attributes=np.full(items, "{}"),
