@@ -17,7 +17,7 @@ from jaxclip.ranking.relevance import Relevance
 
 
 @dataclass(frozen=True, eq=False)
-class JudgedQueries:
+class JudgedSplit:
     """The judged queries of a split, and their judged products among the G products of a gallery.
 
     Attributes:
@@ -37,7 +37,7 @@ class JudgedQueries:
     notes: list[str] = field(default_factory=list)
 
 
-def find(config: Config, ids: Sequence[str]) -> JudgedQueries | None:
+def find(config: Config, ids: Sequence[str]) -> JudgedSplit | None:
     """Returns the judged queries of the configured split; None if data.queries is not set or is only trained on.
 
     Queries for which the file names no split belong to validation and to test (`Judgements.of_split`).
@@ -61,19 +61,19 @@ def find(config: Config, ids: Sequence[str]) -> JudgedQueries | None:
     return replace(found, notes=[f"{path.name}: {count:,} {kind}" for kind, count in judgements.oddities.items()])
 
 
-def judged_queries(judgements: Judgements, ids: Sequence[str]) -> JudgedQueries:
+def judged_queries(judgements: Judgements, ids: Sequence[str]) -> JudgedSplit:
     """Returns the queries with their judged products in a gallery, given its ids in order."""
     aligned = judgements.of(ids)
     used, rows = np.unique(aligned.queries, return_inverse=True)
     relevance = Relevance(np.searchsorted(rows, np.arange(len(used) + 1)), aligned.items.astype(np.int64))
     texts = [judgements.texts[number] for number in used]
-    return JudgedQueries(
+    return JudgedSplit(
         texts, relevance, aligned.grades, len(judgements.texts) - len(used), aligned.missing_judgements
     )
 
 
 def evaluate(
-    queries: JudgedQueries, embeddings: np.ndarray, products: GroupedEmbeddings, *, ks: Sequence[int], seed: int = 0
+    queries: JudgedSplit, embeddings: np.ndarray, products: GroupedEmbeddings, *, ks: Sequence[int], seed: int = 0
 ) -> dict[str, Any]:
     """Returns the mean of each graded metric (`graded.per_query`) with its interval, and counts.
 
