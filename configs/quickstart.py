@@ -2,7 +2,7 @@
 
     python -m jaxclip.train --config=configs/quickstart.py
 
-It takes two to four minutes on two CPU cores and reaches a text-to-image hit@1 of about .8 (chance: .003).
+It takes three to five minutes on two CPU cores and reaches a text-to-image hit@1 of about .8 (chance: .003).
 """
 
 from ml_collections import ConfigDict
