@@ -67,9 +67,7 @@ def judged_queries(judgements: Judgements, ids: Sequence[str]) -> JudgedSplit:
     used, rows = np.unique(aligned.queries, return_inverse=True)
     relevance = Relevance(np.searchsorted(rows, np.arange(len(used) + 1)), aligned.items.astype(np.int64))
     texts = [judgements.texts[number] for number in used]
-    return JudgedSplit(
-        texts, relevance, aligned.grades, len(judgements.texts) - len(used), aligned.missing_judgements
-    )
+    return JudgedSplit(texts, relevance, aligned.grades, len(judgements.texts) - len(used), aligned.missing_judgements)
 
 
 def evaluate(
