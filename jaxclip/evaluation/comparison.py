@@ -65,29 +65,25 @@ def compare(
         for own, workdir, other in zip((baseline_name, name), workdirs, reversed(titles), strict=True)
     ]
     folders = tuple(side.workdir / "eval" / own for side, own in zip((baseline, run), names, strict=True))
-    fingerprints = {"data_fingerprint": data, "records_fingerprint": records.fingerprint()}
     both_metrics = []
-    for side, evaluation_name, folder in zip((baseline, run), names, folders, strict=True):
-        load_stored = partial(load_if_current, side.config, side.workdir, step, folder, **fingerprints)
-        metrics = distributed.broadcast("stored_metrics", load_stored)
+    for side, folder in zip((baseline, run), folders, strict=True):
+        metrics = _stored_metrics(side, step, folder, data, records)
         if metrics is None:
             say(f"evaluating {side.workdir} first")
-            metrics, _ = evaluate(side, evaluation_name)
+            metrics, _ = evaluate(side, folder.name)
         both_metrics.append(metrics)
     before, after = map(results.read_queries, folders)
     figures, page_folder = results.compare(before, after), _folder(folders[1], baseline.workdir)
-    sizes = {"queries": len(after.captions), "gallery": len(after.ids)}
-    shown = {**figures, **sizes, "notes": notes}
+    shown = {**figures, "queries": len(after.captions), "gallery": len(after.ids), "notes": notes}
     if not distributed.is_primary():
         return shown, page_folder
     baseline_facts, run_facts = map(provenance, both_metrics)
     page_folder.mkdir(parents=True, exist_ok=True)
-    content = {
+    identities = {
         "baseline": {"workdir": str(baseline.workdir.resolve()), **baseline_facts},
         "run": {"workdir": str(run.workdir.resolve()), **run_facts},
-        **shown,
     }
-    files.write_json(page_folder / COMPARISON, content)
+    files.write_json(page_folder / COMPARISON, identities | shown)
     labelled_facts = {f"its {label}": value for label, value in baseline_facts.items()}
     pages.write_report(
         page_folder / "report.html",
@@ -100,6 +96,15 @@ def compare(
         baseline=(titles[0], before, figures),
     )
     return shown, page_folder
+
+
+def _stored_metrics(
+    run: EvaluatedRun, step: str, folder: Path, data_fingerprint: str, records: Records
+) -> dict[str, Any] | None:
+    """Returns what the first process finds by `metrics_file.load_if_current`, in every process."""
+    fingerprints = {"data_fingerprint": data_fingerprint, "records_fingerprint": records.fingerprint()}
+    load = partial(load_if_current, run.config, run.workdir, step, folder, **fingerprints)
+    return distributed.broadcast("stored_metrics", load)
 
 
 def _same_catalogue(baseline: EvaluatedRun, run: EvaluatedRun, say: Callable[[str], None]) -> tuple[Path, str]:

@@ -17,7 +17,6 @@ from jaxclip.pipeline.batches import Batch
 from jaxclip.pipeline.order import Order
 from jaxclip.pipeline.preprocess import Preprocess
 from jaxclip.pipeline.records import Records
-from jaxclip.runtime.progress import bar
 from jaxclip.runtime.tensorflow import tf
 
 if TYPE_CHECKING:
@@ -97,8 +96,7 @@ def find_judged_queries(
 
     everything, split = read(Path(config.data.queries).expanduser()), config.data.split
     judgements = everything.of_split("train")
-    progress = bar(records.products(), total=len(records), desc="reading ids", unit="product")
-    judged = judged_queries(judgements, [product.id for product, _ in progress], tokenizer, preprocess)
+    judged = judged_queries(judgements, records.ids(), tokenizer, preprocess)
     answers = int(np.sum(np.diff(judged.starts) > 0))
     if not answers:
         raise UserError(

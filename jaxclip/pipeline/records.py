@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -190,6 +191,10 @@ class Records:
         """Returns (N,) int64 the group of each record; reads all records."""
         return self._column("group", tf.int64)
 
+    def ids(self) -> list[str]:
+        """Returns the id of each product; reads all records."""
+        return [id_.decode() for id_ in self._column("id", tf.string)]
+
     def sources(self) -> list[str]:
         """Returns the name of each record's catalogue, in a dataset of several; reads all records."""
         return [name.decode() for name in self._column("source", tf.string)]
@@ -197,8 +202,7 @@ class Records:
     def _column(self, name: str, dtype: tf.DType) -> np.ndarray:
         """Returns (N,) the values of a column that has one in each record."""
         wanted = {name: tf.io.FixedLenFeature([], dtype)}
-        blocks = (self.read(np.arange(s, min(s + READ_BLOCK, len(self)))) for s in range(0, len(self), READ_BLOCK))
-        parsed = [tf.io.parse_example(tf.constant(block, tf.string), wanted)[name].numpy() for block in blocks]
+        parsed = [tf.io.parse_example(tf.constant(b, tf.string), wanted)[name].numpy() for b in self._blocks()]
         return np.concatenate([np.empty(0, parsed[0].dtype if parsed else np.int64), *parsed])
 
     def texts(self) -> Iterator[tuple[list[bytes], np.ndarray, list[bytes]]]:
@@ -211,8 +215,7 @@ class Records:
             "captions": tf.io.RaggedFeature(tf.string, row_splits_dtype=tf.int64),
             "attributes": tf.io.FixedLenFeature([], tf.string),
         }
-        for start in range(0, len(self), READ_BLOCK):
-            serialized = self.read(np.arange(start, min(start + READ_BLOCK, len(self))))
+        for serialized in self._blocks():
             parsed = tf.io.parse_example(tf.constant(serialized, tf.string), wanted)
             captions = parsed["captions"]
             attributes = parsed["attributes"].numpy().tolist()
@@ -255,8 +258,12 @@ class Records:
         return _product(fields), features
 
     def _all(self) -> Iterator[bytes]:
+        return itertools.chain.from_iterable(self._blocks())
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """Yields the serialized records in order, up to READ_BLOCK at a time."""
         for start in range(0, len(self), READ_BLOCK):
-            yield from self.read(np.arange(start, min(start + READ_BLOCK, len(self))))
+            yield self.read(np.arange(start, min(start + READ_BLOCK, len(self))))
 
 
 def _stored_types(features: tfds.features.FeaturesDict) -> dict[str, tf.io.FixedLenFeature | tf.io.RaggedFeature]:

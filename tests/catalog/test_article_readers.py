@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from jaxclip.catalog.product import Oddity, Product
 from jaxclip.catalog.readers import READERS, layout
 from jaxclip.catalog.readers import fashion_gen as fashion_gen_reader
 from jaxclip.errors import UserError
+from tests.catalog.test_format_readers import shard
 
 
 def read(name, path, unit="article", **columns):
@@ -250,14 +250,6 @@ def test_a_table_of_products_without_captions_is_a_gallery(tmp_path):
     put(tmp_path / "t.csv", "image,group\n1.jpg,a\n2.jpg,b\n3.jpg,a\n")
     products, _ = read("table", tmp_path, product="group")
     assert [(p.id, names(p), p.captions) for p in products] == [("a", ["1.jpg", "3.jpg"], ()), ("b", ["2.jpg"], ())]
-
-
-def shard(path, files):
-    with tarfile.open(path, "w") as tar:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
 
 
 def test_a_webdataset_sample_may_have_several_pictures(tmp_path):

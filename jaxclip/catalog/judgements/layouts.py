@@ -15,9 +15,9 @@ from jaxclip.errors import UserError
 ESCI = "shopping_queries_dataset_examples.parquet"
 _TOPICS = tuple(f"{name}{suffix}" for name in ("queries", "topics", "query") for suffix in (".tsv", ".jsonl", ".csv"))
 _KNOWN = (
-    "a .csv, .tsv, .jsonl or .parquet file with columns query, product and grade; a TREC qrels file with queries.tsv "
-    "beside it; or a folder of BEIR (queries.jsonl, qrels/), WANDS (query.csv, label.csv) or Amazon's shopping queries "
-    f"({ESCI})"
+    "a .csv, .tsv, .jsonl or .parquet file with columns query, product and grade; a TREC qrels file and queries.tsv in "
+    "the same folder; or a folder of BEIR (queries.jsonl, qrels/), WANDS (query.csv, label.csv) or Amazon's shopping "
+    f"queries ({ESCI})"
 )
 
 
